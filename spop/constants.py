@@ -1,0 +1,133 @@
+"""The numbers of the protocol, each standing once.
+
+Section numbers refer to HAProxy's ``doc/SPOE.txt`` (the SPOP specification).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, IntFlag
+
+
+class FrameType(IntEnum):
+    """Types of frame (section 3.2.2)."""
+
+    UNSET = 0
+    HAPROXY_HELLO = 1
+    HAPROXY_DISCONNECT = 2
+    NOTIFY = 3
+    AGENT_HELLO = 101
+    AGENT_DISCONNECT = 102
+    ACK = 103
+
+
+class FrameFlag(IntFlag):
+    """Flags of a frame (section 3.2). ``ABORT`` implies ``FIN``."""
+
+    FIN = 1
+    ABORT = 2
+
+
+class DataType(IntEnum):
+    """Types of typed data: the low four bits of the first byte (section 3.1)."""
+
+    NULL = 0
+    BOOL = 1
+    INT32 = 2
+    UINT32 = 3
+    INT64 = 4
+    UINT64 = 5
+    IPV4 = 6
+    IPV6 = 7
+    STRING = 8
+    BINARY = 9
+
+
+class ActionType(IntEnum):
+    """Types of action in an ACK (section 3.4)."""
+
+    SET_VAR = 1
+    UNSET_VAR = 2
+
+
+class Scope(IntEnum):
+    """Scopes of a variable (section 3.4)."""
+
+    PROC = 0
+    SESS = 1
+    TXN = 2
+    REQ = 3
+    RES = 4
+
+
+class Status(IntEnum):
+    """Status codes of a DISCONNECT frame (section 3.5)."""
+
+    NORMAL = 0
+    IO = 1
+    TIMEOUT = 2
+    TOO_BIG = 3
+    INVALID = 4
+    NO_VERSION = 5
+    NO_FRAME_SIZE = 6
+    NO_CAPABILITIES = 7
+    BAD_VERSION = 8
+    BAD_FRAME_SIZE = 9
+    FRAGMENTATION_NOT_SUPPORTED = 10
+    INTERLACED_FRAMES = 11
+    FRAME_ID_NOT_FOUND = 12
+    RESOURCE = 13
+    UNKNOWN = 99
+
+    @property
+    def message(self) -> str:
+        """The specification's description of the status."""
+        return _STATUS_MESSAGES[self]
+
+
+_STATUS_MESSAGES = {
+    Status.NORMAL: "normal",
+    Status.IO: "I/O error",
+    Status.TIMEOUT: "a timeout occurred",
+    Status.TOO_BIG: "frame is too big",
+    Status.INVALID: "invalid frame received",
+    Status.NO_VERSION: "version value not found",
+    Status.NO_FRAME_SIZE: "max-frame-size value not found",
+    Status.NO_CAPABILITIES: "capabilities value not found",
+    Status.BAD_VERSION: "unsupported version",
+    Status.BAD_FRAME_SIZE: "max-frame-size too big or too small",
+    Status.FRAGMENTATION_NOT_SUPPORTED: "payload fragmentation is not supported",
+    Status.INTERLACED_FRAMES: "invalid interlaced frames",
+    Status.FRAME_ID_NOT_FOUND: "frame-id not found",
+    Status.RESOURCE: "resource allocation error",
+    Status.UNKNOWN: "an unknown error occurred",
+}
+
+
+class Capability:
+    """Names of the capabilities announced in HELLO frames (section 3.2.1)."""
+
+    FRAGMENTATION = "fragmentation"
+    PIPELINING = "pipelining"
+    ASYNC = "async"
+
+
+FRAME_LENGTH_SIZE = 4
+"""Bytes of the length in front of each frame; the length does not count them."""
+
+FRAME_HEADER_SIZE = 7
+"""The smallest frame: type, flags and two one-byte identifiers."""
+
+MIN_FRAME_SIZE = 256
+"""The smallest ``max-frame-size`` a peer may announce (section 3.2)."""
+
+DEFAULT_MAX_FRAME_SIZE = 1024 * 1024
+"""What an agent accepts unless told otherwise. HAProxy offers ``tune.bufsize - 4``."""
+
+DEFAULT_MAX_PAYLOAD_SIZE = 16 * 1024 * 1024
+"""The largest payload put together from fragments unless told otherwise."""
+
+HAPROXY_FRAME_SIZE = 16380
+"""What HAProxy announces by default: ``tune.bufsize - 4``."""
+
+MAX_VARINT_SIZE = 10
+"""Bytes of the longest varint, that of 2**64 - 1."""

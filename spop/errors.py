@@ -1,0 +1,81 @@
+"""Everything that `spop` raises on purpose.
+
+`ProtocolError` and its subclasses are the only exceptions that bytes from the network
+can cause. Each has the `Status` that a DISCONNECT frame answers them with.
+"""
+
+from __future__ import annotations
+
+from spop.constants import Status
+
+
+class SpopError(Exception):
+    """Base class of every error of this package."""
+
+
+class ProtocolError(SpopError):
+    """The peer broke the protocol, or the connection must end for another reason.
+
+    Attributes:
+        status: what the DISCONNECT frame says (section 3.5 of the specification).
+    """
+
+    status: Status = Status.UNKNOWN
+
+    def __init__(self, message: str = "", status: Status | None = None) -> None:
+        if status is not None:
+            self.status = status
+        super().__init__(message or self.status.message)
+
+
+class InvalidFrameError(ProtocolError):
+    """Bytes that are no frame, or a frame that may not come now."""
+
+    status = Status.INVALID
+
+
+class FrameTooBigError(ProtocolError):
+    """A frame longer than the negotiated ``max-frame-size``, or a payload over its limit."""
+
+    status = Status.TOO_BIG
+
+
+class FragmentationError(ProtocolError):
+    """A fragment where none is allowed."""
+
+    status = Status.FRAGMENTATION_NOT_SUPPORTED
+
+
+class InterlacedFramesError(ProtocolError):
+    """Fragments of two payloads mixed on one connection."""
+
+    status = Status.INTERLACED_FRAMES
+
+
+class HandshakeError(ProtocolError):
+    """The peers can't agree on version, frame size or capabilities."""
+
+
+class DisconnectedError(ProtocolError):
+    """The peer ended the connection, with or without a DISCONNECT frame.
+
+    Attributes:
+        code: the status code as received; it may be one that only the peer knows.
+    """
+
+    def __init__(self, message: str, code: int = Status.IO) -> None:
+        self.code = code
+        known = Status(code) if code in Status.__members__.values() else Status.UNKNOWN
+        super().__init__(message, known)
+
+
+class LocalProtocolError(SpopError):
+    """The caller asked for something that the protocol does not allow now."""
+
+
+class HandlerError(SpopError):
+    """A message could not be handled: argument missing or of another type, result unusable."""
+
+
+class SpopTimeoutError(SpopError, TimeoutError):
+    """The peer did not answer in time."""
