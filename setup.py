@@ -1,0 +1,60 @@
+"""Builds the compiled codec where that is possible; everything else is in pyproject.toml.
+
+The package works without the extension, so a machine with no compiler still installs it.
+``SPOP_PURE=1`` leaves the extension out.
+"""
+
+import os
+import sys
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+MODULES = ("_codec",)
+DIRECTIVES = {
+    "language_level": 3,
+    "boundscheck": False,
+    "wraparound": False,
+    "cdivision": True,
+    "initializedcheck": False,
+    "embedsignature": True,
+    "freethreading_compatible": True,
+}
+
+
+class OptionalBuild(build_ext):
+    """Builds what it can and says once what it could not."""
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except Exception as error:
+            self.announce_pure(error)
+
+    def announce_pure(self, error: Exception) -> None:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        print(
+            f"spop: the compiled codec was not built ({reason}); the pure-Python one is used",
+            file=sys.stderr,
+        )
+        self.extensions.clear()
+
+
+def extensions() -> list[Extension]:
+    if os.environ.get("SPOP_PURE", "") not in ("", "0"):
+        print("spop: SPOP_PURE is set; the pure-Python codec is used", file=sys.stderr)
+        return []
+    from Cython.Build import cythonize
+
+    return cythonize(
+        [
+            Extension(f"spop.{name}", [f"spop/{name}.pyx"], extra_compile_args=["-O3"])
+            for name in MODULES
+        ],
+        compiler_directives=DIRECTIVES,
+        annotate=bool(os.environ.get("SPOP_ANNOTATE")),
+        quiet=True,
+    )
+
+
+setup(ext_modules=extensions(), cmdclass={"build_ext": OptionalBuild})

@@ -1,0 +1,57 @@
+"""What `_codec.pyx` shares with `_dispatch.pyx`: reading and writing with no Python objects."""
+
+from libc.stdint cimport uint64_t
+
+
+cdef struct Reader:
+    const unsigned char *base
+    Py_ssize_t offset
+    Py_ssize_t end
+
+
+# One argument as it stands in the buffer. `number` is the integer, or the length of `data`.
+cdef struct Field:
+    const unsigned char *name
+    Py_ssize_t name_length
+    int type
+    int flags
+    uint64_t number
+    const unsigned char *data
+
+
+# Type, flags and identifiers of a frame; the reader is left at its payload.
+cdef struct Header:
+    int type
+    unsigned int flags
+    uint64_t stream_id
+    uint64_t frame_id
+
+
+# Bytes being written. They start in memory of the caller's and move to the heap as they grow.
+cdef struct Writer:
+    unsigned char *data
+    Py_ssize_t length
+    Py_ssize_t capacity
+    bint heap
+
+
+cdef int read_varint(Reader *r, uint64_t *value) except -1
+cdef int read_span(Reader *r, const unsigned char **data, Py_ssize_t *length) except -1
+cdef int read_field(Reader *r, Field *field) except -1
+cdef int read_header(Reader *r, Header *header, bint little_endian) except -1
+cdef Py_ssize_t frame_length(
+    const unsigned char *base, Py_ssize_t offset, Py_ssize_t end, Py_ssize_t max_frame_size
+) except -2
+cdef object decode_frame(Reader *r, Header *header)
+cdef object field_value(Field *field)
+cdef object text(const unsigned char *data, Py_ssize_t length)
+
+cdef int reserve(Writer *w, Py_ssize_t more) except -1
+cdef void release(Writer *w) noexcept
+cdef int write_actions(Writer *w, object actions) except -1
+cdef int write_varint(Writer *w, uint64_t value) except -1
+cdef Py_ssize_t begin_frame(
+    Writer *w, int type, unsigned int flags, uint64_t stream_id, uint64_t frame_id,
+    bint little_endian,
+) except -1
+cdef void finish_frame(Writer *w, Py_ssize_t start) noexcept

@@ -1,0 +1,788 @@
+"""The codec, compiled: the same functions, bytes and errors as `_codec_py`, its twin.
+
+Reading goes in two steps: C structures that point into the buffer, then the final Python
+objects. Writing goes into a `Writer`, appended to the caller's bytearray when it is whole.
+"""
+
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Resize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.dict cimport PyDict_GetItemWithError
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.object cimport PyObject
+from cpython.tuple cimport PyTuple_New
+from cpython.unicode cimport PyUnicode_DecodeUTF8
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from ipaddress import IPv4Address, IPv6Address
+
+from collections.abc import Mapping
+
+from spop import _codec_py
+from spop.constants import FrameType
+from spop.errors import FragmentationError, FrameTooBigError, InvalidFrameError
+from spop.frames import Ack, Action, Control, Message, Notify, RawFrame
+from spop.values import SCOPE_NAMES, UNSET, Int32, Int64, String, UInt32, UInt64
+
+cdef extern from "Python.h":
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *length)
+    int PyObject_SetAttr(object, object, object) except -1
+    long long PyLong_AsLongLongAndOverflow(object, int *overflow) except? -1
+    unsigned long long PyLong_AsUnsignedLongLong(object) except? 0xFFFFFFFFFFFFFFFF
+
+# An instance with empty slots: what `__new__` gives, without the call.
+cdef extern from *:
+    """
+    static inline PyObject *new_instance(PyObject *type) {
+        return PyType_GenericAlloc((PyTypeObject *)type, 0);
+    }
+    """
+    object new_instance(object type)
+
+# The protocol's numbers; a test holds them against `spop.constants`.
+cdef enum:
+    UNSET_FRAME = 0
+    HAPROXY_HELLO = 1
+    HAPROXY_DISCONNECT = 2
+    NOTIFY = 3
+    AGENT_HELLO = 101
+    AGENT_DISCONNECT = 102
+    ACK = 103
+
+    FIN = 1
+    ABORT = 2
+
+    T_NULL = 0
+    T_BOOL = 1
+    T_INT32 = 2
+    T_UINT32 = 3
+    T_INT64 = 4
+    T_UINT64 = 5
+    T_IPV4 = 6
+    T_IPV6 = 7
+    T_STRING = 8
+    T_BINARY = 9
+
+    SET_VAR = 1
+    UNSET_VAR = 2
+
+    DEFAULT_MAX_FRAME_SIZE = 1048576
+
+C_CONSTANTS = {
+    "FrameType": (UNSET_FRAME, HAPROXY_HELLO, HAPROXY_DISCONNECT, NOTIFY, AGENT_HELLO,
+                  AGENT_DISCONNECT, ACK),
+    "FrameFlag": (FIN, ABORT),
+    "DataType": (T_NULL, T_BOOL, T_INT32, T_UINT32, T_INT64, T_UINT64, T_IPV4, T_IPV6,
+                 T_STRING, T_BINARY),
+    "ActionType": (SET_VAR, UNSET_VAR),
+    "DEFAULT_MAX_FRAME_SIZE": DEFAULT_MAX_FRAME_SIZE,
+}
+
+cdef str s_name = "name", s_args = "args", s_stream_id = "stream_id", s_frame_id = "frame_id"
+cdef str s_connection = "connection", s_messages = "messages", s_ip = "_ip"
+cdef str s_scope_id = "_scope_id", s_actions = "actions", s_aborted = "aborted"
+cdef dict _frame_types = {int(member): member for member in FrameType}
+cdef tuple _scope_names = SCOPE_NAMES
+cdef dict _targets = _codec_py._targets
+
+
+# --- reading -----------------------------------------------------------------------------
+
+
+cdef int read_varint(Reader *r, uint64_t *value) except -1:
+    cdef unsigned char byte
+    cdef uint64_t result
+    cdef int shift = 4
+    if r.offset >= r.end:
+        raise InvalidFrameError(f"varint cut short at byte {r.offset}")
+    result = r.base[r.offset]
+    r.offset += 1
+    if result >= 240:
+        while True:
+            if r.offset >= r.end:
+                raise InvalidFrameError(f"varint cut short at byte {r.offset}")
+            byte = r.base[r.offset]
+            r.offset += 1
+            # At shift 60 only 4 bits are left, and the sum may carry out of them.
+            if shift == 60:
+                if byte >= 128:
+                    raise InvalidFrameError(f"varint longer than 10 bytes at byte {r.offset}")
+                if byte > 15 or result + (<uint64_t>byte << 60) < result:
+                    raise InvalidFrameError(f"varint above 64 bits at byte {r.offset}")
+            result += <uint64_t>byte << shift
+            shift += 7
+            if byte < 128:
+                break
+    value[0] = result
+    return 0
+
+
+cdef int read_span(Reader *r, const unsigned char **data, Py_ssize_t *length) except -1:
+    cdef uint64_t size
+    read_varint(r, &size)
+    if size > <uint64_t>(r.end - r.offset):
+        raise InvalidFrameError(
+            f"{size} bytes announced at byte {r.offset}, {r.end - r.offset} left")
+    data[0] = r.base + r.offset
+    length[0] = <Py_ssize_t>size
+    r.offset += length[0]
+    return 0
+
+
+cdef int read_typed_data(Reader *r, Field *field) except -1:
+    cdef Py_ssize_t start = r.offset
+    cdef Py_ssize_t length
+    if start >= r.end:
+        raise InvalidFrameError(f"typed data cut short at byte {start}")
+    field.type = r.base[start] & 0x0F
+    field.flags = r.base[start] >> 4
+    r.offset += 1
+    if field.type == T_STRING or field.type == T_BINARY:
+        read_span(r, &field.data, &length)
+        field.number = length
+    elif field.type <= T_BOOL:
+        pass
+    elif field.type <= T_UINT64:
+        read_varint(r, &field.number)
+        check_range(field, start)
+    elif field.type == T_IPV4 or field.type == T_IPV6:
+        length = 4 if field.type == T_IPV4 else 16
+        if length > r.end - r.offset:
+            raise InvalidFrameError(f"address cut short at byte {r.offset}")
+        field.data = r.base + r.offset
+        r.offset += length
+    else:
+        raise InvalidFrameError(f"reserved data type {field.type} at byte {start}")
+    return 0
+
+
+cdef inline int check_range(Field *field, Py_ssize_t start) except -1:
+    cdef int64_t number = <int64_t>field.number
+    if (field.type == T_INT32 and not -0x80000000LL <= number <= 0x7FFFFFFFLL) or (
+            field.type == T_UINT32 and field.number > 0xFFFFFFFFULL):
+        raise InvalidFrameError(f"integer out of the range of its type at byte {start}")
+    return 0
+
+
+cdef int read_field(Reader *r, Field *field) except -1:
+    read_span(r, &field.name, &field.name_length)
+    read_typed_data(r, field)
+    return 0
+
+
+cdef int read_header(Reader *r, Header *header, bint little_endian) except -1:
+    cdef const unsigned char *p = r.base + r.offset
+    header.type = p[0]
+    if little_endian:
+        header.flags = p[1] | p[2] << 8 | p[3] << 16 | <unsigned int>p[4] << 24
+    else:
+        header.flags = p[4] | p[3] << 8 | p[2] << 16 | <unsigned int>p[1] << 24
+    r.offset += 5
+    read_varint(r, &header.stream_id)
+    read_varint(r, &header.frame_id)
+    if header.flags & ABORT and not header.flags & FIN:
+        raise InvalidFrameError("ABORT without FIN")
+    return 0
+
+
+cdef Py_ssize_t frame_length(
+    const unsigned char *base, Py_ssize_t offset, Py_ssize_t end, Py_ssize_t max_frame_size
+) except -2:
+    """The length of the frame at `offset`, or -1 when it has not all arrived."""
+    cdef const unsigned char *p = base + offset
+    cdef Py_ssize_t length
+    if end - offset < 4:
+        return -1
+    length = <uint32_t>p[0] << 24 | p[1] << 16 | p[2] << 8 | p[3]
+    if length > max_frame_size:
+        raise FrameTooBigError(f"frame of {length} bytes, {max_frame_size} at most")
+    if length < 7:
+        raise InvalidFrameError(f"frame of {length} bytes, 7 at least")
+    return length if length <= end - offset - 4 else -1
+
+
+# --- Python objects from what was read -----------------------------------------------------
+
+
+cdef object text(const unsigned char *data, Py_ssize_t length):
+    return PyUnicode_DecodeUTF8(<const char *>data, length, "surrogateescape")
+
+
+cdef object field_value(Field *field):
+    cdef int type = field.type
+    if type == T_STRING:
+        return text(field.data, <Py_ssize_t>field.number)
+    if type == T_IPV4:
+        return ipv4(field.data)
+    if type == T_UINT32 or type == T_UINT64:
+        return field.number
+    if type == T_INT32 or type == T_INT64:
+        return <int64_t>field.number
+    if type == T_BOOL:
+        return field.flags & 1 != 0
+    if type == T_BINARY:
+        return PyBytes_FromStringAndSize(<const char *>field.data, <Py_ssize_t>field.number)
+    if type == T_IPV6:
+        return ipv6(field.data)
+    return None
+
+
+cdef uint64_t big_endian(const unsigned char *p, int length) noexcept:
+    cdef uint64_t number = 0
+    cdef int i
+    for i in range(length):
+        number = number << 8 | p[i]
+    return number
+
+
+# ipaddress parses and checks in Python what is known to be right here, at ten times the cost.
+cdef object ipv4(const unsigned char *p):
+    cdef object address = new_instance(IPv4Address)
+    PyObject_SetAttr(address, s_ip, <uint32_t>big_endian(p, 4))
+    return address
+
+
+cdef object ipv6(const unsigned char *p):
+    cdef object address = new_instance(IPv6Address)
+    PyObject_SetAttr(address, s_ip, int(big_endian(p, 8)) << 64 | big_endian(p + 8, 8))
+    PyObject_SetAttr(address, s_scope_id, None)
+    return address
+
+
+cdef list read_messages(Reader *r, uint64_t stream_id, uint64_t frame_id):
+    cdef list messages = []
+    cdef const unsigned char *name
+    cdef Py_ssize_t length
+    cdef object stream = stream_id, frame = frame_id
+    while r.offset < r.end:
+        read_span(r, &name, &length)
+        messages.append(new_message(text(name, length), read_args(r), stream, frame))
+    return messages
+
+
+cdef list read_args(Reader *r):
+    cdef list args = []
+    cdef Field field
+    cdef int count, i
+    if r.offset >= r.end:
+        raise InvalidFrameError(f"message without its argument count at byte {r.offset}")
+    count = r.base[r.offset]
+    r.offset += 1
+    for i in range(count):
+        read_field(r, &field)
+        args.append((text(field.name, field.name_length), field_value(&field)))
+    return args
+
+
+cdef object new_message(object name, list args, object stream_id, object frame_id):
+    cdef object message = new_instance(Message)
+    PyObject_SetAttr(message, s_name, name)
+    PyObject_SetAttr(message, s_args, args)
+    PyObject_SetAttr(message, s_stream_id, stream_id)
+    PyObject_SetAttr(message, s_frame_id, frame_id)
+    PyObject_SetAttr(message, s_connection, None)
+    return message
+
+
+cdef dict read_kv_list(Reader *r):
+    cdef dict items = {}
+    cdef Field field
+    while r.offset < r.end:
+        read_field(r, &field)
+        items[text(field.name, field.name_length)] = field_value(&field)
+    return items
+
+
+cdef list read_actions(Reader *r):
+    cdef list actions = []
+    cdef const unsigned char *p
+    cdef const unsigned char *name
+    cdef Py_ssize_t length, start
+    cdef Field field
+    cdef object value
+    while r.offset < r.end:
+        start = r.offset
+        if r.end - start < 3:
+            raise InvalidFrameError(f"action cut short at byte {start}")
+        p = r.base + start
+        if not ((p[0] == SET_VAR and p[1] == 3) or (p[0] == UNSET_VAR and p[1] == 2)):
+            raise InvalidFrameError(f"action {p[0]} of {p[1]} arguments at byte {start}")
+        if p[2] > 4:
+            raise InvalidFrameError(f"unknown variable scope {p[2]} at byte {start + 2}")
+        r.offset += 3
+        read_span(r, &name, &length)
+        value = UNSET
+        if p[0] == SET_VAR:
+            read_typed_data(r, &field)
+            value = field_value(&field)
+        actions.append(Action(_scope_names[p[2]], text(name, length), value))
+    return actions
+
+
+cdef object decode_frame(Reader *r, Header *header):
+    cdef int type = header.type
+    cdef bint final = header.flags & FIN
+    cdef object frame
+    if type == NOTIFY and final:
+        frame = new_instance(Notify)
+        PyObject_SetAttr(frame, s_stream_id, header.stream_id)
+        PyObject_SetAttr(frame, s_frame_id, header.frame_id)
+        PyObject_SetAttr(
+            frame, s_messages, read_messages(r, header.stream_id, header.frame_id))
+        return frame
+    if type == ACK:
+        if not final:
+            raise FragmentationError("an ACK may not be fragmented")
+        frame = new_instance(Ack)
+        PyObject_SetAttr(frame, s_stream_id, header.stream_id)
+        PyObject_SetAttr(frame, s_frame_id, header.frame_id)
+        PyObject_SetAttr(frame, s_actions, read_actions(r))
+        PyObject_SetAttr(frame, s_aborted, header.flags & ABORT != 0)
+        return frame
+    if type in (HAPROXY_HELLO, HAPROXY_DISCONNECT, AGENT_HELLO, AGENT_DISCONNECT):
+        if not final:
+            raise FragmentationError("HELLO and DISCONNECT may not be fragmented")
+        if header.stream_id or header.frame_id:
+            raise InvalidFrameError("stream-id and frame-id of HELLO and DISCONNECT must be 0")
+        return Control(_frame_types[type], read_kv_list(r))
+    return RawFrame(
+        type, header.flags, header.stream_id, header.frame_id,
+        PyBytes_FromStringAndSize(<const char *>r.base + r.offset, r.end - r.offset))
+
+
+# --- writing -----------------------------------------------------------------------------
+
+
+cdef int reserve(Writer *w, Py_ssize_t more) except -1:
+    cdef Py_ssize_t capacity
+    cdef unsigned char *data
+    if w.length + more <= w.capacity:
+        return 0
+    capacity = 2 * w.capacity + more
+    data = <unsigned char *>PyMem_Realloc(w.data if w.heap else NULL, capacity)
+    if data is NULL:
+        raise MemoryError
+    if not w.heap:
+        memcpy(data, w.data, w.length)
+    w.data = data
+    w.capacity = capacity
+    w.heap = True
+    return 0
+
+
+cdef void release(Writer *w) noexcept:
+    if w.heap:
+        PyMem_Free(w.data)
+        w.heap = False
+
+
+cdef inline int write_bytes(Writer *w, const void *data, Py_ssize_t length) except -1:
+    reserve(w, length)
+    memcpy(w.data + w.length, data, length)
+    w.length += length
+    return 0
+
+
+cdef int write_varint(Writer *w, uint64_t value) except -1:
+    cdef unsigned char *p
+    reserve(w, 10)
+    p = w.data + w.length
+    if value < 240:
+        p[0] = <unsigned char>value
+        w.length += 1
+        return 0
+    p[0] = <unsigned char>value | 0xF0
+    p += 1
+    value = (value - 240) >> 4
+    while value >= 128:
+        p[0] = <unsigned char>value | 0x80
+        p += 1
+        value = (value - 128) >> 7
+    p[0] = <unsigned char>value
+    w.length = p + 1 - w.data
+    return 0
+
+
+cdef int write_text(Writer *w, str value) except -1:
+    cdef Py_ssize_t length
+    cdef const char *data
+    try:
+        data = PyUnicode_AsUTF8AndSize(value, &length)
+    except UnicodeEncodeError:
+        return write_blob(w, value.encode("utf-8", "surrogateescape"))
+    write_varint(w, length)
+    write_bytes(w, data, length)
+    return 0
+
+
+cdef int write_blob(Writer *w, bytes value) except -1:
+    write_varint(w, PyBytes_GET_SIZE(value))
+    write_bytes(w, PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value))
+    return 0
+
+
+cdef int write_string(Writer *w, object value) except -1:
+    if isinstance(value, str):
+        return write_text(w, str(value) if type(value) is not str else value)
+    if isinstance(value, bytes):
+        return write_blob(w, bytes(value) if type(value) is not bytes else value)
+    raise TypeError(f"a name is str or bytes, not {type(value).__name__}")
+
+
+cdef int write_type(Writer *w, int type) except -1:
+    reserve(w, 1)
+    w.data[w.length] = type
+    w.length += 1
+    return 0
+
+
+cdef int write_integer(Writer *w, object value) except -1:
+    cdef int overflow = 0
+    cdef long long number
+    cdef int type
+    if isinstance(value, (Int32, UInt32, Int64, UInt64)):
+        type = value.data_type
+        write_type(w, type)
+        return write_varint(w, value & 0xFFFFFFFFFFFFFFFF)
+    number = PyLong_AsLongLongAndOverflow(value, &overflow)
+    if overflow:
+        if not 0 <= value < 1 << 64:
+            raise OverflowError(f"{value} is not in -2**63 to 2**64 - 1")
+        write_type(w, T_UINT64)
+        return write_varint(w, PyLong_AsUnsignedLongLong(value))
+    write_type(w, T_INT32 if -0x80000000LL <= number <= 0x7FFFFFFFLL else T_INT64)
+    return write_varint(w, <uint64_t>number)
+
+
+cdef int write_value(Writer *w, object value) except -1:
+    cdef bytes raw
+    if value is None:
+        write_type(w, T_NULL)
+    elif value is True or value is False:
+        write_type(w, 0x11 if value is True else 0x01)
+    elif isinstance(value, int):
+        write_integer(w, value)
+    elif isinstance(value, str):
+        write_type(w, T_STRING)
+        write_string(w, value)
+    elif isinstance(value, (bytes, bytearray, memoryview)):
+        write_type(w, T_STRING if isinstance(value, String) else T_BINARY)
+        write_blob(w, bytes(value))
+    elif isinstance(value, IPv4Address):
+        write_type(w, T_IPV4)
+        raw = value.packed
+        write_bytes(w, PyBytes_AS_STRING(raw), 4)
+    elif isinstance(value, IPv6Address):
+        write_type(w, T_IPV6)
+        raw = value.packed
+        write_bytes(w, PyBytes_AS_STRING(raw), 16)
+    else:
+        raise TypeError(f"{type(value).__name__} has no SPOP type")
+    return 0
+
+
+cdef int write_named_value(Writer *w, object name, object value) except -1:
+    try:
+        return write_value(w, value)
+    except (TypeError, OverflowError) as error:
+        raise type(error)(f"{name}: {error}") from None
+
+
+cdef int write_kv_list(Writer *w, object items) except -1:
+    for name, value in items.items() if isinstance(items, Mapping) else items:
+        write_string(w, name)
+        write_named_value(w, name, value)
+    return 0
+
+
+cdef int write_messages(Writer *w, object messages) except -1:
+    cdef Py_ssize_t count
+    for message in messages:
+        count = len(message.args)
+        if count > 255:
+            raise ValueError(f"message {message.name}: {count} arguments, 255 at most")
+        write_string(w, message.name)
+        write_type(w, <int>count)
+        write_kv_list(w, message.args)
+    return 0
+
+
+cdef int write_action(Writer *w, object variable, object value) except -1:
+    cdef object target
+    cdef PyObject *found = PyDict_GetItemWithError(_targets, variable)
+    target = <object>found if found is not NULL else _codec_py._target(variable)
+    reserve(w, 2)
+    if value is UNSET:
+        w.data[w.length] = UNSET_VAR
+        w.data[w.length + 1] = 2
+    else:
+        w.data[w.length] = SET_VAR
+        w.data[w.length + 1] = 3
+    w.length += 2
+    write_bytes(w, PyBytes_AS_STRING(target), PyBytes_GET_SIZE(target))
+    if value is not UNSET:
+        write_named_value(w, variable, value)
+    return 0
+
+
+cdef int write_actions(Writer *w, object actions) except -1:
+    if type(actions) is dict:
+        for variable, value in (<dict>actions).items():
+            write_action(w, variable, value)
+    elif isinstance(actions, Mapping):
+        for variable, value in actions.items():
+            write_action(w, variable, value)
+    else:
+        for action in actions:
+            write_action(w, action.variable, action.value)
+    return 0
+
+
+cdef Py_ssize_t begin_frame(
+    Writer *w, int type, unsigned int flags, uint64_t stream_id, uint64_t frame_id,
+    bint little_endian,
+) except -1:
+    cdef Py_ssize_t start = w.length
+    cdef unsigned char *p
+    cdef int i
+    reserve(w, 29)
+    p = w.data + start
+    p[4] = type
+    for i in range(4):
+        p[5 + i] = <unsigned char>(flags >> (8 * i if little_endian else 24 - 8 * i))
+    w.length += 9
+    write_varint(w, stream_id)
+    write_varint(w, frame_id)
+    return start
+
+
+cdef void finish_frame(Writer *w, Py_ssize_t start) noexcept:
+    cdef Py_ssize_t length = w.length - start - 4
+    cdef unsigned char *p = w.data + start
+    p[0] = <unsigned char>(length >> 24)
+    p[1] = <unsigned char>(length >> 16)
+    p[2] = <unsigned char>(length >> 8)
+    p[3] = <unsigned char>length
+
+
+cdef bytearray append(bytearray out, Writer *w):
+    cdef Py_ssize_t start
+    if out is None:
+        out = bytearray()
+    start = len(out)
+    PyByteArray_Resize(out, start + w.length)
+    memcpy(PyByteArray_AS_STRING(out) + start, w.data, w.length)
+    return out
+
+
+cdef uint64_t as_uint64(object value) except? 0xFFFFFFFFFFFFFFFF:
+    if not 0 <= value < 1 << 64:
+        raise OverflowError(f"{value} is not in 0 to 2**64 - 1, the range of a varint")
+    return PyLong_AsUnsignedLongLong(value)
+
+
+cdef inline Writer writer(unsigned char *data, Py_ssize_t capacity) noexcept:
+    cdef Writer w
+    w.data = data
+    w.length = 0
+    w.capacity = capacity
+    w.heap = False
+    return w
+
+
+# --- the public functions, documented in `_codec_py` -----------------------------------------
+
+# A function of the twin that takes `out` differs from the next only in what it writes.
+ctypedef int (*Write)(Writer *, object) except -1
+
+
+cdef bytearray written(Write write, object value, bytearray out):
+    cdef unsigned char stack[512]
+    cdef Writer w = writer(stack, sizeof(stack))
+    try:
+        write(&w, value)
+        return append(out, &w)
+    finally:
+        release(&w)
+
+
+cdef bytearray written_frame(
+    Write write, object payload, int type, unsigned int flags, object stream_id,
+    object frame_id, bytearray out, bint little_endian,
+):
+    cdef unsigned char stack[1024]
+    cdef Writer w = writer(stack, sizeof(stack))
+    cdef Py_ssize_t start
+    try:
+        start = begin_frame(
+            &w, type, flags, as_uint64(stream_id), as_uint64(frame_id), little_endian)
+        write(&w, payload)
+        finish_frame(&w, start)
+        return append(out, &w)
+    finally:
+        release(&w)
+
+
+cdef int write_varint_of(Writer *w, object value) except -1:
+    return write_varint(w, as_uint64(value))
+
+
+cdef int write_buffer(Writer *w, object payload) except -1:
+    cdef const unsigned char[::1] view = payload
+    if view.shape[0]:
+        write_bytes(w, &view[0], view.shape[0])
+    return 0
+
+
+cdef class View:
+    """A reader over an object with the buffer protocol, released with it."""
+
+    cdef Py_buffer buffer
+    cdef Reader reader
+
+    def __cinit__(self, object source, Py_ssize_t offset=0):
+        PyObject_GetBuffer(source, &self.buffer, PyBUF_SIMPLE)
+        self.reader.base = <const unsigned char *>self.buffer.buf
+        self.reader.offset = offset
+        self.reader.end = self.buffer.len
+        if not 0 <= offset <= self.buffer.len:
+            raise ValueError(f"offset {offset} is outside a buffer of {self.buffer.len} bytes")
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.buffer)
+
+
+def encode_varint(value, bytearray out=None):
+    return written(write_varint_of, value, out)
+
+
+def decode_varint(buffer, Py_ssize_t offset=0):
+    cdef View view = View(buffer, offset)
+    cdef uint64_t value
+    read_varint(&view.reader, &value)
+    return value, view.reader.offset
+
+
+def encode_string(value, bytearray out=None):
+    return written(write_string, value, out)
+
+
+def decode_string(buffer, Py_ssize_t offset=0):
+    cdef View view = View(buffer, offset)
+    cdef const unsigned char *data
+    cdef Py_ssize_t length
+    read_span(&view.reader, &data, &length)
+    return text(data, length), view.reader.offset
+
+
+def encode_value(value, bytearray out=None):
+    return written(write_value, value, out)
+
+
+def decode_value(buffer, Py_ssize_t offset=0):
+    cdef View view = View(buffer, offset)
+    cdef Field field
+    read_typed_data(&view.reader, &field)
+    return field_value(&field), view.reader.offset
+
+
+def encode_kv_list(items, bytearray out=None):
+    return written(write_kv_list, items, out)
+
+
+def decode_kv_list(buffer):
+    cdef View view = View(buffer)
+    return read_kv_list(&view.reader)
+
+
+def encode_messages(messages, bytearray out=None):
+    return written(write_messages, messages, out)
+
+
+def decode_messages(buffer):
+    cdef View view = View(buffer)
+    return read_messages(&view.reader, 0, 0)
+
+
+def encode_actions(actions, bytearray out=None):
+    return written(write_actions, actions, out)
+
+
+def decode_actions(buffer):
+    cdef View view = View(buffer)
+    return read_actions(&view.reader)
+
+
+def encode_notify(stream_id, frame_id, messages, bytearray out=None, *, bint little_endian=False):
+    return written_frame(
+        write_messages, messages, NOTIFY, FIN, stream_id, frame_id, out, little_endian)
+
+
+def encode_ack(
+    stream_id, frame_id, actions=(), bytearray out=None, *, bint abort=False,
+    bint little_endian=False,
+):
+    return written_frame(
+        write_actions, actions, ACK, FIN | ABORT if abort else FIN, stream_id, frame_id, out,
+        little_endian)
+
+
+def encode_control(int type, items, bytearray out=None, *, bint little_endian=False):
+    return written_frame(write_kv_list, items, type, FIN, 0, 0, out, little_endian)
+
+
+def encode_raw_frame(
+    int type, unsigned int flags, stream_id, frame_id, payload, bytearray out=None, *,
+    bint little_endian=False,
+):
+    return written_frame(
+        write_buffer, payload, type, flags, stream_id, frame_id, out, little_endian)
+
+
+def encode_frame(frame, bytearray out=None, *, bint little_endian=False):
+    if isinstance(frame, Notify):
+        return encode_notify(
+            frame.stream_id, frame.frame_id, frame.messages, out, little_endian=little_endian)
+    if isinstance(frame, Ack):
+        return encode_ack(
+            frame.stream_id, frame.frame_id, frame.actions, out, abort=frame.aborted,
+            little_endian=little_endian)
+    if isinstance(frame, Control):
+        return encode_control(frame.type, frame.items, out, little_endian=little_endian)
+    return encode_raw_frame(
+        frame.type, frame.flags, frame.stream_id, frame.frame_id, frame.payload, out,
+        little_endian=little_endian)
+
+
+def decode_frames(
+    buffer, Py_ssize_t start=0, end=None, *, Py_ssize_t max_frame_size=DEFAULT_MAX_FRAME_SIZE,
+    bint little_endian=False,
+):
+    cdef Py_buffer view
+    cdef Reader reader
+    cdef Header header
+    cdef Py_ssize_t offset = start, limit, length
+    cdef list frames = []
+    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+    try:
+        limit = view.len if end is None else end
+        if not 0 <= start <= limit <= view.len:
+            raise ValueError(f"{start} to {limit} is outside a buffer of {view.len} bytes")
+        # Offsets in errors count from `start`, as the twin's do.
+        reader.base = <const unsigned char *>view.buf + start
+        while True:
+            length = frame_length(reader.base, offset - start, limit - start, max_frame_size)
+            if length < 0:
+                break
+            reader.offset = offset - start + 4
+            reader.end = reader.offset + length
+            read_header(&reader, &header, little_endian)
+            frames.append(decode_frame(&reader, &header))
+            offset += 4 + length
+    except (FrameTooBigError, FragmentationError, InvalidFrameError):
+        if not frames:
+            raise
+    finally:
+        PyBuffer_Release(&view)
+    return frames, offset

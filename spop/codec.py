@@ -1,0 +1,45 @@
+"""The codec: the compiled twin where it was built, else the one in Python.
+
+``SPOP_PURE=1`` in the environment forces the latter. `IMPLEMENTATION` says which it is,
+``"c"`` or ``"python"``. The functions are documented in `spop._codec_py`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from spop import _codec_py as _codec
+
+    IMPLEMENTATION: Final[str]
+else:
+    IMPLEMENTATION = "python"
+    if os.environ.get("SPOP_PURE", "") not in ("", "0"):
+        from spop import _codec_py as _codec
+    else:
+        try:
+            from spop import _codec
+
+            IMPLEMENTATION = "c"
+        except ModuleNotFoundError:
+            from spop import _codec_py as _codec
+
+encode_varint = _codec.encode_varint
+decode_varint = _codec.decode_varint
+encode_string = _codec.encode_string
+decode_string = _codec.decode_string
+encode_value = _codec.encode_value
+decode_value = _codec.decode_value
+encode_kv_list = _codec.encode_kv_list
+decode_kv_list = _codec.decode_kv_list
+encode_messages = _codec.encode_messages
+decode_messages = _codec.decode_messages
+encode_actions = _codec.encode_actions
+decode_actions = _codec.decode_actions
+encode_notify = _codec.encode_notify
+encode_ack = _codec.encode_ack
+encode_control = _codec.encode_control
+encode_raw_frame = _codec.encode_raw_frame
+encode_frame = _codec.encode_frame
+decode_frames = _codec.decode_frames
