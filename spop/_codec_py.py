@@ -603,20 +603,25 @@ def decode_frames(
     frames: list[Frame] = []
     offset = 0
     try:
-        while len(data) - offset >= 4:
-            length = int.from_bytes(data[offset : offset + 4], "big")
-            if length > max_frame_size:
-                raise FrameTooBigError(f"frame of {length} bytes, {max_frame_size} at most")
-            if length < 7:
-                raise InvalidFrameError(f"frame of {length} bytes, 7 at least")
-            if length > len(data) - offset - 4:
-                break
+        while (length := _whole_frame(data, offset, max_frame_size)) >= 0:
             frames.append(_frame(data, offset + 4, offset + 4 + length, little_endian))
             offset += 4 + length
     except (FrameTooBigError, FragmentationError, InvalidFrameError):
         if not frames:
             raise
     return frames, start + offset
+
+
+def _whole_frame(data: bytes, offset: int, max_frame_size: int) -> int:
+    """The length of the frame at `offset`, or -1 when it has not all arrived."""
+    if len(data) - offset < 4:
+        return -1
+    length = int.from_bytes(data[offset : offset + 4], "big")
+    if length > max_frame_size:
+        raise FrameTooBigError(f"frame of {length} bytes, {max_frame_size} at most")
+    if length < 7:
+        raise InvalidFrameError(f"frame of {length} bytes, 7 at least")
+    return length if length <= len(data) - offset - 4 else -1
 
 
 def _frame(data: bytes, offset: int, end: int, little_endian: bool) -> Frame:

@@ -1,0 +1,763 @@
+"""The protocol's two ends as state machines without I/O: bytes in, events and bytes out.
+
+`AgentConnection` is the agent's end, `EngineConnection` HAProxy's. Whoever has the socket
+gives what arrives to ``receive_data()``, acts on the events that it returns, and sends what
+``data_to_send()`` gives, each time whole. When `should_close` is true and that is sent, the
+connection is over.
+
+What is allowed in a state stands in a table: state, frame type, next state. A known frame
+that is not in it is an error (status 4); one of an unknown type is skipped (section 3.2.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+from spop import codec
+from spop.constants import (
+    DEFAULT_MAX_FRAME_SIZE,
+    DEFAULT_MAX_PAYLOAD_SIZE,
+    HAPROXY_FRAME_SIZE,
+    MIN_FRAME_SIZE,
+    Capability,
+    FrameFlag,
+    FrameType,
+    Status,
+)
+from spop.dispatch import Deferred, Dispatcher
+from spop.errors import (
+    FragmentationError,
+    FrameTooBigError,
+    HandshakeError,
+    InterlacedFramesError,
+    InvalidFrameError,
+    LocalProtocolError,
+    ProtocolError,
+)
+from spop.frames import Ack, Actions, Control, Frame, Message, Notify, RawFrame
+from spop.values import Buffer, DecodedValue, UInt32
+
+ALL_CAPABILITIES = frozenset({Capability.FRAGMENTATION, Capability.PIPELINING, Capability.ASYNC})
+SUPPORTED_VERSIONS = ("2.0", "1.0")
+MAX_IN_FLIGHT = 1000
+"""NOTIFY frames of one connection that may wait for their handlers, unless told otherwise."""
+
+_DEFAULT_ROOM = 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """What a connection's HELLO agreed on; handlers find it as ``message.connection``.
+
+    Attributes:
+        address: of the socket's other end, as a person would write it.
+        version: the protocol's, "1.0" or "2.0".
+        max_frame_size: in bytes, the lower of both sides' limits.
+        capabilities: those that are in force.
+        engine_id: names the engine that the connection belongs to, if the peer told.
+        healthcheck: the connection is only there to see that the agent lives.
+    """
+
+    address: str
+    version: str
+    max_frame_size: int
+    capabilities: frozenset[str]
+    engine_id: str | None = None
+    healthcheck: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The handshake succeeded; notifications may follow (not after a health check)."""
+
+    peer: Peer
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """The connection ends: a DISCONNECT frame came, or the peer's bytes made us send one.
+
+    Attributes:
+        code: the status code (section 3.5); a peer may have ones of its own.
+        message: what the peer or the error said.
+        remote: true where the peer began.
+    """
+
+    code: int
+    message: str
+    remote: bool
+
+
+class State(Enum):
+    """Where a connection is in its life (section 3.2.3)."""
+
+    HELLO = auto()
+    OPEN = auto()
+    CLOSING = auto()
+    CLOSED = auto()
+
+
+_AGENT_STATES = {
+    State.HELLO: {
+        FrameType.HAPROXY_HELLO: State.OPEN,
+        FrameType.HAPROXY_DISCONNECT: State.CLOSING,
+    },
+    State.OPEN: {
+        FrameType.NOTIFY: State.OPEN,
+        FrameType.UNSET: State.OPEN,
+        FrameType.HAPROXY_DISCONNECT: State.CLOSING,
+    },
+}
+
+_ENGINE_STATES = {
+    State.HELLO: {
+        FrameType.AGENT_HELLO: State.OPEN,
+        FrameType.AGENT_DISCONNECT: State.CLOSED,
+    },
+    State.OPEN: {
+        FrameType.ACK: State.OPEN,
+        FrameType.AGENT_DISCONNECT: State.CLOSED,
+    },
+    State.CLOSING: {
+        FrameType.ACK: State.CLOSING,
+        FrameType.AGENT_HELLO: State.CLOSING,
+        FrameType.AGENT_DISCONNECT: State.CLOSED,
+    },
+}
+
+_FRAME_TYPES = frozenset(FrameType)
+
+AgentEvent = Hello | Notify | Deferred | Disconnect
+EngineEvent = Hello | Ack | Disconnect
+
+
+def _frame_type(frame: Frame | Deferred) -> int:
+    if isinstance(frame, Control | RawFrame):
+        return frame.type
+    return FrameType.ACK if isinstance(frame, Ack) else FrameType.NOTIFY
+
+
+class _Connection:
+    """What both ends share: the state, bytes held back, bytes to send."""
+
+    __slots__ = ("_held", "_little_endian", "_max_frame_size", "_out", "peer", "state")
+    _states: dict[State, dict[FrameType, State]]
+    _disconnect_type: FrameType
+
+    def __init__(self, max_frame_size: int) -> None:
+        if max_frame_size < MIN_FRAME_SIZE:
+            raise ValueError(f"max_frame_size is {max_frame_size}, {MIN_FRAME_SIZE} at least")
+        self.state = State.HELLO
+        self.peer: Peer | None = None
+        self._max_frame_size = max_frame_size
+        self._little_endian = False
+        self._held: bytearray | None = None
+        self._out: list[bytes | bytearray] = []
+
+    @property
+    def max_frame_size(self) -> int:
+        """The largest frame in bytes: one's own limit until HELLO, then what was agreed on."""
+        return self._max_frame_size
+
+    @property
+    def should_close(self) -> bool:
+        """Close the socket once `data_to_send` is sent."""
+        return self.state in (State.CLOSING, State.CLOSED)
+
+    def data_to_send(self) -> bytes | bytearray:
+        """The bytes to send now; empty when there are none. They are given once."""
+        out = self._out
+        if len(out) == 1:
+            return out.pop()
+        data = b"".join(out)
+        out.clear()
+        return data
+
+    def _advance(self, frame: Frame | Deferred) -> bool:
+        """Go to the state that the frame leads to. False: skip it, its type is unknown."""
+        type_ = _frame_type(frame)
+        try:
+            self.state = self._states[self.state][FrameType(type_)]
+        except (KeyError, ValueError):
+            if type_ not in _FRAME_TYPES:
+                return False
+            name = FrameType(type_).name.replace("_", "-")
+            raise InvalidFrameError(f"{name} frame in state {self.state.name}") from None
+        return True
+
+    def _hold(self, data: Buffer, consumed: int, end: int) -> None:
+        """Keep what was not consumed for the next time."""
+        if data is self._held:
+            del self._held[:consumed]
+            if not self._held:
+                self._held = None
+        elif consumed < end:
+            self._held = bytearray(memoryview(data)[consumed:end])
+
+    def _join_held(self, data: Buffer, end: int) -> tuple[Buffer, int]:
+        if self._held is None:
+            return data, end
+        self._held += memoryview(data)[:end]
+        return self._held, len(self._held)
+
+    def _send_control(self, type_: FrameType, items: dict[str, Any]) -> None:
+        self._out.append(codec.encode_control(type_, items, little_endian=self._little_endian))
+
+    def _send_disconnect(self, code: int, message: str) -> None:
+        items = {"status-code": UInt32(code), "message": message}
+        self._send_control(self._disconnect_type, items)
+
+
+class AgentConnection(_Connection):
+    """The agent's end of one connection.
+
+    Args:
+        max_frame_size: the largest frame in bytes that is offered to the peer.
+        max_payload_size: the largest payload in bytes put together from fragments; one that
+            is larger is answered with ACK and ABORT.
+        capabilities: what to announce where the peer can do it too.
+        max_in_flight: NOTIFY frames given out and not yet acknowledged; reading further ones
+            waits. It is 1 while pipelining is not in force, so that ACKs keep their order.
+        dispatcher: answers NOTIFY frames at once. Without it each becomes a `Notify` event.
+        address: the peer's, for `Peer`.
+    """
+
+    __slots__ = (
+        "_address",
+        "_capabilities",
+        "_dispatcher",
+        "_fragments",
+        "_ignored_fragments",
+        "_max_in_flight",
+        "_max_payload_size",
+        "in_flight",
+    )
+    _states = _AGENT_STATES
+    _disconnect_type = FrameType.AGENT_DISCONNECT
+
+    def __init__(
+        self,
+        *,
+        max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+        max_payload_size: int = DEFAULT_MAX_PAYLOAD_SIZE,
+        capabilities: frozenset[str] = ALL_CAPABILITIES,
+        max_in_flight: int = MAX_IN_FLIGHT,
+        dispatcher: Dispatcher | None = None,
+        address: str = "",
+    ) -> None:
+        super().__init__(max_frame_size)
+        self._max_payload_size = max_payload_size
+        self._capabilities = capabilities
+        self._max_in_flight = max_in_flight
+        self._dispatcher = dispatcher or Dispatcher()
+        self._address = address
+        self._fragments: _Fragments | None = None
+        self._ignored_fragments: tuple[int, int] | None = None
+        self.in_flight = 0
+
+    @property
+    def paused(self) -> bool:
+        """Nothing more is taken until an `acknowledge`: reading the socket can wait."""
+        return self.in_flight >= self._room
+
+    @property
+    def _room(self) -> int:
+        return self._max_in_flight if self._unordered else 1
+
+    @property
+    def _unordered(self) -> bool:
+        peer = self.peer
+        return peer is not None and (
+            Capability.PIPELINING in peer.capabilities or Capability.ASYNC in peer.capabilities
+        )
+
+    def receive_data(self, data: Buffer, end: int | None = None) -> list[AgentEvent]:
+        """Take what arrived: `data`, or its first `end` bytes.
+
+        Returns:
+            What happened. NOTIFY frames that the dispatcher answered are not among it.
+        """
+        if end is None:
+            end = len(data)
+        if self._held is not None:
+            data, end = self._join_held(data, end)
+        events: list[AgentEvent] = []
+        consumed = 0
+        try:
+            while consumed < end and not self.should_close:
+                before = consumed
+                left, consumed = self._decode(data, consumed, end)
+                for frame in left:
+                    self._handle(frame, events)
+                if consumed == before:
+                    break
+        except ProtocolError as error:
+            self._fail(error, events)
+        if self.should_close:
+            consumed = end
+        if consumed < end or self._held is not None:
+            self._hold(data, consumed, end)
+        return events
+
+    def resume(self) -> list[AgentEvent]:
+        """Go on with what was held back while `paused`."""
+        return self.receive_data(b"") if self._held is not None else []
+
+    def receive_eof(self) -> list[AgentEvent]:
+        """The peer closed its side. A partial frame or payload is lost."""
+        if self.state is State.CLOSED:
+            return []
+        was_open = not self.should_close
+        self.state = State.CLOSED
+        self._held = self._fragments = None
+        return [Disconnect(Status.IO, "connection closed by peer", True)] if was_open else []
+
+    def acknowledge(self, stream_id: int, frame_id: int, actions: Actions = ()) -> None:
+        """Answer a NOTIFY that came as an event; `resume` afterwards.
+
+        Raises:
+            FrameTooBigError: the ACK would be too long for a frame. Nothing was sent: answer
+                with fewer actions.
+            LocalProtocolError: the connection is no longer open.
+            TypeError, OverflowError, ValueError: an action can't be encoded.
+        """
+        if self.state is not State.OPEN:
+            raise LocalProtocolError(f"no ACK in state {self.state.name}")
+        self._out.append(self.encode_ack(stream_id, frame_id, actions))
+        self.in_flight -= 1
+
+    def encode_ack(self, stream_id: int, frame_id: int, actions: Actions = ()) -> bytearray:
+        """An ACK as this connection would send it. Raises as `acknowledge` does."""
+        ack = codec.encode_ack(stream_id, frame_id, actions, little_endian=self._little_endian)
+        if len(ack) - 4 > self._max_frame_size:
+            raise FrameTooBigError(
+                f"ACK of {len(ack) - 4} bytes, {self._max_frame_size} at most"
+            )
+        return ack
+
+    def disconnect(self, code: int = Status.NORMAL, message: str = "normal") -> None:
+        """End the connection with an AGENT-DISCONNECT frame, if it was not ending yet."""
+        if not self.should_close:
+            self._send_disconnect(code, message)
+            self.state = State.CLOSING
+
+    def _decode(self, data: Buffer, start: int, end: int) -> tuple[list[Any], int]:
+        if self.state is State.HELLO:
+            if end - start < 9:
+                return [], start
+            # SPOP 1.0 wrote its flags in the host's order: FIN shows which one that is.
+            self._little_endian = data[start + 5] != 0 and data[start + 8] == 0
+            # What follows HELLO depends on it, and is no NOTIFY before it.
+            length = int.from_bytes(data[start : start + 4], "big")
+            return codec.decode_frames(
+                data,
+                start,
+                min(end, start + 4 + length),
+                max_frame_size=self._max_frame_size,
+                little_endian=self._little_endian,
+            )
+        left, consumed, acks = self._dispatcher.answer_frames(
+            data,
+            start,
+            end,
+            self._max_frame_size,
+            self._max_frame_size,
+            self._little_endian,
+            self._room - self.in_flight,
+            self.peer,
+        )
+        if acks:
+            self._out.append(acks)
+        return left, consumed
+
+    def _handle(self, frame: Frame | Deferred, events: list[AgentEvent]) -> None:
+        if not self._advance(frame):
+            return
+        if isinstance(frame, Notify | Deferred):
+            if self._fragments is not None:
+                raise InterlacedFramesError
+            self.in_flight += 1
+            events.append(frame)
+        elif isinstance(frame, RawFrame):
+            self._fragment(frame, events)
+        elif isinstance(frame, Control):
+            self._control(frame, events)
+
+    def _control(self, frame: Control, events: list[AgentEvent]) -> None:
+        if frame.type is FrameType.HAPROXY_HELLO:
+            events.append(self._hello(frame.items))
+            return
+        code, message = _disconnect_reason(frame.items)
+        self._send_disconnect(Status.NORMAL, Status.NORMAL.message)
+        events.append(Disconnect(code, message, True))
+
+    def _hello(self, items: dict[str, DecodedValue]) -> Hello:
+        """Answer HAPROXY-HELLO with AGENT-HELLO (sections 3.2.4 and 3.2.5)."""
+        version = _common_version(_item(items, "supported-versions", str, Status.NO_VERSION))
+        offered = _item(items, "max-frame-size", int, Status.NO_FRAME_SIZE)
+        theirs = _names(_item(items, "capabilities", str, Status.NO_CAPABILITIES))
+        engine_id = _item(items, "engine-id", str, None)
+        healthcheck = _item(items, "healthcheck", bool, None) or False
+        if offered < MIN_FRAME_SIZE:
+            raise HandshakeError(
+                f"max-frame-size is {offered}, {MIN_FRAME_SIZE} at least", Status.BAD_FRAME_SIZE
+            )
+        self._max_frame_size = min(offered, self._max_frame_size)
+        capabilities = self._negotiated(theirs, engine_id, healthcheck)
+        self.peer = Peer(
+            self._address, version, self._max_frame_size, capabilities, engine_id, healthcheck
+        )
+        self._send_control(
+            FrameType.AGENT_HELLO,
+            {
+                "version": version,
+                "max-frame-size": UInt32(self._max_frame_size),
+                "capabilities": ",".join(sorted(capabilities)),
+            },
+        )
+        if healthcheck:
+            self.state = State.CLOSING
+        return Hello(self.peer)
+
+    def _negotiated(
+        self, theirs: frozenset[str], engine_id: str | None, healthcheck: bool
+    ) -> frozenset[str]:
+        """Fragmentation is the receiver's own to announce; the rest takes both (3.2.1)."""
+        if healthcheck:  # HAProxy 1.8 and 1.9 crash on capabilities in a health check.
+            return frozenset()
+        shared = self._capabilities & (theirs | {Capability.FRAGMENTATION})
+        return shared if engine_id else shared - {Capability.ASYNC}
+
+    def _fragment(self, frame: RawFrame, events: list[AgentEvent]) -> None:
+        """Put a fragmented payload together (section 3.2)."""
+        ids = frame.stream_id, frame.frame_id
+        if self.peer is None or Capability.FRAGMENTATION not in self.peer.capabilities:
+            raise FragmentationError
+        first = frame.type == FrameType.NOTIFY
+        if first:
+            if self._fragments is not None:
+                raise InterlacedFramesError
+            self._ignored_fragments = None
+            self._fragments = _Fragments(*ids)
+        elif ids == self._ignored_fragments:
+            if frame.flags & FrameFlag.FIN:
+                self._ignored_fragments = None
+            return
+        fragments = self._fragments
+        if fragments is None or fragments.ids != ids:
+            raise InterlacedFramesError(f"fragment of {ids} where none or another was begun")
+        if frame.flags & FrameFlag.ABORT:
+            self._fragments = None
+            return
+        fragments.add(frame.payload)
+        if fragments.size > self._max_payload_size:
+            self._abort_fragments(fragments, final=bool(frame.flags & FrameFlag.FIN))
+        elif frame.flags & FrameFlag.FIN:
+            self._fragments = None
+            self._answer_payload(fragments, events)
+
+    def _abort_fragments(self, fragments: _Fragments, final: bool) -> None:
+        self._fragments = None
+        self._ignored_fragments = None if final else fragments.ids
+        self._out.append(
+            codec.encode_ack(*fragments.ids, abort=True, little_endian=self._little_endian)
+        )
+
+    def _answer_payload(self, fragments: _Fragments, events: list[AgentEvent]) -> None:
+        notify = fragments.as_notify()
+        left, _, acks = self._dispatcher.answer_frames(
+            notify,
+            0,
+            len(notify),
+            len(notify),
+            self._max_frame_size,
+            False,
+            _DEFAULT_ROOM,
+            self.peer,
+        )
+        # The ACK was made in network order; a version 1.0 peer never fragments.
+        if acks:
+            self._out.append(acks)
+        for frame in left:
+            self._handle(frame, events)
+
+    def _fail(self, error: ProtocolError, events: list[AgentEvent]) -> None:
+        self._send_disconnect(error.status, str(error)[:200])
+        self.state = State.CLOSING
+        self._fragments = None
+        events.append(Disconnect(error.status, str(error), False))
+
+
+class _Fragments:
+    """A payload on its way: the NOTIFY frame that it would have been, in one piece."""
+
+    __slots__ = ("_frame", "_header_size", "ids")
+
+    def __init__(self, stream_id: int, frame_id: int) -> None:
+        self.ids = stream_id, frame_id
+        self._frame = codec.encode_raw_frame(
+            FrameType.NOTIFY, FrameFlag.FIN, stream_id, frame_id, b""
+        )
+        self._header_size = len(self._frame)
+
+    @property
+    def size(self) -> int:
+        return len(self._frame) - self._header_size
+
+    def add(self, payload: bytes) -> None:
+        self._frame += payload
+
+    def as_notify(self) -> bytearray:
+        self._frame[:4] = (len(self._frame) - 4).to_bytes(4, "big")
+        return self._frame
+
+
+class EngineConnection(_Connection):
+    """HAProxy's end of one connection.
+
+    Args:
+        max_frame_size: the largest frame in bytes that is offered to the agent.
+        capabilities: what to announce. Fragmentation concerns what is received, and ACKs are
+            never fragmented, so it makes no difference.
+        engine_id: names the engine that this connection belongs to; async needs it.
+        healthcheck: only ask whether the agent lives.
+    """
+
+    __slots__ = ("_capabilities", "_engine_id", "_healthcheck", "_max_waiting", "waiting")
+    _states = _ENGINE_STATES
+    _disconnect_type = FrameType.HAPROXY_DISCONNECT
+
+    def __init__(
+        self,
+        *,
+        max_frame_size: int = HAPROXY_FRAME_SIZE,
+        capabilities: frozenset[str] = ALL_CAPABILITIES,
+        engine_id: str | None = None,
+        healthcheck: bool = False,
+    ) -> None:
+        super().__init__(max_frame_size)
+        self._capabilities = capabilities
+        self._engine_id = engine_id
+        self._healthcheck = healthcheck
+        self.waiting: set[tuple[int, int]] = set()
+        self._send_hello()
+
+    def _send_hello(self) -> None:
+        items: dict[str, Any] = {
+            "supported-versions": "2.0",
+            "max-frame-size": UInt32(self._max_frame_size),
+            "capabilities": ",".join(sorted(self._capabilities)),
+        }
+        if self._healthcheck:
+            items["healthcheck"] = True
+        if self._engine_id is not None:
+            items["engine-id"] = self._engine_id
+        self._send_control(FrameType.HAPROXY_HELLO, items)
+
+    @property
+    def pipelined(self) -> bool:
+        """More than one NOTIFY may wait for its ACK."""
+        peer = self.peer
+        return peer is not None and not peer.capabilities.isdisjoint(
+            (Capability.PIPELINING, Capability.ASYNC)
+        )
+
+    @property
+    def asynchronous(self) -> bool:
+        """An ACK may come on any connection of the engine."""
+        return self.peer is not None and Capability.ASYNC in self.peer.capabilities
+
+    def notify(self, stream_id: int, frame_id: int, messages: Iterable[Message]) -> None:
+        """Send a NOTIFY, in fragments where it is too long for a frame and the agent can.
+
+        Raises:
+            FrameTooBigError: it is too long and the agent takes no fragments.
+            LocalProtocolError: the connection is not open, or the last NOTIFY was not
+                answered yet and pipelining is not in force.
+            TypeError, OverflowError, ValueError: an argument can't be encoded.
+        """
+        self._check_free()
+        frame = codec.encode_notify(stream_id, frame_id, messages)
+        if len(frame) - 4 <= self._max_frame_size:
+            self._out.append(frame)
+        else:
+            self._send_fragments(stream_id, frame_id, frame)
+        self.waiting.add((stream_id, frame_id))
+
+    def _check_free(self) -> None:
+        if self.state is not State.OPEN:
+            raise LocalProtocolError(f"no NOTIFY in state {self.state.name}")
+        if self.waiting and not self.pipelined:
+            raise LocalProtocolError("the last NOTIFY was not answered; pipelining is off")
+
+    def _send_fragments(self, stream_id: int, frame_id: int, frame: bytearray) -> None:
+        peer = self.peer
+        if peer is None or Capability.FRAGMENTATION not in peer.capabilities:
+            raise FrameTooBigError(
+                f"NOTIFY of {len(frame) - 4} bytes, {self._max_frame_size} at most, "
+                "and the agent takes no fragments"
+            )
+        header = len(codec.encode_raw_frame(FrameType.NOTIFY, 0, stream_id, frame_id, b""))
+        room = self._max_frame_size - header + 4
+        with memoryview(frame)[header:] as payload:
+            for offset in range(0, len(payload), room):
+                self._out.append(
+                    codec.encode_raw_frame(
+                        FrameType.NOTIFY if offset == 0 else FrameType.UNSET,
+                        FrameFlag.FIN if offset + room >= len(payload) else 0,
+                        stream_id,
+                        frame_id,
+                        payload[offset : offset + room],
+                    )
+                )
+
+    def begin_fragments(self, stream_id: int, frame_id: int, payload: Buffer) -> None:
+        """Send a first fragment by hand; `continue_fragments` or `abort` must follow."""
+        self._check_free()
+        self._out.append(
+            codec.encode_raw_frame(FrameType.NOTIFY, 0, stream_id, frame_id, payload)
+        )
+        self.waiting.add((stream_id, frame_id))
+
+    def continue_fragments(
+        self, stream_id: int, frame_id: int, payload: Buffer, *, final: bool
+    ) -> None:
+        """Send a further fragment of a payload that was begun."""
+        flags = FrameFlag.FIN if final else 0
+        self._out.append(
+            codec.encode_raw_frame(FrameType.UNSET, flags, stream_id, frame_id, payload)
+        )
+
+    def abort(self, stream_id: int, frame_id: int) -> None:
+        """Give up a payload whose last fragment was not sent. No ACK will come for it."""
+        flags = FrameFlag.FIN | FrameFlag.ABORT
+        self._out.append(codec.encode_raw_frame(FrameType.UNSET, flags, stream_id, frame_id, b""))
+        self.waiting.discard((stream_id, frame_id))
+
+    def disconnect(self, code: int = Status.NORMAL, message: str = "normal") -> None:
+        """Send HAPROXY-DISCONNECT; the agent answers it and closes."""
+        if self.state in (State.HELLO, State.OPEN):
+            self._send_disconnect(code, message)
+            self.state = State.CLOSING
+
+    @property
+    def should_close(self) -> bool:
+        """Close the socket once `data_to_send` is sent: the agent's last word was heard."""
+        return self.state is State.CLOSED
+
+    def receive_data(self, data: Buffer, end: int | None = None) -> list[EngineEvent]:
+        """Take what arrived: `data`, or its first `end` bytes. Returns what happened."""
+        if end is None:
+            end = len(data)
+        data, end = self._join_held(data, end)
+        events: list[EngineEvent] = []
+        consumed = 0
+        try:
+            while consumed < end and self.state is not State.CLOSED:
+                before = consumed
+                frames, consumed = codec.decode_frames(
+                    data, consumed, end, max_frame_size=self._max_frame_size
+                )
+                for frame in frames:
+                    self._handle(frame, events)
+                if consumed == before:
+                    break
+        except ProtocolError as error:
+            self.disconnect(error.status, str(error)[:200])
+            self.state = State.CLOSED
+            events.append(Disconnect(error.status, str(error), False))
+        if self.state is State.CLOSED:
+            consumed = end
+        self._hold(data, consumed, end)
+        return events
+
+    def receive_eof(self) -> list[EngineEvent]:
+        """The agent closed its side."""
+        if self.state is State.CLOSED:
+            return []
+        self.state = State.CLOSED
+        return [Disconnect(Status.IO, "connection closed by the agent", True)]
+
+    def _handle(self, frame: Frame, events: list[EngineEvent]) -> None:
+        if self.state is State.CLOSED or not self._advance(frame):
+            return
+        if isinstance(frame, Ack):
+            self._ack(frame, events)
+        elif isinstance(frame, Control):
+            if frame.type is FrameType.AGENT_DISCONNECT:
+                events.append(Disconnect(*_disconnect_reason(frame.items), True))
+            elif self.state is State.OPEN:
+                events.append(self._hello(frame.items))
+
+    def _ack(self, ack: Ack, events: list[EngineEvent]) -> None:
+        ids = ack.stream_id, ack.frame_id
+        if ids in self.waiting:
+            self.waiting.remove(ids)
+        elif not self.asynchronous:
+            # One that was given up may still be answered; in lock step there is no such one.
+            if self.waiting and not self.pipelined:
+                raise ProtocolError(f"ACK for {ids}", Status.FRAME_ID_NOT_FOUND)
+            return
+        events.append(ack)
+
+    def _hello(self, items: dict[str, DecodedValue]) -> Hello:
+        """Check AGENT-HELLO (section 3.2.5)."""
+        version = _item(items, "version", str, Status.NO_VERSION)
+        size = _item(items, "max-frame-size", int, Status.NO_FRAME_SIZE)
+        theirs = _names(_item(items, "capabilities", str, None) or "")
+        if _version(version) not in ((1, 0), (2, 0)):
+            raise HandshakeError(f"version {version!r} is not supported", Status.BAD_VERSION)
+        if not MIN_FRAME_SIZE <= size <= self._max_frame_size:
+            raise HandshakeError(
+                f"max-frame-size is {size}, not in {MIN_FRAME_SIZE} to {self._max_frame_size}",
+                Status.BAD_FRAME_SIZE,
+            )
+        self._max_frame_size = size
+        capabilities = theirs & (self._capabilities | {Capability.FRAGMENTATION})
+        self.peer = Peer("", version, size, capabilities, self._engine_id, self._healthcheck)
+        return Hello(self.peer)
+
+
+def _item(
+    items: dict[str, DecodedValue], key: str, type_: type, missing: Status | None
+) -> Any:
+    """An item of a HELLO. `missing` is the error where it isn't there; None: it is optional."""
+    if key not in items:
+        if missing is None:
+            return None
+        raise HandshakeError(missing.message, missing)
+    value = items[key]
+    if not isinstance(value, type_) or (type_ is int and isinstance(value, bool)):
+        raise InvalidFrameError(f"{key} is {type(value).__name__}, not {type_.__name__}")
+    return value
+
+
+def _names(listed: str) -> frozenset[str]:
+    return frozenset(name.strip() for name in listed.split(",") if name.strip())
+
+
+def _version(text: str) -> tuple[int, int] | None:
+    major, dot, minor = text.strip().partition(".")
+    if dot and major.isascii() and major.isdigit() and minor.isascii() and minor.isdigit():
+        return int(major[:9]), int(minor[:9])
+    return None
+
+
+def _common_version(announced: str) -> str:
+    """The highest version of both sides. A peer has all minor ones up to what it announces."""
+    theirs = {version for text in announced.split(",") if (version := _version(text))}
+    for ours in SUPPORTED_VERSIONS:
+        major = int(ours.partition(".")[0])
+        if any(version[0] == major for version in theirs):
+            return ours
+    raise HandshakeError(f"supported-versions is {announced!r}", Status.BAD_VERSION)
+
+
+def _disconnect_reason(items: dict[str, DecodedValue]) -> tuple[int, str]:
+    code, message = items.get("status-code"), items.get("message")
+    if not isinstance(code, int) or not isinstance(message, str):
+        raise InvalidFrameError("DISCONNECT without status-code or message")
+    return code, message

@@ -1,0 +1,25 @@
+"""The dispatcher: the compiled twin where the compiled codec is used, else the one in Python."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from spop import codec
+from spop._dispatch_py import ACK, ARGUMENT, MESSAGE, MISSING, Call, Deferred, Parameter
+
+if TYPE_CHECKING or codec.IMPLEMENTATION == "python":
+    from spop._dispatch_py import Dispatcher, Route
+else:
+    from spop._dispatch import Dispatcher, Route
+
+__all__ = [
+    "ACK",
+    "ARGUMENT",
+    "MESSAGE",
+    "MISSING",
+    "Call",
+    "Deferred",
+    "Dispatcher",
+    "Parameter",
+    "Route",
+]
