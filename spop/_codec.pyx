@@ -257,7 +257,7 @@ cdef list read_messages(Reader *r, uint64_t stream_id, uint64_t frame_id):
     cdef object stream = stream_id, frame = frame_id
     while r.offset < r.end:
         read_span(r, &name, &length)
-        messages.append(new_message(text(name, length), read_args(r), stream, frame))
+        messages.append(new_message(text(name, length), read_args(r), stream, frame, None))
     return messages
 
 
@@ -275,13 +275,15 @@ cdef list read_args(Reader *r):
     return args
 
 
-cdef object new_message(object name, list args, object stream_id, object frame_id):
+cdef object new_message(
+    object name, list args, object stream_id, object frame_id, object connection
+):
     cdef object message = new_instance(Message)
     PyObject_SetAttr(message, s_name, name)
     PyObject_SetAttr(message, s_args, args)
     PyObject_SetAttr(message, s_stream_id, stream_id)
     PyObject_SetAttr(message, s_frame_id, frame_id)
-    PyObject_SetAttr(message, s_connection, None)
+    PyObject_SetAttr(message, s_connection, connection)
     return message
 
 

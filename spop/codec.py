@@ -9,21 +9,15 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-if TYPE_CHECKING:
+if TYPE_CHECKING or os.environ.get("SPOP_PURE", "") not in ("", "0"):
     from spop import _codec_py as _codec
-
-    IMPLEMENTATION: Final[str]
 else:
-    IMPLEMENTATION = "python"
-    if os.environ.get("SPOP_PURE", "") not in ("", "0"):
+    try:
+        from spop import _codec
+    except ModuleNotFoundError:
         from spop import _codec_py as _codec
-    else:
-        try:
-            from spop import _codec
 
-            IMPLEMENTATION = "c"
-        except ModuleNotFoundError:
-            from spop import _codec_py as _codec
+IMPLEMENTATION: Final[str] = "python" if _codec.__name__.endswith("_py") else "c"
 
 encode_varint = _codec.encode_varint
 decode_varint = _codec.decode_varint

@@ -45,8 +45,6 @@ SUPPORTED_VERSIONS = ("2.0", "1.0")
 MAX_IN_FLIGHT = 1000
 """NOTIFY frames of one connection that may wait for their handlers, unless told otherwise."""
 
-_DEFAULT_ROOM = 2**31
-
 
 @dataclass(frozen=True, slots=True)
 class Peer:
@@ -324,19 +322,24 @@ class AgentConnection(_Connection):
             LocalProtocolError: the connection is no longer open.
             TypeError, OverflowError, ValueError: an action can't be encoded.
         """
+        self.acknowledge_encoded(stream_id, frame_id, codec.encode_actions(actions))
+
+    def acknowledge_encoded(self, stream_id: int, frame_id: int, actions: Buffer) -> None:
+        """As `acknowledge`, with actions that `encode_actions` made."""
         if self.state is not State.OPEN:
             raise LocalProtocolError(f"no ACK in state {self.state.name}")
-        self._out.append(self.encode_ack(stream_id, frame_id, actions))
-        self.in_flight -= 1
-
-    def encode_ack(self, stream_id: int, frame_id: int, actions: Actions = ()) -> bytearray:
-        """An ACK as this connection would send it. Raises as `acknowledge` does."""
-        ack = codec.encode_ack(stream_id, frame_id, actions, little_endian=self._little_endian)
+        ack = codec.encode_raw_frame(
+            FrameType.ACK,
+            FrameFlag.FIN,
+            stream_id,
+            frame_id,
+            actions,
+            little_endian=self._little_endian,
+        )
         if len(ack) - 4 > self._max_frame_size:
-            raise FrameTooBigError(
-                f"ACK of {len(ack) - 4} bytes, {self._max_frame_size} at most"
-            )
-        return ack
+            raise FrameTooBigError(f"ACK of {len(ack) - 4} bytes, {self._max_frame_size} at most")
+        self._out.append(ack)
+        self.in_flight -= 1
 
     def disconnect(self, code: int = Status.NORMAL, message: str = "normal") -> None:
         """End the connection with an AGENT-DISCONNECT frame, if it was not ending yet."""
@@ -350,15 +353,9 @@ class AgentConnection(_Connection):
                 return [], start
             # SPOP 1.0 wrote its flags in the host's order: FIN shows which one that is.
             self._little_endian = data[start + 5] != 0 and data[start + 8] == 0
-            # What follows HELLO depends on it, and is no NOTIFY before it.
-            length = int.from_bytes(data[start : start + 4], "big")
-            return codec.decode_frames(
-                data,
-                start,
-                min(end, start + 4 + length),
-                max_frame_size=self._max_frame_size,
-                little_endian=self._little_endian,
-            )
+            return self._decode_one(data, start, end)
+        if self._fragments is not None:
+            return self._decode_one(data, start, end)
         left, consumed, acks = self._dispatcher.answer_frames(
             data,
             start,
@@ -372,6 +369,17 @@ class AgentConnection(_Connection):
         if acks:
             self._out.append(acks)
         return left, consumed
+
+    def _decode_one(self, data: Buffer, start: int, end: int) -> tuple[list[Frame], int]:
+        """Decode one frame alone: what it is decides how the next ones are read."""
+        length = int.from_bytes(data[start : start + 4], "big")
+        return codec.decode_frames(
+            data,
+            start,
+            min(end, start + 4 + length),
+            max_frame_size=self._max_frame_size,
+            little_endian=self._little_endian,
+        )
 
     def _handle(self, frame: Frame | Deferred, events: list[AgentEvent]) -> None:
         if not self._advance(frame):
@@ -441,7 +449,7 @@ class AgentConnection(_Connection):
             if self._fragments is not None:
                 raise InterlacedFramesError
             self._ignored_fragments = None
-            self._fragments = _Fragments(*ids)
+            self._fragments = _Fragments(*ids, self._little_endian)
         elif ids == self._ignored_fragments:
             if frame.flags & FrameFlag.FIN:
                 self._ignored_fragments = None
@@ -474,11 +482,10 @@ class AgentConnection(_Connection):
             len(notify),
             len(notify),
             self._max_frame_size,
-            False,
-            _DEFAULT_ROOM,
+            self._little_endian,
+            1,
             self.peer,
         )
-        # The ACK was made in network order; a version 1.0 peer never fragments.
         if acks:
             self._out.append(acks)
         for frame in left:
@@ -496,10 +503,15 @@ class _Fragments:
 
     __slots__ = ("_frame", "_header_size", "ids")
 
-    def __init__(self, stream_id: int, frame_id: int) -> None:
+    def __init__(self, stream_id: int, frame_id: int, little_endian: bool) -> None:
         self.ids = stream_id, frame_id
         self._frame = codec.encode_raw_frame(
-            FrameType.NOTIFY, FrameFlag.FIN, stream_id, frame_id, b""
+            FrameType.NOTIFY,
+            FrameFlag.FIN,
+            stream_id,
+            frame_id,
+            b"",
+            little_endian=little_endian,
         )
         self._header_size = len(self._frame)
 

@@ -95,7 +95,10 @@ class Message(_Plain):
 
     def get(self, name: str, default: Any = None) -> Any:
         """The argument of that name, or `default` where the message has none."""
-        return self[name] if name in self else default
+        try:
+            return self[name]
+        except KeyError:
+            return default
 
 
 class Action(NamedTuple):

@@ -1,0 +1,482 @@
+"""From the bytes of NOTIFY frames to the bytes of their ACKs, compiled.
+
+The same as `_dispatch_py`, its twin. A NOTIFY is first read whole into `Field`s, so that a
+malformed one calls no handler; then arguments go straight into the vector of a call.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.object cimport PyObject
+from libc.stdint cimport uint64_t
+from libc.string cimport memcmp, memset
+
+from spop._codec cimport (
+    Field, Header, Reader, Writer, begin_frame, decode_frame, field_value, finish_frame,
+    frame_length, new_message, read_field, read_header, read_span, release, text, write_actions,
+)
+
+from spop._dispatch_py import MISSING, Call, Deferred
+from spop.constants import DataType
+from spop.errors import FrameTooBigError, HandlerError, InvalidFrameError, ProtocolError
+from spop.frames import Ack, Notify
+
+cdef extern from "Python.h":
+    object PyObject_Vectorcall(object, PyObject **args, size_t nargs, PyObject *names)
+    void Py_INCREF(PyObject *)
+    void Py_XDECREF(PyObject *)
+
+cdef object _missing = MISSING
+
+cdef enum:
+    FIN = 1
+    NOTIFY_FRAME = 3
+    ACK_FRAME = 103
+    T_INT32 = 2
+    T_UINT64 = 5
+    T_STRING = 8
+    T_BINARY = 9
+    LEARNED_NAMES = 1024
+    KIND_ARGUMENT = 0
+    KIND_MESSAGE = 1
+    KIND_ACK = 2
+
+
+# A message as it stands in the buffer: its name, and where its arguments are in the fields.
+cdef struct Span:
+    const unsigned char *name
+    Py_ssize_t name_length
+    Py_ssize_t first
+    int count
+
+
+cdef class Route:
+    """A handler, ready to be called."""
+
+    cdef readonly str name
+    cdef readonly object function
+    cdef readonly tuple parameters
+    cdef readonly tuple keywords
+    cdef readonly bint deferred
+    cdef readonly dict on_error
+    cdef public Py_ssize_t calls
+    cdef public Py_ssize_t errors
+    cdef bytes raw_name
+    cdef dict slots            # by name as bytes; -1: no parameter wants it
+    cdef list expected         # the names seen last, by position of the argument
+    cdef int expected_slots[256]
+    cdef int size
+    cdef int positional
+    cdef long *accepts
+    cdef int *kinds
+    cdef bint takes_ack
+
+    def __cinit__(
+        self, str name, function, parameters=(), bint deferred=False, on_error=None,
+    ):
+        cdef int slot
+        self.name = name
+        self.raw_name = name.encode("utf-8", "surrogateescape")
+        self.function = function
+        self.parameters = tuple(sorted(parameters, key=_keyword_only))
+        self.keywords = tuple([p.name for p in self.parameters if p.keyword_only])
+        self.deferred = deferred
+        self.on_error = dict(on_error or {})
+        self.size = len(self.parameters)
+        self.positional = self.size - len(self.keywords)
+        self.accepts = <long *>PyMem_Malloc(max(1, self.size) * sizeof(long))
+        self.kinds = <int *>PyMem_Malloc(max(1, self.size) * sizeof(int))
+        if self.accepts is NULL or self.kinds is NULL:
+            raise MemoryError
+        self.slots = {}
+        self.expected = []
+        for slot in range(self.size):
+            parameter = self.parameters[slot]
+            self.accepts[slot] = parameter.accepts
+            self.kinds[slot] = parameter.kind
+            self.takes_ack |= self.kinds[slot] == KIND_ACK
+            if self.kinds[slot] == KIND_ARGUMENT:
+                self.slots[parameter.name.encode()] = slot
+
+    def __dealloc__(self):
+        PyMem_Free(self.accepts)
+        PyMem_Free(self.kinds)
+
+    def call(self, list values):
+        """Call the handler with bound values and return what it returns."""
+        if not self.keywords:
+            return self.function(*values)
+        return self.function(
+            *values[:self.positional],
+            **dict(zip(self.keywords, values[self.positional:], strict=True)))
+
+    def __repr__(self):
+        return f"<Route {self.name}>"
+
+    cdef int slot_of(self, int position, Field *field) except -2:
+        """The slot that an argument goes into, or -1. Names come in the order of last time."""
+        cdef bytes name
+        if position < len(self.expected):
+            name = <bytes>self.expected[position]
+            if PyBytes_GET_SIZE(name) == field.name_length and memcmp(
+                    PyBytes_AS_STRING(name), field.name, field.name_length) == 0:
+                return self.expected_slots[position]
+        return self.learn_slot(position, field)
+
+    cdef int learn_slot(self, int position, Field *field) except -2:
+        cdef bytes name = PyBytes_FromStringAndSize(<const char *>field.name, field.name_length)
+        cdef object found = self.slots.get(name)
+        cdef int slot
+        if found is None:
+            found = self.slots.get(name.replace(b"-", b"_").replace(b".", b"_"), -1)
+            if len(self.slots) < LEARNED_NAMES:
+                self.slots[name] = found
+        slot = found
+        if position < len(self.expected):
+            self.expected[position] = name
+            self.expected_slots[position] = slot
+        elif position == len(self.expected):
+            self.expected.append(name)
+            self.expected_slots[position] = slot
+        return slot
+
+    cdef object accepted(self, int slot, Field *field):
+        """The argument's value as its parameter has it, or MISSING."""
+        cdef long accepts = self.accepts[slot]
+        cdef int type = field.type
+        if accepts >> type & 1:
+            return field_value(field)
+        if T_INT32 <= type <= T_UINT64 and accepts & 0x3C:
+            return field_value(field)
+        if type == T_STRING and accepts >> T_BINARY & 1:
+            return PyBytes_FromStringAndSize(
+                <const char *>field.data, <Py_ssize_t>field.number)
+        if type == 0:
+            return _missing
+        named = "an integer" if T_INT32 <= type <= T_UINT64 else DataType(type).name
+        raise HandlerError(
+            f"message {self.name}: argument {self.parameters[slot].name} may not be {named}")
+
+    cdef int bind(
+        self, PyObject **values, Field *fields, Span *span, Header *header, object connection,
+    ) except -1:
+        """Fill `values`, owned references, with what the parameters are to be given."""
+        cdef int i, slot
+        cdef object value
+        for i in range(span.count):
+            slot = self.slot_of(i, &fields[span.first + i])
+            if slot >= 0 and values[slot] is NULL:
+                value = self.accepted(slot, &fields[span.first + i])
+                if value is not _missing:
+                    Py_INCREF(<PyObject *>value)
+                    values[slot] = <PyObject *>value
+        for slot in range(self.size):
+            if values[slot] is NULL:
+                value = self.supplied(slot, fields, span, header, connection)
+                Py_INCREF(<PyObject *>value)
+                values[slot] = <PyObject *>value
+        return 0
+
+    cdef object supplied(
+        self, int slot, Field *fields, Span *span, Header *header, object connection,
+    ):
+        """What a parameter is given that no argument was for."""
+        if self.kinds[slot] == KIND_MESSAGE:
+            return message_of(fields, span, header, connection)
+        if self.kinds[slot] == KIND_ACK:
+            return Ack(header.stream_id, header.frame_id)
+        parameter = self.parameters[slot]
+        if parameter.default is _missing:
+            raise HandlerError(f"message {self.name}: no argument {parameter.name}")
+        return parameter.default
+
+
+def _keyword_only(parameter):
+    return parameter.keyword_only
+
+
+cdef object message_of(Field *fields, Span *span, Header *header, object connection):
+    cdef list args = []
+    cdef int i
+    cdef Field *field
+    for i in range(span.count):
+        field = &fields[span.first + i]
+        args.append((text(field.name, field.name_length), field_value(field)))
+    return new_message(
+        text(span.name, span.name_length), args, header.stream_id, header.frame_id, connection)
+
+
+cdef class Dispatcher:
+    """All routes of an agent, for use by one thread."""
+
+    cdef readonly dict routes
+    cdef public Py_ssize_t notifies
+    cdef readonly dict unknown
+    cdef object failed
+    cdef dict by_raw_name
+    cdef Route last
+    cdef Field *fields
+    cdef Py_ssize_t fields_size
+    cdef Span *spans
+    cdef Py_ssize_t spans_size
+    cdef Py_ssize_t span_count
+    cdef bint busy
+
+    def __cinit__(self, routes=None, failed=None):
+        self.routes = None if routes is None else {route.name: route for route in routes}
+        self.by_raw_name = {}
+        if self.routes is not None:
+            self.by_raw_name = {(<Route>r).raw_name: r for r in self.routes.values()}
+        self.failed = failed
+        self.unknown = {}
+
+    def __dealloc__(self):
+        PyMem_Free(self.fields)
+        PyMem_Free(self.spans)
+
+    def answer_frames(
+        self, buffer, Py_ssize_t start, Py_ssize_t end, Py_ssize_t max_frame_size,
+        Py_ssize_t max_ack_size, bint little_endian, Py_ssize_t room, connection,
+    ):
+        """Answer the NOTIFY frames at the front of a buffer, as the twin describes it."""
+        cdef Py_buffer view
+        cdef unsigned char stack[4096]
+        cdef Writer w
+        cdef list left = []
+        if self.busy:
+            raise RuntimeError("a dispatcher can't be used inside of a handler it called")
+        w.data = stack
+        w.length = 0
+        w.capacity = sizeof(stack)
+        w.heap = False
+        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+        self.busy = True
+        try:
+            if not 0 <= start <= end <= view.len:
+                raise ValueError(f"{start} to {end} is outside a buffer of {view.len} bytes")
+            start += self.answer(
+                <const unsigned char *>view.buf + start, end - start, max_frame_size,
+                max_ack_size, little_endian, room, connection, left, &w)
+            return left, start, PyBytes_FromStringAndSize(<const char *>w.data, w.length)
+        finally:
+            self.busy = False
+            PyBuffer_Release(&view)
+            release(&w)
+
+    cdef Py_ssize_t answer(
+        self, const unsigned char *base, Py_ssize_t end, Py_ssize_t max_frame_size,
+        Py_ssize_t max_ack_size, bint little_endian, Py_ssize_t room, object connection,
+        list left, Writer *w,
+    ) except -1:
+        cdef Reader r
+        cdef Header header
+        cdef Py_ssize_t offset = 0, length
+        r.base = base
+        while len(left) < room:
+            try:
+                length = frame_length(base, offset, end, max_frame_size)
+                if length < 0:
+                    break
+                r.offset = offset + 4
+                r.end = r.offset + length
+                read_header(&r, &header, little_endian)
+                if header.type != NOTIFY_FRAME or not header.flags & FIN:
+                    left.append(decode_frame(&r, &header))
+                    offset += 4 + length
+                    break
+                self.read_spans(&r)
+            except ProtocolError:
+                if offset == 0:
+                    raise
+                break
+            offset += 4 + length
+            self.notify(&header, connection, left, w, max_ack_size, little_endian)
+        return offset
+
+    cdef int read_spans(self, Reader *r) except -1:
+        """Read the messages of a NOTIFY."""
+        cdef Py_ssize_t used = 0
+        cdef Span *span
+        cdef int i
+        self.span_count = 0
+        while r.offset < r.end:
+            if self.span_count == self.spans_size:
+                self.grow_spans()
+            span = &self.spans[self.span_count]
+            read_span(r, &span.name, &span.name_length)
+            if r.offset >= r.end:
+                raise InvalidFrameError(
+                    f"message without its argument count at byte {r.offset}")
+            span.count = r.base[r.offset]
+            span.first = used
+            r.offset += 1
+            if used + span.count > self.fields_size:
+                self.grow_fields(used + span.count)
+            for i in range(span.count):
+                read_field(r, &self.fields[used + i])
+            used += span.count
+            self.span_count += 1
+        return 0
+
+    cdef int grow_spans(self) except -1:
+        cdef Py_ssize_t size = max(8, 2 * self.spans_size)
+        cdef void *spans = PyMem_Realloc(self.spans, size * sizeof(Span))
+        if spans is NULL:
+            raise MemoryError
+        self.spans = <Span *>spans
+        self.spans_size = size
+        return 0
+
+    cdef int grow_fields(self, Py_ssize_t needed) except -1:
+        cdef Py_ssize_t size = 2 * needed
+        cdef void *fields = PyMem_Realloc(self.fields, size * sizeof(Field))
+        if fields is NULL:
+            raise MemoryError
+        self.fields = <Field *>fields
+        self.fields_size = size
+        return 0
+
+    cdef Route route_of(self, Span *span):
+        cdef bytes name
+        if self.last is not None:
+            name = self.last.raw_name
+            if PyBytes_GET_SIZE(name) == span.name_length and memcmp(
+                    PyBytes_AS_STRING(name), span.name, span.name_length) == 0:
+                return self.last
+        name = PyBytes_FromStringAndSize(<const char *>span.name, span.name_length)
+        found = self.by_raw_name.get(name)
+        if found is not None:
+            self.last = found
+        return found
+
+    cdef int notify(
+        self, Header *header, object connection, list left, Writer *w,
+        Py_ssize_t max_ack_size, bint little_endian,
+    ) except -1:
+        cdef Py_ssize_t i, start, payload
+        cdef Route route
+        self.notifies += 1
+        if self.routes is None or self.any_deferred():
+            left.append(self.deferred(header, connection))
+            return 0
+        start = begin_frame(
+            w, ACK_FRAME, FIN, header.stream_id, header.frame_id, little_endian)
+        payload = w.length
+        for i in range(self.span_count):
+            route = self.route_of(&self.spans[i])
+            if route is None:
+                self.count_unknown(&self.spans[i])
+            else:
+                self.run(route, &self.spans[i], header, connection, w)
+        if w.length - start - 4 > max_ack_size:
+            self.too_big(w.length - start - 4, max_ack_size)
+            w.length = payload
+        finish_frame(w, start)
+        return 0
+
+    cdef bint any_deferred(self) except -1:
+        cdef Py_ssize_t i
+        cdef Route route
+        for i in range(self.span_count):
+            route = self.route_of(&self.spans[i])
+            if route is not None and route.deferred:
+                return True
+        return False
+
+    cdef int run(
+        self, Route route, Span *span, Header *header, object connection, Writer *w,
+    ) except -1:
+        """Call a handler and write what it returns."""
+        cdef PyObject *stack[16]
+        cdef PyObject **values = stack
+        cdef Py_ssize_t start = w.length
+        cdef int i
+        if route.size > 16:
+            values = <PyObject **>PyMem_Malloc(route.size * sizeof(PyObject *))
+            if values is NULL:
+                raise MemoryError
+        memset(values, 0, route.size * sizeof(PyObject *))
+        try:
+            route.bind(values, self.fields, span, header, connection)
+            route.calls += 1
+            result = PyObject_Vectorcall(
+                route.function, values, route.positional,
+                <PyObject *>route.keywords if route.keywords else NULL)
+            if route.takes_ack:
+                for i in range(route.size):
+                    if route.kinds[i] == KIND_ACK:
+                        write_actions(w, (<object>values[i]).actions)
+            if result is not None:
+                write_actions(w, result)
+        except (Exception, SystemExit) as error:
+            w.length = start
+            self.fail(route, error)
+            write_actions(w, route.on_error)
+        finally:
+            for i in range(route.size):
+                Py_XDECREF(values[i])
+            if values is not stack:
+                PyMem_Free(values)
+        return 0
+
+    cdef object deferred(self, Header *header, object connection):
+        """What the caller has to run: the calls of a NOTIFY, or all of it as `Notify`."""
+        cdef Py_ssize_t i
+        cdef Route route
+        cdef list calls = []
+        if self.routes is None:
+            return self.as_notify(header, connection)
+        for i in range(self.span_count):
+            route = self.route_of(&self.spans[i])
+            if route is None:
+                self.count_unknown(&self.spans[i])
+                continue
+            try:
+                calls.append(Call(route, self.bound(route, &self.spans[i], header, connection)))
+                route.calls += 1
+            except HandlerError as error:
+                self.fail(route, error)
+                calls.append(Call(_constant(route), []))
+        return Deferred(header.stream_id, header.frame_id, calls)
+
+    cdef object as_notify(self, Header *header, object connection):
+        cdef Py_ssize_t i
+        return Notify(header.stream_id, header.frame_id, [
+            message_of(self.fields, &self.spans[i], header, connection)
+            for i in range(self.span_count)])
+
+    cdef list bound(self, Route route, Span *span, Header *header, object connection):
+        cdef PyObject *values[256]
+        cdef int i
+        if route.size > 256:
+            raise HandlerError(f"message {route.name}: more than 256 parameters")
+        memset(values, 0, route.size * sizeof(PyObject *))
+        try:
+            route.bind(values, self.fields, span, header, connection)
+            return [<object>values[i] for i in range(route.size)]
+        finally:
+            for i in range(route.size):
+                Py_XDECREF(values[i])
+
+    cpdef fail(self, Route route, error):
+        """Count a failure of a route and tell of it."""
+        route.errors += 1
+        if self.failed is not None:
+            self.failed(route.name, error)
+
+    cdef int too_big(self, Py_ssize_t size, Py_ssize_t limit) except -1:
+        if self.failed is not None:
+            name = text(self.spans[0].name, self.spans[0].name_length)
+            self.failed(name, FrameTooBigError(f"ACK of {size} bytes, {limit} at most"))
+        return 0
+
+    cdef int count_unknown(self, Span *span) except -1:
+        name = text(span.name, span.name_length)
+        if name in self.unknown or len(self.unknown) < 100:
+            self.unknown[name] = self.unknown.get(name, 0) + 1
+        return 0
+
+
+def _constant(Route route):
+    """A route that answers what `route` answers when it fails."""
+    return Route(route.name, lambda: route.on_error)

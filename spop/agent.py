@@ -1,0 +1,280 @@
+"""The agent: handlers by message name, their signatures, and what becomes of their failures.
+
+It knows no sockets. A server asks it for a `Dispatcher` for each of its threads and runs the
+`Deferred` exchanges; `spop.server` is one.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import time
+import types
+import typing
+from collections import Counter
+from collections.abc import Callable, Mapping
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from spop.connection import MAX_IN_FLIGHT, Disconnect, Peer
+from spop.constants import DEFAULT_MAX_FRAME_SIZE, DEFAULT_MAX_PAYLOAD_SIZE, DataType
+from spop.dispatch import ACK, ARGUMENT, MESSAGE, MISSING, Dispatcher, Parameter, Route
+from spop.frames import Ack, Message
+from spop.values import Value, type_unset
+
+if TYPE_CHECKING:
+    from spop.server import Server
+
+logger = logging.getLogger("spop.agent")
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+_ANY = -1
+_ACCEPTED: dict[Any, int] = {
+    None: 1 << DataType.NULL,
+    type(None): 1 << DataType.NULL,
+    bool: 1 << DataType.BOOL,
+    int: 1 << DataType.BOOL
+    | 1 << DataType.INT32
+    | 1 << DataType.UINT32
+    | 1 << DataType.INT64
+    | 1 << DataType.UINT64,
+    IPv4Address: 1 << DataType.IPV4,
+    IPv6Address: 1 << DataType.IPV6,
+    str: 1 << DataType.STRING,
+    bytes: 1 << DataType.BINARY,
+    object: _ANY,
+    Any: _ANY,
+    inspect.Parameter.empty: _ANY,
+}
+
+
+class HandlerInfo(typing.NamedTuple):
+    """A registered handler."""
+
+    name: str
+    function: Callable[..., Any]
+    parameters: tuple[Parameter, ...]
+    blocking: bool
+    asynchronous: bool
+    on_error: Mapping[str, Value | type_unset]
+
+    @property
+    def deferred(self) -> bool:
+        return self.blocking or self.asynchronous
+
+
+class Agent:
+    """A Stream Processing Offload Agent: what to answer to which message.
+
+    Args:
+        name: for logs.
+        max_frame_size: the largest frame in bytes that it accepts, 256 or more; HAProxy's
+            limit counts where it is lower.
+        max_payload_size: the largest payload in bytes that may arrive in fragments.
+        max_in_flight: NOTIFY frames of a connection that may wait for handlers at a time.
+
+    Attributes:
+        errors: how many messages could not be handled, by message name.
+    """
+
+    def __init__(
+        self,
+        name: str = "spop",
+        *,
+        max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
+        max_payload_size: int = DEFAULT_MAX_PAYLOAD_SIZE,
+        max_in_flight: int = MAX_IN_FLIGHT,
+    ) -> None:
+        self.name = name
+        self.max_frame_size = max_frame_size
+        self.max_payload_size = max_payload_size
+        self.max_in_flight = max_in_flight
+        self.handlers: dict[str, HandlerInfo] = {}
+        self.errors: Counter[str] = Counter()
+        self._connect_hooks: list[Callable[[Peer], object]] = []
+        self._disconnect_hooks: list[Callable[[Peer, Disconnect], object]] = []
+        self._error_hooks: list[Callable[[str, BaseException], object]] = []
+        self._error_log = _RateLimit(per_second=10)
+
+    def message(
+        self,
+        name: str,
+        *,
+        blocking: bool = False,
+        on_error: Mapping[str, Value | type_unset] | None = None,
+    ) -> Callable[[Handler], Handler]:
+        """Register the handler of a message, as a decorator.
+
+        The handler's parameters are the message's arguments by name; "-" and "." in a name
+        become "_". A parameter annotated `Message` is given the message, one annotated `Ack`
+        the answer to fill in. An argument that the message lacks, or that is NULL where the
+        annotation excludes None, is the parameter's default. The handler returns
+        ``{"scope.name": value}``, where `UNSET` removes a variable, or None.
+
+        Args:
+            name: as in ``spoe-message``.
+            blocking: run it in the thread pool, because it waits for something.
+            on_error: what to answer when the handler fails; nothing by default.
+
+        Raises:
+            TypeError: the signature can't be served.
+            ValueError: the message has a handler already.
+        """
+
+        def register(function: Handler) -> Handler:
+            if name in self.handlers:
+                raise ValueError(f"message {name!r} has a handler already")
+            asynchronous = inspect.iscoroutinefunction(function)
+            if asynchronous and blocking:
+                raise TypeError(f"message {name!r}: an async handler can't be blocking=True")
+            self.handlers[name] = HandlerInfo(
+                name,
+                function,
+                _parameters(name, function),
+                blocking,
+                asynchronous,
+                dict(on_error or {}),
+            )
+            return function
+
+        return register
+
+    def on_connect(self, hook: Callable[[Peer], object]) -> Callable[[Peer], object]:
+        """Have `hook` called with the `Peer` of each connection that said HELLO."""
+        self._connect_hooks.append(hook)
+        return hook
+
+    def on_disconnect(
+        self, hook: Callable[[Peer, Disconnect], object]
+    ) -> Callable[[Peer, Disconnect], object]:
+        """Have `hook` called when such a connection ended, and with how."""
+        self._disconnect_hooks.append(hook)
+        return hook
+
+    def on_error(
+        self, hook: Callable[[str, BaseException], object]
+    ) -> Callable[[str, BaseException], object]:
+        """Have `hook` called with message name and exception of each failed message."""
+        self._error_hooks.append(hook)
+        return hook
+
+    def dispatcher(self) -> Dispatcher:
+        """A dispatcher with all handlers, for one thread."""
+        routes = [
+            Route(info.name, info.function, info.parameters, info.deferred, info.on_error)
+            for info in self.handlers.values()
+        ]
+        return Dispatcher(routes, self.failed)
+
+    def connected(self, peer: Peer) -> None:
+        """Servers call this once a connection said HELLO."""
+        for hook in self._connect_hooks:
+            self._run_hook(hook, peer)
+
+    def disconnected(self, peer: Peer, reason: Disconnect) -> None:
+        """Servers call this once such a connection is over."""
+        for hook in self._disconnect_hooks:
+            self._run_hook(hook, peer, reason)
+
+    def failed(self, name: str, error: BaseException) -> None:
+        """Count, log and tell of a message that could not be handled."""
+        self.errors[name] += 1
+        if self._error_log.allows():
+            logger.error("message %r failed: %s", name, _summary(error), exc_info=error)
+        for hook in self._error_hooks:
+            self._run_hook(hook, name, error)
+
+    def _run_hook(self, hook: Callable[..., object], *args: object) -> None:
+        try:
+            hook(*args)
+        except Exception:
+            logger.exception("hook %s failed", getattr(hook, "__name__", hook))
+
+    def serve(self, bind: str | list[str] = "127.0.0.1:9000", **options: Any) -> None:
+        """Serve until SIGINT or SIGTERM; `spop.server.Server` has the options."""
+        from spop.server import Server
+
+        Server(self, bind, **options).run()
+
+    def serve_in_background(
+        self, bind: str | list[str] = "127.0.0.1:0", **options: Any
+    ) -> Server:
+        """A server for a ``with`` statement: it serves inside of it, in threads of its own."""
+        from spop.server import Server
+
+        return Server(self, bind, **options)
+
+
+def _summary(error: BaseException) -> str:
+    return repr(f"{type(error).__name__}: {error}")
+
+
+class _RateLimit:
+    """So many times a second, and no more."""
+
+    def __init__(self, per_second: int) -> None:
+        self._per_second = per_second
+        self._second = 0
+        self._used = 0
+
+    def allows(self) -> bool:
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._used = second, 0
+        self._used += 1
+        return self._used <= self._per_second
+
+
+def _parameters(message: str, function: Callable[..., Any]) -> tuple[Parameter, ...]:
+    """What a handler's signature asks for."""
+    try:
+        hints = typing.get_type_hints(function)
+    except NameError as error:
+        raise TypeError(f"message {message!r}: annotation can't be resolved: {error}") from None
+    parameters = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            raise TypeError(
+                f"message {message!r}: handler takes {parameter}; name the arguments it needs, "
+                "or take a parameter annotated Message"
+            )
+        parameters.append(
+            _parameter(message, parameter, hints.get(parameter.name, parameter.annotation))
+        )
+    return tuple(parameters)
+
+
+def _parameter(message: str, parameter: inspect.Parameter, annotation: Any) -> Parameter:
+    keyword_only = parameter.kind is parameter.KEYWORD_ONLY
+    if annotation is Message:
+        return Parameter(parameter.name, MESSAGE, keyword_only=keyword_only)
+    if annotation is Ack:
+        return Parameter(parameter.name, ACK, keyword_only=keyword_only)
+    accepts = _accepted(annotation)
+    if accepts is None:
+        raise TypeError(
+            f"message {message!r}: parameter {parameter.name} is annotated {annotation!r}, "
+            "which no SPOP value can be; use None, bool, int, str, bytes, IPv4Address, "
+            "IPv6Address, a union of these, Message or Ack"
+        )
+    default = MISSING if parameter.default is parameter.empty else parameter.default
+    return Parameter(parameter.name, ARGUMENT, accepts, default, keyword_only)
+
+
+def _accepted(annotation: Any) -> int | None:
+    """The data types that an annotation admits, a bit each; None where it is no such type."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        union = 0
+        for member in typing.get_args(annotation):
+            accepts = _accepted(member)
+            if accepts is None:
+                return None
+            union |= accepts
+        return union
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _accepted(typing.get_args(annotation)[0])
+    try:
+        return _ACCEPTED.get(annotation)
+    except TypeError:
+        return None

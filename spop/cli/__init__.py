@@ -1,0 +1,17 @@
+"""The command line. Each command is a module; `loading` finds the agent that is named."""
+
+from __future__ import annotations
+
+import click
+
+from spop.cli.serve import serve
+from spop.version import __version__
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="spop")
+def main() -> None:
+    """Agents for HAProxy's Stream Processing Offload Engine."""
+
+
+main.add_command(serve)

@@ -1,0 +1,63 @@
+"""Finding the agent that a user names on the command line."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+import click
+
+from spop.agent import Agent
+
+
+def load_agent(target: str) -> Agent:
+    """The agent that ``MODULE:AGENT`` names; MODULE is dotted or the path of a ``.py`` file.
+
+    Raises:
+        click.UsageError: there is none. The message says why.
+    """
+    module_name, colon, attribute = target.rpartition(":")
+    if not colon or not module_name or not attribute:
+        raise click.UsageError(f"{target!r} is not MODULE:AGENT, as in 'app:agent'")
+    agent = getattr(_load_module(module_name), attribute, None)
+    if not isinstance(agent, Agent):
+        found = "has no such name" if agent is None else f"has a {type(agent).__name__} there"
+        raise click.UsageError(f"{target!r} names no spop.Agent: the module {found}")
+    return agent
+
+
+def _load_module(name: str) -> ModuleType:
+    try:
+        return _load_file(Path(name)) if name.endswith(".py") else _import(name)
+    except click.UsageError:
+        raise
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise click.UsageError(
+            f"cannot import {name!r}: {type(error).__name__}: {error} "
+            f"({place.filename}:{place.lineno})"
+        ) from None
+
+
+def _import(name: str) -> ModuleType:
+    sys.path.insert(0, str(Path.cwd()))
+    return importlib.import_module(name)
+
+
+def _load_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise click.UsageError(f"no file {path}")
+    sys.path.insert(0, str(path.parent.resolve()))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise click.UsageError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
