@@ -10,7 +10,10 @@ from spop._dispatch_py import ACK, ARGUMENT, MESSAGE, MISSING, Call, Deferred, P
 if TYPE_CHECKING or codec.IMPLEMENTATION == "python":
     from spop._dispatch_py import Dispatcher, Route
 else:
-    from spop._dispatch import Dispatcher, Route
+    try:
+        from spop._dispatch import Dispatcher, Route
+    except ModuleNotFoundError:
+        from spop._dispatch_py import Dispatcher, Route
 
 __all__ = [
     "ACK",

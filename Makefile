@@ -1,0 +1,49 @@
+# Each target makes what it needs in .venv, a virtual environment of the project's own.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml spop/_codec.pyx spop/_codec.pxd spop/_dispatch.pyx
+
+.PHONY: help demo test lint bench docs clean
+
+help:
+	@echo "make demo | test | lint | bench | docs | clean"
+
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: $(VENV)/bin/pip $(SOURCES)
+	$(BIN)/pip install -q -e '.[cli]'
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/bin/pip $(SOURCES)
+	$(BIN)/pip install -q -e '.[dev]'
+	@touch $@
+
+$(VENV)/bench.stamp: $(VENV)/dev.stamp benchmarks/requirements.txt
+	$(BIN)/pip install -q -r benchmarks/requirements.txt
+	@touch $@
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/python examples/demo.py
+
+# Everything with the codec that was built, then once more with the one in Python.
+test: $(VENV)/dev.stamp
+	SPOP_PURE=1 $(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/bench.stamp
+	$(BIN)/python -m pytest benchmarks -q --benchmark-group-by=group --benchmark-columns=median,ops,rounds
+	$(BIN)/python benchmarks/frames.py
+
+docs: $(VENV)/dev.stamp
+	$(BIN)/pip install -q 'mkdocs>=1.6' 'mkdocstrings[python]>=0.26'
+	$(BIN)/mkdocs build --strict --site-dir build/docs
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info spop/*.so spop/_codec.c spop/_dispatch.c

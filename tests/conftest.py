@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import pytest
+
+import haproxy
+from spop import codec
+
+
+def twins(name: str) -> list[object]:
+    modules = [pytest.param(importlib.import_module(f"spop.{name}_py"), id="python")]
+    try:
+        modules.append(pytest.param(importlib.import_module(f"spop.{name}"), id="c"))
+    except ModuleNotFoundError:
+        assert codec.IMPLEMENTATION == "python"
+    return modules
+
+
+@pytest.fixture(params=twins("_codec"))
+def twin(request: pytest.FixtureRequest) -> ModuleType:
+    """Each implementation of the codec."""
+    module: ModuleType = request.param
+    return module
+
+
+@pytest.fixture(params=twins("_dispatch"))
+def dispatch(request: pytest.FixtureRequest) -> ModuleType:
+    """Each implementation of the dispatcher."""
+    module: ModuleType = request.param
+    return module
+
+
+@pytest.fixture(params=haproxy.installed(), ids=lambda path: ".".join(map(str, haproxy.version(path))))
+def haproxy_binary(request: pytest.FixtureRequest) -> str:
+    """Each HAProxy of this machine."""
+    path: str = request.param
+    return path

@@ -1,0 +1,186 @@
+"""Real HAProxy for the tests: which ones there are, running one, asking it."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import http.client
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, Self
+
+CONFIG = """
+global
+    stats socket {folder}/stats.sock level admin
+    {global_options}
+
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 30s
+    timeout server 30s
+
+frontend www
+    bind fd@{fd}
+    {frontend_options}
+    filter spoe engine test config {folder}/spoe.cfg
+    {frontend_rules}
+
+backend agents
+    mode {agent_mode}
+    option spop-check
+    timeout connect 5s
+    timeout server 1m
+    server agent {agent} check inter 100ms
+"""
+
+
+class Version(NamedTuple):
+    major: int
+    minor: int
+    patch: int
+
+
+class Answer(NamedTuple):
+    """What a request got: where HAProxy redirected it, and how long that took."""
+
+    source: str
+    status: int
+    location: str
+    seconds: float
+
+
+def installed() -> list[str]:
+    """HAProxy from PATH, and each of ``SPOP_TEST_HAPROXY``."""
+    found = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    others = os.environ.get("SPOP_TEST_HAPROXY", "").split(":")
+    return list(dict.fromkeys(path for path in [found, *others] if path))
+
+
+@functools.cache
+def version(path: str) -> Version:
+    shown = subprocess.run([path, "-v"], capture_output=True, text=True, check=True).stdout
+    match = re.search(r"version (\d+)\.(\d+)\.(\d+)", shown)
+    assert match, shown
+    return Version(*map(int, match.groups()))
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = 15) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come true in {timeout} s"
+        time.sleep(0.01)
+
+
+class HAProxy:
+    """A running HAProxy whose filter asks an agent, for a ``with`` statement.
+
+    Args:
+        agent: the agent's address as HAProxy writes it: ``HOST:PORT`` or ``unix@PATH``.
+        spoe: the SPOE file, the scope ``[test]`` and its ``use-backend`` line left out.
+        rules: what to do with a request once the agent answered.
+    """
+
+    def __init__(
+        self,
+        binary: str,
+        folder: Path,
+        *,
+        agent: str,
+        spoe: str,
+        rules: str,
+        frontend_options: str = "",
+        global_options: str = "",
+    ) -> None:
+        self.version = version(binary)
+        self._binary = binary
+        self._folder = folder
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.port: int = self._listener.getsockname()[1]
+        header, _, body = spoe.strip().partition("\n")
+        (folder / "spoe.cfg").write_text(f"[test]\n{header}\n    use-backend agents\n{body}\n")
+        (folder / "haproxy.cfg").write_text(
+            CONFIG.format(
+                folder=folder,
+                fd=self._listener.fileno(),
+                agent=agent,
+                agent_mode="spop" if self.version >= (3, 1) else "tcp",
+                frontend_options=frontend_options,
+                frontend_rules=rules,
+                global_options=global_options,
+            )
+        )
+        self._log = (folder / "haproxy.log").open("w+")
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [self._binary, "-db", "-f", str(self._folder / "haproxy.cfg")],
+            pass_fds=[self._listener.fileno()],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+        )
+        wait_until(self._answers, "HAProxy's stats socket")
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._listener.close()
+        self._log.close()
+
+    def log(self) -> str:
+        return (self._folder / "haproxy.log").read_text()
+
+    def _answers(self) -> bool:
+        assert self._process.poll() is None, self.log()
+        with contextlib.suppress(OSError):
+            return bool(self.command("show info"))
+        return False
+
+    def command(self, text: str) -> str:
+        """Ask the stats socket."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(5)
+            sock.connect(str(self._folder / "stats.sock"))
+            sock.sendall(text.encode() + b"\n")
+            with sock.makefile() as answer:
+                return answer.read()
+
+    def server_state(self) -> tuple[str, str]:
+        """Status of the agent's server and result of its last check: ``("UP", "L7OK")``."""
+        rows = csv.DictReader(self.command("show stat").lstrip("# ").splitlines())
+        row = next(r for r in rows if (r["pxname"], r["svname"]) == ("agents", "agent"))
+        return row["status"], row["check_status"]
+
+    def wait_until_up(self) -> None:
+        wait_until(lambda: self.server_state() == ("UP", "L7OK"), "the agent's check going UP")
+
+    def request(self, source: str = "127.0.0.1", body: bytes | None = None) -> Answer:
+        started = time.monotonic()
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.port, timeout=20, source_address=(source, 0)
+        )
+        with contextlib.closing(connection):
+            connection.request("GET" if body is None else "POST", "/", body)
+            response = connection.getresponse()
+            response.read()
+            location = response.getheader("Location", "")
+        return Answer(source, response.status, location, time.monotonic() - started)
+
+    def requests(self, count: int, concurrency: int) -> Iterator[Answer]:
+        """Send requests from addresses 127.0.0.2 to 127.0.0.251, each in turn."""
+        with ThreadPoolExecutor(concurrency) as pool:
+            sources = (f"127.0.0.{2 + number % 250}" for number in range(count))
+            yield from pool.map(self.request, sources)

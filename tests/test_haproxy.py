@@ -1,0 +1,247 @@
+"""The agent behind real HAProxy, in each version that there is."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import Counter
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from haproxy import HAProxy, version, wait_until
+from spop import Agent, Message
+
+SPOE = """
+spoe-agent test-agent
+    messages check
+    option var-prefix test
+    {options}
+    timeout hello 5s
+    timeout idle 1m
+    timeout processing 10s
+
+spoe-message check
+    args ip=src method=method path=path body=req.body
+    event on-frontend-http-request
+"""
+
+RULES = "http-request redirect location /%[var(txn.test.score)]"
+
+
+@pytest.fixture
+def agent() -> Agent:
+    agent = Agent()
+
+    @agent.message("check")
+    def check(ip: IPv4Address, method: str, path: str) -> dict[str, int]:
+        assert (method, path) == ("GET", "/")
+        return {"txn.score": ip.packed[-1]}
+
+    return agent
+
+
+def test_the_check_goes_up_and_every_request_gets_its_variable(
+    haproxy_binary: str, agent: Agent, tmp_path: Path
+) -> None:
+    with (
+        agent.serve_in_background(threads=2) as server,
+        HAProxy(
+            haproxy_binary,
+            tmp_path,
+            agent=str(server.address),
+            spoe=SPOE.format(options=""),
+            rules=RULES,
+        ) as proxy,
+    ):
+        proxy.wait_until_up()
+        answers = list(proxy.requests(2000, concurrency=32))
+    wrong = [a for a in answers if a.location != f"/{a.source.rpartition('.')[2]}"]
+    assert not wrong
+    assert Counter(a.status for a in answers) == {302: 2000}
+    assert max(a.seconds for a in answers) < 10, "a request waited for its processing timeout"
+    assert not agent.errors
+
+
+def test_a_unix_socket_serves_as_well(haproxy_binary: str, agent: Agent, tmp_path: Path) -> None:
+    with (
+        agent.serve_in_background(f"unix:{tmp_path}/agent.sock"),
+        HAProxy(
+            haproxy_binary,
+            tmp_path,
+            agent=f"unix@{tmp_path}/agent.sock",
+            spoe=SPOE.format(options=""),
+            rules=RULES,
+        ) as proxy,
+    ):
+        proxy.wait_until_up()
+        assert proxy.request("127.0.0.9").location == "/9"
+
+
+@pytest.mark.parametrize("kind", ["blocking", "async"])
+def test_deferred_handlers_answer_out_of_order(
+    haproxy_binary: str, tmp_path: Path, kind: str
+) -> None:
+    agent = Agent()
+    if kind == "blocking":
+
+        @agent.message("check", blocking=True)
+        def check(ip: IPv4Address) -> dict[str, int]:
+            time.sleep(0.02 if ip.packed[-1] % 2 else 0)
+            return {"txn.score": ip.packed[-1]}
+    else:
+
+        @agent.message("check")
+        async def check_async(ip: IPv4Address) -> dict[str, int]:
+            await asyncio_sleep(0.02 if ip.packed[-1] % 2 else 0)
+            return {"txn.score": ip.packed[-1]}
+
+    with (
+        agent.serve_in_background(threads=2) as server,
+        HAProxy(
+            haproxy_binary,
+            tmp_path,
+            agent=str(server.address),
+            spoe=SPOE.format(options=""),
+            rules=RULES,
+        ) as proxy,
+    ):
+        proxy.wait_until_up()
+        answers = list(proxy.requests(500, concurrency=32))
+    assert not [a for a in answers if a.location != f"/{a.source.rpartition('.')[2]}"]
+
+
+async def asyncio_sleep(seconds: float) -> None:
+    import asyncio
+
+    await asyncio.sleep(seconds)
+
+
+@pytest.fixture
+def body_agent() -> Agent:
+    agent = Agent()
+
+    @agent.message("check")
+    def check(body: bytes) -> dict[str, str]:
+        return {"txn.score": hashlib.md5(body).hexdigest()}
+
+    return agent
+
+
+@pytest.mark.parametrize("size", [5000, 12_000])
+def test_a_large_body_arrives_whole(
+    haproxy_binary: str, body_agent: Agent, tmp_path: Path, size: int
+) -> None:
+    """Through fragments where HAProxy has them (1.8 to 3.0), else in one frame."""
+    fragments = version(haproxy_binary) < (3, 1)
+    body = bytes(range(256)) * (size // 256)
+    with (
+        body_agent.serve_in_background() as server,
+        HAProxy(
+            haproxy_binary,
+            tmp_path,
+            agent=str(server.address),
+            spoe=SPOE.format(options="max-frame-size 1024" if fragments else ""),
+            rules=RULES,
+            frontend_options="option http-buffer-request",
+        ) as proxy,
+    ):
+        proxy.wait_until_up()
+        for _ in range(20):
+            assert proxy.request(body=body).location == f"/{hashlib.md5(body).hexdigest()}"
+    assert not body_agent.errors
+
+
+def test_frames_larger_than_64_kib_need_no_setting(
+    haproxy_binary: str, body_agent: Agent, tmp_path: Path
+) -> None:
+    body = bytes(range(256)) * 400
+    with (
+        body_agent.serve_in_background() as server,
+        HAProxy(
+            haproxy_binary,
+            tmp_path,
+            agent=str(server.address),
+            spoe=SPOE.format(options=""),
+            rules=RULES,
+            frontend_options="option http-buffer-request",
+            global_options="tune.bufsize 131072",
+        ) as proxy,
+    ):
+        proxy.wait_until_up()
+        assert proxy.request(body=body).location == f"/{hashlib.md5(body).hexdigest()}"
+
+
+def test_the_agent_says_goodbye_and_haproxy_goes_on_with_the_next(
+    haproxy_binary: str, agent: Agent, tmp_path: Path
+) -> None:
+    """A restart of the agent costs no request its variable once it is up again."""
+    address = f"unix:{tmp_path}/agent.sock"
+    with HAProxy(
+        haproxy_binary,
+        tmp_path,
+        agent=f"unix@{tmp_path}/agent.sock",
+        spoe=SPOE.format(options=""),
+        rules=RULES,
+    ) as proxy:
+        for _ in range(3):
+            with agent.serve_in_background(address):
+                proxy.wait_until_up()
+                assert proxy.request("127.0.0.7").location == "/7"
+            wait_until(lambda: proxy.server_state()[0] == "DOWN", "the check going DOWN")
+
+
+def test_a_handler_that_fails_costs_no_timeout(haproxy_binary: str, tmp_path: Path) -> None:
+    agent = Agent()
+
+    @agent.message("check", on_error={"txn.score": "failed"})
+    def check(message: Message) -> None:
+        raise ValueError("broken")
+
+    with (
+        agent.serve_in_background() as server,
+        HAProxy(
+            haproxy_binary,
+            tmp_path,
+            agent=str(server.address),
+            spoe=SPOE.format(options=""),
+            rules=RULES,
+        ) as proxy,
+    ):
+        proxy.wait_until_up()
+        answer = proxy.request()
+    assert answer.location == "/failed"
+    assert answer.seconds < 5
+    assert agent.errors == {"check": 1}
+
+
+def test_requests_during_the_stop_of_an_agent_are_answered(
+    haproxy_binary: str, tmp_path: Path
+) -> None:
+    agent = Agent()
+    running, release = threading.Event(), threading.Event()
+
+    @agent.message("check", blocking=True)
+    def check(ip: IPv4Address) -> dict[str, int]:
+        running.set()
+        release.wait(5)
+        return {"txn.score": ip.packed[-1]}
+
+    with HAProxy(
+        haproxy_binary,
+        tmp_path,
+        agent=f"unix@{tmp_path}/agent.sock",
+        spoe=SPOE.format(options=""),
+        rules=RULES,
+    ) as proxy:
+        answers = []
+        with agent.serve_in_background(f"unix:{tmp_path}/agent.sock"):
+            proxy.wait_until_up()
+            client = threading.Thread(target=lambda: answers.append(proxy.request("127.0.0.5")))
+            client.start()
+            assert running.wait(5)
+            threading.Timer(0.2, release.set).start()
+        client.join()
+    assert answers[0].location == "/5"
