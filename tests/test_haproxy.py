@@ -149,6 +149,8 @@ def test_a_large_body_arrives_whole(
         ) as proxy,
     ):
         proxy.wait_until_up()
+        # HAProxy 1.8.0 fragments nothing before a first HELLO told it that it may.
+        proxy.request(body=b"small")
         for _ in range(20):
             assert proxy.request(body=body).location == f"/{hashlib.md5(body).hexdigest()}"
     assert not body_agent.errors
