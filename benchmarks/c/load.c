@@ -1,0 +1,180 @@
+/* The load: keeps a number of NOTIFY frames in flight on each of some connections.
+ *
+ *     load PORT CONNECTIONS DEPTH COUNT small|web
+ *
+ * Prints how many frames were answered, in how many seconds, and how many ACKs were wrong:
+ * for no frame in flight, or without the action. */
+#include "spop.h"
+
+#include <arpa/inet.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { BUFFER = 1 << 18, EVENTS = 64, MAX_DEPTH = 1000, PATIENCE_MS = 30000 };
+
+struct connection {
+    int fd;
+    int ready;
+    size_t used;
+    uint64_t in_flight[MAX_DEPTH];
+    uint8_t data[BUFFER];
+};
+
+static int depth, web;
+static uint64_t count, sent, answered, wrong;
+static char headers[601];
+
+static void die(const char *what)
+{
+    fprintf(stderr, "load: %s (%lu of %lu frames answered)\n", what, (unsigned long)answered,
+            (unsigned long)count);
+    exit(1);
+}
+
+static uint8_t *put_named_text(uint8_t *p, const char *name, const char *value)
+{
+    p = put_text(p, name);
+    *p++ = 8;
+    return put_text(p, value);
+}
+
+static uint8_t *put_notify(uint8_t *out, uint64_t stream_id)
+{
+    uint8_t *p = begin_frame(out, NOTIFY, stream_id, 1);
+    p = put_text(p, web ? "check-request" : "check-client-ip");
+    *p++ = web ? 6 : 1;
+    p = put_text(p, "ip");
+    *p++ = 6, *p++ = 127, *p++ = 0, *p++ = stream_id >> 8, *p++ = stream_id % 240;
+    if (web) {
+        p = put_text(p, "port");
+        *p++ = 4;
+        p = put_varint(p, 1024 + stream_id % 60000);
+        p = put_named_text(p, "method", "GET");
+        p = put_named_text(p, "path", "/some/path/to/a/resource");
+        p = put_text(p, "ssl");
+        *p++ = 0x11;
+        p = put_named_text(p, "headers", headers);
+    }
+    return finish_frame(out, p);
+}
+
+static void send_all(int fd, const uint8_t *data, size_t length)
+{
+    while (length > 0) {
+        ssize_t done = write(fd, data, length);
+        if (done <= 0)
+            die("the agent closed a connection");
+        data += done, length -= done;
+    }
+}
+
+static void send_hello(struct connection *c)
+{
+    uint8_t out[256], *p = begin_frame(out, HAPROXY_HELLO, 0, 0);
+    p = put_named_text(p, "supported-versions", "2.0");
+    p = put_text(p, "max-frame-size");
+    *p++ = 3;
+    p = put_varint(p, 16380);
+    p = put_named_text(p, "capabilities", "pipelining,async");
+    p = put_named_text(p, "engine-id", "benchmark");
+    send_all(c->fd, out, finish_frame(out, p) - out);
+}
+
+/* Sends a new NOTIFY in each free slot, all in one write. */
+static void fill(struct connection *c)
+{
+    static uint8_t out[MAX_DEPTH * 1024];
+    uint8_t *p = out;
+    for (int slot = 0; slot < depth && sent < count; slot++)
+        if (!c->in_flight[slot])
+            p = put_notify(p, c->in_flight[slot] = ++sent);
+    send_all(c->fd, out, p - out);
+}
+
+static void take_ack(struct connection *c, const uint8_t *p, const uint8_t *end)
+{
+    uint64_t stream_id, frame_id;
+    p = get_varint(get_varint(p, end, &stream_id), end, &frame_id);
+    answered++;
+    wrong += !p || p == end || end[-1] != stream_id % 240;
+    for (int slot = 0; p && slot < depth; slot++)
+        if (c->in_flight[slot] == stream_id) {
+            c->in_flight[slot] = 0;
+            return;
+        }
+    wrong++;
+}
+
+static void receive(struct connection *c)
+{
+    ssize_t got = read(c->fd, c->data + c->used, BUFFER - c->used);
+    if (got <= 0)
+        die("the agent closed a connection");
+    const uint8_t *p = c->data, *end = p + (c->used += got);
+    while (end - p >= 4 && (size_t)(end - p) >= 4 + (size_t)get32(p)) {
+        const uint8_t *frame = p + 4;
+        p = frame + get32(p);
+        if (frame[0] == ACK)
+            take_ack(c, frame + 5, p);
+        else if (frame[0] == AGENT_HELLO)
+            c->ready = 1;
+        else
+            die("the agent sent neither HELLO nor ACK");
+    }
+    c->used = end - p;
+    memmove(c->data, p, c->used);
+    if (c->ready)
+        fill(c);
+}
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec + t.tv_nsec * 1e-9;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 6)
+        return fprintf(stderr, "usage: load PORT CONNECTIONS DEPTH COUNT small|web\n"), 2;
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(atoi(argv[1]))};
+    int connections = atoi(argv[2]), one = 1, poller = epoll_create1(0);
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    depth = atoi(argv[3]) < MAX_DEPTH ? atoi(argv[3]) : MAX_DEPTH;
+    count = atoll(argv[4]);
+    web = argv[5][0] == 'w';
+    while (strlen(headers) < 600)
+        strncat(headers, "x-header: some value of a header\r\n", 600 - strlen(headers));
+    struct epoll_event event = {.events = EPOLLIN}, events[EVENTS];
+    double start = now();
+    for (int i = 0; i < connections; i++) {
+        struct connection *c = calloc(1, sizeof *c);
+        c->fd = socket(AF_INET, SOCK_STREAM, 0);
+        if (connect(c->fd, (struct sockaddr *)&address, sizeof address))
+            die("no connection to the agent");
+        setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+        event.data.ptr = c;
+        epoll_ctl(poller, EPOLL_CTL_ADD, c->fd, &event);
+        send_hello(c);
+    }
+    while (answered < count) {
+        int ready = epoll_wait(poller, events, EVENTS, PATIENCE_MS);
+        if (ready == 0)
+            die("no answer in 30 s");
+        for (int i = 0; i < ready; i++)
+            receive(events[i].data.ptr);
+    }
+    double seconds = now() - start;
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    double cpu = usage.ru_utime.tv_sec + usage.ru_stime.tv_sec +
+                 (usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) * 1e-6;
+    printf("{\"frames\": %lu, \"seconds\": %.6f, \"cpu\": %.6f, \"wrong\": %lu}\n",
+           (unsigned long)answered, seconds, cpu, (unsigned long)wrong);
+    return wrong != 0;
+}

@@ -1,0 +1,196 @@
+"""CPU time per frame of agents over real sockets, as a ratio to an agent in C.
+
+    python benchmarks/frames.py [--agents spop,haproxyspoa] [--runs 5] [--scale 1.0]
+
+The load generator and the C agent are compiled on the spot. Each agent has processor 0 for
+itself, the load has processor 1. The runs of all agents alternate, so that a machine that
+grows slower does so for all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).parent
+BUILD = HERE / "build"
+CONNECTIONS = 16
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+class Exchange(NamedTuple):
+    name: str
+    depth: int
+    payload: str
+    frames: int
+
+
+class Agent(NamedTuple):
+    name: str
+    command: Callable[[int], list[str]]
+    environment: dict[str, str]
+    slowness: int
+    """How many times fewer frames it is given, to end in the same time."""
+
+
+EXCHANGES = (
+    Exchange("ping-pong", 1, "small", 200_000),
+    Exchange("20 in flight", 20, "small", 1_000_000),
+    Exchange("20 in flight, 6 arguments + 600 bytes", 20, "web", 1_000_000),
+    Exchange("100 in flight", 100, "small", 2_000_000),
+)
+
+
+def python(script: str) -> Callable[[int], list[str]]:
+    return lambda port: [sys.executable, str(HERE / "agents" / script), str(port)]
+
+
+def spop_serve(port: int) -> list[str]:
+    target = f"{HERE / 'agents' / 'spop_agent.py'}:agent"
+    bind = f"127.0.0.1:{port}"
+    return [sys.executable, "-m", "spop", "serve", target, "--bind", bind, "--log-level", "error"]
+
+
+AGENTS = {
+    agent.name: agent
+    for agent in (
+        Agent("C sink", lambda port: [str(BUILD / "sink"), str(port)], {}, 1),
+        Agent("spop", spop_serve, {}, 1),
+        Agent("spop, pure Python", spop_serve, {"SPOP_PURE": "1"}, 10),
+        Agent("haproxyspoa", python("haproxyspoa_agent.py"), {}, 40),
+        Agent("spoe-forge", python("spoe_forge_agent.py"), {}, 40),
+    )
+}
+NEEDS = {"haproxyspoa": "haproxyspoa", "spoe-forge": "spoe_forge"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--agents", default=",".join(AGENTS), help="names, separated by ';' or ','")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of frames")
+    parser.add_argument("--json", type=Path, help="write all figures there")
+    options = parser.parse_args()
+    compile_c()
+    wanted = [agent for agent in AGENTS.values() if agent.name == "C sink" or agent.name in options.agents]
+    agents = [agent for agent in wanted if is_installed(agent)]
+    figures = measure(agents, options.runs, options.scale)
+    print(table(figures, agents))
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1))
+
+
+def compile_c() -> None:
+    compiler = os.environ.get("CC") or shutil.which("cc")
+    if compiler is None:
+        sys.exit("frames.py needs a C compiler, for the load generator and the C agent")
+    BUILD.mkdir(exist_ok=True)
+    for name in ("sink", "load"):
+        source = HERE / "c" / f"{name}.c"
+        command = [compiler, "-O2", "-std=gnu11", "-Wall", "-o", str(BUILD / name), str(source)]
+        subprocess.run(command, check=True)
+
+
+def is_installed(agent: Agent) -> bool:
+    module = NEEDS.get(agent.name)
+    if module is None or importlib.util.find_spec(module):
+        return True
+    print(f"{agent.name}: not installed, left out", file=sys.stderr)
+    return False
+
+
+def measure(agents: list[Agent], runs: int, scale: float) -> dict[str, dict[str, list[float]]]:
+    """Microseconds of CPU per frame of each run, by exchange and agent."""
+    figures: dict[str, dict[str, list[float]]] = {}
+    with contextlib.ExitStack() as stack:
+        running = [(agent, *stack.enter_context(started(agent))) for agent in agents]
+        for exchange in EXCHANGES:
+            results = figures.setdefault(exchange.name, {agent.name: [] for agent in agents})
+            for _ in range(runs):
+                for agent, process, port in running:
+                    frames = max(1000, int(exchange.frames * scale / agent.slowness))
+                    before = cpu_seconds(process.pid)
+                    load(port, exchange, frames)
+                    used = cpu_seconds(process.pid) - before
+                    results[agent.name].append(used / frames * 1e6)
+    return figures
+
+
+@contextlib.contextmanager
+def started(agent: Agent) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+    process = subprocess.Popen(
+        agent.command(port),
+        env={**os.environ, **agent.environment},
+        preexec_fn=lambda: pin(0),
+    )
+    try:
+        wait_for(port, process)
+        yield process, port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.05)
+    sys.exit(f"{process.args} does not listen")
+
+
+def load(port: int, exchange: Exchange, frames: int) -> None:
+    command = [str(BUILD / "load"), str(port), str(CONNECTIONS)]
+    command += [str(exchange.depth), str(frames), exchange.payload]
+    subprocess.run(
+        command, check=True, stdout=subprocess.DEVNULL, preexec_fn=lambda: pin(1), timeout=120
+    )
+
+
+def pin(processor: int) -> None:
+    available = sorted(os.sched_getaffinity(0))
+    if len(available) > 1:
+        os.sched_setaffinity(0, {available[processor]})
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICK
+
+
+def table(figures: dict[str, dict[str, list[float]]], agents: list[Agent]) -> str:
+    lines = [
+        "CPU time per frame in µs, median (least to most), and the median ratio to the C sink",
+        "",
+        "| exchange | " + " | ".join(agent.name for agent in agents) + " |",
+        "|---|" + "---|" * len(agents),
+    ]
+    for exchange, results in figures.items():
+        cells = [cell(results[agent.name], results["C sink"]) for agent in agents]
+        lines.append(f"| {exchange} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def cell(values: list[float], yardstick: list[float]) -> str:
+    ratio = statistics.median(v / y for v, y in zip(values, yardstick, strict=True))
+    spread = f"{min(values):.3g} to {max(values):.3g}"
+    return f"{statistics.median(values):.3g} ({spread}), {ratio:.2f} ×"
+
+
+if __name__ == "__main__":
+    main()

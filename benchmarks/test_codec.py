@@ -1,0 +1,156 @@
+"""The codec twins and the codecs of other packages on the same work, by pytest-benchmark.
+
+The exchange is a realistic one: a NOTIFY with six arguments, 600 bytes of headers among them,
+is decoded and an ACK that sets one variable is encoded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from typing import Any
+
+import pytest
+
+from spop import Message, _codec_py
+from spop.values import Value
+
+ARGUMENTS: dict[str, Value] = {
+    "ip": IPv4Address("127.0.3.7"),
+    "port": 50123,
+    "method": "GET",
+    "path": "/some/path/to/a/resource",
+    "ssl": True,
+    "headers": ("x-header: some value of a header\r\n" * 18)[:600],
+}
+NOTIFY = bytes(_codec_py.encode_notify(1234, 1, [Message("check-request", ARGUMENTS)]))
+SMALL_NOTIFY = bytes(
+    _codec_py.encode_notify(1234, 1, [Message("check-client-ip", ip=ARGUMENTS["ip"])])
+)
+ACK = bytes(_codec_py.encode_ack(1234, 1, {"sess.ip_score": 7}))
+
+Exchange = Callable[[bytes], bytes]
+
+
+def spop_codec(name: str) -> Exchange:
+    codec = importlib.import_module(name)
+
+    def exchange(frame: bytes) -> bytes:
+        notify = codec.decode_frames(frame)[0][0]
+        score = notify.messages[0]["ip"].packed[-1]
+        return codec.encode_ack(notify.stream_id, notify.frame_id, {"sess.ip_score": score})
+
+    return exchange
+
+
+def haproxyspoa() -> Exchange:
+    from haproxyspoa.payloads.ack import AckPayload, ActionVarScope
+    from haproxyspoa.payloads.notify import NotifyPayload
+    from haproxyspoa.spoa_data_types import parse_varint
+    from haproxyspoa.spoa_frame import Frame, FrameType
+
+    class Writer:
+        def __init__(self) -> None:
+            self.written = bytearray()
+
+        def write(self, data: bytes) -> None:
+            self.written += data
+
+        async def drain(self) -> None:
+            pass
+
+    def exchange(data: bytes) -> bytes:
+        # As Frame.read_frame() does, without its waiting.
+        buffer = io.BytesIO(data)
+        int.from_bytes(buffer.read(4), "big")
+        type_, flags = int.from_bytes(buffer.read(1), "big"), int.from_bytes(buffer.read(4), "big")
+        stream_id, frame_id = parse_varint(buffer), parse_varint(buffer)
+        frame = Frame(type_, flags, stream_id, frame_id, buffer)
+        message = next(iter(NotifyPayload(frame.payload).messages.values()))
+        ack = AckPayload().set_var(ActionVarScope.SESSION, "ip_score", message["ip"].packed[-1])
+        writer = Writer()
+        try:
+            Frame(FrameType.ACK, 1, stream_id, frame_id, ack.to_bytes()).write_frame(writer).send(None)
+        except StopIteration:
+            pass
+        return bytes(writer.written)
+
+    return exchange
+
+
+def spoe_forge() -> Exchange:
+    from spoe_forge import ActionScope, SetVarAction
+    from spoe_forge.spop.constants import FrameType
+    from spoe_forge.spop.frame import Frame
+
+    class Reader:
+        def __init__(self, data: bytes) -> None:
+            self.buffer = io.BytesIO(data)
+
+        async def readexactly(self, size: int) -> bytes:
+            return self.buffer.read(size)
+
+    def decode(data: bytes) -> Any:
+        try:
+            Frame.decode(Reader(data), 16380).send(None)
+        except StopIteration as stop:
+            return stop.value
+
+    def exchange(data: bytes) -> bytes:
+        frame = decode(data)
+        _, args = frame.messages[0]
+        action = SetVarAction(ActionScope.SESSION, "ip_score", args["ip"].packed[-1])
+        ack = Frame.construct(
+            FrameType.ACK,
+            stream_id=frame.metadata.stream_id,
+            frame_id=frame.metadata.frame_id,
+            actions=[action],
+        )
+        return ack.encode(16380)
+
+    return exchange
+
+
+CODECS: dict[str, Callable[[], Exchange]] = {
+    "spop, compiled": lambda: spop_codec("spop._codec"),
+    "spop, pure Python": lambda: spop_codec("spop._codec_py"),
+    "haproxyspoa": haproxyspoa,
+    "spoe-forge": spoe_forge,
+}
+
+
+@pytest.fixture(params=CODECS)
+def exchange(request: pytest.FixtureRequest) -> Exchange:
+    try:
+        return CODECS[request.param]()
+    except ModuleNotFoundError as error:
+        pytest.skip(f"{error.name} is not installed")
+
+
+@pytest.mark.benchmark(group="NOTIFY of six arguments + ACK")
+def test_exchange(benchmark: Any, exchange: Exchange) -> None:
+    assert len(benchmark(exchange, NOTIFY)) in (len(ACK), len(ACK) + 1)
+
+
+@pytest.mark.benchmark(group="NOTIFY of one argument + ACK")
+def test_small_exchange(benchmark: Any, exchange: Exchange) -> None:
+    assert len(benchmark(exchange, SMALL_NOTIFY)) in (len(ACK), len(ACK) + 1)
+
+
+@pytest.fixture(params=["spop._codec", "spop._codec_py"])
+def codec(request: pytest.FixtureRequest) -> Any:
+    return pytest.importorskip(request.param)
+
+
+@pytest.mark.benchmark(group="varint")
+@pytest.mark.parametrize("value", [1, 5000, 2**64 - 1])
+def test_varint(benchmark: Any, codec: Any, value: int) -> None:
+    assert benchmark(lambda: codec.decode_varint(codec.encode_varint(value))[0]) == value
+
+
+@pytest.mark.benchmark(group="value")
+@pytest.mark.parametrize("value", [ARGUMENTS["ip"], 50123, "GET", ARGUMENTS["headers"]], ids=type)
+def test_value(benchmark: Any, codec: Any, value: Value) -> None:
+    assert benchmark(lambda: codec.decode_value(codec.encode_value(value))[0]) == value
