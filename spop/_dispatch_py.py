@@ -81,7 +81,7 @@ class Route:
             HandlerError: an argument is missing or of a type that is not accepted.
         """
         values = [MISSING] * len(self.parameters)
-        for name, value in message.args:
+        for name, value in zip(message.names, message.values, strict=True):
             slot = self._slots.get(name)
             if slot is None:
                 slot = self._slots.get(name.replace("-", "_").replace(".", "_"))

@@ -41,17 +41,19 @@ class Message(_Plain):
 
     Attributes:
         name: the message's name, as in ``spoe-message``.
-        args: the arguments as (name, value) pairs, in order; the name may be empty.
+        names: the names of the arguments, in order; a name may be empty.
+        values: their values.
         stream_id: the stream of the NOTIFY; 0 in a message that no frame brought.
         frame_id: the frame of the NOTIFY inside its stream; 0 as above.
         connection: what is known of the peer that sent it; None as above.
     """
 
-    __slots__ = ("args", "connection", "frame_id", "name", "stream_id")
+    __slots__ = ("connection", "frame_id", "name", "names", "stream_id", "values")
     _compared = ("name", "args")
 
     name: str
-    args: list[tuple[str, DecodedValue]]
+    names: list[str]
+    values: list[DecodedValue]
     stream_id: int
     frame_id: int
     connection: Peer | None
@@ -66,10 +68,16 @@ class Message(_Plain):
         pairs: list[Any] = list(args.items() if isinstance(args, Mapping) else args)
         pairs.extend(named.items())
         self.name = name
-        self.args = pairs
+        self.names = [name for name, _ in pairs]
+        self.values = [value for _, value in pairs]
         self.stream_id = 0
         self.frame_id = 0
         self.connection = None
+
+    @property
+    def args(self) -> list[tuple[str, DecodedValue]]:
+        """The arguments as (name, value) pairs, in order."""
+        return list(zip(self.names, self.values, strict=True))
 
     @property
     def engine_id(self) -> str | None:
@@ -78,20 +86,20 @@ class Message(_Plain):
 
     def __getitem__(self, key: str | int) -> DecodedValue:
         if isinstance(key, int):
-            return self.args[key][1]
-        for name, value in self.args:
+            return self.values[key]
+        for name, value in zip(self.names, self.values, strict=True):
             if name == key:
                 return value
         raise KeyError(key)
 
     def __contains__(self, name: object) -> bool:
-        return any(name == present for present, _ in self.args)
+        return name in self.names
 
     def __iter__(self) -> Iterator[str]:
-        return (name for name, _ in self.args)
+        return iter(self.names)
 
     def __len__(self) -> int:
-        return len(self.args)
+        return len(self.names)
 
     def get(self, name: str, default: Any = None) -> Any:
         """The argument of that name, or `default` where the message has none."""
