@@ -282,6 +282,9 @@ class AgentConnection(_Connection):
             end = len(data)
         if self._held is not None:
             data, end = self._join_held(data, end)
+        return self._receive(data, end)
+
+    def _receive(self, data: Buffer, end: int) -> list[AgentEvent]:
         events: list[AgentEvent] = []
         consumed = 0
         try:

@@ -11,12 +11,12 @@ import contextlib
 import heapq
 import itertools
 import logging
-import selectors
 import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from spop.agent import Agent
@@ -27,14 +27,13 @@ from spop.errors import FrameTooBigError, LocalProtocolError
 from spop.frames import Notify
 from spop.server.executor import Executor
 from spop.server.listeners import peer_name
+from spop.server.poller import READ, WRITE, new_poller
 
 logger = logging.getLogger("spop.server")
 
 RECV_SIZE = 256 * 1024
 LINGER = 2.0
 """Seconds that a peer has to read our last words and close."""
-
-_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 class Connection:
@@ -46,7 +45,7 @@ class Connection:
         self.sock = sock
         self.protocol = protocol
         self.unsent: bytes | bytearray = b""
-        self.events = _READ
+        self.events = READ
         self.peer: Peer | None = None
 
 
@@ -57,7 +56,7 @@ class Loop:
         self._agent = agent
         self._executor = executor
         self._dispatcher = agent.dispatcher()
-        self._selector = selectors.DefaultSelector()
+        self._poller = new_poller()
         self._buffer = bytearray(RECV_SIZE)
         self._connections: set[Connection] = set()
         self._calls: deque[Callable[[], object]] = deque()
@@ -66,7 +65,7 @@ class Loop:
         self._waker, self._wakened = socket.socketpair()
         self._waker.setblocking(False)
         self._wakened.setblocking(False)
-        self._selector.register(self._wakened, _READ, None)
+        self._poller.register(self._wakened.fileno(), READ, self._run_calls)
         self._running = True
         self._draining = False
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -91,14 +90,14 @@ class Loop:
     def accept_from(self, listener: socket.socket, hand_out: Callable[..., object]) -> None:
         """Accept connections here and give each to `hand_out`, socket and address."""
 
-        def accept() -> None:
+        def accept(_: int) -> None:
             self._accept(listener, hand_out)
 
-        self._selector.register(listener, _READ, accept)
+        self._poller.register(listener.fileno(), READ, accept)
 
     def forget_listener(self, listener: socket.socket) -> None:
-        with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(listener)
+        with contextlib.suppress(KeyError):
+            self._poller.unregister(listener.fileno())
 
     def add(self, sock: socket.socket, sockaddr: Any) -> None:
         """Begin to serve an accepted connection."""
@@ -117,30 +116,24 @@ class Loop:
             ),
         )
         self._connections.add(connection)
-        self._selector.register(sock, _READ, connection)
+        self._poller.register(sock.fileno(), READ, partial(self._ready, connection))
         if self._draining:
             self._say_goodbye(connection)
 
     def _run(self) -> None:
-        select = self._selector.select
+        poll = self._poller.poll
         while self._running:
-            for key, mask in select(self._timeout()):
-                owner = key.data
-                if type(owner) is Connection:
-                    self._ready(owner, mask)
-                elif owner is not None:
-                    owner()
-                else:
-                    self._run_calls()
+            for ready, events in poll(self._timeout() if self._timers else None):
+                ready(events)
             if self._timers:
                 self._run_timers()
         self._close()
 
-    def _ready(self, connection: Connection, mask: int) -> None:
+    def _ready(self, connection: Connection, events: int) -> None:
         try:
-            if mask & _WRITE:
+            if events & WRITE:
                 self._flush(connection)
-            if mask & _READ:
+            if events & READ and connection.events & READ:
                 self._read(connection)
         except OSError as error:
             self._lost(connection, error.strerror or str(error))
@@ -174,25 +167,25 @@ class Loop:
             except (BlockingIOError, InterruptedError):
                 sent = 0
             connection.unsent = data[sent:] if sent < len(data) else b""
-        if connection.unsent or connection.protocol.paused or connection.events != _READ:
+        protocol = connection.protocol
+        if connection.unsent or protocol.in_flight or connection.events != READ:
             self._watch(connection)
-        if connection.protocol.should_close and not connection.unsent:
+        if protocol.should_close and not connection.unsent:
             self._linger(connection)
 
     def _watch(self, connection: Connection) -> None:
         """Read unless what was read waits for handlers or for a slow peer."""
         protocol = connection.protocol
-        events = _WRITE if connection.unsent else 0
-        if not connection.unsent and not protocol.paused:
-            events |= _READ
+        events = WRITE if connection.unsent else 0 if protocol.paused else READ
         if events == connection.events:
             return
+        fd = connection.sock.fileno()
         if not events:
-            self._selector.unregister(connection.sock)
+            self._poller.unregister(fd)
         elif not connection.events:
-            self._selector.register(connection.sock, events, connection)
+            self._poller.register(fd, events, partial(self._ready, connection))
         else:
-            self._selector.modify(connection.sock, events, connection)
+            self._poller.modify(fd, events)
         connection.events = events
 
     def _handle(self, connection: Connection, events: list[AgentEvent]) -> None:
@@ -258,7 +251,7 @@ class Loop:
             return
         self._connections.remove(connection)
         if connection.events:
-            self._selector.unregister(connection.sock)
+            self._poller.unregister(connection.sock.fileno())
         connection.sock.close()
         if self._draining and not self._connections:
             self._running = False
@@ -271,24 +264,20 @@ class Loop:
                 return
             except OSError as error:
                 logger.error("cannot accept connections: %s", error.strerror)
-                self._selector.modify(listener, _WRITE, None)
-                self._call_later(
-                    0.5, lambda: self._accept_again(listener, hand_out)
-                )
+                self.forget_listener(listener)
+                self._call_later(0.5, lambda: self._accept_again(listener, hand_out))
                 return
             hand_out(sock, sockaddr)
 
     def _accept_again(self, listener: socket.socket, hand_out: Callable[..., object]) -> None:
-        if not self._draining:
-            self.forget_listener(listener)
+        if listener.fileno() >= 0:
             self.accept_from(listener, hand_out)
 
     def _drain(self, timeout: float) -> None:
         self._draining = True
         for connection in list(self._connections):
             # What has arrived before now is in hand: take it, then say goodbye.
-            if connection.events & _READ:
-                self._ready(connection, _READ)
+            self._ready(connection, READ)
             if connection in self._connections and not connection.protocol.in_flight:
                 self._say_goodbye(connection)
         if not self._connections:
@@ -300,7 +289,7 @@ class Loop:
             return
         connection.protocol.disconnect()
         self._ended(connection, Disconnect(Status.NORMAL, "the agent stops", False))
-        self._ready(connection, _WRITE)
+        self._ready(connection, WRITE)
 
     def _stop(self) -> None:
         self._running = False
@@ -309,11 +298,11 @@ class Loop:
         for connection in list(self._connections):
             self._ended(connection, Disconnect(Status.NORMAL, "the agent stopped", False))
             self._remove(connection)
-        self._selector.close()
+        self._poller.close()
         self._waker.close()
         self._wakened.close()
 
-    def _run_calls(self) -> None:
+    def _run_calls(self, _: int) -> None:
         with contextlib.suppress(BlockingIOError):
             self._wakened.recv(4096)
         for _ in range(len(self._calls)):
@@ -327,9 +316,7 @@ class Loop:
         entry = (time.monotonic() + delay, next(self._timer_ids), call)
         heapq.heappush(self._timers, entry)
 
-    def _timeout(self) -> float | None:
-        if not self._timers:
-            return None
+    def _timeout(self) -> float:
         return max(0.0, self._timers[0][0] - time.monotonic())
 
     def _run_timers(self) -> None:

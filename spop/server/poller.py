@@ -1,0 +1,90 @@
+"""Waiting for sockets: epoll where there is one, else whatever `selectors` finds.
+
+`selectors` makes an object and a named tuple for each ready socket, which costs as much as
+answering a frame; epoll needs neither.
+"""
+
+from __future__ import annotations
+
+import select
+import selectors
+from collections.abc import Callable
+from typing import Protocol
+
+READ, WRITE = 1, 2
+
+Ready = Callable[[int], object]
+"""Called with what a socket is ready for, `READ` and `WRITE` bits."""
+
+
+class Poller(Protocol):
+    """Sockets by file descriptor, each with the function to call when it is ready."""
+
+    def register(self, fd: int, events: int, ready: Ready) -> None: ...
+    def modify(self, fd: int, events: int) -> None: ...
+    def unregister(self, fd: int) -> None: ...
+    def poll(self, timeout: float | None) -> list[tuple[Ready, int]]: ...
+    def close(self) -> None: ...
+
+
+class EpollPoller:
+    """`Poller` over epoll."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._ready: dict[int, Ready] = {}
+
+    def register(self, fd: int, events: int, ready: Ready) -> None:
+        self._epoll.register(fd, _EPOLL_EVENTS[events])
+        self._ready[fd] = ready
+
+    def modify(self, fd: int, events: int) -> None:
+        self._epoll.modify(fd, _EPOLL_EVENTS[events])
+
+    def unregister(self, fd: int) -> None:
+        del self._ready[fd]
+        self._epoll.unregister(fd)
+
+    def poll(self, timeout: float | None) -> list[tuple[Ready, int]]:
+        ready = self._ready
+        return [
+            (ready[fd], READ if events == _EPOLLIN else _READ_AND_WRITE[events & _EPOLLOUT])
+            for fd, events in self._epoll.poll(timeout)
+        ]
+
+    def close(self) -> None:
+        self._epoll.close()
+
+
+class SelectorPoller:
+    """`Poller` over the standard library's selectors."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+
+    def register(self, fd: int, events: int, ready: Ready) -> None:
+        self._selector.register(fd, events, ready)
+
+    def modify(self, fd: int, events: int) -> None:
+        self._selector.modify(fd, events, self._selector.get_key(fd).data)
+
+    def unregister(self, fd: int) -> None:
+        self._selector.unregister(fd)
+
+    def poll(self, timeout: float | None) -> list[tuple[Ready, int]]:
+        return [(key.data, events) for key, events in self._selector.select(timeout)]
+
+    def close(self) -> None:
+        self._selector.close()
+
+
+_EPOLLIN: int = getattr(select, "EPOLLIN", 1)
+_EPOLLOUT: int = getattr(select, "EPOLLOUT", 4)
+_EPOLL_EVENTS = {READ: _EPOLLIN, WRITE: _EPOLLOUT, READ | WRITE: _EPOLLIN | _EPOLLOUT}
+# Hang-ups and errors come without EPOLLOUT, and reading finds out what they are.
+_READ_AND_WRITE = {0: READ, _EPOLLOUT: READ | WRITE}
+
+
+def new_poller() -> Poller:
+    """The best there is on this system."""
+    return EpollPoller() if hasattr(select, "epoll") else SelectorPoller()
