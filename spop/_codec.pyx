@@ -28,7 +28,7 @@ from spop.frames import Ack, Action, Control, Message, Notify, RawFrame
 from spop.values import SCOPE_NAMES, UNSET, Int32, Int64, String, UInt32, UInt64
 
 cdef extern from "Python.h":
-    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *length)
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *length) except NULL
     long long PyLong_AsLongLongAndOverflow(object, int *overflow) except? -1
     unsigned long long PyLong_AsUnsignedLongLong(object) except? 0xFFFFFFFFFFFFFFFF
 
@@ -726,9 +726,12 @@ cdef int write_varint_of(Writer *w, object value) except -1:
 
 
 cdef int write_buffer(Writer *w, object payload) except -1:
-    cdef const unsigned char[::1] view = payload
-    if view.shape[0]:
-        write_bytes(w, &view[0], view.shape[0])
+    cdef Py_buffer view
+    PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
+    try:
+        write_bytes(w, view.buf, view.len)
+    finally:
+        PyBuffer_Release(&view)
     return 0
 
 

@@ -1,0 +1,166 @@
+"""The twins do the same on whatever bytes and values come."""
+
+from __future__ import annotations
+
+import inspect
+from ipaddress import IPv4Address, IPv6Address
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spop import UNSET, Message, _codec_py, codec
+from spop._dispatch_py import Dispatcher as PythonDispatcher
+from spop._dispatch_py import Parameter
+from spop._dispatch_py import Route as PythonRoute
+from spop.errors import ProtocolError
+
+if codec.IMPLEMENTATION != "c":
+    pytest.skip("there is one implementation only", allow_module_level=True)
+
+from spop import _codec, _dispatch  # type: ignore[attr-defined]
+
+values = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**64 - 1),
+    st.text(),
+    st.binary(max_size=300),
+    st.builds(IPv4Address, st.integers(0, 2**32 - 1)),
+    st.builds(IPv6Address, st.integers(0, 2**128 - 1)),
+)
+names = st.text(st.characters(codec="utf-8"), max_size=20)
+messages = st.lists(
+    st.builds(Message, names, st.lists(st.tuples(names, values), max_size=8)), max_size=4
+)
+identifiers = st.integers(0, 2**64 - 1)
+variables = st.from_regex(r"(proc|sess|txn|req|res)\.[a-zA-Z0-9_.]{1,10}", fullmatch=True)
+actions = st.dictionaries(variables, st.one_of(values, st.just(UNSET)), max_size=6)
+
+
+def public(module: ModuleType) -> list[str]:
+    return [name for name in vars(module) if name.startswith(("encode_", "decode_"))]
+
+
+def parameters(function: Any) -> list[tuple[str, Any]]:
+    signature = inspect.signature(function)
+    return [(p.name, p.kind) for p in signature.parameters.values()]
+
+
+def test_they_have_the_same_functions_in_the_same_order() -> None:
+    assert public(_codec) == public(_codec_py)
+    assert public(codec) == public(_codec_py)
+
+
+@pytest.mark.parametrize("name", public(_codec_py))
+def test_functions_take_the_same_parameters(name: str) -> None:
+    assert parameters(getattr(_codec, name)) == parameters(getattr(_codec_py, name))
+
+
+@given(st.integers(0, 2**64 - 1))
+def test_varints(value: int) -> None:
+    encoded = _codec.encode_varint(value)
+    assert encoded == _codec_py.encode_varint(value)
+    assert _codec.decode_varint(encoded) == _codec_py.decode_varint(encoded) == (value, len(encoded))
+
+
+@given(values)
+def test_values(value: Any) -> None:
+    encoded = _codec.encode_value(value)
+    assert encoded == _codec_py.encode_value(value)
+    assert _codec.decode_value(encoded) == _codec_py.decode_value(encoded) == (value, len(encoded))
+
+
+@given(identifiers, identifiers, messages, st.booleans())
+def test_notify(stream_id: int, frame_id: int, sent: list[Message], little_endian: bool) -> None:
+    encoded = _codec.encode_notify(stream_id, frame_id, sent, little_endian=little_endian)
+    assert encoded == _codec_py.encode_notify(
+        stream_id, frame_id, sent, little_endian=little_endian
+    )
+    for twin in (_codec, _codec_py):
+        ((notify,), consumed) = twin.decode_frames(encoded, little_endian=little_endian)
+        assert (notify.stream_id, notify.frame_id) == (stream_id, frame_id)
+        assert (notify.messages, consumed) == (sent, len(encoded))
+
+
+@given(identifiers, identifiers, actions, st.booleans())
+def test_ack(stream_id: int, frame_id: int, sent: dict[str, Any], abort: bool) -> None:
+    encoded = _codec.encode_ack(stream_id, frame_id, sent, abort=abort)
+    assert encoded == _codec_py.encode_ack(stream_id, frame_id, sent, abort=abort)
+    for twin in (_codec, _codec_py):
+        ((ack,), _) = twin.decode_frames(encoded)
+        assert ack.variables == sent
+        assert ack.aborted == abort
+
+
+def outcome(function: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return function(*args, **kwargs)
+    except ProtocolError as error:
+        return type(error), str(error), error.status
+
+
+@st.composite
+def damaged_frames(draw: st.DrawFn) -> bytes:
+    frame = bytearray(_codec_py.encode_notify(draw(identifiers), 1, draw(messages)))
+    frame += _codec_py.encode_ack(1, draw(identifiers), draw(actions))
+    for _ in range(draw(st.integers(0, 4))):
+        frame[draw(st.integers(0, len(frame) - 1))] = draw(st.integers(0, 255))
+    return bytes(frame)
+
+
+@settings(max_examples=500)
+@given(st.one_of(st.binary(max_size=100), damaged_frames()), st.booleans())
+def test_arbitrary_bytes_give_the_same_frames_or_the_same_error(
+    data: bytes, little_endian: bool
+) -> None:
+    limits = {"max_frame_size": 1000, "little_endian": little_endian}
+    compiled = outcome(_codec.decode_frames, data, **limits)
+    assert compiled == outcome(_codec_py.decode_frames, data, **limits)
+    for name in ("decode_kv_list", "decode_messages", "decode_actions", "decode_value"):
+        compiled = outcome(getattr(_codec, name), data)
+        assert compiled == outcome(getattr(_codec_py, name), data)
+
+
+def dispatcher(module: Any, failures: list[str]) -> Any:
+    def handler(a: Any, *, b: Any = 5) -> dict[str, Any]:
+        return {"sess.a": a, "txn.b": b}
+
+    route = (PythonRoute if module is PythonDispatcher else _dispatch.Route)(
+        "m",
+        handler,
+        [Parameter("a"), Parameter("b", accepts=0x3C, default=5, keyword_only=True)],
+        on_error={"txn.failed": True},
+    )
+    return module([route], lambda name, error: failures.append(f"{name}: {error}"))
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(
+        st.builds(
+            Message,
+            st.sampled_from(["m", "unknown"]),
+            st.lists(st.tuples(st.sampled_from(["a", "b", "c", "a"]), values), max_size=4),
+        ),
+        max_size=3,
+    ),
+    st.sampled_from([300, 16380]),
+    st.integers(-3, 0),
+)
+def test_dispatchers_send_the_same_bytes(
+    sent: list[Message], max_ack_size: int, missing: int
+) -> None:
+    frame = _codec_py.encode_notify(1, 2, sent)
+    data = bytes(frame + frame)
+    end = len(data) + missing
+    results = []
+    for module in (PythonDispatcher, _dispatch.Dispatcher):
+        failures: list[str] = []
+        subject = dispatcher(module, failures)
+        for _ in range(2):  # The compiled one has learned the names the second time.
+            answer = subject.answer_frames(data, 0, end, 10**6, max_ack_size, False, 10, None)
+        results.append((answer, failures, subject.notifies, subject.unknown))
+    assert results[0] == results[1]
