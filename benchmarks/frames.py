@@ -84,7 +84,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write all figures there")
     options = parser.parse_args()
     compile_c()
-    wanted = [agent for agent in AGENTS.values() if agent.name == "C sink" or agent.name in options.agents]
+    wanted = [
+        agent for agent in AGENTS.values() if agent.name == "C sink" or agent.name in options.agents
+    ]
     agents = [agent for agent in wanted if is_installed(agent)]
     figures = measure(agents, options.runs, options.scale)
     print(table(figures, agents))

@@ -72,7 +72,9 @@ def haproxyspoa() -> Exchange:
         ack = AckPayload().set_var(ActionVarScope.SESSION, "ip_score", 7)
         writer = Writer()
         try:
-            Frame(FrameType.ACK, 1, stream_id, frame_id, ack.to_bytes()).write_frame(writer).send(None)
+            Frame(FrameType.ACK, 1, stream_id, frame_id, ack.to_bytes()).write_frame(writer).send(
+                None
+            )
         except StopIteration:
             pass
         return bytes(writer.written)

@@ -1,6 +1,6 @@
 """Unpacks the ``haproxy-*.xz`` binaries of a folder; prints their paths joined by ``:``.
 
-    python3 ci/unpack_haproxy.py SOURCE TARGET
+python3 ci/unpack_haproxy.py SOURCE TARGET
 """
 
 import lzma

@@ -1,6 +1,6 @@
 """An IP reputation agent: the score of a client's address, from 0 (bad) to 100 (good).
 
-    spop serve examples/ip_reputation.py:agent --bind 127.0.0.1:9000
+spop serve examples/ip_reputation.py:agent --bind 127.0.0.1:9000
 """
 
 from ipaddress import IPv4Address, IPv6Address, ip_network

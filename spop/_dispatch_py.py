@@ -70,9 +70,7 @@ class Route:
         self.on_error = dict(on_error or {})
         self.calls = 0
         self.errors = 0
-        self._slots = {
-            p.name: slot for slot, p in enumerate(self.parameters) if p.kind == ARGUMENT
-        }
+        self._slots = {p.name: slot for slot, p in enumerate(self.parameters) if p.kind == ARGUMENT}
 
     def bind(self, message: Message) -> list[Any]:
         """The values for the parameters, in their order.
@@ -107,8 +105,7 @@ class Route:
         if value is None:
             return MISSING
         raise HandlerError(
-            f"message {self.name}: argument {parameter.name} may not be "
-            f"{_type_name(type_)}"
+            f"message {self.name}: argument {parameter.name} may not be {_type_name(type_)}"
         )
 
     def call(self, values: list[Any]) -> Any:

@@ -197,9 +197,7 @@ class Agent:
 
         Server(self, bind, **options).run()
 
-    def serve_in_background(
-        self, bind: str | list[str] = "127.0.0.1:0", **options: Any
-    ) -> Server:
+    def serve_in_background(self, bind: str | list[str] = "127.0.0.1:0", **options: Any) -> Server:
         """A server for a ``with`` statement: it serves inside of it, in threads of its own."""
         from spop.server import Server
 

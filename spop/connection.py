@@ -632,9 +632,7 @@ class EngineConnection(_Connection):
     def begin_fragments(self, stream_id: int, frame_id: int, payload: Buffer) -> None:
         """Send a first fragment by hand; `continue_fragments` or `abort` must follow."""
         self._check_free()
-        self._out.append(
-            codec.encode_raw_frame(FrameType.NOTIFY, 0, stream_id, frame_id, payload)
-        )
+        self._out.append(codec.encode_raw_frame(FrameType.NOTIFY, 0, stream_id, frame_id, payload))
         self.waiting.add((stream_id, frame_id))
 
     def continue_fragments(
@@ -736,9 +734,7 @@ class EngineConnection(_Connection):
         return Hello(self.peer)
 
 
-def _item(
-    items: dict[str, DecodedValue], key: str, type_: type, missing: Status | None
-) -> Any:
+def _item(items: dict[str, DecodedValue], key: str, type_: type, missing: Status | None) -> Any:
     """An item of a HELLO. `missing` is the error where it isn't there; None: it is optional."""
     if key not in items:
         if missing is None:

@@ -3,9 +3,9 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+import haproxy
 import pytest
 
-import haproxy
 from spop import codec
 
 
@@ -32,7 +32,9 @@ def dispatch(request: pytest.FixtureRequest) -> ModuleType:
     return module
 
 
-@pytest.fixture(params=haproxy.installed(), ids=lambda path: ".".join(map(str, haproxy.version(path))))
+@pytest.fixture(
+    params=haproxy.installed(), ids=lambda path: ".".join(map(str, haproxy.version(path)))
+)
 def haproxy_binary(request: pytest.FixtureRequest) -> str:
     """Each HAProxy of this machine."""
     path: str = request.param

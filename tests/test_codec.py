@@ -111,7 +111,16 @@ def test_reserved_types_are_invalid(twin: ModuleType, type_: int) -> None:
 
 @pytest.mark.parametrize(
     "encoded",
-    ["", "02", "06c00002", "07" + "00" * 15, "0805616263", "09f0", "02" + "f0808080800f", "03fff0fe"],
+    [
+        "",
+        "02",
+        "06c00002",
+        "07" + "00" * 15,
+        "0805616263",
+        "09f0",
+        "02" + "f0808080800f",
+        "03fff0fe",
+    ],
 )
 def test_typed_data_cut_short_is_invalid(twin: ModuleType, encoded: str) -> None:
     with pytest.raises(InvalidFrameError):
@@ -128,7 +137,12 @@ def test_integers_out_of_their_types_range_are_invalid(
 
 @pytest.mark.parametrize(
     ("value", "error"),
-    [(1.5, TypeError), (object(), TypeError), (2**64, OverflowError), (-(2**63) - 1, OverflowError)],
+    [
+        (1.5, TypeError),
+        (object(), TypeError),
+        (2**64, OverflowError),
+        (-(2**63) - 1, OverflowError),
+    ],
 )
 def test_values_that_no_type_can_hold_are_refused(
     twin: ModuleType, value: Any, error: type[Exception]
@@ -245,9 +259,7 @@ FRAMES = [
 
 @pytest.mark.parametrize("little_endian", [False, True], ids=["SPOP 2.0", "SPOP 1.0"])
 @pytest.mark.parametrize("buffer", [bytes, bytearray, memoryview])
-def test_frames_come_back_as_they_went(
-    twin: ModuleType, buffer: Any, little_endian: bool
-) -> None:
+def test_frames_come_back_as_they_went(twin: ModuleType, buffer: Any, little_endian: bool) -> None:
     out = bytearray()
     for frame in FRAMES:
         assert twin.encode_frame(frame, out, little_endian=little_endian) is out

@@ -10,8 +10,8 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
-
 from haproxy import HAProxy, version, wait_until
+
 from spop import Agent, Message
 
 SPOE = """

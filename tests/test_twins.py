@@ -63,7 +63,9 @@ def test_functions_take_the_same_parameters(name: str) -> None:
 def test_varints(value: int) -> None:
     encoded = _codec.encode_varint(value)
     assert encoded == _codec_py.encode_varint(value)
-    assert _codec.decode_varint(encoded) == _codec_py.decode_varint(encoded) == (value, len(encoded))
+    assert (
+        _codec.decode_varint(encoded) == _codec_py.decode_varint(encoded) == (value, len(encoded))
+    )
 
 
 @given(values)

@@ -209,9 +209,7 @@ class Loop:
 
         self._executor.submit(deferred, done)
 
-    def _acknowledge(
-        self, connection: Connection, deferred: Deferred, actions: bytearray
-    ) -> None:
+    def _acknowledge(self, connection: Connection, deferred: Deferred, actions: bytearray) -> None:
         if connection not in self._connections:
             return
         protocol = connection.protocol

@@ -1,0 +1,335 @@
+"""Handlers: signatures at import, arguments at call time, failures. No sockets."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+from types import ModuleType
+from typing import Annotated, Any, Optional
+
+import pytest
+
+import spop.agent
+from spop import UNSET, Ack, Action, Agent, HandlerError, Message, codec
+from spop.connection import Disconnect, Peer
+from spop.dispatch import Deferred
+from spop.errors import FrameTooBigError
+
+PEER = Peer("peer:1", "2.0", 16380, frozenset(), "engine")
+
+
+class Exchange:
+    """Gives messages to an agent's dispatcher and reads its ACK."""
+
+    def __init__(self, agent: Agent, module: ModuleType) -> None:
+        routes = [
+            module.Route(h.name, h.function, h.parameters, h.deferred, h.on_error)
+            for h in agent.handlers.values()
+        ]
+        self.dispatcher = module.Dispatcher(routes, agent.failed)
+
+    def __call__(self, *messages: Message, max_ack_size: int = 16380) -> Any:
+        data = codec.encode_notify(7, 3, messages)
+        left, consumed, acks = self.dispatcher.answer_frames(
+            data, 0, len(data), 16380, max_ack_size, False, 10, PEER
+        )
+        assert consumed == len(data)
+        if left:
+            return left[0]
+        ((ack,), _) = codec.decode_frames(acks)
+        assert (ack.stream_id, ack.frame_id) == (7, 3)
+        return ack.variables
+
+
+@pytest.fixture
+def agent() -> Agent:
+    return Agent()
+
+
+@pytest.fixture
+def ask(agent: Agent, dispatch: ModuleType) -> Any:
+    return lambda *messages, **options: Exchange(agent, dispatch)(*messages, **options)
+
+
+# --- what a handler is given ---
+
+
+def test_arguments_come_by_name(agent: Agent, ask: Any) -> None:
+    @agent.message("m")
+    def handler(b: int, a: str) -> dict[str, Any]:
+        return {"sess.a": a, "sess.b": b}
+
+    assert ask(Message("m", a="x", c=None, b=5)) == {"sess.a": "x", "sess.b": 5}
+
+
+def test_dashes_and_dots_in_names_are_underscores(agent: Agent, ask: Any) -> None:
+    @agent.message("m")
+    def handler(src_ip: IPv4Address, a_b: int) -> dict[str, Any]:
+        return {"sess.ip": src_ip, "sess.ab": a_b}
+
+    ip = IPv4Address("192.0.2.1")
+    assert ask(Message("m", {"src-ip": ip, "a.b": 1})) == {"sess.ip": ip, "sess.ab": 1}
+
+
+def test_the_first_of_two_arguments_of_a_name_counts(agent: Agent, ask: Any) -> None:
+    @agent.message("m")
+    def handler(a: int) -> dict[str, Any]:
+        return {"sess.a": a}
+
+    assert ask(Message("m", [("a", 1), ("a", 2)])) == {"sess.a": 1}
+
+
+def test_defaults_stand_in_for_what_is_missing_or_null(agent: Agent, ask: Any) -> None:
+    @agent.message("m")
+    def handler(a: str = "-", b: str | None = "-", *, c: Any = "-") -> dict[str, Any]:
+        return {"sess.a": a, "sess.b": b, "sess.c": c}
+
+    assert ask(Message("m")) == {"sess.a": "-", "sess.b": "-", "sess.c": "-"}
+    assert ask(Message("m", a=None, b=None, c=None)) == {
+        "sess.a": "-",
+        "sess.b": None,
+        "sess.c": None,
+    }
+
+
+def test_message_and_ack_are_given_by_annotation(agent: Agent, ask: Any) -> None:
+    @agent.message("m")
+    def handler(message: Message, answer: Ack, a: int) -> dict[str, Any]:
+        assert message.connection is PEER
+        assert (message.name, message.engine_id) == ("m", "engine")
+        assert (
+            (message.stream_id, message.frame_id) == (7, 3) == (answer.stream_id, answer.frame_id)
+        )
+        answer.set("txn", "args", len(message)).unset("req", "gone")
+        return {"sess.a": a}
+
+    assert ask(Message("m", a=1, b=2)) == {"txn.args": 2, "req.gone": UNSET, "sess.a": 1}
+
+
+def test_text_is_given_as_bytes_to_who_wants_bytes(agent: Agent, ask: Any) -> None:
+    @agent.message("m")
+    def handler(a: bytes, b: str | bytes) -> dict[str, Any]:
+        return {"sess.a": a, "sess.b": b}
+
+    assert ask(Message("m", a="\udcff", b="x")) == {"sess.a": b"\xff", "sess.b": "x"}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "good", "bad"),
+    [
+        (int, [1, -1, 2**63, True], ["1", None, b""]),
+        (bool, [True, False], [1, None]),
+        (str, ["x"], [b"x", 1, None]),
+        (bytes, [b"x", "x"], [1, None]),
+        (IPv4Address, [IPv4Address(1)], [IPv6Address(1), "127.0.0.1"]),
+        (IPv4Address | IPv6Address, [IPv4Address(1), IPv6Address(1)], [None]),
+        (Optional[int], [None, 1], ["x"]),
+        (None, [None], [1]),
+        (Annotated[int, "port"], [1], ["x"]),
+        (Any, [None, 1, "x", b"x", True, IPv4Address(1)], []),
+        (object, [None, 1, "x", b"x", True, IPv6Address(1)], []),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_annotations_are_checked_at_call_time(
+    agent: Agent, ask: Any, annotation: Any, good: list[Any], bad: list[Any]
+) -> None:
+    def handler(a: Any) -> dict[str, Any]:
+        return {"sess.ok": True}
+
+    handler.__annotations__["a"] = annotation
+    agent.message("m")(handler)
+    for value in good:
+        assert ask(Message("m", a=value)) == {"sess.ok": True}
+    assert not agent.errors
+    for value in bad:
+        assert ask(Message("m", a=value)) == {}
+    assert agent.errors["m"] == len(bad)
+
+
+# --- what a signature may not be ---
+
+
+def star_args(*args: int) -> None: ...
+def star_kwargs(**kwargs: int) -> None: ...
+def a_float(a: float) -> None: ...
+def a_list(a: list[int]) -> None: ...
+def partly(a: int | float) -> None: ...
+def unresolved(a: "Nowhere") -> None: ...  # type: ignore[name-defined] # noqa: F821, UP037
+
+
+@pytest.mark.parametrize(
+    ("function", "complaint"),
+    [
+        (star_args, r"takes \*args"),
+        (star_kwargs, r"takes \*\*kwargs"),
+        (a_float, "float"),
+        (a_list, r"list\[int\]"),
+        (partly, "float"),
+        (unresolved, "Nowhere"),
+    ],
+)
+def test_signatures_are_checked_when_the_handler_is_registered(
+    agent: Agent, function: Any, complaint: str
+) -> None:
+    with pytest.raises(TypeError, match=rf"message 'm': .*{complaint}"):
+        agent.message("m")(function)
+    assert not agent.handlers
+
+
+def test_a_message_has_one_handler(agent: Agent) -> None:
+    agent.message("m")(lambda: None)
+    with pytest.raises(ValueError, match="has a handler already"):
+        agent.message("m")(lambda: None)
+
+
+def test_an_async_handler_is_not_blocking(agent: Agent) -> None:
+    async def handler() -> None: ...
+
+    with pytest.raises(TypeError, match="blocking"):
+        agent.message("m", blocking=True)(handler)
+
+
+# --- what becomes of failures ---
+
+
+def failing(error: BaseException) -> Any:
+    def handler() -> None:
+        raise error
+
+    return handler
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), SystemExit(1), RecursionError()], ids=repr)
+def test_a_handler_that_raises_is_answered_for(agent: Agent, ask: Any, error: Any) -> None:
+    told: list[tuple[str, BaseException]] = []
+    agent.on_error(lambda name, error: told.append((name, error)))
+    agent.message("m", on_error={"sess.failed": True})(failing(error))
+    assert ask(Message("m")) == {"sess.failed": True}
+    assert agent.errors == {"m": 1}
+    assert told == [("m", error)]
+
+
+@pytest.mark.parametrize(
+    "result",
+    ["text", 5, {"x": 1}, {"sess.x": 1.5}, {"sess.x": object()}, {5: 5}, {"sess.x": 2**64}, [1]],
+    ids=repr,
+)
+def test_nonsense_is_answered_for(agent: Agent, ask: Any, result: Any) -> None:
+    agent.message("m")(lambda: result)
+    assert ask(Message("m")) == {}
+    assert agent.errors == {"m": 1}
+
+
+def test_a_missing_argument_is_an_error_of_the_message(agent: Agent, ask: Any) -> None:
+    told: list[BaseException] = []
+    agent.on_error(lambda name, error: told.append(error))
+
+    @agent.message("m")
+    def handler(needed: int) -> None: ...
+
+    assert ask(Message("m", other=1)) == {}
+    (error,) = told
+    assert isinstance(error, HandlerError)
+    assert "no argument needed" in str(error)
+
+
+def test_messages_of_a_notify_are_handled_in_order_in_one_ack(agent: Agent, ask: Any) -> None:
+    order: list[str] = []
+
+    def handler(message: Message) -> dict[str, Any]:
+        order.append(message.name)
+        if message.name == "b":
+            raise ValueError
+        return {f"sess.{message.name}": 1}
+
+    for name in "abc":
+        agent.message(name)(handler)
+    answer = ask(Message("c"), Message("b"), Message("unknown"), Message("a"))
+    assert answer == {"sess.c": 1, "sess.a": 1}
+    assert order == ["c", "b", "a"]
+    assert agent.errors == {"b": 1}
+
+
+def test_unknown_messages_are_answered_and_counted(agent: Agent, dispatch: ModuleType) -> None:
+    exchange = Exchange(agent, dispatch)
+    assert exchange(Message("nobody")) == {}
+    assert exchange(Message("nobody"), Message("wants")) == {}
+    assert exchange.dispatcher.unknown == {"nobody": 2, "wants": 1}
+    assert exchange.dispatcher.notifies == 2
+
+
+def test_an_ack_too_big_for_a_frame_is_an_empty_one(agent: Agent, ask: Any) -> None:
+    told: list[BaseException] = []
+    agent.on_error(lambda name, error: told.append(error))
+    agent.message("m")(lambda: {"sess.x": bytes(300)})
+    assert ask(Message("m"), max_ack_size=256) == {}
+    assert isinstance(told[0], FrameTooBigError)
+    assert len(ask(Message("m"), max_ack_size=400)) == 1
+
+
+def test_a_malformed_notify_calls_no_handler(agent: Agent, dispatch: ModuleType) -> None:
+    calls: list[int] = []
+    agent.message("m")(lambda: calls.append(1))
+    good = codec.encode_notify(1, 1, [Message("m")])
+    bad = codec.encode_raw_frame(3, 1, 2, 1, codec.encode_messages([Message("m")]) + b"\x01")
+    left, consumed, acks = Exchange(agent, dispatch).dispatcher.answer_frames(
+        good + bad, 0, len(good + bad), 16380, 16380, False, 10, PEER
+    )
+    assert (left, consumed) == ([], len(good))
+    assert acks == codec.encode_ack(1, 1)
+    assert calls == [1]
+
+
+def test_hooks_that_fail_are_logged_and_no_more(
+    agent: Agent, ask: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent.on_error(failing(ValueError("hook")))
+    agent.on_connect(lambda peer: 1 / 0)
+    agent.message("m")(failing(KeyError("x")))
+    assert ask(Message("m")) == {}
+    agent.connected(PEER)
+    agent.disconnected(PEER, Disconnect(0, "", True))
+    assert caplog.text.count("hook") >= 2
+
+
+def test_errors_are_logged_at_a_limited_rate(
+    agent: Agent, ask: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spop.agent.time, "monotonic", lambda: 5.0)
+    agent.message("m")(failing(ValueError("x")))
+    ask(*[Message("m")] * 50)
+    assert agent.errors == {"m": 50}
+    assert 1 <= len(caplog.records) <= 10
+
+
+# --- what is left to the server ---
+
+
+def test_blocking_and_async_handlers_are_deferred_with_their_values(agent: Agent, ask: Any) -> None:
+    @agent.message("slow", blocking=True)
+    def slow(a: int, *, b: int = 2) -> dict[str, Any]:
+        return {"sess.a": a, "sess.b": b}
+
+    agent.message("quick")(lambda: None)
+    deferred = ask(Message("quick"), Message("slow", a=1), Message("unknown"))
+    assert isinstance(deferred, Deferred)
+    assert (deferred.stream_id, deferred.frame_id) == (7, 3)
+    quick, call = deferred.calls
+    assert quick.route.call(quick.values) is None
+    assert call.route.call(call.values) == {"sess.a": 1, "sess.b": 2}
+
+
+def test_a_deferred_message_that_cannot_be_bound_answers_on_error(agent: Agent, ask: Any) -> None:
+    @agent.message("slow", blocking=True, on_error={"sess.failed": True})
+    def slow(a: int) -> None: ...
+
+    (call,) = ask(Message("slow")).calls
+    assert call.route.call(call.values) == {"sess.failed": True}
+    assert agent.errors == {"slow": 1}
+
+
+def test_ack_knows_its_scopes() -> None:
+    ack = Ack().set("sess", "a", 1).unset("txn", "b")
+    assert ack.actions == [Action("sess", "a", 1), Action("txn", "b", UNSET)]
+    with pytest.raises(ValueError, match="no variable scope 'session'"):
+        ack.set("session", "a", 1)

@@ -1,0 +1,111 @@
+"""The command line: a user's mistake is one line and exit status 2."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def spop(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "spop", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
+
+
+def test_help_and_version() -> None:
+    assert "spop serve app:agent" in spop("serve", "--help").stdout
+    assert spop("--version").stdout.startswith("spop, version ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["serve"], "Missing argument"),
+        (["serve", "nothing"], "is not MODULE:AGENT"),
+        (["serve", "nowhere.py:agent"], "no file nowhere.py"),
+        (["serve", "no_such_module:agent"], "No module named 'no_such_module'"),
+        (["serve", "examples/ip_reputation.py:nothing"], "has no such name"),
+        (["serve", "examples/ip_reputation.py:Agent"], "has a type there"),
+        (["serve", "examples/ip_reputation.py:agent", "--bind", "x"], "neither HOST:PORT nor"),
+        (["serve", "examples/ip_reputation.py:agent", "--threads", "0"], "--threads"),
+        (
+            ["serve", "examples/ip_reputation.py:agent", "--bind", "unix:/nowhere/x"],
+            "cannot listen",
+        ),
+        (["nonsense"], "No such command"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_mistakes(arguments: list[str], complaint: str) -> None:
+    result = spop(*arguments)
+    assert result.returncode == 2
+    assert complaint in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_module_that_cannot_be_imported(tmp_path: Path) -> None:
+    module = tmp_path / "broken.py"
+    module.write_text("import spop\n\nagent = 1 / 0\n")
+    result = spop("serve", f"{module}:agent")
+    assert result.returncode == 2
+    assert f"ZeroDivisionError: division by zero ({module}:3)" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_port_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        result = spop("serve", "examples/ip_reputation.py:agent", "--bind", address)
+    assert result.returncode == 2
+    assert f"cannot listen on {address}: " in result.stderr
+
+
+def test_the_demo_shows_the_variable_with_and_without_haproxy(tmp_path: Path) -> None:
+    for path in (os.environ["PATH"], str(tmp_path)):
+        shown = subprocess.run(
+            [sys.executable, "examples/demo.py"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=ROOT,
+            env={**os.environ, "PATH": path},
+        )
+        assert shown.returncode == 0, shown.stderr
+        assert "127.0.0.42" in shown.stdout
+        assert "ip_score = 58" in shown.stdout or "x-ip-score: 58" in shown.stdout.lower()
+
+
+@pytest.mark.parametrize(("value", "implementation"), [("1", "python"), ("0", None), ("", None)])
+def test_spop_pure_forces_the_codec_in_python(value: str, implementation: str | None) -> None:
+    code = "import spop.codec, spop.dispatch as d; print(spop.codec.IMPLEMENTATION, d.Route.__module__)"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "SPOP_PURE": value},
+    )
+    found, module = result.stdout.split()
+    assert (found == "python") == module.endswith("_py")
+    if implementation is not None:
+        assert found == implementation
+
+
+def test_the_core_needs_nothing_but_the_standard_library() -> None:
+    code = (
+        "import sys; import spop, spop.server; "
+        "assert 'click' not in sys.modules and 'Cython' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,396 @@
+"""The server over real sockets: exchanges, order, endings, misbehaving peers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spop import (
+    Ack,
+    Agent,
+    Client,
+    DisconnectedError,
+    LocalProtocolError,
+    Message,
+    SpopTimeoutError,
+    codec,
+)
+from spop.connection import Disconnect, EngineConnection, Peer
+from spop.constants import Status
+from spop.server import Server
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "ip_reputation.py"
+
+
+class Gate:
+    """Lets a test decide when a handler goes on."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Semaphore(0)
+        self.opened = threading.Event()
+
+    def wait(self) -> None:
+        self.entered.release()
+        assert self.opened.wait(10)
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.opened.set()
+
+
+@pytest.fixture
+def agent(gate: Gate) -> Agent:
+    agent = Agent()
+
+    @agent.message("check")
+    def check(ip: IPv4Address) -> dict[str, Any]:
+        return {"sess.score": ip.packed[-1]}
+
+    @agent.message("blocking", blocking=True)
+    def blocking(n: int, ack: Ack) -> None:
+        gate.wait()
+        ack.set("sess", "n", n)
+
+    @agent.message("async")
+    async def asynchronous(n: int) -> dict[str, Any]:
+        await asyncio.get_running_loop().run_in_executor(None, gate.wait)
+        return {"sess.n": n}
+
+    @agent.message("big")
+    def big(size: int) -> dict[str, Any]:
+        return {"sess.x": bytes(size)}
+
+    @agent.message("failing-async")
+    async def failing() -> None:
+        raise ValueError("broken")
+
+    return agent
+
+
+@pytest.fixture(params=["127.0.0.1:0", "[::1]:0", "unix"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"unix:{tmp_path}/agent.sock" if request.param == "unix" else request.param
+
+
+def connect(server: Server) -> socket.socket:
+    sock = socket.create_connection((server.address.host, server.address.port), 5)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def read_until_eof(sock: socket.socket) -> bytes:
+    sock.settimeout(10)
+    data = b""
+    with contextlib.suppress(ConnectionResetError):
+        while chunk := sock.recv(65536):
+            data += chunk
+    return data
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_exchange(agent: Agent, address: str, threads: int) -> None:
+    with agent.serve_in_background(address, threads=threads) as server:
+        for number in range(6):
+            with Client(str(server.address)) as client:
+                ack = client.notify("check", ip=IPv4Address(number))
+                assert ack.variables == {"sess.score": number}
+
+
+def test_several_addresses(agent: Agent, tmp_path: Path) -> None:
+    with agent.serve_in_background(["127.0.0.1:0", f"unix:{tmp_path}/a"]) as server:
+        for address in server.addresses:
+            with Client(str(address)) as client:
+                assert len(client.notify("check", ip=IPv4Address(1)).actions) == 1
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("kind", ["blocking", "async"])
+def test_slow_handlers_let_others_pass_when_pipelined(agent: Agent, gate: Gate, kind: str) -> None:
+    with agent.serve_in_background() as server, Client(str(server.address)) as client:
+        slow = [client.send([Message(kind, n=number)]) for number in range(3)]
+        assert client.notify("check", ip=IPv4Address(9)).variables == {"sess.score": 9}
+        gate.opened.set()
+        for number in (2, 0, 1):
+            assert client.wait(slow[number]).variables == {"sess.n": number}
+
+
+@pytest.mark.parametrize("kind", ["blocking", "async"])
+def test_acks_keep_their_order_without_pipelining(agent: Agent, gate: Gate, kind: str) -> None:
+    protocol = EngineConnection(capabilities=frozenset())
+    with agent.serve_in_background() as server, connect(server) as sock:
+        sock.sendall(protocol.data_to_send())
+        protocol.receive_data(sock.recv(4096))
+        frames = codec.encode_notify(1, 1, [Message(kind, n=1)])
+        codec.encode_notify(2, 1, [Message("check", ip=IPv4Address(2))], frames)
+        sock.sendall(frames)
+        assert gate.entered.acquire(timeout=5)
+        gate.opened.set()
+        data = b""
+        while len(acks := codec.decode_frames(data)[0]) < 2:
+            data += sock.recv(4096)
+        assert [ack.stream_id for ack in acks if isinstance(ack, Ack)] == [1, 2]
+
+
+def test_kinds_of_handlers_may_be_mixed_in_a_notify(agent: Agent, gate: Gate) -> None:
+    gate.opened.set()
+    with agent.serve_in_background() as server, Client(str(server.address)) as client:
+        ack = client.notify(
+            [
+                Message("blocking", n=1),
+                Message("failing-async"),
+                Message("check", ip=IPv4Address(5)),
+                Message("nobody"),
+                Message("async", n=2),
+            ]
+        )
+    assert [action[1:] for action in ack.actions] == [("n", 1), ("score", 5), ("n", 2)]
+    assert agent.errors == {"failing-async": 1}
+
+
+def test_an_answer_too_big_for_a_frame_is_empty(agent: Agent) -> None:
+    with agent.serve_in_background() as server, Client(str(server.address)) as client:
+        assert client.notify("big", size=20_000).actions == []
+        assert len(client.notify("big", size=16_000).actions) == 1
+    assert agent.errors == {"big": 1}
+
+
+@pytest.mark.parametrize("max_frame_size", [256, 1000, 500_000])
+def test_payloads_of_any_size(agent: Agent, max_frame_size: int) -> None:
+    @agent.message("length", blocking=True)
+    def length(body: bytes) -> dict[str, Any]:
+        return {"sess.length": len(body)}
+
+    with (
+        agent.serve_in_background() as server,
+        Client(str(server.address), max_frame_size=max_frame_size) as client,
+    ):
+        for size in (0, 240, 5000, 400_000, 2_000_000):
+            assert client.notify("length", body=bytes(size)).variables == {"sess.length": size}
+
+
+def test_a_payload_over_the_limit_is_aborted(agent: Agent) -> None:
+    agent.max_payload_size = 10_000
+    with agent.serve_in_background() as server, Client(str(server.address)) as client:
+        assert client.notify("check", body=bytes(50_000)).aborted
+        assert client.notify("check", ip=IPv4Address(1)).variables == {"sess.score": 1}
+
+
+def test_hooks_see_connections_come_and_go(agent: Agent) -> None:
+    seen: list[tuple[str, Peer, Any]] = []
+    agent.on_connect(lambda peer: seen.append(("connect", peer, None)))
+    agent.on_disconnect(lambda peer, reason: seen.append(("disconnect", peer, reason)))
+    with agent.serve_in_background() as server:
+        with Client(str(server.address), engine_id="e") as client:
+            client.notify("nobody")
+        with Client(str(server.address), healthcheck=True):
+            pass
+    (_, first, _), (_, last, reason) = seen
+    assert first is last
+    assert first.engine_id == "e"
+    assert reason == Disconnect(Status.NORMAL, "normal", True)
+
+
+def test_a_handler_can_ask_the_agent_itself(agent: Agent) -> None:
+    @agent.message("proxy", blocking=True)
+    def proxy(ip: IPv4Address) -> dict[str, Any]:
+        with Client(str(server.address)) as inner:
+            return dict(inner.notify("check", ip=ip).variables)
+
+    with agent.serve_in_background() as server, Client(str(server.address)) as client:
+        assert client.notify("proxy", ip=IPv4Address(3)).variables == {"sess.score": 3}
+
+
+# --- misbehaving peers ---
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", Status.TOO_BIG),
+        (bytes(20), Status.INVALID),
+        (bytes(codec.encode_notify(1, 1, [])), Status.INVALID),
+    ],
+    ids=["HTTP", "zeros", "NOTIFY first"],
+)
+def test_garbage_is_answered_with_disconnect(agent: Agent, data: bytes, status: Status) -> None:
+    with agent.serve_in_background() as server, connect(server) as sock:
+        sock.sendall(data)
+        ((frame,), _) = codec.decode_frames(read_until_eof(sock))
+        assert frame.items["status-code"] == status  # type: ignore[union-attr]
+
+
+def test_peers_that_vanish_disturb_nobody(agent: Agent, gate: Gate) -> None:
+    with agent.serve_in_background() as server, Client(str(server.address)) as client:
+        for number in range(20):
+            lost = Client(str(server.address))
+            lost.connect()
+            lost.send([Message("blocking", n=number)])
+            sock = lost._connected()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            sock.close()
+        gate.opened.set()
+        assert client.notify("check", ip=IPv4Address(1)).variables == {"sess.score": 1}
+
+
+def test_a_peer_that_does_not_read_is_not_read_from(agent: Agent) -> None:
+    """Back-pressure: what it may have waiting is bounded, and others are served."""
+    protocol = EngineConnection()
+    request = codec.encode_notify(1, 1, [Message("big", size=16_000)]) * 20
+    with agent.serve_in_background() as server, connect(server) as sock:
+        sock.sendall(protocol.data_to_send())
+        sock.recv(4096)
+        sock.settimeout(0.5)
+        written = 0
+        with pytest.raises(TimeoutError):
+            while written < 100_000_000:
+                written += sock.send(request)
+        with Client(str(server.address)) as client:
+            assert client.notify("check", ip=IPv4Address(1)).variables == {"sess.score": 1}
+        sock.shutdown(socket.SHUT_WR)
+        answered = len(read_until_eof(sock)) // 16_000
+    assert answered >= 20
+
+
+# --- stopping ---
+
+
+@pytest.mark.parametrize("kind", ["blocking", "async"])
+def test_stopping_answers_the_frames_in_hand_and_says_goodbye(
+    agent: Agent, gate: Gate, kind: str
+) -> None:
+    server = agent.serve_in_background(threads=2)
+    server.start()
+    address = server.address
+    protocol = EngineConnection()
+    with connect(server) as sock:
+        sock.sendall(protocol.data_to_send())
+        protocol.receive_data(sock.recv(4096))
+        protocol.notify(1, 1, [Message(kind, n=5)])
+        sock.sendall(protocol.data_to_send())
+        assert gate.entered.acquire(timeout=5)
+        stopping = threading.Thread(target=server.stop)
+        stopping.start()
+        wait_until_refused(address.host, address.port)
+        gate.opened.set()
+        (ack, goodbye), _ = codec.decode_frames(read_until_eof(sock))
+    stopping.join(10)
+    assert isinstance(ack, Ack)
+    assert ack.variables == {"sess.n": 5}
+    assert goodbye.items == {"status-code": 0, "message": "normal"}  # type: ignore[union-attr]
+
+
+def wait_until_refused(host: str, port: int) -> None:
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((host, port), 1).close()
+        except OSError:
+            return
+    raise AssertionError("still accepts connections")
+
+
+def test_a_handler_that_hangs_does_not_hang_the_stop(agent: Agent, gate: Gate) -> None:
+    server = agent.serve_in_background(drain_timeout=0.1)
+    with server, pytest.raises((DisconnectedError, OSError)):  # noqa: PT012
+        client = Client(str(server.address))
+        client.connect()
+        stream_id = client.send([Message("blocking", n=5)])
+        assert gate.entered.acquire(timeout=5)
+        server.stop()
+        client.wait(stream_id)
+
+
+@contextlib.contextmanager
+def served(*options: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spop", "serve", f"{EXAMPLE}:agent", *options],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_stop_the_command_with_exit_status_0(tmp_path: Path, number: int) -> None:
+    address = f"unix:{tmp_path}/agent.sock"
+    with served("--bind", address, "--threads", "2") as process:
+        assert process.stderr is not None
+        while "serves on" not in process.stderr.readline():
+            assert process.poll() is None
+        client = Client(address)
+        client.connect()
+        assert client.notify("check-client-ip", ip=IPv4Address("192.0.2.1")).variables == {
+            "sess.ip_score": 0
+        }
+        process.send_signal(number)
+        with pytest.raises(DisconnectedError) as caught:
+            client.wait(99)
+        assert caught.value.code == Status.NORMAL
+        client.close()
+        assert process.wait(10) == 0
+    assert not os.path.exists(f"{tmp_path}/agent.sock")
+
+
+def test_a_socket_left_by_a_dead_server_is_taken_over(agent: Agent, tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/agent.sock"
+    with served("--bind", address) as process:
+        assert process.stderr is not None
+        while "serves on" not in process.stderr.readline():
+            assert process.poll() is None
+        with pytest.raises(OSError, match="in use"):
+            agent.serve_in_background(address).start()
+        process.kill()
+        process.wait()
+        with agent.serve_in_background(address), Client(address) as client:
+            client.notify("nobody")
+
+
+# --- the client's errors ---
+
+
+def test_the_client_tells_what_went_wrong(agent: Agent, gate: Gate) -> None:
+    with agent.serve_in_background() as server:
+        address = str(server.address)
+        with Client(address, timeout=0.1) as client, pytest.raises(SpopTimeoutError, match="ACK"):
+            client.notify("blocking", n=1)
+        with pytest.raises(LocalProtocolError, match="not connected"):
+            client.notify("check")
+        gate.opened.set()
+    with pytest.raises(ConnectionRefusedError):
+        Client(address).connect()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = Client(f"127.0.0.1:{silent.getsockname()[1]}", timeout=0.1)
+        with pytest.raises(SpopTimeoutError, match="AGENT-HELLO"):
+            client.connect()
+        client.close()
+
+
+@pytest.mark.parametrize(
+    "address", ["", "nowhere", "host:", "host:port", ":99999", "unix:", "::1:5"]
+)
+def test_addresses_are_checked(agent: Agent, address: str) -> None:
+    for use in (Client, agent.serve_in_background):
+        with pytest.raises(ValueError, match="address"):
+            use(address)
