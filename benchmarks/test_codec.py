@@ -6,6 +6,7 @@ is decoded and an ACK that sets one variable is encoded.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 from collections.abc import Callable
@@ -71,12 +72,9 @@ def haproxyspoa() -> Exchange:
         NotifyPayload(frame.payload)
         ack = AckPayload().set_var(ActionVarScope.SESSION, "ip_score", 7)
         writer = Writer()
-        try:
-            Frame(FrameType.ACK, 1, stream_id, frame_id, ack.to_bytes()).write_frame(writer).send(
-                None
-            )
-        except StopIteration:
-            pass
+        frame = Frame(FrameType.ACK, 1, stream_id, frame_id, ack.to_bytes())
+        with contextlib.suppress(StopIteration):
+            frame.write_frame(writer).send(None)
         return bytes(writer.written)
 
     return exchange

@@ -37,9 +37,13 @@ cdef enum:
     T_STRING = 8
     T_BINARY = 9
     LEARNED_NAMES = 1024
+    MAX_ANSWER_SIZE = 262144
     KIND_ARGUMENT = 0
     KIND_MESSAGE = 1
     KIND_ACK = 2
+
+
+C_CONSTANTS = {"MAX_ANSWER_SIZE": MAX_ANSWER_SIZE}
 
 
 # A message as it stands in the buffer: its name, and where its arguments are in the fields.
@@ -274,7 +278,7 @@ cdef class Dispatcher:
         cdef Header header
         cdef Py_ssize_t offset = 0, length
         r.base = base
-        while len(left) < room:
+        while len(left) < room and w.length < MAX_ANSWER_SIZE:
             try:
                 length = frame_length(base, offset, end, max_frame_size)
                 if length < 0:

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Final, NamedTuple
 
 from spop import _codec_py as codec
-from spop.constants import DataType
+from spop.constants import MAX_ANSWER_SIZE, DataType
 from spop.errors import FrameTooBigError, HandlerError, ProtocolError
 from spop.frames import Ack, Frame, Message, Notify
 from spop.values import Buffer
@@ -188,8 +188,9 @@ class Dispatcher:
     ) -> tuple[list[Frame | Deferred], int, bytes]:
         """Answer the NOTIFY frames at the front of a buffer.
 
-        Stops at a partial frame, behind `room` deferred ones, and behind any frame that is
-        not a whole NOTIFY, as that may change what the next ones mean.
+        Stops at a partial frame, behind `room` deferred ones, behind `MAX_ANSWER_SIZE` bytes
+        of ACKs, and behind any frame that is not a whole NOTIFY, as that may change what the
+        next ones mean.
 
         Returns:
             What the caller has to see to, how far it came, and the ACKs to send.
@@ -201,7 +202,7 @@ class Dispatcher:
         left: list[Frame | Deferred] = []
         out = bytearray()
         offset = 0
-        while len(left) < room:
+        while len(left) < room and len(out) < MAX_ANSWER_SIZE:
             try:
                 length = codec._whole_frame(data, offset, max_frame_size)
                 if length < 0:

@@ -21,6 +21,7 @@ from spop.constants import (
     DEFAULT_MAX_FRAME_SIZE,
     DEFAULT_MAX_PAYLOAD_SIZE,
     HAPROXY_FRAME_SIZE,
+    MAX_ANSWER_SIZE,
     MIN_FRAME_SIZE,
     Capability,
     FrameFlag,
@@ -232,6 +233,7 @@ class AgentConnection(_Connection):
         "_max_in_flight",
         "_max_payload_size",
         "in_flight",
+        "stalled",
     )
     _states = _AGENT_STATES
     _disconnect_type = FrameType.AGENT_DISCONNECT
@@ -255,11 +257,13 @@ class AgentConnection(_Connection):
         self._fragments: _Fragments | None = None
         self._ignored_fragments: tuple[int, int] | None = None
         self.in_flight = 0
+        self.stalled = False
 
     @property
     def paused(self) -> bool:
-        """Nothing more is taken until an `acknowledge`: reading the socket can wait."""
-        return self.in_flight >= self._room
+        """Nothing more is taken until an `acknowledge`, or, where it is `stalled`, until what
+        there is to send was sent. Reading the socket can wait; then comes `resume`."""
+        return self.stalled or self.in_flight >= self._room
 
     @property
     def _room(self) -> int:
@@ -288,7 +292,7 @@ class AgentConnection(_Connection):
         events: list[AgentEvent] = []
         consumed = 0
         try:
-            while consumed < end and not self.should_close:
+            while consumed < end and not self.should_close and not self.stalled:
                 before = consumed
                 left, consumed = self._decode(data, consumed, end)
                 for frame in left:
@@ -305,6 +309,7 @@ class AgentConnection(_Connection):
 
     def resume(self) -> list[AgentEvent]:
         """Go on with what was held back while `paused`."""
+        self.stalled = False
         return self.receive_data(b"") if self._held is not None else []
 
     def receive_eof(self) -> list[AgentEvent]:
@@ -371,6 +376,7 @@ class AgentConnection(_Connection):
         )
         if acks:
             self._out.append(acks)
+            self.stalled = len(acks) >= MAX_ANSWER_SIZE
         return left, consumed
 
     def _decode_one(self, data: Buffer, start: int, end: int) -> tuple[list[Frame], int]:

@@ -129,5 +129,9 @@ DEFAULT_MAX_PAYLOAD_SIZE = 16 * 1024 * 1024
 HAPROXY_FRAME_SIZE = 16380
 """What HAProxy announces by default: ``tune.bufsize - 4``."""
 
+MAX_ANSWER_SIZE = 256 * 1024
+"""Bytes of ACKs after which they are sent before more frames are handled. Small NOTIFY frames
+may have large answers; without this limit one read could fill the memory."""
+
 MAX_VARINT_SIZE = 10
 """Bytes of the longest varint, that of 2**64 - 1."""

@@ -10,7 +10,7 @@ import pytest
 
 from spop import UNSET, Action, Binary, Int32, Int64, Message, String, UInt32, UInt64, codec
 from spop import _codec_py as python_codec
-from spop.constants import DEFAULT_MAX_FRAME_SIZE, FrameFlag, FrameType, Status
+from spop.constants import FrameFlag, FrameType, Status
 from spop.errors import FragmentationError, FrameTooBigError, InvalidFrameError
 from spop.frames import Ack, Control, Notify, RawFrame
 
@@ -350,9 +350,9 @@ def test_a_frame_of_exactly_the_limit_is_taken(twin: ModuleType) -> None:
 def test_the_compiled_numbers_are_those_of_the_constants() -> None:
     if codec.IMPLEMENTATION != "c":
         return
-    from spop import _codec, constants  # type: ignore[attr-defined]
+    from spop import _codec, _dispatch, constants  # type: ignore[attr-defined]
 
     for name, numbers in _codec.C_CONSTANTS.items():
         expected = getattr(constants, name)
         assert numbers == (expected if isinstance(expected, int) else tuple(map(int, expected)))
-    assert DEFAULT_MAX_FRAME_SIZE == 1024 * 1024
+    assert _dispatch.C_CONSTANTS == {"MAX_ANSWER_SIZE": constants.MAX_ANSWER_SIZE}

@@ -14,7 +14,8 @@ from spop.connection import (
     Hello,
     State,
 )
-from spop.constants import FrameFlag, FrameType, Status
+from spop.constants import MAX_ANSWER_SIZE, FrameFlag, FrameType, Status
+from spop.dispatch import Dispatcher, Route
 from spop.errors import FrameTooBigError
 from spop.frames import Ack, Control, Notify, RawFrame
 from spop.values import UInt32
@@ -271,6 +272,21 @@ def test_good_frames_before_a_bad_one_are_given_out() -> None:
         Disconnect(Status.INVALID, "frame of 1 bytes, 7 at least", False),
     ]
     assert connection.receive_data(notify(2)) == []
+
+
+def test_large_answers_to_small_frames_are_sent_before_more_are_made() -> None:
+    route = Route("m", lambda: {"sess.x": bytes(16_000)})
+    connection = opened(dispatcher=Dispatcher([route]))
+    connection.receive_data(notify(1) * 100)
+    answered = 0
+    while connection.stalled:
+        data = connection.data_to_send()
+        assert len(data) < MAX_ANSWER_SIZE + 16_380
+        answered += len(codec.decode_frames(data)[0])
+        assert connection.paused
+        connection.resume()
+    assert answered + len(sent(connection)) == 100
+    assert not connection.paused
 
 
 # --- fragmentation ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import click
 
@@ -82,3 +83,7 @@ def serve(
         server.run()
     except OSError as error:
         raise click.UsageError(error.strerror or str(error)) from None
+    if server.busy_handlers:
+        # Python would wait for them before it exits.
+        logging.shutdown()
+        os._exit(0)

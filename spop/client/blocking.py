@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Self
 
 from spop.address import Address
-from spop.connection import ALL_CAPABILITIES, Disconnect, EngineConnection, EngineEvent, Hello, Peer
+from spop.connection import ALL_CAPABILITIES, Disconnect, EngineConnection, EngineEvent, Peer
 from spop.constants import HAPROXY_FRAME_SIZE, Status
 from spop.errors import DisconnectedError, LocalProtocolError, SpopTimeoutError
 from spop.frames import Ack, Message
@@ -103,6 +103,7 @@ class Client:
 
     def send(self, messages: Iterable[Message]) -> int:
         """Send a NOTIFY without waiting. Returns the stream-id to `wait` for."""
+        self._connected()
         stream_id = next(self._stream_ids)
         self._protocol.notify(stream_id, 1, messages)
         self._send()
@@ -152,12 +153,10 @@ class Client:
         for event in events:
             if isinstance(event, Ack):
                 self._acks[event.stream_id, event.frame_id] = event
-            elif isinstance(event, Disconnect) and event.code != Status.NORMAL:
+            elif isinstance(event, Disconnect):
                 raise DisconnectedError(event.message, event.code)
-            elif not isinstance(event, Hello) and not self._protocol.should_close:
-                raise DisconnectedError("the agent disconnected", Status.NORMAL)
         if self._protocol.should_close and not events:
-            raise DisconnectedError("the agent disconnected", Status.IO)
+            raise DisconnectedError("the connection is closed", Status.IO)
 
     def _connected(self) -> socket.socket:
         if self._socket is None:

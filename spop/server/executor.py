@@ -33,6 +33,13 @@ class Executor:
         self._asyncio: asyncio.AbstractEventLoop | None = None
         self._asyncio_thread: threading.Thread | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._busy = 0
+        self._busy_lock = threading.Lock()
+
+    @property
+    def busy(self) -> int:
+        """Threads of the pool that are inside of a handler now."""
+        return self._busy
 
     def start(self) -> None:
         """Start the asyncio loop, if any handler wants one."""
@@ -49,7 +56,7 @@ class Executor:
         if loop is not None and any(self._is_async(call) for call in deferred.calls):
             loop.call_soon_threadsafe(self._start_task, deferred, done)
         else:
-            self._pool.submit(self._run, deferred, done)
+            self._pool.submit(self._count_busy, self._run, deferred, done)
 
     def stop(self) -> None:
         """Cancel what still runs and end the threads."""
@@ -92,8 +99,19 @@ class Executor:
             return await call.route.call(call.values)
         if call.route.deferred:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._pool, call.route.call, call.values)
+            return await loop.run_in_executor(
+                self._pool, self._count_busy, call.route.call, call.values
+            )
         return call.route.call(call.values)
+
+    def _count_busy(self, function: Callable[..., Any], *args: Any) -> Any:
+        with self._busy_lock:
+            self._busy += 1
+        try:
+            return function(*args)
+        finally:
+            with self._busy_lock:
+                self._busy -= 1
 
     def _is_async(self, call: Call) -> bool:
         handler = self._agent.handlers.get(call.route.name)

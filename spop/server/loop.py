@@ -158,6 +158,17 @@ class Loop:
 
     def _flush(self, connection: Connection) -> None:
         """Send what there is to send, and see what to wait for next."""
+        protocol = connection.protocol
+        self._send(connection)
+        while protocol.stalled and not connection.unsent:
+            self._handle(connection, protocol.resume())
+            self._send(connection)
+        if connection.unsent or protocol.in_flight or connection.events != READ:
+            self._watch(connection)
+        if protocol.should_close and not connection.unsent:
+            self._linger(connection)
+
+    def _send(self, connection: Connection) -> None:
         data = connection.protocol.data_to_send()
         if connection.unsent:
             data = connection.unsent + data
@@ -167,11 +178,6 @@ class Loop:
             except (BlockingIOError, InterruptedError):
                 sent = 0
             connection.unsent = data[sent:] if sent < len(data) else b""
-        protocol = connection.protocol
-        if connection.unsent or protocol.in_flight or connection.events != READ:
-            self._watch(connection)
-        if protocol.should_close and not connection.unsent:
-            self._linger(connection)
 
     def _watch(self, connection: Connection) -> None:
         """Read unless what was read waits for handlers or for a slow peer."""

@@ -65,6 +65,11 @@ class Server:
         """The first of `addresses`."""
         return self.addresses[0]
 
+    @property
+    def busy_handlers(self) -> int:
+        """Blocking handlers that run now; after `stop`, those that did not end in time."""
+        return self._executor.busy
+
     def start(self) -> None:
         """Listen and serve, in threads.
 
@@ -119,6 +124,12 @@ class Server:
             loop.thread.join()
         self._executor.stop()
         self._loops = []
+        if self.busy_handlers:
+            logger.warning(
+                "%d handlers did not end in %g s and were left behind",
+                self.busy_handlers,
+                self._drain_timeout,
+            )
 
     def _stop_listening(self) -> None:
         first, closed = self._loops[0], threading.Event()
