@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml spop/_codec.pyx spop/_codec.pxd spop/_dispatch.pyx
 
+# pip shows nothing of what the build had to say.
+SAY_CODEC := $(BIN)/python -c 'import spop.codec as c; print("spop is installed with the " + {"c": "compiled codec", "python": "codec in Python: no compiled one could be built, or SPOP_PURE is set"}[c.IMPLEMENTATION])'
+
 .PHONY: help demo test lint bench docs clean
 
 help:
@@ -13,11 +16,13 @@ $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/demo.stamp: $(VENV)/bin/pip $(SOURCES)
-	$(BIN)/pip install -q -e '.[cli]'
+	PYTHONWARNINGS=ignore $(BIN)/pip install -q -e '.[cli]'
+	@$(SAY_CODEC)
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/bin/pip $(SOURCES)
-	$(BIN)/pip install -q -e '.[dev]'
+	PYTHONWARNINGS=ignore $(BIN)/pip install -q -e '.[dev]'
+	@$(SAY_CODEC)
 	@touch $@
 
 $(VENV)/bench.stamp: $(VENV)/dev.stamp benchmarks/requirements.txt
@@ -42,7 +47,7 @@ bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/frames.py
 
 docs: $(VENV)/dev.stamp
-	$(BIN)/pip install -q 'mkdocs>=1.6' 'mkdocstrings[python]>=0.26'
+	$(BIN)/pip install -q 'mkdocs>=1.6'
 	$(BIN)/mkdocs build --strict --site-dir build/docs
 
 clean:

@@ -13,7 +13,7 @@ if TYPE_CHECKING or os.environ.get("SPOP_PURE", "") not in ("", "0"):
     from spop import _codec_py as _codec
 else:
     try:
-        from spop import _codec
+        import spop._codec as _codec
     except ModuleNotFoundError:
         from spop import _codec_py as _codec
 
