@@ -45,7 +45,7 @@ cdef Py_ssize_t frame_length(
 cdef object decode_frame(Reader *r, Header *header)
 cdef object field_value(Field *field)
 cdef object new_message(
-    object name, list names, list values, object stream_id, object frame_id, object connection
+    object name, tuple names, tuple values, object stream_id, object frame_id, object connection
 )
 cdef object name_text(const unsigned char *data, Py_ssize_t length)
 cdef object text(const unsigned char *data, Py_ssize_t length)

@@ -10,9 +10,9 @@ from cpython.bytearray cimport (
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.dict cimport PyDict_GetItemWithError
-from cpython.list cimport PyList_New
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
+from cpython.tuple cimport PyTuple_New
 from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
@@ -57,8 +57,8 @@ cdef extern from *:
         *(PyObject **)((char *)instance + offset) = Py_NewRef(value);
     }
 
-    static inline void put_item(PyObject *list, Py_ssize_t index, PyObject *value) {
-        PyList_SET_ITEM(list, index, Py_NewRef(value));
+    static inline void put_item(PyObject *tuple, Py_ssize_t index, PyObject *value) {
+        PyTuple_SET_ITEM(tuple, index, Py_NewRef(value));
     }
 
     #ifdef Py_GIL_DISABLED
@@ -70,7 +70,7 @@ cdef extern from *:
     object new_instance(object type)
     Py_ssize_t slot_offset(object type, const char *name)
     void fill_slot(object instance, Py_ssize_t offset, object value)
-    void put_item(list items, Py_ssize_t index, object value)
+    void put_item(tuple items, Py_ssize_t index, object value)
     bint HAS_GIL
 
 # The protocol's numbers; a test holds them against `spop.constants`.
@@ -137,7 +137,15 @@ cdef dict _targets = _codec_py._targets
 # --- reading -----------------------------------------------------------------------------
 
 
-cdef int read_varint(Reader *r, uint64_t *value) except -1:
+cdef inline int read_varint(Reader *r, uint64_t *value) except -1:
+    if r.offset < r.end and r.base[r.offset] < 240:
+        value[0] = r.base[r.offset]
+        r.offset += 1
+        return 0
+    return read_long_varint(r, value)
+
+
+cdef int read_long_varint(Reader *r, uint64_t *value) except -1:
     cdef unsigned char byte
     cdef uint64_t result
     cdef int shift = 4
@@ -165,7 +173,7 @@ cdef int read_varint(Reader *r, uint64_t *value) except -1:
     return 0
 
 
-cdef int read_span(Reader *r, const unsigned char **data, Py_ssize_t *length) except -1:
+cdef inline int read_span(Reader *r, const unsigned char **data, Py_ssize_t *length) except -1:
     cdef uint64_t size
     read_varint(r, &size)
     if size > <uint64_t>(r.end - r.offset):
@@ -256,7 +264,7 @@ cdef object text(const unsigned char *data, Py_ssize_t length):
     return PyUnicode_DecodeUTF8(<const char *>data, length, "surrogateescape")
 
 
-# Few names come again and again: the str of each is kept in a table by a hash of its bytes.
+# Few names come again and again: the str of each is kept in a table by a hash of some bytes.
 cdef enum:
     NAMES_KEPT = 512
     LONGEST_NAME_KEPT = 40
@@ -267,12 +275,11 @@ cdef list _names = [None] * NAMES_KEPT
 cdef object name_text(const unsigned char *data, Py_ssize_t length):
     """The text of a name, from the table where it has it. Without a GIL there is no table."""
     cdef uint32_t hash = <uint32_t>length
-    cdef Py_ssize_t i, size
+    cdef Py_ssize_t size
     cdef const char *kept
     if not HAS_GIL or not 0 < length <= LONGEST_NAME_KEPT:
         return text(data, length)
-    for i in range(length):
-        hash = hash * 31 + data[i]
+    hash += 7 * data[0] + 31 * data[length // 2] + 131 * data[length - 1]
     hash %= NAMES_KEPT
     name = _names[hash]
     if name is not None:
@@ -343,15 +350,15 @@ cdef list read_messages(Reader *r, object stream_id, object frame_id):
 
 
 cdef object read_message(Reader *r, object name, object stream_id, object frame_id):
-    cdef list names, values
+    cdef tuple names, values
     cdef Field field
     cdef int count, i
     if r.offset >= r.end:
         raise InvalidFrameError(f"message without its argument count at byte {r.offset}")
     count = r.base[r.offset]
     r.offset += 1
-    names = PyList_New(count)
-    values = PyList_New(count)
+    names = PyTuple_New(count)
+    values = PyTuple_New(count)
     for i in range(count):
         read_field(r, &field)
         put_item(names, i, name_text(field.name, field.name_length))
@@ -360,7 +367,7 @@ cdef object read_message(Reader *r, object name, object stream_id, object frame_
 
 
 cdef object new_message(
-    object name, list names, list values, object stream_id, object frame_id, object connection
+    object name, tuple names, tuple values, object stream_id, object frame_id, object connection
 ):
     cdef object message = new_instance(Message)
     fill_slot(message, message_name, name)
@@ -442,12 +449,13 @@ cdef object decode_frame(Reader *r, Header *header):
 # --- writing -----------------------------------------------------------------------------
 
 
-cdef int reserve(Writer *w, Py_ssize_t more) except -1:
-    cdef Py_ssize_t capacity
+cdef inline int reserve(Writer *w, Py_ssize_t more) except -1:
+    return 0 if w.length + more <= w.capacity else grow(w, more)
+
+
+cdef int grow(Writer *w, Py_ssize_t more) except -1:
     cdef unsigned char *data
-    if w.length + more <= w.capacity:
-        return 0
-    capacity = 2 * w.capacity + more
+    cdef Py_ssize_t capacity = 2 * w.capacity + more
     data = <unsigned char *>PyMem_Realloc(w.data if w.heap else NULL, capacity)
     if data is NULL:
         raise MemoryError

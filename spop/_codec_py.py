@@ -124,7 +124,12 @@ def decode_string(buffer: Buffer, offset: int = 0) -> tuple[str, int]:
 
 
 def _string(data: bytes, offset: int, end: int) -> tuple[str, int]:
-    start, stop = _span(data, offset, end)
+    # A call less where the length is one byte and right, as it mostly is.
+    if offset < end and (length := data[offset]) < 240 and length < end - offset:
+        start = offset + 1
+        stop = start + length
+    else:
+        start, stop = _span(data, offset, end)
     try:
         return data[start:stop].decode(), stop
     except UnicodeDecodeError:
@@ -213,11 +218,7 @@ def _value(data: bytes, offset: int, end: int) -> tuple[DecodedValue, int]:
         raise InvalidFrameError(f"typed data cut short at byte {offset}")
     type_ = data[offset] & 0x0F
     if type_ == 8:
-        start, stop = _span(data, offset + 1, end)
-        try:
-            return data[start:stop].decode(), stop
-        except UnicodeDecodeError:
-            return data[start:stop].decode("utf-8", "surrogateescape"), stop
+        return _string(data, offset + 1, end)
     if type_ == 9:
         start, stop = _span(data, offset + 1, end)
         return data[start:stop], stop
@@ -371,22 +372,26 @@ def _args(message: Message, data: bytes, offset: int, end: int) -> int:
     """Read the arguments of a message. Returns the offset of what follows."""
     if offset >= end:
         raise InvalidFrameError(f"message without its argument count at byte {offset}")
-    message.names = names = []
-    message.values = values = []
+    names = []
+    values = []
     count = data[offset]
     offset += 1
     for _ in range(count):
-        # Most names are short: their length is one byte, and `_span` need not be called.
-        if offset < end and data[offset] < 240:
+        # A call less where the length is one byte and right, as it mostly is.
+        if offset < end and (length := data[offset]) < 240 and length < end - offset:
             start = offset + 1
-            offset = start + data[offset]
-            if offset > end:
-                _span(data, start - 1, end)
+            offset = start + length
         else:
             start, offset = _span(data, offset, end)
         names.append(_name(data[start:offset]))
-        value, offset = _value(data, offset, end)
+        if offset < end and data[offset] == 8:
+            value: DecodedValue
+            value, offset = _string(data, offset + 1, end)
+        else:
+            value, offset = _value(data, offset, end)
         values.append(value)
+    message.names = tuple(names)
+    message.values = tuple(values)
     return offset
 
 
@@ -693,7 +698,11 @@ def _frame(data: bytes, offset: int, end: int, little_endian: bool) -> Frame:
         raise InvalidFrameError("ABORT without FIN")
     final = flags & _FIN
     if type_ == 3 and final:
-        return Notify(stream_id, frame_id, _messages(data, offset, end, stream_id, frame_id))
+        notify = Notify.__new__(Notify)
+        notify.stream_id = stream_id
+        notify.frame_id = frame_id
+        notify.messages = _messages(data, offset, end, stream_id, frame_id)
+        return notify
     if type_ == 103:
         if not final:
             raise FragmentationError("an ACK may not be fragmented")

@@ -208,7 +208,7 @@ cdef object message_of(Field *fields, Span *span, Header *header, object connect
         names.append(name_text(field.name, field.name_length))
         values.append(field_value(field))
     return new_message(
-        name_text(span.name, span.name_length), names, values, header.stream_id,
+        name_text(span.name, span.name_length), tuple(names), tuple(values), header.stream_id,
         header.frame_id, connection)
 
 

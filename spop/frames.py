@@ -52,8 +52,8 @@ class Message(_Plain):
     _compared = ("name", "args")
 
     name: str
-    names: list[str]
-    values: list[DecodedValue]
+    names: tuple[str, ...]
+    values: tuple[DecodedValue, ...]
     stream_id: int
     frame_id: int
     connection: Peer | None
@@ -68,8 +68,8 @@ class Message(_Plain):
         pairs: list[Any] = list(args.items() if isinstance(args, Mapping) else args)
         pairs.extend(named.items())
         self.name = name
-        self.names = [name for name, _ in pairs]
-        self.values = [value for _, value in pairs]
+        self.names = tuple([name for name, _ in pairs])
+        self.values = tuple([value for _, value in pairs])
         self.stream_id = 0
         self.frame_id = 0
         self.connection = None
