@@ -13,7 +13,7 @@ help:
 	@echo "make demo | test | lint | bench | docs | clean"
 
 $(VENV)/bin/pip:
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { ci/install_venv.sh && $(PYTHON) -m venv --clear $(VENV); }
 
 $(VENV)/demo.stamp: $(VENV)/bin/pip $(SOURCES)
 	PYTHONWARNINGS=ignore $(BIN)/pip install -q -e '.[cli]'

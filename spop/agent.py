@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import threading
 import time
 import types
 import typing
@@ -17,7 +18,12 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from spop.connection import MAX_IN_FLIGHT, Disconnect, Peer
-from spop.constants import DEFAULT_MAX_FRAME_SIZE, DEFAULT_MAX_PAYLOAD_SIZE, DataType
+from spop.constants import (
+    DEFAULT_MAX_FRAME_SIZE,
+    DEFAULT_MAX_PAYLOAD_SIZE,
+    MIN_FRAME_SIZE,
+    DataType,
+)
 from spop.dispatch import ACK, ARGUMENT, MESSAGE, MISSING, Dispatcher, Parameter, Route
 from spop.frames import Ack, Message
 from spop.values import Value, type_unset
@@ -76,6 +82,9 @@ class Agent:
 
     Attributes:
         errors: how many messages could not be handled, by message name.
+
+    Raises:
+        ValueError: a limit is too low to work with.
     """
 
     def __init__(
@@ -86,12 +95,17 @@ class Agent:
         max_payload_size: int = DEFAULT_MAX_PAYLOAD_SIZE,
         max_in_flight: int = MAX_IN_FLIGHT,
     ) -> None:
+        if max_frame_size < MIN_FRAME_SIZE:
+            raise ValueError(f"max_frame_size is {max_frame_size}, {MIN_FRAME_SIZE} at least")
+        if max_payload_size < 1 or max_in_flight < 1:
+            raise ValueError("max_payload_size and max_in_flight must be at least 1")
         self.name = name
         self.max_frame_size = max_frame_size
         self.max_payload_size = max_payload_size
         self.max_in_flight = max_in_flight
         self.handlers: dict[str, HandlerInfo] = {}
         self.errors: Counter[str] = Counter()
+        self._errors_lock = threading.Lock()
         self._connect_hooks: list[Callable[[Peer], object]] = []
         self._disconnect_hooks: list[Callable[[Peer, Disconnect], object]] = []
         self._error_hooks: list[Callable[[str, BaseException], object]] = []
@@ -179,8 +193,10 @@ class Agent:
 
     def failed(self, name: str, error: BaseException) -> None:
         """Count, log and tell of a message that could not be handled."""
-        self.errors[name] += 1
-        if self._error_log.allows():
+        with self._errors_lock:
+            self.errors[name] += 1
+            logged = self._error_log.allows()
+        if logged:
             logger.error("message %r failed: %s", name, _summary(error), exc_info=error)
         for hook in self._error_hooks:
             self._run_hook(hook, name, error)
@@ -230,6 +246,8 @@ def _parameters(message: str, function: Callable[..., Any]) -> tuple[Parameter, 
         hints = typing.get_type_hints(function)
     except NameError as error:
         raise TypeError(f"message {message!r}: annotation can't be resolved: {error}") from None
+    except TypeError:  # A callable that is no function, such as a partial, has no hints.
+        hints = {}
     parameters = []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from ipaddress import IPv4Address, IPv6Address
 from types import ModuleType
 from typing import Annotated, Any, Optional
@@ -174,6 +175,22 @@ def test_signatures_are_checked_when_the_handler_is_registered(
     with pytest.raises(TypeError, match=rf"message 'm': .*{complaint}"):
         agent.message("m")(function)
     assert not agent.handlers
+
+
+def test_callables_that_are_no_functions(agent: Agent, ask: Any) -> None:
+    def handler(score: int, a: int) -> dict[str, int]:
+        return {"sess.score": score + a}
+
+    agent.message("m")(functools.partial(handler, 5))
+    assert ask(Message("m", a=1)) == {"sess.score": 6}
+
+
+@pytest.mark.parametrize(
+    "limits", [{"max_frame_size": 255}, {"max_payload_size": 0}, {"max_in_flight": 0}], ids=str
+)
+def test_limits_are_checked(limits: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="at least"):
+        Agent(**limits)
 
 
 def test_a_message_has_one_handler(agent: Agent) -> None:

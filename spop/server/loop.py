@@ -271,7 +271,11 @@ class Loop:
                 self.forget_listener(listener)
                 self._call_later(0.5, lambda: self._accept_again(listener, hand_out))
                 return
-            hand_out(sock, sockaddr)
+            try:
+                hand_out(sock, sockaddr)
+            except Exception:
+                logger.exception("connection could not be set up")
+                sock.close()
 
     def _accept_again(self, listener: socket.socket, hand_out: Callable[..., object]) -> None:
         if listener.fileno() >= 0:
