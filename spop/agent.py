@@ -6,6 +6,7 @@ It knows no sockets. A server asks it for a `Dispatcher` for each of its threads
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import threading
@@ -242,12 +243,7 @@ class _RateLimit:
 
 def _parameters(message: str, function: Callable[..., Any]) -> tuple[Parameter, ...]:
     """What a handler's signature asks for."""
-    try:
-        hints = typing.get_type_hints(function)
-    except NameError as error:
-        raise TypeError(f"message {message!r}: annotation can't be resolved: {error}") from None
-    except TypeError:  # A callable that is no function, such as a partial, has no hints.
-        hints = {}
+    hints = _hints(message, function)
     parameters = []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -259,6 +255,17 @@ def _parameters(message: str, function: Callable[..., Any]) -> tuple[Parameter, 
             _parameter(message, parameter, hints.get(parameter.name, parameter.annotation))
         )
     return tuple(parameters)
+
+
+def _hints(message: str, function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations, resolved, of a function or of what a partial or an object calls."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    annotated = function if inspect.isroutine(function) else type(function).__call__
+    try:
+        return typing.get_type_hints(annotated)
+    except NameError as error:
+        raise TypeError(f"message {message!r}: annotation can't be resolved: {error}") from None
 
 
 def _parameter(message: str, parameter: inspect.Parameter, annotation: Any) -> Parameter:
