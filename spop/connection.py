@@ -99,6 +99,9 @@ class State(Enum):
     CLOSED = auto()
 
 
+_OPEN = State.OPEN
+_UNORDERED = frozenset({Capability.PIPELINING, Capability.ASYNC})
+
 _AGENT_STATES = {
     State.HELLO: {
         FrameType.HAPROXY_HELLO: State.OPEN,
@@ -232,6 +235,7 @@ class AgentConnection(_Connection):
         "_ignored_fragments",
         "_max_in_flight",
         "_max_payload_size",
+        "_room",
         "in_flight",
         "stalled",
     )
@@ -256,6 +260,7 @@ class AgentConnection(_Connection):
         self._address = address
         self._fragments: _Fragments | None = None
         self._ignored_fragments: tuple[int, int] | None = None
+        self._room = 1
         self.in_flight = 0
         self.stalled = False
 
@@ -264,17 +269,6 @@ class AgentConnection(_Connection):
         """Nothing more is taken until an `acknowledge`, or, where it is `stalled`, until what
         there is to send was sent. Reading the socket can wait; then comes `resume`."""
         return self.stalled or self.in_flight >= self._room
-
-    @property
-    def _room(self) -> int:
-        return self._max_in_flight if self._unordered else 1
-
-    @property
-    def _unordered(self) -> bool:
-        peer = self.peer
-        return peer is not None and (
-            Capability.PIPELINING in peer.capabilities or Capability.ASYNC in peer.capabilities
-        )
 
     def receive_data(self, data: Buffer, end: int | None = None) -> list[AgentEvent]:
         """Take what arrived: `data`, or its first `end` bytes.
@@ -286,12 +280,28 @@ class AgentConnection(_Connection):
             end = len(data)
         if self._held is not None:
             data, end = self._join_held(data, end)
-        return self._receive(data, end)
+        elif self.state is _OPEN and self._fragments is None:
+            # Nearly always all there is are NOTIFY frames that the dispatcher can answer.
+            try:
+                left, consumed = self._answer(data, 0, end)
+            except ProtocolError as error:
+                return self._failed(error)
+            if consumed == end and not left:
+                return []
+            return self._receive(data, end, left, consumed)
+        return self._receive(data, end, [], 0)
 
-    def _receive(self, data: Buffer, end: int) -> list[AgentEvent]:
+    def _failed(self, error: ProtocolError) -> list[AgentEvent]:
         events: list[AgentEvent] = []
-        consumed = 0
+        self._fail(error, events)
+        return events
+
+    def _receive(self, data: Buffer, end: int, left: list[Any], consumed: int) -> list[AgentEvent]:
+        """Handle `left`, which came of what is consumed, and go on with the rest."""
+        events: list[AgentEvent] = []
         try:
+            for frame in left:
+                self._handle(frame, events)
             while consumed < end and not self.should_close and not self.stalled:
                 before = consumed
                 left, consumed = self._decode(data, consumed, end)
@@ -364,6 +374,9 @@ class AgentConnection(_Connection):
             return self._decode_one(data, start, end)
         if self._fragments is not None:
             return self._decode_one(data, start, end)
+        return self._answer(data, start, end)
+
+    def _answer(self, data: Buffer, start: int, end: int) -> tuple[list[Any], int]:
         left, consumed, acks = self._dispatcher.answer_frames(
             data,
             start,
@@ -435,6 +448,8 @@ class AgentConnection(_Connection):
                 "capabilities": ",".join(sorted(capabilities)),
             },
         )
+        if not capabilities.isdisjoint(_UNORDERED):
+            self._room = self._max_in_flight
         if healthcheck:
             self.state = State.CLOSING
         return Hello(self.peer)
@@ -582,9 +597,7 @@ class EngineConnection(_Connection):
     def pipelined(self) -> bool:
         """More than one NOTIFY may wait for its ACK."""
         peer = self.peer
-        return peer is not None and not peer.capabilities.isdisjoint(
-            (Capability.PIPELINING, Capability.ASYNC)
-        )
+        return peer is not None and not peer.capabilities.isdisjoint(_UNORDERED)
 
     @property
     def asynchronous(self) -> bool:

@@ -121,10 +121,9 @@ class Loop:
             self._say_goodbye(connection)
 
     def _run(self) -> None:
-        poll = self._poller.poll
+        run = self._poller.run
         while self._running:
-            for ready, events in poll(self._timeout() if self._timers else None):
-                ready(events)
+            run(self._timeout() if self._timers else None)
             if self._timers:
                 self._run_timers()
         self._close()
@@ -154,12 +153,17 @@ class Loop:
         events = protocol.receive_data(self._buffer, size)
         if events:
             self._handle(connection, events)
-        self._flush(connection)
+        self._send(connection)
+        if events or connection.unsent or protocol.in_flight or protocol.stalled:
+            self._settle(connection)
 
     def _flush(self, connection: Connection) -> None:
-        """Send what there is to send, and see what to wait for next."""
-        protocol = connection.protocol
         self._send(connection)
+        self._settle(connection)
+
+    def _settle(self, connection: Connection) -> None:
+        """After sending: go on with what was held back, and see what to wait for next."""
+        protocol = connection.protocol
         while protocol.stalled and not connection.unsent:
             self._handle(connection, protocol.resume())
             self._send(connection)
@@ -172,12 +176,13 @@ class Loop:
         data = connection.protocol.data_to_send()
         if connection.unsent:
             data = connection.unsent + data
-        if data:
-            try:
-                sent = connection.sock.send(data)
-            except (BlockingIOError, InterruptedError):
-                sent = 0
-            connection.unsent = data[sent:] if sent < len(data) else b""
+        if not data:
+            return
+        try:
+            sent = connection.sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        connection.unsent = data[sent:] if sent < len(data) else b""
 
     def _watch(self, connection: Connection) -> None:
         """Read unless what was read waits for handlers or for a slow peer."""

@@ -18,12 +18,16 @@ Ready = Callable[[int], object]
 
 
 class Poller(Protocol):
-    """Sockets by file descriptor, each with the function to call when it is ready."""
+    """Sockets by file descriptor, each with the function to call when it is ready.
+
+    ``run()`` waits for sockets to be ready and calls their functions. One that an earlier
+    function of the same round has unregistered is left out.
+    """
 
     def register(self, fd: int, events: int, ready: Ready) -> None: ...
     def modify(self, fd: int, events: int) -> None: ...
     def unregister(self, fd: int) -> None: ...
-    def poll(self, timeout: float | None) -> list[tuple[Ready, int]]: ...
+    def run(self, timeout: float | None) -> None: ...
     def close(self) -> None: ...
 
 
@@ -45,12 +49,11 @@ class EpollPoller:
         del self._ready[fd]
         self._epoll.unregister(fd)
 
-    def poll(self, timeout: float | None) -> list[tuple[Ready, int]]:
-        ready = self._ready
-        return [
-            (ready[fd], READ if events == _EPOLLIN else _READ_AND_WRITE[events & _EPOLLOUT])
-            for fd, events in self._epoll.poll(timeout)
-        ]
+    def run(self, timeout: float | None) -> None:
+        for fd, events in self._epoll.poll(timeout):
+            ready = self._ready.get(fd)
+            if ready is not None:
+                ready(READ if events == _EPOLLIN else _READ_AND_WRITE[events & _EPOLLOUT])
 
     def close(self) -> None:
         self._epoll.close()
@@ -71,8 +74,10 @@ class SelectorPoller:
     def unregister(self, fd: int) -> None:
         self._selector.unregister(fd)
 
-    def poll(self, timeout: float | None) -> list[tuple[Ready, int]]:
-        return [(key.data, events) for key, events in self._selector.select(timeout)]
+    def run(self, timeout: float | None) -> None:
+        for key, events in self._selector.select(timeout):
+            if key.fd in self._selector.get_map():
+                key.data(events)
 
     def close(self) -> None:
         self._selector.close()
