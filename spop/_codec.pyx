@@ -13,7 +13,6 @@ from cpython.dict cimport PyDict_GetItemWithError
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
 from cpython.tuple cimport PyTuple_New
-from cpython.unicode cimport PyUnicode_DecodeUTF8
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
@@ -61,6 +60,19 @@ cdef extern from *:
         PyTuple_SET_ITEM(tuple, index, Py_NewRef(value));
     }
 
+    /* Nearly all text is ASCII, which one vectorised pass finds out. */
+    static inline PyObject *decode_text(const unsigned char *data, Py_ssize_t length) {
+        unsigned char bits = 0;
+        for (Py_ssize_t i = 0; i < length; i++)
+            bits |= data[i];
+        if (bits >= 0x80 || length < 2)
+            return PyUnicode_DecodeUTF8((const char *)data, length, "surrogateescape");
+        PyObject *text = PyUnicode_New(length, 127);
+        if (text != NULL)
+            memcpy(PyUnicode_1BYTE_DATA(text), data, length);
+        return text;
+    }
+
     #ifdef Py_GIL_DISABLED
     #define HAS_GIL 0
     #else
@@ -70,6 +82,7 @@ cdef extern from *:
     object new_instance(object type)
     Py_ssize_t slot_offset(object type, const char *name)
     void fill_slot(object instance, Py_ssize_t offset, object value)
+    object decode_text(const unsigned char *data, Py_ssize_t length)
     void put_item(tuple items, Py_ssize_t index, object value)
     bint HAS_GIL
 
@@ -261,7 +274,7 @@ cdef Py_ssize_t frame_length(
 
 
 cdef object text(const unsigned char *data, Py_ssize_t length):
-    return PyUnicode_DecodeUTF8(<const char *>data, length, "surrogateescape")
+    return decode_text(data, length)
 
 
 # Few names come again and again: the str of each is kept in a table by a hash of some bytes.
@@ -550,6 +563,10 @@ cdef int write_plain_integer(Writer *w, object value) except -1:
             raise OverflowError(f"{value} is not in -2**63 to 2**64 - 1")
         write_type(w, T_UINT64)
         return write_varint(w, PyLong_AsUnsignedLongLong(value))
+    return write_signed(w, number)
+
+
+cdef int write_signed(Writer *w, long long number) except -1:
     write_type(w, T_INT32 if -0x80000000LL <= number <= 0x7FFFFFFFLL else T_INT64)
     return write_varint(w, <uint64_t>number)
 
@@ -584,6 +601,12 @@ cdef int write_value(Writer *w, object value) except -1:
 
 
 cdef int write_named_value(Writer *w, object name, object value) except -1:
+    cdef int overflow = 0
+    cdef long long number
+    if type(value) is int:
+        number = PyLong_AsLongLongAndOverflow(value, &overflow)
+        if not overflow:
+            return write_signed(w, number)
     try:
         return write_value(w, value)
     except (TypeError, OverflowError) as error:

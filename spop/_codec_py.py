@@ -229,9 +229,13 @@ def _value(data: bytes, offset: int, end: int) -> tuple[DecodedValue, int]:
     if type_ <= 5:
         return _integer(data, offset, end, type_)
     if type_ == 6:
-        return _ipv4(_fixed(data, offset + 1, end, 4)), offset + 5
+        if end - offset < 5:
+            raise InvalidFrameError(f"address cut short at byte {offset + 1}")
+        return _ipv4(data[offset + 1 : offset + 5]), offset + 5
     if type_ == 7:
-        return IPv6Address(_fixed(data, offset + 1, end, 16)), offset + 17
+        if end - offset < 17:
+            raise InvalidFrameError(f"address cut short at byte {offset + 1}")
+        return IPv6Address(data[offset + 1 : offset + 17]), offset + 17
     raise InvalidFrameError(f"reserved data type {type_} at byte {offset}")
 
 
@@ -259,12 +263,6 @@ def _integer(data: bytes, offset: int, end: int, type_: int) -> tuple[int, int]:
     if not low <= value < high:
         raise InvalidFrameError(f"integer out of the range of its type at byte {offset}")
     return value, after
-
-
-def _fixed(data: bytes, offset: int, end: int, length: int) -> bytes:
-    if length > end - offset:
-        raise InvalidFrameError(f"address cut short at byte {offset}")
-    return data[offset : offset + length]
 
 
 # --- key/value lists, messages, actions (sections 3.2 to 3.4) --------------------------------
@@ -627,6 +625,7 @@ def _header(type_: int, flags: int, little_endian: bool) -> bytes:
 
 
 _LENGTH = struct.Struct(">I")
+_LITTLE_ENDIAN = struct.Struct("<I")
 
 
 def _finish(start: int, out: bytearray) -> bytearray:
@@ -691,7 +690,7 @@ def _whole_frame(data: bytes, offset: int, max_frame_size: int) -> int:
 
 def _frame(data: bytes, offset: int, end: int, little_endian: bool) -> Frame:
     type_ = data[offset]
-    flags = int.from_bytes(data[offset + 1 : offset + 5], "little" if little_endian else "big")
+    flags = (_LITTLE_ENDIAN if little_endian else _LENGTH).unpack_from(data, offset + 1)[0]
     stream_id, offset = _varint(data, offset + 5, end)
     frame_id, offset = _varint(data, offset, end)
     if flags & _ABORT and not flags & _FIN:
