@@ -1,6 +1,7 @@
 """CPU time per frame of agents over real sockets, as a ratio to an agent in C.
 
     python benchmarks/frames.py [--agents spop,haproxyspoa] [--runs 5] [--scale 1.0]
+                                [--python-forge PATH]
 
 The load generator and the C agent are compiled on the spot. Each agent has processor 0 for
 itself, the load has processor 1. The runs of all agents alternate, so that a machine that
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import os
 import shutil
@@ -53,8 +53,8 @@ EXCHANGES = (
 )
 
 
-def python(script: str) -> Callable[[int], list[str]]:
-    return lambda port: [sys.executable, str(HERE / "agents" / script), str(port)]
+def python(script: str, interpreter: str = sys.executable) -> Callable[[int], list[str]]:
+    return lambda port: [interpreter, str(HERE / "agents" / script), str(port)]
 
 
 def spop_serve(port: int) -> list[str]:
@@ -68,7 +68,7 @@ AGENTS = {
     for agent in (
         Agent("C sink", lambda port: [str(BUILD / "sink"), str(port)], {}, 1),
         Agent("spop", spop_serve, {}, 1),
-        Agent("spop, pure Python", spop_serve, {"SPOP_PURE": "1"}, 10),
+        Agent("spop-pure", spop_serve, {"SPOP_PURE": "1"}, 10),
         Agent("haproxyspoa", python("haproxyspoa_agent.py"), {}, 40),
         Agent("spoe-forge", python("spoe_forge_agent.py"), {}, 40),
     )
@@ -78,15 +78,24 @@ NEEDS = {"haproxyspoa": "haproxyspoa", "spoe-forge": "spoe_forge"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--agents", default=",".join(AGENTS), help="names, separated by ';' or ','")
+    parser.add_argument("--agents", default=",".join(AGENTS), help="names, by commas")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of frames")
     parser.add_argument("--json", type=Path, help="write all figures there")
+    parser.add_argument(
+        "--python-forge",
+        default=os.environ.get("PYTHON_FORGE", sys.executable),
+        help="the interpreter of spoe-forge, which needs Python 3.12",
+    )
     options = parser.parse_args()
+    names = {"C sink", *options.agents.split(",")}
+    if unknown := names - AGENTS.keys():
+        parser.error(f"no such agents: {', '.join(sorted(unknown))}")
     compile_c()
-    wanted = [
-        agent for agent in AGENTS.values() if agent.name == "C sink" or agent.name in options.agents
-    ]
+    forge = AGENTS["spoe-forge"]
+    command = python("spoe_forge_agent.py", options.python_forge)
+    AGENTS["spoe-forge"] = forge._replace(command=command)
+    wanted = [agent for agent in AGENTS.values() if agent.name in names]
     agents = [agent for agent in wanted if is_installed(agent)]
     figures = measure(agents, options.runs, options.scale)
     print(table(figures, agents))
@@ -97,17 +106,22 @@ def main() -> None:
 def compile_c() -> None:
     compiler = os.environ.get("CC") or shutil.which("cc")
     if compiler is None:
-        sys.exit("frames.py needs a C compiler, for the load generator and the C agent")
+        print("frames.py needs a C compiler, for the load and the C agent", file=sys.stderr)
+        sys.exit(2)
     BUILD.mkdir(exist_ok=True)
     for name in ("sink", "load"):
         source = HERE / "c" / f"{name}.c"
-        command = [compiler, "-O2", "-std=gnu11", "-Wall", "-o", str(BUILD / name), str(source)]
+        flags = ["-O2", "-std=gnu11", "-Wall", "-Wextra"]
+        command = [compiler, *flags, "-o", str(BUILD / name), str(source)]
         subprocess.run(command, check=True)
 
 
 def is_installed(agent: Agent) -> bool:
     module = NEEDS.get(agent.name)
-    if module is None or importlib.util.find_spec(module):
+    if module is None:
+        return True
+    command = [agent.command(0)[0], "-c", f"import {module}"]
+    if subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0:
         return True
     print(f"{agent.name}: not installed, left out", file=sys.stderr)
     return False
@@ -138,6 +152,7 @@ def started(agent: Agent) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
         agent.command(port),
         env={**os.environ, **agent.environment},
         preexec_fn=lambda: pin(0),
+        start_new_session=True,
     )
     try:
         wait_for(port, process)
@@ -153,11 +168,11 @@ def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
             return
         time.sleep(0.05)
-    sys.exit(f"{process.args} does not listen")
+    sys.exit(f"{process.args!r} does not listen")
 
 
 def load(port: int, exchange: Exchange, frames: int) -> None:
-    command = [str(BUILD / "load"), str(port), str(CONNECTIONS)]
+    command = [str(BUILD / "load"), "127.0.0.1", str(port), str(CONNECTIONS)]
     command += [str(exchange.depth), str(frames), exchange.payload]
     subprocess.run(
         command, check=True, stdout=subprocess.DEVNULL, preexec_fn=lambda: pin(1), timeout=120
@@ -170,9 +185,15 @@ def pin(processor: int) -> None:
         os.sched_setaffinity(0, {available[processor]})
 
 
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
+def cpu_seconds(session: int) -> float:
+    """What the agent and the processes it started have used: each agent leads a session."""
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / TICK
 
 
 def table(figures: dict[str, dict[str, list[float]]], agents: list[Agent]) -> str:

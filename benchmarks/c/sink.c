@@ -8,31 +8,19 @@
 
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <sys/epoll.h>
 #include <unistd.h>
 
-enum { BUFFER = 1 << 18, EVENTS = 64 };
+enum { MAX_FRAME = 1 << 20, BUFFER = MAX_FRAME + 4, EVENTS = 64 };
 
 struct connection {
     int fd;
+    int greeted;
     size_t used;
     uint8_t data[BUFFER];
 };
-
-static uint8_t *answer_hello(uint8_t *out)
-{
-    uint8_t *p = begin_frame(out, AGENT_HELLO, 0, 0);
-    p = put_text(p, "version");
-    *p++ = 8;
-    p = put_text(p, "2.0");
-    p = put_text(p, "max-frame-size");
-    *p++ = 3;
-    p = put_varint(p, 16380);
-    p = put_text(p, "capabilities");
-    *p++ = 8;
-    return finish_frame(out, put_text(p, "pipelining,async"));
-}
 
 /* Walks one argument; notes the last byte of an IPv4 address. */
 static const uint8_t *walk_value(const uint8_t *p, const uint8_t *end, int *score)
@@ -56,6 +44,40 @@ static const uint8_t *walk_value(const uint8_t *p, const uint8_t *end, int *scor
     if (type == 7)
         return end - p < 16 ? NULL : p + 16;
     return type <= 9 ? get_bytes(p, end, &data, &number) : NULL;
+}
+
+static int is_text(const uint8_t *data, uint64_t length, const char *text)
+{
+    return length == strlen(text) && !memcmp(data, text, length);
+}
+
+/* Refuses a HELLO without a sound max-frame-size. */
+static uint8_t *answer_hello(uint8_t *out, const uint8_t *p, const uint8_t *end, int *healthcheck)
+{
+    const uint8_t *name = p;
+    uint64_t stream_id, frame_id, length = 0, max_frame = 0;
+    int score = -1;
+    p = get_varint(get_varint(p, end, &stream_id), end, &frame_id);
+    while (p && p < end) {
+        const uint8_t *value = get_bytes(p, end, &name, &length);
+        p = walk_value(value, end, &score);
+        if (p && is_text(name, length, "max-frame-size"))
+            get_varint(value + 1, end, &max_frame);
+        else if (p && is_text(name, length, "healthcheck"))
+            *healthcheck = *value == 0x11;
+    }
+    if (!p || max_frame < 256)
+        return NULL;
+    uint8_t *q = begin_frame(out, AGENT_HELLO, 0, 0);
+    q = put_text(q, "version");
+    *q++ = 8;
+    q = put_text(q, "2.0");
+    q = put_text(q, "max-frame-size");
+    *q++ = 3;
+    q = put_varint(q, max_frame < MAX_FRAME ? max_frame : MAX_FRAME);
+    q = put_text(q, "capabilities");
+    *q++ = 8;
+    return finish_frame(out, put_text(q, *healthcheck ? "" : "pipelining,async"));
 }
 
 static uint8_t *answer_notify(uint8_t *out, const uint8_t *p, const uint8_t *end)
@@ -88,6 +110,7 @@ static int serve(struct connection *c)
 {
     static uint8_t out[BUFFER * 2];
     uint8_t *q = out;
+    int healthcheck = 0;
     ssize_t got = read(c->fd, c->data + c->used, BUFFER - c->used);
     if (got <= 0)
         return 0;
@@ -95,24 +118,25 @@ static int serve(struct connection *c)
     const uint8_t *p = c->data, *end = c->data + c->used;
     while (end - p >= 4) {
         uint32_t length = get32(p);
-        if (length < 7 || length > BUFFER - 4)
+        if (length < 7 || length > MAX_FRAME)
             return 0;
         if ((size_t)(end - p) < 4 + (size_t)length)
             break;
         const uint8_t *frame = p + 4;
         p = frame + length;
-        if (frame[0] == HAPROXY_HELLO)
-            q = answer_hello(q);
-        else if (frame[0] == NOTIFY)
-            q = answer_notify(q, frame + 5, p);
+        /* Only ACKs are sure to fit, so a connection gets one HELLO. */
+        if (frame[0] == (c->greeted ? NOTIFY : HAPROXY_HELLO))
+            q = c->greeted ? answer_notify(q, frame + 5, p)
+                           : answer_hello(q, frame + 5, p, &healthcheck);
         else
             return 0;
         if (!q)
             return 0;
+        c->greeted = 1;
     }
     c->used = end - p;
     memmove(c->data, p, c->used);
-    return q == out || write(c->fd, out, q - out) == q - out;
+    return (q == out || write(c->fd, out, q - out) == q - out) && !healthcheck;
 }
 
 int main(int argc, char **argv)
@@ -121,6 +145,7 @@ int main(int argc, char **argv)
         return fprintf(stderr, "usage: sink PORT\n"), 2;
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(atoi(argv[1]))};
     int one = 1, listener = socket(AF_INET, SOCK_STREAM, 0), poller = epoll_create1(0);
+    signal(SIGPIPE, SIG_IGN);
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     if (bind(listener, (struct sockaddr *)&address, sizeof address) || listen(listener, 1024))
