@@ -158,18 +158,9 @@ class Server:
         Raises:
             OSError: an address can't be listened on.
         """
-        stop = threading.Event()
-        previous = {
-            number: signal.signal(number, lambda *_: stop.set())
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        try:
-            with self:
-                stop.wait()
-                logger.info("stopping")
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+        with _Signals(signal.SIGINT, signal.SIGTERM) as signals, self:
+            signals.wait()
+            logger.info("stopping")
 
     def __enter__(self) -> Self:
         self.start()
@@ -177,3 +168,33 @@ class Server:
 
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
+
+
+class _Signals:
+    """Some signals as something to wait for, in the main thread.
+
+    They arrive as bytes in a pipe, written by the interpreter's own handler: a handler in Python
+    may run inside of any lock that the main thread holds, and only once that thread wakes up.
+    """
+
+    def __init__(self, *numbers: signal.Signals) -> None:
+        self._numbers = numbers
+
+    def __enter__(self) -> Self:
+        self._read_end, self._write_end = os.pipe()
+        os.set_blocking(self._write_end, False)
+        self._wakeup = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
+        self._handlers = {n: signal.signal(n, lambda *_: None) for n in self._numbers}
+        return self
+
+    def wait(self) -> None:
+        """Return when one of the signals has come."""
+        while not set(os.read(self._read_end, 1)) & set(self._numbers):
+            pass
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self._read_end)
+        os.close(self._write_end)
