@@ -111,12 +111,6 @@ class Capability:
     ASYNC = "async"
 
 
-FRAME_LENGTH_SIZE = 4
-"""Bytes of the length in front of each frame; the length does not count them."""
-
-FRAME_HEADER_SIZE = 7
-"""The smallest frame: type, flags and two one-byte identifiers."""
-
 MIN_FRAME_SIZE = 256
 """The smallest ``max-frame-size`` a peer may announce (section 3.2)."""
 
@@ -132,6 +126,3 @@ HAPROXY_FRAME_SIZE = 16380
 MAX_ANSWER_SIZE = 256 * 1024
 """Bytes of ACKs after which they are sent before more frames are handled. Small NOTIFY frames
 may have large answers; without this limit one read could fill the memory."""
-
-MAX_VARINT_SIZE = 10
-"""Bytes of the longest varint, that of 2**64 - 1."""

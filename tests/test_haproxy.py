@@ -29,6 +29,7 @@ spoe-message check
 """
 
 RULES = "http-request redirect location /%[var(txn.test.score)]"
+ASK = {"spoe": SPOE.format(options=""), "rules": RULES}
 
 
 @pytest.fixture
@@ -52,8 +53,7 @@ def test_the_check_goes_up_and_every_request_gets_its_variable(
             haproxy_binary,
             tmp_path,
             agent=str(server.address),
-            spoe=SPOE.format(options=""),
-            rules=RULES,
+            **ASK,
         ) as proxy,
     ):
         proxy.wait_until_up()
@@ -72,8 +72,7 @@ def test_a_unix_socket_serves_as_well(haproxy_binary: str, agent: Agent, tmp_pat
             haproxy_binary,
             tmp_path,
             agent=f"unix@{tmp_path}/agent.sock",
-            spoe=SPOE.format(options=""),
-            rules=RULES,
+            **ASK,
         ) as proxy,
     ):
         proxy.wait_until_up()
@@ -104,8 +103,7 @@ def test_deferred_handlers_answer_out_of_order(
             haproxy_binary,
             tmp_path,
             agent=str(server.address),
-            spoe=SPOE.format(options=""),
-            rules=RULES,
+            **ASK,
         ) as proxy,
     ):
         proxy.wait_until_up()
@@ -166,8 +164,7 @@ def test_frames_larger_than_64_kib_need_no_setting(
             haproxy_binary,
             tmp_path,
             agent=str(server.address),
-            spoe=SPOE.format(options=""),
-            rules=RULES,
+            **ASK,
             frontend_options="option http-buffer-request",
             global_options="tune.bufsize 131072",
         ) as proxy,
@@ -185,8 +182,7 @@ def test_the_agent_says_goodbye_and_haproxy_goes_on_with_the_next(
         haproxy_binary,
         tmp_path,
         agent=f"unix@{tmp_path}/agent.sock",
-        spoe=SPOE.format(options=""),
-        rules=RULES,
+        **ASK,
     ) as proxy:
         for _ in range(3):
             with agent.serve_in_background(address):
@@ -208,8 +204,7 @@ def test_a_handler_that_fails_costs_no_timeout(haproxy_binary: str, tmp_path: Pa
             haproxy_binary,
             tmp_path,
             agent=str(server.address),
-            spoe=SPOE.format(options=""),
-            rules=RULES,
+            **ASK,
         ) as proxy,
     ):
         proxy.wait_until_up()
@@ -235,8 +230,7 @@ def test_requests_during_the_stop_of_an_agent_are_answered(
         haproxy_binary,
         tmp_path,
         agent=f"unix@{tmp_path}/agent.sock",
-        spoe=SPOE.format(options=""),
-        rules=RULES,
+        **ASK,
     ) as proxy:
         answers = []
         with agent.serve_in_background(f"unix:{tmp_path}/agent.sock"):
