@@ -8,7 +8,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcmp, memset
 
 from spop._codec cimport (
@@ -16,8 +16,10 @@ from spop._codec cimport (
     frame_length, name_text, new_message, read_field, read_header, read_span, release, text, write_actions,
 )
 
-from spop._dispatch_py import MISSING, Call, Deferred
-from spop.constants import DataType
+from spop._dispatch_py import MISSING, Call, Deferred, Running
+from spop.constants import MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, DataType
+from spop.counters import Cell, RouteCell, new_row, row_size
+from spop.counters import BUCKETS as PY_BUCKETS, BUCKET_SHIFT as PY_BUCKET_SHIFT
 from spop.errors import FrameTooBigError, HandlerError, InvalidFrameError, ProtocolError
 from spop.frames import Ack, Notify
 
@@ -25,6 +27,13 @@ cdef extern from "Python.h":
     object PyObject_Vectorcall(object, PyObject **args, size_t nargs, PyObject *names)
     void Py_INCREF(PyObject *)
     void Py_XDECREF(PyObject *)
+
+cdef extern from "time.h" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int, timespec *)
+    int CLOCK_MONOTONIC
 
 cdef object _missing = MISSING
 
@@ -37,13 +46,33 @@ cdef enum:
     T_STRING = 8
     T_BINARY = 9
     LEARNED_NAMES = 1024
-    MAX_ANSWER_SIZE = 262144
+    NOTIFIES = 0
+    ACKS = 1
+    UNKNOWN_MESSAGES = 2
+    TOO_MANY_MESSAGES = 16
+    CALLS = 0
+    ERRORS = 1
+    NANOSECONDS = 3
+    FIRST_BUCKET = 4
+    BUCKETS = 28
+    BUCKET_SHIFT = 10
     KIND_ARGUMENT = 0
     KIND_MESSAGE = 1
     KIND_ACK = 2
 
 
-C_CONSTANTS = {"MAX_ANSWER_SIZE": MAX_ANSWER_SIZE}
+C_CELLS = [
+    (Cell.NOTIFIES, NOTIFIES), (Cell.ACKS, ACKS), (Cell.UNKNOWN_MESSAGES, UNKNOWN_MESSAGES),
+    (Cell.TOO_MANY_MESSAGES, TOO_MANY_MESSAGES), (RouteCell.CALLS, CALLS),
+    (RouteCell.ERRORS, ERRORS), (RouteCell.NANOSECONDS, NANOSECONDS),
+    (RouteCell.BUCKETS, FIRST_BUCKET), (PY_BUCKETS, BUCKETS), (PY_BUCKET_SHIFT, BUCKET_SHIFT),
+]
+
+
+cdef int64_t now() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec
 
 
 # A message as it stands in the buffer: its name, and where its arguments are in the fields.
@@ -63,8 +92,7 @@ cdef class Route:
     cdef readonly tuple keywords
     cdef readonly bint deferred
     cdef readonly dict on_error
-    cdef public Py_ssize_t calls
-    cdef public Py_ssize_t errors
+    cdef public Py_ssize_t base
     cdef bytes raw_name
     cdef dict slots            # by name as bytes; -1: no parameter wants it
     cdef list expected         # the names seen last, by position of the argument
@@ -216,9 +244,14 @@ cdef class Dispatcher:
     """All routes of an agent, for use by one thread."""
 
     cdef readonly dict routes
-    cdef public Py_ssize_t notifies
+    cdef readonly object cells
     cdef readonly dict unknown
     cdef object failed
+    cdef int64_t[::1] row
+    cdef int64_t clock
+    cdef readonly Py_ssize_t max_answer_size
+    cdef Py_ssize_t max_messages
+    cdef Py_ssize_t max_arguments
     cdef dict by_raw_name
     cdef Route last
     cdef Field *fields
@@ -227,14 +260,39 @@ cdef class Dispatcher:
     cdef Py_ssize_t spans_size
     cdef Py_ssize_t span_count
     cdef bint busy
+    cdef Route running_route
+    cdef Header *running_header
+    cdef object running_connection
 
-    def __cinit__(self, routes=None, failed=None):
+    def __cinit__(
+        self, routes=None, failed=None, *, cells=None,
+        Py_ssize_t max_answer_size=MAX_ANSWER_SIZE, Py_ssize_t max_messages=MAX_MESSAGES,
+        Py_ssize_t max_arguments=MAX_ARGUMENTS,
+    ):
         self.routes = None if routes is None else {route.name: route for route in routes}
         self.by_raw_name = {}
         if self.routes is not None:
             self.by_raw_name = {(<Route>r).raw_name: r for r in self.routes.values()}
+        self.cells = new_row(len(self.by_raw_name)) if cells is None else cells
+        self.row = self.cells
+        if self.row.shape[0] < row_size(len(self.by_raw_name)):
+            raise ValueError("too few cells")
+        for index, route in enumerate(self.by_raw_name.values()):
+            (<Route>route).base = row_size(index)
         self.failed = failed
+        self.max_answer_size = max_answer_size
+        self.max_messages = max_messages
+        self.max_arguments = max_arguments
         self.unknown = {}
+
+    @property
+    def running(self):
+        """The message whose handler is being called, else None."""
+        if self.running_route is None:
+            return None
+        return Running(
+            self.running_route.name, self.running_header.stream_id,
+            self.running_header.frame_id, self.running_connection)
 
     def __dealloc__(self):
         PyMem_Free(self.fields)
@@ -257,6 +315,7 @@ cdef class Dispatcher:
         w.heap = False
         PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
         self.busy = True
+        self.clock = now()
         try:
             if not 0 <= start <= end <= view.len:
                 raise ValueError(f"{start} to {end} is outside a buffer of {view.len} bytes")
@@ -278,7 +337,7 @@ cdef class Dispatcher:
         cdef Header header
         cdef Py_ssize_t offset = 0, length
         r.base = base
-        while len(left) < room and w.length < MAX_ANSWER_SIZE:
+        while len(left) < room and w.length < self.max_answer_size:
             try:
                 length = frame_length(base, offset, end, max_frame_size)
                 if length < 0:
@@ -322,7 +381,15 @@ cdef class Dispatcher:
                 read_field(r, &self.fields[used + i])
             used += span.count
             self.span_count += 1
+        if self.span_count > self.max_messages:
+            self.too_many(f"{self.span_count} messages", self.max_messages)
+        if used > self.max_arguments:
+            self.too_many(f"{used} arguments", self.max_arguments)
         return 0
+
+    cdef int too_many(self, str what, Py_ssize_t limit) except -1:
+        self.row[TOO_MANY_MESSAGES] += 1
+        raise FrameTooBigError(f"NOTIFY of {what}, {limit} at most")
 
     cdef int grow_spans(self) except -1:
         cdef Py_ssize_t size = max(8, 2 * self.spans_size)
@@ -361,7 +428,7 @@ cdef class Dispatcher:
     ) except -1:
         cdef Py_ssize_t i, start, payload
         cdef Route route
-        self.notifies += 1
+        self.row[NOTIFIES] += 1
         if self.routes is None or self.any_deferred():
             left.append(self.deferred(header, connection))
             return 0
@@ -378,6 +445,7 @@ cdef class Dispatcher:
             self.too_big(w.length - start - 4, max_ack_size)
             w.length = payload
         finish_frame(w, start)
+        self.row[ACKS] += 1
         return 0
 
     cdef bint any_deferred(self) except -1:
@@ -404,7 +472,9 @@ cdef class Dispatcher:
         memset(values, 0, route.size * sizeof(PyObject *))
         try:
             route.bind(values, self.fields, span, header, connection)
-            route.calls += 1
+            self.running_route = route
+            self.running_header = header
+            self.running_connection = connection
             result = PyObject_Vectorcall(
                 route.function, values, route.positional,
                 <PyObject *>route.keywords if route.keywords else NULL)
@@ -419,10 +489,28 @@ cdef class Dispatcher:
             self.fail(route, error)
             write_actions(w, route.on_error)
         finally:
+            self.running_route = None
+            self.running_connection = None
             for i in range(route.size):
                 Py_XDECREF(values[i])
             if values is not stack:
                 PyMem_Free(values)
+        self.observe(route.base)
+        return 0
+
+    cdef int observe(self, Py_ssize_t base) except -1:
+        """Count a run, from the end of the one before it, and how long it took."""
+        cdef int64_t end = now()
+        cdef int64_t taken = end - self.clock
+        cdef uint64_t rest = <uint64_t>taken >> BUCKET_SHIFT
+        cdef int bucket = 0
+        while rest and bucket < BUCKETS - 1:
+            rest >>= 1
+            bucket += 1
+        self.clock = end
+        self.row[base + CALLS] += 1
+        self.row[base + NANOSECONDS] += taken
+        self.row[base + FIRST_BUCKET + bucket] += 1
         return 0
 
     cdef object deferred(self, Header *header, object connection):
@@ -439,7 +527,6 @@ cdef class Dispatcher:
                 continue
             try:
                 calls.append(Call(route, self.bound(route, &self.spans[i], header, connection)))
-                route.calls += 1
             except HandlerError as error:
                 self.fail(route, error)
                 calls.append(Call(_constant(route), []))
@@ -466,7 +553,7 @@ cdef class Dispatcher:
 
     cpdef fail(self, Route route, error):
         """Count a failure of a route and tell of it."""
-        route.errors += 1
+        self.row[route.base + ERRORS] += 1
         if self.failed is not None:
             self.failed(route.name, error)
 
@@ -477,6 +564,7 @@ cdef class Dispatcher:
         return 0
 
     cdef int count_unknown(self, Span *span) except -1:
+        self.row[UNKNOWN_MESSAGES] += 1
         name = text(span.name, span.name_length)
         if name in self.unknown or len(self.unknown) < 100:
             self.unknown[name] = self.unknown.get(name, 0) + 1

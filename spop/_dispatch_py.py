@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address
+from time import perf_counter_ns
 from typing import Any, Final, NamedTuple
 
 from spop import _codec_py as codec
-from spop.constants import MAX_ANSWER_SIZE, DataType
+from spop.constants import MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, DataType
+from spop.counters import Cell, Cells, RouteCell, new_row, observe, row_size
 from spop.errors import FrameTooBigError, HandlerError, ProtocolError
 from spop.frames import Ack, Frame, Message, Notify
 from spop.values import Buffer
@@ -45,13 +47,11 @@ class Route:
     """A handler, ready to be called.
 
     Attributes:
-        calls: how often it was called here, `Deferred` calls included.
-        errors: how often it could not be called, or failed.
+        base: where its cells begin in the row of its dispatcher.
     """
 
     __slots__ = (
-        "_slots", "calls", "deferred", "errors", "function", "keywords", "name", "on_error",
-        "parameters",
+        "_slots", "base", "deferred", "function", "keywords", "name", "on_error", "parameters",
     )  # fmt: skip
 
     def __init__(
@@ -68,8 +68,7 @@ class Route:
         self.keywords = tuple(p.name for p in self.parameters if p.keyword_only)
         self.deferred = deferred
         self.on_error = dict(on_error or {})
-        self.calls = 0
-        self.errors = 0
+        self.base = 0
         self._slots = {p.name: slot for slot, p in enumerate(self.parameters) if p.kind == ARGUMENT}
 
     def bind(self, message: Message) -> list[Any]:
@@ -158,22 +157,58 @@ Failed = Callable[[str, Exception | SystemExit], None]
 """Told of a message's name and what went wrong with it."""
 
 
+class Running(NamedTuple):
+    """The message whose handler runs now."""
+
+    name: str
+    stream_id: int
+    frame_id: int
+    connection: Any
+
+
 class Dispatcher:
     """All routes of an agent, for use by one thread.
 
+    Args:
+        routes: None leaves every NOTIFY to the caller, as `Notify`.
+        failed: told of each failure.
+        cells: the row that it counts in; one of its own where None.
+        max_answer_size: bytes of ACKs after which `answer_frames` stops.
+        max_messages: messages that a NOTIFY may have.
+        max_arguments: arguments that the messages of a NOTIFY may have together.
+
     Attributes:
-        routes: by message name; None leaves every NOTIFY to the caller, as `Notify`.
-        notifies: NOTIFY frames seen.
+        routes: by message name.
         unknown: messages without a route, by name to a bounded number of names.
+        running: the message whose handler is being called, else None.
     """
 
-    __slots__ = ("_failed", "notifies", "routes", "unknown")
+    __slots__ = (
+        "_clock", "_failed", "_max_arguments", "_max_messages", "cells",
+        "max_answer_size", "routes", "running", "unknown",
+    )  # fmt: skip
 
-    def __init__(self, routes: Iterable[Route] | None = None, failed: Failed | None = None) -> None:
+    def __init__(
+        self,
+        routes: Iterable[Route] | None = None,
+        failed: Failed | None = None,
+        *,
+        cells: Cells | None = None,
+        max_answer_size: int = MAX_ANSWER_SIZE,
+        max_messages: int = MAX_MESSAGES,
+        max_arguments: int = MAX_ARGUMENTS,
+    ) -> None:
         self.routes = None if routes is None else {route.name: route for route in routes}
+        self.cells = new_row(len(self.routes or ())) if cells is None else cells
+        for index, route in enumerate((self.routes or {}).values()):
+            route.base = row_size(index)
         self._failed = failed
-        self.notifies = 0
+        self.max_answer_size = max_answer_size
+        self._max_messages = max_messages
+        self._max_arguments = max_arguments
+        self._clock = 0
         self.unknown: dict[str, int] = {}
+        self.running: Running | None = None
 
     def answer_frames(
         self,
@@ -188,7 +223,7 @@ class Dispatcher:
     ) -> tuple[list[Frame | Deferred], int, bytes]:
         """Answer the NOTIFY frames at the front of a buffer.
 
-        Stops at a partial frame, behind `room` deferred ones, behind `MAX_ANSWER_SIZE` bytes
+        Stops at a partial frame, behind `room` deferred ones, behind `max_answer_size` bytes
         of ACKs, and behind any frame that is not a whole NOTIFY, as that may change what the
         next ones mean.
 
@@ -199,15 +234,18 @@ class Dispatcher:
             ProtocolError: the first frame is no good, as in `decode_frames`.
         """
         data = bytes(memoryview(buffer)[start:end])
+        self._clock = perf_counter_ns()
         left: list[Frame | Deferred] = []
         out = bytearray()
         offset = 0
-        while len(left) < room and len(out) < MAX_ANSWER_SIZE:
+        while len(left) < room and len(out) < self.max_answer_size:
             try:
                 length = codec._whole_frame(data, offset, max_frame_size)
                 if length < 0:
                     break
                 frame = codec._frame(data, offset + 4, offset + 4 + length, little_endian)
+                if isinstance(frame, Notify):
+                    self._check_counts(frame)
             except ProtocolError:
                 if offset == 0:
                     raise
@@ -219,6 +257,17 @@ class Dispatcher:
             self._notify(frame, left, out, max_ack_size, little_endian, connection)
         return left, start + offset, bytes(out)
 
+    def _check_counts(self, notify: Notify) -> None:
+        if len(notify.messages) > self._max_messages:
+            self._too_many(f"{len(notify.messages)} messages", self._max_messages)
+        arguments = sum(len(message.names) for message in notify.messages)
+        if arguments > self._max_arguments:
+            self._too_many(f"{arguments} arguments", self._max_arguments)
+
+    def _too_many(self, what: str, limit: int) -> None:
+        self.cells[Cell.TOO_MANY_MESSAGES] += 1
+        raise FrameTooBigError(f"NOTIFY of {what}, {limit} at most")
+
     def _notify(
         self,
         notify: Notify,
@@ -228,7 +277,7 @@ class Dispatcher:
         little_endian: bool,
         connection: Any,
     ) -> None:
-        self.notifies += 1
+        self.cells[Cell.NOTIFIES] += 1
         for message in notify.messages:
             message.connection = connection
         if self.routes is None:
@@ -248,19 +297,27 @@ class Dispatcher:
         if len(ack) - 4 > max_ack_size:
             self._too_big(notify.messages[0].name, len(ack) - 4, max_ack_size)
             ack = bytearray(empty)
+        self.cells[Cell.ACKS] += 1
         out += codec._finish(0, ack)
 
     def _run(self, route: Route, message: Message, ack: bytearray) -> None:
         start = len(ack)
         try:
             call = Call(route, route.bind(message))
-            route.calls += 1
+            self.running = Running(
+                message.name, message.stream_id, message.frame_id, message.connection
+            )
             for result in call.results(route.call(call.values)):
                 codec.encode_actions(result, ack)
         except (Exception, SystemExit) as error:
             del ack[start:]
             self.fail(route, error)
             codec.encode_actions(route.on_error, ack)
+        finally:
+            self.running = None
+        now = perf_counter_ns()
+        observe(self.cells, route.base, now - self._clock)
+        self._clock = now
 
     def _deferred(self, notify: Notify, routes: list[Route | None]) -> Deferred:
         calls = []
@@ -270,7 +327,6 @@ class Dispatcher:
                 continue
             try:
                 calls.append(Call(route, route.bind(message)))
-                route.calls += 1
             except HandlerError as error:
                 self.fail(route, error)
                 calls.append(Call(_constant(route), []))
@@ -278,7 +334,7 @@ class Dispatcher:
 
     def fail(self, route: Route, error: Exception | SystemExit) -> None:
         """Count a failure of a route and tell of it."""
-        route.errors += 1
+        self.cells[route.base + RouteCell.ERRORS] += 1
         if self._failed is not None:
             self._failed(route.name, error)
 
@@ -287,6 +343,7 @@ class Dispatcher:
             self._failed(name, FrameTooBigError(f"ACK of {size} bytes, {limit} at most"))
 
     def _unknown(self, name: str) -> None:
+        self.cells[Cell.UNKNOWN_MESSAGES] += 1
         if name in self.unknown or len(self.unknown) < 100:
             self.unknown[name] = self.unknown.get(name, 0) + 1
 

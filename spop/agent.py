@@ -27,6 +27,7 @@ from spop.constants import (
 )
 from spop.dispatch import ACK, ARGUMENT, MESSAGE, MISSING, Dispatcher, Parameter, Route
 from spop.frames import Ack, Message
+from spop.logs import escaped_traceback
 from spop.values import Value, type_unset
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ class HandlerInfo(typing.NamedTuple):
     blocking: bool
     asynchronous: bool
     on_error: Mapping[str, Value | type_unset]
+    timeout: float | None = None
+    on_timeout: Mapping[str, Value | type_unset] = types.MappingProxyType({})
+    concurrency: int | None = None
 
     @property
     def deferred(self) -> bool:
@@ -118,6 +122,9 @@ class Agent:
         *,
         blocking: bool = False,
         on_error: Mapping[str, Value | type_unset] | None = None,
+        timeout: float | None = None,
+        on_timeout: Mapping[str, Value | type_unset] | None = None,
+        concurrency: int | None = None,
     ) -> Callable[[Handler], Handler]:
         """Register the handler of a message, as a decorator.
 
@@ -131,11 +138,22 @@ class Agent:
             name: as in ``spoe-message``.
             blocking: run it in the thread pool, because it waits for something.
             on_error: what to answer when the handler fails; nothing by default.
+            timeout: seconds after which the message is answered without the handler, counted
+                from when it is handed to the pool or the asyncio loop. A result that comes
+                later is dropped, an ``async def`` handler is cancelled.
+            on_timeout: what to answer then; nothing by default.
+            concurrency: how many calls of the handler may run at a time; others wait.
+
+        `timeout` and `concurrency` are for handlers that are blocking or ``async def``.
 
         Raises:
-            TypeError: the signature can't be served.
-            ValueError: the message has a handler already.
+            TypeError: the signature can't be served, or the options don't fit the handler.
+            ValueError: the message has a handler already, or a limit is not positive.
         """
+        if timeout is not None and timeout <= 0:
+            raise ValueError(f"message {name!r}: timeout is {timeout:g}, more than 0 is needed")
+        if concurrency is not None and concurrency < 1:
+            raise ValueError(f"message {name!r}: concurrency is {concurrency}, 1 at least")
 
         def register(function: Handler) -> Handler:
             if name in self.handlers:
@@ -143,6 +161,11 @@ class Agent:
             asynchronous = inspect.iscoroutinefunction(function)
             if asynchronous and blocking:
                 raise TypeError(f"message {name!r}: an async handler can't be blocking=True")
+            if not (asynchronous or blocking) and (timeout or on_timeout or concurrency):
+                raise TypeError(
+                    f"message {name!r}: timeout, on_timeout and concurrency need a handler that "
+                    "is blocking=True or async def"
+                )
             self.handlers[name] = HandlerInfo(
                 name,
                 function,
@@ -150,6 +173,9 @@ class Agent:
                 blocking,
                 asynchronous,
                 dict(on_error or {}),
+                timeout,
+                dict(on_timeout or {}),
+                concurrency,
             )
             return function
 
@@ -174,13 +200,13 @@ class Agent:
         self._error_hooks.append(hook)
         return hook
 
-    def dispatcher(self) -> Dispatcher:
-        """A dispatcher with all handlers, for one thread."""
+    def dispatcher(self, **limits: Any) -> Dispatcher:
+        """A dispatcher with all handlers, for one thread. `Dispatcher` has the limits."""
         routes = [
             Route(info.name, info.function, info.parameters, info.deferred, info.on_error)
             for info in self.handlers.values()
         ]
-        return Dispatcher(routes, self.failed)
+        return Dispatcher(routes, self.failed, **limits)
 
     def connected(self, peer: Peer) -> None:
         """Servers call this once a connection said HELLO."""
@@ -198,7 +224,7 @@ class Agent:
             self.errors[name] += 1
             logged = self._error_log.allows()
         if logged:
-            logger.error("message %r failed: %s", name, _summary(error), exc_info=error)
+            _log_failure(name, error)
         for hook in self._error_hooks:
             self._run_hook(hook, name, error)
 
@@ -221,8 +247,15 @@ class Agent:
         return Server(self, bind, **options)
 
 
-def _summary(error: BaseException) -> str:
-    return repr(f"{type(error).__name__}: {error}")
+def _log_failure(name: str, error: BaseException) -> None:
+    """Log with the traceback, whose text may hold what a peer sent, and so is escaped."""
+    summary = repr(f"{type(error).__name__}: {error}")
+    record = logger.makeRecord(
+        logger.name, logging.ERROR, __file__, 0, "message %r failed: %s", (name, summary),
+        (type(error), error, error.__traceback__), "failed",
+    )  # fmt: skip
+    record.exc_text = escaped_traceback(error)
+    logger.handle(record)
 
 
 class _RateLimit:

@@ -21,7 +21,6 @@ from spop.constants import (
     DEFAULT_MAX_FRAME_SIZE,
     DEFAULT_MAX_PAYLOAD_SIZE,
     HAPROXY_FRAME_SIZE,
-    MAX_ANSWER_SIZE,
     MIN_FRAME_SIZE,
     Capability,
     FrameFlag,
@@ -270,6 +269,51 @@ class AgentConnection(_Connection):
         there is to send was sent. Reading the socket can wait; then comes `resume`."""
         return self.stalled or self.in_flight >= self._room
 
+    @property
+    def at_rest(self) -> bool:
+        """Open, with nothing half received, waiting for a handler or to be sent."""
+        return (
+            self.state is State.OPEN
+            and not self.in_flight
+            and not self.stalled
+            and not self._out
+            and self._held is None
+            and self._fragments is None
+            and self._ignored_fragments is None
+        )
+
+    def negotiated(self) -> dict[str, Any]:
+        """What HELLO agreed on, as JSON can have it, for `resume_from` in another process."""
+        assert self.peer is not None
+        return {
+            "address": self.peer.address,
+            "version": self.peer.version,
+            "max_frame_size": self._max_frame_size,
+            "capabilities": sorted(self.peer.capabilities),
+            "engine_id": self.peer.engine_id,
+            "little_endian": self._little_endian,
+        }
+
+    def resume_from(self, negotiated: dict[str, Any]) -> Peer:
+        """Be open, as the connection was that is `at_rest` in another process."""
+        capabilities = frozenset(negotiated["capabilities"])
+        self.peer = Peer(
+            negotiated["address"],
+            negotiated["version"],
+            negotiated["max_frame_size"],
+            capabilities,
+            negotiated["engine_id"],
+        )
+        self._max_frame_size = negotiated["max_frame_size"]
+        self._little_endian = negotiated["little_endian"]
+        self._open(capabilities)
+        return self.peer
+
+    def _open(self, capabilities: frozenset[str]) -> None:
+        self.state = State.OPEN
+        if not capabilities.isdisjoint(_UNORDERED):
+            self._room = self._max_in_flight
+
     def receive_data(self, data: Buffer, end: int | None = None) -> list[AgentEvent]:
         """Take what arrived: `data`, or its first `end` bytes.
 
@@ -344,6 +388,12 @@ class AgentConnection(_Connection):
 
     def acknowledge_encoded(self, stream_id: int, frame_id: int, actions: Buffer) -> None:
         """As `acknowledge`, with actions that `encode_actions` made."""
+        self.acknowledge_other(stream_id, frame_id, actions)
+        self.in_flight -= 1
+
+    def acknowledge_other(self, stream_id: int, frame_id: int, actions: Buffer) -> None:
+        """Answer a NOTIFY that came on another connection of the engine, where both are
+        async (section 3.2.1). Raises as `acknowledge` does."""
         if self.state is not State.OPEN:
             raise LocalProtocolError(f"no ACK in state {self.state.name}")
         ack = codec.encode_raw_frame(
@@ -357,7 +407,6 @@ class AgentConnection(_Connection):
         if len(ack) - 4 > self._max_frame_size:
             raise FrameTooBigError(f"ACK of {len(ack) - 4} bytes, {self._max_frame_size} at most")
         self._out.append(ack)
-        self.in_flight -= 1
 
     def disconnect(self, code: int = Status.NORMAL, message: str = "normal") -> None:
         """End the connection with an AGENT-DISCONNECT frame, if it was not ending yet."""
@@ -389,7 +438,7 @@ class AgentConnection(_Connection):
         )
         if acks:
             self._out.append(acks)
-            self.stalled = len(acks) >= MAX_ANSWER_SIZE
+            self.stalled = len(acks) >= self._dispatcher.max_answer_size
         return left, consumed
 
     def _decode_one(self, data: Buffer, start: int, end: int) -> tuple[list[Frame], int]:
@@ -448,8 +497,7 @@ class AgentConnection(_Connection):
                 "capabilities": ",".join(sorted(capabilities)),
             },
         )
-        if not capabilities.isdisjoint(_UNORDERED):
-            self._room = self._max_in_flight
+        self._open(capabilities)
         if healthcheck:
             self.state = State.CLOSING
         return Hello(self.peer)

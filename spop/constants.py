@@ -126,3 +126,9 @@ HAPROXY_FRAME_SIZE = 16380
 MAX_ANSWER_SIZE = 256 * 1024
 """Bytes of ACKs after which they are sent before more frames are handled. Small NOTIFY frames
 may have large answers; without this limit one read could fill the memory."""
+
+MAX_MESSAGES = 1000
+"""Messages that a NOTIFY may have unless told otherwise."""
+
+MAX_ARGUMENTS = 10_000
+"""Arguments that the messages of a NOTIFY may have together unless told otherwise."""

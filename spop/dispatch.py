@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from spop import codec
-from spop._dispatch_py import ACK, ARGUMENT, MESSAGE, MISSING, Call, Deferred, Parameter
+from spop._dispatch_py import (
+    ACK,
+    ARGUMENT,
+    MESSAGE,
+    MISSING,
+    Call,
+    Deferred,
+    Parameter,
+    Running,
+)
 
 if TYPE_CHECKING or codec.IMPLEMENTATION == "python":
     from spop._dispatch_py import Dispatcher, Route
@@ -25,4 +34,5 @@ __all__ = [
     "Dispatcher",
     "Parameter",
     "Route",
+    "Running",
 ]

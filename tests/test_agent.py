@@ -13,6 +13,7 @@ import spop.agent
 from spop import UNSET, Ack, Action, Agent, HandlerError, Message, codec
 from spop.connection import Disconnect, Peer
 from spop.dispatch import Deferred
+from spop.counters import Cell
 from spop.errors import FrameTooBigError
 
 PEER = Peer("peer:1", "2.0", 16380, frozenset(), "engine")
@@ -272,7 +273,7 @@ def test_unknown_messages_are_answered_and_counted(agent: Agent, dispatch: Modul
     assert exchange(Message("nobody")) == {}
     assert exchange(Message("nobody"), Message("wants")) == {}
     assert exchange.dispatcher.unknown == {"nobody": 2, "wants": 1}
-    assert exchange.dispatcher.notifies == 2
+    assert exchange.dispatcher.cells[Cell.NOTIFIES] == 2
 
 
 def test_an_ack_too_big_for_a_frame_is_an_empty_one(agent: Agent, ask: Any) -> None:

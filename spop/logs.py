@@ -1,0 +1,79 @@
+"""Log lines as text or JSON that nothing a peer sent can break or forge."""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+_CONTEXT = ("spop_message", "spop_stream_id", "spop_frame_id", "spop_peer", "spop_engine_id")
+
+
+def escaped(text: str) -> str:
+    """The text with all that is not printable as backslash escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def escaped_traceback(error: BaseException) -> str:
+    """A traceback of which each line is marked as one, so that none can pass for a log line."""
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    return "\n".join(f"  | {escaped(line)}" for line in lines)
+
+
+class TextFormatter(logging.Formatter):
+    """A line of text for each record, and marked lines below it for a traceback."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        line = escaped(super().formatMessage(record))
+        message = getattr(record, "spop_message", None)
+        if message is None:
+            return line
+        peer, stream = getattr(record, "spop_peer", None), getattr(record, "spop_stream_id", None)
+        return f"{line} {{message={message!r} stream={stream} peer={peer!r}}}"
+
+    def formatException(self, ei: Any) -> str:
+        return escaped_traceback(ei[1])
+
+
+class JSONFormatter(logging.Formatter):
+    """A JSON object on a line for each record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "process": record.process,
+            "message": record.getMessage(),
+        }
+        for name in _CONTEXT:
+            value = getattr(record, name, None)
+            if value is not None:
+                fields[name] = value
+        if record.exc_info and record.exc_info[1]:
+            fields["exception"] = "".join(traceback.format_exception(record.exc_info[1]))
+        return json.dumps(fields, ensure_ascii=True, default=str)
+
+
+FORMATTERS = {"text": TextFormatter, "json": JSONFormatter}
+
+
+def configure(level: str, style: str, filters: Iterable[logging.Filter] = ()) -> None:
+    """Log everything from `level` up to standard error.
+
+    Args:
+        style: a key of `FORMATTERS`.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(FORMATTERS[style]())
+    for each in filters:
+        handler.addFilter(each)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
