@@ -10,7 +10,6 @@ import functools
 import inspect
 import logging
 import threading
-import time
 import types
 import typing
 from collections import Counter
@@ -28,6 +27,7 @@ from spop.constants import (
 from spop.dispatch import ACK, ARGUMENT, MESSAGE, MISSING, Dispatcher, Parameter, Route
 from spop.frames import Ack, Message
 from spop.logs import escaped_traceback
+from spop.rate_limited_log import RateLimitedLog
 from spop.values import Value, type_unset
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class Agent:
         self._connect_hooks: list[Callable[[Peer], object]] = []
         self._disconnect_hooks: list[Callable[[Peer, Disconnect], object]] = []
         self._error_hooks: list[Callable[[str, BaseException], object]] = []
-        self._error_log = _RateLimit(per_second=10)
+        self._error_log = RateLimitedLog(logger, per_second=10)
 
     def message(
         self,
@@ -222,8 +222,7 @@ class Agent:
         """Count, log and tell of a message that could not be handled."""
         with self._errors_lock:
             self.errors[name] += 1
-            logged = self._error_log.allows()
-        if logged:
+        if self._error_log.allows() is not None:
             _log_failure(name, error)
         for hook in self._error_hooks:
             self._run_hook(hook, name, error)
@@ -256,22 +255,6 @@ def _log_failure(name: str, error: BaseException) -> None:
     )  # fmt: skip
     record.exc_text = escaped_traceback(error)
     logger.handle(record)
-
-
-class _RateLimit:
-    """So many times a second, and no more."""
-
-    def __init__(self, per_second: int) -> None:
-        self._per_second = per_second
-        self._second = 0
-        self._used = 0
-
-    def allows(self) -> bool:
-        second = int(time.monotonic())
-        if second != self._second:
-            self._second, self._used = second, 0
-        self._used += 1
-        return self._used <= self._per_second
 
 
 def _parameters(message: str, function: Callable[..., Any]) -> tuple[Parameter, ...]:

@@ -27,6 +27,7 @@ from spop.constants import (
     FrameType,
     Status,
 )
+from spop.counters import Cell
 from spop.dispatch import Deferred, Dispatcher
 from spop.errors import (
     FragmentationError,
@@ -65,6 +66,16 @@ class Peer:
     capabilities: frozenset[str]
     engine_id: str | None = None
     healthcheck: bool = False
+
+    @property
+    def software(self) -> str:
+        """What the peer seems to be. HAProxy does not tell its version, but what it speaks
+        and announces changed with it."""
+        if self.version == "1.0":
+            return "HAProxy 1.7 or 1.8"
+        if Capability.ASYNC in self.capabilities:
+            return "HAProxy 1.8 to 3.0"
+        return "HAProxy 1.8 or later"
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +238,6 @@ class AgentConnection(_Connection):
     """
 
     __slots__ = (
-        "_address",
         "_capabilities",
         "_dispatcher",
         "_fragments",
@@ -235,6 +245,7 @@ class AgentConnection(_Connection):
         "_max_in_flight",
         "_max_payload_size",
         "_room",
+        "address",
         "in_flight",
         "stalled",
     )
@@ -256,7 +267,7 @@ class AgentConnection(_Connection):
         self._capabilities = capabilities
         self._max_in_flight = max_in_flight
         self._dispatcher = dispatcher or Dispatcher()
-        self._address = address
+        self.address = address
         self._fragments: _Fragments | None = None
         self._ignored_fragments: tuple[int, int] | None = None
         self._room = 1
@@ -487,7 +498,7 @@ class AgentConnection(_Connection):
         self._max_frame_size = min(offered, self._max_frame_size)
         capabilities = self._negotiated(theirs, engine_id, healthcheck)
         self.peer = Peer(
-            self._address, version, self._max_frame_size, capabilities, engine_id, healthcheck
+            self.address, version, self._max_frame_size, capabilities, engine_id, healthcheck
         )
         self._send_control(
             FrameType.AGENT_HELLO,
@@ -540,6 +551,7 @@ class AgentConnection(_Connection):
             self._answer_payload(fragments, events)
 
     def _abort_fragments(self, fragments: _Fragments, final: bool) -> None:
+        self._dispatcher.cells[Cell.PAYLOADS_TOO_BIG] += 1
         self._fragments = None
         self._ignored_fragments = None if final else fragments.ids
         self._out.append(

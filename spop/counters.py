@@ -43,6 +43,7 @@ class Cell(IntEnum):
     QUEUED = auto()
     RUNNING = auto()
     REJECTED = auto()
+    FRAMES_TOO_BIG = auto()
     DISCONNECTS_SENT = 32
     DISCONNECTS_RECEIVED = 48
 
@@ -105,16 +106,21 @@ class Totals:
         self.cells = [0] * ROUTES
         self.routes: dict[str, list[int]] = {}
 
-    def add(self, row: Cells, names: Iterable[str], *, gauges: bool = True) -> None:
-        """Add a row. Without `gauges` it is that of a process that has ended."""
+    def add(self, row: Cells, names: Iterable[str]) -> None:
+        """Add a row."""
         for cell in range(ROUTES):
-            if gauges or cell not in GAUGES:
-                self.cells[cell] += row[cell]
+            self.cells[cell] += row[cell]
         for index, name in enumerate(names):
             base = row_size(index)
             mine = self.routes.setdefault(name, [0] * ROUTE_CELLS)
             for cell, count in enumerate(row[base : base + ROUTE_CELLS]):
                 mine[cell] += count
+
+    def end(self) -> None:
+        """These are of a process that has ended: nothing of it is open, waits or runs."""
+        for cell in GAUGES:
+            self.cells[cell] = 0
+        self.cells[Cell.CONNECTIONS_CLOSED] = self.cells[Cell.CONNECTIONS_OPENED]
 
     def merge(self, other: Totals) -> None:
         """Add what another has."""

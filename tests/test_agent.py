@@ -9,11 +9,11 @@ from typing import Annotated, Any, Optional
 
 import pytest
 
-import spop.agent
+import spop.rate_limited_log
 from spop import UNSET, Ack, Action, Agent, HandlerError, Message, codec
 from spop.connection import Disconnect, Peer
-from spop.dispatch import Deferred
 from spop.counters import Cell
+from spop.dispatch import Deferred
 from spop.errors import FrameTooBigError
 
 PEER = Peer("peer:1", "2.0", 16380, frozenset(), "engine")
@@ -313,7 +313,7 @@ def test_hooks_that_fail_are_logged_and_no_more(
 def test_errors_are_logged_at_a_limited_rate(
     agent: Agent, ask: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spop.agent.time, "monotonic", lambda: 5.0)
+    monkeypatch.setattr(spop.rate_limited_log.time, "monotonic", lambda: 5.0)
     agent.message("m")(failing(ValueError("x")))
     ask(*[Message("m")] * 50)
     assert agent.errors == {"m": 50}

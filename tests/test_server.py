@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from haproxy import wait_until
+from serving import served, wait_until_serving
 
 from spop import (
     Ack,
@@ -31,8 +32,6 @@ from spop import (
 from spop.connection import Disconnect, EngineConnection, Peer
 from spop.constants import Status
 from spop.server import Server
-
-EXAMPLE = Path(__file__).parent.parent / "examples" / "ip_reputation.py"
 
 
 class Gate:
@@ -335,28 +334,6 @@ def test_a_handler_that_hangs_does_not_hang_the_command(tmp_path: Path) -> None:
             assert process.wait(10) == 0
 
 
-@contextlib.contextmanager
-def served(*options: str, target: str = f"{EXAMPLE}:agent") -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "spop", "serve", target, *options],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        assert process.stderr is not None
-        process.stderr.close()
-
-
-def wait_until_serving(process: subprocess.Popen[str]) -> None:
-    assert process.stderr is not None
-    while "serves on" not in process.stderr.readline():
-        assert process.poll() is None
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_stop_the_command_with_exit_status_0(tmp_path: Path, number: int) -> None:
     address = f"unix:{tmp_path}/agent.sock"
@@ -384,8 +361,14 @@ def test_a_socket_left_by_a_dead_server_is_taken_over(agent: Agent, tmp_path: Pa
             agent.serve_in_background(address).start()
         process.kill()
         process.wait()
+        wait_until(lambda: refused(f"{tmp_path}/agent.sock"), "the workers' end")
         with agent.serve_in_background(address), Client(address) as client:
             client.notify("nobody")
+
+
+def refused(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(path) == errno.ECONNREFUSED
 
 
 # --- the client's errors ---

@@ -1,89 +1,137 @@
-"""``spop serve``: run an agent."""
+"""``spop serve``: run an agent.
+
+Its options are those of `spop.server.Options`, from the command line, from the environment
+(``SPOP_`` and the name in capitals) and from a TOML file, in this order of precedence.
+"""
 
 from __future__ import annotations
 
-import logging
-import os
+import dataclasses
+import types
+import typing
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import click
 
+from spop import logs
+from spop.cli.configuration import read_configuration
 from spop.cli.loading import load_agent
-from spop.server import Server
-from spop.server.server import DEFAULT_POOL_SIZE
+from spop.context import ContextFilter
+from spop.server.options import Options
+from spop.server.supervisor import StartError, Supervisor
 
-DEFAULT_BIND = "127.0.0.1:9000"
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def option_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command a flag for each field of `Options`."""
+    hints = typing.get_type_hints(Options)
+    for each in reversed(dataclasses.fields(Options)):
+        command = _flag(each, hints[each.name])(command)
+    return command
+
+
+def _flag(each: dataclasses.Field[Any], hint: Any) -> Callable[..., Any]:
+    multiple = typing.get_origin(hint) is tuple
+    settings: dict[str, Any] = {
+        "help": each.metadata["help"],
+        "envvar": f"SPOP_{each.name.upper()}",
+        "default": each.default,
+        "multiple": multiple,
+        "metavar": each.metadata.get("metavar"),
+        "show_default": each.default not in (None, "", (), False),
+    }
+    if hint is bool:
+        settings["is_flag"] = True
+    else:
+        settings["type"] = _type(each, hint)
+    return click.option(f"--{each.name.replace('_', '-')}", each.name, **settings)
+
+
+def _type(each: dataclasses.Field[Any], hint: Any) -> Any:
+    if isinstance(hint, types.UnionType):
+        hint = next(member for member in typing.get_args(hint) if member is not type(None))
+    low, high = each.metadata["low"], each.metadata["high"]
+    if hint is int:
+        return click.IntRange(low, high)
+    if hint is float:
+        return click.FloatRange(low, high)
+    return click.Path(dir_okay=False) if each.metadata.get("path") else str
 
 
 @click.command()
-@click.argument("target", metavar="MODULE:AGENT")
+@click.argument("target", metavar="MODULE:AGENT", envvar="SPOP_AGENT", required=False)
+@option_flags
 @click.option(
-    "--bind",
-    multiple=True,
-    metavar="ADDRESS",
-    help=f"HOST:PORT or unix:PATH; may be repeated. [default: {DEFAULT_BIND}]",
+    "--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True,
+    envvar="SPOP_LOG_LEVEL", help="Log from this level up.",
+)  # fmt: skip
+@click.option(
+    "--log-format", type=click.Choice(sorted(logs.FORMATTERS)), default="text",
+    show_default=True, envvar="SPOP_LOG_FORMAT", help="Log lines of text or of JSON.",
+)  # fmt: skip
+@click.option(
+    "--config", type=click.Path(dir_okay=False, path_type=Path), envvar="SPOP_CONFIG",
+    is_eager=True, callback=read_configuration, expose_value=False, metavar="FILE",
+    help="TOML file: keys are the long options' names, and agent = \"MODULE:AGENT\".",
+)  # fmt: skip
+@click.option(
+    "--reload", is_flag=True, envvar="SPOP_RELOAD", help="Restart workers when a source changes."
 )
 @click.option(
-    "--threads",
-    type=click.IntRange(1, 256),
-    default=1,
-    show_default=True,
-    help="Selector loops, each in a thread of its own.",
+    "--check-config", is_flag=True, help="Say what is in force, import the agent, and leave."
 )
-@click.option(
-    "--pool-size",
-    type=click.IntRange(1, 10_000),
-    default=DEFAULT_POOL_SIZE,
-    show_default=True,
-    help="Threads for handlers that are blocking=True.",
-)
-@click.option(
-    "--drain-timeout",
-    type=click.FloatRange(0),
-    default=10.0,
-    show_default=True,
-    help="Seconds that handlers have to finish when the server stops.",
-)
-@click.option(
-    "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-)
+@click.pass_context
 def serve(
-    target: str,
-    bind: tuple[str, ...],
-    threads: int,
-    pool_size: int,
-    drain_timeout: float,
+    context: click.Context,
+    /,
+    target: str | None,
     log_level: str,
+    log_format: str,
+    reload: bool,
+    check_config: bool,
+    **options: Any,
 ) -> None:
     """Serve the agent that MODULE:AGENT names until SIGINT or SIGTERM.
 
-    MODULE is a module's dotted name or the path of a .py file.
+    MODULE is a module's dotted name or the path of a .py file. SIGHUP replaces the workers with
+    freshly imported code, SIGUSR1 logs the state of each connection.
+
+    Each option can also come from the environment, as SPOP_THREADS=2, or from the file that
+    --config names; flags count first, then the environment, then the file.
 
     \b
     Examples:
       spop serve app:agent
       spop serve examples/ip_reputation.py:agent --bind 127.0.0.1:9000 --bind unix:/run/spop.sock
+      spop serve app:agent --processes 4 --admin 127.0.0.1:9001 --log-format json
+      spop serve --config spop.toml --check-config
     """
-    logging.basicConfig(level=log_level.upper(), format=LOG_FORMAT)
-    agent = load_agent(target)
+    if target is None:
+        raise click.UsageError("Missing argument 'MODULE:AGENT'.")
+    logs.configure(log_level, log_format, [ContextFilter()])
     try:
-        server = Server(
-            agent,
-            bind or (DEFAULT_BIND,),
-            threads=threads,
-            pool_size=pool_size,
-            drain_timeout=drain_timeout,
-        )
+        checked = Options(**options)
+        if check_config:
+            _show(context, checked, load_agent(target).name)
+            return
+        Supervisor(partial(load_agent, target), checked, watch=reload).run()
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    try:
-        server.run()
+    except StartError as error:
+        raise click.UsageError(str(error)) from None
     except OSError as error:
         raise click.UsageError(error.strerror or str(error)) from None
-    if server.busy_handlers:
-        # Python would wait for them before it exits.
-        logging.shutdown()
-        os._exit(0)
+
+
+def _show(context: click.Context, options: Options, name: str) -> None:
+    """Print the options in force, and where each comes from."""
+    sources = {"COMMANDLINE": "flag", "ENVIRONMENT": "environment", "DEFAULT_MAP": "file"}
+    for each in dataclasses.fields(options):
+        source = context.get_parameter_source(each.name)
+        where = sources.get(source.name if source else "", "default")
+        click.echo(f"{each.name} = {getattr(options, each.name)!r}  ({where})")
+    click.echo(f"agent {name!r} is fine")

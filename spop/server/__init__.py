@@ -1,9 +1,11 @@
-"""Serving an agent: `Server` has listeners, selector loops in threads, and an executor.
+"""Serving an agent.
 
-`listeners` makes sockets of addresses, `loop` moves bytes between sockets and the protocol,
-`executor` runs the handlers that may not run in a loop.
+`Server` is one process: `listeners` makes sockets of addresses, `loop` moves bytes between
+sockets and the protocol, `exchange` and `executor` run the handlers that may not run in a loop.
+`Supervisor` runs such servers in worker processes and keeps them running.
 """
 
+from spop.server.options import Options
 from spop.server.server import Server
 
-__all__ = ["Server"]
+__all__ = ["Options", "Server"]

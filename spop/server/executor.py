@@ -1,134 +1,220 @@
 """Runs the handlers that may not run in a loop: blocking ones in a bounded pool of threads,
 ``async def`` ones on one asyncio loop in a thread of its own.
 
-The messages of a NOTIFY are handled in order, whatever kinds their handlers are of.
+What waits is bounded: a message for which there is no room fails at once, as an answer that
+comes after HAProxy's processing timeout is worth nothing. A handler with a `concurrency` limit
+has a line of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from spop.agent import Agent
+from spop.agent import Agent, HandlerInfo
 from spop.codec import encode_actions
-from spop.dispatch import Call, Deferred
+from spop.context import set_source
+from spop.counters import Cell, Cells
+from spop.dispatch import Call, Running
+from spop.errors import HandlerError
 
-Done = Callable[[bytearray], None]
-"""Takes the encoded actions of an exchange, on any thread."""
+
+class Job:
+    """A call of a handler in another thread.
+
+    Args:
+        running: what its logs say.
+        done: takes the job, the encoded actions and what went wrong, in that thread.
+    """
+
+    __slots__ = ("_done", "_future", "call", "cancelled", "running")
+
+    def __init__(
+        self,
+        call: Call,
+        running: Running,
+        done: Callable[[Job, bytearray, BaseException | None], None],
+    ) -> None:
+        self.call = call
+        self.running = running
+        self.cancelled = False
+        self._done = done
+        self._future: Future[None] | None = None
+
+    def cancel(self) -> None:
+        """End it if it is asynchronous or has not begun; its result is not wanted."""
+        self.cancelled = True
+        if self._future is not None:
+            self._future.cancel()
+
+    def run(self) -> None:
+        """Call a blocking handler, in this thread."""
+        set_source(lambda: self.running)
+        payload = bytearray()
+        try:
+            encode_results(self.call, self.call.route.call(self.call.values), payload)
+        except (Exception, SystemExit) as error:
+            self._done(self, payload, error)
+        else:
+            self._done(self, payload, None)
+
+    async def run_async(self) -> None:
+        """Call an ``async def`` handler, in a task of its own."""
+        set_source(lambda: self.running)
+        payload = bytearray()
+        try:
+            encode_results(self.call, await self.call.route.call(self.call.values), payload)
+        except (Exception, SystemExit) as error:
+            self._done(self, payload, error)
+        except asyncio.CancelledError as error:
+            if not self.cancelled:
+                self._done(self, payload, error)
+            raise
+        else:
+            self._done(self, payload, None)
+
+
+class _Line:
+    """The jobs of a handler that has a limit: so many run, the others wait."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.running = 0
+        self.waiting: deque[Job] = deque()
 
 
 class Executor:
-    """Runs `Deferred` exchanges of one agent.
+    """Runs the jobs of one agent.
 
     Args:
         pool_size: threads for blocking handlers; they start as they are needed.
+        max_queue: jobs that may wait for a thread, and asynchronous ones that may run.
+        cells: the row in which it counts.
     """
 
-    def __init__(self, agent: Agent, pool_size: int) -> None:
-        self._agent = agent
+    def __init__(self, agent: Agent, pool_size: int, max_queue: int, cells: Cells) -> None:
+        self._handlers = agent.handlers
         self._pool = ThreadPoolExecutor(pool_size, thread_name_prefix="spop-pool")
+        self._max_queue = max_queue
+        self._cells = cells
+        self._lock = threading.Lock()
+        self._lines = {
+            handler.name: _Line(handler.concurrency)
+            for handler in agent.handlers.values()
+            if handler.concurrency is not None
+        }
+        self._queued = 0
+        self._tasks = 0
         self._asyncio: asyncio.AbstractEventLoop | None = None
         self._asyncio_thread: threading.Thread | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._busy = 0
-        self._busy_lock = threading.Lock()
-
-    @property
-    def busy(self) -> int:
-        """Threads of the pool that are inside of a handler now."""
-        return self._busy
+        self.busy = 0
+        """Blocking handlers that run now."""
 
     def start(self) -> None:
         """Start the asyncio loop, if any handler wants one."""
-        if any(handler.asynchronous for handler in self._agent.handlers.values()):
+        if any(handler.asynchronous for handler in self._handlers.values()):
             self._asyncio = asyncio.new_event_loop()
             self._asyncio_thread = threading.Thread(
                 target=self._asyncio.run_forever, name="spop-asyncio", daemon=True
             )
             self._asyncio_thread.start()
 
-    def submit(self, deferred: Deferred, done: Done) -> None:
-        """Run an exchange and give its actions to `done`, in another thread."""
-        loop = self._asyncio
-        if loop is not None and any(self._is_async(call) for call in deferred.calls):
-            loop.call_soon_threadsafe(self._start_task, deferred, done)
-        else:
-            self._pool.submit(self._count_busy, self._run, deferred, done)
+    def submit(self, job: Job) -> None:
+        """Run a job, once there is room for it.
+
+        Raises:
+            HandlerError: too many wait already.
+        """
+        handler = self._handlers[job.call.route.name]
+        line = self._lines.get(handler.name)
+        with self._lock:
+            if self._queued + self._tasks >= self._max_queue:
+                self._cells[Cell.REJECTED] += 1
+                raise HandlerError(f"message {handler.name}: {self._max_queue} wait already")
+            self._queued += 1
+            if line is not None:
+                if line.running >= line.limit:
+                    line.waiting.append(job)
+                    self._count()
+                    return
+                line.running += 1
+            self._count()
+        self._launch(handler, job)
 
     def stop(self) -> None:
         """Cancel what still runs and end the threads."""
         loop, thread = self._asyncio, self._asyncio_thread
         if loop is not None and thread is not None:
-            asyncio.run_coroutine_threadsafe(self._cancel_tasks(), loop).result()
+            asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result()
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
             loop.close()
             self._asyncio = None
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _run(self, deferred: Deferred, done: Done) -> None:
-        payload = bytearray()
-        for call in deferred.calls:
-            try:
-                _encode(call, call.route.call(call.values), payload)
-            except (Exception, SystemExit) as error:
-                self._failed(call, error, payload)
-        done(payload)
+    def _launch(self, handler: HandlerInfo, job: Job) -> None:
+        if handler.asynchronous:
+            assert self._asyncio is not None
+            running = self._run_task(handler, job)
+            job._future = asyncio.run_coroutine_threadsafe(running, self._asyncio)
+        else:
+            self._pool.submit(self._run, handler, job)
 
-    def _start_task(self, deferred: Deferred, done: Done) -> None:
-        task = asyncio.get_running_loop().create_task(self._run_async(deferred, done))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _run_async(self, deferred: Deferred, done: Done) -> None:
-        payload = bytearray()
+    def _run(self, handler: HandlerInfo, job: Job) -> None:
+        with self._lock:
+            self._queued -= 1
+            self.busy += 1
+            self._count()
         try:
-            for call in deferred.calls:
-                try:
-                    _encode(call, await self._call_async(call), payload)
-                except (Exception, SystemExit) as error:
-                    self._failed(call, error, payload)
+            if not job.cancelled:
+                job.run()
         finally:
-            done(payload)
+            with self._lock:
+                self.busy -= 1
+            self._next(handler)
 
-    async def _call_async(self, call: Call) -> Any:
-        if self._is_async(call):
-            return await call.route.call(call.values)
-        if call.route.deferred:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(
-                self._pool, self._count_busy, call.route.call, call.values
-            )
-        return call.route.call(call.values)
-
-    def _count_busy(self, function: Callable[..., Any], *args: Any) -> Any:
-        with self._busy_lock:
-            self._busy += 1
+    async def _run_task(self, handler: HandlerInfo, job: Job) -> None:
+        with self._lock:
+            self._queued -= 1
+            self._tasks += 1
+            self._count()
         try:
-            return function(*args)
+            if not job.cancelled:
+                await job.run_async()
         finally:
-            with self._busy_lock:
-                self._busy -= 1
+            with self._lock:
+                self._tasks -= 1
+            self._next(handler)
 
-    def _is_async(self, call: Call) -> bool:
-        handler = self._agent.handlers.get(call.route.name)
-        return handler is not None and handler.asynchronous and call.route.deferred
+    def _next(self, handler: HandlerInfo) -> None:
+        """A job has ended: the first in its line may run."""
+        line = self._lines.get(handler.name)
+        job = None
+        with self._lock:
+            if line is not None:
+                job = line.waiting.popleft() if line.waiting else None
+                line.running -= job is None
+            self._count()
+        if job is not None:
+            self._launch(handler, job)
 
-    def _failed(self, call: Call, error: Exception | SystemExit, payload: bytearray) -> None:
-        self._agent.failed(call.route.name, error)
-        encode_actions(call.route.on_error, payload)
-
-    async def _cancel_tasks(self) -> None:
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    def _count(self) -> None:
+        self._cells[Cell.QUEUED] = self._queued
+        self._cells[Cell.RUNNING] = self.busy + self._tasks
 
 
-def _encode(call: Call, returned: Any, payload: bytearray) -> None:
+async def _cancel_all() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def encode_results(call: Call, returned: Any, payload: bytearray) -> None:
     """Append a handler's actions, or raise what is wrong with them and append none."""
     start = len(payload)
     try:

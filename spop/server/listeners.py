@@ -2,13 +2,44 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import socket
 import stat
 
 from spop.address import Address
+from spop.server.options import Options
 
 BACKLOG = 1024
+
+
+def listen_all(options: Options) -> list[socket.socket]:
+    """The listening sockets that the options ask for.
+
+    Raises:
+        OSError: one can't be had. Its message names the address.
+        ValueError: the owner of unix sockets is nobody.
+    """
+    listeners: list[socket.socket] = []
+    try:
+        for address in options.addresses:
+            listeners.append(listen(address))
+            if address.path is not None:
+                _set_owner_and_mode(address.path, options)
+    except BaseException:
+        close_all(listeners)
+        raise
+    return listeners
+
+
+def close_all(listeners: list[socket.socket]) -> None:
+    """Close them, and remove the files of unix sockets."""
+    for listener in listeners:
+        path = listener.getsockname() if listener.family == socket.AF_UNIX else None
+        listener.close()
+        if path and os.path.exists(path):
+            os.unlink(path)
 
 
 def listen(address: Address) -> socket.socket:
@@ -62,6 +93,42 @@ def _remove_stale(path: str) -> None:
             os.unlink(path)
 
 
+def _set_owner_and_mode(path: str, options: Options) -> None:
+    if options.unix_owner:
+        user, _, group = options.unix_owner.partition(":")
+        os.chown(path, user_id(user) if user else -1, group_id(group) if group else -1)
+    if options.unix_mode:
+        os.chmod(path, int(options.unix_mode, 8))
+
+
+def user_id(name: str) -> int:
+    """The number of a user.
+
+    Raises:
+        ValueError: there is no such user.
+    """
+    if name.isascii() and name.isdigit():
+        return int(name)
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise ValueError(f"there is no user {name!r}") from None
+
+
+def group_id(name: str) -> int:
+    """The number of a group.
+
+    Raises:
+        ValueError: there is no such group.
+    """
+    if name.isascii() and name.isdigit():
+        return int(name)
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ValueError(f"there is no group {name!r}") from None
+
+
 def bound_address(listener: socket.socket) -> Address:
     """Where a listening socket can be reached; of interest after binding to port 0."""
     if listener.family == socket.AF_UNIX:
@@ -70,8 +137,14 @@ def bound_address(listener: socket.socket) -> Address:
     return Address(host, port)
 
 
+def peer_host(sock: socket.socket, sockaddr: tuple[str, int] | str | bytes) -> str | None:
+    """The IP address of an accepted connection's other end; None on a unix socket."""
+    if sock.family == socket.AF_UNIX or not isinstance(sockaddr, tuple):
+        return None
+    return sockaddr[0]
+
+
 def peer_name(sock: socket.socket, sockaddr: tuple[str, int] | str | bytes) -> str:
     """The other end of an accepted connection, for people."""
-    if sock.family == socket.AF_UNIX or not isinstance(sockaddr, tuple):
-        return "unix"
-    return str(Address(sockaddr[0], sockaddr[1]))
+    host = peer_host(sock, sockaddr)
+    return "unix" if host is None else str(Address(host, int(sockaddr[1])))

@@ -1,59 +1,88 @@
-"""The server: listeners, loops and executor put together, started and stopped."""
+"""The server of one process: listeners, loops and executor put together."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
-import os
 import signal
 import socket
+import ssl
 import threading
+import time
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Self
 
 from spop import codec
 from spop.address import Address
 from spop.agent import Agent
+from spop.counters import Cell, Cells, Totals, new_row, quantile, row_size
+from spop.rate_limited_log import RateLimitedLog
+from spop.server.admission import Admission
+from spop.server.balance import Balance
+from spop.server.engines import Engines
 from spop.server.executor import Executor
-from spop.server.listeners import bound_address, listen
-from spop.server.loop import Loop
+from spop.server.listeners import bound_address, close_all, listen_all, peer_host
+from spop.server.loop import GiveAway, Loop
+from spop.server.options import DEFAULT_BIND, Options
+from spop.server.signals import Signals
+from spop.server.tls import server_context
+from spop.version import __version__
 
 logger = logging.getLogger("spop.server")
 
-DEFAULT_POOL_SIZE = 16
+YIELD = 0.005
+"""Seconds for which a process leaves a new connection to one that has fewer."""
 
 
 class Server:
-    """Serves an agent on some addresses.
+    """Serves an agent on some addresses, in this process.
 
     Args:
         agent: its handlers must be registered.
         bind: one address or several, each ``HOST:PORT`` (port 0: any free one) or
             ``unix:PATH``.
-        threads: selector loops, each with a thread of its own.
-        pool_size: threads for handlers that are ``blocking=True``.
-        drain_timeout: seconds that handlers have to finish when the server stops.
+        options: all options; else they are given by name, as `Options` has them.
+        listeners: sockets that listen already, instead of `bind`; they are left open.
+        cells: where to count, `row_size` cells for each thread and for the executor.
+        balance: tells of other processes that accept from the same sockets.
+        tls: the context for TCP; made from the options where None.
+
+    Raises:
+        ValueError: an option is out of range.
+        TypeError: there is no such option.
     """
 
     def __init__(
         self,
         agent: Agent,
-        bind: str | Iterable[str],
+        bind: str | Iterable[str] = DEFAULT_BIND,
         *,
-        threads: int = 1,
-        pool_size: int = DEFAULT_POOL_SIZE,
-        drain_timeout: float = 10.0,
+        listeners: list[socket.socket] | None = None,
+        cells: Cells | None = None,
+        balance: Balance | None = None,
+        tls: ssl.SSLContext | None = None,
+        options: Options | None = None,
+        **more_options: Any,
     ) -> None:
-        if threads < 1 or pool_size < 1:
-            raise ValueError("threads and pool_size must be at least 1")
         self.agent = agent
-        self._bind = [Address.parse(text) for text in ([bind] if isinstance(bind, str) else bind)]
-        self._threads = threads
-        self._drain_timeout = drain_timeout
-        self._executor = Executor(agent, pool_size)
-        self._listeners: list[socket.socket] = []
+        self.options = options or Options.of(bind, **more_options)
+        self.engines = Engines()
+        self.admission = Admission(self.options, balance)
+        self.tls = tls or server_context(self.options)
+        self._rows = _rows(cells, self.options.threads + 1, row_size(len(agent.handlers)))
+        self.executor = Executor(
+            agent, self.options.pool_size, self.options.max_queue, self._rows[-1]
+        )
+        self._owns_listeners = listeners is None
+        self._listeners = listeners or []
+        self._balance = balance
+        self._yielded = False
         self._loops: list[Loop] = []
+        self._started = 0.0
+        self._refusals = RateLimitedLog(logger, per_second=1)
+        self._admin: Any = None
+        self.draining = False
 
     @property
     def addresses(self) -> list[Address]:
@@ -66,9 +95,14 @@ class Server:
         return self.addresses[0]
 
     @property
+    def admin_address(self) -> Address | None:
+        """Where /metrics and the status page are, if the `admin` option asks for them."""
+        return self._admin.address if self._admin else None
+
+    @property
     def busy_handlers(self) -> int:
         """Blocking handlers that run now; after `stop`, those that did not end in time."""
-        return self._executor.busy
+        return self.executor.busy
 
     def start(self) -> None:
         """Listen and serve, in threads.
@@ -76,91 +110,185 @@ class Server:
         Raises:
             OSError: an address can't be listened on.
         """
+        if self._owns_listeners:
+            self._listeners = listen_all(self.options)
         try:
-            for address in self._bind:
-                self._listeners.append(listen(address))
+            self._start_admin()
         except BaseException:
             self._close_listeners()
             raise
-        self._executor.start()
+        self.executor.start()
+        self._started = time.time()
         self._loops = [
-            Loop(self.agent, self._executor, f"spop-loop-{number}")
-            for number in range(self._threads)
+            Loop(self, self._rows[number], f"spop-loop-{number}")
+            for number in range(self.options.threads)
         ]
-        self._accept()
+        for listener in self._listeners:
+            self._loops[0].accept_from(listener, self._take)
         for loop in self._loops:
             loop.start()
-        logger.info(
-            "agent %r serves on %s (codec: %s, threads: %d)",
-            self.agent.name,
-            ", ".join(map(str, self.addresses)),
-            codec.IMPLEMENTATION,
-            self._threads,
-        )
+        if self._owns_listeners:
+            log_start(self.agent.name, self.addresses, self.options)
 
-    def _accept(self) -> None:
-        """The first loop accepts; connections go to all loops in turn."""
-        turns = itertools.cycle(self._loops)
-        first = self._loops[0]
+    def _start_admin(self) -> None:
+        # In a worker process `admin` is the supervisor's.
+        if self.options.admin and self._owns_listeners:
+            from spop.server.admin import AdminServer
 
-        def hand_out(sock: socket.socket, sockaddr: Any) -> None:
-            loop = next(turns)
-            if loop is first:
-                loop.add(sock, sockaddr)
-            else:
-                loop.call_soon(lambda: loop.add(sock, sockaddr))
+            self._admin = AdminServer(self.options.admin, self.status)
+            self._admin.start()
 
-        for listener in self._listeners:
-            first.accept_from(listener, hand_out)
+    # --- connections ---
+
+    def _take(self, listener: socket.socket) -> bool:
+        """Accept a connection and give it to a loop. False: it is left to other processes."""
+        if self._balance is not None and not self._yielded and self._balance.yields():
+            self._yielded = True
+            self._loops[0].pause_listener(listener, self._take, YIELD)
+            return False
+        self._yielded = False
+        sock, sockaddr = listener.accept()
+        host = peer_host(sock, sockaddr)
+        refusal = self.admission.admit(host)
+        if refusal is not None:
+            self._refuse(sock, host, refusal)
+            return True
+        loop = min(self._loops, key=lambda loop: loop.load)
+        self._give(loop, partial(loop.add, sock, sockaddr), sock, host)
+        return True
+
+    def adopt(self, sock: socket.socket, state: dict[str, Any]) -> None:
+        """Go on serving a connection that another process gave away."""
+        host = state["host"]
+        self.admission.admit(host)
+        loop = min(self._loops, key=lambda loop: loop.load)
+        loop.call_soon(partial(loop.adopt, sock, host, state))
+
+    def _give(self, loop: Loop, add: Any, sock: socket.socket, host: str | None) -> None:
+        def add_or_close() -> None:
+            try:
+                add()
+            except Exception:
+                logger.exception("connection could not be set up")
+                self.admission.release(host)
+                sock.close()
+
+        if loop is self._loops[0]:
+            add_or_close()
+        else:
+            loop.call_soon(add_or_close)
+
+    def _refuse(self, sock: socket.socket, host: str | None, reason: Cell) -> None:
+        sock.close()
+        self._rows[0][reason] += 1
+        self._refusals.warning("refused a connection from %s: %s", host, _REASONS[reason])
+
+    # --- what there is to see ---
+
+    def totals(self) -> Totals:
+        """What was counted."""
+        totals = Totals()
+        for row in self._rows:
+            totals.add(row, self.agent.handlers)
+        return totals
+
+    def connections(self, limit: int = 1000) -> list[dict[str, Any]]:
+        """The connections, for people; up to `limit` of them."""
+        found = itertools.chain.from_iterable(loop.describe() for loop in self._loops)
+        return list(itertools.islice(found, limit))
+
+    def responds(self, timeout: float = 1.0) -> bool:
+        """All loops come round in `timeout` seconds."""
+        events = [threading.Event() for _ in self._loops]
+        for loop, event in zip(self._loops, events, strict=True):
+            loop.call_soon(event.set)
+        return all(event.wait(timeout) for event in events)
+
+    def status(self, *, connections: bool = True) -> dict[str, Any]:
+        """All there is to see, as JSON can have it."""
+        return {
+            "agent": self.agent.name,
+            "version": __version__,
+            "codec": codec.IMPLEMENTATION,
+            "started": self._started,
+            "ready": bool(self._loops) and not self.draining,
+            "workers": [],
+            "restarts": 0,
+            "frames_lost": 0,
+            **totals_status(self.totals()),
+            "connections": self.connections() if connections else [],
+        }
+
+    # --- ending ---
+
+    def stop_accepting(self) -> None:
+        """Take no further connections; those that wait are left to other processes."""
+        if self._balance is not None:
+            self._balance.leave()
+        first, stopped = self._loops[0], threading.Event()
+
+        def stop() -> None:
+            for listener in self._listeners:
+                first.forget_listener(listener)
+                if not self._owns_listeners:
+                    listener.close()
+            if self._owns_listeners:
+                self._close_listeners()
+            stopped.set()
+
+        first.call_soon(stop)
+        stopped.wait()
+
+    def hand_over(self, give_away: GiveAway) -> None:
+        """Stop, and have every connection go on in another process. As `stop` otherwise."""
+        self._end(lambda loop, timeout: loop.hand_over(give_away, timeout))
 
     def stop(self) -> None:
         """Stop listening, answer the frames in hand, say DISCONNECT, end the threads."""
+        self._end(lambda loop, timeout: loop.drain(timeout))
+
+    def _end(self, end: Any) -> None:
         if not self._loops:
             return
-        self._stop_listening()
+        self.draining = True
+        self.stop_accepting()
         for loop in self._loops:
-            loop.drain(self._drain_timeout)
+            end(loop, self.options.drain_timeout)
         for loop in self._loops:
             loop.thread.join()
-        self._executor.stop()
+        self.executor.stop()
         self._loops = []
+        if self._admin is not None:
+            self._admin.stop()
+            self._admin = None
         if self.busy_handlers:
             logger.warning(
                 "%d handlers did not end in %g s and were left behind",
                 self.busy_handlers,
-                self._drain_timeout,
+                self.options.drain_timeout,
             )
 
-    def _stop_listening(self) -> None:
-        first, closed = self._loops[0], threading.Event()
-
-        def close() -> None:
-            for listener in self._listeners:
-                first.forget_listener(listener)
-            self._close_listeners()
-            closed.set()
-
-        first.call_soon(close)
-        closed.wait()
-
     def _close_listeners(self) -> None:
-        for listener in self._listeners:
-            path = listener.getsockname() if listener.family == socket.AF_UNIX else None
-            listener.close()
-            if path:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+        close_all(self._listeners)
         self._listeners = []
 
     def run(self) -> None:
-        """Serve until SIGINT or SIGTERM. Only the main thread can.
+        """Serve until SIGINT or SIGTERM; SIGUSR1 logs the connections. Only the main thread can.
 
         Raises:
             OSError: an address can't be listened on.
         """
-        with _Signals(signal.SIGINT, signal.SIGTERM) as signals, self:
-            signals.wait()
+        with Signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) as signals, self:
+            while signals.wait() == signal.SIGUSR1:
+                self.log_connections()
             logger.info("stopping")
+
+    def log_connections(self) -> None:
+        """Log a line for each connection, with its state."""
+        connections = self.connections()
+        logger.info("%d connections", len(connections))
+        for each in connections:
+            logger.info("connection %s", " ".join(f"{key}={each[key]!r}" for key in each))
 
     def __enter__(self) -> Self:
         self.start()
@@ -170,31 +298,49 @@ class Server:
         self.stop()
 
 
-class _Signals:
-    """Some signals as something to wait for, in the main thread.
+_REASONS = {
+    Cell.REFUSED_CONNECTIONS: "max_connections is reached",
+    Cell.REFUSED_PER_PEER: "max_connections_per_peer is reached",
+    Cell.REFUSED_NOT_ALLOWED: "no network of allow has it",
+}
 
-    They arrive as bytes in a pipe, written by the interpreter's own handler: a handler in Python
-    may run inside of any lock that the main thread holds, and only once that thread wakes up.
-    """
 
-    def __init__(self, *numbers: signal.Signals) -> None:
-        self._numbers = numbers
+def _rows(cells: Cells | None, count: int, size: int) -> list[Cells]:
+    if cells is None:
+        return [new_row((size - row_size(0)) // (row_size(1) - row_size(0))) for _ in range(count)]
+    if len(cells) < count * size:
+        raise ValueError(f"{count} threads with so many handlers have no room for their counts")
+    return [cells[number * size : (number + 1) * size] for number in range(count)]
 
-    def __enter__(self) -> Self:
-        self._read_end, self._write_end = os.pipe()
-        os.set_blocking(self._write_end, False)
-        self._wakeup = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
-        self._handlers = {n: signal.signal(n, lambda *_: None) for n in self._numbers}
-        return self
 
-    def wait(self) -> None:
-        """Return when one of the signals has come."""
-        while not set(os.read(self._read_end, 1)) & set(self._numbers):
-            pass
+def totals_status(totals: Totals) -> dict[str, Any]:
+    """Counts and handlers' figures, as JSON can have them."""
+    return {
+        "cells": totals.cells,
+        "routes": totals.routes,
+        "handlers": [
+            {
+                "name": name,
+                "calls": route[0],
+                "errors": route[1],
+                "timeouts": route[2],
+                "mean": route[3] / route[0] / 1e9 if route[0] else 0.0,
+                "p50": quantile(route, 0.5),
+                "p99": quantile(route, 0.99),
+            }
+            for name, route in totals.routes.items()
+        ],
+    }
 
-    def __exit__(self, *exc_info: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._wakeup)
-        os.close(self._read_end)
-        os.close(self._write_end)
+
+def log_start(name: str, addresses: list[Address], options: Options) -> None:
+    """Say once that the agent is there."""
+    logger.info(
+        "agent %r serves on %s (codec: %s, processes: %d, threads: %d%s)",
+        name,
+        ", ".join(map(str, addresses)),
+        codec.IMPLEMENTATION,
+        options.processes,
+        options.threads,
+        ", TLS" if options.tls_cert else "",
+    )

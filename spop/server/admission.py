@@ -1,0 +1,63 @@
+"""Who may connect: from which networks, how many in all, how many from one address."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+from spop.counters import Cell
+from spop.server.balance import Balance
+from spop.server.options import Options
+
+
+class Admission:
+    """Counts a process's connections and says which more may be. Threads share it."""
+
+    def __init__(self, options: Options, balance: Balance | None = None) -> None:
+        self._balance = balance
+        self._networks = [ip_network(text, strict=False) for text in options.allow]
+        self._limit = options.max_connections
+        self._limit_per_peer = options.max_connections_per_peer
+        self._lock = threading.Lock()
+        self._by_host: Counter[str] = Counter()
+        self.connections = 0
+
+    def admit(self, host: str | None) -> Cell | None:
+        """Count a connection from an IP address, None for a unix socket.
+
+        Returns:
+            None where it may be, else the cell that counts the reason why not.
+        """
+        if host is not None and self._networks and not _is_in(host, self._networks):
+            return Cell.REFUSED_NOT_ALLOWED
+        with self._lock:
+            if self.connections >= self._limit:
+                return Cell.REFUSED_CONNECTIONS
+            if host is not None and self._limit_per_peer:
+                if self._by_host[host] >= self._limit_per_peer:
+                    return Cell.REFUSED_PER_PEER
+                self._by_host[host] += 1
+            self._count(1)
+        return None
+
+    def release(self, host: str | None) -> None:
+        """The connection is gone."""
+        with self._lock:
+            self._count(-1)
+            if host is not None and self._limit_per_peer:
+                self._by_host[host] -= 1
+                if not self._by_host[host]:
+                    del self._by_host[host]
+
+    def _count(self, change: int) -> None:
+        self.connections += change
+        if self._balance is not None:
+            self._balance.tell(self.connections)
+
+
+def _is_in(host: str, networks: list[IPv4Network | IPv6Network]) -> bool:
+    address = ip_address(host.partition("%")[0])
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped
+    return any(address in network for network in networks)

@@ -1,0 +1,52 @@
+"""Connections by the engine they belong to: with async, an ACK may leave on any of them
+(section 3.2.1 of the specification)."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from spop.server.exchange import Exchange
+    from spop.server.loop import Connection, Loop
+
+
+class Engines:
+    """The async connections of a process, in all of its loops. Threads share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._connections: dict[str, dict[Connection, Loop]] = {}
+        self._orphans: dict[str, set[Exchange]] = {}
+
+    def add(self, engine_id: str, connection: Connection, loop: Loop) -> None:
+        with self._lock:
+            self._connections.setdefault(engine_id, {})[connection] = loop
+
+    def remove(
+        self, engine_id: str, connection: Connection, exchanges: set[Exchange]
+    ) -> set[Exchange]:
+        """A connection is gone, with `exchanges` unanswered.
+
+        Returns:
+            The exchanges that nobody is left to answer for, to be cancelled.
+        """
+        with self._lock:
+            connections = self._connections.get(engine_id, {})
+            connections.pop(connection, None)
+            orphans = self._orphans.setdefault(engine_id, set())
+            orphans |= exchanges
+            if connections and orphans:
+                return set()
+            del self._orphans[engine_id]
+            if not connections:
+                self._connections.pop(engine_id, None)
+            return orphans
+
+    def another(self, engine_id: str, exchange: Exchange) -> tuple[Loop, Connection] | None:
+        """A connection for the ACK of an exchange whose own one is gone."""
+        with self._lock:
+            self._orphans.get(engine_id, set()).discard(exchange)
+            for connection, loop in self._connections.get(engine_id, {}).items():
+                return loop, connection
+        return None

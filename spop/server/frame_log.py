@@ -1,0 +1,46 @@
+"""A connection that logs each of its frames, for whoever asked for that."""
+
+from __future__ import annotations
+
+import logging
+
+from spop import codec
+from spop.connection import AgentConnection, AgentEvent
+from spop.errors import ProtocolError
+from spop.values import Buffer
+
+logger = logging.getLogger("spop.frames")
+
+
+class LoggedConnection(AgentConnection):
+    """`AgentConnection` with a log line for each frame of either direction."""
+
+    __slots__ = ("_partial",)
+
+    def receive_data(self, data: Buffer, end: int | None = None) -> list[AgentEvent]:
+        received = bytes(data) if end is None else bytes(memoryview(data)[:end])
+        partial: bytes = getattr(self, "_partial", b"") + received
+        self._partial = partial[self._log("from", partial) :]
+        return super().receive_data(data, end)
+
+    def data_to_send(self) -> bytes | bytearray:
+        data = super().data_to_send()
+        if data:
+            self._log("to", data)
+        return data
+
+    def _log(self, direction: str, data: Buffer) -> int:
+        """Log the frames at the front of `data`; returns how many bytes they were."""
+        try:
+            # A HELLO says which order its flags are in; they are of no interest here.
+            frames, consumed = codec.decode_frames(
+                data,
+                max_frame_size=max(self.max_frame_size, len(data)),
+                little_endian=self._little_endian,
+            )
+        except ProtocolError as error:
+            logger.info("%s %s: damaged frame: %s", direction, self.address, error)
+            return len(data)
+        for frame in frames:
+            logger.info("%s %s: %r", direction, self.address, frame)
+        return consumed

@@ -1,0 +1,143 @@
+"""Every option of a server, once: its meaning, default and range.
+
+`Server` takes them by name; the command line, the environment and the configuration file are
+made from this table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from spop.address import Address
+from spop.constants import MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, MIN_FRAME_SIZE
+
+DEFAULT_BIND = "127.0.0.1:9000"
+
+
+def _option(
+    default: Any, help: str, low: float | None = None, high: float | None = None, **more: Any
+) -> Any:
+    metadata = {"help": help, "low": low, "high": high, **more}
+    if isinstance(default, tuple):
+        return field(default=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """What a server may be told.
+
+    Each field's metadata has ``help``, and ``low`` and ``high`` where there is a range.
+
+    Raises:
+        ValueError: a value is out of range or can't be read. The message names the option.
+    """
+
+    bind: tuple[str, ...] = _option(
+        (DEFAULT_BIND,), "HOST:PORT or unix:PATH to listen on; may be repeated.", metavar="ADDRESS"
+    )
+    processes: int = _option(1, "Worker processes.", 1, 1024)
+    threads: int = _option(1, "Selector loops of a worker, each in a thread of its own.", 1, 256)
+    pool_size: int = _option(
+        16, "Threads of a worker for handlers that are blocking=True.", 1, 10_000
+    )
+    max_queue: int = _option(
+        10_000, "Messages of a worker that may wait for a thread or run on asyncio.", 1
+    )
+    drain_timeout: float = _option(
+        10.0, "Seconds that handlers have to finish when the server stops.", 0
+    )
+    max_connections: int = _option(20_000, "Connections of a worker.", 1)
+    max_connections_per_peer: int = _option(
+        0, "Connections of a worker from one address; 0: no limit of its own.", 0
+    )
+    handshake_timeout: float = _option(
+        10.0, "Seconds that a peer has to say HELLO, TLS included.", 0.01
+    )
+    idle_timeout: float = _option(
+        600.0, "Seconds without a frame after which a connection is closed; 0: never.", 0
+    )
+    max_frame_size: int | None = _option(
+        None, "Largest frame in bytes.  [default: the agent's, 1 MiB]", MIN_FRAME_SIZE
+    )
+    max_payload_size: int | None = _option(
+        None, "Largest payload in fragments in bytes.  [default: the agent's, 16 MiB]", 1
+    )
+    max_in_flight: int | None = _option(
+        None, "Frames of a connection that wait for handlers.  [default: the agent's, 1000]", 1
+    )
+    max_unsent: int = _option(
+        MAX_ANSWER_SIZE, "Bytes of answers to a connection after which it is not read from.", 1024
+    )
+    max_messages: int = _option(MAX_MESSAGES, "Messages in a frame.", 1)
+    max_arguments: int = _option(MAX_ARGUMENTS, "Arguments in a frame.", 1)
+    allow: tuple[str, ...] = _option(
+        (), "Network (CIDR) that may connect over TCP; may be repeated; all where there is none.",
+        metavar="CIDR",
+    )  # fmt: skip
+    tls_cert: str | None = _option(None, "Certificate chain (PEM); TCP is TLS then.", path=True)
+    tls_key: str | None = _option(None, "Its key, if that is another file.", path=True)
+    tls_client_ca: str | None = _option(
+        None, "Who signs the certificates that peers must show (PEM).", path=True
+    )
+    unix_mode: str = _option("", "Mode of unix sockets, octal, as in 660.")
+    unix_owner: str = _option("", "Owner of unix sockets, USER[:GROUP].")
+    user: str = _option("", "User to run workers as.")
+    group: str = _option("", "Group to run workers as.")
+    admin: str = _option(
+        "", "HOST:PORT for /metrics, /healthz, /readyz and a status page.", metavar="ADDRESS"
+    )
+    log_frames: bool = _option(False, "Log every frame.")
+
+    def __post_init__(self) -> None:
+        for each in dataclasses.fields(self):
+            _check_range(each, getattr(self, each.name))
+        for address in self.bind:
+            Address.parse(address)
+        if self.admin:
+            Address.parse(self.admin)
+        for network in self.allow:
+            _check_network(network)
+        if (self.tls_key or self.tls_client_ca) and not self.tls_cert:
+            raise ValueError("tls_key and tls_client_ca need tls_cert")
+        if self.unix_mode and not _is_octal(self.unix_mode):
+            raise ValueError(f"unix_mode is {self.unix_mode!r}, not an octal mode like 660")
+
+    @classmethod
+    def of(cls, bind: str | Iterable[str], **options: Any) -> Options:
+        """Options with one address or several, as callers write them.
+
+        Raises:
+            TypeError: there is no option of that name.
+        """
+        bind = (bind,) if isinstance(bind, str) else tuple(bind)
+        return cls(bind=bind, **options)
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Where to listen."""
+        return [Address.parse(text) for text in self.bind]
+
+
+def _check_range(option: dataclasses.Field[Any], value: Any) -> None:
+    low, high = option.metadata["low"], option.metadata["high"]
+    if value is None or (low is None and high is None):
+        return
+    if (low is not None and value < low) or (high is not None and value > high):
+        wanted = f"{low:g} at least" if high is None else f"not in {low:g} to {high:g}"
+        raise ValueError(f"{option.name} is {value:g}, {wanted}")
+
+
+def _check_network(text: str) -> None:
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"allow: {text!r} is no network, like 10.0.0.0/8") from None
+
+
+def _is_octal(text: str) -> bool:
+    return text.isascii() and all(c in "01234567" for c in text) and int(text, 8) <= 0o777

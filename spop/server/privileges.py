@@ -1,0 +1,41 @@
+"""Becoming somebody who may do less."""
+
+from __future__ import annotations
+
+import os
+import pwd
+
+from spop.server.listeners import group_id, user_id
+from spop.server.options import Options
+
+
+def check_privileges(options: Options) -> None:
+    """Find out before anything starts whether there are such a user and group.
+
+    Raises:
+        ValueError: there are not, or this process may not become another.
+    """
+    wanted = _ids(options)
+    if wanted != (None, None) and os.geteuid() != 0:
+        raise ValueError("user and group can be changed by root only")
+
+
+def drop_privileges(options: Options) -> None:
+    """Run as the user and the group of the options from now on, for good."""
+    user, group = _ids(options)
+    if group is not None:
+        os.setgroups([])
+        os.setgid(group)
+    if user is not None:
+        os.setuid(user)
+
+
+def _ids(options: Options) -> tuple[int | None, int | None]:
+    user = user_id(options.user) if options.user else None
+    group = group_id(options.group) if options.group else None
+    if user is not None and group is None:
+        try:
+            group = pwd.getpwuid(user).pw_gid
+        except KeyError:
+            raise ValueError(f"user {options.user} has no entry: say its group too") from None
+    return user, group

@@ -1,0 +1,52 @@
+"""What systemd and a service say to each other: inherited sockets, readiness, watchdog.
+
+sd_listen_fds(3) and sd_notify(3) describe both; neither needs a library.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+
+_FIRST_FD = 3
+
+
+def inherited_listeners() -> list[socket.socket]:
+    """The sockets of the unit's ``.socket`` file; none where systemd gave none."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    count = int(os.environ.get("LISTEN_FDS", "0"))
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
+        os.environ.pop(name, None)
+    listeners = [socket.socket(fileno=fd) for fd in range(_FIRST_FD, _FIRST_FD + count)]
+    for listener in listeners:
+        listener.set_inheritable(False)
+        listener.setblocking(False)
+    return listeners
+
+
+def notify(*states: str) -> None:
+    """Tell the service manager, if there is one: ``READY=1``, ``STOPPING=1`` …"""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    address = "\0" + path[1:] if path.startswith("@") else path
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.sendto("\n".join(states).encode(), address)
+        except OSError:
+            return
+
+
+def reloading() -> str:
+    """The states that say that a reload has begun."""
+    return f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
+
+
+def watchdog_interval() -> float | None:
+    """Seconds within which ``WATCHDOG=1`` has to be told; None where nobody waits for it."""
+    if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    microseconds = int(os.environ.get("WATCHDOG_USEC", "0"))
+    return microseconds / 1e6 if microseconds else None

@@ -1,0 +1,109 @@
+"""TLS on the server's side: a context from files, and a socket that never blocks."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+
+from spop.server.options import Options
+
+
+def server_context(options: Options) -> ssl.SSLContext | None:
+    """The context that the options ask for, its files read now; None where they ask for none.
+
+    Raises:
+        ValueError: a file can't be read or used. The message names it.
+    """
+    if not options.tls_cert:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(options.tls_cert, options.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ValueError(f"tls_cert: cannot use {options.tls_cert}: {_reason(error)}") from None
+    if options.tls_client_ca:
+        try:
+            context.load_verify_locations(options.tls_client_ca)
+        except (OSError, ssl.SSLError) as error:
+            name = options.tls_client_ca
+            raise ValueError(f"tls_client_ca: cannot use {name}: {_reason(error)}") from None
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+class TLSSocket:
+    """What a loop uses of a socket, over TLS. The handshake is part of the first reads.
+
+    Attributes:
+        wants_write: nothing can be read before something was written.
+    """
+
+    def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        sock.setblocking(False)
+        self._ssl = context.wrap_socket(
+            sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=True
+        )
+        self._ready = False
+        self.family = sock.family
+        self.wants_write = False
+
+    def fileno(self) -> int:
+        return self._ssl.fileno()
+
+    def pending(self) -> int:
+        """Bytes that were received and that no wait for the socket will announce."""
+        return self._ssl.pending() if self._ready else 0
+
+    def recv_into(self, buffer: bytearray) -> int:
+        """As `socket.recv_into`; it fills the buffer with all there is.
+
+        Raises:
+            BlockingIOError: there is nothing yet.
+            OSError: the connection or its TLS failed.
+        """
+        self.wants_write = False
+        try:
+            if not self._ready:
+                self._ssl.do_handshake()
+                self._ready = True
+            return self._fill(memoryview(buffer))
+        except ssl.SSLWantReadError:
+            raise BlockingIOError from None
+        except ssl.SSLWantWriteError:
+            self.wants_write = True
+            raise BlockingIOError from None
+
+    def _fill(self, buffer: memoryview) -> int:
+        size = self._ssl.recv_into(buffer)
+        while 0 < size < len(buffer) and self._ssl.pending():
+            size += self._ssl.recv_into(buffer[size:])
+        return size
+
+    def send(self, data: bytes | bytearray) -> int:
+        """As `socket.send`.
+
+        Raises:
+            BlockingIOError: nothing can be sent yet.
+            OSError: the connection or its TLS failed.
+        """
+        if not self._ready:
+            raise BlockingIOError
+        try:
+            return self._ssl.send(data)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise BlockingIOError from None
+
+    def shutdown(self, how: int) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._ssl.setblocking(False)
+            self._ssl.unwrap()
+        self._ssl.shutdown(how)
+
+    def close(self) -> None:
+        self._ssl.close()

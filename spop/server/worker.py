@@ -1,0 +1,146 @@
+"""A worker process: a `Server`, told by the supervisor over a channel what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+import sysconfig
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from spop.agent import Agent
+from spop.counters import Cells
+from spop.server.balance import Balance
+from spop.server.channel import Channel
+from spop.server.options import Options
+from spop.server.privileges import drop_privileges
+from spop.server.server import Server
+from spop.server.signals import Signals
+from spop.server.tls import server_context
+
+logger = logging.getLogger("spop.server")
+
+Load = Callable[[], Agent]
+"""Imports the agent, in the process that is to run it."""
+
+
+def run_worker(
+    options: Options,
+    load: Load,
+    listeners: list[socket.socket],
+    channel: Channel,
+    cells: Cells,
+    balance: Balance,
+) -> int:
+    """Serve until the supervisor says stop or is gone. Returns the exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal sends it to all; one decides.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        tls = server_context(options)
+        drop_privileges(options)
+        server = Server(
+            load(), listeners=listeners, cells=cells, balance=balance, tls=tls, options=options
+        )
+    except Exception as error:
+        channel.send({"type": "failed", "error": str(error) or type(error).__name__})
+        return 2
+    with Signals(signal.SIGTERM) as signals:
+        server.start()
+        balance.tell(0)
+        channel.send(
+            {
+                "type": "ready",
+                "agent": server.agent.name,
+                "handlers": list(server.agent.handlers),
+                "files": _source_files(),
+            }
+        )
+        _Worker(server, channel).run(signals)
+    return 0
+
+
+class _Worker:
+    def __init__(self, server: Server, channel: Channel) -> None:
+        self._server = server
+        self._channel = channel
+
+    def run(self, signals: Signals) -> None:
+        """Do what is said until it is to stop."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(signals, selectors.EVENT_READ)
+            selector.register(self._channel, selectors.EVENT_READ)
+            while True:
+                for key, _ in selector.select():
+                    if key.fileobj is signals or not self._obey():
+                        self._server.stop()
+                        return
+
+    def _obey(self) -> bool:
+        """Do what the next message says. False: stop."""
+        received = self._channel.receive()
+        if received is None:
+            logger.error("the supervisor is gone: stopping")
+            return False
+        message = received.message
+        if message["type"] == "connection":
+            self._server.adopt(socket.socket(fileno=received.fds[0]), message["state"])
+        elif message["type"] == "status":
+            connections = self._server.connections(message["limit"])
+            self._answer(message, {"connections": connections})
+        elif message["type"] == "ping":
+            threading.Thread(target=self._ping, args=(message,), daemon=True).start()
+        elif message["type"] == "log":
+            self._server.log_connections()
+        elif message["type"] == "hand-over":
+            self._server.hand_over(self._give_away)
+            return False
+        return bool(message["type"] != "stop")
+
+    def _answer(self, message: dict[str, Any], answer: dict[str, Any]) -> None:
+        self._channel.send({"type": "answer", "id": message["id"], **answer})
+
+    def _ping(self, message: dict[str, Any]) -> None:
+        if self._server.responds():
+            self._answer(message, {})
+
+    def _give_away(self, sock: socket.socket, state: dict[str, Any]) -> None:
+        self._channel.send({"type": "connection", "state": state}, [sock.fileno()])
+
+
+def _source_files() -> list[str]:
+    """The files of the modules that are neither Python's nor installed packages."""
+    installed = tuple(sysconfig.get_paths().values())
+    files = []
+    for module in list(sys.modules.values()):
+        path = getattr(module, "__file__", None)
+        if path and not os.path.abspath(path).startswith(installed):
+            files.append(os.path.abspath(path))
+    return files
+
+
+def child(run: Callable[[], int]) -> int:
+    """Fork a process that runs `run` and exits with what it returns. Returns its pid.
+
+    Whatever goes wrong there, it does not come back into the caller's code.
+    """
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        status = run()
+    except BaseException:
+        logger.exception("process failed")
+    finally:
+        with contextlib.suppress(Exception):
+            logging.shutdown()
+        os._exit(status)

@@ -1,0 +1,72 @@
+"""``spop serve`` in a process of its own, for the tests."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from haproxy import wait_until
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "ip_reputation.py"
+
+
+class Served(subprocess.Popen[str]):
+    """The process, and what it logs."""
+
+    def __init__(self, *options: str, target: str, **environment: str) -> None:
+        super().__init__(
+            [sys.executable, "-m", "spop", "serve", target, *options],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
+        self.lines: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.stderr is not None
+        self.lines.extend(self.stderr)
+
+    @property
+    def log(self) -> str:
+        return "".join(self.lines)
+
+    def wait_for_log(self, text: str, count: int = 1) -> None:
+        """Until a text was logged so many times."""
+
+        def logged() -> bool:
+            assert self.poll() is None or self.log.count(text) >= count, self.log
+            return self.log.count(text) >= count
+
+        wait_until(logged, f"{text!r} in the log")
+
+    def workers(self) -> list[int]:
+        """The process numbers of its children."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
+
+    def end(self) -> None:
+        self.kill()
+        self.wait()
+        self._reader.join(10)
+        assert self.stderr is not None
+        self.stderr.close()
+
+
+@contextlib.contextmanager
+def served(*options: str, target: str = f"{EXAMPLE}:agent", **environment: str) -> Iterator[Served]:
+    process = Served(*options, target=target, **environment)
+    try:
+        yield process
+    finally:
+        process.end()
+
+
+def wait_until_serving(process: Served) -> None:
+    process.wait_for_log("serves on")

@@ -1,0 +1,326 @@
+"""Worker processes: spread, killed, replaced, reloaded, under the load of a real HAProxy."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+from haproxy import Answer, HAProxy, wait_until
+from serving import Served, served, wait_until_serving
+
+from spop import Client, DisconnectedError, Message, SpopError
+
+AGENT = """
+from ipaddress import IPv4Address
+import os, time
+from spop import Agent
+
+agent = Agent("tested")
+
+@agent.message("check")
+def check(ip: IPv4Address):
+    return {{"txn.score": ip.packed[-1], "txn.pid": os.getpid(), "txn.version": {version}}}
+
+@agent.message("slow", blocking=True)
+def slow():
+    time.sleep(30)
+
+@agent.message("sleep", blocking=True)
+def sleep(ip: IPv4Address):
+    time.sleep(0.02)
+    return {{"txn.score": ip.packed[-1]}}
+"""
+
+SPOE = """
+spoe-agent test-agent
+    messages {message}
+    option var-prefix test
+    timeout hello 5s
+    timeout idle 1m
+    timeout processing 10s
+
+spoe-message {message}
+    args ip=src
+    event on-frontend-http-request
+"""
+RULES = "http-request redirect location /%[var(txn.test.score)]"
+
+
+def write_agent(folder: Path, version: int = 1) -> Path:
+    path = folder / "tested_agent.py"
+    path.write_text(AGENT.format(version=version))
+    return path
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> str:
+    return f"unix:{tmp_path}/agent.sock"
+
+
+@contextlib.contextmanager
+def serving(tmp_path: Path, *options: str) -> Iterator[Served]:
+    path = write_agent(tmp_path)
+    with served("--bind", f"unix:{tmp_path}/agent.sock", *options, target=f"{path}:agent") as it:
+        wait_until_serving(it)
+        yield it
+
+
+def ask(client: Client) -> dict[str, object]:
+    return dict(client.notify("check", ip=IPv4Address(7)).variables)
+
+
+class Load:
+    """Requests through a HAProxy, in threads, until told to stop."""
+
+    def __init__(self, proxy: HAProxy, concurrency: int = 8) -> None:
+        self._proxy = proxy
+        self.answers: list[Answer] = []
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(number,)) for number in range(concurrency)
+        ]
+
+    def _run(self, number: int) -> None:
+        while not self._stop.is_set():
+            self.answers.append(self._proxy.request(f"127.0.0.{2 + number}"))
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, more: int) -> None:
+        goal = len(self.answers) + more
+        wait_until(lambda: len(self.answers) >= goal, f"{more} more answers", timeout=30)
+
+    @property
+    def wrong(self) -> list[Answer]:
+        return [a for a in self.answers if a.location != f"/{a.source.rpartition('.')[2]}"]
+
+
+@contextlib.contextmanager
+def under_load(binary: str, tmp_path: Path, message: str = "check") -> Iterator[Load]:
+    with HAProxy(
+        binary,
+        tmp_path,
+        agent=f"unix@{tmp_path}/agent.sock",
+        spoe=SPOE.format(message=message),
+        rules=RULES,
+    ) as proxy:
+        proxy.wait_until_up()
+        with Load(proxy) as load:
+            load.wait_for(100)
+            yield load
+        assert max(answer.seconds for answer in load.answers) < 10, "a processing timeout"
+
+
+def test_connections_spread_evenly(tmp_path: Path, address: str) -> None:
+    with serving(tmp_path, "--processes", "4"), contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(Client(address)) for _ in range(40)]
+        pids = [ask(client)["txn.pid"] for client in clients]
+    counts = sorted(pids.count(pid) for pid in set(pids))
+    assert len(counts) == 4
+    assert counts[0] >= 8, counts
+
+
+def test_a_killed_worker_is_replaced_and_its_frames_are_counted(
+    tmp_path: Path, address: str
+) -> None:
+    with serving(tmp_path, "--processes", "2") as process:
+        client = Client(address)
+        client.connect()
+        victim = ask(client)["txn.pid"]
+        assert isinstance(victim, int)
+        waiting = client.send([Message("slow")])
+        ask(client)  # The worker has taken the one before, too.
+        os.kill(victim, signal.SIGKILL)
+        with pytest.raises((SpopError, OSError)):
+            client.wait(waiting)
+        process.wait_for_log(f"worker {victim} died: killed by SIGKILL; 1 frames lost")
+        wait_until(lambda: len(process.workers()) == 2, "the new worker")
+        with Client(address) as another:
+            assert ask(another)["txn.score"] == 7
+
+
+def test_service_goes_on_when_a_worker_is_killed_under_load(
+    haproxy_binary: str, tmp_path: Path
+) -> None:
+    with (
+        serving(tmp_path, "--processes", "2") as process,
+        under_load(haproxy_binary, tmp_path) as load,
+    ):
+        os.kill(process.workers()[0], signal.SIGKILL)
+        process.wait_for_log("died: killed by SIGKILL")
+        time.sleep(0.2)  # HAProxy finds out about its connections.
+        before = len(load.wrong)
+        load.wait_for(300)
+        assert len(load.wrong) == before
+    assert before <= 40
+
+
+@pytest.mark.parametrize("message", ["check", "sleep"])
+def test_sighup_replaces_the_workers_without_losing_a_notify(
+    haproxy_binary: str, tmp_path: Path, message: str
+) -> None:
+    with (
+        serving(tmp_path, "--processes", "2") as process,
+        under_load(haproxy_binary, tmp_path, message) as load,
+    ):
+        for _ in range(3):
+            old = set(process.workers())
+            process.send_signal(signal.SIGHUP)
+            wait_until(lambda old=old: not old & set(process.workers()), "the old workers' end")  # type: ignore[misc]
+            load.wait_for(100)
+    assert not load.wrong
+    assert "ERROR" not in process.log, process.log
+
+
+def test_sighup_imports_the_code_afresh_and_keeps_connections(tmp_path: Path, address: str) -> None:
+    with serving(tmp_path) as process, Client(address) as client:
+        first = ask(client)
+        write_agent(tmp_path, version=2)
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: ask(client)["txn.version"] == 2, "the new code")
+        assert ask(client)["txn.pid"] != first["txn.pid"]
+
+
+def test_broken_code_replaces_nothing(tmp_path: Path, address: str) -> None:
+    with serving(tmp_path) as process, Client(address) as client:
+        first = ask(client)
+        (tmp_path / "tested_agent.py").write_text("import no_such_module")
+        process.send_signal(signal.SIGHUP)
+        process.wait_for_log("the workers are not replaced")
+        assert "No module named 'no_such_module'" in process.log
+        assert ask(client) == first
+        write_agent(tmp_path, version=3)
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: ask(client)["txn.version"] == 3, "the repaired code")
+
+
+def test_reload_watches_the_files(tmp_path: Path, address: str) -> None:
+    with serving(tmp_path, "--reload") as process, Client(address) as client:
+        assert ask(client)["txn.version"] == 1
+        path = write_agent(tmp_path, version=22)
+        os.utime(path, (1, 1))
+        process.wait_for_log(f"{path} changed: replacing")
+        wait_until(lambda: ask(client)["txn.version"] == 22, "the new code")
+
+
+def test_a_worker_that_keeps_dying_is_restarted_ever_later(tmp_path: Path, address: str) -> None:
+    with serving(tmp_path) as process:
+        for number in range(1, 4):
+            os.kill(process.workers()[0], signal.SIGKILL)
+            process.wait_for_log("died: killed by SIGKILL", number)
+            wait_until(lambda: bool(process.workers()), "the new worker")
+        with Client(address, timeout=10) as client:
+            ask(client)
+
+
+def test_workers_end_when_their_supervisor_is_killed(tmp_path: Path) -> None:
+    with serving(tmp_path, "--processes", "2") as process:
+        workers = process.workers()
+        process.kill()
+        wait_until(lambda: not any(map(is_alive, workers)), "the workers' end")
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    return False
+
+
+def test_sigusr1_logs_the_connections(tmp_path: Path, address: str) -> None:
+    with serving(tmp_path) as process, Client(address, engine_id="engine\nforged") as client:
+        ask(client)
+        process.send_signal(signal.SIGUSR1)
+        process.wait_for_log("connection address='unix'")
+        line = next(line for line in process.lines if "connection address" in line)
+        assert "state='OPEN'" in line
+        assert r"engine_id='engine\nforged'" in line
+
+
+def test_a_second_signal_does_not_wait_for_handlers(tmp_path: Path, address: str) -> None:
+    with serving(tmp_path, "--drain-timeout", "60") as process, Client(address) as client:
+        client.send([Message("slow")])
+        ask(client)
+        process.terminate()
+        process.wait_for_log("stopping")
+        process.terminate()
+        assert process.wait(10) == 0
+        with pytest.raises((DisconnectedError, OSError)):
+            ask(client)
+
+
+# --- systemd ---
+
+
+def test_systemd_hears_of_readiness_reload_and_stop(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(15)
+        path = write_agent(tmp_path)
+        with served(
+            "--bind",
+            f"unix:{tmp_path}/agent.sock",
+            target=f"{path}:agent",
+            NOTIFY_SOCKET=str(tmp_path / "notify"),
+            WATCHDOG_USEC="300000",
+        ) as process:
+            wait_for_state(manager, "READY=1")
+            wait_for_state(manager, "WATCHDOG=1")
+            process.send_signal(signal.SIGHUP)
+            wait_for_state(manager, "RELOADING=1")
+            wait_for_state(manager, "READY=1")
+            process.terminate()
+            wait_for_state(manager, "STOPPING=1")
+            assert process.wait(10) == 0
+
+
+def wait_for_state(manager: socket.socket, state: str) -> None:
+    while state not in manager.recv(4096).decode().split("\n"):
+        pass
+
+
+def test_listeners_are_inherited_from_systemd(tmp_path: Path) -> None:
+    """As systemd does it: descriptor 3, and LISTEN_PID set between fork and exec."""
+    path = write_agent(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        script = (
+            f"import os, sys; os.dup2({listener.fileno()}, 3); os.set_inheritable(3, True); "
+            "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid())); "
+            f"os.execv(sys.executable, [sys.executable, '-m', 'spop', 'serve', '{path}:agent'])"
+        )
+        process = Inherited(script, listener.fileno())
+        try:
+            process.wait_for_log(f"serves on 127.0.0.1:{port}")
+            with Client(f"127.0.0.1:{port}") as client:
+                assert ask(client)["txn.score"] == 7
+            process.terminate()
+            assert process.wait(10) == 0
+        finally:
+            process.end()
+
+
+class Inherited(Served):
+    def __init__(self, script: str, fd: int) -> None:
+        self._arguments = ["-c", script], (fd,)
+        super().__init__(target="")
+
+    def _execute_child(self, args: object, *rest: object) -> None:
+        arguments, _ = self._arguments
+        command = [*args[:1], *arguments]  # type: ignore[index]
+        super()._execute_child(command, *rest)  # type: ignore[misc]
