@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from haproxy import wait_until
@@ -16,13 +16,25 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "ip_reputation.py"
 
 
 class Served(subprocess.Popen[str]):
-    """The process, and what it logs."""
+    """The process, and what it logs.
 
-    def __init__(self, *options: str, target: str, **environment: str) -> None:
+    Args:
+        launcher: a script with arguments that is to start it.
+    """
+
+    def __init__(
+        self,
+        *options: str,
+        target: str,
+        launcher: Sequence[str] = (),
+        pass_fds: Sequence[int] = (),
+        **environment: str,
+    ) -> None:
         super().__init__(
-            [sys.executable, "-m", "spop", "serve", target, *options],
+            [sys.executable, *launcher, "-m", "spop", "serve", target, *options],
             stderr=subprocess.PIPE,
             text=True,
+            pass_fds=pass_fds,
             env={**os.environ, **environment},
         )
         self.lines: list[str] = []

@@ -45,7 +45,7 @@ spoe-agent test-agent
     option var-prefix test
     timeout hello 5s
     timeout idle 1m
-    timeout processing 10s
+    timeout processing {timeout}
 
 spoe-message {message}
     args ip=src
@@ -112,19 +112,20 @@ class Load:
 
 
 @contextlib.contextmanager
-def under_load(binary: str, tmp_path: Path, message: str = "check") -> Iterator[Load]:
+def under_load(
+    binary: str, tmp_path: Path, message: str = "check", timeout: str = "10s"
+) -> Iterator[Load]:
     with HAProxy(
         binary,
         tmp_path,
         agent=f"unix@{tmp_path}/agent.sock",
-        spoe=SPOE.format(message=message),
+        spoe=SPOE.format(message=message, timeout=timeout),
         rules=RULES,
     ) as proxy:
         proxy.wait_until_up()
         with Load(proxy) as load:
             load.wait_for(100)
             yield load
-        assert max(answer.seconds for answer in load.answers) < 10, "a processing timeout"
 
 
 def test_connections_spread_evenly(tmp_path: Path, address: str) -> None:
@@ -149,6 +150,7 @@ def test_a_killed_worker_is_replaced_and_its_frames_are_counted(
         os.kill(victim, signal.SIGKILL)
         with pytest.raises((SpopError, OSError)):
             client.wait(waiting)
+        client.close()
         process.wait_for_log(f"worker {victim} died: killed by SIGKILL; 1 frames lost")
         wait_until(lambda: len(process.workers()) == 2, "the new worker")
         with Client(address) as another:
@@ -158,17 +160,19 @@ def test_a_killed_worker_is_replaced_and_its_frames_are_counted(
 def test_service_goes_on_when_a_worker_is_killed_under_load(
     haproxy_binary: str, tmp_path: Path
 ) -> None:
+    """What HAProxy had sent to the worker is lost; with async it finds out by its timeout."""
     with (
         serving(tmp_path, "--processes", "2") as process,
-        under_load(haproxy_binary, tmp_path) as load,
+        under_load(haproxy_binary, tmp_path, timeout="500ms") as load,
     ):
         os.kill(process.workers()[0], signal.SIGKILL)
         process.wait_for_log("died: killed by SIGKILL")
-        time.sleep(0.2)  # HAProxy finds out about its connections.
-        before = len(load.wrong)
         load.wait_for(300)
-        assert len(load.wrong) == before
-    assert before <= 40
+        time.sleep(1)  # Twice the processing timeout: none of the lost ones waits any more.
+        lost = len(load.wrong)
+        load.wait_for(300)
+        assert len(load.wrong) == lost
+    assert lost <= 8, "more than one for each of the load's threads"
 
 
 @pytest.mark.parametrize("message", ["check", "sleep"])
@@ -184,8 +188,9 @@ def test_sighup_replaces_the_workers_without_losing_a_notify(
             process.send_signal(signal.SIGHUP)
             wait_until(lambda old=old: not old & set(process.workers()), "the old workers' end")  # type: ignore[misc]
             load.wait_for(100)
+        assert "ERROR" not in process.log, process.log
     assert not load.wrong
-    assert "ERROR" not in process.log, process.log
+    assert max(answer.seconds for answer in load.answers) < 10, "a processing timeout"
 
 
 def test_sighup_imports_the_code_afresh_and_keeps_connections(tmp_path: Path, address: str) -> None:
@@ -259,7 +264,7 @@ def test_a_second_signal_does_not_wait_for_handlers(tmp_path: Path, address: str
         process.terminate()
         process.wait_for_log("stopping")
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(10) == 0, process.log
         with pytest.raises((DisconnectedError, OSError)):
             ask(client)
 
@@ -286,7 +291,7 @@ def test_systemd_hears_of_readiness_reload_and_stop(tmp_path: Path) -> None:
             wait_for_state(manager, "READY=1")
             process.terminate()
             wait_for_state(manager, "STOPPING=1")
-            assert process.wait(10) == 0
+            assert process.wait(10) == 0, process.log
 
 
 def wait_for_state(manager: socket.socket, state: str) -> None:
@@ -299,28 +304,26 @@ def test_listeners_are_inherited_from_systemd(tmp_path: Path) -> None:
     path = write_agent(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        script = (
-            f"import os, sys; os.dup2({listener.fileno()}, 3); os.set_inheritable(3, True); "
-            "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid())); "
-            f"os.execv(sys.executable, [sys.executable, '-m', 'spop', 'serve', '{path}:agent'])"
+        launcher = tmp_path / "launcher.py"
+        launcher.write_text(LAUNCHER)
+        process = Served(
+            target=f"{path}:agent",
+            launcher=[str(launcher), str(listener.fileno())],
+            pass_fds=[listener.fileno()],
         )
-        process = Inherited(script, listener.fileno())
         try:
             process.wait_for_log(f"serves on 127.0.0.1:{port}")
             with Client(f"127.0.0.1:{port}") as client:
                 assert ask(client)["txn.score"] == 7
             process.terminate()
-            assert process.wait(10) == 0
+            assert process.wait(10) == 0, process.log
         finally:
             process.end()
 
 
-class Inherited(Served):
-    def __init__(self, script: str, fd: int) -> None:
-        self._arguments = ["-c", script], (fd,)
-        super().__init__(target="")
-
-    def _execute_child(self, args: object, *rest: object) -> None:
-        arguments, _ = self._arguments
-        command = [*args[:1], *arguments]  # type: ignore[index]
-        super()._execute_child(command, *rest)  # type: ignore[misc]
+LAUNCHER = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""

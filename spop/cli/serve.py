@@ -118,13 +118,13 @@ def serve(
         if check_config:
             _show(context, checked, load_agent(target).name)
             return
-        Supervisor(partial(load_agent, target), checked, watch=reload).run()
+        supervisor = Supervisor(partial(load_agent, target), checked, watch=reload)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    try:
+        supervisor.run()
     except StartError as error:
         raise click.UsageError(str(error)) from None
-    except OSError as error:
-        raise click.UsageError(error.strerror or str(error)) from None
 
 
 def _show(context: click.Context, options: Options, name: str) -> None:

@@ -55,7 +55,7 @@ PLACES = 8
 
 
 class StartError(SpopError):
-    """The first worker could not start; the message is its own."""
+    """The service could not start. The message says why."""
 
 
 @dataclass(eq=False)
@@ -137,26 +137,31 @@ class Supervisor:
         """Serve until SIGTERM or SIGINT. SIGHUP replaces the workers, SIGUSR1 logs.
 
         Raises:
-            OSError: an address can't be listened on.
-            StartError: the agent can't be loaded.
+            StartError: an address can't be listened on, or the agent can't be loaded.
         """
         _raise_file_limit()
-        self._listeners = systemd.inherited_listeners()
-        self._inherited = bool(self._listeners)
-        if not self._inherited:
-            self._listeners = listen_all(self._options)
         numbers = (
             signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD,
         )  # fmt: skip
         try:
-            if self._options.admin:
-                from spop.server.admin import admin_listener
-
-                self._admin_listener = admin_listener(self._options.admin)
+            self._listen()
             with Signals(*numbers) as signals:
                 self._serve(signals)
         finally:
             self._close()
+
+    def _listen(self) -> None:
+        self._listeners = systemd.inherited_listeners()
+        self._inherited = bool(self._listeners)
+        try:
+            if not self._inherited:
+                self._listeners = listen_all(self._options)
+            if self._options.admin:
+                from spop.server.admin import admin_listener
+
+                self._admin_listener = admin_listener(self._options.admin)
+        except (OSError, ValueError) as error:
+            raise StartError(getattr(error, "strerror", None) or str(error)) from None
 
     def _serve(self, signals: Signals) -> None:
         self._selector.register(signals, selectors.EVENT_READ, partial(self._signalled, signals))
@@ -229,6 +234,8 @@ class Supervisor:
         self._selector.close()
 
     def _receive(self, worker: _Process) -> None:
+        if worker not in self._workers:  # It ended in this very round.
+            return
         received = worker.channel.receive()
         if received is None:
             self._selector.unregister(worker.channel)
@@ -315,9 +322,8 @@ class Supervisor:
 
     def _drain_channel(self, worker: _Process) -> None:
         """Take what it said before it ended."""
-        with contextlib.suppress(KeyError):
-            while self._selector.get_key(worker.channel):
-                self._receive(worker)
+        while worker.channel in self._selector.get_map():
+            self._receive(worker)
         worker.channel.close()
 
     def _retire(self, worker: _Process) -> int:
@@ -480,7 +486,8 @@ class Supervisor:
             logger.info("admin on %s", bound_address(listener))
 
     def _admin_asks(self) -> None:
-        assert self._admin is not None
+        if self._admin is None:
+            return
         channel = self._admin[1]
         received = channel.receive()
         if received is None:

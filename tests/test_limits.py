@@ -1,0 +1,584 @@
+"""Limits, timeouts and back-pressure of the server, and peers that go against them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import stat
+import threading
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from haproxy import wait_until
+
+from spop import Ack, Agent, Client, DisconnectedError, Message, SpopTimeoutError, codec
+from spop.connection import EngineConnection
+from spop.constants import Capability, Status
+from spop.counters import Cell, RouteCell
+from spop.server import Server
+
+
+@pytest.fixture
+def agent() -> Agent:
+    agent = Agent()
+
+    @agent.message("check")
+    def check(ip: IPv4Address) -> dict[str, Any]:
+        return {"sess.score": ip.packed[-1]}
+
+    return agent
+
+
+@pytest.fixture
+def opened() -> Iterator[threading.Event]:
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def connect(server: Server) -> socket.socket:
+    sock = socket.create_connection((server.address.host, server.address.port), 10)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def hello(server: Server, **options: Any) -> tuple[socket.socket, EngineConnection]:
+    """A connection that said HELLO."""
+    sock, protocol = connect(server), EngineConnection(**options)
+    sock.sendall(protocol.data_to_send())
+    while protocol.peer is None:
+        protocol.receive_data(sock.recv(4096))
+    return sock, protocol
+
+
+def received(sock: socket.socket) -> list[Any]:
+    """The frames until the end of the connection."""
+    data = bytearray()
+    with contextlib.suppress(ConnectionResetError):
+        while chunk := sock.recv(65536):
+            data += chunk
+    return codec.decode_frames(data)[0]
+
+
+def serves(server: Server) -> bool:
+    with Client(str(server.address)) as client:
+        return client.notify("check", ip=IPv4Address(5)).variables == {"sess.score": 5}
+
+
+def count(server: Server, cell: Cell) -> int:
+    return server.totals().cells[cell]
+
+
+# --- connections ---
+
+
+def test_connections_over_the_limit_are_refused(agent: Agent) -> None:
+    with agent.serve_in_background(max_connections=3) as server:
+        with contextlib.ExitStack() as stack:
+            for _ in range(3):
+                stack.enter_context(Client(str(server.address)))
+            with connect(server) as sock:
+                assert received(sock) == []
+            assert count(server, Cell.REFUSED_CONNECTIONS) == 1
+        wait_until(lambda: server.admission.connections == 0, "the connections' end")
+        assert serves(server)
+
+
+def test_connections_of_one_peer_are_limited(agent: Agent) -> None:
+    with (
+        agent.serve_in_background(max_connections_per_peer=1) as server,
+        Client(str(server.address)),
+        connect(server) as second,
+    ):
+        assert received(second) == []
+        other = ("127.0.0.2", 0)
+        address = server.address.host, server.address.port
+        with socket.create_connection(address, 10, other) as third:
+            third.sendall(EngineConnection().data_to_send())
+            assert third.recv(4096)
+        assert count(server, Cell.REFUSED_PER_PEER) == 1
+
+
+@pytest.mark.parametrize(
+    ("networks", "served"),
+    [(["127.0.0.0/8"], True), (["10.0.0.0/8", "::1"], False), (["127.0.0.1", "10.0.0.0/8"], True)],
+)
+def test_only_allowed_networks_may_connect(agent: Agent, networks: list[str], served: bool) -> None:
+    with agent.serve_in_background(allow=tuple(networks)) as server:
+        if served:
+            assert serves(server)
+        else:
+            with connect(server) as sock:
+                assert received(sock) == []
+            assert count(server, Cell.REFUSED_NOT_ALLOWED) == 1
+
+
+def test_a_flood_of_connections_without_a_hello_ends_with_the_handshake_timeout(
+    agent: Agent,
+) -> None:
+    with agent.serve_in_background(handshake_timeout=0.3) as server:
+        flood = [connect(server) for _ in range(200)]
+        assert serves(server)
+        for sock in flood:
+            (goodbye,) = received(sock)
+            assert goodbye.items["status-code"] == Status.TIMEOUT
+            sock.close()
+        assert count(server, Cell.HANDSHAKE_TIMEOUTS) == 200
+
+
+def test_a_hello_a_byte_at_a_time_does_not_outlast_the_handshake_timeout(agent: Agent) -> None:
+    data = EngineConnection().data_to_send()
+    with agent.serve_in_background(handshake_timeout=0.3) as server, connect(server) as sock:
+        sock.settimeout(0.05)
+        frames: list[Any] = []
+        for byte in data * 3:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                sock.send(bytes([byte]))
+            with contextlib.suppress(TimeoutError):
+                frames += codec.decode_frames(sock.recv(4096))[0]
+                break
+        assert frames[0].items["status-code"] == Status.TIMEOUT
+        assert serves(server)
+
+
+def test_a_flood_of_hellos_on_a_connection_is_an_error(agent: Agent) -> None:
+    with agent.serve_in_background() as server, connect(server) as sock:
+        sock.sendall(EngineConnection().data_to_send() * 1000)
+        frames = received(sock)
+        assert frames[-1].items["status-code"] == Status.INVALID
+        assert len(frames) == 2
+        assert serves(server)
+
+
+def test_idle_connections_are_closed(agent: Agent) -> None:
+    with agent.serve_in_background(idle_timeout=0.4) as server:
+        sock, _ = hello(server)
+        with sock:
+            sock.sendall(b"\0")  # A frame's first byte is no frame.
+            (goodbye,) = received(sock)
+        assert goodbye.items["status-code"] == Status.TIMEOUT
+        assert count(server, Cell.IDLE_TIMEOUTS) == 1
+
+
+def test_a_connection_whose_handler_runs_is_not_idle(agent: Agent, opened: threading.Event) -> None:
+    @agent.message("slow", blocking=True)
+    def slow() -> dict[str, Any]:
+        opened.wait(10)
+        return {"sess.x": 1}
+
+    with agent.serve_in_background(idle_timeout=0.2) as server:
+        sock, protocol = hello(server)
+        with sock, contextlib.closing(Client(str(server.address))) as idle:
+            protocol.notify(1, 1, [Message("slow")])
+            sock.sendall(protocol.data_to_send())
+            idle.connect()
+            with pytest.raises((DisconnectedError, OSError)):
+                idle.wait(1)
+            opened.set()
+            (ack,) = codec.decode_frames(sock.recv(4096))[0]
+            assert isinstance(ack, Ack)
+
+
+# --- frames ---
+
+
+def test_messages_and_arguments_of_a_frame_are_limited(agent: Agent) -> None:
+    with agent.serve_in_background(max_messages=3, max_arguments=5) as server:
+        for messages in (
+            [Message("check", ip=IPv4Address(1))] * 4,
+            [Message("check", {f"a{n}": n for n in range(6)})],
+        ):
+            with Client(str(server.address)) as client:
+                with pytest.raises(DisconnectedError) as caught:
+                    client.notify(messages)
+                assert caught.value.code == Status.TOO_BIG
+        assert serves(server)
+        assert count(server, Cell.TOO_MANY_MESSAGES) == 2
+
+
+def test_the_servers_limits_take_the_place_of_the_agents(agent: Agent) -> None:
+    with (
+        agent.serve_in_background(max_frame_size=300, max_payload_size=1000) as server,
+        Client(str(server.address)) as client,
+    ):
+        assert client.peer.max_frame_size == 300
+        assert client.notify("check", body=bytes(2000)).aborted
+        assert count(server, Cell.PAYLOADS_TOO_BIG) == 1
+
+
+def test_frames_larger_than_64_kib_need_no_setting(agent: Agent) -> None:
+    @agent.message("length")
+    def length(body: bytes) -> dict[str, Any]:
+        return {"sess.length": len(body), "sess.echo": body}
+
+    with (
+        agent.serve_in_background() as server,
+        Client(str(server.address), max_frame_size=1_000_000) as client,
+    ):
+        answer = client.notify("length", body=bytes(900_000))
+        assert answer.variables == {"sess.length": 900_000, "sess.echo": bytes(900_000)}
+
+
+def test_frames_over_the_in_flight_limit_are_left_in_the_socket(
+    agent: Agent, opened: threading.Event
+) -> None:
+    running: list[int] = []
+
+    @agent.message("slow", blocking=True)
+    def slow(n: int) -> dict[str, Any]:
+        running.append(n)
+        opened.wait(10)
+        return {"sess.n": n}
+
+    with agent.serve_in_background(max_in_flight=2) as server:
+        sock, protocol = hello(server)
+        with sock:
+            for number in range(10):
+                protocol.notify(number, 1, [Message("slow", n=number)])
+            sock.sendall(protocol.data_to_send())
+            wait_until(lambda: len(running) == 2, "two handlers")
+            assert serves(server)
+            assert server.connections()[0]["in_flight"] <= 2
+            assert len(running) == 2
+            opened.set()
+            while protocol.waiting:
+                protocol.receive_data(sock.recv(4096))
+        assert sorted(running) == list(range(10))
+        assert count(server, Cell.PAUSED_IN_FLIGHT) >= 1
+
+
+def test_a_slow_reader_is_not_read_from(agent: Agent) -> None:
+    @agent.message("big")
+    def big() -> dict[str, Any]:
+        return {"sess.x": bytes(15_000)}
+
+    frame = codec.encode_notify(1, 1, [Message("big", padding=bytes(1000))])
+    with agent.serve_in_background(max_unsent=64 * 1024) as server:
+        sock, _ = hello(server)
+        with sock:
+            sock.settimeout(0.3)
+            written = 0
+            with contextlib.suppress(TimeoutError):
+                while written < 50_000_000:
+                    written += sock.send(frame)
+            assert written < 50_000_000
+            assert serves(server)
+            (slow,) = (c for c in server.connections() if c["unsent"])
+            assert slow["unsent"] < 2 * 64 * 1024
+            assert count(server, Cell.PAUSED_UNSENT) >= 1
+
+
+# --- handlers' limits ---
+
+
+@pytest.mark.parametrize("kind", ["blocking", "async"])
+def test_a_handler_that_takes_too_long_is_answered_for(
+    agent: Agent, opened: threading.Event, kind: str
+) -> None:
+    late: list[str] = []
+    if kind == "blocking":
+
+        @agent.message("slow", blocking=True, timeout=0.1, on_timeout={"txn.late": True})
+        def slow() -> dict[str, Any]:
+            opened.wait(10)
+            late.append("done")
+            return {"txn.late": False}
+    else:
+
+        @agent.message("slow", timeout=0.1, on_timeout={"txn.late": True})
+        async def slow_async() -> dict[str, Any]:
+            try:
+                await asyncio.sleep(10)
+            except asyncio.CancelledError:
+                late.append("cancelled")
+                raise
+            return {"txn.late": False}
+
+    with agent.serve_in_background() as server, Client(str(server.address)) as client:
+        answer = client.notify([Message("slow"), Message("check", ip=IPv4Address(3))])
+        assert answer.variables == {"txn.late": True, "sess.score": 3}
+        opened.set()
+        wait_until(lambda: bool(late), "the late handler's end")
+        assert client.notify("check", ip=IPv4Address(4)).variables == {"sess.score": 4}
+        assert server.totals().routes["slow"][RouteCell.TIMEOUTS] == 1
+        assert server.totals().in_hand == 0
+    assert agent.errors == {"slow": 1}
+
+
+def test_a_timeout_without_on_timeout_is_an_empty_ack(
+    agent: Agent, opened: threading.Event
+) -> None:
+    @agent.message("slow", blocking=True, timeout=0.05, on_error={"txn.failed": True})
+    def slow() -> None:
+        opened.wait(10)
+
+    with agent.serve_in_background() as server, Client(str(server.address)) as client:
+        assert client.notify("slow").actions == []
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"timeout": 1}, TypeError),
+        ({"concurrency": 1}, TypeError),
+        ({"blocking": True, "timeout": 0}, ValueError),
+        ({"blocking": True, "concurrency": 0}, ValueError),
+    ],
+)
+def test_handlers_limits_are_checked(
+    agent: Agent, options: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error, match="message 'm': "):
+        agent.message("m", **options)(lambda: None)
+
+
+@pytest.mark.parametrize("kind", ["blocking", "async"])
+def test_concurrency_limits_how_many_run(agent: Agent, kind: str) -> None:
+    lock, running, most = threading.Lock(), [0], [0]
+
+    def enter() -> None:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+
+    if kind == "blocking":
+
+        @agent.message("m", blocking=True, concurrency=2)
+        def handler(n: int) -> dict[str, Any]:
+            enter()
+            threading.Event().wait(0.01)
+            running[0] -= 1
+            return {"sess.n": n}
+    else:
+
+        @agent.message("m", concurrency=2)
+        async def handler_async(n: int) -> dict[str, Any]:
+            enter()
+            await asyncio.sleep(0.01)
+            running[0] -= 1
+            return {"sess.n": n}
+
+    with agent.serve_in_background() as server, Client(str(server.address)) as client:
+        sent = [client.send([Message("m", n=n)]) for n in range(20)]
+        for n, stream_id in enumerate(sent):
+            assert client.wait(stream_id).variables == {"sess.n": n}
+    assert most[0] == 2
+
+
+def test_a_full_queue_fails_at_once(agent: Agent, opened: threading.Event) -> None:
+    @agent.message("slow", blocking=True, on_error={"txn.overload": True})
+    def slow() -> dict[str, Any]:
+        opened.wait(10)
+        return {"txn.done": True}
+
+    with (
+        agent.serve_in_background(pool_size=1, max_queue=2) as server,
+        Client(str(server.address)) as client,
+    ):
+        first = client.send([Message("slow")])
+        wait_until(lambda: server.busy_handlers == 1, "the first handler")
+        others = [client.send([Message("slow")]) for _ in range(3)]
+        assert client.wait(others[2]).variables == {"txn.overload": True}
+        assert count(server, Cell.QUEUED) == 2
+        opened.set()
+        for stream_id in (first, *others[:2]):
+            assert client.wait(stream_id).variables == {"txn.done": True}
+        assert count(server, Cell.REJECTED) == 1
+
+
+def test_async_handlers_of_a_lost_connection_are_cancelled(agent: Agent) -> None:
+    events: list[str] = []
+
+    @agent.message("slow")
+    async def slow() -> None:
+        events.append("begun")
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError:
+            events.append("cancelled")
+            raise
+
+    with agent.serve_in_background() as server:
+        sock, protocol = hello(server)
+        protocol.notify(1, 1, [Message("slow")])
+        sock.sendall(protocol.data_to_send())
+        wait_until(lambda: events == ["begun"], "the handler")
+        sock.close()
+        wait_until(lambda: events == ["begun", "cancelled"], "the cancellation")
+        wait_until(lambda: count(server, Cell.ACKS_DROPPED) == 1, "the count")
+        assert server.totals().in_hand == 0
+
+
+# --- async exchanges ---
+
+ASYNC = frozenset({Capability.ASYNC, Capability.PIPELINING})
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("kind", ["blocking", "async"])
+def test_an_ack_leaves_on_another_connection_when_its_own_is_lost(
+    agent: Agent, opened: threading.Event, kind: str, threads: int
+) -> None:
+    if kind == "blocking":
+
+        @agent.message("slow", blocking=True)
+        def slow(n: int) -> dict[str, Any]:
+            opened.wait(10)
+            return {"sess.n": n}
+    else:
+
+        @agent.message("slow")
+        async def slow_async(n: int) -> dict[str, Any]:
+            await asyncio.get_running_loop().run_in_executor(None, opened.wait, 10)
+            return {"sess.n": n}
+
+    with agent.serve_in_background(threads=threads) as server:
+        first, protocol = hello(server, engine_id="e", capabilities=ASYNC)
+        second, other = hello(server, engine_id="e", capabilities=ASYNC)
+        stranger, _ = hello(server, engine_id="another", capabilities=ASYNC)
+        for number in range(3):
+            protocol.notify(number, 7, [Message("slow", n=number)])
+        first.sendall(protocol.data_to_send())
+        wait_until(lambda: count(server, Cell.NOTIFIES) == 3, "the frames")
+        first.close()
+        wait_until(lambda: server.admission.connections == 2, "the loss")
+        opened.set()
+        acks: list[Any] = []
+        while len(acks) < 3:
+            acks += other.receive_data(second.recv(4096))
+        assert {(ack.stream_id, ack.frame_id): ack.variables for ack in acks} == {
+            (n, 7): {"sess.n": n} for n in range(3)
+        }
+        assert count(server, Cell.ACKS_ELSEWHERE) == 3
+        stranger.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            stranger.recv(1)
+        second.close()
+        stranger.close()
+
+
+def test_exchanges_are_cancelled_with_the_last_connection_of_their_engine(agent: Agent) -> None:
+    events: list[str] = []
+
+    @agent.message("slow")
+    async def slow() -> None:
+        events.append("begun")
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError:
+            events.append("cancelled")
+            raise
+
+    with agent.serve_in_background() as server:
+        first, protocol = hello(server, engine_id="e", capabilities=ASYNC)
+        second, _ = hello(server, engine_id="e", capabilities=ASYNC)
+        protocol.notify(1, 1, [Message("slow")])
+        first.sendall(protocol.data_to_send())
+        wait_until(lambda: events == ["begun"], "the handler")
+        first.close()
+        wait_until(lambda: server.admission.connections == 1, "the loss")
+        assert events == ["begun"]
+        second.close()
+        wait_until(lambda: events == ["begun", "cancelled"], "the cancellation")
+
+
+# --- what handlers and their logs know ---
+
+
+@pytest.mark.parametrize("kind", ["inline", "blocking", "async"])
+def test_handlers_and_logs_know_their_message(
+    agent: Agent, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    from spop.context import ContextFilter, current
+
+    def look() -> dict[str, Any]:
+        running = current()
+        assert running is not None
+        logging.getLogger("mine").warning("seen")
+        return {"sess.who": f"{running.name} {running.stream_id} {running.connection.engine_id}"}
+
+    if kind == "async":
+
+        @agent.message("look")
+        async def look_async() -> dict[str, Any]:
+            return look()
+    else:
+        agent.message("look", blocking=kind == "blocking")(look)
+    caplog.handler.addFilter(ContextFilter())
+    with (
+        agent.serve_in_background() as server,
+        Client(str(server.address), engine_id="e1") as client,
+    ):
+        assert client.notify("look").variables == {"sess.who": "look 1 e1"}
+    assert current() is None
+    (record,) = (r for r in caplog.records if r.name == "mine")
+    assert record.spop_message == "look"  # type: ignore[attr-defined]
+    assert record.spop_engine_id == "e1"  # type: ignore[attr-defined]
+
+
+def test_frames_are_logged_when_asked_for(agent: Agent, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "spop.frames")
+    with (
+        agent.serve_in_background(log_frames=True) as server,
+        Client(str(server.address)) as client,
+    ):
+        client.notify("check", ip=IPv4Address(5))
+    logged = [r.getMessage() for r in caplog.records if r.name == "spop.frames"]
+    assert any("from 127.0.0.1" in line and "IPv4Address('0.0.0.5')" in line for line in logged)
+    assert any("to 127.0.0.1" in line and "Ack(" in line for line in logged)
+
+
+# --- files ---
+
+
+def test_unix_sockets_have_the_mode_and_owner_that_were_asked_for(
+    agent: Agent, tmp_path: Path
+) -> None:
+    path = tmp_path / "agent.sock"
+    owner = f"{os.getuid()}:{os.getgid()}"
+    with agent.serve_in_background(f"unix:{path}", unix_mode="660", unix_owner=owner):
+        found = path.stat()
+        assert stat.S_IMODE(found.st_mode) == 0o660
+        assert (found.st_uid, found.st_gid) == (os.getuid(), os.getgid())
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"threads": 0}, "threads is 0"),
+        ({"max_frame_size": 100}, "max_frame_size is 100"),
+        ({"unix_mode": "999"}, "unix_mode is '999'"),
+        ({"allow": ("nowhere",)}, "'nowhere' is no network"),
+        ({"tls_key": "key.pem"}, "need tls_cert"),
+        ({"tls_cert": "/nowhere/cert.pem"}, "cannot use /nowhere/cert.pem"),
+        ({"admin": "nowhere"}, "neither HOST:PORT nor"),
+    ],
+)
+def test_options_are_checked(agent: Agent, options: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        agent.serve_in_background(**options)
+
+
+def test_unknown_users_are_told(agent: Agent, tmp_path: Path) -> None:
+    server = agent.serve_in_background(f"unix:{tmp_path}/s", unix_owner="nobody-of-that-name")
+    with pytest.raises(ValueError, match="no user 'nobody-of-that-name'"):
+        server.start()
+
+
+def test_a_client_that_waits_too_long_says_so(agent: Agent, opened: threading.Event) -> None:
+    @agent.message("slow", blocking=True)
+    def slow() -> None:
+        opened.wait(10)
+
+    with (
+        agent.serve_in_background() as server,
+        Client(str(server.address), timeout=0.1) as client,
+        pytest.raises(SpopTimeoutError),
+    ):
+        client.notify("slow")
