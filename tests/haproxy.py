@@ -73,6 +73,11 @@ def version(path: str) -> Version:
     return Version(*map(int, match.groups()))
 
 
+def supports_tls(path: str) -> bool:
+    shown = subprocess.run([path, "-vv"], capture_output=True, text=True, check=True).stdout
+    return "Built with OpenSSL" in shown
+
+
 def wait_until(condition: Callable[[], bool], what: str, timeout: float = 15) -> None:
     deadline = time.monotonic() + timeout
     while not condition():

@@ -26,6 +26,8 @@ from spop.server.tls import server_context
 
 logger = logging.getLogger("spop.server")
 
+_INSTALLED = tuple(sysconfig.get_paths().values())
+
 Load = Callable[[], Agent]
 """Imports the agent, in the process that is to run it."""
 
@@ -115,11 +117,10 @@ class _Worker:
 
 def _source_files() -> list[str]:
     """The files of the modules that are neither Python's nor installed packages."""
-    installed = tuple(sysconfig.get_paths().values())
     files = []
     for module in list(sys.modules.values()):
         path = getattr(module, "__file__", None)
-        if path and not os.path.abspath(path).startswith(installed):
+        if path and not os.path.abspath(path).startswith(_INSTALLED):
             files.append(os.path.abspath(path))
     return files
 

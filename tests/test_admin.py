@@ -1,0 +1,229 @@
+"""/metrics, /healthz, /readyz and the status page, of one process and of several."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from haproxy import wait_until
+from prometheus_client.parser import text_string_to_metric_families
+from serving import Served, served, wait_until_serving
+
+from spop import Agent, Client, Message
+from spop.constants import Capability
+
+AGENT = """
+from ipaddress import IPv4Address
+import time, os
+from spop import Agent
+
+agent = Agent("shown <b>")
+
+@agent.message("check")
+def check(ip: IPv4Address):
+    return {"txn.pid": os.getpid()}
+
+@agent.message("slow", blocking=True)
+def slow():
+    time.sleep(30)
+
+@agent.message("broken")
+def broken():
+    raise ValueError("no")
+"""
+
+
+@pytest.fixture
+def agent() -> Agent:
+    agent = Agent("inside")
+
+    @agent.message("check")
+    def check(ip: IPv4Address) -> dict[str, Any]:
+        return {"txn.score": ip.packed[-1]}
+
+    return agent
+
+
+def get(base: str, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://{base}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def metrics(base: str) -> dict[tuple[str, ...], float]:
+    """Each sample by name and label values, in the labels' order."""
+    _, text = get(base, "/metrics")
+    return {
+        (sample.name, *(sample.labels[key] for key in sorted(sample.labels))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+@contextlib.contextmanager
+def serving(tmp_path: Path, *options: str) -> Iterator[tuple[Served, str]]:
+    """The process, and where its admin is."""
+    path = tmp_path / "shown_agent.py"
+    path.write_text(AGENT)
+    with served(
+        "--bind", f"unix:{tmp_path}/agent.sock", "--admin", "127.0.0.1:0", *options,
+        target=f"{path}:agent",
+    ) as process:  # fmt: skip
+        wait_until_serving(process)
+        found = re.search(r"admin on (\S+)", process.log)
+        assert found, process.log
+        yield process, found[1]
+
+
+def test_the_pages_of_a_server_in_a_program(agent: Agent) -> None:
+    with (
+        agent.serve_in_background(admin="127.0.0.1:0") as server,
+        Client(str(server.address), engine_id="e") as client,
+    ):
+        client.notify("check", ip=IPv4Address(1))
+        base = str(server.admin_address)
+        assert get(base, "/healthz") == (200, "ok\n")
+        assert get(base, "/readyz") == (200, "ready\n")
+        assert get(base, "/nothing")[0] == 404
+        assert "<title>spop</title>" in get(base, "/")[1]
+        status = json.loads(get(base, "/status.json")[1])
+        assert status["handlers"][0]["calls"] == 1
+        assert status["connections"][0]["engine_id"] == "e"
+        assert metrics(base)["spop_message_seconds_count", "check"] == 1
+    with pytest.raises(OSError, match="refused"):
+        get(base, "/healthz")
+
+
+def test_metrics_are_right_over_processes(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/agent.sock"
+    with serving(tmp_path, "--processes", "3", "--threads", "2") as (_, base):
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(Client(address)) for _ in range(12)]
+            for _ in range(5):
+                for client in clients:
+                    client.notify("check", ip=IPv4Address(1))
+            clients[0].notify([Message("broken"), Message("nobody")])
+            found = metrics(base)
+            assert found["spop_frames_received_total",] == 61
+            assert found["spop_frames_sent_total",] == 61
+            assert found["spop_message_seconds_count", "check"] == 60
+            assert found["spop_message_seconds_bucket", "+Inf", "check"] == 60
+            assert 0 < found["spop_message_seconds_sum", "check"] < 10
+            assert found["spop_message_errors_total", "broken"] == 1
+            assert found["spop_unknown_messages_total",] == 1
+            assert found["spop_connections",] == 12
+            assert found["spop_workers",] == 3
+            assert found["spop_received_bytes_total",] > 61 * 10
+            status = json.loads(get(base, "/status.json")[1])
+            assert len(status["connections"]) == 12
+            assert sum(worker["connections"] for worker in status["workers"]) == 12
+        wait_until(lambda: metrics(base)["spop_connections",] == 0, "the connections' end")
+        assert metrics(base)["spop_disconnects_total", "peer", "0"] == 12
+
+
+def test_counts_outlive_the_worker_that_made_them(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/agent.sock"
+    with serving(tmp_path) as (process, base):
+        client = Client(address)
+        client.connect()
+        pid = client.notify("check", ip=IPv4Address(1)).variables["txn.pid"]
+        client.send([Message("slow")])
+        client.notify("check", ip=IPv4Address(1))
+        assert isinstance(pid, int)
+        os.kill(pid, signal.SIGKILL)
+        process.wait_for_log("1 frames lost")
+        wait_until(lambda: metrics(base)["spop_ready",] == 1, "the new worker")
+        client.close()
+        found = metrics(base)
+        assert found["spop_frames_received_total",] == 3
+        assert found["spop_message_seconds_count", "check"] == 2
+        assert found["spop_frames_lost_total",] == 1
+        assert found["spop_worker_restarts_total",] == 1
+        assert found["spop_connections",] == 0
+        process.send_signal(signal.SIGHUP)
+        wait_until(
+            lambda: (
+                len(json.loads(get(base, "/status.json")[1])["workers"]) == 1
+                and metrics(base)["spop_ready",] == 1
+            ),
+            "the replacement",
+        )
+        assert metrics(base)["spop_frames_received_total",] == 3
+
+
+def test_readiness_ends_when_the_service_stops(tmp_path: Path) -> None:
+    with (
+        serving(tmp_path, "--drain-timeout", "30") as (process, base),
+        Client(f"unix:{tmp_path}/agent.sock") as client,
+    ):
+        client.send([Message("slow")])
+        client.notify("check", ip=IPv4Address(1))
+        assert get(base, "/readyz")[0] == 200
+        process.terminate()
+        wait_until(lambda: get(base, "/readyz")[0] == 503, "not being ready")
+        assert get(base, "/healthz")[0] == 200
+
+
+def test_an_admin_process_that_dies_is_started_again(tmp_path: Path) -> None:
+    with serving(tmp_path) as (process, base):
+        workers = {each["pid"] for each in json.loads(get(base, "/status.json")[1])["workers"]}
+        (admin,) = set(process.workers()) - workers
+        os.kill(admin, signal.SIGKILL)
+        process.wait_for_log("the admin process died")
+        wait_until(lambda: healthy(base), "the new admin process")
+
+
+def healthy(base: str) -> bool:
+    with contextlib.suppress(OSError):
+        return get(base, "/healthz")[0] == 200
+    return False
+
+
+def test_an_admin_address_in_use_is_told(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with served("--bind", f"unix:{tmp_path}/s", "--admin", address) as process:
+            assert process.wait(10) == 2
+            process.wait_for_log(f"cannot listen on {address}")
+
+
+def test_the_status_page_in_a_browser(tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium is installed")
+    address = f"unix:{tmp_path}/agent.sock"
+    with (
+        serving(tmp_path, "--processes", "2") as (_, base),
+        Client(address, engine_id="<i>", capabilities=frozenset({Capability.ASYNC})) as client,
+    ):
+        client.notify("check", ip=IPv4Address(1))
+        client.notify("broken")
+        shown = subprocess.run(
+            [browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+             "--disable-background-networking", "--disable-component-update", "--disable-sync",
+             "--disable-quic", f"--user-data-dir={tmp_path}/browser",
+             "--virtual-time-budget=5000", "--dump-dom", f"http://{base}/"],
+            capture_output=True, text=True, timeout=60, check=True,
+        ).stdout  # fmt: skip
+    text = re.sub(r"\s+", " ", re.sub(r"<(?!b&gt;)[^>]*>", " ", shown.partition("<body>")[2]))
+    assert "shown &lt;b&gt; ready" in text
+    assert re.search(r"check 1 0 0 \S+ µs", text)
+    assert re.search(r"broken 1 1 0", text)
+    assert "HAProxy 1.8 to 3.0 2.0 async, fragmentation &lt;i&gt;" in text
+    assert len(re.findall(r"\d+ ready \d+ s", text)) == 2

@@ -1,0 +1,181 @@
+"""``spop serve``'s options from flags, environment and file, and who it runs as."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pwd
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from serving import EXAMPLE, served, wait_until_serving
+
+from spop import Client
+from spop.server import Options
+
+TARGET = f"{EXAMPLE}:agent"
+
+
+def serve(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "spop", "serve", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "spop.toml"
+    path.write_text(
+        f'# A service.\nagent = "{TARGET}"\nbind = ["127.0.0.1:9111", "unix:/tmp/x.sock"]\n'
+        "threads = 3\nidle-timeout = 2.5\nmax_messages = 7\nlog-frames = true\n"
+    )
+    return path
+
+
+def test_flags_count_before_environment_before_file_before_defaults(file: Path) -> None:
+    shown = serve(
+        "--config", str(file), "--check-config", "--threads", "5",
+        SPOP_THREADS="4", SPOP_MAX_MESSAGES="8",
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    lines = shown.stdout.splitlines()
+    assert "threads = 5  (flag)" in lines
+    assert "max_messages = 8  (environment)" in lines
+    assert "idle_timeout = 2.5  (file)" in lines
+    assert "bind = ('127.0.0.1:9111', 'unix:/tmp/x.sock')  (file)" in lines
+    assert "log_frames = True  (file)" in lines
+    assert "processes = 1  (default)" in lines
+    assert "agent 'ip-reputation' is fine" in lines
+
+
+def test_every_option_has_a_flag_with_its_default() -> None:
+    shown = serve("--help").stdout
+    for option in dataclasses.fields(Options):
+        assert f"--{option.name.replace('_', '-')} " in shown
+
+
+def test_every_option_is_in_the_manual() -> None:
+    manual = (EXAMPLE.parent.parent / "docs" / "running.md").read_text()
+    for option in dataclasses.fields(Options):
+        assert f"`{option.name.replace('_', '-')}`" in manual, option.name
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("threads = 2\nthread = 3\n", ":2: there is no key 'thread'; is it 'threads'?"),
+        ("\n\nthreads = 0\n", ":3: threads: 0 is not in the range 1<=x<=256"),
+        ("threads = 'many'\n", ":1: threads: 'many' is not a valid integer"),
+        ("threads = [1, 2]\n", ":1: threads: one value is wanted"),
+        ("log_frames = 1\n", ":1: log_frames: 1 is not true or false"),
+        ("threads = true\n", ":1: threads: True is no value for it"),
+        ("log-level = 'loud'\n", ":1: log-level: 'loud' is not one of"),
+        ("[server]\nthreads = 1\n", ":1: there is no key 'server'"),
+        ("threads = \n", "line 1, column"),
+    ],
+)
+def test_mistakes_in_the_file_are_told_with_their_place(
+    tmp_path: Path, text: str, complaint: str
+) -> None:
+    path = tmp_path / "spop.toml"
+    path.write_text(text)
+    result = serve(TARGET, "--config", str(path))
+    assert result.returncode == 2
+    assert complaint in result.stderr
+    assert str(path) in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "complaint"),
+    [
+        ([TARGET, "--config", "/nowhere/x.toml"], {}, "cannot read /nowhere/x.toml"),
+        ([TARGET], {"SPOP_THREADS": "0"}, "threads"),
+        ([TARGET, "--tls-cert", "/nowhere.pem"], {}, "cannot use /nowhere.pem"),
+        ([TARGET, "--allow", "nowhere"], {}, "'nowhere' is no network"),
+        ([TARGET, "--user", "nobody-of-that-name"], {}, "there is no user 'nobody-of-that-name'"),
+        ([TARGET, "--unix-mode", "rw"], {}, "unix_mode is 'rw'"),
+        (["--check-config", "no_such_module:agent"], {}, "No module named 'no_such_module'"),
+        ([], {}, "Missing argument"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_mistakes_are_one_line_and_exit_status_2(
+    arguments: list[str], environment: dict[str, str], complaint: str
+) -> None:
+    result = serve(*arguments, **environment)
+    assert result.returncode == 2
+    assert complaint in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+def test_workers_run_as_the_user_that_was_asked_for(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/agent.sock"
+    if os.geteuid() != 0:
+        result = serve(TARGET, "--bind", address, "--user", pwd.getpwuid(os.getuid()).pw_name)
+        assert result.returncode == 2
+        assert "can be changed by root only" in result.stderr
+        return
+    module = tmp_path / "who.py"
+    module.write_text(
+        "import os, spop\nagent = spop.Agent()\n"
+        "@agent.message('who')\ndef who(): return {'sess.uid': os.getuid(), 'sess.gid': os.getgid(),"
+        " 'sess.groups': len(os.getgroups())}\n"
+    )
+    tmp_path.chmod(0o755)
+    for folder in list(tmp_path.parents)[:2]:
+        folder.chmod(0o755)
+    with served("--bind", address, "--user", "nobody", target=f"{module}:agent") as process:
+        wait_until_serving(process)
+        nobody = pwd.getpwnam("nobody")
+        with Client(address) as client:
+            assert client.notify("who").variables == {
+                "sess.uid": nobody.pw_uid,
+                "sess.gid": nobody.pw_gid,
+                "sess.groups": 0,
+            }
+
+
+def test_json_logs_have_one_object_a_line_and_nothing_forged(tmp_path: Path) -> None:
+    import json
+
+    module = tmp_path / "failing.py"
+    module.write_text(
+        "import spop\nagent = spop.Agent()\n"
+        "@agent.message('m')\ndef m(text: str): raise ValueError(text)\n"
+    )
+    address = f"unix:{tmp_path}/agent.sock"
+    forged = 'x\n{"level": "info", "message": "forged"}'
+    with served("--bind", address, "--log-format", "json", target=f"{module}:agent") as process:
+        wait_until_serving(process)
+        with Client(address) as client:
+            client.notify("m", text=forged)
+        process.wait_for_log("failed")
+        records = [json.loads(line) for line in process.lines]
+    assert not [r for r in records if r["message"] == "forged"]
+    (failure,) = [r for r in records if r["level"] == "error"]
+    assert failure["spop_message"] == "m"
+    assert "ValueError" in failure["exception"]
+
+
+def test_text_logs_have_nothing_forged(tmp_path: Path) -> None:
+    module = tmp_path / "failing.py"
+    module.write_text(
+        "import spop\nagent = spop.Agent()\n"
+        "@agent.message('m')\ndef m(text: str): raise ValueError(text)\n"
+    )
+    address = f"unix:{tmp_path}/agent.sock"
+    with served("--bind", address, target=f"{module}:agent") as process:
+        wait_until_serving(process)
+        with Client(address, engine_id="e\nforged 1") as client:
+            client.notify("m", text="x\nforged 2\x1b[31m")
+        process.wait_for_log("ValueError")
+        process.wait_for_log("disconnected by")
+        assert not [line for line in process.lines if line.startswith("forged")]
+        assert "\x1b" not in process.log
