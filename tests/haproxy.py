@@ -11,6 +11,7 @@ import re
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -126,14 +127,24 @@ class HAProxy:
         self._log = (folder / "haproxy.log").open("w+")
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            [self._binary, "-db", "-f", str(self._folder / "haproxy.cfg")],
+        self._process = self._start()
+        wait_until(self._answers, "HAProxy's stats socket")
+        return self
+
+    def _start(self, *options: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [self._binary, "-db", "-f", str(self._folder / "haproxy.cfg"), *options],
             pass_fds=[self._listener.fileno()],
             stdout=self._log,
             stderr=subprocess.STDOUT,
         )
+
+    def reload(self) -> None:
+        """Start a new process, which has the old one finish what it has in hand."""
+        old = self._process
+        self._process = self._start("-sf", str(old.pid))
+        old.wait(30)
         wait_until(self._answers, "HAProxy's stats socket")
-        return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._process.terminate()
@@ -189,3 +200,37 @@ class HAProxy:
         with ThreadPoolExecutor(concurrency) as pool:
             sources = (f"127.0.0.{2 + number % 250}" for number in range(count))
             yield from pool.map(self.request, sources)
+
+
+class Load:
+    """Requests through a HAProxy, in threads, until told to stop."""
+
+    def __init__(self, proxy: HAProxy, concurrency: int = 8) -> None:
+        self._proxy = proxy
+        self.answers: list[Answer] = []
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._run, args=(number,)) for number in range(concurrency)
+        ]
+
+    def _run(self, number: int) -> None:
+        while not self._stop.is_set():
+            self.answers.append(self._proxy.request(f"127.0.0.{2 + number}"))
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for(self, more: int) -> None:
+        goal = len(self.answers) + more
+        wait_until(lambda: len(self.answers) >= goal, f"{more} more answers", timeout=30)
+
+    @property
+    def wrong(self) -> list[Answer]:
+        return [a for a in self.answers if a.location != f"/{a.source.rpartition('.')[2]}"]

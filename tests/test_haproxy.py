@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
-from haproxy import HAProxy, version, wait_until
+from haproxy import HAProxy, Load, installed, version, wait_until
 
 from spop import Agent, Message
+from spop.counters import Cell
+from spop.server import Server
 
 SPOE = """
 spoe-agent test-agent
@@ -241,3 +248,92 @@ def test_requests_during_the_stop_of_an_agent_are_answered(
             threading.Timer(0.2, release.set).start()
         client.join()
     assert answers[0].location == "/5"
+
+
+@pytest.mark.parametrize("kind", ["inline", "blocking"])
+def test_haproxys_reload_under_load_leaves_no_request_waiting(
+    haproxy_binary: str, tmp_path: Path, kind: str
+) -> None:
+    agent = Agent()
+
+    @agent.message("check", blocking=kind == "blocking")
+    def check(ip: IPv4Address) -> dict[str, int]:
+        return {"txn.score": ip.packed[-1]}
+
+    with (
+        agent.serve_in_background(threads=2) as server,
+        HAProxy(
+            haproxy_binary,
+            tmp_path,
+            agent=str(server.address),
+            global_options="hard-stop-after 1s",
+            **ASK,
+        ) as proxy,
+    ):
+        proxy.wait_until_up()
+        with Load(proxy) as load:
+            for _ in range(3):
+                load.wait_for(50)
+                proxy.reload()
+            load.wait_for(50)
+    assert max(a.seconds for a in load.answers) < 10, "a request waited for its processing timeout"
+    # A HAProxy that stops takes leave of the agent while it still has streams of its own: those
+    # go without. After that, and in the new one, there are none.
+    assert len(load.wrong) <= 3 * 8, "more than one for each of the load's threads"
+    assert not [a for a in load.answers[-50:] if a in load.wrong]
+
+
+@pytest.mark.parametrize("haproxy_binary", [b for b in installed() if (1, 9) < version(b) < (3, 1)])
+def test_an_ack_reaches_haproxy_on_another_connection_of_its_engine(
+    haproxy_binary: str, tmp_path: Path
+) -> None:
+    """``option async``: the NOTIFY's connection is lost while its handler works."""
+    lost = threading.Event()
+    agent = Agent()
+
+    @agent.message("check", blocking=True)
+    def check(ip: IPv4Address) -> dict[str, int]:
+        if ip.packed[-1] == 66:
+            assert lost.wait(10)
+        return {"txn.score": ip.packed[-1]}
+
+    with (
+        agent.serve_in_background() as server,
+        HAProxy(
+            haproxy_binary,
+            tmp_path,
+            agent=str(server.address),
+            spoe=SPOE.format(
+                options="option async\n    option pipelining\n    max-waiting-frames 1"
+            ),
+            rules=RULES,
+            global_options="nbthread 1" if version(haproxy_binary) > (1, 8, 0) else "",
+        ) as proxy,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        proxy.wait_until_up()
+        waiting = pool.submit(proxy.request, "127.0.0.66")
+        wait_until(lambda: server.busy_handlers == 1, "the handler")
+        # With one frame for each connection, the others open connections of their own.
+        assert [a.location for a in pool.map(proxy.request, ["127.0.0.5"] * 20)] == ["/5"] * 20
+        with busy_connection(server) as sock:
+            sock.shutdown(socket.SHUT_RDWR)
+        wait_until(
+            lambda: not any(c["in_flight"] for c in server.connections()), "the connection's end"
+        )
+        lost.set()
+        assert waiting.result().location == "/66"
+        assert server.totals().cells[Cell.ACKS_ELSEWHERE] == 1
+
+
+@contextlib.contextmanager
+def busy_connection(server: Server) -> Iterator[socket.socket]:
+    """The socket of the connection that has a frame in hand, as somebody else might have it."""
+    (address,) = (c["address"] for c in server.connections() if c["in_flight"])
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(name))) as sock:
+            peer = ":".join(map(str, sock.getpeername()[:2]))
+            if peer == address and sock.getsockname()[1] == server.address.port:
+                yield sock
+                return
+    raise AssertionError(address)

@@ -6,14 +6,13 @@ import contextlib
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
-from haproxy import Answer, HAProxy, wait_until
+from haproxy import HAProxy, Load, wait_until
 from serving import Served, served, wait_until_serving
 
 from spop import Client, DisconnectedError, Message, SpopError
@@ -75,40 +74,6 @@ def serving(tmp_path: Path, *options: str) -> Iterator[Served]:
 
 def ask(client: Client) -> dict[str, object]:
     return dict(client.notify("check", ip=IPv4Address(7)).variables)
-
-
-class Load:
-    """Requests through a HAProxy, in threads, until told to stop."""
-
-    def __init__(self, proxy: HAProxy, concurrency: int = 8) -> None:
-        self._proxy = proxy
-        self.answers: list[Answer] = []
-        self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._run, args=(number,)) for number in range(concurrency)
-        ]
-
-    def _run(self, number: int) -> None:
-        while not self._stop.is_set():
-            self.answers.append(self._proxy.request(f"127.0.0.{2 + number}"))
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def wait_for(self, more: int) -> None:
-        goal = len(self.answers) + more
-        wait_until(lambda: len(self.answers) >= goal, f"{more} more answers", timeout=30)
-
-    @property
-    def wrong(self) -> list[Answer]:
-        return [a for a in self.answers if a.location != f"/{a.source.rpartition('.')[2]}"]
 
 
 @contextlib.contextmanager
