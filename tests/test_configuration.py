@@ -96,7 +96,7 @@ def test_mistakes_in_the_file_are_told_with_their_place(
     ("arguments", "environment", "complaint"),
     [
         ([TARGET, "--config", "/nowhere/x.toml"], {}, "cannot read /nowhere/x.toml"),
-        ([TARGET], {"SPOP_THREADS": "0"}, "threads"),
+        ([TARGET], {"SPOP_THREADS": "0"}, "'--threads' (env var: 'SPOP_THREADS')"),
         ([TARGET, "--tls-cert", "/nowhere.pem"], {}, "cannot use /nowhere.pem"),
         ([TARGET, "--allow", "nowhere"], {}, "'nowhere' is no network"),
         ([TARGET, "--user", "nobody-of-that-name"], {}, "there is no user 'nobody-of-that-name'"),

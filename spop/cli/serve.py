@@ -42,6 +42,7 @@ def _flag(each: dataclasses.Field[Any], hint: Any) -> Callable[..., Any]:
         "default": each.default,
         "multiple": multiple,
         "metavar": each.metadata.get("metavar"),
+        "show_envvar": True,
         "show_default": each.default not in (None, "", (), False),
     }
     if hint is bool:
