@@ -158,8 +158,8 @@ def started(agent: Agent) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
         wait_for(port, process)
         yield process, port
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()
+        process.wait(20)
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:

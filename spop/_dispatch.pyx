@@ -5,6 +5,7 @@ malformed one calls no handler; then arguments go straight into the vector of a 
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.exc cimport PyErr_SetFromErrno
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
@@ -28,6 +29,18 @@ cdef extern from "Python.h":
     void Py_INCREF(PyObject *)
     void Py_XDECREF(PyObject *)
 
+cdef extern from "sys/socket.h" nogil:
+    Py_ssize_t recv(int, void *, size_t, int)
+    Py_ssize_t send(int, const void *, size_t, int)
+    int MSG_DONTWAIT
+    int MSG_NOSIGNAL
+
+cdef extern from "errno.h" nogil:
+    int errno
+    int EAGAIN
+    int EINTR
+    int EWOULDBLOCK
+
 cdef extern from "time.h" nogil:
     struct timespec:
         long tv_sec
@@ -45,10 +58,13 @@ cdef enum:
     T_UINT64 = 5
     T_STRING = 8
     T_BINARY = 9
+    READ = 1
     LEARNED_NAMES = 1024
     NOTIFIES = 0
     ACKS = 1
     UNKNOWN_MESSAGES = 2
+    BYTES_RECEIVED = 3
+    BYTES_SENT = 4
     TOO_MANY_MESSAGES = 16
     CALLS = 0
     ERRORS = 1
@@ -63,6 +79,7 @@ cdef enum:
 
 C_CELLS = [
     (Cell.NOTIFIES, NOTIFIES), (Cell.ACKS, ACKS), (Cell.UNKNOWN_MESSAGES, UNKNOWN_MESSAGES),
+    (Cell.BYTES_RECEIVED, BYTES_RECEIVED), (Cell.BYTES_SENT, BYTES_SENT),
     (Cell.TOO_MANY_MESSAGES, TOO_MANY_MESSAGES), (RouteCell.CALLS, CALLS),
     (RouteCell.ERRORS, ERRORS), (RouteCell.NANOSECONDS, NANOSECONDS),
     (RouteCell.BUCKETS, FIRST_BUCKET), (PY_BUCKETS, BUCKETS), (PY_BUCKET_SHIFT, BUCKET_SHIFT),
@@ -245,6 +262,8 @@ cdef class Dispatcher:
 
     cdef readonly dict routes
     cdef readonly object cells
+    cdef readonly object buffer
+    cdef unsigned char[::1] room_for_bytes
     cdef readonly dict unknown
     cdef object failed
     cdef int64_t[::1] row
@@ -267,8 +286,11 @@ cdef class Dispatcher:
     def __cinit__(
         self, routes=None, failed=None, *, cells=None,
         Py_ssize_t max_answer_size=MAX_ANSWER_SIZE, Py_ssize_t max_messages=MAX_MESSAGES,
-        Py_ssize_t max_arguments=MAX_ARGUMENTS,
+        Py_ssize_t max_arguments=MAX_ARGUMENTS, buffer=None,
     ):
+        self.buffer = buffer
+        if buffer is not None:
+            self.room_for_bytes = buffer
         self.routes = None if routes is None else {route.name: route for route in routes}
         self.by_raw_name = {}
         if self.routes is not None:
@@ -357,6 +379,19 @@ cdef class Dispatcher:
             offset += 4 + length
             self.notify(&header, connection, left, w, max_ack_size, little_endian)
         return offset
+
+    cdef Py_ssize_t answer_received(
+        self, Port port, Py_ssize_t size, list left, Writer *w,
+    ) except -1:
+        """Answer what a port received into the buffer."""
+        self.busy = True
+        self.clock = now()
+        try:
+            return self.answer(
+                &self.room_for_bytes[0], size, port.max_frame_size, port.max_frame_size,
+                port.little_endian, port.room, port.peer, left, w)
+        finally:
+            self.busy = False
 
     cdef int read_spans(self, Reader *r) except -1:
         """Read the messages of a NOTIFY."""
@@ -574,3 +609,94 @@ cdef class Dispatcher:
 def _constant(Route route):
     """A route that answers what `route` answers when it fails."""
     return Route(route.name, lambda: route.on_error)
+
+
+cdef class Port:
+    """A socket whose NOTIFY frames are answered as they come, as the twin describes it."""
+
+    cdef readonly int fd
+    cdef readonly object connection
+    cdef public bint open
+    cdef public bint active
+    cdef bint little_endian
+    cdef Dispatcher dispatcher
+    cdef object ready
+    cdef object taken
+    cdef object peer
+    cdef Py_ssize_t max_frame_size
+    cdef Py_ssize_t room
+
+    def __init__(self, Dispatcher dispatcher, int fd, connection, ready, taken):
+        self.dispatcher = dispatcher
+        self.fd = fd
+        self.connection = connection
+        self.ready = ready
+        self.taken = taken
+
+    def agree(self, Py_ssize_t max_frame_size, bint little_endian, Py_ssize_t room, peer):
+        """What HELLO agreed on."""
+        self.max_frame_size = max_frame_size
+        self.little_endian = little_endian
+        self.room = room
+        self.peer = peer
+
+    def __call__(self, int events):
+        """The socket is ready for something."""
+        if self.open and events == READ:
+            self.exchange()
+        else:
+            self.ready(self.connection, events)
+
+    cdef int exchange(self) except -1:
+        """One recv, one pass, one send."""
+        cdef Dispatcher d = self.dispatcher
+        cdef unsigned char *buffer = &d.room_for_bytes[0]
+        cdef Py_ssize_t size, consumed = 0, sent = 0
+        cdef bint done
+        cdef unsigned char stack[4096]
+        cdef Writer w
+        cdef list left = []
+        with nogil:
+            size = recv(self.fd, buffer, d.room_for_bytes.shape[0], MSG_DONTWAIT)
+        if size < 0:
+            if errno != EAGAIN and errno != EWOULDBLOCK and errno != EINTR:
+                self.taken(self.connection, 0, left, 0, b"", _os_error())
+            return 0
+        d.row[BYTES_RECEIVED] += size
+        w.data = stack
+        w.length = 0
+        w.capacity = sizeof(stack)
+        w.heap = False
+        error = None
+        try:
+            consumed = d.answer_received(self, size, left, &w)
+            if w.length and consumed == size and not left:
+                sent = self.send(w.data, w.length)
+            done = size and consumed == size and not left and sent == w.length
+            acks = None if done else PyBytes_FromStringAndSize(
+                <const char *>w.data + sent, w.length - sent)
+        except ProtocolError as failure:
+            done, acks, error = False, b"", failure
+        finally:
+            release(&w)
+        if not done:
+            self.taken(self.connection, size, left, consumed, acks, error)
+        return 0
+
+    cdef Py_ssize_t send(self, const unsigned char *data, Py_ssize_t size) except -1:
+        """How much of it could be sent. Whoever sends the rest finds out why not all."""
+        cdef Py_ssize_t sent
+        with nogil:
+            sent = send(self.fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if sent < 0:
+            return 0
+        self.dispatcher.row[BYTES_SENT] += sent
+        self.active = True
+        return sent
+
+
+cdef object _os_error():
+    try:
+        PyErr_SetFromErrno(OSError)
+    except OSError as error:
+        return error

@@ -9,6 +9,7 @@ encodes what it returns. Handlers that may not run here are left to the caller a
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from time import perf_counter_ns
@@ -176,6 +177,7 @@ class Dispatcher:
         max_answer_size: bytes of ACKs after which `answer_frames` stops.
         max_messages: messages that a NOTIFY may have.
         max_arguments: arguments that the messages of a NOTIFY may have together.
+        buffer: what each `Port` receives into.
 
     Attributes:
         routes: by message name.
@@ -184,7 +186,7 @@ class Dispatcher:
     """
 
     __slots__ = (
-        "_clock", "_failed", "_max_arguments", "_max_messages", "cells",
+        "_clock", "_failed", "_max_arguments", "_max_messages", "buffer", "cells",
         "max_answer_size", "routes", "running", "unknown",
     )  # fmt: skip
 
@@ -197,7 +199,9 @@ class Dispatcher:
         max_answer_size: int = MAX_ANSWER_SIZE,
         max_messages: int = MAX_MESSAGES,
         max_arguments: int = MAX_ARGUMENTS,
+        buffer: bytearray | None = None,
     ) -> None:
+        self.buffer = buffer
         self.routes = None if routes is None else {route.name: route for route in routes}
         self.cells = new_row(len(self.routes or ())) if cells is None else cells
         for index, route in enumerate((self.routes or {}).values()):
@@ -351,3 +355,97 @@ class Dispatcher:
 def _constant(route: Route) -> Route:
     """A route that answers what `route` answers when it fails."""
     return Route(route.name, lambda: route.on_error)
+
+
+READ = 1
+
+Taken = Callable[[Any, int, list[Frame | Deferred], int, bytes, Exception | None], object]
+
+
+class Port:
+    """A socket whose NOTIFY frames are answered as they come: one recv, one pass, one send.
+
+    While it is `open` a call does just that. What it can't do, it leaves to `taken`: the
+    connection, the bytes received, then what `Dispatcher.answer_frames` returned, with the ACKs
+    that are still to be sent, and what went wrong. While it is closed a call is passed to
+    `ready`, with the connection.
+
+    Attributes:
+        open: nothing is half received, unsent or unanswered, and the state is open.
+        active: something was sent since somebody set it to false.
+    """
+
+    __slots__ = (
+        "_dispatcher", "_little_endian", "_max_frame_size", "_peer", "_ready", "_room", "_taken",
+        "active", "connection", "fd", "open",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        fd: int,
+        connection: Any,
+        ready: Callable[[Any, int], object],
+        taken: Taken,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self.fd = fd
+        self.connection = connection
+        self._ready = ready
+        self._taken = taken
+        self.open = False
+        self.active = False
+
+    def agree(self, max_frame_size: int, little_endian: bool, room: int, peer: Any) -> None:
+        """What HELLO agreed on."""
+        self._max_frame_size = max_frame_size
+        self._little_endian = little_endian
+        self._room = room
+        self._peer = peer
+
+    def __call__(self, events: int) -> None:
+        """The socket is ready for something."""
+        if self.open and events == READ:
+            self._exchange()
+        else:
+            self._ready(self.connection, events)
+
+    def _exchange(self) -> None:
+        cells, buffer = self._dispatcher.cells, self._dispatcher.buffer
+        assert buffer is not None
+        try:
+            size = os.readv(self.fd, [buffer])
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._taken(self.connection, 0, [], 0, b"", error)
+            return
+        cells[Cell.BYTES_RECEIVED] += size
+        try:
+            left, consumed, acks = self._dispatcher.answer_frames(
+                buffer,
+                0,
+                size,
+                self._max_frame_size,
+                self._max_frame_size,
+                self._little_endian,
+                self._room,
+                self._peer,
+            )
+        except ProtocolError as error:
+            self._taken(self.connection, size, [], 0, b"", error)
+            return
+        if size and consumed == size and not left:
+            acks = acks[self._send(acks) :]
+            if not acks:
+                return
+        self._taken(self.connection, size, left, consumed, acks, None)
+
+    def _send(self, acks: bytes) -> int:
+        try:
+            sent = os.write(self.fd, acks) if acks else 0
+        except OSError:  # Whoever sends the rest finds out what it is.
+            return 0
+        self._dispatcher.cells[Cell.BYTES_SENT] += sent
+        self.active = True
+        return sent

@@ -281,6 +281,32 @@ class AgentConnection(_Connection):
         return self.stalled or self.in_flight >= self._room
 
     @property
+    def room(self) -> int:
+        """NOTIFY frames that may be given out and not yet acknowledged."""
+        return self._room
+
+    @property
+    def little_endian(self) -> bool:
+        """The peer writes flags in the order of SPOP 1.0."""
+        return self._little_endian
+
+    def receive_taken(
+        self,
+        data: Buffer,
+        end: int,
+        left: list[Any],
+        consumed: int,
+        acks: bytes,
+        error: Exception | None,
+    ) -> list[AgentEvent]:
+        """As `receive_data`, of what a `Port` began: it got as far as `consumed`, to frames that
+        are `left` and `acks` to be sent, or to an error."""
+        if isinstance(error, ProtocolError):
+            return self._failed(error)
+        self._made(acks)
+        return self._receive(data, end, left, consumed)
+
+    @property
     def at_rest(self) -> bool:
         """Open, with nothing half received, waiting for a handler or to be sent."""
         return (
@@ -447,10 +473,13 @@ class AgentConnection(_Connection):
             self._room - self.in_flight,
             self.peer,
         )
+        self._made(acks)
+        return left, consumed
+
+    def _made(self, acks: bytes) -> None:
         if acks:
             self._out.append(acks)
             self.stalled = len(acks) >= self._dispatcher.max_answer_size
-        return left, consumed
 
     def _decode_one(self, data: Buffer, start: int, end: int) -> tuple[list[Frame], int]:
         """Decode one frame alone: what it is decides how the next ones are read."""

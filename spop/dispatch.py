@@ -17,12 +17,12 @@ from spop._dispatch_py import (
 )
 
 if TYPE_CHECKING or codec.IMPLEMENTATION == "python":
-    from spop._dispatch_py import Dispatcher, Route
+    from spop._dispatch_py import Dispatcher, Port, Route
 else:
     try:
-        from spop._dispatch import Dispatcher, Route
+        from spop._dispatch import Dispatcher, Port, Route
     except ModuleNotFoundError:
-        from spop._dispatch_py import Dispatcher, Route
+        from spop._dispatch_py import Dispatcher, Port, Route
 
 __all__ = [
     "ACK",
@@ -33,6 +33,7 @@ __all__ = [
     "Deferred",
     "Dispatcher",
     "Parameter",
+    "Port",
     "Route",
     "Running",
 ]

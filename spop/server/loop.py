@@ -16,7 +16,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ from spop.connection import AgentConnection, AgentEvent, Disconnect, Hello, Peer
 from spop.constants import Capability, Status
 from spop.context import set_source
 from spop.counters import Cell, Cells, status_cell
-from spop.dispatch import Deferred
+from spop.dispatch import Deferred, Port
 from spop.errors import FrameTooBigError, LocalProtocolError
 from spop.frames import Notify
 from spop.server.admission import Admission
@@ -71,12 +71,14 @@ class Connection:
     """A socket, its protocol, and what is still to be sent.
 
     Attributes:
+        port: answers what comes in while there is nothing else to do.
         quiet: sweeps for idle connections since it last sent something.
         exchanges: NOTIFY frames whose handlers run elsewhere; None where there are none.
     """
 
     __slots__ = (
-        "events", "exchanges", "host", "opened", "peer", "protocol", "quiet", "sock", "unsent",
+        "events", "exchanges", "host", "opened", "peer", "port", "protocol", "quiet", "sock",
+        "unsent",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +93,7 @@ class Connection:
         self.opened = time.time()
         self.quiet = 0
         self.exchanges: set[Exchange] | None = None
+        self.port: Port
 
 
 class Timer:
@@ -120,14 +123,15 @@ class Loop:
         self._engines = shared.engines
         self._admission = shared.admission
         self._tls = shared.tls
+        self._buffer = bytearray(RECV_SIZE)
         self._dispatcher = shared.agent.dispatcher(
             cells=cells,
+            buffer=self._buffer,
             max_answer_size=options.max_unsent,
             max_messages=options.max_messages,
             max_arguments=options.max_arguments,
         )
         self._poller = new_poller()
-        self._buffer = bytearray(RECV_SIZE)
         self._connections: set[Connection] = set()
         self._calls: deque[Callable[[], object]] = deque()
         self._woken = False
@@ -220,9 +224,12 @@ class Loop:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         served = TLSSocket(sock, tls) if tls and sock.family != socket.AF_UNIX else sock
         connection = Connection(served, host, self._new_protocol(address))
+        connection.port = Port(
+            self._dispatcher, served.fileno(), connection, self._ready, self._taken
+        )
         self._connections.add(connection)
         self.cells[Cell.CONNECTIONS_OPENED] += 1
-        self._poller.register(served.fileno(), READ, partial(self._ready, connection))
+        self._poller.register(served.fileno(), READ, connection.port)
         if not self._sweeping and self._options.idle_timeout:
             self._sweeping = True
             self.call_later(self._options.idle_timeout / SWEEPS, self._sweep)
@@ -249,11 +256,38 @@ class Loop:
         self._close()
 
     def _ready(self, connection: Connection, events: int) -> None:
-        try:
+        with self._failing(connection):
             if events & WRITE:
                 self._flush(connection)
             if events & READ and connection.events & READ:
                 self._read(connection)
+
+    def _taken(
+        self,
+        connection: Connection,
+        size: int,
+        left: list[Any],
+        consumed: int,
+        acks: bytes,
+        error: Exception | None,
+    ) -> None:
+        """Go on with what the connection's port can't do."""
+        with self._failing(connection):
+            if isinstance(error, OSError):
+                raise error
+            if size == 0:
+                self._end_of_file(connection)
+                return
+            self._received(
+                connection,
+                connection.protocol.receive_taken(self._buffer, size, left, consumed, acks, error),
+            )
+
+    @contextlib.contextmanager
+    def _failing(self, connection: Connection) -> Iterator[None]:
+        """Whatever goes wrong in it, ends this connection and no other."""
+        try:
+            yield
         except OSError as error:
             self._lost(connection, error.strerror or str(error))
         except Exception:
@@ -267,20 +301,22 @@ class Loop:
             if connection.events & WRITE or _wants_write(connection):
                 self._watch(connection)
             return
-        protocol = connection.protocol
         if size == 0:
-            self._handle(connection, protocol.receive_eof())
-            self._remove(connection)
+            self._end_of_file(connection)
             return
         self.cells[Cell.BYTES_RECEIVED] += size
-        events = protocol.receive_data(self._buffer, size)
+        self._received(connection, connection.protocol.receive_data(self._buffer, size))
+
+    def _end_of_file(self, connection: Connection) -> None:
+        self._handle(connection, connection.protocol.receive_eof())
+        self._remove(connection)
+
+    def _received(self, connection: Connection, events: list[AgentEvent]) -> None:
         if events:
             self._handle(connection, events)
         if self._leaving:
             self._leave(connection)
-        self._send(connection)
-        if events or connection.unsent or protocol.in_flight or protocol.stalled or self._leaving:
-            self._settle(connection)
+        self._flush(connection)
         if self._tls and connection.events & READ and _pending(connection):
             self.call_soon(partial(self._ready, connection, READ))
 
@@ -296,10 +332,21 @@ class Loop:
             self._send(connection)
         if connection.unsent or protocol.in_flight or connection.events != READ:
             self._watch(connection)
+        connection.port.open = self._is_simple(connection)
         if protocol.should_close and not connection.unsent:
             self._linger(connection)
         elif self._give_away is not None and not connection.unsent and protocol.at_rest:
             self._give(connection, self._give_away)
+
+    def _is_simple(self, connection: Connection) -> bool:
+        """The port can answer what comes next."""
+        return (
+            connection.protocol.at_rest
+            and not connection.unsent
+            and not self._leaving
+            and type(connection.protocol) is AgentConnection
+            and not isinstance(connection.sock, TLSSocket)
+        )
 
     def _send(self, connection: Connection) -> None:
         data = connection.protocol.data_to_send()
@@ -312,7 +359,7 @@ class Loop:
         except (BlockingIOError, InterruptedError):
             sent = 0
         if sent:
-            connection.quiet = 0
+            connection.port.active = True
             self.cells[Cell.BYTES_SENT] += sent
         connection.unsent = data[sent:] if sent < len(data) else b""
 
@@ -334,7 +381,7 @@ class Loop:
         if not events:
             self._poller.unregister(fd)
         elif not connection.events:
-            self._poller.register(fd, events, partial(self._ready, connection))
+            self._poller.register(fd, events, connection.port)
         else:
             self._poller.modify(fd, events)
         connection.events = events
@@ -362,6 +409,8 @@ class Loop:
 
     def _greeted(self, connection: Connection, peer: Peer) -> None:
         connection.peer = peer
+        protocol = connection.protocol
+        connection.port.agree(protocol.max_frame_size, protocol.little_endian, protocol.room, peer)
         if peer.healthcheck:
             self.cells[Cell.HEALTHCHECKS] += 1
             logger.debug("health check from %s", peer.address)
@@ -451,7 +500,8 @@ class Loop:
         for connection in list(self._connections):
             if connection.protocol.in_flight and not connection.unsent:
                 continue
-            connection.quiet += 1
+            connection.quiet = 0 if connection.port.active else connection.quiet + 1
+            connection.port.active = False
             if connection.quiet > SWEEPS:
                 self._time_out(connection, Cell.IDLE_TIMEOUTS, "idle for too long")
         self._sweeping = bool(self._connections)
@@ -465,6 +515,7 @@ class Loop:
         if connection.exchanges is None:
             connection.exchanges = set()
         connection.exchanges.add(exchange)
+        connection.port.open = False
         exchange.run()
 
     def answer(self, exchange: Exchange, actions: bytearray) -> None:
@@ -566,7 +617,8 @@ class Loop:
     # --- ending ---
 
     def _drain(self, timeout: float) -> None:
-        self._draining = self._leaving = True
+        self._draining = True
+        self._begin_to_leave()
         self.call_later(min(QUIET, timeout), self._end_quiet_ones)
         self.call_later(timeout, self._stop)
         for connection in list(self._connections):
@@ -575,9 +627,14 @@ class Loop:
         if not self._connections:
             self._running = False
 
+    def _begin_to_leave(self) -> None:
+        self._leaving = True
+        for connection in self._connections:
+            connection.port.open = False
+
     def _hand_over(self, give_away: GiveAway, timeout: float) -> None:
         self._give_away = give_away
-        self._leaving = True
+        self._begin_to_leave()
         self.call_later(timeout, partial(self._drain, QUIET))
         for connection in list(self._connections):
             if isinstance(connection.sock, TLSSocket):
@@ -605,6 +662,7 @@ class Loop:
     def _say_goodbye(self, connection: Connection, code: Status, message: str) -> None:
         if connection.protocol.should_close:
             return
+        connection.port.open = False
         connection.protocol.disconnect(code, message if code else "normal")
         self._ended(connection, Disconnect(code, message, False))
         self._ready(connection, WRITE)
