@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import click
 
+from spop.cli.check import check
+from spop.cli.completion import completion
+from spop.cli.decode import decode
+from spop.cli.notify import notify
 from spop.cli.serve import serve
 from spop.version import __version__
 
@@ -14,4 +18,5 @@ def main() -> None:
     """Agents for HAProxy's Stream Processing Offload Engine."""
 
 
-main.add_command(serve)
+for command in (serve, check, notify, decode, completion):
+    main.add_command(command)

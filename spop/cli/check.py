@@ -1,0 +1,94 @@
+"""``spop check``: is an agent well?"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import click
+
+from spop.address import Address
+from spop.cli.parameters import ADDRESS, reason, timeout_option
+from spop.cli.wire import Wire
+from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE
+from spop.errors import SpopError
+
+
+@click.command()
+@click.argument("address", type=ADDRESS)
+@timeout_option(2.0)
+@click.option(
+    "--max-frame-size", type=click.IntRange(MIN_FRAME_SIZE), default=HAPROXY_FRAME_SIZE,
+    show_default=True, help="What to offer, in bytes.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
+@click.option(
+    "--watch", type=click.FloatRange(0.05), metavar="SECONDS", help="Check again and again."
+)
+@click.option(
+    "--count", type=click.IntRange(1), help="With --watch: so many times.  [default: no end]"
+)
+def check(
+    address: Address,
+    timeout: float,
+    max_frame_size: int,
+    as_json: bool,
+    watch: float | None,
+    count: int | None,
+) -> None:
+    """Ask an agent whether it is well, as HAProxy's `option spop-check` does.
+
+    A second HELLO, which is no health check, finds out what the agent can do. The exit status
+    is 0 when the last answer was good, 1 when there was none or the agent refused, 2 for a
+    mistake in the command.
+
+    \b
+    Examples:
+      spop check 127.0.0.1:9000
+      spop check unix:/run/agent.sock --json
+      spop check 127.0.0.1:9000 --watch 1
+    """
+    left = count if watch else 1
+    while True:
+        found = examine(address, timeout, max_frame_size)
+        click.echo(json.dumps(found) if as_json else _line(found), err=False)
+        left = None if left is None else left - 1
+        if left == 0:
+            sys.exit(0 if found["well"] else 1)
+        time.sleep(watch or 0)
+
+
+def examine(address: Address, timeout: float, max_frame_size: int) -> dict[str, Any]:
+    """What two HELLOs find out, as JSON can have it."""
+    found: dict[str, Any] = {"address": str(address), "well": False}
+    started = time.perf_counter()
+    try:
+        with Wire(address, timeout, max_frame_size=max_frame_size, healthcheck=True):
+            found["seconds"] = round(time.perf_counter() - started, 6)
+        with Wire(address, timeout, max_frame_size=max_frame_size, engine_id="spop-check") as wire:
+            found |= {
+                "well": True,
+                "version": wire.peer.version,
+                "max_frame_size": wire.peer.max_frame_size,
+                "capabilities": sorted(wire.peer.capabilities),
+            }
+    except (OSError, SpopError) as error:
+        found["error"] = reason(error)
+        found["status"] = getattr(error, "code", None)
+    return found
+
+
+def _line(found: dict[str, Any]) -> str:
+    if not found["well"]:
+        status = f" (status {found['status']})" if found["status"] is not None else ""
+        return (
+            f"{found['address']} {click.style('is not well', fg='red')}: {found['error']}{status}"
+        )
+    return (
+        f"{found['address']} {click.style('is well', fg='green')}: SPOP {found['version']}, "
+        f"max-frame-size {found['max_frame_size']}, "
+        f"{','.join(found['capabilities']) or 'no capabilities'}, "
+        f"{found['seconds'] * 1000:.2f} ms"
+    )

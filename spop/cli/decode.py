@@ -1,0 +1,327 @@
+"""``spop decode``: bytes that were captured, as readable frames."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable, Generator, Iterator
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, NamedTuple
+
+import click
+
+from spop import codec
+from spop.cli import tree
+from spop.constants import FrameFlag, FrameType
+from spop.errors import ProtocolError
+from spop.frames import Frame, Notify, RawFrame
+
+MAX_FRAME_SIZE = 64 * 1024 * 1024
+"""A longer one is taken for damage."""
+PCAP_MAGIC = (
+    b"\xa1\xb2\xc3\xd4", b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\x3c\x4d", b"\x4d\x3c\xb2\xa1",
+    b"\x0a\x0d\x0d\x0a",
+)  # fmt: skip
+
+
+class Found(NamedTuple):
+    """A frame, or what stands where one should.
+
+    Attributes:
+        offset: in the bytes of its direction.
+        damage: what is wrong; empty where there is a frame.
+        payload: what a last fragment completed.
+    """
+
+    offset: int
+    data: bytes
+    frame: Frame | None
+    damage: str = ""
+    payload: Frame | None = None
+
+
+class Decoder:
+    """Takes the bytes of one direction and gives frames, going on behind damaged ones."""
+
+    def __init__(self) -> None:
+        self.little_endian = False
+        self._data = bytearray()
+        self._offset = 0
+        self._fragments: dict[tuple[int, int], bytearray] = {}
+
+    def feed(self, data: bytes) -> Iterator[Found]:
+        """The frames that are whole now."""
+        self._data += data
+        while len(self._data) >= 4:
+            length = int.from_bytes(self._data[:4], "big")
+            if not 7 <= length <= MAX_FRAME_SIZE:
+                if not (yield from self._search(f"{length} is no length of a frame")):
+                    return
+            elif len(self._data) < 4 + length:
+                return
+            else:
+                yield self._frame(4 + length)
+
+    def skip(self, size: int) -> Iterator[Found]:
+        """Bytes are missing here."""
+        yield from self.finish(f"{size} bytes are missing here")
+        self._offset += size
+
+    def finish(self, why: str = "the bytes end inside of a frame") -> Iterator[Found]:
+        """There is no more."""
+        if self._data:
+            yield Found(self._offset, self._take(len(self._data)), None, why)
+
+    def _take(self, size: int) -> bytes:
+        data = bytes(self._data[:size])
+        del self._data[:size]
+        self._offset += size
+        return data
+
+    def _frame(self, size: int) -> Found:
+        offset, data = self._offset, self._take(size)
+        if data[4] in (FrameType.HAPROXY_HELLO, FrameType.AGENT_HELLO):
+            # SPOP 1.0 wrote its flags in the host's order.
+            self.little_endian = data[5] != 0 and data[8] == 0
+        try:
+            ((frame,), _) = self._decode(data)
+        except ProtocolError as error:
+            return Found(offset, data, None, str(error))
+        return Found(offset, data, frame, "", self._payload(frame))
+
+    def _decode(self, data: bytes) -> tuple[list[Frame], int]:
+        return codec.decode_frames(
+            data, max_frame_size=MAX_FRAME_SIZE, little_endian=self.little_endian
+        )
+
+    def _payload(self, frame: Frame) -> Frame | None:
+        """The NOTIFY that fragments were put together to, with the last of them."""
+        if not isinstance(frame, RawFrame):
+            return None
+        ids = frame.stream_id, frame.frame_id
+        if frame.flags & FrameFlag.ABORT:
+            self._fragments.pop(ids, None)
+        elif frame.type == FrameType.NOTIFY:
+            self._fragments[ids] = bytearray(frame.payload)
+        elif frame.type == FrameType.UNSET and ids in self._fragments:
+            self._fragments[ids] += frame.payload
+            if frame.flags & FrameFlag.FIN:
+                return _notify(*ids, self._fragments.pop(ids))
+        return None
+
+    def _search(self, why: str) -> Generator[Found, None, bool]:
+        """Look for the next frame behind bytes that are none; tells whether there is one."""
+        for start in range(1, len(self._data) - 11):
+            length = int.from_bytes(self._data[start : start + 4], "big")
+            end = start + 4 + length
+            if length >= 7 and end <= len(self._data) and self._is_frame(self._data[start:end]):
+                yield Found(self._offset, self._take(start), None, why)
+                return True
+        return False
+
+    def _is_frame(self, data: bytearray) -> bool:
+        if data[4] not in set(FrameType):
+            return False
+        try:
+            return bool(self._decode(bytes(data))[0])
+        except ProtocolError:
+            return False
+
+
+def _notify(stream_id: int, frame_id: int, payload: bytearray) -> Frame | None:
+    try:
+        return Notify(stream_id, frame_id, codec.decode_messages(payload))
+    except ProtocolError:
+        return None
+
+
+class Source(NamedTuple):
+    """Where frames come from: the direction for people, the time where it is known."""
+
+    direction: str
+    time: float | None
+
+
+@click.command()
+@click.argument("file", type=click.File("rb"))
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each frame.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Only connections to this port.")
+@click.option("--hex", "as_hex", is_flag=True, help="Print the bytes of each frame, too.")
+@click.option(
+    "--format", "format_", type=click.Choice(["auto", "hex", "raw", "pcap"]), default="auto",
+    show_default=True, help="What the file is; pcap means pcapng, too.",
+)  # fmt: skip
+def decode(file: BinaryIO, as_json: bool, port: int | None, as_hex: bool, format_: str) -> None:
+    """Print the frames of FILE, or of standard input where it is "-".
+
+    FILE is a packet capture (pcap, pcapng), the bytes of a connection as they are, or as hex
+    text: plain, or as xxd, hexdump -C and tcpdump print it. In a capture all connections that
+    speak SPOP are shown, both directions in the order of time. A damaged frame is marked
+    where it breaks, and decoding goes on with the next.
+
+    The exit status is 0 when all frames were good, 1 when some were damaged or there were
+    none, 2 for a mistake in the command.
+
+    \b
+    Examples:
+      tcpdump -i lo -w agent.pcap port 9000; spop decode agent.pcap
+      spop decode --json agent.pcapng | jq 'select(.type == "ACK")'
+      echo 00000008 67 00000001 01 01 … | spop decode -
+    """
+    data = file.read()
+    kind = _kind(data) if format_ == "auto" else format_
+    good = damaged = 0
+    for source, found in _frames(data, kind, port):
+        good, damaged = good + (found.frame is not None), damaged + (found.frame is None)
+        if as_json:
+            click.echo(json.dumps(_as_object(source, found, as_hex)))
+        else:
+            _print(source, found, as_hex)
+    if not good and not damaged:
+        click.echo("Error: there is no SPOP in it", err=True)
+    raise SystemExit(0 if good and not damaged else 1)
+
+
+def _kind(data: bytes) -> str:
+    if data[:4] in PCAP_MAGIC:
+        return "pcap"
+    try:
+        text = data.decode("ascii")
+    except UnicodeDecodeError:
+        return "raw"
+    return "hex" if text.isprintable() or re.fullmatch(r"[\x20-\x7e\s…]*", text) else "raw"
+
+
+def _frames(data: bytes, kind: str, port: int | None) -> Iterator[tuple[Source, Found]]:
+    if kind == "pcap":
+        yield from _captured(data, port)
+        return
+    decoder = Decoder()
+    source = Source("", None)
+    for found in decoder.feed(data if kind == "raw" else read_hex(data.decode("ascii", "replace"))):
+        yield source, found
+    for found in decoder.finish():
+        yield source, found
+
+
+def read_hex(text: str) -> bytes:
+    """The bytes of hex text, offsets and readable columns left out.
+
+    Raises:
+        click.UsageError: there is something else in it; says the line.
+    """
+    columns = _columns(text)
+    data = bytearray()
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            data += bytes.fromhex("".join(columns(line).split()))
+        except ValueError:
+            raise click.UsageError(f"line {number} is no hex: {line.strip()[:60]!r}") from None
+    return bytes(data)
+
+
+def _columns(text: str) -> Callable[[str], str]:
+    """What finds the digits in a line, by whose output the text looks like."""
+    if re.search(r"(?m)^[0-9a-fA-F]{7,}  .*\|$", text):
+        return _hexdump_columns
+    if re.search(r"(?m)^\s*(?:0x)?[0-9a-fA-F]+:\s", text):
+        return _xxd_columns
+    return str
+
+
+def _hexdump_columns(line: str) -> str:
+    """``hexdump -C``: an offset, two spaces, the digits, the text between bars."""
+    return line.partition("  ")[2].partition("|")[0]
+
+
+def _xxd_columns(line: str) -> str:
+    """``xxd`` and ``tcpdump -x``: an offset, a colon, the digits, two spaces, the text."""
+    return line.partition(":")[2].strip().partition("  ")[0]
+
+
+def _captured(data: bytes, port: int | None) -> Iterator[tuple[Source, Found]]:
+    try:
+        from spop.capture import CaptureError, Gap, read_conversations
+    except ModuleNotFoundError:
+        message = "captures need an extra: pip install 'spop[cli]'"
+        raise click.UsageError(message) from None
+    try:
+        conversations = read_conversations(io.BytesIO(data))
+    except CaptureError as error:
+        raise click.UsageError(str(error)) from None
+    for each in conversations:
+        if port is not None and port not in (each.first.port, each.second.port):
+            continue
+        if port is None and not _speaks_spop(each):
+            continue
+        ends = {each.first: each.second, each.second: each.first}
+        decoders = {end: Decoder() for end in ends}
+        last = None
+        for piece in each.pieces:
+            decoder = decoders[piece.source]
+            source = Source(f"{piece.source} → {ends[piece.source]}", piece.time)
+            last = piece.time
+            if isinstance(piece.data, Gap):
+                yield from ((source, found) for found in decoder.skip(piece.data.size))
+                continue
+            for found in decoder.feed(piece.data):
+                for other in decoders.values():
+                    other.little_endian = decoder.little_endian
+                yield source, found
+        for end, decoder in decoders.items():
+            source = Source(f"{end} → {ends[end]}", last)
+            yield from ((source, found) for found in decoder.finish())
+
+
+def _speaks_spop(conversation: Any) -> bool:
+    """What is first seen of either side is a frame."""
+    for end in (conversation.first, conversation.second):
+        data = b"".join(
+            piece.data
+            for piece in conversation.pieces[:20]
+            if piece.source == end and isinstance(piece.data, bytes)
+        )
+        if data and not (len(data) > 8 and data[4] in set(FrameType) and data[:1] == b"\0"):
+            return False
+    return bool(conversation.pieces)
+
+
+def _print(source: Source, found: Found, as_hex: bool) -> None:
+    place = f"{_time(source)}{source.direction}{' ' if source.direction else ''}@{found.offset}"
+    click.echo(click.style(place, dim=True))
+    if as_hex:
+        click.echo(f"  {found.data.hex()}")
+    if found.frame is None:
+        marked = click.style("damaged", fg="red", bold=True)
+        click.echo(
+            f"  {marked}: {found.damage} ({len(found.data)} bytes: {found.data[:32].hex()}…)"
+        )
+        return
+    for line in tree.lines(found.frame):
+        click.echo(f"  {line}")
+    if found.payload is not None:
+        click.echo("  with its fragments:")
+        for line in tree.lines(found.payload):
+            click.echo(f"    {line}")
+
+
+def _time(source: Source) -> str:
+    if source.time is None:
+        return ""
+    return f"{datetime.fromtimestamp(source.time, UTC):%H:%M:%S.%f} "
+
+
+def _as_object(source: Source, found: Found, as_hex: bool) -> dict[str, Any]:
+    shown: dict[str, Any] = {"offset": found.offset}
+    if source.direction:
+        shown |= {"direction": source.direction, "time": source.time}
+    if found.frame is None:
+        shown |= {"type": "damaged", "error": found.damage, "hex": found.data.hex()}
+    else:
+        shown |= tree.as_object(found.frame)
+    if found.payload is not None:
+        shown["payload"] = tree.as_object(found.payload)
+    if as_hex:
+        shown["hex"] = found.data.hex()
+    return shown

@@ -1,0 +1,171 @@
+"""Arguments and values as people write them: ``ip=10.0.0.1``, ``x:binary=hex:00ff``."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from spop.frames import Message
+from spop.values import Binary, Int32, Int64, String, UInt32, UInt64, Value, type_unset
+
+_WORDS: dict[str, bool | None] = {"true": True, "false": False, "null": None}
+SEPARATOR = "+"
+"""Stands between two messages of a NOTIFY."""
+
+
+def parse_messages(words: Sequence[str]) -> list[Message]:
+    """``NAME name=value …``, more messages behind a ``+``.
+
+    Raises:
+        click.UsageError: a word is no argument, or a value can't be read.
+    """
+    messages: list[Message] = []
+    for part in _split(words):
+        if not part or "=" in part[0]:
+            raise click.UsageError(f"a message's name is missing before {' '.join(part) or 'it'!r}")
+        messages.append(Message(part[0], [parse_argument(word) for word in part[1:]]))
+    return messages
+
+
+def _split(words: Sequence[str]) -> list[list[str]]:
+    parts: list[list[str]] = [[]]
+    for word in words:
+        if word == SEPARATOR:
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    return parts
+
+
+def parse_argument(word: str) -> tuple[str, Value]:
+    """``name=value`` or ``name:type=value``; no name is ``=value``.
+
+    Raises:
+        click.UsageError: it is neither, or the value is none of the type.
+    """
+    key, equals, text = word.partition("=")
+    if not equals:
+        raise click.UsageError(f"{word!r} is no argument: name=value or name:type=value")
+    name, colon, type_ = key.rpartition(":")
+    try:
+        if colon and type_ in _TYPES:
+            return name, _TYPES[type_](text)
+        return key, _natural(text)
+    except (ValueError, OSError, binascii.Error) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise click.UsageError(f"{word!r}: {reason}") from None
+
+
+def _natural(text: str) -> Value:
+    """The value that a text most likely means."""
+    if text.startswith("@"):
+        return Path(text[1:]).read_bytes()
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    if re.fullmatch(r"-?\d+", text):
+        return _integer(Int64 if -(2**63) <= int(text) < 2**63 else UInt64)(text)
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return text
+
+
+def _integer(type_: Callable[[int], Any]) -> Callable[[str], Value]:
+    def parse(text: str) -> Value:
+        value: Value = type_(int(text, 0))
+        return value
+
+    return parse
+
+
+def _bool(text: str) -> bool:
+    value = _WORDS.get(text.lower())
+    if value is None:
+        raise ValueError("true or false is wanted")
+    return value
+
+
+def _null(text: str) -> None:
+    if text:
+        raise ValueError("null has no value")
+
+
+def _binary(text: str) -> bytes:
+    if text.startswith("@"):
+        return Path(text[1:]).read_bytes()
+    encoding, colon, rest = text.partition(":")
+    if colon and encoding == "hex":
+        return bytes.fromhex(rest)
+    if colon and encoding == "base64":
+        return base64.b64decode(rest, validate=True)
+    return text.encode()
+
+
+_TYPES: dict[str, Callable[[str], Value]] = {
+    "null": _null,
+    "bool": _bool,
+    "int": _integer(Int64),
+    "int32": _integer(Int32),
+    "uint32": _integer(UInt32),
+    "int64": _integer(Int64),
+    "uint64": _integer(UInt64),
+    "ip": ipaddress.ip_address,
+    "ipv4": ipaddress.IPv4Address,
+    "ipv6": ipaddress.IPv6Address,
+    "str": str,
+    "string": str,
+    "bin": _binary,
+    "binary": _binary,
+}
+
+
+def type_name(value: object) -> str:
+    """The SPOP type of a value, for people."""
+    for types, name in _NAMES:
+        if isinstance(value, types):
+            return name
+    return type(value).__name__
+
+
+_NAMES: tuple[tuple[Any, str], ...] = (
+    (type(None), "null"),
+    (bool, "bool"),
+    (int, "int"),
+    (ipaddress.IPv4Address, "ipv4"),
+    (ipaddress.IPv6Address, "ipv6"),
+    ((str, String), "string"),
+    ((bytes, Binary), "binary"),
+    (type_unset, "unset"),
+)
+
+
+def show(value: object, limit: int = 200) -> str:
+    """A value on one line that can be printed anywhere."""
+    if value is None or isinstance(value, bool):
+        return str(value).lower().replace("none", "null")
+    if isinstance(value, bytes):
+        text = "hex:" + value[:limit].hex()
+        return text + (f"… ({len(value)} bytes)" if len(value) > limit else "")
+    if isinstance(value, str):
+        shown = repr(value[:limit].encode("utf-8", "backslashreplace").decode())
+        return shown + (f"… ({len(value)} characters)" if len(value) > limit else "")
+    return str(value)
+
+
+def as_json(value: object) -> dict[str, Any]:
+    """A value with its type, as JSON can have it."""
+    plain: Any = value
+    if isinstance(value, bytes):
+        plain = value.hex()
+    elif isinstance(value, str):
+        plain = value.encode("utf-8", "backslashreplace").decode()
+    elif not isinstance(value, int | None):
+        plain = str(value)
+    return {"type": type_name(value), "value": plain}

@@ -1,0 +1,122 @@
+"""``spop notify``: send messages to an agent and print what it answers."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from spop import codec
+from spop.address import Address
+from spop.cli import tree
+from spop.cli.decode import Decoder
+from spop.cli.notation import as_json as value_as_json
+from spop.cli.notation import parse_messages, show, type_name
+from spop.cli.parameters import ADDRESS, reason, timeout_option
+from spop.cli.wire import Wire
+from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE
+from spop.errors import SpopError
+from spop.frames import Ack
+from spop.values import UNSET
+
+
+@click.command()
+@click.argument("address", type=ADDRESS)
+@click.argument("words", nargs=-1, required=True, metavar="MESSAGE [name=value]...")
+@timeout_option(5.0)
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as a JSON object.")
+@click.option("--hex", "as_hex", is_flag=True, help="Print the bytes of each frame, too.")
+@click.option("-v", "--verbose", is_flag=True, help="Show each frame of both directions.")
+@click.option("--engine-id", help="The engine that the connection belongs to.")
+@click.option(
+    "--max-frame-size", type=click.IntRange(MIN_FRAME_SIZE), default=HAPROXY_FRAME_SIZE,
+    show_default=True, help="What to offer, in bytes.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Print the NOTIFY as hex and send nothing.")
+def notify(
+    address: Address,
+    words: tuple[str, ...],
+    timeout: float,
+    as_json: bool,
+    as_hex: bool,
+    verbose: bool,
+    engine_id: str | None,
+    max_frame_size: int,
+    dry_run: bool,
+) -> None:
+    """Send messages in a NOTIFY and print the actions that answer it.
+
+    An argument is name=value; the value's type is what it looks like: 5, -1, true, null,
+    10.0.0.1, ::1, text, @FILE for a file's bytes. name:type=value says it: null, bool, int,
+    int32, uint32, int64, uint64, ip, ipv4, ipv6, str, binary; a binary may be hex:00ff,
+    base64:AP8= or @FILE. A + stands between two messages of the NOTIFY.
+
+    The exit status is 0 when an ACK came, 1 when none did, 2 for a mistake in the command.
+
+    \b
+    Examples:
+      spop notify 127.0.0.1:9000 check-client-ip ip=10.0.0.1
+      spop notify unix:/run/agent.sock check path=/login body=@request.bin n:uint32=5 --json
+      spop notify 127.0.0.1:9000 first a=1 + second b=2 -v
+    """
+    messages = parse_messages(words)
+    try:
+        frame = codec.encode_notify(1, 1, messages)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise click.UsageError(reason(error)) from None
+    if dry_run:
+        click.echo(frame.hex())
+        return
+    trace = _Trace(as_hex) if verbose or as_hex else None
+    options = {"engine_id": engine_id, "max_frame_size": max_frame_size}
+    try:
+        with Wire(address, timeout, trace, **options) as wire:
+            ack = wire.notify(messages)
+    except (OSError, SpopError) as error:
+        status = getattr(error, "code", None)
+        shown = f" (status {status})" if status is not None else ""
+        click.echo(f"Error: {address}: {reason(error)}{shown}", err=True)
+        sys.exit(1)
+    _print(ack, as_json)
+
+
+def _print(ack: Ack, as_json: bool) -> None:
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "aborted": ack.aborted,
+                    "actions": [
+                        {"variable": action.variable, **value_as_json(action.value)}
+                        for action in ack.actions
+                    ],
+                }
+            )
+        )
+        return
+    if ack.aborted:
+        click.echo("aborted: the agent takes no payload of this size")
+    elif not ack.actions:
+        click.echo("no actions")
+    for action in ack.actions:
+        if action.value is UNSET:
+            click.echo(f"unset {action.variable}")
+        else:
+            click.echo(f"set {action.variable} = {show(action.value)} ({type_name(action.value)})")
+
+
+class _Trace:
+    """Shows frames on standard error, as they pass."""
+
+    def __init__(self, as_hex: bool) -> None:
+        self._as_hex = as_hex
+        self._decoders = {True: Decoder(), False: Decoder()}
+
+    def __call__(self, sent: bool, data: bytes) -> None:
+        arrow = "→" if sent else "←"
+        for found in self._decoders[sent].feed(data):
+            if self._as_hex:
+                click.echo(f"{arrow} {found.data.hex()}", err=True)
+            for line in tree.lines(found.frame) if found.frame else [found.damage]:
+                click.echo(f"{arrow} {line}", err=True)

@@ -1,0 +1,100 @@
+"""Frames as a tree of text, or as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from spop.cli.notation import as_json, show, type_name
+from spop.constants import FrameFlag, FrameType
+from spop.frames import Ack, Control, Frame, Message, Notify, RawFrame
+from spop.values import UNSET
+
+_COLOURS = {
+    FrameType.HAPROXY_HELLO: "cyan",
+    FrameType.AGENT_HELLO: "cyan",
+    FrameType.HAPROXY_DISCONNECT: "magenta",
+    FrameType.AGENT_DISCONNECT: "magenta",
+    FrameType.NOTIFY: "yellow",
+    FrameType.ACK: "green",
+}
+
+
+def frame_type(frame: Frame) -> int:
+    """The number of a frame's type."""
+    if isinstance(frame, Control | RawFrame):
+        return frame.type
+    return FrameType.ACK if isinstance(frame, Ack) else FrameType.NOTIFY
+
+
+def type_label(number: int) -> str:
+    """A frame's type as the specification writes it."""
+    try:
+        return FrameType(number).name.replace("_", "-")
+    except ValueError:
+        return f"type {number}"
+
+
+def lines(frame: Frame) -> Iterator[str]:
+    """A frame: a line for its header, then indented ones for what is in it."""
+    number = frame_type(frame)
+    header = click.style(type_label(number), fg=_COLOURS.get(FrameType(number)) if number in set(FrameType) else None, bold=True)  # fmt: skip
+    if isinstance(frame, Control):
+        yield header
+        for key, value in frame.items.items():
+            yield f"  {key} = {show(value)} ({type_name(value)})"
+        return
+    header += f" stream {frame.stream_id} frame {frame.frame_id}"
+    if isinstance(frame, Notify):
+        yield header
+        for message in frame.messages:
+            yield from _message(message)
+    elif isinstance(frame, Ack):
+        yield header + (" aborted" if frame.aborted else "")
+        for action in frame.actions:
+            if action.value is UNSET:
+                yield f"  unset {action.variable}"
+            else:
+                yield f"  set {action.variable} = {show(action.value)} ({type_name(action.value)})"
+    else:
+        yield f"{header} {_flags(frame.flags)} {len(frame.payload)} bytes"
+
+
+def _message(message: Message) -> Iterator[str]:
+    yield f"  {message.name}"
+    for name, value in zip(message.names, message.values, strict=True):
+        yield f"    {name or '(no name)'} = {show(value)} ({type_name(value)})"
+
+
+def _flags(flags: int) -> str:
+    return "|".join(flag.name or "" for flag in FrameFlag if flags & flag) or "no flags"
+
+
+def as_object(frame: Frame) -> dict[str, Any]:
+    """A frame as JSON can have it."""
+    shown: dict[str, Any] = {"type": type_label(frame_type(frame))}
+    if isinstance(frame, Control):
+        shown["items"] = {key: as_json(value) for key, value in frame.items.items()}
+        return shown
+    shown |= {"stream_id": frame.stream_id, "frame_id": frame.frame_id}
+    if isinstance(frame, Notify):
+        shown["messages"] = [
+            {
+                "name": message.name,
+                "args": [
+                    {"name": name, **as_json(value)}
+                    for name, value in zip(message.names, message.values, strict=True)
+                ],
+            }
+            for message in frame.messages
+        ]
+    elif isinstance(frame, Ack):
+        shown["aborted"] = frame.aborted
+        shown["actions"] = [
+            {"variable": action.variable, **as_json(action.value)} for action in frame.actions
+        ]
+    else:
+        shown |= {"flags": frame.flags, "payload": frame.payload.hex()}
+    return shown
