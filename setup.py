@@ -10,7 +10,7 @@ import sys
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-MODULES = ("_codec", "_dispatch")
+MODULES = ("_codec", "_dispatch", "load/_acks")
 DIRECTIVES = {
     "language_level": 3,
     "boundscheck": False,
@@ -48,7 +48,9 @@ def extensions() -> list[Extension]:
 
     return cythonize(
         [
-            Extension(f"spop.{name}", [f"spop/{name}.pyx"], extra_compile_args=["-O3"])
+            Extension(
+                f"spop.{name.replace('/', '.')}", [f"spop/{name}.pyx"], extra_compile_args=["-O3"]
+            )
             for name in MODULES
         ],
         compiler_directives=DIRECTIVES,

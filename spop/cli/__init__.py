@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from spop.cli.bench import bench
 from spop.cli.check import check
 from spop.cli.completion import completion
 from spop.cli.decode import decode
@@ -18,5 +19,5 @@ def main() -> None:
     """Agents for HAProxy's Stream Processing Offload Engine."""
 
 
-for command in (serve, check, notify, decode, completion):
+for command in (serve, check, notify, decode, bench, completion):
     main.add_command(command)

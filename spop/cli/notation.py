@@ -58,7 +58,7 @@ def parse_argument(word: str) -> tuple[str, Value]:
         if colon and type_ in _TYPES:
             return name, _TYPES[type_](text)
         return key, _natural(text)
-    except (ValueError, OSError, binascii.Error) as error:
+    except (ValueError, OverflowError, OSError, binascii.Error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise click.UsageError(f"{word!r}: {reason}") from None
 

@@ -1,0 +1,77 @@
+"""Matching ACKs with the NOTIFY frames that they answer, compiled. The same as `_acks_py`."""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from libc.stdint cimport int64_t, uint64_t
+from libc.string cimport memcmp
+
+from spop._codec cimport Reader, read_varint
+
+cdef enum:
+    ACK_FRAME = 103
+    SUB = 5
+
+SUB_BITS = SUB
+
+
+cdef Py_ssize_t bucket_of(int64_t nanoseconds) noexcept:
+    cdef int shift = 0
+    cdef uint64_t value
+    if nanoseconds < 0:
+        return 0
+    value = <uint64_t>nanoseconds
+    while value >> (SUB + 1):
+        value >>= 1
+        shift += 1
+    if not shift:
+        return value
+    return (shift << SUB) + value
+
+
+def bucket(int64_t nanoseconds):
+    """The histogram's bucket of a latency, as the twin describes it."""
+    return bucket_of(nanoseconds)
+
+
+def take_acks(
+    buffer, Py_ssize_t end, int64_t first, int64_t[::1] sent, int64_t now,
+    int64_t[::1] histogram, bytes expected, list answered,
+):
+    """Take the ACK frames at the front of a buffer, as the twin describes it."""
+    cdef Py_buffer view
+    cdef Reader r
+    cdef const unsigned char *data
+    cdef Py_ssize_t offset = 0, strays = 0, wrong = 0, size
+    cdef uint64_t stream_id, frame_id
+    cdef const unsigned char *wanted = NULL
+    cdef Py_ssize_t wanted_size = 0
+    if expected is not None:
+        wanted = expected
+        wanted_size = len(expected)
+    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+    try:
+        data = <const unsigned char *>view.buf
+        r.base = data
+        while end - offset >= 4:
+            size = 4 + (<Py_ssize_t>data[offset] << 24 | data[offset + 1] << 16
+                        | data[offset + 2] << 8 | data[offset + 3])
+            if end - offset < size or data[offset + 4] != ACK_FRAME:
+                break
+            r.offset = offset + 9
+            offset += size
+            r.end = offset
+            read_varint(&r, &stream_id)
+            read_varint(&r, &frame_id)
+            if (stream_id < <uint64_t>first or stream_id >= <uint64_t>sent.shape[0]
+                    or not sent[stream_id]):
+                strays += 1
+                continue
+            if wanted is not NULL and (
+                    offset - r.offset != wanted_size
+                    or memcmp(data + r.offset, wanted, wanted_size) != 0):
+                wrong += 1
+            histogram[bucket_of(now - sent[stream_id])] += 1
+            sent[stream_id] = 0
+            answered.append(stream_id)
+        return offset, strays, wrong
+    finally:
+        PyBuffer_Release(&view)

@@ -1,0 +1,387 @@
+"""One process's load: its connections, their frames, and one loop that sends and matches.
+
+Each connection has a range of stream-ids, one for each frame it may have in flight, and the
+bytes of the NOTIFY for each, made once. An ACK frees its stream-id for the next frame. With
+async an ACK may come on any connection.
+
+Without a rate each ACK is followed by the next NOTIFY (closed loop). With a rate NOTIFY frames
+fall due at fixed times, whether or not the agent keeps up; one that has to wait counts from
+when it was due (open loop), so that a slow agent can't hide its slowness.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from array import array
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from spop import codec
+from spop.address import Address
+from spop.client.dial import dial
+from spop.connection import Disconnect, EngineConnection
+from spop.constants import HAPROXY_FRAME_SIZE, Capability
+from spop.errors import DisconnectedError, ProtocolError, SpopTimeoutError
+from spop.frames import Message
+from spop.load.acks import take_acks
+from spop.load.histogram import Histogram
+
+RECV_SIZE = 256 * 1024
+RECONNECT = 0.1
+"""Seconds until a lost connection is opened again."""
+TICK = 0.05
+"""Seconds after which the loop looks at the clock at the latest."""
+SPIN = 0.0001
+"""Seconds before a frame is due from which on the loop does not sleep, lest it sleep too long."""
+
+MODES = {
+    "ping-pong": frozenset({Capability.FRAGMENTATION}),
+    "pipelined": frozenset({Capability.FRAGMENTATION, Capability.PIPELINING}),
+    "async": frozenset({Capability.FRAGMENTATION, Capability.PIPELINING, Capability.ASYNC}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a generator is to do.
+
+    Attributes:
+        depth: NOTIFY frames that a connection may have in flight; 1 in ping-pong.
+        duration: seconds to measure; `count`: frames to measure. One of the two.
+        rate: frames a second, None for as many as come back.
+        expected: what each ACK's actions must be, None for anything.
+        engine_id: that of all connections.
+    """
+
+    address: Address
+    mode: str = "pipelined"
+    connections: int = 16
+    depth: int = 20
+    messages: Sequence[Message] = ()
+    warm_up: float = 0.5
+    duration: float | None = 5.0
+    count: int | None = None
+    rate: float | None = None
+    timeout: float = 5.0
+    max_frame_size: int = HAPROXY_FRAME_SIZE
+    expected: dict[str, Any] | None = None
+    engine_id: str = "spop-bench"
+
+
+@dataclass(kw_only=True)
+class Result:
+    """What was measured behind the warm-up.
+
+    Attributes:
+        seconds: how long it took.
+        cpu_seconds: of the generator's processes.
+        busy: the highest share of its processor that one of them used.
+        agent_cpu_seconds: of the agent's processes, where they were watched.
+        errors: by kind.
+    """
+
+    frames: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    busy: float = 0.0
+    agent_cpu_seconds: float | None = None
+    errors: Counter[str] = field(default_factory=Counter)
+    histogram: Histogram = field(default_factory=Histogram)
+
+    def merge(self, other: Result) -> None:
+        """Add what another process did in the same time."""
+        self.frames += other.frames
+        self.seconds = max(self.seconds, other.seconds)
+        self.cpu_seconds += other.cpu_seconds
+        self.busy = max(self.busy, other.busy)
+        self.errors += other.errors
+        self.histogram.merge(other.histogram)
+
+
+class _Connection:
+    """A socket with its range of stream-ids."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self.first = first
+        self.last = last
+        self.sock: socket.socket | None = None
+        self.frames: dict[int, bytes] = {}
+        self.free: deque[int] = deque()
+        self.unsent = b""
+        self.held = b""
+
+
+class Generator:
+    """Runs a plan in this thread.
+
+    Args:
+        progress: called now and then with the frames answered so far, warm-up included, and
+            whether it is being measured.
+    """
+
+    def __init__(
+        self, plan: Plan, progress: Callable[[int, bool], object] = lambda frames, measuring: None
+    ) -> None:
+        self._plan = plan
+        self._progress = progress
+        depth = 1 if plan.mode == "ping-pong" else plan.depth
+        self._sent = array("q", bytes(8 * (1 + plan.connections * depth)))
+        self._connections = [
+            _Connection(1 + number * depth, 1 + (number + 1) * depth)
+            for number in range(plan.connections)
+        ]
+        self._by_fd: dict[int, _Connection] = {}
+        self._by_stream = [self._connections[0]] + [
+            connection for connection in self._connections for _ in range(depth)
+        ]
+        self._expected = None
+        if plan.expected is not None:
+            self._expected = bytes(codec.encode_actions(plan.expected))
+        self._buffer = bytearray(RECV_SIZE)
+        self._epoll = select.epoll()
+        self._lost: deque[tuple[float, _Connection]] = deque()
+        self._due: deque[int] = deque()
+        self._answered = 0
+        self._result = Result()
+
+    def run(self) -> Result:
+        """Connect, warm up, measure, disconnect.
+
+        Raises:
+            OSError, SpopTimeoutError, DisconnectedError: the first connections can't be had.
+            FrameTooBigError: the messages fit no frame and the agent takes no fragments.
+        """
+        try:
+            for connection in self._connections:
+                self._open(connection)
+            self._begin()
+            self._loop(time.monotonic_ns() + int(self._plan.warm_up * 1e9), None, False)
+            self._result = Result()
+            started, cpu = time.monotonic(), time.process_time()
+            goal = None if self._plan.count is None else self._answered + self._plan.count
+            seconds = self._plan.duration if goal is None else 1e9
+            before = self._answered
+            self._loop(time.monotonic_ns() + int((seconds or 0) * 1e9), goal, True)
+            result = self._result
+            result.seconds = time.monotonic() - started
+            result.cpu_seconds = time.process_time() - cpu
+            result.busy = result.cpu_seconds / result.seconds
+            result.frames = self._answered - before
+            self._count_unanswered()
+            return result
+        finally:
+            for connection in self._connections:
+                if connection.sock is not None:
+                    connection.sock.close()
+            self._epoll.close()
+
+    # --- connections ---
+
+    def _open(self, connection: _Connection) -> None:
+        plan = self._plan
+        protocol = EngineConnection(
+            max_frame_size=plan.max_frame_size,
+            capabilities=MODES[plan.mode],
+            engine_id=plan.engine_id,
+        )
+        sock = dial(plan.address, plan.timeout)
+        try:
+            self._greet(sock, protocol)
+            for stream_id in range(connection.first, connection.last):
+                protocol.waiting.clear()
+                protocol.notify(stream_id, 1, plan.messages)
+                connection.frames[stream_id] = bytes(protocol.data_to_send())
+        except BaseException:
+            sock.close()
+            raise
+        sock.setblocking(False)
+        connection.sock, connection.unsent, connection.held = sock, b"", b""
+        connection.free = deque(range(connection.first, connection.last))
+        if not protocol.pipelined:
+            connection.free = deque([connection.first])
+        self._by_fd[sock.fileno()] = connection
+        self._epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def _greet(self, sock: socket.socket, protocol: EngineConnection) -> None:
+        sock.sendall(protocol.data_to_send())
+        while protocol.peer is None:
+            try:
+                data = sock.recv(65536)
+            except TimeoutError:
+                raise SpopTimeoutError(f"no AGENT-HELLO in {self._plan.timeout:g} s") from None
+            for event in protocol.receive_data(data) if data else protocol.receive_eof():
+                if isinstance(event, Disconnect):
+                    raise DisconnectedError(event.message, event.code)
+
+    def _lose(self, connection: _Connection, kind: str) -> None:
+        """A connection is gone with what it had in flight; it is opened again a little later."""
+        assert connection.sock is not None
+        self._epoll.unregister(connection.sock.fileno())
+        del self._by_fd[connection.sock.fileno()]
+        connection.sock.close()
+        connection.sock = None
+        self._result.errors[kind] += 1
+        if self._plan.mode != "async":
+            for stream_id in range(connection.first, connection.last):
+                self._result.errors["lost"] += bool(self._sent[stream_id])
+                self._sent[stream_id] = 0
+        connection.free.clear()
+        self._lost.append((time.monotonic() + RECONNECT, connection))
+
+    def _reopen(self) -> None:
+        while self._lost and self._lost[0][0] <= time.monotonic():
+            _, connection = self._lost.popleft()
+            try:
+                self._open(connection)
+            except (OSError, ProtocolError):
+                self._result.errors["not connected"] += 1
+                self._lost.append((time.monotonic() + RECONNECT, connection))
+            else:
+                self._fill(connection)
+
+    # --- the loop ---
+
+    def _begin(self) -> None:
+        if self._plan.rate is not None:
+            self._interval = int(1e9 / self._plan.rate)
+            self._next_due = time.monotonic_ns()
+            return
+        for connection in self._connections:
+            self._fill(connection)
+
+    def _loop(self, end: int, goal: int | None, measuring: bool) -> None:
+        shown = 0
+        while True:
+            now = time.monotonic_ns()
+            if now >= end or (goal is not None and self._answered >= goal):
+                return
+            if now - shown > 200_000_000:
+                shown = now
+                self._progress(self._answered, measuring)
+            for fd, events in self._wait(now):
+                connection = self._by_fd.get(fd)
+                if connection is not None:
+                    self._ready(connection, events)
+            if self._lost:
+                self._reopen()
+
+    def _wait(self, now: int) -> list[tuple[int, int]]:
+        if self._plan.rate is None:
+            return self._epoll.poll(TICK)
+        # An epoll's own timeout is of whole milliseconds: too coarse for what falls due.
+        select.select([self._epoll], [], [], max(0.0, self._fall_due(now) - SPIN))
+        return self._epoll.poll(0)
+
+    def _ready(self, connection: _Connection, events: int) -> None:
+        try:
+            if events & select.EPOLLOUT:
+                self._send(connection, b"")
+            if events & ~select.EPOLLOUT:
+                self._receive(connection)
+        except ProtocolError:
+            self._lose(connection, "damaged")
+        except OSError:
+            self._lose(connection, "disconnected")
+
+    def _receive(self, connection: _Connection) -> None:
+        assert connection.sock is not None
+        buffer, held = self._buffer, len(connection.held)
+        buffer[:held] = connection.held
+        try:
+            size = connection.sock.recv_into(memoryview(buffer)[held:])
+        except BlockingIOError:
+            return
+        if not size:
+            self._lose(connection, "disconnected")
+            return
+        end = held + size
+        answered: list[int] = []
+        taken, strays, wrong = take_acks(
+            buffer, end, 1, self._sent, time.monotonic_ns(), self._result.histogram.counts,
+            self._expected, answered,
+        )  # fmt: skip
+        connection.held = bytes(memoryview(buffer)[taken:end])
+        if strays:
+            self._result.errors["stray ACK"] += strays
+        if wrong:
+            self._result.errors["not as expected"] += wrong
+        self._answered += len(answered)
+        if len(connection.held) > 4 and connection.held[4] != 103:
+            self._lose(connection, "disconnected")
+            return
+        self._again(connection, answered)
+
+    def _again(self, connection: _Connection, answered: list[int]) -> None:
+        """Send the next frames in the place of those that were answered."""
+        if self._plan.mode == "async":
+            for stream_id in answered:
+                self._by_stream[stream_id].free.append(stream_id)
+            targets = {self._by_stream[stream_id] for stream_id in answered}
+            for each in targets:
+                self._fill(each)
+        elif self._plan.rate is None:
+            frames, now, sent = connection.frames, time.monotonic_ns(), self._sent
+            for stream_id in answered:
+                sent[stream_id] = now
+            self._send(connection, b"".join([frames[stream_id] for stream_id in answered]))
+        else:
+            connection.free.extend(answered)
+            self._fill(connection)
+
+    def _fill(self, connection: _Connection) -> None:
+        """Send what is due, or all there may be, on a connection."""
+        if connection.sock is None:
+            return
+        free, data = connection.free, []
+        now = time.monotonic_ns()
+        while free and (self._plan.rate is None or self._due):
+            stream_id = free.popleft()
+            self._sent[stream_id] = now if self._plan.rate is None else self._due.popleft()
+            data.append(connection.frames[stream_id])
+        if data:
+            self._send(connection, b"".join(data))
+
+    def _fall_due(self, now: int) -> float:
+        """Note the frames that are due, send them; returns the seconds until the next."""
+        while self._next_due <= now:
+            self._due.append(self._next_due)
+            self._next_due += self._interval
+        for _ in range(len(self._connections)):
+            if not self._due:
+                break
+            connection = self._connections[0]
+            self._connections.append(self._connections.pop(0))
+            self._fill_one(connection)
+        return min(TICK, max(0.0, (self._next_due - time.monotonic_ns()) / 1e9))
+
+    def _fill_one(self, connection: _Connection) -> None:
+        """Send the frame that is due on a connection that is free, so that they take turns."""
+        if connection.sock is None or not connection.free:
+            return
+        stream_id = connection.free.popleft()
+        self._sent[stream_id] = self._due.popleft()
+        self._send(connection, connection.frames[stream_id])
+
+    def _send(self, connection: _Connection, data: bytes) -> None:
+        assert connection.sock is not None
+        was_unsent = bool(connection.unsent)
+        data = connection.unsent + data if was_unsent else data
+        try:
+            sent = connection.sock.send(data) if data else 0
+        except BlockingIOError:
+            sent = 0
+        connection.unsent = data[sent:]
+        if bool(connection.unsent) != was_unsent:
+            events = select.EPOLLIN | (select.EPOLLOUT if connection.unsent else 0)
+            self._epoll.modify(connection.sock.fileno(), events)
+
+    def _count_unanswered(self) -> None:
+        """What had been waiting for longer than the timeout."""
+        limit = time.monotonic_ns() - int(self._plan.timeout * 1e9)
+        late = sum(1 for at in self._sent if at and at < limit)
+        if late:
+            self._result.errors["timeout"] += late

@@ -1,0 +1,152 @@
+"""Results written down: a table, JSON, CSV, a plot, a comparison."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from spop import codec
+from spop.load.generator import Plan, Result
+from spop.load.histogram import QUANTILES
+from spop.version import __version__
+
+BUSY = 0.9
+"""A generator that uses more of its processor than this may be what is slow."""
+
+
+def as_object(plan: Plan, processes: int, result: Result) -> dict[str, Any]:
+    """A run, as JSON can have it."""
+    latencies = result.histogram
+    agent_cpu = result.agent_cpu_seconds
+    return {
+        "spop": __version__,
+        "codec": codec.IMPLEMENTATION,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "plan": {
+            "address": str(plan.address),
+            "mode": plan.mode,
+            "connections": plan.connections,
+            "depth": plan.depth,
+            "rate": plan.rate,
+            "processes": processes,
+            "messages": [message.name for message in plan.messages],
+        },
+        "frames": result.frames,
+        "seconds": result.seconds,
+        "rate": result.frames / result.seconds if result.seconds else 0.0,
+        "latency": {
+            "mean": latencies.mean,
+            **{_quantile_name(q): latencies.quantile(q) for q in QUANTILES},
+            "max": latencies.highest,
+        },
+        "errors": dict(result.errors),
+        "generator": {
+            "frames_per_cpu_second": result.frames / result.cpu_seconds
+            if result.cpu_seconds
+            else 0.0,
+            "busy": result.busy,
+            "is_the_bottleneck": _is_bottleneck(plan, result),
+        },
+        "agent_cpu_per_frame": agent_cpu / result.frames if agent_cpu and result.frames else None,
+        "distribution": [list(point) for point in latencies.distribution()],
+    }
+
+
+def _is_bottleneck(plan: Plan, result: Result) -> bool:
+    """Where frames fall due, it waits for them without sleep: that is no lack of power."""
+    in_time = plan.rate is not None and result.frames >= 0.98 * plan.rate * result.seconds
+    return result.busy > BUSY and not in_time
+
+
+def _quantile_name(q: float) -> str:
+    return f"p{q * 100:g}"
+
+
+def duration(seconds: float) -> str:
+    """A time with a unit that fits it."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def table(shown: dict[str, Any]) -> list[tuple[str, str]]:
+    """The rows that a person wants to see."""
+    rows = [
+        ("frames", f"{shown['frames']:,} in {shown['seconds']:.2f} s"),
+        ("throughput", f"{shown['rate']:,.0f} frames/s"),
+    ]
+    rows += [(name, duration(seconds)) for name, seconds in shown["latency"].items()]
+    errors = ", ".join(f"{count:,} {kind}" for kind, count in shown["errors"].items())
+    rows.append(("errors", errors or "none"))
+    if shown["agent_cpu_per_frame"] is not None:
+        rows.append(("agent's CPU per frame", duration(shown["agent_cpu_per_frame"])))
+    generator = shown["generator"]
+    own = f"{generator['frames_per_cpu_second']:,.0f} frames per second of CPU"
+    rows.append(("generator", f"{own}, {generator['busy']:.0%} of a processor"))
+    return rows
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A run that was written as JSON.
+
+    Raises:
+        ValueError: the file is none.
+    """
+    try:
+        shown = json.loads(path.read_text("utf-8"))
+        table(shown)
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is no result of spop bench --json") from None
+    return dict(shown)
+
+
+def write_csv(path: Path, shown: dict[str, Any]) -> None:
+    """The distribution: latency in seconds, and the share of frames that stayed within it."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["latency_seconds", "share"])
+        writer.writerows(shown["distribution"])
+
+
+def write_plot(path: Path, runs: dict[str, dict[str, Any]]) -> None:
+    """Latency over the share of frames, up to the last nines, as SVG or PNG by the suffix."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    for name, shown in runs.items():
+        points = [(1 / (1 - share), 1e6 * x) for x, share in shown["distribution"] if share < 1]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name)
+    axes.set(xscale="log", yscale="log", xlabel="share of frames", ylabel="latency, µs")
+    nines = [1, 2, 10, 100, 1000, 10_000, 100_000]
+    axes.set_xticks(nines, ["0", "50 %", "90 %", "99 %", "99.9 %", "99.99 %", "99.999 %"])
+    axes.grid(visible=True, alpha=0.3)
+    if len(runs) > 1:
+        axes.legend()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def comparison(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """What is in both, and how many times as much the second has."""
+    rows: list[tuple[str, float, float, Callable[[float], str]]] = [
+        ("throughput, frames/s", first["rate"], second["rate"], lambda rate: f"{rate:,.0f}")
+    ]
+    rows += [
+        (name, first["latency"][name], second["latency"][name], duration)
+        for name in first["latency"]
+        if name in second["latency"]
+    ]
+    costs = first["agent_cpu_per_frame"], second["agent_cpu_per_frame"]
+    if None not in costs:
+        rows.append(("agent's CPU per frame", *costs, duration))
+    return [(name, show(a), show(b), f"{b / a:.2f} ×" if a else "–") for name, a, b, show in rows]

@@ -1,0 +1,151 @@
+"""Generators in processes of their own, watched from here."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from spop.errors import SpopError
+from spop.load.generator import Generator, Plan, Result
+
+Progress = Callable[[int, bool], object]
+"""Told of the frames answered so far and whether they are being measured."""
+
+_TICK = os.sysconf("SC_CLK_TCK")
+
+
+class LoadError(SpopError):
+    """A generator could not begin. The message says why."""
+
+
+def run(plan: Plan, processes: int, progress: Progress, *, agent_pid: int | None = None) -> Result:
+    """Have so many processes share the plan's connections, rate and count.
+
+    Args:
+        agent_pid: the agent's process, whose processor time, its children's too, is measured.
+
+    Raises:
+        LoadError: a generator could not connect.
+    """
+    context = multiprocessing.get_context("spawn")
+    pipes, children = [], []
+    for part in _parts(plan, processes):
+        ours, theirs = context.Pipe(duplex=False)
+        child = context.Process(target=_generate, args=(part, theirs), daemon=True)
+        child.start()
+        theirs.close()
+        pipes.append(ours)
+        children.append(child)
+    try:
+        return _Watch(pipes, progress, agent_pid).result()
+    finally:
+        for child in children:
+            child.terminate()
+            child.join()
+        for pipe in pipes:
+            pipe.close()
+
+
+def _parts(plan: Plan, processes: int) -> list[Plan]:
+    processes = min(processes, plan.connections)
+    return [
+        replace(
+            plan,
+            connections=_share(plan.connections, number, processes),
+            rate=None if plan.rate is None else plan.rate / processes,
+            count=None if plan.count is None else _share(plan.count, number, processes),
+            engine_id=f"{plan.engine_id}-{number}",
+        )
+        for number in range(processes)
+    ]
+
+
+def _share(whole: int, number: int, parts: int) -> int:
+    return whole // parts + (number < whole % parts)
+
+
+def _generate(plan: Plan, pipe: multiprocessing.connection.Connection) -> None:
+    """In a child: run, telling of progress; the last thing sent is the result or an error."""
+    try:
+        told = Generator(plan, lambda *progress: pipe.send(progress)).run()
+        pipe.send(told)
+    except (OSError, SpopError) as error:
+        text = getattr(error, "strerror", None) or str(error)
+        pipe.send(LoadError(f"{plan.address}: {text}"))
+
+
+class _Watch:
+    """Reads what the generators tell until all are done."""
+
+    def __init__(
+        self,
+        pipes: list[multiprocessing.connection.Connection],
+        progress: Progress,
+        agent_pid: int | None,
+    ) -> None:
+        self._open = list(pipes)
+        self._progress = progress
+        self._agent_pid = agent_pid
+        self._agent_cpu: float | None = None
+        self._frames = dict.fromkeys(pipes, 0)
+        self._measuring: set[Any] = set()
+        self._result: Result | None = None
+
+    def result(self) -> Result:
+        while self._open:
+            for ready in multiprocessing.connection.wait(self._open):
+                pipe: Any = ready
+                try:
+                    told = pipe.recv()
+                except EOFError:
+                    raise LoadError("a generator died") from None
+                self._take(pipe, told)
+        assert self._result is not None
+        if self._agent_cpu is not None and self._agent_pid is not None:
+            self._result.agent_cpu_seconds = cpu_seconds(self._agent_pid) - self._agent_cpu
+        return self._result
+
+    def _take(self, pipe: Any, told: Any) -> None:
+        if isinstance(told, LoadError):
+            raise told
+        if isinstance(told, Result):
+            self._open.remove(pipe)
+            if self._result is None:
+                self._result = told
+            else:
+                self._result.merge(told)
+            return
+        self._frames[pipe], measuring = told
+        if measuring:
+            if not self._measuring and self._agent_pid is not None:
+                self._agent_cpu = cpu_seconds(self._agent_pid)
+            self._measuring.add(pipe)
+        self._progress(sum(self._frames.values()), bool(self._measuring))
+
+
+def cpu_seconds(pid: int) -> float:
+    """The processor time that a process and its descendants that live have used."""
+    parents: dict[int, int] = {}
+    ticks: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        number = int(stat.parent.name)
+        parents[number] = int(fields[1])
+        ticks[number] = int(fields[11]) + int(fields[12])
+    return sum(used for each, used in ticks.items() if _descends(each, pid, parents)) / _TICK
+
+
+def _descends(pid: int, ancestor: int, parents: dict[int, int]) -> bool:
+    while pid in parents:
+        if pid == ancestor:
+            return True
+        pid = parents[pid]
+    return False
