@@ -108,6 +108,41 @@ class Timer:
         self.call = None
 
 
+class Deadlines:
+    """Connections that have so many seconds for something, in the order of their ends."""
+
+    def __init__(self, loop: Loop, seconds: float, expired: Callable[[Connection], object]) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._expired = expired
+        self._ends: dict[Connection, float] = {}
+        self._timed = False
+
+    def add(self, connection: Connection) -> None:
+        """Its time begins now."""
+        self._ends[connection] = time.monotonic() + self._seconds
+        self._order_call(self._seconds)
+
+    def discard(self, connection: Connection) -> None:
+        """It has done it, or is gone."""
+        self._ends.pop(connection, None)
+
+    def _order_call(self, delay: float) -> None:
+        if not self._timed:
+            self._timed = True
+            self._loop.call_later(delay, self._end)
+
+    def _end(self) -> None:
+        self._timed = False
+        now = time.monotonic()
+        for connection, end in list(self._ends.items()):
+            if end > now:
+                self._order_call(end - now)
+                return
+            del self._ends[connection]
+            self._expired(connection)
+
+
 class Loop:
     """Serves the connections that are given to it, in a thread of its own.
 
@@ -137,7 +172,8 @@ class Loop:
         self._woken = False
         self._timers: list[tuple[float, int, Timer]] = []
         self._timer_ids = itertools.count()
-        self._handshakes: deque[tuple[float, Connection]] = deque()
+        self._handshakes = Deadlines(self, options.handshake_timeout, self._end_handshake)
+        self._lingering = Deadlines(self, LINGER, self._remove)
         self._sweeping = False
         self._waker, self._wakened = socket.socketpair()
         self._waker.setblocking(False)
@@ -201,10 +237,7 @@ class Loop:
         connection = self._new_connection(
             sock, peer_host(sock, sockaddr), peer_name(sock, sockaddr), self._tls
         )
-        deadline = time.monotonic() + self._options.handshake_timeout
-        if not self._handshakes:
-            self.call_later(self._options.handshake_timeout, self._end_handshakes)
-        self._handshakes.append((deadline, connection))
+        self._handshakes.add(connection)
 
     def adopt(self, sock: socket.socket, host: str | None, negotiated: dict[str, Any]) -> None:
         """Serve a connection that another process gave away."""
@@ -408,6 +441,7 @@ class Loop:
                 raise AssertionError("the dispatcher answers or defers every NOTIFY")
 
     def _greeted(self, connection: Connection, peer: Peer) -> None:
+        self._handshakes.discard(connection)
         connection.peer = peer
         protocol = connection.protocol
         connection.port.agree(protocol.max_frame_size, protocol.little_endian, protocol.room, peer)
@@ -459,7 +493,7 @@ class Loop:
         """Close in a way that lets the peer read what was sent, even if it still sends."""
         with contextlib.suppress(OSError):
             connection.sock.shutdown(socket.SHUT_WR)
-        self.call_later(LINGER, partial(self._remove, connection))
+        self._lingering.add(connection)
 
     def _remove(self, connection: Connection) -> None:
         if connection not in self._connections:
@@ -470,6 +504,8 @@ class Loop:
     def _forget(self, connection: Connection) -> None:
         """Have no more to do with a connection; its socket stays as it is."""
         self._connections.remove(connection)
+        self._handshakes.discard(connection)
+        self._lingering.discard(connection)
         self._admission.release(connection.host)
         self.cells[Cell.CONNECTIONS_CLOSED] += 1
         if connection.events:
@@ -486,14 +522,9 @@ class Loop:
         if connection.unsent:
             self._remove(connection)
 
-    def _end_handshakes(self) -> None:
-        now = time.monotonic()
-        while self._handshakes and self._handshakes[0][0] <= now:
-            _, connection = self._handshakes.popleft()
-            if connection.protocol.state is State.HELLO:
-                self._time_out(connection, Cell.HANDSHAKE_TIMEOUTS, "no HELLO in time")
-        if self._handshakes:
-            self.call_later(self._handshakes[0][0] - now, self._end_handshakes)
+    def _end_handshake(self, connection: Connection) -> None:
+        if connection.protocol.state is State.HELLO:
+            self._time_out(connection, Cell.HANDSHAKE_TIMEOUTS, "no HELLO in time")
 
     def _sweep(self) -> None:
         """Close what was idle for the idle timeout."""

@@ -179,8 +179,8 @@ class Server:
             loop.call_soon(add_or_close)
 
     def _refuse(self, sock: socket.socket, host: str | None, reason: Cell) -> None:
-        sock.close()
         self._rows[0][reason] += 1
+        sock.close()
         self._refusals.warning("refused a connection from %s: %s", host, _REASONS[reason])
 
     # --- what there is to see ---

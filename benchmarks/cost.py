@@ -1,0 +1,119 @@
+"""Instructions for each frame, which no noise of the machine changes.
+
+    python benchmarks/cost.py
+
+Fixed work runs under valgrind twice, once with twice as much of it; the difference is what the
+work itself takes. Instructions differ with the interpreter's build, so they are given as a ratio
+to a yardstick in the same interpreter: calling the benchmark's handler itself, with an address
+that is there already, and throwing away what it returns.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE / "agents"), str(HERE.parent)]
+
+FRAMES = 2000
+BATCH = 20
+
+
+def yardstick(count: int) -> None:
+    from spop_agent import check_client_ip
+
+    address = IPv4Address("192.0.2.10")
+    for _ in range(count):
+        check_client_ip(address)
+
+
+def answering(message: str, arguments: dict[str, Any]) -> Callable[[int], None]:
+    """Work that answers NOTIFY frames, in batches as they arrive with 20 in flight."""
+
+    def answer(count: int) -> None:
+        from spop_agent import agent
+
+        from spop import Message, codec
+        from spop.connection import Peer
+
+        dispatcher = agent.dispatcher()
+        batch = b"".join(
+            codec.encode_notify(number, 1, [Message(message, arguments)]) for number in range(BATCH)
+        )
+        peer = Peer("", "2.0", 16380, frozenset())
+        for _ in range(count // BATCH):
+            dispatcher.answer_frames(batch, 0, len(batch), 16380, 16380, False, 1, peer)
+
+    return answer
+
+
+WORK: dict[str, Callable[[int], None]] = {
+    "yardstick": yardstick,
+    "1 argument": answering("check-client-ip", {"ip": IPv4Address("192.0.2.10")}),
+    "6 arguments + 600 bytes": answering(
+        "check-request",
+        {
+            "ip": IPv4Address("192.0.2.10"),
+            "port": 51234,
+            "method": "GET",
+            "path": "/index.html",
+            "ssl": True,
+            "headers": "v" * 600,
+        },
+    ),
+}
+
+
+def instructions(work: str) -> float:
+    """For each repetition of a piece of work."""
+    _counted(work, BATCH)  # Python compiles what it imports for the first time.
+    return (_counted(work, 2 * FRAMES) - _counted(work, FRAMES)) / FRAMES
+
+
+def _counted(work: str, count: int) -> int:
+    command = [
+        "valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null",
+        sys.executable, "-S", "-E", __file__, work, str(count), os.pathsep.join(sys.path),
+    ]  # fmt: skip
+    shown = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": os.environ["PATH"], "PYTHONHASHSEED": "0"},
+    ).stderr
+    found = re.search(r"Collected : (\d+)", shown)
+    assert found, shown
+    return int(found[1])
+
+
+def is_available() -> bool:
+    """There is a valgrind."""
+    return shutil.which("valgrind") is not None
+
+
+def main() -> None:
+    if len(sys.argv) > 1:
+        sys.path[:] = sys.argv[3].split(os.pathsep)
+        WORK[sys.argv[1]](int(sys.argv[2]))
+        return
+    if not is_available():
+        sys.exit("valgrind is not installed")
+    unit = instructions("yardstick")
+    print(f"yardstick: {unit:.0f} instructions")
+    for work in WORK:
+        if work != "yardstick":
+            cost = instructions(work)
+            print(f"{work}: {cost:.0f} instructions a frame, {cost / unit:.2f} × the yardstick")
+
+
+if __name__ == "__main__":
+    main()
