@@ -12,6 +12,7 @@ import contextlib
 import socket
 import ssl
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
 from time import monotonic
@@ -24,7 +25,7 @@ from spop.connection import EngineConnection, EngineEvent, Peer
 from spop.constants import Status
 from spop.errors import LocalProtocolError, SpopError
 from spop.frames import Ack, Message
-from spop.server.poller import READ, WRITE, new_poller
+from spop.server.poller import READ, WRITE, Poller, new_poller
 from spop.values import Value
 
 RECV_SIZE = 256 * 1024
@@ -53,7 +54,8 @@ class Client(Face):
         self._waker, self._wakened = socket.socketpair()
         self._waker.setblocking(False)
         self._wakened.setblocking(False)
-        self._poller.register(self._wakened.fileno(), READ, self._woken)
+        self._poller.register(self._wakened.fileno(), READ, partial(_drain, self._wakened))
+        self._release = weakref.finalize(self, _close_all, self._poller, self._waker, self._wakened)
 
     # --- for callers ---
 
@@ -215,15 +217,6 @@ class Client(Face):
             with contextlib.suppress(OSError):
                 self._waker.send(b"\0")
 
-    def _woken(self, _: int) -> None:
-        with contextlib.suppress(OSError):
-            self._wakened.recv(4096)
-
-    def _release(self) -> None:
-        self._poller.close()
-        self._waker.close()
-        self._wakened.close()
-
     # --- bytes ---
 
     def _ready(self, link: Link, events: int) -> None:
@@ -365,6 +358,16 @@ class Client(Face):
         with self._lock:
             self._timer_at = float("inf")
             self._pool.tick(monotonic())
+
+
+def _drain(wakened: socket.socket, _: int) -> None:
+    with contextlib.suppress(OSError):
+        wakened.recv(4096)
+
+
+def _close_all(*closed: Poller | socket.socket) -> None:
+    for each in closed:
+        each.close()
 
 
 def _receive_before(
