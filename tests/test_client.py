@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import selectors
 import socket
 import ssl
+import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripted_agent import ScriptedAgent
 
 from spop import (
     Ack,
@@ -30,10 +30,9 @@ from spop import (
     SpopTimeoutError,
     UnreachableError,
 )
-from spop.connection import ALL_CAPABILITIES, AgentConnection, Disconnect, Hello
+from spop.connection import ALL_CAPABILITIES
 from spop.constants import Capability, Status
 from spop.errors import FrameTooBigError
-from spop.frames import Notify
 
 LOCKSTEP = frozenset({Capability.FRAGMENTATION})
 
@@ -95,156 +94,6 @@ def new_client(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
         yield make
 
 
-class TestAgent:
-    """An agent over `AgentConnection` whose every move a test decides, for a ``with`` statement.
-
-    Args:
-        chaos: answers in random order, on any connection of the engine, and drops connections.
-    """
-
-    __test__ = False
-
-    def __init__(
-        self,
-        *,
-        chaos: random.Random | None = None,
-        capabilities: frozenset[str] = ALL_CAPABILITIES,
-        max_frame_size: int = 16380,
-        tls: ssl.SSLContext | None = None,
-        path: Path | None = None,
-    ) -> None:
-        self._chaos = chaos
-        self._options: dict[str, Any] = {
-            "capabilities": capabilities,
-            "max_frame_size": max_frame_size,
-        }
-        self.hold = threading.Event()
-        self.received: list[Notify] = []
-        self.accepted = 0
-        self.hellos: list[float] = []
-        self._held: list[tuple[socket.socket, Notify]] = []
-        self._connections: dict[socket.socket, AgentConnection] = {}
-        self._selector = selectors.DefaultSelector()
-        self._ended = False
-        if path is None:
-            self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
-            self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        else:
-            self._listener = socket.socket(socket.AF_UNIX)
-            self._listener.bind(str(path))
-            self._listener.listen()
-            self.address = f"unix:{path}"
-        self._tls = tls
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> TestAgent:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._ended = True
-        self._thread.join(10)
-        for sock in self._connections:
-            sock.close()
-        self._listener.close()
-        self._selector.close()
-
-    @property
-    def open(self) -> int:
-        return len(self._connections)
-
-    def wait_until(self, condition: Callable[[TestAgent], bool]) -> None:
-        deadline = time.monotonic() + 10
-        while not condition(self):
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-
-    def _run(self) -> None:
-        while not self._ended:
-            for key, _ in self._selector.select(0.01):
-                if key.fileobj is self._listener:
-                    self._accept()
-                else:
-                    self._read(key.fileobj)  # type: ignore[arg-type]
-            if not self.hold.is_set():
-                self._answer()
-
-    def _accept(self) -> None:
-        sock, _ = self._listener.accept()
-        if self._tls is not None:
-            try:
-                sock = self._tls.wrap_socket(sock, server_side=True)
-            except OSError:
-                sock.close()
-                return
-        self.accepted += 1
-        self._connections[sock] = AgentConnection(**self._options)
-        self._selector.register(sock, selectors.EVENT_READ)
-
-    def _read(self, sock: socket.socket) -> None:
-        protocol = self._connections.get(sock)
-        if protocol is None:
-            return
-        try:
-            data = sock.recv(65536)
-            if not data:
-                self.drop(sock)
-                return
-            events = protocol.receive_data(data)
-            sock.sendall(protocol.data_to_send())
-        except OSError:
-            self.drop(sock)
-            return
-        for event in events:
-            if isinstance(event, Hello):
-                self.hellos.append(time.monotonic())
-            elif isinstance(event, Notify):
-                self.received.append(event)
-                self._held.append((sock, event))
-            elif isinstance(event, Disconnect):
-                self.drop(sock)
-                return
-
-    def drop(self, sock: socket.socket) -> None:
-        if sock in self._connections:
-            del self._connections[sock]
-            self._selector.unregister(sock)
-            sock.close()
-
-    def _answer(self) -> None:
-        held, self._held = self._held, []
-        if self._chaos is not None:
-            self._chaos.shuffle(held)
-            late = self._chaos.randrange(len(held) + 1) if len(held) > 20 else 0
-            self._held, held = held[:late], held[late:]
-        for sock, notify in held:
-            self._answer_one(sock, notify)
-
-    def _answer_one(self, sock: socket.socket, notify: Notify) -> None:
-        chaos = self._chaos
-        if chaos is not None and self._connections:
-            if chaos.random() < 0.0005:
-                self.drop(chaos.choice(list(self._connections)))
-            if self._connections and chaos.random() < 0.5:
-                sock = chaos.choice(list(self._connections))
-        protocol = self._connections.get(sock)
-        if protocol is None or protocol.peer is None:
-            return
-        (message,) = notify.messages
-        with contextlib.suppress(OSError, LocalProtocolError):
-            protocol.acknowledge(
-                notify.stream_id,
-                notify.frame_id,
-                {"sess.n": message.get("n"), "sess.size": len(message.get("body", b""))},
-            )
-            sock.sendall(protocol.data_to_send())
-            for event in protocol.resume():
-                if isinstance(event, Notify):
-                    self.received.append(event)
-                    self._held.append((sock, event))
-
-
 def refused_address() -> str:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return f"127.0.0.1:{listener.getsockname()[1]}"
@@ -252,8 +101,6 @@ def refused_address() -> str:
 
 def certificate(folder: Path, name: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """A certificate for that name, as contexts of the agent and of its client."""
-    import subprocess
-
     key, cert = folder / "key.pem", folder / "cert.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
     command += ["-nodes", "-days", "2", "-subj", f"/CN={name}"]
@@ -268,7 +115,7 @@ def certificate(folder: Path, name: str) -> tuple[ssl.SSLContext, ssl.SSLContext
 
 
 def test_an_exchange(new_client: Callable[..., Any]) -> None:
-    with TestAgent() as agent, new_client(agent.address) as client:
+    with ScriptedAgent() as agent, new_client(agent.address) as client:
         assert client.notify("m", n=5).variables == {"sess.n": 5, "sess.size": 0}
         assert client.notify(Message("m", n=6)).variables["sess.n"] == 6
         assert client.notify([Message("m", n=7)]).variables["sess.n"] == 7
@@ -277,18 +124,18 @@ def test_an_exchange(new_client: Callable[..., Any]) -> None:
 
 
 def test_the_client_connects_by_itself(new_client: Callable[..., Any]) -> None:
-    with TestAgent() as agent:
+    with ScriptedAgent() as agent:
         assert new_client(agent.address).notify("m", n=1).variables["sess.n"] == 1
 
 
 def test_a_unix_socket(new_client: Callable[..., Any], tmp_path: Path) -> None:
-    with TestAgent(path=tmp_path / "sock") as agent, new_client(agent.address) as client:
+    with ScriptedAgent(path=tmp_path / "sock") as agent, new_client(agent.address) as client:
         assert client.notify("m", n=1).variables["sess.n"] == 1
 
 
 def test_tls(new_client: Callable[..., Any], tmp_path: Path) -> None:
     ours, theirs = certificate(tmp_path, "agent.test")
-    with TestAgent(tls=ours, path=tmp_path / "sock") as agent:
+    with ScriptedAgent(tls=ours, path=tmp_path / "sock") as agent:
         with new_client(agent.address, tls=theirs, server_name="agent.test") as client:
             for size in (1, 200_000):
                 ack = client.notify("m", body=bytes(size))
@@ -311,7 +158,7 @@ def test_many_at_once_keep_their_order(
     new_client: Callable[..., Any], capabilities: frozenset[str]
 ) -> None:
     with (
-        TestAgent(capabilities=capabilities) as agent,
+        ScriptedAgent(capabilities=capabilities) as agent,
         new_client(agent.address, maximum=2, max_waiting_frames=10) as client,
     ):
         assert [ack.variables["sess.n"] for ack in many(client, 100)] == list(range(100))
@@ -333,7 +180,7 @@ def test_they_are_too_big_where_the_agent_takes_no_fragments(
     new_client: Callable[..., Any],
 ) -> None:
     with (
-        TestAgent(capabilities=frozenset({Capability.PIPELINING})) as agent,
+        ScriptedAgent(capabilities=frozenset({Capability.PIPELINING})) as agent,
         new_client(agent.address) as client,
     ):
         with pytest.raises(FrameTooBigError, match="no fragments"):
@@ -342,7 +189,7 @@ def test_they_are_too_big_where_the_agent_takes_no_fragments(
 
 
 def test_what_cannot_be_encoded_is_the_callers_error(new_client: Callable[..., Any]) -> None:
-    with TestAgent() as agent, new_client(agent.address) as client:
+    with ScriptedAgent() as agent, new_client(agent.address) as client:
         with pytest.raises(OverflowError):
             client.notify("m", n=2**70)
         with pytest.raises(TypeError):
@@ -361,15 +208,15 @@ def test_refused_and_unreachable(new_client: Callable[..., Any], tmp_path: Path)
 
 
 def test_another_address_is_taken_where_one_fails(new_client: Callable[..., Any]) -> None:
-    with TestAgent() as first, TestAgent() as second:
+    with ScriptedAgent() as first, ScriptedAgent() as second:
         client = new_client([refused_address(), first.address, second.address], minimum=2)
         assert client.notify("m", n=1).variables["sess.n"] == 1
         second.wait_until(lambda _: first.accepted == second.accepted == 1)
 
 
 def test_a_killed_agent_is_replaced(new_client: Callable[..., Any]) -> None:
-    with TestAgent() as second:
-        with TestAgent() as first:
+    with ScriptedAgent() as second:
+        with ScriptedAgent() as first:
             client = new_client([first.address, second.address])
             client.notify("m", n=1)
             assert (first.accepted, second.accepted) == (1, 0)
@@ -388,7 +235,11 @@ def calls_until_one_succeeds(client: Any) -> Any:
 def test_a_call_whose_connection_is_lost_is_not_sent_again(
     new_client: Callable[..., Any],
 ) -> None:
-    with TestAgent() as agent, new_client(agent.address) as client, ThreadPoolExecutor(1) as pool:
+    with (
+        ScriptedAgent() as agent,
+        new_client(agent.address) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
         agent.hold.set()
         call = pool.submit(client.notify, "m", n=1)
         agent.wait_until(lambda agent: len(agent.received) == 1)
@@ -409,7 +260,7 @@ def test_a_late_ack_is_dropped(
     new_client: Callable[..., Any], capabilities: frozenset[str]
 ) -> None:
     with (
-        TestAgent(capabilities=capabilities) as agent,
+        ScriptedAgent(capabilities=capabilities) as agent,
         new_client(agent.address, timeout=0.2, maximum=1) as client,
     ):
         agent.hold.set()
@@ -422,7 +273,7 @@ def test_a_late_ack_is_dropped(
 
 
 def test_a_cancelled_call_leaves_nothing_behind() -> None:
-    async def run(agent: TestAgent) -> None:
+    async def run(agent: ScriptedAgent) -> None:
         async with AsyncClient(agent.address) as client:
             agent.hold.set()
             task = asyncio.create_task(client.notify("m", n=1))
@@ -433,7 +284,7 @@ def test_a_cancelled_call_leaves_nothing_behind() -> None:
             agent.hold.clear()
             assert (await client.notify("m", n=2)).variables["sess.n"] == 2
 
-    with TestAgent() as agent:
+    with ScriptedAgent() as agent:
         asyncio.run(run(agent))
 
 
@@ -441,7 +292,7 @@ def test_a_call_waits_for_a_free_connection_no_longer_than_its_timeout(
     new_client: Callable[..., Any],
 ) -> None:
     with (
-        TestAgent(capabilities=LOCKSTEP) as agent,
+        ScriptedAgent(capabilities=LOCKSTEP) as agent,
         new_client(agent.address, timeout=0.3, maximum=1) as client,
         ThreadPoolExecutor(2) as pool,
     ):
@@ -452,7 +303,7 @@ def test_a_call_waits_for_a_free_connection_no_longer_than_its_timeout(
 
 
 def test_a_closed_client_takes_no_calls(new_client: Callable[..., Any]) -> None:
-    with TestAgent() as agent, ThreadPoolExecutor(1) as pool:
+    with ScriptedAgent() as agent, ThreadPoolExecutor(1) as pool:
         client = new_client(agent.address)
         agent.hold.set()
         call = pool.submit(client.notify, "m")
@@ -470,7 +321,7 @@ def test_a_closed_client_takes_no_calls(new_client: Callable[..., Any]) -> None:
 
 def test_idle_connections_are_closed_down_to_the_minimum(new_client: Callable[..., Any]) -> None:
     with (
-        TestAgent(capabilities=LOCKSTEP) as agent,
+        ScriptedAgent(capabilities=LOCKSTEP) as agent,
         new_client(agent.address, idle_timeout=0.2, minimum=1) as client,
     ):
         agent.hold.set()
@@ -485,7 +336,7 @@ def test_idle_connections_are_closed_down_to_the_minimum(new_client: Callable[..
 
 def test_maxconnrate(new_client: Callable[..., Any]) -> None:
     with (
-        TestAgent(capabilities=LOCKSTEP) as agent,
+        ScriptedAgent(capabilities=LOCKSTEP) as agent,
         new_client(agent.address, maxconnrate=2, minimum=4),
     ):
         agent.wait_until(lambda agent: len(agent.hellos) == 4)
@@ -519,7 +370,7 @@ def check_outcomes(outcomes: list[str]) -> None:
 
 @pytest.mark.parametrize("seed", [1])
 def test_64_threads_in_chaos(seed: int) -> None:
-    with TestAgent(chaos=random.Random(seed)) as agent:
+    with ScriptedAgent(chaos=random.Random(seed)) as agent:
         client = Client(agent.address, engine_id="e", maximum=8, max_waiting_frames=16)
 
         def call(number: int) -> str:
@@ -534,7 +385,7 @@ def test_64_threads_in_chaos(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", [2])
 def test_1000_tasks_in_chaos(seed: int) -> None:
-    async def run(agent: TestAgent) -> list[str]:
+    async def run(agent: ScriptedAgent) -> list[str]:
         numbers = iter(range(CALLS))
         outcomes: list[str] = []
 
@@ -551,5 +402,5 @@ def test_1000_tasks_in_chaos(seed: int) -> None:
             await asyncio.gather(*(call(client) for _ in range(1000)))
         return outcomes
 
-    with TestAgent(chaos=random.Random(seed)) as agent:
+    with ScriptedAgent(chaos=random.Random(seed)) as agent:
         check_outcomes(asyncio.run(run(agent)))
