@@ -3,6 +3,10 @@
 `Agent` is where to begin; `spop.codec` is the protocol's encoding, usable on its own.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from spop.agent import Agent
 from spop.client import Client
 from spop.connection import Peer
@@ -11,18 +15,24 @@ from spop.errors import (
     HandlerError,
     LocalProtocolError,
     ProtocolError,
+    RefusedError,
     SpopError,
     SpopTimeoutError,
+    UnreachableError,
 )
 from spop.frames import Ack, Action, Message
 from spop.values import UNSET, Binary, Int32, Int64, String, UInt32, UInt64
 from spop.version import __version__
+
+if TYPE_CHECKING:
+    from spop.client import AsyncClient
 
 __all__ = [
     "UNSET",
     "Ack",
     "Action",
     "Agent",
+    "AsyncClient",
     "Binary",
     "Client",
     "DisconnectedError",
@@ -33,10 +43,21 @@ __all__ = [
     "Message",
     "Peer",
     "ProtocolError",
+    "RefusedError",
     "SpopError",
     "SpopTimeoutError",
     "String",
     "UInt32",
     "UInt64",
+    "UnreachableError",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`AsyncClient`, imported with asyncio once it is asked for."""
+    if name != "AsyncClient":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from spop.client import AsyncClient
+
+    return AsyncClient

@@ -14,9 +14,11 @@ import types
 import typing
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from spop import codec
 from spop.connection import MAX_IN_FLIGHT, Disconnect, Peer
 from spop.constants import (
     DEFAULT_MAX_FRAME_SIZE,
@@ -208,6 +210,37 @@ class Agent:
         ]
         return Dispatcher(routes, self.failed, **limits)
 
+    def test(self, name: str, /, **args: Value) -> dict[str, Value | type_unset]:
+        """Handle one message here and now, without sockets: for tests of handlers.
+
+        It takes the way that it takes in a server: arguments and actions are encoded and
+        decoded, and an ``async def`` handler has an event loop of its own.
+
+        Returns:
+            The variables that were set, ``{"scope.name": value}``; `UNSET` where one is removed.
+
+        Raises:
+            LookupError: the message has no handler.
+            HandlerError: an argument is missing or of another type than annotated.
+            Exception: whatever the handler raised.
+        """
+        if name not in self.handlers:
+            raise LookupError(f"message {name!r} has no handler")
+        info, errors = self.handlers[name], []
+        function = _awaited(info.function) if info.asynchronous else info.function
+        dispatcher = Dispatcher(
+            [Route(name, function, info.parameters)], lambda _, error: errors.append(error)
+        )
+        size = self.max_payload_size
+        notify = codec.encode_notify(1, 1, [Message(name, args)])
+        peer = Peer("test", "2.0", self.max_frame_size, frozenset())
+        _, _, acks = dispatcher.answer_frames(notify, 0, len(notify), size, size, False, 1, peer)
+        if errors:
+            raise errors[0]
+        (ack,), _ = codec.decode_frames(acks, max_frame_size=size)
+        assert isinstance(ack, Ack)
+        return ack.variables
+
     def connected(self, peer: Peer) -> None:
         """Servers call this once a connection said HELLO."""
         for hook in self._connect_hooks:
@@ -255,6 +288,18 @@ def _log_failure(name: str, error: BaseException) -> None:
     )  # fmt: skip
     record.exc_text = escaped_traceback(error)
     logger.handle(record)
+
+
+def _awaited(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An ``async def`` handler as one to call: it runs on a loop in a thread of its own."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        import asyncio
+
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(asyncio.run, function(*args, **kwargs)).result()
+
+    return call
 
 
 def _parameters(message: str, function: Callable[..., Any]) -> tuple[Parameter, ...]:

@@ -79,3 +79,11 @@ class HandlerError(SpopError):
 
 class SpopTimeoutError(SpopError, TimeoutError):
     """The peer did not answer in time."""
+
+
+class UnreachableError(SpopError, ConnectionError):
+    """There is no connection to be had: no route, no such name or socket, TLS that fails."""
+
+
+class RefusedError(UnreachableError, ConnectionRefusedError):
+    """Nobody listens where the agent should."""

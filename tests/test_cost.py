@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import tracemalloc
 from ipaddress import IPv4Address
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from spop import Agent, Client, Message, codec
-from spop.connection import Peer
+from spop import Agent, Message, codec
+from spop.connection import EngineConnection, Peer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -24,6 +25,7 @@ interpreters and compilers differ by less than what is left between."""
 @pytest.mark.skipif(not cost.is_available(), reason="valgrind is not installed")
 @pytest.mark.skipif(codec.IMPLEMENTATION == "python", reason="the limits are the compiled code's")
 def test_instructions_for_each_frame() -> None:
+    cost.prepare()
     unit = cost.instructions("yardstick")
     measured = {work: cost.instructions(work) / unit for work in LIMITS}
     print(measured)
@@ -62,11 +64,21 @@ def test_connections_that_come_and_go_leave_no_memory_behind() -> None:
 
     def work(times: int) -> None:
         for _ in range(times):
-            with Client(address) as client:
-                client.notify("m")
+            protocol = EngineConnection()
+            with socket.create_connection(address, 10) as sock:
+                sock.sendall(protocol.data_to_send())
+                while protocol.peer is None:
+                    protocol.receive_data(sock.recv(4096))
+                protocol.notify(1, 1, [Message("m")])
+                sock.sendall(protocol.data_to_send())
+                sock.recv(4096)
+                protocol.disconnect()
+                sock.sendall(protocol.data_to_send())
+                while sock.recv(4096):
+                    pass
 
     with agent.serve_in_background() as server:
-        address = str(server.address)
+        address = server.address.host, server.address.port
         work(20)
         tracemalloc.start()
         work(50)

@@ -174,12 +174,12 @@ def test_a_connection_whose_handler_runs_is_not_idle(agent: Agent, opened: threa
 
     with agent.serve_in_background(idle_timeout=0.2) as server:
         sock, protocol = hello(server)
-        with sock, contextlib.closing(Client(str(server.address))) as idle:
+        idle, _ = hello(server)
+        with sock, idle:
             protocol.notify(1, 1, [Message("slow")])
             sock.sendall(protocol.data_to_send())
-            idle.connect()
-            with pytest.raises((DisconnectedError, OSError)):
-                idle.wait(1)
+            (goodbye,) = received(idle)
+            assert goodbye.items["status-code"] == Status.TIMEOUT
             opened.set()
             (ack,) = codec.decode_frames(sock.recv(4096))[0]
             assert isinstance(ack, Ack)
@@ -515,7 +515,8 @@ def test_handlers_and_logs_know_their_message(
         agent.serve_in_background() as server,
         Client(str(server.address), engine_id="e1") as client,
     ):
-        assert client.notify("look").variables == {"sess.who": "look 1 e1"}
+        ack = client.notify("look")
+        assert ack.variables == {"sess.who": f"look {ack.stream_id} e1"}
     assert current() is None
     (record,) = (r for r in caplog.records if r.name == "mine")
     assert record.spop_message == "look"  # type: ignore[attr-defined]

@@ -237,10 +237,12 @@ def test_garbage_is_answered_with_disconnect(agent: Agent, data: bytes, status: 
 def test_peers_that_vanish_disturb_nobody(agent: Agent, gate: Gate) -> None:
     with agent.serve_in_background() as server, Client(str(server.address)) as client:
         for number in range(20):
-            lost = Client(str(server.address))
-            lost.connect()
-            lost.send([Message("blocking", n=number)])
-            sock = lost._connected()
+            protocol = EngineConnection()
+            sock = connect(server)
+            sock.sendall(protocol.data_to_send())
+            protocol.receive_data(sock.recv(4096))
+            protocol.notify(1, 1, [Message("blocking", n=number)])
+            sock.sendall(protocol.data_to_send())
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             sock.close()
         gate.opened.set()
@@ -339,16 +341,18 @@ def test_signals_stop_the_command_with_exit_status_0(tmp_path: Path, number: int
     address = f"unix:{tmp_path}/agent.sock"
     with served("--bind", address, "--threads", "2") as process:
         wait_until_serving(process)
-        client = Client(address)
-        client.connect()
-        assert client.notify("check-client-ip", ip=IPv4Address("192.0.2.1")).variables == {
-            "sess.ip_score": 0
-        }
-        process.send_signal(number)
-        with pytest.raises(DisconnectedError) as caught:
-            client.wait(99)
-        assert caught.value.code == Status.NORMAL
-        client.close()
+        protocol = EngineConnection()
+        with Client(address) as client, socket.socket(socket.AF_UNIX) as sock:
+            assert client.notify("check-client-ip", ip=IPv4Address("192.0.2.1")).variables == {
+                "sess.ip_score": 0
+            }
+            sock.connect(f"{tmp_path}/agent.sock")
+            sock.sendall(protocol.data_to_send())
+            protocol.receive_data(sock.recv(4096))
+            process.send_signal(number)
+            assert protocol.receive_data(read_until_eof(sock)) == [
+                Disconnect(Status.NORMAL, "normal", True)
+            ]
         assert process.wait(10) == 0
     assert not os.path.exists(f"{tmp_path}/agent.sock")
 

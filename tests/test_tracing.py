@@ -53,7 +53,7 @@ def test_a_message_is_a_span_of_the_trace_it_brings(kind: str, takes_it: bool) -
     assert first.parent is not None
     assert f"{first.parent.span_id:016x}" == "b7ad6b7169203331"
     assert first.attributes is not None
-    assert first.attributes["spop.stream_id"] == 1
+    assert first.attributes["spop.stream_id"] == ack.stream_id
     assert second.parent is None
 
 

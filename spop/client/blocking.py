@@ -1,167 +1,144 @@
-"""A blocking client on one connection, for one thread."""
+"""`Client`: calls that block, from any number of threads.
+
+There is no thread that reads. Of the callers that wait one leads: it reads all connections,
+hands out what comes to the others, and passes the lead on when its own ACK is there. So a
+caller that is alone sends, waits and receives without any change of threads. Connections are
+opened and left in threads of their own, so that no call waits for more than it must.
+"""
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import socket
-import time
-from collections.abc import Iterable
-from typing import Self
+import ssl
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from functools import partial
+from time import monotonic
+from typing import Any, Self
 
 from spop.address import Address
-from spop.connection import ALL_CAPABILITIES, Disconnect, EngineConnection, EngineEvent, Peer
-from spop.constants import HAPROXY_FRAME_SIZE, Status
-from spop.errors import DisconnectedError, LocalProtocolError, SpopTimeoutError
+from spop.client.face import LINGER, Face, reason
+from spop.client.pool import Exchange, Link, MessageOrMessages, hear_hello, in_notify
+from spop.connection import EngineConnection, EngineEvent, Peer
+from spop.constants import Status
+from spop.errors import LocalProtocolError, SpopError
 from spop.frames import Ack, Message
+from spop.server.poller import READ, WRITE, Poller, new_poller
 from spop.values import Value
 
-RECV_SIZE = 64 * 1024
+RECV_SIZE = 256 * 1024
+WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
-class Client:
-    """A connection to an agent, open inside of a ``with`` statement.
+class Client(Face):
+    """Asks agents and waits for the answers; for any number of threads at a time.
 
-    Args:
-        address: ``HOST:PORT`` or ``unix:PATH``.
-        timeout: seconds to wait for a connection, a HELLO or an ACK.
-        max_frame_size: the largest frame in bytes that is offered to the agent.
-        capabilities: what to announce.
-        engine_id: names the engine that the connection belongs to.
-        healthcheck: only ask whether the agent lives, as HAProxy's ``spop-check`` does.
-
-    Attributes:
-        peer: what the HELLO agreed on.
+    It connects when it must; inside of a ``with`` statement, at its beginning. It takes the
+    arguments of `spop.client.face.Face`, the same as `AsyncClient`.
     """
 
-    peer: Peer
+    def __init__(self, address: str | Iterable[str], **settings: Any) -> None:
+        super().__init__(address, **settings)
+        self._lock = threading.RLock()
+        self._poller = new_poller()
+        self._buffer = bytearray(RECV_SIZE)
+        self._leader: Exchange | None = None
+        self._leader_sleeps = False
+        self._followers: dict[Exchange, threading.Lock] = {}
+        self._sent: dict[int, Exchange] = {}
+        self._timer: threading.Timer | None = None
+        self._timer_at = float("inf")
+        self._partings: set[threading.Thread] = set()
+        self._waker, self._wakened = socket.socketpair()
+        self._waker.setblocking(False)
+        self._wakened.setblocking(False)
+        self._poller.register(self._wakened.fileno(), READ, partial(_drain, self._wakened))
+        self._release = weakref.finalize(self, _close_all, self._poller, self._waker, self._wakened)
 
-    def __init__(
-        self,
-        address: str,
-        *,
-        timeout: float = 5.0,
-        max_frame_size: int = HAPROXY_FRAME_SIZE,
-        capabilities: frozenset[str] = ALL_CAPABILITIES,
-        engine_id: str | None = None,
-        healthcheck: bool = False,
-    ) -> None:
-        self._address = Address.parse(address)
-        self._timeout = timeout
-        self._protocol = EngineConnection(
-            max_frame_size=max_frame_size,
-            capabilities=capabilities,
-            engine_id=engine_id,
-            healthcheck=healthcheck,
-        )
-        self._stream_ids = itertools.count(1)
-        self._socket: socket.socket | None = None
-        self._acks: dict[tuple[int, int], Ack] = {}
+    # --- for callers ---
 
     def connect(self) -> Peer:
-        """Connect and exchange HELLO. Returns what was agreed on.
+        """Open a connection unless there is one. Returns what its HELLO agreed on.
 
         Raises:
-            OSError: there is no connection to be had.
+            RefusedError, UnreachableError: there is no connection to be had.
             SpopTimeoutError: no HELLO came in time.
             DisconnectedError: the agent refused, with its status and message.
         """
-        self._socket = self._open()
-        self._send()
-        deadline = time.monotonic() + self._timeout
-        while self._protocol.peer is None:
-            self._receive(deadline, "AGENT-HELLO")
-        self.peer = self._protocol.peer
+        exchange = self._begin(None)
+        self._wait(exchange, monotonic() + self._timeout)
+        if exchange.error is not None:
+            raise exchange.error
         return self.peer
 
-    def _open(self) -> socket.socket:
-        if self._address.path is not None:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sock.settimeout(self._timeout)
-            try:
-                sock.connect(self._address.path)
-            except BaseException:
-                sock.close()
-                raise
-            return sock
-        sock = socket.create_connection(
-            (self._address.host or "127.0.0.1", self._address.port), self._timeout
-        )
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return sock
-
-    def notify(self, message: str | Iterable[Message], /, **args: Value) -> Ack:
+    def notify(self, message: str | MessageOrMessages, /, **args: Value) -> Ack:
         """Send one message with arguments by name, or several in one NOTIFY; wait for the ACK.
 
         Raises:
             SpopTimeoutError: no ACK came in time.
-            DisconnectedError: the agent ended the connection.
+            RefusedError, UnreachableError: there is no connection to be had.
+            DisconnectedError: the agent refused or ended the connection. The messages were
+                sent, maybe handled, and are not sent again.
             FrameTooBigError: the messages fit no frame and the agent takes no fragments.
+            LocalProtocolError: the client is closed.
             TypeError, OverflowError, ValueError: an argument can't be encoded.
         """
-        messages = [Message(message, args)] if isinstance(message, str) else message
-        return self.wait(self.send(messages))
+        exchange = self._begin(in_notify(message, args))
+        return self._wait(exchange, monotonic() + self._timeout).result()
+
+    def notify_many(self, notifies: Iterable[MessageOrMessages], /) -> list[Ack]:
+        """Send many NOTIFY frames together, each of a message or of several; wait for all ACKs.
+
+        Returns:
+            The ACKs in the order of the NOTIFY frames.
+
+        Raises:
+            SpopError: the first that went wrong, as in `notify`; the other answers are lost.
+        """
+        deadline = monotonic() + self._timeout
+        batch = [in_notify(messages, {}) for messages in notifies]
+        with self._lock:
+            self._hear()
+            exchanges = [self._pool.submit(messages) for messages in batch]
+            self._pool.pump(monotonic())
+        try:
+            return [self._wait(exchange, deadline).result() for exchange in exchanges]
+        finally:
+            with self._lock:
+                for exchange in exchanges:
+                    self._pool.abandon(exchange)
 
     def send(self, messages: Iterable[Message]) -> int:
-        """Send a NOTIFY without waiting. Returns the stream-id to `wait` for."""
-        self._connected()
-        stream_id = next(self._stream_ids)
-        self._protocol.notify(stream_id, 1, messages)
-        self._send()
-        return stream_id
+        """Send a NOTIFY without waiting. Returns the stream-id to `wait` for, as one must."""
+        exchange = self._begin(messages)
+        self._sent[exchange.stream_id] = exchange
+        return exchange.stream_id
 
     def wait(self, stream_id: int) -> Ack:
         """Wait for the ACK of a NOTIFY that was sent. Raises as `notify` does."""
-        deadline = time.monotonic() + self._timeout
-        while (stream_id, 1) not in self._acks:
-            self._receive(deadline, "ACK")
-        return self._acks.pop((stream_id, 1))
+        exchange = self._sent.pop(stream_id, None)
+        if exchange is None:
+            raise LocalProtocolError(f"no NOTIFY of stream {stream_id} waits for an ACK")
+        return self._wait(exchange, monotonic() + self._timeout).result()
 
     def close(self) -> None:
-        """Say DISCONNECT, wait for the agent's, and close. Does nothing when it is closed."""
-        if self._socket is None:
-            return
-        try:
-            self._protocol.disconnect()
-            self._send()
-            deadline = time.monotonic() + self._timeout
-            while not self._protocol.should_close:
-                self._receive(deadline, "AGENT-DISCONNECT")
-        except (OSError, DisconnectedError, SpopTimeoutError):
-            pass
-        finally:
-            self._socket.close()
-            self._socket = None
+        """Say DISCONNECT on all connections and close them. Calls in progress fail.
 
-    def _send(self) -> None:
-        self._connected().sendall(self._protocol.data_to_send())
-
-    def _receive(self, deadline: float, awaited: str) -> None:
-        sock = self._connected()
-        remaining = deadline - time.monotonic()
-        try:
-            if remaining <= 0:
-                raise TimeoutError
-            sock.settimeout(remaining)
-            data = sock.recv(RECV_SIZE)
-        except TimeoutError:
-            raise SpopTimeoutError(f"no {awaited} in {self._timeout} s") from None
-        finally:
-            sock.settimeout(self._timeout)
-        self._handle(self._protocol.receive_data(data) if data else self._protocol.receive_eof())
-
-    def _handle(self, events: list[EngineEvent]) -> None:
-        for event in events:
-            if isinstance(event, Ack):
-                self._acks[event.stream_id, event.frame_id] = event
-            elif isinstance(event, Disconnect):
-                raise DisconnectedError(event.message, event.code)
-        if self._protocol.should_close and not events:
-            raise DisconnectedError("the connection is closed", Status.IO)
-
-    def _connected(self) -> socket.socket:
-        if self._socket is None:
-            raise LocalProtocolError("the client is not connected")
-        return self._socket
+        Agents have two seconds to answer.
+        """
+        with self._lock:
+            if self._pool.closed:
+                return
+            self._pool.close()
+            if self._timer is not None:
+                self._timer.cancel()
+            partings = list(self._partings)
+            if self._leader is None:
+                self._release()
+        for thread in partings:
+            thread.join()
 
     def __enter__(self) -> Self:
         try:
@@ -173,3 +150,233 @@ class Client:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    # --- waiting ---
+
+    def _begin(self, messages: Iterable[Message] | None) -> Exchange:
+        with self._lock:
+            self._hear()
+            exchange = self._pool.submit(messages)
+            self._pool.pump(monotonic())
+            return exchange
+
+    def _hear(self) -> None:
+        """Hear what came while nobody listened: a connection that ended takes no call."""
+        if self._leader is None and not self._pool.closed:
+            self._poller.run(0)
+
+    def _wait(self, exchange: Exchange, deadline: float) -> Exchange:
+        with self._lock:
+            try:
+                while not exchange.done:
+                    remaining = deadline - monotonic()
+                    if remaining <= 0:
+                        raise self._timed_out(exchange)
+                    if self._leader is None:
+                        self._lead(exchange, remaining)
+                    else:
+                        self._follow(exchange, remaining)
+            finally:
+                self._pool.abandon(exchange)
+                self._pass_lead_on()
+        return exchange
+
+    def _lead(self, exchange: Exchange, timeout: float) -> None:
+        self._leader, self._leader_sleeps = exchange, True
+        self._lock.release()
+        try:
+            self._poller.run(timeout)
+        finally:
+            self._lock.acquire()
+            self._leader, self._leader_sleeps = None, False
+
+    def _follow(self, exchange: Exchange, timeout: float) -> None:
+        baton = self._followers[exchange] = threading.Lock()
+        baton.acquire()
+        self._lock.release()
+        try:
+            baton.acquire(timeout=timeout)
+        finally:
+            self._lock.acquire()
+            self._followers.pop(exchange, None)
+
+    def _pass_lead_on(self) -> None:
+        """To the latest caller, who is likely to lead the longest."""
+        if self._leader is not None:
+            return
+        if self._followers:
+            self._followers.popitem()[1].release()
+        elif self._pool.closed:
+            self._release()
+
+    def _wake(self, exchange: Exchange) -> None:
+        baton = self._followers.pop(exchange, None)
+        if baton is not None:
+            baton.release()
+        elif exchange is self._leader and self._leader_sleeps:
+            with contextlib.suppress(OSError):
+                self._waker.send(b"\0")
+
+    # --- bytes ---
+
+    def _ready(self, link: Link, events: int) -> None:
+        with self._lock:
+            self._leader_sleeps = False
+            if link not in self._pool.links:
+                return
+            try:
+                if events & WRITE:
+                    self._flush(link)
+                    self._pool.pump(monotonic())
+                if events & READ:
+                    self._receive(link)
+            except OSError as error:
+                self._pool.lost(link, reason(error), Status.IO, monotonic())
+
+    def _receive(self, link: Link) -> None:
+        sock, protocol = link.transport, link.protocol
+        more = True
+        while more:
+            try:
+                size = sock.recv_into(self._buffer)
+            except WOULD_BLOCK:
+                return
+            events = protocol.receive_data(self._buffer, size) if size else protocol.receive_eof()
+            more = size > 0 and self._tls is not None and sock.pending() > 0
+            self._pool.received(link, events, monotonic())
+
+    def _flush(self, link: Link) -> None:
+        data = link.unsent or link.protocol.data_to_send()
+        try:
+            sent = link.transport.send(data)
+        except WOULD_BLOCK:
+            sent = 0
+        except OSError as error:
+            self._pool.lost(link, reason(error), Status.IO, monotonic())
+            return
+        if sent:
+            link.starting.clear()
+        link.unsent = memoryview(data)[sent:] if sent < len(data) else b""
+        if link.blocked is not bool(link.unsent):
+            link.blocked = not link.blocked
+            events = READ | WRITE if link.blocked else READ
+            self._poller.modify(link.transport.fileno(), events)
+
+    # --- connections ---
+
+    def _spawn(self, target: Callable[..., object], *args: Any) -> threading.Thread:
+        thread = threading.Thread(target=target, args=args, name="spop-client", daemon=True)
+        thread.start()
+        return thread
+
+    def _open(self, address: Address) -> None:
+        self._spawn(self._connect, address)
+
+    def _connect(self, address: Address) -> None:
+        """Open a connection, in a thread of its own."""
+        protocol = self._protocol()
+        try:
+            sock = self._dial(address)
+            try:
+                self._greet(sock, protocol)
+            except BaseException:
+                sock.close()
+                raise
+        except (OSError, ValueError, SpopError) as error:
+            with self._lock:
+                failure = self._unreachable(address, error)
+                self._pool.opening_failed(address, failure, monotonic())
+            return
+        sock.setblocking(False)
+        link = Link(address, protocol, sock)
+        with self._lock:
+            if not self._pool.closed:
+                self._poller.register(sock.fileno(), READ, partial(self._ready, link))
+            self._pool.opened(link, monotonic())
+
+    def _dial(self, address: Address) -> socket.socket:
+        if address.path is None:
+            sock = socket.create_connection((address.host, address.port), self._hello_timeout)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        else:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(self._hello_timeout)
+            if address.path is not None:
+                sock.connect(address.path)
+            if self._tls is None:
+                return sock
+            name = self._name_in_certificate(address)
+            return self._tls.wrap_socket(sock, server_hostname=name)
+        except BaseException:
+            sock.close()
+            raise
+
+    def _greet(self, sock: socket.socket, protocol: EngineConnection) -> None:
+        """Exchange HELLO."""
+        deadline = monotonic() + self._hello_timeout
+        sock.sendall(protocol.data_to_send())
+        while not hear_hello(protocol, _receive_before(deadline, sock, protocol)):
+            pass
+
+    def _part(self, link: Link) -> None:
+        sock = link.transport
+        with contextlib.suppress(KeyError):  # Where the client was closed meanwhile.
+            self._poller.unregister(sock.fileno())
+        if link.protocol.should_close:  # All that is left to say is what was wrong.
+            with contextlib.suppress(OSError):
+                sock.send(link.protocol.data_to_send())
+            sock.close()
+            return
+        self._partings.add(self._spawn(self._say_goodbye, link))
+
+    def _say_goodbye(self, link: Link) -> None:
+        """Send DISCONNECT and wait for the agent's, in a thread of its own."""
+        sock, protocol = link.transport, link.protocol
+        deadline = monotonic() + LINGER
+        with contextlib.suppress(OSError), sock:
+            sock.settimeout(LINGER)
+            sock.sendall(b"".join((link.unsent, protocol.data_to_send())))
+            while not protocol.should_close:
+                _receive_before(deadline, sock, protocol)
+        with self._lock:
+            self._partings.discard(threading.current_thread())
+
+    # --- time ---
+
+    def _schedule(self, when: float) -> None:
+        if when >= self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = when
+        self._timer = threading.Timer(max(0.0, when - monotonic()), self._tick)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _tick(self) -> None:
+        with self._lock:
+            self._timer_at = float("inf")
+            self._pool.tick(monotonic())
+
+
+def _drain(wakened: socket.socket, _: int) -> None:
+    with contextlib.suppress(OSError):
+        wakened.recv(4096)
+
+
+def _close_all(*closed: Poller | socket.socket) -> None:
+    for each in closed:
+        each.close()
+
+
+def _receive_before(
+    deadline: float, sock: socket.socket, protocol: EngineConnection
+) -> list[EngineEvent]:
+    """What one recv brings. Raises TimeoutError when it is too late."""
+    remaining = deadline - monotonic()
+    if remaining <= 0:
+        raise TimeoutError
+    sock.settimeout(remaining)
+    data = sock.recv(RECV_SIZE)
+    return protocol.receive_data(data) if data else protocol.receive_eof()

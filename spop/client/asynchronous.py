@@ -1,0 +1,281 @@
+"""`AsyncClient`: calls that are awaited, from any number of tasks of one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from time import monotonic
+from typing import Any, Self
+
+from spop.address import Address
+from spop.client.face import LINGER, Face, reason
+from spop.client.pool import Exchange, Link, MessageOrMessages, hear_hello, in_notify
+from spop.connection import Peer
+from spop.constants import Status
+from spop.errors import DisconnectedError, SpopError
+from spop.frames import Ack, Message
+from spop.values import Value
+
+
+class AsyncClient(Face):
+    """Asks agents and awaits the answers; for any number of tasks of one event loop.
+
+    It connects when it must; inside of an ``async with`` statement, at its beginning. It takes
+    the arguments of `spop.client.face.Face`, the same as `Client`.
+    """
+
+    def __init__(self, address: str | Iterable[str], **settings: Any) -> None:
+        super().__init__(address, **settings)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open_transports: set[asyncio.Future[None]] = set()
+        self._to_send: dict[Link, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = float("inf")
+
+    # --- for callers ---
+
+    async def connect(self) -> Peer:
+        """Open a connection unless there is one; as `Client.connect`."""
+        exchange = self._begin(None)
+        await self._wait(exchange, monotonic() + self._timeout)
+        if exchange.error is not None:
+            raise exchange.error
+        return self.peer
+
+    async def notify(self, message: str | MessageOrMessages, /, **args: Value) -> Ack:
+        """Send one message with arguments by name, or several in one NOTIFY; await the ACK.
+
+        Raises as `Client.notify` does. A call that is cancelled leaves nothing behind: its ACK
+        is dropped.
+        """
+        deadline = monotonic() + self._timeout
+        exchange = self._begin(in_notify(message, args))
+        return (await self._wait(exchange, deadline)).result()
+
+    async def notify_many(self, notifies: Iterable[MessageOrMessages], /) -> list[Ack]:
+        """Send many NOTIFY frames together and await all ACKs, in order; as
+        `Client.notify_many`."""
+        deadline = monotonic() + self._timeout
+        batch = [in_notify(messages, {}) for messages in notifies]
+        exchanges = [self._pool.submit(messages) for messages in batch]
+        self._pool.pump(monotonic())
+        try:
+            return [(await self._wait(exchange, deadline)).result() for exchange in exchanges]
+        finally:
+            for exchange in exchanges:
+                self._pool.abandon(exchange)
+
+    async def close(self) -> None:
+        """Say DISCONNECT on all connections and close them; as `Client.close`."""
+        if not self._pool.closed:
+            self._pool.close()
+            if self._timer is not None:
+                self._timer.cancel()
+            for task in self._tasks:
+                task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._open_transports)
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.connect()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    # --- waiting ---
+
+    def _begin(self, messages: Iterable[Message] | None) -> Exchange:
+        exchange = self._pool.submit(messages)
+        self._pool.pump(monotonic())
+        return exchange
+
+    async def _wait(self, exchange: Exchange, deadline: float) -> Exchange:
+        try:
+            if not exchange.done:
+                exchange.waiter = asyncio.get_running_loop().create_future()
+                async with asyncio.timeout(deadline - monotonic()):
+                    await exchange.waiter
+        except TimeoutError:
+            raise self._timed_out(exchange) from None
+        finally:
+            self._pool.abandon(exchange)
+        return exchange
+
+    def _wake(self, exchange: Exchange) -> None:
+        if exchange.waiter is not None and not exchange.waiter.done():
+            exchange.waiter.set_result(None)
+
+    # --- bytes ---
+
+    def received(self, link: Link, data: bytes) -> None:
+        """A transport brought this, or nothing any more."""
+        events = link.protocol.receive_data(data) if data else link.protocol.receive_eof()
+        self._pool.received(link, events, monotonic())
+
+    def _flush(self, link: Link) -> None:
+        """Send what all tasks of this turn of the event loop have to send, at once."""
+        if not self._to_send:
+            asyncio.get_running_loop().call_soon(self._send)
+        self._to_send[link] = None
+
+    def _send(self) -> None:
+        links, self._to_send = self._to_send, {}
+        for link in links:
+            transport = link.transport.transport
+            if not transport.is_closing():
+                link.starting.clear()
+                transport.write(link.protocol.data_to_send())
+
+    def blocked(self, link: Link, blocked: bool) -> None:
+        """A transport takes no more data, or takes it again."""
+        link.blocked = blocked
+        if not blocked:
+            self._pool.pump(monotonic())
+
+    def lost(self, link: Link, error: OSError | None) -> None:
+        """A transport is closed."""
+        message = "the connection is closed" if error is None else reason(error)
+        self._pool.lost(link, message, Status.IO, monotonic())
+
+    # --- connections ---
+
+    def _open(self, address: Address) -> None:
+        task = asyncio.get_running_loop().create_task(self._connect(address))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self, address: Address) -> None:
+        transport = _Transport(self)
+        try:
+            async with asyncio.timeout(self._hello_timeout):
+                await self._dial(address, transport)
+                link = Link(address, self._protocol(), transport)
+                await transport.greet(link)
+        except (OSError, ValueError, SpopError) as error:
+            transport.abort()
+            self._pool.opening_failed(address, self._unreachable(address, error), monotonic())
+        except BaseException:
+            transport.abort()
+            raise
+        else:
+            self._pool.opened(link, monotonic())
+
+    async def _dial(self, address: Address, transport: _Transport) -> None:
+        loop = asyncio.get_running_loop()
+        name = self._name_in_certificate(address) if self._tls is not None else None
+        if address.path is not None:
+            await loop.create_unix_connection(
+                lambda: transport, address.path, ssl=self._tls, server_hostname=name
+            )
+        else:
+            await loop.create_connection(
+                lambda: transport, address.host, address.port, ssl=self._tls, server_hostname=name
+            )
+        self._open_transports.add(transport.closed)
+        transport.closed.add_done_callback(self._open_transports.discard)
+
+    def _part(self, link: Link) -> None:
+        """The transport closes itself once it heard the agent's last word."""
+        transport = link.transport.transport
+        if not transport.is_closing():
+            transport.write(link.protocol.data_to_send())
+        link.transport.leave()
+
+    # --- time ---
+
+    def _schedule(self, when: float) -> None:
+        if when >= self._timer_at:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = when
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(when - monotonic(), self._tick)
+
+    def _tick(self) -> None:
+        self._timer_at = float("inf")
+        self._pool.tick(monotonic())
+
+
+class _Transport(asyncio.Protocol):
+    """A connection from its HELLO to its end."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        self._link: Link | None = None
+        loop = asyncio.get_running_loop()
+        self._hello: asyncio.Future[None] = loop.create_future()
+        self._leaving = False
+        self.closed: asyncio.Future[None] = loop.create_future()
+
+    async def greet(self, link: Link) -> None:
+        """Exchange HELLO. Raises DisconnectedError where the agent refuses."""
+        self._link = link
+        self.transport.write(link.protocol.data_to_send())
+        await self._hello
+
+    def leave(self) -> None:
+        """Close once the agent said DISCONNECT or closed, or did not in time."""
+        self._leaving = True
+        if self._link is None or self._link.protocol.should_close:
+            self.transport.close()
+        else:
+            asyncio.get_running_loop().call_later(LINGER, self.abort)
+
+    def abort(self) -> None:
+        if hasattr(self, "transport"):
+            self.transport.abort()
+
+    # --- asyncio calls these ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        link = self._link
+        if link is None:
+            return  # An agent that speaks first: greet() does not hear it, and times out.
+        if self._leaving:
+            link.protocol.receive_data(data)
+            if link.protocol.should_close:
+                self.transport.close()
+        elif not self._hello.done():
+            self._hear_hello(link, data)
+        else:
+            self._client.received(link, data)
+
+    def _hear_hello(self, link: Link, data: bytes) -> None:
+        try:
+            events = link.protocol.receive_data(data) if data else link.protocol.receive_eof()
+            if hear_hello(link.protocol, events):
+                self._hello.set_result(None)
+        except DisconnectedError as error:
+            self._hello.set_exception(error)
+
+    def eof_received(self) -> None:
+        self.data_received(b"")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.closed.done():
+            self.closed.set_result(None)
+        if self._link is not None:
+            if not self._hello.done():
+                self._hear_hello(self._link, b"")
+            elif not self._leaving:
+                self._client.lost(self._link, error if isinstance(error, OSError) else None)
+
+    def pause_writing(self) -> None:
+        if self._link is not None:
+            self._client.blocked(self._link, True)
+
+    def resume_writing(self) -> None:
+        if self._link is not None:
+            self._client.blocked(self._link, False)

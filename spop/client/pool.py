@@ -1,0 +1,422 @@
+"""Which connection takes a NOTIFY, and whose an ACK is: the clients' common core, without I/O.
+
+A `Pool` has the connections of one engine as `Link`s and the calls in progress as `Exchange`s.
+It decides when to open a connection, to which address, and when to close one; a `Driver` does
+it and reports back. The pool has no lock and no clock: whoever calls it sees to both.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from spop.address import Address
+from spop.connection import Disconnect, EngineConnection, EngineEvent, Peer
+from spop.errors import DisconnectedError, LocalProtocolError, SpopError
+from spop.frames import Ack, Message
+from spop.values import Value
+
+FRAME_ID = 1
+"""Of every NOTIFY: each has a stream of its own, whose number is never used again."""
+
+MessageOrMessages = Message | Iterable[Message]
+"""What goes into one NOTIFY."""
+
+FIRST_BACKOFF, LAST_BACKOFF = 0.1, 10.0
+"""Seconds that an address which failed is passed over: doubled each time, to the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How many connections there may be, and how busy. `face.Face` documents them."""
+
+    minimum: int
+    maximum: int
+    max_waiting_frames: int
+    maxconnrate: int | None
+    idle_timeout: float | None
+
+
+class Exchange:
+    """A call: messages that wait for a connection, then for their ACK.
+
+    Attributes:
+        messages: what to send; none where all that is asked for is a connection.
+        link: the connection that took it; None while it is queued.
+        done: there is an ACK or an error, or nobody waits any longer.
+        waiter: what the driver wakes the caller by.
+    """
+
+    __slots__ = ("ack", "done", "error", "link", "messages", "stream_id", "waiter")
+
+    def __init__(self, stream_id: int, messages: Iterable[Message] | None) -> None:
+        self.stream_id = stream_id
+        self.messages = messages
+        self.link: Link | None = None
+        self.done = False
+        self.ack: Ack | None = None
+        self.error: Exception | None = None
+        self.waiter: Any = None
+
+    def result(self) -> Ack:
+        """The ACK. Raises what went wrong instead."""
+        if self.ack is None:
+            raise self.error or LocalProtocolError("the call was given up")
+        return self.ack
+
+
+class Link:
+    """A connection of the pool.
+
+    Attributes:
+        transport: the driver's: what the bytes go through.
+        starting: exchanges of which no byte has gone to the kernel.
+        blocked: the kernel takes no more for now.
+        used_at: when a call was last given to it.
+    """
+
+    __slots__ = ("address", "blocked", "protocol", "starting", "transport", "unsent", "used_at")
+
+    def __init__(self, address: Address, protocol: EngineConnection, transport: Any) -> None:
+        self.address = address
+        self.protocol = protocol
+        self.transport = transport
+        self.starting: list[Exchange] = []
+        self.blocked = False
+        self.unsent: bytes | bytearray | memoryview = b""
+        self.used_at = 0.0
+
+    def room(self, max_waiting_frames: int) -> int:
+        """How many more NOTIFY frames it may take now."""
+        protocol = self.protocol
+        if self.blocked or (protocol.peer is not None and protocol.peer.healthcheck):
+            return 0
+        return (max_waiting_frames if protocol.pipelined else 1) - len(protocol.waiting)
+
+
+def in_notify(message: str | MessageOrMessages, args: dict[str, Value]) -> Iterable[Message]:
+    """The messages of a NOTIFY, however the caller put them.
+
+    Raises:
+        TypeError: arguments belong to a name, and a `Message` has its own.
+    """
+    if isinstance(message, str):
+        return [Message(message, args)]
+    if args:
+        raise TypeError("arguments by name go with a message's name, not with Message objects")
+    return [message] if isinstance(message, Message) else message
+
+
+def hear_hello(protocol: EngineConnection, events: Sequence[EngineEvent]) -> bool:
+    """Whether the handshake is over. Raises DisconnectedError where the agent refuses."""
+    for event in events:
+        if isinstance(event, Disconnect):
+            raise DisconnectedError(event.message, event.code)
+    return protocol.peer is not None
+
+
+class Driver(NamedTuple):
+    """What a pool asks of the side that does the I/O. None of it may call back at once, but
+    for `send`, which may find the link lost.
+
+    Attributes:
+        open: connect and exchange HELLO; then call `Pool.opened` or `Pool.opening_failed`.
+        send: what the link's protocol has to send; empty ``link.starting`` once any of it went.
+        close: send the last words, hear the agent's unless they were heard, and close.
+        wake: the exchange is done.
+        schedule: call `Pool.tick` at that time or before.
+    """
+
+    open: Callable[[Address], object]
+    send: Callable[[Link], object]
+    close: Callable[[Link], object]
+    wake: Callable[[Exchange], object]
+    schedule: Callable[[float], object]
+
+
+class Pool:
+    """The connections of one engine and the calls that go over them.
+
+    Args:
+        addresses: connections go to them in turn, except to those that failed lately.
+    """
+
+    def __init__(self, driver: Driver, addresses: Sequence[Address], limits: Limits) -> None:
+        self._driver = driver
+        self._addresses = _Addresses(addresses)
+        self._limits = limits
+        self._rate = _Rate(limits.maxconnrate)
+        self._links: deque[Link] = deque()
+        self._openings = 0
+        self._queue: deque[Exchange] = deque()
+        self._exchanges: dict[tuple[int, int], Exchange] = {}
+        self._stream_ids = itertools.count(1)
+        self.closed = False
+        self.peer: Peer | None = None
+
+    @property
+    def links(self) -> Sequence[Link]:
+        """The open connections."""
+        return self._links
+
+    # --- calls ---
+
+    def submit(self, messages: Iterable[Message] | None) -> Exchange:
+        """Queue a call; `pump` then starts it.
+
+        Raises:
+            LocalProtocolError: the client is closed, or made for health checks only.
+        """
+        if self.closed:
+            raise LocalProtocolError("the client is not connected: it was closed")
+        if messages is not None and self.peer is not None and self.peer.healthcheck:
+            raise LocalProtocolError("no NOTIFY in a health check")
+        exchange = Exchange(next(self._stream_ids), messages)
+        if messages is None and self._links:
+            exchange.done = True
+        else:
+            self._queue.append(exchange)
+        return exchange
+
+    def pump(self, now: float) -> None:
+        """Start what is queued where there is room, and make room."""
+        queue = self._queue
+        used: dict[Link, None] = {}
+        while queue and (link := self._link_with_room()) is not None:
+            self._start(queue.popleft(), link, now)
+            used[link] = None
+        for link in used:
+            self._driver.send(link)
+        if queue or len(self._links) + self._openings < self._limits.minimum:
+            self._grow(now)
+
+    def abandon(self, exchange: Exchange) -> None:
+        """Nobody waits for it any more. Its ACK, should it come, is dropped."""
+        if not exchange.done:
+            exchange.done = True
+            if exchange.link is None:
+                self._queue.remove(exchange)
+
+    def _link_with_room(self) -> Link | None:
+        """Connections take calls in turn."""
+        links = self._links
+        for _ in range(len(links)):
+            link = links[0]
+            links.rotate(-1)
+            if link.room(self._limits.max_waiting_frames) > 0:
+                return link
+        return None
+
+    def _start(self, exchange: Exchange, link: Link, now: float) -> None:
+        if exchange.messages is None:
+            self._finish(exchange)
+            return
+        try:
+            link.protocol.notify(exchange.stream_id, FRAME_ID, exchange.messages)
+        except Exception as error:  # What can't be encoded is the caller's.
+            self._finish(exchange, error=error)
+            return
+        exchange.link = link
+        self._exchanges[exchange.stream_id, FRAME_ID] = exchange
+        link.used_at = now
+        link.starting.append(exchange)
+
+    def _finish(
+        self, exchange: Exchange, ack: Ack | None = None, error: Exception | None = None
+    ) -> None:
+        if not exchange.done:
+            exchange.ack, exchange.error, exchange.done = ack, error, True
+            self._driver.wake(exchange)
+
+    # --- connections ---
+
+    def received(self, link: Link, events: Sequence[EngineEvent], now: float) -> None:
+        """Take what a connection's protocol made of the bytes that came."""
+        for event in events:
+            if isinstance(event, Ack):
+                self._acknowledge(link, event)
+            elif isinstance(event, Disconnect):
+                self.lost(link, event.message, event.code, now)
+                return
+        if self._queue:
+            self.pump(now)
+
+    def _acknowledge(self, link: Link, ack: Ack) -> None:
+        """Find the caller: on this connection or, where async is in force, on another one."""
+        ids = ack.stream_id, ack.frame_id
+        exchange = self._exchanges.get(ids)
+        if exchange is None or exchange.link is None:
+            return
+        if exchange.link is not link:
+            if not exchange.link.protocol.asynchronous:
+                return
+            exchange.link.protocol.waiting.discard(ids)
+        del self._exchanges[ids]
+        self._finish(exchange, ack)
+
+    def lost(self, link: Link, message: str, code: int, now: float) -> None:
+        """A connection is over. What it was sent fails; what it was not goes to another."""
+        if link not in self._links:
+            return
+        self._links.remove(link)
+        for exchange in reversed(link.starting):
+            if not exchange.done:
+                exchange.link = None
+                self._queue.appendleft(exchange)
+        link.starting.clear()
+        for ids in link.protocol.waiting:
+            sent = self._exchanges.pop(ids, None)
+            if sent is not None and sent.link is link:
+                self._finish(sent, error=DisconnectedError(f"{link.address}: {message}", code))
+        self._driver.close(link)
+        self.pump(now)
+
+    def opened(self, link: Link, now: float) -> None:
+        """A connection that `Driver.open` was asked for is there."""
+        self._openings -= 1
+        self._addresses.succeeded(link.address)
+        link.used_at = now
+        self._links.append(link)
+        self.peer = link.protocol.peer
+        if self.closed:
+            self._leave(link)
+            return
+        for exchange in [waiting for waiting in self._queue if waiting.messages is None]:
+            self._queue.remove(exchange)
+            self._finish(exchange)
+        self.pump(now)
+        self._schedule_idle(now)
+
+    def opening_failed(self, address: Address, error: SpopError, now: float) -> None:
+        """It is not. Calls that could wait for no other connection fail with it."""
+        self._openings -= 1
+        self._addresses.failed(address, now)
+        if not self._links and not self._openings and self._addresses.next(now) is None:
+            self._fail_queue(error)
+        if not self.closed:
+            self.pump(now)
+
+    def tick(self, now: float) -> None:
+        """Do what was scheduled: close what was idle, open what had to wait."""
+        if self.closed:
+            return
+        for link in list(self._links):
+            if len(self._links) > self._limits.minimum and self._idle(link, now):
+                self._leave(link)
+        self.pump(now)
+        self._schedule_idle(now)
+
+    def close(self) -> None:
+        """Fail all calls and say goodbye on all connections."""
+        self.closed = True
+        error = LocalProtocolError("the client was closed")
+        self._fail_queue(error)
+        for link in list(self._links):
+            self._leave(link, error)
+
+    def _leave(self, link: Link, error: SpopError | None = None) -> None:
+        self._links.remove(link)
+        for ids in link.protocol.waiting:
+            if (exchange := self._exchanges.pop(ids, None)) is not None:
+                self._finish(exchange, error=copy.copy(error))
+        link.protocol.disconnect()
+        self._driver.close(link)
+
+    def _fail_queue(self, error: SpopError) -> None:
+        while self._queue:
+            self._finish(self._queue.popleft(), error=copy.copy(error))
+
+    def _idle(self, link: Link, now: float) -> bool:
+        """No call was given to it for long, and none waits for it."""
+        idle_timeout = self._limits.idle_timeout
+        if idle_timeout is None or now < link.used_at + idle_timeout:
+            return False
+        waiting = (self._exchanges.get(ids) for ids in link.protocol.waiting)
+        return all(exchange is None or exchange.done for exchange in waiting)
+
+    def _schedule_idle(self, now: float) -> None:
+        idle_timeout = self._limits.idle_timeout
+        if idle_timeout is not None and len(self._links) > self._limits.minimum:
+            due = min(link.used_at for link in self._links) + idle_timeout
+            self._driver.schedule(due if due > now else now + idle_timeout)
+
+    def _grow(self, now: float) -> None:
+        """Open connections while calls wait for one, as the limits allow."""
+        while self._wants_connection():
+            allowed_at = self._rate.next(now)
+            if allowed_at > now:
+                self._driver.schedule(allowed_at)
+                return
+            address = self._addresses.next(now)
+            if address is None and self._queue and not self._links and not self._openings:
+                address = self._addresses.soonest
+            if address is None:
+                self._driver.schedule(self._addresses.retry_at)
+                return
+            self._rate.count(now)
+            self._openings += 1
+            self._driver.open(address)
+
+    def _wants_connection(self) -> bool:
+        """Once there is one, further ones come one by one: often a single one will do."""
+        limits, count = self._limits, len(self._links) + self._openings
+        if count < limits.minimum:
+            return True
+        if count >= limits.maximum:
+            return False
+        if self._links:
+            return bool(self._queue) and not self._openings
+        return len(self._queue) > self._openings * limits.max_waiting_frames
+
+
+class _Addresses:
+    """Addresses in turn, those that failed lately left out."""
+
+    def __init__(self, addresses: Sequence[Address]) -> None:
+        self._turn = deque(addresses)
+        self._retry_at = dict.fromkeys(addresses, 0.0)
+        self._backoff = dict.fromkeys(addresses, FIRST_BACKOFF)
+
+    def next(self, now: float) -> Address | None:
+        for _ in range(len(self._turn)):
+            address = self._turn[0]
+            self._turn.rotate(-1)
+            if self._retry_at[address] <= now:
+                return address
+        return None
+
+    @property
+    def soonest(self) -> Address:
+        """The one whose back-off ends first."""
+        return min(self._turn, key=lambda address: self._retry_at[address])
+
+    @property
+    def retry_at(self) -> float:
+        return self._retry_at[self.soonest]
+
+    def succeeded(self, address: Address) -> None:
+        self._retry_at[address], self._backoff[address] = 0.0, FIRST_BACKOFF
+
+    def failed(self, address: Address, now: float) -> None:
+        backoff = self._backoff[address]
+        self._retry_at[address] = now + backoff
+        self._backoff[address] = min(2 * backoff, LAST_BACKOFF)
+
+
+class _Rate:
+    """So many in a sliding second, and no more."""
+
+    def __init__(self, per_second: int | None) -> None:
+        self._times: deque[float] = deque(maxlen=per_second or 0)
+
+    def next(self, now: float) -> float:
+        """When one more is allowed: `now`, or later."""
+        times = self._times
+        return max(now, times[0] + 1.0) if times and len(times) == times.maxlen else now
+
+    def count(self, now: float) -> None:
+        self._times.append(now)

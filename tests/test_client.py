@@ -1,0 +1,406 @@
+"""Both clients over real sockets: exchanges, limits, failures, and nobody gets another's ACK."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted_agent import ScriptedAgent
+
+from spop import (
+    Ack,
+    Agent,
+    AsyncClient,
+    Client,
+    DisconnectedError,
+    LocalProtocolError,
+    Message,
+    RefusedError,
+    SpopError,
+    SpopTimeoutError,
+    UnreachableError,
+)
+from spop.connection import ALL_CAPABILITIES
+from spop.constants import Capability, Status
+from spop.errors import FrameTooBigError
+
+LOCKSTEP = frozenset({Capability.FRAGMENTATION})
+
+
+class AwaitedClient:
+    """`AsyncClient` on a loop of its own, called as `Client` is, so that a test says both."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._client = AsyncClient(*args, **settings)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def _run(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
+
+    def connect(self) -> Any:
+        return self._run(self._client.connect())
+
+    def notify(self, *args: Any, **kwargs: Any) -> Ack:
+        return self._run(self._client.notify(*args, **kwargs))
+
+    def notify_many(self, notifies: Any) -> list[Ack]:
+        return self._run(self._client.notify_many(notifies))
+
+    def close(self) -> None:
+        self._run(self._client.close())
+
+    def end(self) -> None:
+        self.close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    def __enter__(self) -> AwaitedClient:
+        self.connect()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+@pytest.fixture(params=["blocking", "async"])
+def new_client(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    with contextlib.ExitStack() as stack:
+
+        def make(*args: Any, **settings: Any) -> Any:
+            if request.param == "blocking":
+                client = Client(*args, **settings)
+                stack.callback(client.close)
+                return client
+            awaited = AwaitedClient(*args, **settings)
+            stack.callback(awaited.end)
+            return awaited
+
+        yield make
+
+
+def refused_address() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def certificate(folder: Path, name: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A certificate for that name, as contexts of the agent and of its client."""
+    key, cert = folder / "key.pem", folder / "cert.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    command += ["-nodes", "-days", "2", "-subj", f"/CN={name}"]
+    command += ["-addext", f"subjectAltName=DNS:{name}", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run(command, check=True, capture_output=True)
+    agent = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    agent.load_cert_chain(cert, key)
+    return agent, ssl.create_default_context(cafile=str(cert))
+
+
+# --- exchanges ---
+
+
+def test_an_exchange(new_client: Callable[..., Any]) -> None:
+    with ScriptedAgent() as agent, new_client(agent.address) as client:
+        assert client.notify("m", n=5).variables == {"sess.n": 5, "sess.size": 0}
+        assert client.notify(Message("m", n=6)).variables["sess.n"] == 6
+        assert client.notify([Message("m", n=7)]).variables["sess.n"] == 7
+        assert agent.accepted == 1
+        assert client.peer.max_frame_size == 16380
+
+
+def test_the_client_connects_by_itself(new_client: Callable[..., Any]) -> None:
+    with ScriptedAgent() as agent:
+        assert new_client(agent.address).notify("m", n=1).variables["sess.n"] == 1
+
+
+def test_a_unix_socket(new_client: Callable[..., Any], tmp_path: Path) -> None:
+    with ScriptedAgent(path=tmp_path / "sock") as agent, new_client(agent.address) as client:
+        assert client.notify("m", n=1).variables["sess.n"] == 1
+
+
+def test_tls(new_client: Callable[..., Any], tmp_path: Path) -> None:
+    ours, theirs = certificate(tmp_path, "agent.test")
+    with ScriptedAgent(tls=ours, path=tmp_path / "sock") as agent:
+        with new_client(agent.address, tls=theirs, server_name="agent.test") as client:
+            for size in (1, 200_000):
+                ack = client.notify("m", body=bytes(size))
+                assert ack.variables["sess.size"] in (size, 0)
+            assert [ack.variables["sess.n"] for ack in many(client, 50)] == list(range(50))
+        with pytest.raises(UnreachableError, match="certificate"):
+            new_client(agent.address, tls=theirs, server_name="other.test").connect()
+    with pytest.raises(ValueError, match="server_name"):
+        new_client(agent.address, tls=theirs)
+
+
+def many(client: Any, count: int) -> list[Ack]:
+    return client.notify_many(Message("m", n=number) for number in range(count))
+
+
+@pytest.mark.parametrize(
+    "capabilities", [ALL_CAPABILITIES, LOCKSTEP], ids=["pipelined", "lockstep"]
+)
+def test_many_at_once_keep_their_order(
+    new_client: Callable[..., Any], capabilities: frozenset[str]
+) -> None:
+    with (
+        ScriptedAgent(capabilities=capabilities) as agent,
+        new_client(agent.address, maximum=2, max_waiting_frames=10) as client,
+    ):
+        assert [ack.variables["sess.n"] for ack in many(client, 100)] == list(range(100))
+        assert agent.accepted <= 2
+
+
+def test_big_payloads_go_in_fragments(new_client: Callable[..., Any]) -> None:
+    agent = Agent()
+
+    @agent.message("m")
+    def handler(body: bytes) -> dict[str, Any]:
+        return {"sess.size": len(body)}
+
+    with agent.serve_in_background() as server, new_client(str(server.address)) as client:
+        assert client.notify("m", body=bytes(1_000_000)).variables == {"sess.size": 1_000_000}
+
+
+def test_they_are_too_big_where_the_agent_takes_no_fragments(
+    new_client: Callable[..., Any],
+) -> None:
+    with (
+        ScriptedAgent(capabilities=frozenset({Capability.PIPELINING})) as agent,
+        new_client(agent.address) as client,
+    ):
+        with pytest.raises(FrameTooBigError, match="no fragments"):
+            client.notify("m", body=bytes(20_000))
+        assert client.notify("m", n=1).variables["sess.n"] == 1
+
+
+def test_what_cannot_be_encoded_is_the_callers_error(new_client: Callable[..., Any]) -> None:
+    with ScriptedAgent() as agent, new_client(agent.address) as client:
+        with pytest.raises(OverflowError):
+            client.notify("m", n=2**70)
+        with pytest.raises(TypeError):
+            client.notify(Message("m"), n=1)
+        assert client.notify("m", n=1).variables["sess.n"] == 1
+
+
+# --- failures ---
+
+
+def test_refused_and_unreachable(new_client: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match=r"127\.0\.0\.1:\d+: "):
+        new_client(refused_address()).notify("m")
+    with pytest.raises(UnreachableError, match="No such file"):
+        new_client(f"unix:{tmp_path}/nothing").notify("m")
+
+
+def test_another_address_is_taken_where_one_fails(new_client: Callable[..., Any]) -> None:
+    with ScriptedAgent() as first, ScriptedAgent() as second:
+        client = new_client([refused_address(), first.address, second.address], minimum=2)
+        assert client.notify("m", n=1).variables["sess.n"] == 1
+        second.wait_until(lambda _: first.accepted == second.accepted == 1)
+
+
+def test_a_killed_agent_is_replaced(new_client: Callable[..., Any]) -> None:
+    with ScriptedAgent() as second:
+        with ScriptedAgent() as first:
+            client = new_client([first.address, second.address])
+            client.notify("m", n=1)
+            assert (first.accepted, second.accepted) == (1, 0)
+        assert calls_until_one_succeeds(client) == 2
+        assert second.accepted == 1
+
+
+def calls_until_one_succeeds(client: Any) -> Any:
+    """At most one call can have been sent to an agent that has gone."""
+    try:
+        return client.notify("m", n=2).variables["sess.n"]
+    except DisconnectedError:
+        return client.notify("m", n=2).variables["sess.n"]
+
+
+def test_a_call_whose_connection_is_lost_is_not_sent_again(
+    new_client: Callable[..., Any],
+) -> None:
+    with (
+        ScriptedAgent() as agent,
+        new_client(agent.address) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        agent.hold.set()
+        call = pool.submit(client.notify, "m", n=1)
+        agent.wait_until(lambda agent: len(agent.received) == 1)
+        for sock in list(agent._connections):
+            sock.shutdown(socket.SHUT_RDWR)
+        with pytest.raises(DisconnectedError, match="closed") as caught:
+            call.result(10)
+        assert caught.value.code == Status.IO
+        agent.hold.clear()
+        assert client.notify("m", n=2).variables["sess.n"] == 2
+        assert len(agent.received) == 2
+
+
+@pytest.mark.parametrize(
+    "capabilities", [ALL_CAPABILITIES, LOCKSTEP], ids=["pipelined", "lockstep"]
+)
+def test_a_late_ack_is_dropped(
+    new_client: Callable[..., Any], capabilities: frozenset[str]
+) -> None:
+    with (
+        ScriptedAgent(capabilities=capabilities) as agent,
+        new_client(agent.address, timeout=0.2, maximum=1) as client,
+    ):
+        agent.hold.set()
+        with pytest.raises(SpopTimeoutError, match=r"no ACK in 0\.2 s"):
+            client.notify("m", n=1)
+        agent.hold.clear()
+        for number in range(2, 5):
+            assert client.notify("m", n=number).variables["sess.n"] == number
+        assert agent.accepted == 1
+
+
+def test_a_cancelled_call_leaves_nothing_behind() -> None:
+    async def run(agent: ScriptedAgent) -> None:
+        async with AsyncClient(agent.address) as client:
+            agent.hold.set()
+            task = asyncio.create_task(client.notify("m", n=1))
+            await asyncio.to_thread(agent.wait_until, lambda agent: len(agent.received) == 1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            agent.hold.clear()
+            assert (await client.notify("m", n=2)).variables["sess.n"] == 2
+
+    with ScriptedAgent() as agent:
+        asyncio.run(run(agent))
+
+
+def test_a_call_waits_for_a_free_connection_no_longer_than_its_timeout(
+    new_client: Callable[..., Any],
+) -> None:
+    with (
+        ScriptedAgent(capabilities=LOCKSTEP) as agent,
+        new_client(agent.address, timeout=0.3, maximum=1) as client,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        agent.hold.set()
+        calls = [pool.submit(client.notify, "m", n=number) for number in range(2)]
+        errors = {str(call.exception(10)) for call in calls}
+        assert errors == {"no ACK in 0.3 s", "no free connection in 0.3 s"}
+
+
+def test_a_closed_client_takes_no_calls(new_client: Callable[..., Any]) -> None:
+    with ScriptedAgent() as agent, ThreadPoolExecutor(1) as pool:
+        client = new_client(agent.address)
+        agent.hold.set()
+        call = pool.submit(client.notify, "m")
+        agent.wait_until(lambda agent: len(agent.received) == 1)
+        client.close()
+        with pytest.raises(LocalProtocolError, match="closed"):
+            call.result(10)
+        with pytest.raises(LocalProtocolError, match="not connected"):
+            client.notify("m")
+        agent.wait_until(lambda agent: agent.open == 0)
+
+
+# --- limits ---
+
+
+def test_idle_connections_are_closed_down_to_the_minimum(new_client: Callable[..., Any]) -> None:
+    with (
+        ScriptedAgent(capabilities=LOCKSTEP) as agent,
+        new_client(agent.address, idle_timeout=0.2, minimum=1) as client,
+    ):
+        agent.hold.set()
+        with ThreadPoolExecutor(4) as pool:
+            calls = [pool.submit(client.notify, "m", n=number) for number in range(4)]
+            agent.wait_until(lambda agent: len(agent.received) == 4)
+            agent.hold.clear()
+            assert [call.result(10).variables["sess.n"] for call in calls] == [0, 1, 2, 3]
+        assert agent.accepted == 4
+        agent.wait_until(lambda agent: agent.open == 1)
+
+
+def test_maxconnrate(new_client: Callable[..., Any]) -> None:
+    with (
+        ScriptedAgent(capabilities=LOCKSTEP) as agent,
+        new_client(agent.address, maxconnrate=2, minimum=4),
+    ):
+        agent.wait_until(lambda agent: len(agent.hellos) == 4)
+        assert agent.hellos[2] - agent.hellos[0] > 0.9
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"maximum": 0}, {"minimum": 3, "maximum": 2}, {"maxconnrate": 0}, {"max_frame_size": 255}],
+)
+def test_settings_are_checked(settings: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        Client("127.0.0.1:9000", **settings)
+
+
+# --- chaos ---
+
+CALLS = 10_000
+
+
+def outcome(number: int, ack: Ack | None) -> str:
+    """Each call has its own answer, or a clear error."""
+    assert ack is None or ack.variables == {"sess.n": number, "sess.size": 0}
+    return "failed" if ack is None else "answered"
+
+
+def check_outcomes(outcomes: list[str]) -> None:
+    assert len(outcomes) == CALLS
+    assert outcomes.count("answered") > CALLS / 2
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_64_threads_in_chaos(seed: int) -> None:
+    with ScriptedAgent(chaos=random.Random(seed)) as agent:
+        client = Client(agent.address, engine_id="e", maximum=8, max_waiting_frames=16)
+
+        def call(number: int) -> str:
+            try:
+                return outcome(number, client.notify("m", n=number))
+            except SpopError:
+                return outcome(number, None)
+
+        with client, ThreadPoolExecutor(64) as pool:
+            check_outcomes(list(pool.map(call, range(CALLS))))
+
+
+@pytest.mark.parametrize("seed", [2])
+def test_1000_tasks_in_chaos(seed: int) -> None:
+    async def run(agent: ScriptedAgent) -> list[str]:
+        numbers = iter(range(CALLS))
+        outcomes: list[str] = []
+
+        async def call(client: AsyncClient) -> None:
+            for number in numbers:
+                try:
+                    outcomes.append(outcome(number, await client.notify("m", n=number)))
+                except SpopError:
+                    outcomes.append(outcome(number, None))
+
+        async with AsyncClient(
+            agent.address, engine_id="e", maximum=8, max_waiting_frames=50
+        ) as client:
+            await asyncio.gather(*(call(client) for _ in range(1000)))
+        return outcomes
+
+    with ScriptedAgent(chaos=random.Random(seed)) as agent:
+        check_outcomes(asyncio.run(run(agent)))
