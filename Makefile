@@ -42,9 +42,9 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# A report of all benchmarks in benchmarks/results, in under ten minutes.
 bench: $(VENV)/bench.stamp
-	$(BIN)/python -m pytest benchmarks -q --benchmark-group-by=group --benchmark-columns=median,ops,rounds
-	$(BIN)/python benchmarks/frames.py
+	$(BIN)/python benchmarks/report.py
 
 docs: $(VENV)/dev.stamp
 	$(BIN)/pip install -q 'mkdocs>=1.6'

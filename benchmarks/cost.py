@@ -94,7 +94,11 @@ def _counted(work: str, count: int) -> int:
         capture_output=True,
         text=True,
         check=True,
-        env={"PATH": os.environ["PATH"], "PYTHONHASHSEED": "0"},
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONHASHSEED": "0",
+            "SPOP_PURE": os.environ.get("SPOP_PURE", ""),
+        },
     ).stderr
     found = re.search(r"Collected : (\d+)", shown)
     assert found, shown
@@ -113,13 +117,19 @@ def main() -> None:
         return
     if not is_available():
         sys.exit("valgrind is not installed")
+    print(table())
+
+
+def table() -> str:
+    """The ratios to the yardstick."""
     prepare()
     unit = instructions("yardstick")
-    print(f"yardstick: {unit:.0f} instructions")
+    lines = ["| frame | instructions | ratio to the handler's call |", "|---|---|---|"]
     for work in WORK:
         if work != "yardstick":
-            cost = instructions(work)
-            print(f"{work}: {cost:.0f} instructions a frame, {cost / unit:.2f} × the yardstick")
+            count = instructions(work)
+            lines.append(f"| {work} | {count:.0f} | {count / unit:.2f} × |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

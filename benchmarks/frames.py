@@ -15,19 +15,17 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from running import BUILD, Running, free_port, pin, running, sink_command, spop_command
+
 HERE = Path(__file__).parent
-BUILD = HERE / "build"
 CONNECTIONS = 16
-TICK = os.sysconf("SC_CLK_TCK")
 
 
 class Exchange(NamedTuple):
@@ -57,18 +55,12 @@ def python(script: str, interpreter: str = sys.executable) -> Callable[[int], li
     return lambda port: [interpreter, str(HERE / "agents" / script), str(port)]
 
 
-def spop_serve(port: int) -> list[str]:
-    target = f"{HERE / 'agents' / 'spop_agent.py'}:agent"
-    bind = f"127.0.0.1:{port}"
-    return [sys.executable, "-m", "spop", "serve", target, "--bind", bind, "--log-level", "error"]
-
-
 AGENTS = {
     agent.name: agent
     for agent in (
-        Agent("C sink", lambda port: [str(BUILD / "sink"), str(port)], {}, 1),
-        Agent("spop", spop_serve, {}, 1),
-        Agent("spop-pure", spop_serve, {"SPOP_PURE": "1"}, 10),
+        Agent("C sink", sink_command, {}, 1),
+        Agent("spop", spop_command, {}, 1),
+        Agent("spop-pure", spop_command, {"SPOP_PURE": "1"}, 10),
         Agent("haproxyspoa", python("haproxyspoa_agent.py"), {}, 40),
         Agent("spoe-forge", python("spoe_forge_agent.py"), {}, 40),
     )
@@ -131,44 +123,24 @@ def measure(agents: list[Agent], runs: int, scale: float) -> dict[str, dict[str,
     """Microseconds of CPU per frame of each run, by exchange and agent."""
     figures: dict[str, dict[str, list[float]]] = {}
     with contextlib.ExitStack() as stack:
-        running = [(agent, *stack.enter_context(started(agent))) for agent in agents]
+        all_running = [(agent, stack.enter_context(started(agent))) for agent in agents]
         for exchange in EXCHANGES:
             results = figures.setdefault(exchange.name, {agent.name: [] for agent in agents})
             for _ in range(runs):
-                for agent, process, port in running:
+                for agent, it in all_running:
                     frames = max(1000, int(exchange.frames * scale / agent.slowness))
-                    before = cpu_seconds(process.pid)
-                    load(port, exchange, frames)
-                    used = cpu_seconds(process.pid) - before
+                    before = it.cpu_seconds()
+                    load(it.port, exchange, frames)
+                    used = it.cpu_seconds() - before
                     results[agent.name].append(used / frames * 1e6)
     return figures
 
 
 @contextlib.contextmanager
-def started(agent: Agent) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
-    process = subprocess.Popen(
-        agent.command(port),
-        env={**os.environ, **agent.environment},
-        preexec_fn=lambda: pin(0),
-        start_new_session=True,
-    )
-    try:
-        wait_for(port, process)
-        yield process, port
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 15
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return
-        time.sleep(0.05)
-    sys.exit(f"{process.args!r} does not listen")
+def started(agent: Agent) -> Iterator[Running]:
+    port = free_port()
+    with running(agent.command(port), port, agent.environment) as it:
+        yield it
 
 
 def load(port: int, exchange: Exchange, frames: int) -> None:
@@ -177,23 +149,6 @@ def load(port: int, exchange: Exchange, frames: int) -> None:
     subprocess.run(
         command, check=True, stdout=subprocess.DEVNULL, preexec_fn=lambda: pin(1), timeout=120
     )
-
-
-def pin(processor: int) -> None:
-    available = sorted(os.sched_getaffinity(0))
-    if len(available) > 1:
-        os.sched_setaffinity(0, {available[processor]})
-
-
-def cpu_seconds(session: int) -> float:
-    """What the agent and the processes it started have used: each agent leads a session."""
-    ticks = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session:
-                ticks += int(fields[11]) + int(fields[12])
-    return ticks / TICK
 
 
 def table(figures: dict[str, dict[str, list[float]]], agents: list[Agent]) -> str:

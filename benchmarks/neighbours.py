@@ -140,7 +140,7 @@ def latencies(path: str, exchanges: int) -> list[float]:
     return sorted(taken)
 
 
-def measure(path: str, exchanges: int) -> tuple[float, float]:
+def percentiles(path: str, exchanges: int) -> tuple[float, float]:
     """The 50th and the 99th percentile in µs, in a process of its own."""
     command = [sys.executable, __file__, "--measure", path, "--exchanges", str(exchanges)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -183,27 +183,40 @@ def main() -> None:
         taken = latencies(options.measure, options.exchanges)
         print(taken[len(taken) // 2] * 1e6, taken[len(taken) * 99 // 100] * 1e6)
         return
-    print(
-        "| neighbour | p50 | p99 | p50 alone | p99 alone | p99 / alone |\n|---|---|---|---|---|---|"
-    )
+    print(table(list(measure(options.exchanges, options.rounds))))
+
+
+def measure(exchanges: int, rounds: int) -> Iterator[tuple[str, list[float]]]:
+    """Neighbour, and µs: p50 and p99 beside it, p50 and p99 alone."""
     for behave in NEIGHBOURS:
         alone, beside = [], []
-        for _ in range(options.rounds):
+        for _ in range(rounds):
             with serving() as path:
-                alone.append(measure(path, options.exchanges))
+                alone.append(percentiles(path, exchanges))
                 neighbour = Neighbour(behave, path)
                 neighbour.start()
                 time.sleep(0.5)
-                beside.append(measure(path, options.exchanges))
+                beside.append(percentiles(path, exchanges))
                 neighbour.stop()
-        figures = [
-            statistics.median(each[index] for each in rows)
-            for rows in (beside, alone)
-            for index in (0, 1)
-        ]
-        name = behave.__name__.replace("_", " ")
+        yield (
+            behave.__name__.replace("_", " "),
+            [
+                statistics.median(each[index] for each in rows)
+                for rows in (beside, alone)
+                for index in (0, 1)
+            ],
+        )
+
+
+def table(rows: list[tuple[str, list[float]]]) -> str:
+    lines = [
+        "| neighbour | p50 | p99 | p50 alone | p99 alone | p99 / alone |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, figures in rows:
         shown = " | ".join(f"{figure:.0f} µs" for figure in figures)
-        print(f"| {name} | {shown} | {figures[1] / figures[3]:.1f} |", flush=True)
+        lines.append(f"| {name} | {shown} | {figures[1] / figures[3]:.1f} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from spop.agent import Agent, HandlerInfo
@@ -31,7 +32,7 @@ class Job:
         done: takes the job, the encoded actions and what went wrong, in that thread.
     """
 
-    __slots__ = ("_done", "_future", "call", "cancelled", "running")
+    __slots__ = ("_done", "call", "cancel_task", "cancelled", "running")
 
     def __init__(
         self,
@@ -43,13 +44,13 @@ class Job:
         self.running = running
         self.cancelled = False
         self._done = done
-        self._future: Future[None] | None = None
+        self.cancel_task: Callable[[], object] | None = None
 
     def cancel(self) -> None:
         """End it if it is asynchronous or has not begun; its result is not wanted."""
         self.cancelled = True
-        if self._future is not None:
-            self._future.cancel()
+        if self.cancel_task is not None:
+            self.cancel_task()
 
     def run(self) -> None:
         """Call a blocking handler, in this thread."""
@@ -111,6 +112,9 @@ class Executor:
         self._tasks = 0
         self._asyncio: asyncio.AbstractEventLoop | None = None
         self._asyncio_thread: threading.Thread | None = None
+        self._starting: deque[tuple[HandlerInfo, Job]] = deque()
+        self._start_ordered = False
+        self._running_tasks: set[asyncio.Task[None]] = set()
         self.busy = 0
         """Blocking handlers that run now."""
 
@@ -159,10 +163,23 @@ class Executor:
     def _launch(self, handler: HandlerInfo, job: Job) -> None:
         if handler.asynchronous:
             assert self._asyncio is not None
-            running = self._run_task(handler, job)
-            job._future = asyncio.run_coroutine_threadsafe(running, self._asyncio)
+            self._starting.append((handler, job))
+            if not self._start_ordered:
+                self._start_ordered = True
+                self._asyncio.call_soon_threadsafe(self._start_tasks)
         else:
             self._pool.submit(self._run, handler, job)
+
+    def _start_tasks(self) -> None:
+        """In the asyncio thread: all jobs that have come since it was last here."""
+        self._start_ordered = False
+        loop = asyncio.get_running_loop()
+        while self._starting:
+            handler, job = self._starting.popleft()
+            task = loop.create_task(self._run_task(handler, job))
+            self._running_tasks.add(task)
+            task.add_done_callback(self._running_tasks.discard)
+            job.cancel_task = partial(loop.call_soon_threadsafe, task.cancel)
 
     def _run(self, handler: HandlerInfo, job: Job) -> None:
         with self._lock:

@@ -1,0 +1,35 @@
+"""The benchmark's agent with a handler of each kind, and one for any arguments."""
+
+import asyncio
+import time
+from ipaddress import IPv4Address
+
+from spop import Agent, Message
+
+agent = Agent(name="kinds")
+
+
+@agent.message("inline")
+def inline(ip: IPv4Address) -> dict[str, int]:
+    return {"sess.ip_score": ip.packed[-1]}
+
+
+@agent.message("blocking", blocking=True)
+def blocking(ip: IPv4Address) -> dict[str, int]:
+    return {"sess.ip_score": ip.packed[-1]}
+
+
+@agent.message("async")
+async def asynchronous(ip: IPv4Address) -> dict[str, int]:
+    await asyncio.sleep(0)
+    return {"sess.ip_score": ip.packed[-1]}
+
+
+@agent.message("sleeping", blocking=True)
+def sleeping() -> None:
+    time.sleep(0.01)
+
+
+@agent.message("any")
+def anything(message: Message) -> dict[str, int]:
+    return {"sess.arguments": len(message.names)}

@@ -1,0 +1,112 @@
+"""The agent's CPU per frame as the work grows: connections, depth, arguments, payload; memory.
+
+python benchmarks/growth.py
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import resource
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from running import Running, free_port, pin, running, spop_command
+
+from spop import Message
+from spop.load.generator import Generator, Plan
+
+ADDRESS = ipaddress.IPv4Address("192.0.2.10")
+SMALL = [Message("inline", ip=ADDRESS)]
+
+
+class Point(NamedTuple):
+    series: str
+    x: int
+    microseconds: float
+    rss: float
+
+
+def plans(base: Plan) -> Iterator[tuple[str, int, Plan]]:
+    """What grows, how far it is, and the load."""
+    for connections in (1, 10, 100, 1000, 5000, 10_000):
+        depth = max(1, 2000 // connections)
+        yield "connections", connections, replace(base, connections=connections, depth=depth)
+    for depth in (1, 2, 5, 10, 20, 50, 100, 200):
+        yield "depth", depth, replace(base, depth=depth)
+    for arguments in (0, 1, 5, 10, 20, 50):
+        named = Message("any", {f"argument-{n}": n for n in range(arguments)})
+        yield "arguments", arguments, replace(base, messages=[named])
+    for size in (0, 256, 1024, 4096, 15_000, 32 * 1024, 64 * 1024):
+        body = Message("any", body=bytes(size))
+        yield "payload, bytes", size, replace(base, messages=[body], depth=5)
+
+
+def measure(seconds: float = 0.5) -> list[Point]:
+    port = free_port()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    points = []
+    command = spop_command(port, target="kinds_agent.py")
+    with running(command, port) as agent:
+        base = Plan(
+            address=agent.address, connections=16, depth=20, messages=SMALL, duration=seconds,
+            warm_up=0.2, timeout=30,
+        )  # fmt: skip
+        for series, x, plan in plans(base):
+            if plan.connections < limits[1] - 100:
+                points.append(_point(series, x, plan, agent))
+    return points
+
+
+def _point(series: str, x: int, plan: Plan, agent: Running) -> Point:
+    marks: list[float] = []
+    generator = Generator(
+        plan, lambda frames, measuring: marks.append(agent.cpu_seconds()) if measuring else None
+    )
+    result = generator.run()
+    used = agent.cpu_seconds() - (marks[0] if marks else 0.0)
+    return Point(series, x, used / max(1, result.frames) * 1e6, _rss(agent))
+
+
+def _rss(agent: Running) -> float:
+    """Memory in MiB of all of its processes that is theirs alone."""
+    total = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(stat.read_text().rpartition(")")[2].split()[3]) == agent.session:
+                lines = (stat.parent / "status").read_text().splitlines()
+                total += int(next(line.split()[1] for line in lines if "RssAnon" in line))
+        except OSError:
+            continue
+    return total / 1024
+
+
+def table(points: list[Point]) -> str:
+    lines = ["| what grows | | CPU per frame | memory |", "|---|---|---|---|"]
+    lines += [
+        f"| {p.series} | {p.x:,} | {p.microseconds:.2f} µs | {p.rss:.0f} MiB |" for p in points
+    ]
+    return "\n".join(lines)
+
+
+def plot(points: list[Point], path: Path) -> None:
+    from matplotlib import pyplot
+
+    names = list(dict.fromkeys(point.series for point in points))
+    figure, all_axes = pyplot.subplots(2, 2, figsize=(9, 6), layout="constrained")
+    for name, axes in zip(names, all_axes.flat, strict=True):
+        mine = [point for point in points if point.series == name]
+        axes.plot([p.x for p in mine], [p.microseconds for p in mine], marker="o")
+        if name in ("connections", "depth"):
+            axes.set_xscale("log")
+        axes.set(xlabel=name, ylabel="µs of CPU per frame", ylim=(0, None))
+        axes.grid(visible=True, alpha=0.3)
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    pin(1)
+    print(table(measure()))

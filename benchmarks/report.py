@@ -1,0 +1,167 @@
+"""All benchmarks, in a short form, as a Markdown report with plots in benchmarks/results.
+
+python benchmarks/report.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import clients
+import cost
+import frames
+import growth
+import in_front
+import kinds
+import latency
+import neighbours
+from running import HERE, pin
+
+RESULTS = HERE / "results"
+PEERS = ("haproxyspoa", "spoe-forge")
+
+
+def micro() -> Iterator[str]:
+    """The codecs, by pytest-benchmark."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        subprocess.run(
+            [sys.executable, "-m", "pytest", str(HERE), "-q", "--benchmark-json", file.name,
+             "--benchmark-max-time=0.3", "--benchmark-min-rounds=5"],
+            check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        measured = json.loads(Path(file.name).read_text())["benchmarks"]
+    groups: dict[str, list[tuple[str, float]]] = {}
+    for each in measured:
+        row = each["param"] or each["name"], each["stats"]["median"] * 1e6
+        groups.setdefault(each["group"] or each["name"], []).append(row)
+    yield "| what | implementation | time | ratio |\n|---|---|---|---|"
+    for group, rows in groups.items():
+        fastest = min(time for _, time in rows)
+        for name, time in sorted(rows, key=lambda row: row[1]):
+            yield f"| {group} | {name} | {time:.3g} µs | {time / fastest:.1f} × |"
+
+
+def over_sockets() -> Iterator[str]:
+    """Agents, their CPU per frame against the one in C."""
+    agents = [agent for agent in frames.AGENTS.values() if frames.is_installed(agent)]
+    figures = frames.measure(agents, runs=3, scale=0.4)
+    plot_ratios(figures, RESULTS / "frames.svg")
+    yield frames.table(figures, agents)
+    yield "\n![CPU per frame against the agent in C](frames.svg)"
+
+
+def plot_ratios(figures: dict[str, dict[str, list[float]]], path: Path) -> None:
+    import statistics
+
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 4), layout="constrained")
+    names = list(next(iter(figures.values())))
+    width = 0.8 / len(names)
+    for index, name in enumerate(names):
+        values = [statistics.median(results[name]) for results in figures.values()]
+        places = [place + index * width for place in range(len(values))]
+        bars = axes.bar(places, values, width, label=name)
+        axes.bar_label(bars, fmt="%.2g", fontsize=7)
+    axes.set_yscale("log")
+    axes.set_ylabel("µs of CPU per frame")
+    axes.set_xticks([place + 0.4 - width / 2 for place in range(len(figures))], list(figures))
+    axes.tick_params(axis="x", labelsize=8)
+    axes.legend(fontsize=8, ncols=len(names))
+    axes.margins(y=0.15)
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def by_kind() -> Iterator[str]:
+    """Handler kinds, modes, threads, processes."""
+    yield kinds.table(kinds.measure(0.5))
+
+
+def as_work_grows() -> Iterator[str]:
+    """Cost as work grows."""
+    points = growth.measure(0.4)
+    growth.plot(points, RESULTS / "growth.svg")
+    yield growth.table(points)
+    yield "\n![CPU per frame as work grows](growth.svg)"
+
+
+def latencies() -> Iterator[str]:
+    """Latency at half of the saturating rate."""
+    yield latency.table(latency.measure())
+
+
+def behind_haproxy() -> Iterator[str]:
+    """A real HAProxy in front."""
+    if in_front.find_haproxy() is None:
+        yield "HAProxy is not installed."
+    else:
+        yield in_front.table(in_front.measure(3000, 3))
+
+
+def of_clients() -> Iterator[str]:
+    """The clients, against the agent in C."""
+    yield clients.table(list(clients.measure()))
+
+
+def beside_others() -> Iterator[str]:
+    """Beside peers that misbehave."""
+    yield neighbours.table(list(neighbours.measure(exchanges=5000, rounds=1)))
+
+
+def in_instructions() -> Iterator[str]:
+    """Instructions for each frame."""
+    yield cost.table() if cost.is_available() else "valgrind is not installed."
+
+
+PARTS = (
+    micro, over_sockets, by_kind, as_work_grows, latencies, behind_haproxy, of_clients,
+    beside_others, in_instructions,
+)  # fmt: skip
+
+
+def machine() -> Iterator[str]:
+    """Where and of what this was measured."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE
+    ).stdout.strip()
+    model = ""
+    with open("/proc/cpuinfo") as file:
+        model = next((line.partition(":")[2].strip() for line in file if "model name" in line), "")
+    yield f"{datetime.now(UTC):%Y-%m-%d}, commit {commit or 'unknown'}"
+    yield f"- {platform.python_implementation()} {platform.python_version()}, spop {version('spop')}"
+    for peer in PEERS:
+        try:
+            yield f"- {peer} {version(peer)}"
+        except PackageNotFoundError:
+            yield f"- {peer}: not installed"
+    yield f"- {model}, {os.cpu_count()} processors, {platform.system()} {platform.release()}"
+
+
+def main() -> None:
+    frames.compile_c()
+    RESULTS.mkdir(exist_ok=True)
+    sections = ["# Benchmarks", "\n".join(machine())]
+    for part in PARTS:
+        title = str(part.__doc__).rstrip(".")
+        print(f"{title} …", flush=True)
+        if part not in (micro, by_kind):
+            pin(1)
+        sections.append(f"## {title}\n\n" + "\n".join(part()))
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    path = RESULTS / "report.md"
+    path.write_text("\n\n".join(sections) + "\n")
+    print(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Agents in processes of their own, pinned to a processor, and what they use of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from spop.address import Address
+
+HERE = Path(__file__).parent
+BUILD = HERE / "build"
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+class Running(NamedTuple):
+    """An agent that listens; it leads a session, which the processes it starts belong to."""
+
+    session: int
+    port: int
+
+    @property
+    def address(self) -> Address:
+        return Address("127.0.0.1", self.port)
+
+    def cpu_seconds(self) -> float:
+        """What all of its processes have used, the kernel's work for them included."""
+        return cpu_seconds(self.session)
+
+
+def spop_command(port: int, *options: str, target: str = "spop_agent.py") -> list[str]:
+    """``spop serve`` with one of the benchmark's agents."""
+    return [
+        sys.executable, "-m", "spop", "serve", f"{HERE / 'agents' / target}:agent",
+        "--bind", f"127.0.0.1:{port}", "--log-level", "error", *options,
+    ]  # fmt: skip
+
+
+def sink_command(port: int) -> list[str]:
+    """The agent in C."""
+    return [str(BUILD / "sink"), str(port)]
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str], port: int, environment: dict[str, str] | None = None
+) -> Iterator[Running]:
+    """An agent on processor 0, from when it listens to the end of the block."""
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, **(environment or {})},
+        preexec_fn=lambda: pin(0),
+        start_new_session=True,
+    )
+    try:
+        _wait_for(port, process)
+        yield Running(process.pid, port)
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def pin(processor: int) -> None:
+    """Have this process, and what it starts, run on one processor."""
+    available = sorted(os.sched_getaffinity(0))
+    if len(available) > 1:
+        os.sched_setaffinity(0, {available[processor]})
+
+
+def cpu_seconds(session: int) -> float:
+    ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == session:
+                ticks += int(fields[11]) + int(fields[12])
+    return ticks / TICK
+
+
+def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.05)
+    sys.exit(f"{process.args!r} does not listen")
