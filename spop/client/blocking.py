@@ -19,6 +19,7 @@ from time import monotonic
 from typing import Any, Self
 
 from spop.address import Address
+from spop.client.dial import dial
 from spop.client.face import LINGER, Face, reason
 from spop.client.pool import Exchange, Link, MessageOrMessages, hear_hello, in_notify
 from spop.connection import EngineConnection, EngineEvent, Peer
@@ -295,17 +296,10 @@ class Client(Face):
             self._pool.opened(link, monotonic())
 
     def _dial(self, address: Address) -> socket.socket:
-        if address.path is None:
-            sock = socket.create_connection((address.host, address.port), self._hello_timeout)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        else:
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = dial(address, self._hello_timeout)
+        if self._tls is None:
+            return sock
         try:
-            sock.settimeout(self._hello_timeout)
-            if address.path is not None:
-                sock.connect(address.path)
-            if self._tls is None:
-                return sock
             name = self._name_in_certificate(address)
             return self._tls.wrap_socket(sock, server_hostname=name)
         except BaseException:

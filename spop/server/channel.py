@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import threading
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 _LENGTH_SIZE = 4
+SEND_TIMEOUT = 5
+"""Seconds after which a process that does not read is given up."""
 
 
 class Received(NamedTuple):
@@ -22,6 +25,7 @@ class Channel:
     """One end of a stream of messages. Any thread may send, one receives."""
 
     def __init__(self, sock: socket.socket) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_TIMEOUT, 0))
         self._sock = sock
         self._lock = threading.Lock()
 
@@ -32,7 +36,7 @@ class Channel:
         return cls(ours), cls(theirs)
 
     def send(self, message: dict[str, Any], fds: Iterable[int] = ()) -> bool:
-        """Send a message whole. False: the other end is gone."""
+        """Send a message whole. False: the other end is gone, or does not read."""
         data = json.dumps(message).encode()
         try:
             with self._lock:

@@ -15,6 +15,7 @@ import logging
 import mmap
 import os
 import resource
+import select
 import selectors
 import signal
 import socket
@@ -321,8 +322,11 @@ class Supervisor:
         self._later(self._back_off, self._fill_up)
 
     def _drain_channel(self, worker: _Process) -> None:
-        """Take what it said before it ended."""
+        """Take what it said before it ended. Its end may still be open in a child of its own."""
         while worker.channel in self._selector.get_map():
+            if not select.select([worker.channel], [], [], 0)[0]:
+                self._selector.unregister(worker.channel)
+                break
             self._receive(worker)
         worker.channel.close()
 
