@@ -154,7 +154,7 @@ def main() -> None:
     for part in PARTS:
         title = str(part.__doc__).rstrip(".")
         print(f"{title} …", flush=True)
-        if part not in (micro, by_kind):
+        if part not in (micro, by_kind, beside_others):
             pin(1)
         sections.append(f"## {title}\n\n" + "\n".join(part()))
         os.sched_setaffinity(0, range(os.cpu_count() or 1))
