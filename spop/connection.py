@@ -110,6 +110,8 @@ class State(Enum):
 
 
 _OPEN = State.OPEN
+# As plain numbers: arithmetic with an IntFlag costs more than all else about a fragment.
+_FIN, _ABORT = FrameFlag.FIN.value, FrameFlag.ABORT.value
 _UNORDERED = frozenset({Capability.PIPELINING, Capability.ASYNC})
 
 _AGENT_STATES = {
@@ -191,13 +193,13 @@ class _Connection:
     def _advance(self, frame: Frame | Deferred) -> bool:
         """Go to the state that the frame leads to. False: skip it, its type is unknown."""
         type_ = _frame_type(frame)
-        try:
-            self.state = self._states[self.state][FrameType(type_)]
-        except (KeyError, ValueError):
+        state = self._states[self.state].get(type_)  # type: ignore[call-overload]
+        if state is None:
             if type_ not in _FRAME_TYPES:
                 return False
             name = FrameType(type_).name.replace("_", "-")
-            raise InvalidFrameError(f"{name} frame in state {self.state.name}") from None
+            raise InvalidFrameError(f"{name} frame in state {self.state.name}")
+        self.state = state
         return True
 
     def _hold(self, data: Buffer, consumed: int, end: int) -> None:
@@ -563,19 +565,19 @@ class AgentConnection(_Connection):
             self._ignored_fragments = None
             self._fragments = _Fragments(*ids, self._little_endian)
         elif ids == self._ignored_fragments:
-            if frame.flags & FrameFlag.FIN:
+            if frame.flags & _FIN:
                 self._ignored_fragments = None
             return
         fragments = self._fragments
         if fragments is None or fragments.ids != ids:
             raise InterlacedFramesError(f"fragment of {ids} where none or another was begun")
-        if frame.flags & FrameFlag.ABORT:
+        if frame.flags & _ABORT:
             self._fragments = None
             return
         fragments.add(frame.payload)
         if fragments.size > self._max_payload_size:
-            self._abort_fragments(fragments, final=bool(frame.flags & FrameFlag.FIN))
-        elif frame.flags & FrameFlag.FIN:
+            self._abort_fragments(fragments, final=bool(frame.flags & _FIN))
+        elif frame.flags & _FIN:
             self._fragments = None
             self._answer_payload(fragments, events)
 
