@@ -392,7 +392,8 @@ def test_a_full_queue_fails_at_once(agent: Agent, opened: threading.Event) -> No
         assert count(server, Cell.REJECTED) == 1
 
 
-def test_async_handlers_of_a_lost_connection_are_cancelled(agent: Agent) -> None:
+def slow_handler(agent: Agent) -> list[str]:
+    """Gives the agent an asynchronous handler of "slow" that tells what becomes of it."""
     events: list[str] = []
 
     @agent.message("slow")
@@ -404,6 +405,11 @@ def test_async_handlers_of_a_lost_connection_are_cancelled(agent: Agent) -> None
             events.append("cancelled")
             raise
 
+    return events
+
+
+def test_async_handlers_of_a_lost_connection_are_cancelled(agent: Agent) -> None:
+    events = slow_handler(agent)
     with agent.serve_in_background() as server:
         sock, protocol = hello(server)
         protocol.notify(1, 1, [Message("slow")])
@@ -464,17 +470,7 @@ def test_an_ack_leaves_on_another_connection_when_its_own_is_lost(
 
 
 def test_exchanges_are_cancelled_with_the_last_connection_of_their_engine(agent: Agent) -> None:
-    events: list[str] = []
-
-    @agent.message("slow")
-    async def slow() -> None:
-        events.append("begun")
-        try:
-            await asyncio.sleep(10)
-        except asyncio.CancelledError:
-            events.append("cancelled")
-            raise
-
+    events = slow_handler(agent)
     with agent.serve_in_background() as server:
         first, protocol = hello(server, engine_id="e", capabilities=ASYNC)
         second, _ = hello(server, engine_id="e", capabilities=ASYNC)
