@@ -145,10 +145,13 @@ def compile_condition(words: Sequence[str], acls: Iterable[Acl] = ()) -> Conditi
 
     Args:
         acls: those that were declared; the predefined ones are known.
+        words: an empty one ends the condition, as it ends a line of HAProxy's.
 
     Raises:
         AclError: what HAProxy would refuse.
     """
+    if "" in words:
+        words = words[: words.index("")]
     declared: dict[str, list[Test]] = {}
     for acl in acls:
         declared.setdefault(acl.name, []).append(acl.matches)

@@ -17,7 +17,7 @@ from spop.engine.samples.types import CASTS, SampleType, cast, clamp
 if TYPE_CHECKING:
     from spop.engine.stream import Stream
 
-_ESCAPES = {"r": "\r", "n": "\n", "t": "\t"}
+_ESCAPES = {"r": "\r", "n": "\n", "t": "\t"} | {char: char for char in "\\'\" "}
 _INTEGER = re.compile(r"[-+]?[0-9]+", re.ASCII)
 _VARIABLE = re.compile(r"(?:proc|sess|txn|req|res)\.[A-Za-z0-9._-]+", re.ASCII)
 
@@ -75,6 +75,13 @@ def parse_operand(word: str) -> Operand:
     if not _INTEGER.fullmatch(word):
         raise ArgumentError(f"'{word}' is neither an integer nor a variable")
     return Operand(clamp(int(word)))
+
+
+def parse_hex(word: str) -> bytes:
+    try:
+        return bytes.fromhex(word)
+    except ValueError:
+        raise ArgumentError(f"'{word}' is no sequence of hexadecimal pairs") from None
 
 
 def parse_ipv4(word: str) -> IPv4Address:
@@ -167,9 +174,9 @@ def _read_argument(text: str, start: int) -> tuple[str, int]:
         char = text[position]
         if char in "'\"" and quote in ("", char):
             quote = "" if quote else char
-        elif char == "\\" and quote != "'" and position + 1 < len(text):
+        elif char == "\\" and quote != "'" and text[position + 1 : position + 2] in _ESCAPES:
             position += 1
-            out.append(_escaped(text[position]))
+            out.append(_ESCAPES[text[position]])
         elif not quote and char in ",)":
             break
         else:
@@ -178,9 +185,3 @@ def _read_argument(text: str, start: int) -> tuple[str, int]:
     if quote:
         raise SampleError(f"missing closing {quote} in argument", start)
     return "".join(out), position
-
-
-def _escaped(char: str) -> str:
-    if char in "\\'\" ":
-        return char
-    return _ESCAPES.get(char, "\\" + char)

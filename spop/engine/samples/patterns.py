@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
-from spop.engine.samples.arguments import parse_int, parse_ipv6, parse_mask4, parse_mask6
+from spop.engine.samples.arguments import parse_hex, parse_int, parse_ipv6, parse_mask4, parse_mask6
 from spop.engine.samples.errors import ArgumentError
 from spop.engine.samples.types import SampleType, ipv6_to_ipv4, raw
 
@@ -196,10 +196,7 @@ def _address(word: str, ignore_case: bool) -> Predicate:
 
 
 def _block(word: str, ignore_case: bool) -> Predicate:
-    try:
-        block = bytes.fromhex(word)
-    except ValueError:
-        raise ArgumentError(f"'{word}' is no sequence of hexadecimal pairs") from None
+    block = parse_hex(word)
     return lambda value: bool(value == block)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from spop.engine.samples.arguments import Variable
+from spop.engine.samples.arguments import Variable, parse_hex
 from spop.engine.samples.errors import ArgumentError
 from spop.engine.samples.registry import fetch
 from spop.engine.samples.types import Method
@@ -68,10 +68,9 @@ def boolean(stream: Stream, value: str) -> bool:
 
 
 def _from_hex(word: str) -> tuple[bytes]:
-    try:
-        return (bytes.fromhex(word),)
-    except ValueError:
-        raise ArgumentError(f"'{word}' is no sequence of hexadecimal pairs") from None
+    if not word:
+        raise ArgumentError("the sequence of hexadecimal pairs is empty")
+    return (parse_hex(word),)
 
 
 @fetch("bin", prepare=_from_hex)
