@@ -47,7 +47,7 @@ REQUESTS = {
         b"p=1&q=a+b;r=%4"
     ),
     "origin": (
-        b"GET /Static/img//logo.PNG;sid=77?sid=5;q=%e9&empty=#frag HTTP/1.0\r\n"
+        b"GET /Static/img//logo.PNG;sid=77?sid=5;q=%e9&empty= HTTP/1.0\r\n"
         b"Host: WWW.Example.org:8080\r\n"
         b"Cookie: sid=ABC\r\n"
         b"X-Number: 42\r\n\r\n"
@@ -120,6 +120,7 @@ def stream_of(request: bytes, response: bytes | None = None) -> Stream:
         source=IPv4Address("127.0.0.1"),
         source_port=40000,
         destination=IPv4Address("127.0.0.1"),
+        destination_port=80,
         frontend="www",
         request=Request(method, uri, version[5:], headers, body),
     )
@@ -180,7 +181,7 @@ def ask(folder: Path, spoe: str, request: bytes, rules: str) -> dict[str, tuple[
     lists = "".join(
         f"\n    messages {' '.join(names[n : n + 40])}" for n in range(0, len(names), 40)
     )
-    head = f"spoe-agent test-agent{lists}\n    timeout hello 5s\n    timeout idle 1m"
+    head = f"spoe-agent test{lists}\n    timeout hello 5s\n    timeout idle 1m"
     with (
         agent.serve_in_background() as server,
         haproxy.HAProxy(
@@ -293,7 +294,7 @@ def refused_by_us(lines: list[str], compile_line: Callable[[str], object]) -> li
 def test_bad_expressions_are_refused_as_by_haproxy(tmp_path: Path) -> None:
     bad = corpus("bad_expressions")
     lines = [f"args {quoted(f'x={expression}')}" for expression in bad]
-    assert refused_by_haproxy(tmp_path, lines) == lines
+    assert set(lines) - set(refused_by_haproxy(tmp_path, lines)) == set()
     assert refused_by_us(bad, compile_expression) == bad
 
 
@@ -301,7 +302,7 @@ def test_bad_expressions_are_refused_as_by_haproxy(tmp_path: Path) -> None:
 def test_bad_conditions_are_refused_as_by_haproxy(tmp_path: Path) -> None:
     bad = corpus("bad_conditions")
     lines = [f"event on-frontend-http-request if {condition}" for condition in bad]
-    assert refused_by_haproxy(tmp_path, lines) == lines
+    assert set(lines) - set(refused_by_haproxy(tmp_path, lines)) == set()
     assert refused_by_us(bad, lambda line: compile_condition(shlex.split(line))) == bad
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from spop.engine.samples.arguments import parse_hex, parse_int, parse_ipv6, parse_mask4, parse_mask6
 from spop.engine.samples.errors import ArgumentError
-from spop.engine.samples.types import SampleType, ipv6_to_ipv4, raw
+from spop.engine.samples.types import SampleType, raw
 
 Predicate = Callable[[Any], bool]
 KNOWN_METHODS = ["OPTIONS", "GET", "HEAD", "POST", "PUT", "DELETE", "TRACE", "CONNECT"]
@@ -119,8 +119,14 @@ class Network:
             return int(value)
         if isinstance(value, IPv4Address):
             return 0xFFFF_0000_0000 | int(value)
-        inner = ipv6_to_ipv4(value)
-        return None if inner is None else int(inner)
+        return _embedded_ipv4(int(value))
+
+
+def _embedded_ipv4(ipv6: int) -> int | None:
+    """What ``::a.b.c.d``, ``::ffff:a.b.c.d`` and 6to4's ``2002:aabb:ccdd::/48`` hold."""
+    if ipv6 >> 32 in (0, 0xFFFF):
+        return ipv6 & 0xFFFFFFFF
+    return ipv6 >> 80 & 0xFFFFFFFF if ipv6 >> 112 == 0x2002 else None
 
 
 def parse_network(word: str) -> Network:

@@ -105,13 +105,8 @@ def _ipv4_to_ipv6(value: IPv4Address) -> IPv6Address:
 
 
 def ipv6_to_ipv4(value: IPv6Address) -> IPv4Address | None:
-    """The IPv4 address inside ``::ffff:a.b.c.d``, ``::a.b.c.d`` or ``2002:aabb:ccdd::``."""
-    number = int(value)
-    if number >> 32 in (0, 0xFFFF):
-        return IPv4Address(number & 0xFFFFFFFF)
-    if number >> 112 == 0x2002 and not number & ((1 << 80) - 1):
-        return IPv4Address(number >> 80 & 0xFFFFFFFF)
-    return None
+    """The IPv4 address inside ``::ffff:a.b.c.d``."""
+    return value.ipv4_mapped
 
 
 def _ipv6_to_text(value: IPv6Address) -> str:
@@ -120,6 +115,11 @@ def _ipv6_to_text(value: IPv6Address) -> str:
 
 def _packed(value: IPv4Address | IPv6Address) -> bytes:
     return value.packed
+
+
+def _block_to_text(value: bytes) -> str:
+    """Up to the first zero byte, where a string ends."""
+    return text(value.partition(b"\0")[0])
 
 
 def _int_to_bytes(value: int) -> bytes:
@@ -135,7 +135,7 @@ _AS_IT_IS = dict.fromkeys((bool, int, IPv4Address, IPv6Address, str, bytes))
 CASTS: Mapping[SampleType, Mapping[type, Cast]] = {
     SampleType.ANY: _AS_IT_IS,
     SampleType.BOOL: {bool: None, int: bool, str: _text_to_bool},
-    SampleType.INT: {bool: int, int: None, IPv4Address: int, str: _text_to_int},
+    SampleType.INT: {bool: None, int: None, IPv4Address: int, str: _text_to_int},
     SampleType.ADDR: {
         int: _int_to_ipv4,
         IPv4Address: None,
@@ -160,7 +160,7 @@ CASTS: Mapping[SampleType, Mapping[type, Cast]] = {
         IPv4Address: str,
         IPv6Address: _ipv6_to_text,
         str: None,
-        bytes: text,
+        bytes: _block_to_text,
     },
     SampleType.BIN: {
         bool: _int_to_bytes,

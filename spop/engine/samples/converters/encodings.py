@@ -25,6 +25,8 @@ def hexadecimal(value: bytes) -> str:
 
 @converter("hex2i")
 def hex2i(value: str) -> int | None:
+    if not value:
+        return 0
     try:
         return clamp(int(value, 16)) if value.isalnum() else None
     except ValueError:
@@ -126,11 +128,15 @@ def _json_character(char: str) -> str:
     return char if " " <= char <= "~" else f"\\u{ord(char):04x}"
 
 
-@converter("bytes")
-def part(value: str | bytes, offset: int, length: int | None = None) -> str | bytes | None:
-    """Some bytes of a block; None for an offset outside of it. A string stays one."""
+def _not_negative(offset: int, length: int | None = None) -> tuple[int, int | None]:
+    if offset < 0 or (length is not None and length < 0):
+        raise ArgumentError("offset and length can't be negative")
+    return offset, length
+
+
+@converter("bytes", prepare=_not_negative)
+def part(value: str | bytes, offset: int, length: int | None = None) -> str | bytes:
+    """Some bytes of a block, empty beyond its end. A string stays one."""
     data = raw(value) if isinstance(value, str) else value
-    if not 0 <= offset <= len(data) or (length is not None and length < 0):
-        return None
     cut = data[offset:] if length is None else data[offset : offset + length]
     return text(cut) if isinstance(value, str) else cut

@@ -25,10 +25,15 @@ def _remainder(value: int, divisor: int) -> int:
     return value - divisor * _quotient(value, divisor) if divisor else 0
 
 
+def _as_given(value: int, result: int) -> int:
+    """A result inside 64 bits; arithmetic on a boolean gives one."""
+    return bool(result) if isinstance(value, bool) else clamp(result)
+
+
 def _register(name: str, compute: Callable[[int, int], int]) -> None:
     def arithmetic(value: int, stream: Stream, operand: Operand) -> int | None:
         other = operand.value(stream)
-        return None if other is None else clamp(compute(value, other))
+        return None if other is None else _as_given(value, compute(value, other))
 
     converter(name)(arithmetic)
 
@@ -45,12 +50,12 @@ _register("xor", operator.xor)
 
 @converter("neg")
 def neg(value: int) -> int:
-    return clamp(-value)
+    return _as_given(value, -value)
 
 
 @converter("cpl")
 def cpl(value: int) -> int:
-    return ~value
+    return _as_given(value, ~int(value))
 
 
 @converter("bool")

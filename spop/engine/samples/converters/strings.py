@@ -77,10 +77,14 @@ def field(value: str, index: int, delimiters: str, count: int = 1) -> str | None
 
 
 @converter("word", prepare=_selection)
-def word(value: str, index: int, delimiters: str, count: int = 1) -> str | None:
+def word(value: str, index: int, delimiters: str, count: int = 1) -> str:
+    """Empty if there is none. All remaining words come with the delimiters beyond them."""
     spans = _spans(value, delimiters)  # type: ignore[arg-type]
     words = [span for span in spans if span[0] < span[1]]
-    return _select(value, words, index, count) if words else ""
+    available = len(words) - abs(index) + 1
+    if count and count <= available or available <= 0:
+        return _select(value, words, index, count) or ""
+    return value[words[index - 1][0] :] if index > 0 else value[: words[index][1]]
 
 
 def _substitution(
@@ -156,7 +160,7 @@ def _host_and_port(value: str) -> tuple[str, int]:
 
 @converter("host_only")
 def host_only(value: str) -> str:
-    return _host_and_port(value)[0]
+    return ascii_lower(_host_and_port(value)[0])
 
 
 @converter("port_only")

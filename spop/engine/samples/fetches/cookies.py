@@ -23,21 +23,31 @@ Cookies = Callable[[Stream, str], Iterator[str]]
 def request_cookies(stream: Stream, name: str) -> Iterator[str]:
     """The values of a request's cookies of this name; of all for an empty name."""
     for line in values(of_request(stream), "cookie"):
-        position = 0
-        while position < len(line):
-            pair = _PAIR.match(line, position)
-            if pair and name in ("", pair[1]):
-                yield pair[2].rstrip(" \t")
-            end = _NEXT.search(line, pair.end() if pair else position)
-            position = end.end() if end else len(line)
+        for key, value in _pairs(line):
+            if name in ("", key):
+                yield value
 
 
 def response_cookies(stream: Stream, name: str) -> Iterator[str]:
-    """The values of the cookies that a response sets; attributes are none."""
+    """The values of the cookies that a response sets.
+
+    Attributes are passed over by their name, but without one they count, as in HAProxy.
+    """
     for line in values(of_response(stream), "set-cookie"):
-        pair = _PAIR.match(line)
-        if pair and name in ("", pair[1]):
-            yield pair[2].rstrip(" \t")
+        for key, value in _pairs(line):
+            if name not in ("", key):
+                break
+            yield value
+
+
+def _pairs(line: str) -> Iterator[tuple[str, str]]:
+    position = 0
+    while position < len(line):
+        pair = _PAIR.match(line, position)
+        if pair:
+            yield pair[1], pair[2].rstrip(" \t")
+        end = _NEXT.search(line, pair.end() if pair else position)
+        position = end.end() if end else len(line)
 
 
 def _register(cookies: Cookies, *prefixes: str) -> None:
