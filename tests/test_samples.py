@@ -261,7 +261,10 @@ def test_conditions_are_haproxys(name: str, tmp_path: Path) -> None:
 
 
 def refused_by_haproxy(folder: Path, lines: list[str]) -> list[str]:
-    """Which lines of messages it refuses; it goes on after an error in one."""
+    """Which lines of messages it refuses; it goes on after an error, but not after 50."""
+    if len(lines) > 40:
+        head, rest = lines[:40], lines[40:]
+        return refused_by_haproxy(folder, head) + refused_by_haproxy(folder, rest)
     head = "[t]\nspoe-agent a\n    use-backend b\n    timeout processing 1s\n    messages"
     parts = [f"{head} m0"]
     parts += [f"spoe-message m{number}\n    {line}" for number, line in enumerate(lines)]
@@ -294,7 +297,7 @@ def refused_by_us(lines: list[str], compile_line: Callable[[str], object]) -> li
 def test_bad_expressions_are_refused_as_by_haproxy(tmp_path: Path) -> None:
     bad = corpus("bad_expressions")
     lines = [f"args {quoted(f'x={expression}')}" for expression in bad]
-    assert set(lines) - set(refused_by_haproxy(tmp_path, lines)) == set()
+    assert refused_by_haproxy(tmp_path, lines) == lines
     assert refused_by_us(bad, compile_expression) == bad
 
 
@@ -302,7 +305,7 @@ def test_bad_expressions_are_refused_as_by_haproxy(tmp_path: Path) -> None:
 def test_bad_conditions_are_refused_as_by_haproxy(tmp_path: Path) -> None:
     bad = corpus("bad_conditions")
     lines = [f"event on-frontend-http-request if {condition}" for condition in bad]
-    assert set(lines) - set(refused_by_haproxy(tmp_path, lines)) == set()
+    assert refused_by_haproxy(tmp_path, lines) == lines
     assert refused_by_us(bad, lambda line: compile_condition(shlex.split(line))) == bad
 
 

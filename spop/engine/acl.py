@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from spop.engine.samples import Expression, SampleError, compile_expression
@@ -211,6 +212,7 @@ class _AclParser:
         self._index = index
         self._ignore_case = False
         self._as_map = False
+        self._loaded = False
         self._patterns: list[tuple[str, bool]] = []
 
     def parse(self) -> Test:
@@ -243,14 +245,17 @@ class _AclParser:
         name = match[0] if match else ""
         source, method = CRITERIA.get(name, (name, None))
         self._index += 1
-        while is_converter(self._peek()):
-            text += "," + self._peek()
-            self._index += 1
+        if name not in CRITERIA:
+            # HAProxy applies converters that stand as words, and takes them as patterns too.
+            following = takewhile(is_converter, self._words[self._index :])
+            text = ",".join([text, *following])
         try:
             expression = compile_expression(source + text[len(name) :])
         except SampleError as error:
             raise AclError(error.message, start) from None
-        return expression, method or _DEFAULT_METHODS.get(expression.gives)
+        if method is None or expression.converted:
+            method = _DEFAULT_METHODS.get(expression.gives)
+        return expression, method
 
     def _refuse_without_method(self) -> None:
         raise AclError(
@@ -284,7 +289,7 @@ class _AclParser:
 
     def _choose_method(self, name: str) -> None:
         index = self._index - 1
-        if self._patterns:
+        if self._loaded:
             raise AclError("'-m' has to come before files of patterns", index)
         if name not in METHODS or name == "meth":
             raise AclError(unknown("match method", name, METHODS), index)
@@ -300,6 +305,7 @@ class _AclParser:
             keys = [key for key, _ in read_map(path)] if self._as_map else read_patterns(path)
         except ArgumentError as error:
             raise AclError(str(error), self._index - 1) from None
+        self._loaded = True
         for key in keys:
             self._add(key, self._index - 1)
 

@@ -51,6 +51,11 @@ class Expression:
     def __repr__(self) -> str:
         return f"<Expression {self.text}>"
 
+    @property
+    def converted(self) -> bool:
+        """Whether there are converters after the fetch."""
+        return bool(self._steps)
+
     def evaluate(self, stream: Stream) -> DecodedValue:
         """The sample of this stream; None if it isn't available."""
         value = self._fetch(stream)

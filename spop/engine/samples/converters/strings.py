@@ -82,7 +82,7 @@ def word(value: str, index: int, delimiters: str, count: int = 1) -> str:
     spans = _spans(value, delimiters)  # type: ignore[arg-type]
     words = [span for span in spans if span[0] < span[1]]
     available = len(words) - abs(index) + 1
-    if count and count <= available or available <= 0:
+    if (count and count <= available) or available <= 0:
         return _select(value, words, index, count) or ""
     return value[words[index - 1][0] :] if index > 0 else value[: words[index][1]]
 

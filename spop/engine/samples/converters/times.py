@@ -29,4 +29,7 @@ def _unit(offset: int = 0, unit: str = "s") -> tuple[int, int]:
 
 @converter("http_date", prepare=_unit)
 def http_date(value: int, offset: int = 0, unit: str = "1") -> str:
-    return formatdate((value + offset) // int(unit), usegmt=True)
+    """A date for header fields; below the second, HAProxy's has the bare count of units."""
+    seconds, fraction = divmod(value + offset, int(unit))
+    date = formatdate(seconds, usegmt=True)
+    return date if int(unit) == 1 else date.replace(" GMT", f".{fraction} GMT")

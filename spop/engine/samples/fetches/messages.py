@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 
 from spop.engine.samples.converters.hashes import avalanche, sdbm_hash
-from spop.engine.samples.errors import ArgumentError
 from spop.engine.samples.fetches.headers import strict_int, values
 from spop.engine.samples.registry import fetch
 from spop.engine.samples.types import Method, raw, text
@@ -138,9 +137,7 @@ def parameters(found: str, name: str, separators: str = "&;") -> Iterator[str]:
 
 
 def _delimiter(name: str = "", delimiter: str = "?") -> tuple[str, str]:
-    if len(delimiter) != 1:
-        raise ArgumentError("the delimiter of parameters is one character")
-    return name, delimiter
+    return name, delimiter[:1] or "?"
 
 
 def every_urlp(stream: Stream, name: str = "", delimiter: str = "?") -> Iterator[str]:
