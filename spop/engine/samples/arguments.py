@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address, IPv6Address, NetmaskValueError
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any
 
 from spop.engine.samples.errors import ArgumentError, SampleError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from spop.engine.stream import Stream
 
 _ESCAPES = {"r": "\r", "n": "\n", "t": "\t"} | {char: char for char in "\\'\" "}
+_UNITS = {"s": 1, "ms": 1000, "us": 1_000_000}
 _INTEGER = re.compile(r"[-+]?[0-9]+", re.ASCII)
 _VARIABLE = re.compile(r"(?:proc|sess|txn|req|res)\.[A-Za-z0-9._-]+", re.ASCII)
 
@@ -77,6 +78,13 @@ def parse_operand(word: str) -> Operand:
     return Operand(clamp(int(word)))
 
 
+def parse_unit(offset: int = 0, unit: str = "s") -> tuple[int, int]:
+    """The arguments of dates: the unit becomes how many there are in a second."""
+    if unit not in _UNITS:
+        raise ArgumentError(f"'{unit}' is none of the units {', '.join(_UNITS)}")
+    return offset, _UNITS[unit]
+
+
 def parse_hex(word: str) -> bytes:
     try:
         return bytes.fromhex(word)
@@ -103,7 +111,7 @@ def parse_mask4(word: str) -> Mask4:
         return Mask4(_leading_ones(int(word), 32))
     try:
         return Mask4(int(IPv4Address(word)))
-    except (AddressValueError, NetmaskValueError):
+    except AddressValueError:
         raise ArgumentError(f"'{word}' is not an IPv4 mask") from None
 
 

@@ -7,17 +7,14 @@ import random
 import socket
 import time
 import uuid as uuids
-from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any
 
-from spop.engine.samples.arguments import Variable, parse_hex
+from spop.engine.samples.arguments import Variable, parse_hex, parse_unit
 from spop.engine.samples.errors import ArgumentError
 from spop.engine.samples.registry import fetch
 from spop.engine.samples.types import Method
 from spop.engine.stream import Stream
 
-_UNITS = {"s": 1, "ms": 1000, "us": 1_000_000}
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -109,20 +106,9 @@ def uuid(stream: Stream, version: int = 4) -> str:
     return str(uuids.uuid4())
 
 
-def _unit(offset: int = 0, unit: str = "s") -> tuple[int, int]:
-    if unit not in _UNITS:
-        raise ArgumentError(f"'{unit}' is none of the units {', '.join(_UNITS)}")
-    return offset, _UNITS[unit]
-
-
-def timestamp(clock: Callable[[], float], offset: Any, per_second: Any) -> int:
-    """The time in parts of a second, with an offset in the same."""
-    return int(clock() * per_second) + int(offset)
-
-
-@fetch("date", prepare=_unit)
+@fetch("date", prepare=parse_unit)
 def date(stream: Stream, offset: int = 0, unit: str = "s") -> int:
-    return timestamp(time.time, offset, unit)
+    return int(time.time() * int(unit)) + offset
 
 
 @fetch("date_us")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 from spop.engine.samples.errors import ArgumentError
 from spop.engine.samples.registry import fetch
@@ -19,7 +20,7 @@ MAX_OCCURRENCE = 10
 
 HeadersOf = Callable[[Stream], Headers | None]
 
-_COMMA_SEPARATED = re.compile(r'((?:[^",]|"(?:\\.|[^"\\])*(?:"|$))*)(?:,|$)', re.DOTALL)
+_COMMA_SEPARATED = re.compile(r'((?:[^",]|"(?:\\.|[^"\\])*(?:"|$))*)(,|$)', re.DOTALL)
 _PORT = re.compile(r":\d{1,5}$", re.ASCII)
 
 
@@ -46,7 +47,7 @@ def split_values(field: str) -> Iterator[str]:
     while match := _COMMA_SEPARATED.match(field, position):
         yield match[1].strip(" \t")
         position = match.end()
-        if not match[0].endswith(",") or position > len(field):
+        if not match[2]:
             return
 
 
@@ -103,16 +104,17 @@ def _lower(name: str = "") -> tuple[str]:
 Finder = Callable[[Headers | None, str], Iterator[str]]
 
 
-def _register_values(of: HeadersOf, find: Finder, names: tuple[str, ...]) -> None:
-    """One value, all of which an ACL tries unless an occurrence is asked for."""
+def _candidates(found: Iterator[str], occurrence: int) -> Iterator[str]:
+    """All that an ACL tries: every value, unless an occurrence is asked for."""
+    if not occurrence:
+        return found
+    one = chosen(found, occurrence)
+    return iter(() if one is None else (one,))
 
+
+def _register_values(of: HeadersOf, find: Finder, *names: str) -> None:
     def every(stream: Stream, name: str = "", occurrence: int = 0) -> Iterator[str]:
-        if not name:
-            return iter(())
-        if not occurrence:
-            return find(of(stream), name)
-        one = chosen(find(of(stream), name), occurrence)
-        return iter(() if one is None else (one,))
+        return _candidates(find(of(stream), name), occurrence) if name else iter(())
 
     def header(stream: Stream, name: str = "", occurrence: int = 0) -> str | None:
         return chosen(find(of(stream), name), occurrence) if name else None
@@ -120,41 +122,22 @@ def _register_values(of: HeadersOf, find: Finder, names: tuple[str, ...]) -> Non
     fetch(*names, every=every, prepare=_occurrence)(header)
 
 
-def _register_addresses(of: HeadersOf, *names: str) -> None:
-    def every(
-        stream: Stream, name: str = "", occurrence: int = 0
-    ) -> Iterator[IPv4Address | IPv6Address]:
-        found = values(of(stream), name)
-        if occurrence:
-            one = chosen(found, occurrence)
-            found = iter(() if one is None else (one,))
-        return (a for a in map(address, found) if a is not None)
+def _register_parsed(of: HeadersOf, parse: Callable[[str], Any], gives: Any, *names: str) -> None:
+    """Values as addresses or integers; an ACL passes over those that are none."""
 
-    def header_ip(
-        stream: Stream, name: str = "", occurrence: int = 0
-    ) -> IPv4Address | IPv6Address | None:
+    def every(stream: Stream, name: str = "", occurrence: int = 0) -> Iterator[Any]:
+        parsed = map(parse, _candidates(values(of(stream), name), occurrence))
+        return (value for value in parsed if value is not None)
+
+    def header(stream: Stream, name: str = "", occurrence: int = 0) -> Any:
         value = chosen(values(of(stream), name), occurrence)
-        return address(value) if value is not None else None
+        return None if value is None else parse(value)
 
-    fetch(*names, every=every, prepare=_occurrence)(header_ip)
-
-
-def _register_integers(of: HeadersOf, *names: str) -> None:
-    def every(stream: Stream, name: str = "", occurrence: int = 0) -> Iterator[int]:
-        found = values(of(stream), name)
-        if occurrence:
-            one = chosen(found, occurrence)
-            found = iter(() if one is None else (one,))
-        return map(strict_int, found)
-
-    def header_val(stream: Stream, name: str = "", occurrence: int = 0) -> int | None:
-        value = chosen(values(of(stream), name), occurrence)
-        return strict_int(value) if value is not None else None
-
-    fetch(*names, every=every, prepare=_occurrence)(header_val)
+    header.__annotations__["return"] = gives
+    fetch(*names, every=every, prepare=_occurrence)(header)
 
 
-def _register_counts(of: HeadersOf, find: Finder, names: tuple[str, ...]) -> None:
+def _register_counts(of: HeadersOf, find: Finder, *names: str) -> None:
     def count(stream: Stream, name: str = "") -> int:
         return sum(1 for _ in find(of(stream), name))
 
@@ -199,13 +182,15 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-_register_values(of_either, values, ("hdr",))
+_ADDRESS = IPv4Address | IPv6Address
+
+_register_values(of_either, values, "hdr")
+_register_values(of_response, values, "shdr")
 for _of, _prefix, _short in ((of_request, "req", ""), (of_response, "res", "s")):
-    _old = (f"{_short}hdr",) if _short else ()
-    _register_values(_of, values, (f"{_prefix}.hdr", *_old))
-    _register_values(_of, whole_fields, (f"{_prefix}.fhdr",))
-    _register_addresses(_of, f"{_prefix}.hdr_ip", f"{_short}hdr_ip")
-    _register_integers(_of, f"{_prefix}.hdr_val", f"{_short}hdr_val")
-    _register_counts(_of, values, (f"{_prefix}.hdr_cnt", f"{_short}hdr_cnt"))
-    _register_counts(_of, whole_fields, (f"{_prefix}.fhdr_cnt",))
+    _register_values(_of, values, f"{_prefix}.hdr")
+    _register_values(_of, whole_fields, f"{_prefix}.fhdr")
+    _register_parsed(_of, address, _ADDRESS, f"{_prefix}.hdr_ip", f"{_short}hdr_ip")
+    _register_parsed(_of, strict_int, int, f"{_prefix}.hdr_val", f"{_short}hdr_val")
+    _register_counts(_of, values, f"{_prefix}.hdr_cnt", f"{_short}hdr_cnt")
+    _register_counts(_of, whole_fields, f"{_prefix}.fhdr_cnt")
     _register_blocks(_of, _prefix)
