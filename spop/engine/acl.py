@@ -1,0 +1,360 @@
+"""ACLs and conditions: `compile_acl` and `compile_condition` of the words of a line.
+
+The parser of configurations calls them; expressions and patterns they leave to
+`spop.engine.samples`. Section 7 of HAProxy's manual is the specification.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any
+
+from spop.engine.samples import Expression, SampleError, compile_expression
+from spop.engine.samples.errors import ArgumentError, unknown
+from spop.engine.samples.expression import is_converter
+from spop.engine.samples.patterns import (
+    METHODS,
+    Predicate,
+    any_of,
+    read_map,
+    read_patterns,
+)
+from spop.engine.samples.types import CASTS, SampleType, cast, castable
+from spop.engine.stream import Stream
+from spop.errors import SpopError
+
+Test = Callable[[Stream], bool]
+
+_NAME = re.compile(r"[A-Za-z0-9_.:-]+", re.ASCII)
+_CRITERION = re.compile(r"[A-Za-z0-9._:+-]+", re.ASCII)
+_OPERATORS = ("eq", "ge", "gt", "le", "lt")
+
+_DEFAULT_METHODS = {
+    SampleType.BOOL: "bool",
+    SampleType.INT: "int",
+    SampleType.ADDR: "ip",
+    SampleType.IPV4: "ip",
+    SampleType.IPV6: "ip",
+    SampleType.STR: "str",
+}
+
+_WITH_SUFFIXES = {
+    "base": "base",
+    "cook": "req.cook",
+    "hdr": "req.hdr",
+    "path": "path",
+    "scook": "res.cook",
+    "shdr": "res.hdr",
+    "url": "url",
+    "urlp": "urlp",
+}
+_SUFFIXES = ("beg", "dir", "dom", "end", "len", "reg", "sub")
+
+CRITERIA: Mapping[str, tuple[str, str]] = {
+    **{name: (source, "str") for name, source in _WITH_SUFFIXES.items()},
+    **{
+        f"{name}_{suffix}": (source, suffix)
+        for name, source in _WITH_SUFFIXES.items()
+        for suffix in _SUFFIXES
+    },
+    "method": ("method", "meth"),
+    "req_ver": ("req.ver", "str"),
+    "resp_ver": ("res.ver", "str"),
+    "ssl_fc_sni_end": ("ssl_fc_sni", "end"),
+    "ssl_fc_sni_reg": ("ssl_fc_sni", "reg"),
+}
+"""The names that only ACLs know: the fetch that each stands for, and its match method."""
+
+PREDEFINED = {
+    "TRUE": "always_true",
+    "FALSE": "always_false",
+    "HTTP": "req.proto_http",
+    "HTTP_1.0": "req.ver 1.0",
+    "HTTP_1.1": "req.ver 1.1",
+    "HTTP_2.0": "req.ver 2.0",
+    "HTTP_CONTENT": "req.hdr_val(content-length) gt 0",
+    "HTTP_URL_ABS": "url_reg ^[^/:]*://",
+    "HTTP_URL_SLASH": "url_beg /",
+    "HTTP_URL_STAR": "url *",
+    "LOCALHOST": "src 127.0.0.1/8 ::1",
+    "METH_CONNECT": "method CONNECT",
+    "METH_DELETE": "method DELETE",
+    "METH_GET": "method GET HEAD",
+    "METH_HEAD": "method HEAD",
+    "METH_OPTIONS": "method OPTIONS",
+    "METH_POST": "method POST",
+    "METH_PUT": "method PUT",
+    "METH_TRACE": "method TRACE",
+}
+"""ACLs that needn't be declared (section 7.4)."""
+
+
+class AclError(SpopError):
+    """An ACL or condition that can't be compiled.
+
+    Attributes:
+        message: one sentence for the person who wrote it.
+        word_index: which of the words is wrong, from 0.
+    """
+
+    def __init__(self, message: str, word_index: int) -> None:
+        super().__init__(message)
+        self.message = message
+        self.word_index = word_index
+
+
+@dataclass(frozen=True, slots=True)
+class Acl:
+    """A named test. ACLs of the same name are alternatives. Anonymous ones have no name."""
+
+    name: str
+    matches: Test = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A disjunction of conjunctions of ACLs, each maybe negated."""
+
+    suites: Sequence[Sequence[Test]] = field(repr=False)
+
+    def holds(self, stream: Stream) -> bool:
+        """Whether the words after ``if`` are true of this stream."""
+        return any(all(test(stream) for test in suite) for suite in self.suites)
+
+
+def compile_acl(words: Sequence[str]) -> Acl:
+    """Compile the words after ``acl``: a name, a criterion, flags and patterns.
+
+    Raises:
+        AclError: what HAProxy would refuse. A host name as an address is refused too.
+    """
+    if len(words) < 2:
+        raise AclError("an ACL needs a name and a criterion", max(len(words) - 1, 0))
+    name = words[0]
+    if not _NAME.fullmatch(name):
+        raise AclError(f"'{name}': an ACL's name has letters, digits and '-_.:' only", 0)
+    if name.lower() == "or":
+        raise AclError(f"'{name}' can't name an ACL: conditions read it as an operator", 0)
+    return Acl(name, _AclParser(words, 1).parse())
+
+
+def compile_condition(words: Sequence[str], acls: Iterable[Acl] = ()) -> Condition:
+    """Compile the words after ``if`` or ``unless``.
+
+    Args:
+        acls: those that were declared; the predefined ones are known.
+        words: an empty one ends the condition, as it ends a line of HAProxy's.
+
+    Raises:
+        AclError: what HAProxy would refuse.
+    """
+    if "" in words:
+        words = words[: words.index("")]
+    declared: dict[str, list[Test]] = {}
+    for acl in acls:
+        declared.setdefault(acl.name, []).append(acl.matches)
+    suites: list[list[Test]] = [[]]
+    negated = False
+    index = 0
+    while index < len(words):
+        word = words[index].lstrip("!")
+        negated ^= (len(words[index]) - len(word)) % 2 == 1
+        end = index + 1
+        if word.lower() == "or" or word == "||":
+            suites.append([])
+            negated = False
+        elif word:
+            if word == "{":
+                end = _closing_brace(words, index) + 1
+                test = _AclParser(words[: end - 1], index + 1).parse()
+            else:
+                test = _named(word, declared, index)
+            suites[-1].append(_negation(test) if negated else test)
+            negated = False
+        index = end
+    suites = [suite for suite in suites if suite]
+    if not suites:
+        raise AclError("a condition needs at least one ACL", max(len(words) - 1, 0))
+    return Condition(suites)
+
+
+def _closing_brace(words: Sequence[str], opening: int) -> int:
+    for index in range(opening + 1, len(words)):
+        if words[index] == "}":
+            return index
+    raise AclError("missing closing '}' in condition", opening)
+
+
+def _named(name: str, declared: Mapping[str, list[Test]], index: int) -> Test:
+    if name in declared:
+        return _alternatives(declared[name])
+    if name in PREDEFINED:
+        return compile_acl([name, *PREDEFINED[name].split()]).matches
+    raise AclError(unknown("ACL", name, [*declared, *PREDEFINED]), index)
+
+
+def _alternatives(tests: list[Test]) -> Test:
+    return tests[0] if len(tests) == 1 else lambda stream: any(t(stream) for t in tests)
+
+
+def _negation(test: Test) -> Test:
+    return lambda stream: not test(stream)
+
+
+class _AclParser:
+    """Reads a criterion, its flags and its patterns from the words of a line."""
+
+    def __init__(self, words: Sequence[str], index: int) -> None:
+        self._words = words
+        self._index = index
+        self._ignore_case = False
+        self._as_map = False
+        self._loaded = False
+        self._patterns: list[tuple[str, bool]] = []
+
+    def parse(self) -> Test:
+        if not self._peek():
+            raise AclError("missing criterion of an ACL", max(self._index - 1, 0))
+        expression, self._method = self._criterion()
+        self._gives = expression.gives
+        while (flag := self._peek()).startswith("-"):
+            self._index += 1
+            if flag == "--":
+                break
+            self._flag(flag)
+        if self._method is None:
+            self._refuse_without_method()
+        if self._method in ("int", "len"):
+            self._integer_patterns()
+        else:
+            while word := self._peek():
+                self._add(word)
+                self._index += 1
+        return self._test(expression)
+
+    def _peek(self) -> str:
+        return self._words[self._index] if self._index < len(self._words) else ""
+
+    def _criterion(self) -> tuple[Expression, str | None]:
+        start = self._index
+        text = self._words[start]
+        match = _CRITERION.match(text)
+        name = match[0] if match else ""
+        source, method = CRITERIA.get(name, (name, None))
+        self._index += 1
+        if name not in CRITERIA:
+            # HAProxy applies converters that stand as words, and takes them as patterns too.
+            following = takewhile(is_converter, self._words[self._index :])
+            text = ",".join([text, *following])
+        try:
+            expression = compile_expression(source + text[len(name) :])
+        except SampleError as error:
+            raise AclError(error.message, start) from None
+        if method is None or expression.converted:
+            method = _DEFAULT_METHODS.get(expression.gives)
+        return expression, method
+
+    def _refuse_without_method(self) -> None:
+        raise AclError(
+            f"choose with '-m' how to match a sample of type {self._gives.value}", self._index - 1
+        )
+
+    def _flag(self, flag: str) -> None:
+        if flag == "-i":
+            self._ignore_case = True
+        elif flag == "-M":
+            self._as_map = True
+        elif flag == "-m":
+            self._choose_method(self._flag_value(flag))
+        elif flag == "-f":
+            self._load(self._flag_value(flag))
+        elif flag == "-u":
+            if not self._flag_value(flag).isdecimal():
+                raise AclError("the argument of '-u' is an integer", self._index - 1)
+        elif flag != "-n":
+            raise AclError(
+                f"'{flag}' is no flag of ACLs; '--' goes before patterns that begin with '-'",
+                self._index - 1,
+            )
+
+    def _flag_value(self, flag: str) -> str:
+        value = self._peek()
+        if not value:
+            raise AclError(f"'{flag}' needs a value", self._index - 1)
+        self._index += 1
+        return value
+
+    def _choose_method(self, name: str) -> None:
+        index = self._index - 1
+        if self._loaded:
+            raise AclError("'-m' has to come before files of patterns", index)
+        if name not in METHODS or name == "meth":
+            raise AclError(unknown("match method", name, METHODS), index)
+        takes = METHODS[name].takes
+        if takes and not castable(self._gives, takes):
+            raise AclError(f"'{name}' can't match a sample of type {self._gives.value}", index)
+        self._method = name
+
+    def _load(self, path: str) -> None:
+        if self._method is None:
+            self._refuse_without_method()
+        try:
+            keys = [key for key, _ in read_map(path)] if self._as_map else read_patterns(path)
+        except ArgumentError as error:
+            raise AclError(str(error), self._index - 1) from None
+        self._loaded = True
+        for key in keys:
+            self._add(key, self._index - 1)
+
+    def _add(self, word: str, index: int | None = None) -> None:
+        assert self._method
+        try:
+            any_of(self._method, [(word, self._ignore_case)])
+        except ArgumentError as error:
+            raise AclError(str(error), self._index if index is None else index) from None
+        self._patterns.append((word, self._ignore_case))
+
+    def _integer_patterns(self) -> None:
+        operator = "eq"
+        while word := self._peek():
+            if word in _OPERATORS:
+                operator = word
+            else:
+                self._add(self._range(operator, word))
+            self._index += 1
+
+    def _range(self, operator: str, word: str) -> str:
+        """The range that an operator and a number stand for."""
+        if operator == "eq":
+            return word
+        if not re.fullmatch(r"[-+]?[0-9]+", word, re.ASCII):
+            raise AclError(f"'{word}' is neither a number nor an operator", self._index)
+        number = int(word)
+        return {
+            "ge": f"{number}:",
+            "gt": f"{number + 1}:",
+            "le": f":{number}",
+            "lt": f":{number - 1}",
+        }[operator]
+
+    def _test(self, expression: Expression) -> Test:
+        assert self._method
+        takes = METHODS[self._method].takes
+        matches = any_of(self._method, self._patterns)
+        if takes is None:
+            return lambda stream: any(True for _ in expression.candidates(stream))
+        return _matching(expression, CASTS[takes], matches)
+
+
+def _matching(expression: Expression, casts: Mapping[type, Any], matches: Predicate) -> Test:
+    def test(stream: Stream) -> bool:
+        for value in expression.candidates(stream):
+            converted = cast(value, casts)
+            if converted is not None and matches(converted):
+                return True
+        return False
+
+    return test

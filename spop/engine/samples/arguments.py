@@ -1,0 +1,195 @@
+"""Arguments of fetches and converters: splitting ``(a,b)`` as HAProxy does, and their types.
+
+The annotation of a function's parameter chooses how its argument is read: see `PARSERS`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, Any
+
+from spop.engine.samples.errors import ArgumentError, SampleError
+from spop.engine.samples.types import CASTS, SampleType, cast, clamp
+
+if TYPE_CHECKING:
+    from spop.engine.stream import Stream
+
+_ESCAPES = {"r": "\r", "n": "\n", "t": "\t"} | {char: char for char in "\\'\" "}
+_UNITS = {"s": 1, "ms": 1000, "us": 1_000_000}
+_INTEGER = re.compile(r"[-+]?[0-9]+", re.ASCII)
+_VARIABLE = re.compile(r"(?:proc|sess|txn|req|res)\.[A-Za-z0-9._-]+", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A variable's name with its scope, as an argument."""
+
+    name: str
+
+    def value(self, stream: Stream, wanted: SampleType) -> Any:
+        """What it holds, cast to a type; None if it isn't set or can't be cast."""
+        return cast(stream.variables.get(self.name), CASTS[wanted])
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """An integer argument: a number, or the variable that holds one."""
+
+    source: int | Variable
+
+    def value(self, stream: Stream) -> int | None:
+        if isinstance(self.source, Variable):
+            value: int | None = self.source.value(stream, SampleType.INT)
+            return value
+        return self.source
+
+
+class Mask4(int):
+    """An IPv4 network mask: bits, or dotted."""
+
+
+class Mask6(int):
+    """An IPv6 network mask: bits, or an address."""
+
+
+def parse_int(word: str) -> int:
+    if not _INTEGER.fullmatch(word):
+        raise ArgumentError(f"'{word}' is not an integer")
+    return clamp(int(word))
+
+
+def parse_variable(word: str) -> Variable:
+    if not _VARIABLE.fullmatch(word):
+        raise ArgumentError(
+            f"'{word}' is no variable: a scope (proc, sess, txn, req, res), a dot, "
+            "and a name of letters, digits, '.' and '_'"
+        )
+    return Variable(word)
+
+
+def parse_operand(word: str) -> Operand:
+    if _VARIABLE.fullmatch(word):
+        return Operand(Variable(word))
+    if not _INTEGER.fullmatch(word):
+        raise ArgumentError(f"'{word}' is neither an integer nor a variable")
+    return Operand(clamp(int(word)))
+
+
+def parse_unit(offset: int = 0, unit: str = "s") -> tuple[int, int]:
+    """The arguments of dates: the unit becomes how many there are in a second."""
+    if unit not in _UNITS:
+        raise ArgumentError(f"'{unit}' is none of the units {', '.join(_UNITS)}")
+    return offset, _UNITS[unit]
+
+
+def parse_hex(word: str) -> bytes:
+    try:
+        return bytes.fromhex(word)
+    except ValueError:
+        raise ArgumentError(f"'{word}' is no sequence of hexadecimal pairs") from None
+
+
+def parse_ipv4(word: str) -> IPv4Address:
+    try:
+        return IPv4Address(word)
+    except AddressValueError:
+        raise ArgumentError(f"'{word}' is not an IPv4 address") from None
+
+
+def parse_ipv6(word: str) -> IPv6Address:
+    try:
+        return IPv6Address(word)
+    except AddressValueError:
+        raise ArgumentError(f"'{word}' is not an IPv6 address") from None
+
+
+def parse_mask4(word: str) -> Mask4:
+    if word.isdecimal() and int(word) <= 32:
+        return Mask4(_leading_ones(int(word), 32))
+    try:
+        return Mask4(int(IPv4Address(word)))
+    except AddressValueError:
+        raise ArgumentError(f"'{word}' is not an IPv4 mask") from None
+
+
+def parse_mask6(word: str) -> Mask6:
+    if word.isdecimal() and int(word) <= 128:
+        return Mask6(_leading_ones(int(word), 128))
+    try:
+        return Mask6(int(IPv6Address(word)))
+    except AddressValueError:
+        raise ArgumentError(f"'{word}' is not an IPv6 mask") from None
+
+
+def _leading_ones(count: int, width: int) -> int:
+    return (1 << width) - (1 << width - count)
+
+
+PARSERS: Mapping[Any, Callable[[str], Any]] = {
+    str: str,
+    int: parse_int,
+    Variable: parse_variable,
+    Operand: parse_operand,
+    IPv4Address: parse_ipv4,
+    IPv6Address: parse_ipv6,
+    Mask4: parse_mask4,
+    Mask6: parse_mask6,
+}
+"""How to read an argument, by the annotation of its parameter. Each raises ArgumentError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One argument as written, and where."""
+
+    text: str
+    offset: int
+
+
+def split_arguments(text: str, start: int) -> tuple[list[Word], int]:
+    """Read a parenthesized list, quotes and backslashes resolved.
+
+    Returns:
+        The arguments, and the offset after the closing parenthesis. Without a list at
+        ``start``, none and ``start``. ``()`` is one empty argument.
+
+    Raises:
+        SampleError: a quote or the parenthesis is not closed.
+    """
+    words: list[Word] = []
+    if text[start : start + 1] != "(":
+        return words, start
+    position = start + 1
+    while True:
+        word, end = _read_argument(text, position)
+        words.append(Word(word, position))
+        if end >= len(text):
+            raise SampleError("missing closing ')' after arguments", start)
+        position = end + 1
+        if text[end] == ")":
+            return words, position
+
+
+def _read_argument(text: str, start: int) -> tuple[str, int]:
+    """The argument and the offset of the comma, parenthesis or end of text after it."""
+    out: list[str] = []
+    quote = ""
+    position = start
+    while position < len(text):
+        char = text[position]
+        if char in "'\"" and quote in ("", char):
+            quote = "" if quote else char
+        elif char == "\\" and quote != "'" and text[position + 1 : position + 2] in _ESCAPES:
+            position += 1
+            out.append(_ESCAPES[text[position]])
+        elif not quote and char in ",)":
+            break
+        else:
+            out.append(char)
+        position += 1
+    if quote:
+        raise SampleError(f"missing closing {quote} in argument", start)
+    return "".join(out), position

@@ -1,0 +1,103 @@
+"""Converters of integers, booleans and addresses. Arithmetic is C's, kept inside 64 bits."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address
+
+from spop.engine.samples.arguments import Mask4, Mask6, Operand
+from spop.engine.samples.registry import converter
+from spop.engine.samples.types import INT_MAX, clamp, ipv6_to_ipv4
+from spop.engine.stream import Stream
+
+
+def _quotient(value: int, divisor: int) -> int:
+    """Division as in C, towards zero; by zero it gives the largest integer."""
+    if divisor == 0:
+        return INT_MAX
+    quotient = abs(value) // abs(divisor)
+    return quotient if (value < 0) == (divisor < 0) else -quotient
+
+
+def _remainder(value: int, divisor: int) -> int:
+    """The remainder as in C, with the sign of the value; 0 for zero."""
+    return value - divisor * _quotient(value, divisor) if divisor else 0
+
+
+def _as_given(value: int, result: int) -> int:
+    """A result inside 64 bits; arithmetic on a boolean gives one."""
+    return bool(result) if isinstance(value, bool) else clamp(result)
+
+
+def _register(name: str, compute: Callable[[int, int], int]) -> None:
+    def arithmetic(value: int, stream: Stream, operand: Operand) -> int | None:
+        other = operand.value(stream)
+        return None if other is None else _as_given(value, compute(value, other))
+
+    converter(name)(arithmetic)
+
+
+_register("add", operator.add)
+_register("sub", operator.sub)
+_register("mul", operator.mul)
+_register("div", _quotient)
+_register("mod", _remainder)
+_register("and", operator.and_)
+_register("or", operator.or_)
+_register("xor", operator.xor)
+
+
+@converter("neg")
+def neg(value: int) -> int:
+    return _as_given(value, -value)
+
+
+@converter("cpl")
+def cpl(value: int) -> int:
+    return _as_given(value, ~int(value))
+
+
+@converter("bool")
+def boolean(value: int) -> bool:
+    return value != 0
+
+
+@converter("not")
+def negation(value: int) -> bool:
+    return value == 0
+
+
+@converter("odd")
+def odd(value: int) -> bool:
+    return value & 1 == 1
+
+
+@converter("even")
+def even(value: int) -> bool:
+    return value & 1 == 0
+
+
+@converter("iif")
+def iif(value: bool, if_true: str, if_false: str) -> str:
+    return if_true if value else if_false
+
+
+@converter("htonl")
+def htonl(value: int) -> bytes:
+    return (value & 0xFFFFFFFF).to_bytes(4, "big")
+
+
+@converter("ipmask")
+def ipmask(
+    value: IPv4Address | IPv6Address, mask4: Mask4, mask6: Mask6 | None = None
+) -> IPv4Address | IPv6Address | None:
+    """The network of an address. An IPv6 address without a mask for it must hold an IPv4 one."""
+    if isinstance(value, IPv6Address):
+        if mask6 is not None:
+            return IPv6Address(int(value) & mask6)
+        inner = ipv6_to_ipv4(value)
+        if inner is None:
+            return None
+        value = inner
+    return IPv4Address(int(value) & mask4)

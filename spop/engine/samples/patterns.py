@@ -1,0 +1,293 @@
+"""Patterns and how they match values: what ACLs and maps have in common.
+
+Regular expressions are PCRE's as far as Python's ``re`` knows them; they match bytes.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Any
+
+from spop.engine.samples.arguments import parse_hex, parse_int, parse_ipv6, parse_mask4, parse_mask6
+from spop.engine.samples.errors import ArgumentError
+from spop.engine.samples.types import SampleType, raw
+
+Predicate = Callable[[Any], bool]
+KNOWN_METHODS = ["OPTIONS", "GET", "HEAD", "POST", "PUT", "DELETE", "TRACE", "CONNECT"]
+
+_LOWER = {ordinal: ordinal + 32 for ordinal in range(ord("A"), ord("Z") + 1)}
+_POSIX_CLASSES = {
+    "alpha": "A-Za-z",
+    "digit": "0-9",
+    "alnum": "A-Za-z0-9",
+    "upper": "A-Z",
+    "lower": "a-z",
+    "space": r"\s",
+    "blank": r" \t",
+    "punct": r"!-/:-@\[-`{-~",
+    "xdigit": "0-9A-Fa-f",
+    "word": r"\w",
+    "cntrl": r"\x00-\x1f\x7f",
+    "print": r"\x20-\x7e",
+    "graph": r"\x21-\x7e",
+}
+_PCRE_ESCAPES = {"z": r"\Z", "Z": r"(?=\n?\Z)", "h": r"[ \t]", "R": r"(?:\r\n|[\n-\r])"}
+_PCRE_ONLY = re.compile(r"\\Q(.*?)(?:\\E|$)|\\(.)|\[:(\w+):\]|(\(\?<)(?![=!])", re.DOTALL)
+_REFERENCE = re.compile(rb"\\(?:([0-9])|x([0-9A-Fa-f]{2})|(.))", re.DOTALL)
+
+
+def ascii_lower(value: str) -> str:
+    """In lower case as HAProxy does it: ASCII's letters only."""
+    return value.lower() if value.isascii() else value.translate(_LOWER)
+
+
+def compile_regex(pattern: str, ignore_case: bool) -> re.Pattern[bytes]:
+    """A regular expression of PCRE's syntax.
+
+    Raises:
+        ArgumentError: it isn't one, or is beyond what Python's ``re`` can do.
+    """
+    try:
+        translated = _PCRE_ONLY.sub(_to_python, pattern)
+        return re.compile(raw(translated), re.IGNORECASE if ignore_case else 0)
+    except re.error as error:
+        raise ArgumentError(f"regular expression '{pattern}': {error}") from None
+
+
+def _to_python(match: re.Match[str]) -> str:
+    literal, escaped, posix, named = match.groups()
+    if literal is not None:
+        return re.escape(literal)
+    if escaped:
+        return _PCRE_ESCAPES.get(escaped, match[0])
+    if posix:
+        return _POSIX_CLASSES.get(posix, match[0])
+    return "(?P<" if named else match[0]
+
+
+def expand_references(template: bytes, match: re.Match[bytes]) -> bytes:
+    r"""A replacement with ``\0`` to ``\9`` replaced by groups, ``\xHH`` by a byte."""
+
+    def expand(reference: re.Match[bytes]) -> bytes:
+        group, code, literal = reference.groups()
+        if group:
+            return (int(group) <= match.re.groups and match[int(group)]) or b""
+        return bytes.fromhex(code.decode()) if code else literal
+
+    return _REFERENCE.sub(expand, template)
+
+
+def parse_range(word: str) -> tuple[float, float]:
+    """The inclusive bounds of ``5``, ``5:8``, ``5:`` or ``:8``; a hyphen also separates.
+
+    Raises:
+        ArgumentError: it is none of these.
+    """
+    match = re.search("[:-]", word)
+    if not match:
+        number = parse_int(word)
+        return number, number
+    low_text, high_text = word[: match.start()], word[match.end() :]
+    if not low_text and not high_text:
+        raise ArgumentError(f"'{word}' is not a number or range")
+    low = parse_int(low_text) if low_text else float("-inf")
+    high = parse_int(high_text) if high_text else float("inf")
+    if low > high:
+        raise ArgumentError(f"'{word}' is not a range: it ends before it starts")
+    return low, high
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """An address pattern. ``width`` is that of the address, 32 or 128."""
+
+    address: int
+    mask: int
+    width: int
+
+    def contains(self, value: IPv4Address | IPv6Address) -> bool:
+        number = self._number(value)
+        return number is not None and (number ^ self.address) & self.mask == 0
+
+    def _number(self, value: IPv4Address | IPv6Address) -> int | None:
+        if value.max_prefixlen == self.width:
+            return int(value)
+        if isinstance(value, IPv4Address):
+            return 0xFFFF_0000_0000 | int(value)
+        return _embedded_ipv4(int(value))
+
+
+def _embedded_ipv4(ipv6: int) -> int | None:
+    """What ``::a.b.c.d``, ``::ffff:a.b.c.d`` and 6to4's ``2002:aabb:ccdd::/48`` hold."""
+    if ipv6 >> 32 in (0, 0xFFFF):
+        return ipv6 & 0xFFFFFFFF
+    return ipv6 >> 80 & 0xFFFFFFFF if ipv6 >> 112 == 0x2002 else None
+
+
+def parse_network(word: str) -> Network:
+    """An address, maybe with a mask; IPv4 also in the short forms as ``10.12/8``.
+
+    Raises:
+        ArgumentError: it isn't one. Host names are none: nothing is looked up.
+    """
+    address, slash, mask = word.partition("/")
+    if ":" in address:
+        bits = parse_mask6(mask) if slash else parse_mask6("128")
+        return Network(int(parse_ipv6(address)), bits, 128)
+    if not re.fullmatch(r"[0-9.]+", address, re.ASCII):
+        raise ArgumentError(f"'{word}' is not an address or network")
+    try:
+        packed = socket.inet_aton(address)
+    except OSError:
+        raise ArgumentError(f"'{word}' is not an address or network") from None
+    bits = parse_mask4(mask) if slash else parse_mask4("32")  # type: ignore[assignment]
+    return Network(int.from_bytes(packed, "big"), bits, 32)
+
+
+def _folding(ignore_case: bool) -> Callable[[str], str]:
+    return ascii_lower if ignore_case else str
+
+
+def _folded(
+    test: Callable[[str, str], bool],
+) -> Callable[[str, bool], Predicate]:
+    """A method that compares the value to the pattern, both in lower case if told so."""
+
+    def compile_one(word: str, ignore_case: bool) -> Predicate:
+        if not ignore_case:
+            return lambda value: test(value, word)
+        folded = ascii_lower(word)
+        return lambda value: test(ascii_lower(value), folded)
+
+    return compile_one
+
+
+def _delimited(delimiters: str) -> Callable[[str, bool], Predicate]:
+    """A method that looks for the pattern as whole words between delimiters."""
+
+    def compile_one(word: str, ignore_case: bool) -> Predicate:
+        inner = re.escape(_folding(ignore_case)(word).strip(delimiters))
+        if not inner:
+            return lambda value: False
+        one = f"[{re.escape(delimiters)}]"
+        search = re.compile(rf"(?:\A|(?<={one})){inner}(?:\Z|(?={one}))").search
+        fold = _folding(ignore_case)
+        return lambda value: search(fold(value)) is not None
+
+    return compile_one
+
+
+def _regex(word: str, ignore_case: bool) -> Predicate:
+    search = compile_regex(word, ignore_case).search
+    return lambda value: search(raw(value)) is not None
+
+
+def _integer(word: str, ignore_case: bool) -> Predicate:
+    low, high = parse_range(word)
+    return lambda value: low <= value <= high
+
+
+def _length(word: str, ignore_case: bool) -> Predicate:
+    low, high = parse_range(word)
+    return lambda value: low <= len(raw(value)) <= high
+
+
+def _address(word: str, ignore_case: bool) -> Predicate:
+    return parse_network(word).contains
+
+
+def _block(word: str, ignore_case: bool) -> Predicate:
+    block = parse_hex(word)
+    return lambda value: bool(value == block)
+
+
+def _method(word: str, ignore_case: bool) -> Predicate:
+    """Known methods match exactly; case may only be ignored for others."""
+    if word in KNOWN_METHODS or not ignore_case:
+        return lambda value: bool(value == word)
+    folded = ascii_lower(word)
+    return lambda value: value not in KNOWN_METHODS and ascii_lower(value) == folded
+
+
+@dataclass(frozen=True, slots=True)
+class MatchMethod:
+    """How patterns are read, and the type that values are cast to before they are tried.
+
+    Without ``compile_one`` patterns are ignored, and without ``takes`` so is the value.
+    """
+
+    takes: SampleType | None
+    compile_one: Callable[[str, bool], Predicate] | None = None
+
+
+METHODS: Mapping[str, MatchMethod] = {
+    "found": MatchMethod(None),
+    "bool": MatchMethod(SampleType.INT),
+    "int": MatchMethod(SampleType.INT, _integer),
+    "ip": MatchMethod(SampleType.ADDR, _address),
+    "bin": MatchMethod(SampleType.BIN, _block),
+    "len": MatchMethod(SampleType.STR, _length),
+    "str": MatchMethod(SampleType.STR, _folded(str.__eq__)),
+    "beg": MatchMethod(SampleType.STR, _folded(str.startswith)),
+    "end": MatchMethod(SampleType.STR, _folded(str.endswith)),
+    "sub": MatchMethod(SampleType.STR, _folded(str.__contains__)),
+    "dir": MatchMethod(SampleType.STR, _delimited("/?")),
+    "dom": MatchMethod(SampleType.STR, _delimited("/?.:")),
+    "reg": MatchMethod(SampleType.STR, _regex),
+    "meth": MatchMethod(SampleType.METH, _method),
+}
+"""The match methods by the names that ``-m`` takes; ``meth`` is that of the ACL ``method``."""
+
+
+def any_of(method: str, patterns: Sequence[tuple[str, bool]]) -> Predicate:
+    """Whether a value matches one of the patterns, each with whether it ignores case.
+
+    Raises:
+        ArgumentError: a pattern is none of this method.
+    """
+    compile_one = METHODS[method].compile_one
+    if compile_one is None:
+        return bool if METHODS[method].takes else lambda value: True
+    exact: frozenset[str] = frozenset()
+    if method == "str":
+        exact = frozenset(word for word, ignore_case in patterns if not ignore_case)
+        patterns = [pattern for pattern in patterns if pattern[1]]
+    tests = [compile_one(word, ignore_case) for word, ignore_case in patterns]
+    if not tests:
+        return exact.__contains__
+    if len(tests) == 1 and not exact:
+        return tests[0]
+    return lambda value: value in exact or any(test(value) for test in tests)
+
+
+def read_patterns(path: str) -> list[str]:
+    """The lines of a pattern file, without blank ones and comments.
+
+    Raises:
+        ArgumentError: it can't be read.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ArgumentError(f"can't read '{path}': {error.strerror}") from None
+    lines = data.decode("utf-8", "surrogateescape").replace("\r", "\n").split("\n")
+    stripped = (line.lstrip(" \t") for line in lines if not line.startswith("#"))
+    return [line for line in stripped if line]
+
+
+def read_map(path: str) -> list[tuple[str, str]]:
+    """The keys and values of a map file, in order.
+
+    Raises:
+        ArgumentError: it can't be read.
+    """
+    entries = []
+    for line in read_patterns(path):
+        key, *value = re.split(r"[ \t]+", line.rstrip(" \t"), maxsplit=1)
+        entries.append((key, value[0] if value else ""))
+    return entries

@@ -1,0 +1,79 @@
+"""What sample fetches read: the data of one stream, filled in by whoever runs the engine.
+
+Plain data without behaviour. Text is str as SPOP's STRING is decoded: UTF-8, with
+surrogateescape for what is none. What isn't known stays None, and fetches of it give NULL.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+
+from spop.values import DecodedValue
+
+Address = IPv4Address | IPv6Address
+Headers = list[tuple[str, str]]
+
+
+@dataclass(slots=True)
+class Request:
+    """An HTTP request. ``uri`` is the request line's; ``body`` is as much as has arrived."""
+
+    method: str = "GET"
+    uri: str = "/"
+    version: str = "1.1"
+    headers: Headers = field(default_factory=list)
+    body: bytes = b""
+
+
+@dataclass(slots=True)
+class Response:
+    """An HTTP response. ``body`` is as much as has arrived."""
+
+    status: int = 200
+    version: str = "1.1"
+    headers: Headers = field(default_factory=list)
+    body: bytes = b""
+
+
+@dataclass(slots=True)
+class Tls:
+    """The client's TLS session, in OpenSSL's names (``protocol`` is such as "TLSv1.3")."""
+
+    protocol: str | None = None
+    cipher: str | None = None
+    alpn: str | None = None
+    sni: str | None = None
+    key_size: int | None = None
+    session_id: bytes | None = None
+    resumed: bool = False
+    client_certificate: bool = False
+
+
+@dataclass(slots=True)
+class Stream:
+    """One stream: its connection, request, response and variables.
+
+    Attributes:
+        source, source_port: the client's address.
+        destination, destination_port: where the client connected to.
+        frontend, backend: the proxies' names.
+        response: None until there is one; from then on, ``hdr`` and the like read it.
+        variables: values by scope and name, such as ``"txn.user"``.
+        started: when the stream began, in seconds since 1970.
+    """
+
+    source: Address | None = None
+    source_port: int = 0
+    destination: Address | None = None
+    destination_port: int = 0
+    frontend: str | None = None
+    backend: str | None = None
+    request: Request | None = None
+    response: Response | None = None
+    tls: Tls | None = None
+    variables: Mapping[str, DecodedValue] = field(default_factory=dict)
+    unique_id: str | None = None
+    started: float = field(default_factory=time.time)

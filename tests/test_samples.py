@@ -1,0 +1,422 @@
+"""Sample expressions and ACLs: the same answers as real HAProxy 2.6, to the value and type.
+
+HAProxy's own SPOE filter evaluates every expression as an argument of a message, and every
+condition as that of an event; what the agent receives is what ours has to give.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import haproxy
+import pytest
+
+from spop import Agent, Message
+from spop.engine.acl import AclError, compile_acl, compile_condition
+from spop.engine.samples import SampleError, compile_expression, converter, fetch
+from spop.engine.stream import Request, Response, Stream, Tls
+
+FILES = Path(__file__).with_name("samples")
+"""The expressions and conditions, one a line, and the files that they name."""
+
+REQUESTS = {
+    "absolute": (
+        b"POST http://ex.com/a/b.html?x=1&y=&z=a%20b&flag&x=2;w=-7&n=99999999999 HTTP/1.1\r\n"
+        b"Host: ex.com\r\n"
+        b'X-List: a, "b,c" ,,d\r\n'
+        b"X-List: One , two\r\n"
+        b"X-Empty:\r\n"
+        b"X-Number: -12abc\r\n"
+        b"X-Many: 1,2,3,4,5,6,7,8,9,10,11,12\r\n"
+        b'Cookie: a=1; b="q;r"; c=; a=2\r\n'
+        b"Cookie: d = 5 ; bare; e=x=y\r\n"
+        b"X-Forwarded-For: unknown, 10.1.2.3, 2001:db8::5\r\n"
+        b"X-Ip: 1.2.3.4:80\r\n"
+        b"X-Utf: h\xc3\xa9llo \xff\r\n"
+        b"Accept: text/html;q=0.5, image/*\r\n"
+        b"Content-Length: 14\r\n\r\n"
+        b"p=1&q=a+b;r=%4"
+    ),
+    "origin": (
+        b"GET /Static/img//logo.PNG;sid=77?sid=5;q=%e9&empty= HTTP/1.0\r\n"
+        b"Host: WWW.Example.org:8080\r\n"
+        b"Cookie: sid=ABC\r\n"
+        b"X-Number: 42\r\n\r\n"
+    ),
+    "asterisk": b"OPTIONS * HTTP/1.1\r\nHost: h, i\r\nX-List: ,\r\n\r\n",
+}
+
+RESPONSE = (
+    b"HTTP/1.1 404 Not Found\r\n"
+    b"Content-Length: 4\r\n"
+    b"Set-Cookie: sid=abc; Path=/; HttpOnly\r\n"
+    b'Set-Cookie: n=5; expires="a, b"\r\n'
+    b"X-List: a, b\r\n"
+    b"X-Number: 8\r\n\r\nbody"
+)
+
+RESPONSE_EXPRESSIONS = [
+    "status",
+    "res.ver",
+    "res.hdr(x-list)",
+    "res.hdr(x-list,1)",
+    "res.hdr(none)",
+    "res.fhdr(x-list)",
+    "hdr(x-list,1)",
+    "res.hdr_cnt(x-list)",
+    "res.fhdr_cnt",
+    "res.hdr_val(x-number)",
+    "res.hdrs_bin",
+    "res.hdr_names",
+    "res.cook(sid)",
+    "res.cook(n)",
+    "res.cook(Path)",
+    "res.cook",
+    "res.cook_cnt",
+    "res.cook_val(n)",
+    "scook(sid)",
+    "shdr(x-list)",
+    "status,div(100)",
+    "res.hdrs",
+    "resp_ver",
+    "shdr_cnt(x-list)",
+    "shdr_val(x-number)",
+    "res.hdr_names(:)",
+]
+
+
+def corpus(name: str) -> list[str]:
+    lines = (FILES / f"{name}.txt").read_text().splitlines()
+    return [line.replace("$FILES", str(FILES)) for line in lines if line and line[0] != "#"]
+
+
+EXPRESSIONS = corpus("expressions")
+CONDITIONS = corpus("conditions")
+
+
+def text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def parse(data: bytes) -> tuple[list[str], list[tuple[str, str]], bytes]:
+    head, _, body = data.partition(b"\r\n\r\n")
+    first, *fields = text(head).split("\r\n")
+    pairs = [field.split(":", 1) for field in fields]
+    return first.split(" ", 2), [(name, value.strip(" ")) for name, value in pairs], body
+
+
+def stream_of(request: bytes, response: bytes | None = None) -> Stream:
+    (method, uri, version), headers, body = parse(request)
+    stream = Stream(
+        source=IPv4Address("127.0.0.1"),
+        source_port=40000,
+        destination=IPv4Address("127.0.0.1"),
+        destination_port=80,
+        frontend="www",
+        request=Request(method, uri, version[5:], headers, body),
+    )
+    if response is not None:
+        (version, status, _), headers, body = parse(response)
+        stream.response = Response(int(status), version[5:], headers, body)
+    return stream
+
+
+def quoted(word: str) -> str:
+    return "'" + word.replace("'", "'\\''") + "'"
+
+
+def messages_of(expressions: list[str], event: str) -> str:
+    """Messages e0, e20, ... of 20 expressions each."""
+    parts = []
+    for start in range(0, len(expressions), 20):
+        names = (
+            quoted(f"a{number}={expression}")
+            for number, expression in enumerate(expressions[start : start + 20])
+        )
+        parts.append(f"spoe-message e{start}\n    args {' '.join(names)}\n    event {event}")
+    return "\n".join(parts)
+
+
+@contextmanager
+def origin(response: bytes) -> Iterator[int]:
+    """A server that gives one answer to one request; its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(20)
+
+        def answer() -> None:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(65536)
+                connection.sendall(response)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join(20)
+
+
+def ask(folder: Path, spoe: str, request: bytes, rules: str) -> dict[str, tuple[Any, ...]]:
+    """What HAProxy tells an agent about one request: arguments by message."""
+    agent = Agent()
+    told: dict[str, tuple[Any, ...]] = {}
+    names = [line.split()[1] for line in spoe.splitlines() if line.startswith("spoe-message")]
+
+    def remember(message: Message) -> None:
+        told[message.name] = tuple(message.values)
+
+    for name in names:
+        agent.message(name)(remember)
+    lists = "".join(
+        f"\n    messages {' '.join(names[n : n + 40])}" for n in range(0, len(names), 40)
+    )
+    head = f"spoe-agent test{lists}\n    timeout hello 5s\n    timeout idle 1m"
+    with (
+        agent.serve_in_background() as server,
+        haproxy.HAProxy(
+            "/usr/sbin/haproxy",
+            folder,
+            agent=str(server.address),
+            spoe=f"{head}\n    timeout processing 15s\n{spoe}\n",
+            rules=rules,
+            frontend_options="option http-buffer-request",
+        ) as proxy,
+    ):
+        proxy.wait_until_up()
+        with socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as client:
+            client.sendall(request)
+            client.recv(65536)
+    assert not agent.errors
+    return told
+
+
+def is_2_6() -> bool:
+    path = Path("/usr/sbin/haproxy")
+    return path.exists() and haproxy.version(str(path))[:2] == (2, 6)
+
+
+needs_haproxy = pytest.mark.skipif(not is_2_6(), reason="needs HAProxy 2.6")
+
+
+def differences(
+    expressions: list[str], told: dict[str, tuple[Any, ...]], stream: Stream
+) -> list[str]:
+    wrong = []
+    for number, expression in enumerate(expressions):
+        theirs = told[f"e{number - number % 20}"][number % 20]
+        ours = compile_expression(expression).evaluate(stream)
+        if (type(ours), ours) != (type(theirs), theirs):
+            wrong.append(f"{expression}: HAProxy {theirs!r}, we {ours!r}")
+    return wrong
+
+
+@needs_haproxy
+@pytest.mark.parametrize("name", REQUESTS)
+def test_expressions_of_requests_are_haproxys(name: str, tmp_path: Path) -> None:
+    assert len(EXPRESSIONS) >= 250
+    request = REQUESTS[name]
+    spoe = messages_of(EXPRESSIONS, "on-frontend-http-request")
+    told = ask(tmp_path, spoe, request, "http-request return status 200")
+    assert not differences(EXPRESSIONS, told, stream_of(request))
+
+
+@needs_haproxy
+def test_expressions_of_responses_are_haproxys(tmp_path: Path) -> None:
+    spoe = messages_of(RESPONSE_EXPRESSIONS, "on-http-response")
+    request = REQUESTS["origin"]
+    with origin(RESPONSE) as port:
+        rules = f"default_backend origin\nbackend origin\n    server o 127.0.0.1:{port}"
+        told = ask(tmp_path, spoe, request, rules)
+    assert not differences(RESPONSE_EXPRESSIONS, told, stream_of(request, RESPONSE))
+
+
+@needs_haproxy
+@pytest.mark.parametrize("name", REQUESTS)
+def test_conditions_are_haproxys(name: str, tmp_path: Path) -> None:
+    assert len(CONDITIONS) >= 150
+    request = REQUESTS[name]
+    spoe = "\n".join(
+        f"spoe-message c{number}\n    event on-frontend-http-request if {condition}"
+        for number, condition in enumerate(CONDITIONS)
+    )
+    told = ask(tmp_path, spoe, request, "http-request return status 200")
+    stream = stream_of(request)
+    wrong = []
+    for number, condition in enumerate(CONDITIONS):
+        ours = compile_condition(shlex.split(condition)).holds(stream)
+        if ours != (f"c{number}" in told):
+            wrong.append(f"{condition}: we say {ours}")
+    assert not wrong
+
+
+def refused_by_haproxy(folder: Path, lines: list[str]) -> list[str]:
+    """Which lines of messages it refuses; it goes on after an error, but not after 50."""
+    if len(lines) > 40:
+        head, rest = lines[:40], lines[40:]
+        return refused_by_haproxy(folder, head) + refused_by_haproxy(folder, rest)
+    head = "[t]\nspoe-agent a\n    use-backend b\n    timeout processing 1s\n    messages"
+    parts = [f"{head} m0"]
+    parts += [f"spoe-message m{number}\n    {line}" for number, line in enumerate(lines)]
+    (folder / "spoe.cfg").write_text("\n".join(parts) + "\n")
+    (folder / "haproxy.cfg").write_text(
+        "defaults\n    mode http\nfrontend f\n"
+        f"    filter spoe engine t config {folder}/spoe.cfg\nbackend b\n    mode tcp\n"
+    )
+    checked = subprocess.run(
+        ["/usr/sbin/haproxy", "-c", "-f", str(folder / "haproxy.cfg")],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    refused = {int(number) for number in re.findall(r"spoe\.cfg:(\d+)\]", checked.stderr)}
+    return [line for number, line in enumerate(lines) if 2 * number + 7 in refused]
+
+
+def refused_by_us(lines: list[str], compile_line: Callable[[str], object]) -> list[str]:
+    refused = []
+    for line in lines:
+        try:
+            compile_line(line)
+        except (SampleError, AclError):
+            refused.append(line)
+    return refused
+
+
+@needs_haproxy
+def test_bad_expressions_are_refused_as_by_haproxy(tmp_path: Path) -> None:
+    bad = corpus("bad_expressions")
+    lines = [f"args {quoted(f'x={expression}')}" for expression in bad]
+    assert refused_by_haproxy(tmp_path, lines) == lines
+    assert refused_by_us(bad, compile_expression) == bad
+
+
+@needs_haproxy
+def test_bad_conditions_are_refused_as_by_haproxy(tmp_path: Path) -> None:
+    bad = corpus("bad_conditions")
+    lines = [f"event on-frontend-http-request if {condition}" for condition in bad]
+    assert refused_by_haproxy(tmp_path, lines) == lines
+    assert refused_by_us(bad, lambda line: compile_condition(shlex.split(line))) == bad
+
+
+@pytest.mark.parametrize(
+    "expression, offset, message",
+    [
+        ("pth", 0, "unknown fetch 'pth', did you mean 'path'?"),
+        ("path,lowr", 5, "unknown converter 'lowr', did you mean 'lower'?"),
+        ("req.hdr(host)lower", 13, "missing comma after 'req.hdr'"),
+        ("int(x)", 4, "'x' is not an integer"),
+        ("path,ipmask", 11, "'ipmask' needs the argument 'mask4'"),
+        ("method,add(1)", 7, "converter 'add' takes integer, which can't be made of method"),
+        (
+            "src,table_conn_cnt(t)",
+            4,
+            "'table_conn_cnt' needs a stick table, and the engine has none",
+        ),
+        ("path,map(/none/such)", 9, "'map': can't read '/none/such': No such file or directory"),
+    ],
+)
+def test_an_error_says_what_and_where(expression: str, offset: int, message: str) -> None:
+    with pytest.raises(SampleError) as caught:
+        compile_expression(expression)
+    assert (caught.value.message, caught.value.offset) == (message, offset)
+
+
+@pytest.mark.parametrize(
+    "words, index, message",
+    [
+        ("a pth x", 1, "unknown fetch 'pth', did you mean 'path'?"),
+        ("a path -m stt x", 3, "unknown match method 'stt', did you mean 'str'?"),
+        ("a path -x", 2, "'-x' is no flag of ACLs; '--' goes before patterns that begin with '-'"),
+        ("or path /", 0, "'or' can't name an ACL: conditions read it as an operator"),
+        ("a src 10.0.0.0/33", 2, "'33' is not an IPv4 mask"),
+        ("a", 0, "an ACL needs a name and a criterion"),
+    ],
+)
+def test_an_acls_error_names_the_word(words: str, index: int, message: str) -> None:
+    with pytest.raises(AclError) as caught:
+        compile_acl(words.split())
+    assert (caught.value.message, caught.value.word_index) == (message, index)
+
+
+def test_acls_of_one_name_are_alternatives() -> None:
+    acls = [
+        compile_acl(["static", "path_beg", "/img"]),
+        compile_acl(["static", "path_end", ".css"]),
+    ]
+    condition = compile_condition(["static", "!METH_POST"], acls)
+    verdicts = [
+        condition.holds(Stream(request=Request(method, uri)))
+        for method, uri in [("GET", "/img/x"), ("GET", "/a.css"), ("GET", "/"), ("POST", "/a.css")]
+    ]
+    assert verdicts == [True, True, False, False]
+
+
+def test_what_the_stream_does_not_know_is_none() -> None:
+    for expression in (
+        "src",
+        "path",
+        "req.hdr(host)",
+        "status",
+        "res.hdr(x)",
+        "ssl_fc_sni",
+        "var(txn.a)",
+    ):
+        assert compile_expression(expression).evaluate(Stream()) is None
+
+
+def test_tls_variables_and_proxies() -> None:
+    stream = Stream(
+        backend="app",
+        tls=Tls(protocol="TLSv1.3", sni="Ex.com", alpn="h2"),
+        variables={"txn.n": 5, "sess.host": "ex.com"},
+        unique_id="abc-1",
+    )
+    expected = {
+        "ssl_fc": True,
+        "ssl_fc_protocol": "TLSv1.3",
+        "ssl_fc_sni,lower,strcmp(sess.host)": 0,
+        "ssl_fc_has_crt": False,
+        "be_name": "app",
+        "unique-id": "abc-1",
+        "var(txn.n),mul(txn.n)": 25,
+        "str(<),concat(a=,txn.n,>)": "<a=5>",
+        "str(a),add_item(:,txn.n)": "a:5",
+        "var(txn.none,x)": "x",
+    }
+    assert {e: compile_expression(e).evaluate(stream) for e in expected} == expected
+
+
+def test_own_fetches_and_converters_take_their_types_from_annotations() -> None:
+    @fetch("test.tenant")
+    def tenant(stream: Stream, default: str = "none") -> str | None:
+        return stream.frontend or default
+
+    @converter("test.repeat")
+    def repeat(value: str, times: int) -> str:
+        return value * times
+
+    expression = compile_expression("test.tenant(x),test.repeat(2),upper")
+    assert expression.evaluate(Stream(frontend="ab")) == "ABAB"
+    assert expression.evaluate(Stream()) == "XX"
+    assert compile_expression("int(7),test.repeat(2)").evaluate(Stream()) == "77"
+    with pytest.raises(SampleError, match=r"'test\.repeat' needs the argument 'times'"):
+        compile_expression("test.tenant,test.repeat")
+
+
+def test_a_function_without_a_haproxy_type_can_not_register() -> None:
+    with pytest.raises(TypeError, match="has no sample type"):
+
+        @fetch("test.list")
+        def listed(stream: Stream) -> list[str]:
+            return []
