@@ -649,11 +649,12 @@ class EngineConnection(_Connection):
         max_frame_size: the largest frame in bytes that is offered to the agent.
         capabilities: what to announce. Fragmentation concerns what is received, and ACKs are
             never fragmented, so it makes no difference.
+        fragments: send a payload that fits no frame in fragments, where the agent takes them.
         engine_id: names the engine that this connection belongs to; async needs it.
         healthcheck: only ask whether the agent lives.
     """
 
-    __slots__ = ("_capabilities", "_engine_id", "_healthcheck", "_max_waiting", "waiting")
+    __slots__ = ("_capabilities", "_engine_id", "_fragments", "_healthcheck", "waiting")
     _states = _ENGINE_STATES
     _disconnect_type = FrameType.HAPROXY_DISCONNECT
 
@@ -662,11 +663,13 @@ class EngineConnection(_Connection):
         *,
         max_frame_size: int = HAPROXY_FRAME_SIZE,
         capabilities: frozenset[str] = ALL_CAPABILITIES,
+        fragments: bool = True,
         engine_id: str | None = None,
         healthcheck: bool = False,
     ) -> None:
         super().__init__(max_frame_size)
         self._capabilities = capabilities
+        self._fragments = fragments
         self._engine_id = engine_id
         self._healthcheck = healthcheck
         self.waiting: set[tuple[int, int]] = set()
@@ -719,11 +722,13 @@ class EngineConnection(_Connection):
             raise LocalProtocolError("the last NOTIFY was not answered; pipelining is off")
 
     def _send_fragments(self, stream_id: int, frame_id: int, frame: bytearray) -> None:
+        size = f"NOTIFY of {len(frame) - 4} bytes, {self._max_frame_size} at most"
         peer = self.peer
+        if not self._fragments:
+            raise FrameTooBigError(f"{size}, and fragments are not to be sent")
         if peer is None or Capability.FRAGMENTATION not in peer.capabilities:
             raise FrameTooBigError(
-                f"NOTIFY of {len(frame) - 4} bytes, {self._max_frame_size} at most, "
-                "and the agent takes no fragments"
+                f"{size}, and the agent takes no fragments", Status.FRAGMENTATION_NOT_SUPPORTED
             )
         header = len(codec.encode_raw_frame(FrameType.NOTIFY, 0, stream_id, frame_id, b""))
         room = self._max_frame_size - header + 4

@@ -18,10 +18,9 @@ from functools import partial
 from time import monotonic
 from typing import Any, Self
 
-from spop.address import Address
-from spop.client.dial import dial
+from spop.client.dial import Endpoint, dial
 from spop.client.face import LINGER, Face, reason
-from spop.client.pool import Exchange, Link, MessageOrMessages, hear_hello, in_notify
+from spop.client.pool import Exchange, Link, MessageOrMessages, Servers, hear_hello, in_notify
 from spop.connection import EngineConnection, EngineEvent, Peer
 from spop.constants import Status
 from spop.errors import LocalProtocolError, SpopError
@@ -40,7 +39,7 @@ class Client(Face):
     arguments of `spop.client.face.Face`, the same as `AsyncClient`.
     """
 
-    def __init__(self, address: str | Iterable[str], **settings: Any) -> None:
+    def __init__(self, address: str | Iterable[str] | Servers, **settings: Any) -> None:
         super().__init__(address, **settings)
         self._lock = threading.RLock()
         self._poller = new_poller()
@@ -68,8 +67,8 @@ class Client(Face):
             SpopTimeoutError: no HELLO came in time.
             DisconnectedError: the agent refused, with its status and message.
         """
-        exchange = self._begin(None)
-        self._wait(exchange, monotonic() + self._timeout)
+        exchange = self.submit(None)
+        self.wait_for(exchange, monotonic() + self._timeout)
         if exchange.error is not None:
             raise exchange.error
         return self.peer
@@ -86,8 +85,8 @@ class Client(Face):
             LocalProtocolError: the client is closed.
             TypeError, OverflowError, ValueError: an argument can't be encoded.
         """
-        exchange = self._begin(in_notify(message, args))
-        return self._wait(exchange, monotonic() + self._timeout).result()
+        exchange = self.submit(in_notify(message, args))
+        return self.wait_for(exchange, monotonic() + self._timeout).result()
 
     def notify_many(self, notifies: Iterable[MessageOrMessages], /) -> list[Ack]:
         """Send many NOTIFY frames together, each of a message or of several; wait for all ACKs.
@@ -105,7 +104,7 @@ class Client(Face):
             exchanges = [self._pool.submit(messages) for messages in batch]
             self._pool.pump(monotonic())
         try:
-            return [self._wait(exchange, deadline).result() for exchange in exchanges]
+            return [self.wait_for(exchange, deadline).result() for exchange in exchanges]
         finally:
             with self._lock:
                 for exchange in exchanges:
@@ -113,16 +112,17 @@ class Client(Face):
 
     def send(self, messages: Iterable[Message]) -> int:
         """Send a NOTIFY without waiting. Returns the stream-id to `wait` for, as one must."""
-        exchange = self._begin(messages)
-        self._sent[exchange.stream_id] = exchange
-        return exchange.stream_id
+        exchange = self.submit(messages)
+        stream_id = exchange.ids[0]
+        self._sent[stream_id] = exchange
+        return stream_id
 
     def wait(self, stream_id: int) -> Ack:
         """Wait for the ACK of a NOTIFY that was sent. Raises as `notify` does."""
         exchange = self._sent.pop(stream_id, None)
         if exchange is None:
             raise LocalProtocolError(f"no NOTIFY of stream {stream_id} waits for an ACK")
-        return self._wait(exchange, monotonic() + self._timeout).result()
+        return self.wait_for(exchange, monotonic() + self._timeout).result()
 
     def close(self) -> None:
         """Say DISCONNECT on all connections and close them. Calls in progress fail.
@@ -152,21 +152,28 @@ class Client(Face):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    # --- waiting ---
+    # --- for engines ---
 
-    def _begin(self, messages: Iterable[Message] | None) -> Exchange:
+    def submit(
+        self, messages: Iterable[Message] | None, ids: tuple[int, int] | None = None
+    ) -> Exchange:
+        """Begin a call; `wait_for` must follow. The arguments are those of `Pool.submit`.
+
+        Raises:
+            LocalProtocolError: the client is closed, or made for health checks only.
+        """
         with self._lock:
             self._hear()
-            exchange = self._pool.submit(messages)
+            exchange = self._pool.submit(messages, ids)
             self._pool.pump(monotonic())
             return exchange
 
-    def _hear(self) -> None:
-        """Hear what came while nobody listened: a connection that ended takes no call."""
-        if self._leader is None and not self._pool.closed:
-            self._poller.run(0)
+    def wait_for(self, exchange: Exchange, deadline: float) -> Exchange:
+        """Wait until a call is done; `Exchange.result` is what came of it.
 
-    def _wait(self, exchange: Exchange, deadline: float) -> Exchange:
+        Raises:
+            SpopTimeoutError: it was not by the deadline, in the time of `time.monotonic`.
+        """
         with self._lock:
             try:
                 while not exchange.done:
@@ -181,6 +188,13 @@ class Client(Face):
                 self._pool.abandon(exchange)
                 self._pass_lead_on()
         return exchange
+
+    # --- waiting ---
+
+    def _hear(self) -> None:
+        """Hear what came while nobody listened: a connection that ended takes no call."""
+        if self._leader is None and not self._pool.closed:
+            self._poller.run(0)
 
     def _lead(self, exchange: Exchange, timeout: float) -> None:
         self._leader, self._leader_sleeps = exchange, True
@@ -243,7 +257,7 @@ class Client(Face):
             except WOULD_BLOCK:
                 return
             events = protocol.receive_data(self._buffer, size) if size else protocol.receive_eof()
-            more = size > 0 and self._tls is not None and sock.pending() > 0
+            more = size > 0 and link.endpoint.tls is not None and sock.pending() > 0
             self._pool.received(link, events, monotonic())
 
     def _flush(self, link: Link) -> None:
@@ -270,14 +284,14 @@ class Client(Face):
         thread.start()
         return thread
 
-    def _open(self, address: Address) -> None:
-        self._spawn(self._connect, address)
+    def _open(self, endpoint: Endpoint) -> None:
+        self._spawn(self._connect, endpoint)
 
-    def _connect(self, address: Address) -> None:
+    def _connect(self, endpoint: Endpoint) -> None:
         """Open a connection, in a thread of its own."""
         protocol = self._protocol()
         try:
-            sock = self._dial(address)
+            sock = dial(endpoint, self._connect_timeout)
             try:
                 self._greet(sock, protocol)
             except BaseException:
@@ -285,26 +299,15 @@ class Client(Face):
                 raise
         except (OSError, ValueError, SpopError) as error:
             with self._lock:
-                failure = self._unreachable(address, error)
-                self._pool.opening_failed(address, failure, monotonic())
+                failure = self._unreachable(endpoint, error)
+                self._pool.opening_failed(endpoint, failure, monotonic())
             return
         sock.setblocking(False)
-        link = Link(address, protocol, sock)
+        link = Link(endpoint, protocol, sock)
         with self._lock:
             if not self._pool.closed:
                 self._poller.register(sock.fileno(), READ, partial(self._ready, link))
             self._pool.opened(link, monotonic())
-
-    def _dial(self, address: Address) -> socket.socket:
-        sock = dial(address, self._hello_timeout)
-        if self._tls is None:
-            return sock
-        try:
-            name = self._name_in_certificate(address)
-            return self._tls.wrap_socket(sock, server_hostname=name)
-        except BaseException:
-            sock.close()
-            raise
 
     def _greet(self, sock: socket.socket, protocol: EngineConnection) -> None:
         """Exchange HELLO."""

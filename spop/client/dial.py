@@ -1,18 +1,49 @@
-"""Connecting to an address."""
+"""Connecting: where to, over TLS or not."""
 
 from __future__ import annotations
 
 import socket
+import ssl
+from typing import NamedTuple
 
 from spop.address import Address
 
 
-def dial(address: Address, timeout: float) -> socket.socket:
+class Endpoint(NamedTuple):
+    """Where to connect, and how.
+
+    Attributes:
+        tls: speak TLS, with this context.
+        server_name: the name in the certificate; by default, the address's host.
+    """
+
+    address: Address
+    tls: ssl.SSLContext | None = None
+    server_name: str | None = None
+
+    @property
+    def name_in_certificate(self) -> str | None:
+        return self.server_name or self.address.host or None
+
+
+def dial(endpoint: Endpoint, timeout: float) -> socket.socket:
     """A connected socket; its operations have the timeout, in seconds, too.
 
     Raises:
         OSError: there is no connection to be had.
+        ValueError: the name in the certificate is none.
     """
+    sock = _connect(endpoint.address, timeout)
+    if endpoint.tls is None:
+        return sock
+    try:
+        return endpoint.tls.wrap_socket(sock, server_hostname=endpoint.name_in_certificate)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _connect(address: Address, timeout: float) -> socket.socket:
     if address.path is None:
         sock = socket.create_connection((address.host or "127.0.0.1", address.port), timeout)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
