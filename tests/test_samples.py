@@ -12,6 +12,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -22,7 +23,8 @@ import pytest
 
 from spop import Agent, Message
 from spop.engine.acl import AclError, compile_acl, compile_condition
-from spop.engine.samples import SampleError, compile_expression, converter, fetch
+from spop.engine.samples import Place, SampleError, compile_expression, converter, fetch
+from spop.engine.samples.registry import FETCHES
 from spop.engine.stream import Request, Response, Stream, Tls
 
 FILES = Path(__file__).with_name("samples")
@@ -291,6 +293,194 @@ def refused_by_us(lines: list[str], compile_line: Callable[[str], object]) -> li
         except (SampleError, AclError):
             refused.append(line)
     return refused
+
+
+FETCH_NAMES = list(FETCHES)
+"""HAProxy's own, before tests add theirs."""
+
+FETCH_ARGUMENTS = {
+    "bin": "(00)",
+    "bool": "(1)",
+    "env": "(HOME)",
+    "int": "(1)",
+    "ipv4": "(1.2.3.4)",
+    "ipv6": "(::1)",
+    "meth": "(GET)",
+    "str": "(x)",
+    "var": "(txn.x)",
+}
+
+EVENTS = {
+    "on-client-session": Place.FE_CON_ACC,
+    "on-frontend-tcp-request": Place.FE_REQ_CNT,
+    "on-frontend-http-request": Place.FE_HRQ_HDR,
+    "on-backend-tcp-request": Place.BE_REQ_CNT,
+    "on-backend-http-request": Place.BE_HRQ_HDR,
+    "on-server-session": Place.BE_SRV_CON,
+    "on-tcp-response": Place.BE_RES_CNT,
+    "on-http-response": Place.BE_HRS_HDR,
+}
+"""The places of events in backends; in frontends, `FRONTEND_EVENTS` differ."""
+
+FRONTEND_EVENTS = EVENTS | {
+    "on-backend-tcp-request": Place.FE_REQ_CNT,
+    "on-backend-http-request": Place.FE_HRQ_HDR,
+    "on-tcp-response": Place.FE_RES_CNT,
+    "on-http-response": Place.FE_HRS_HDR,
+}
+
+LISTEN_EVENTS = EVENTS | {
+    "on-backend-tcp-request": Place.FE_REQ_CNT,
+    "on-backend-http-request": Place.FE_HRQ_HDR,
+    "on-tcp-response": Place.FE_RES_CNT | Place.BE_RES_CNT,
+    "on-http-response": Place.FE_HRS_HDR | Place.BE_HRS_HDR,
+}
+
+BACKEND_EVENTS = {name: place for name, place in EVENTS.items() if place > Place.FE_SET_BCK}
+
+GROUP_RULES = {
+    "tcp-request content": Place.FE_REQ_CNT,
+    "http-request": Place.FE_HRQ_HDR,
+    "tcp-response content": Place.BE_RES_CNT,
+    "http-response": Place.BE_HRS_HDR,
+}
+
+
+def expression_of(name: str) -> str:
+    return name + FETCH_ARGUMENTS.get(name, "")
+
+
+def check_configuration(folder: Path, spoe: str, proxies: str) -> str:
+    """What ``haproxy -c`` says of it."""
+    folder.mkdir()
+    (folder / "spoe.cfg").write_text(spoe)
+    (folder / "haproxy.cfg").write_text(
+        "defaults\n    mode http\n    timeout connect 1s\n    timeout client 1s\n"
+        f"    timeout server 1s\nbackend agents\n    mode tcp\n{proxies}"
+    )
+    checked = subprocess.run(
+        ["/usr/sbin/haproxy", "-c", "-f", "haproxy.cfg"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return checked.stderr
+
+
+def engine_of(number: int, lines: str) -> str:
+    """A scope ``e<number>`` with one agent."""
+    return (
+        f"[e{number}]\nspoe-agent a\n    use-backend agents\n    timeout hello 1s\n"
+        f"    timeout idle 1s\n    timeout processing 1s\n{lines}"
+    )
+
+
+def refused_events(folder: Path, cases: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """Those of the fetches with kinds of proxies and events that HAProxy refuses."""
+    spoe = "".join(
+        engine_of(
+            number,
+            f"    messages m\nspoe-message m\n    args {expression_of(name)}\n    event {event}\n",
+        )
+        for number, (name, _, event) in enumerate(cases)
+    )
+    proxies = "".join(
+        f"{kind} p{number}\n    filter spoe engine e{number} config spoe.cfg\n"
+        for number, (_, kind, _) in enumerate(cases)
+    )
+    said = check_configuration(folder, spoe, proxies)
+    lines = map(int, re.findall(r"haproxy\.cfg:(\d+)\] : 'filter' .* some args extract", said))
+    assert said.count("[ALERT]") == said.count("some args extract") + 2 * ("[ALERT]" in said)
+    return [cases[(line - 9) // 2] for line in lines]
+
+
+@needs_haproxy
+def test_fetches_may_stand_at_the_events_where_haproxys_may(tmp_path: Path) -> None:
+    kinds = {"frontend": FRONTEND_EVENTS, "backend": BACKEND_EVENTS, "listen": LISTEN_EVENTS}
+    cases = [
+        (name, kind, event)
+        for name in FETCH_NAMES
+        for kind, events in kinds.items()
+        for event in events
+    ]
+    ours = [
+        case
+        for case in cases
+        if not compile_expression(expression_of(case[0])).places & kinds[case[1]][case[2]]
+    ]
+    # HAProxy gives up after 50 errors.
+    chunks = [cases[start : start + 40] for start in range(0, len(cases), 40)]
+    folders = [tmp_path / str(number) for number in range(len(chunks))]
+    with ThreadPoolExecutor(4) as pool:
+        refused = list(pool.map(refused_events, folders, chunks))
+    assert [case for chunk in refused for case in chunk] == ours
+
+
+@needs_haproxy
+def test_fetches_may_stand_in_the_rules_where_haproxys_may(tmp_path: Path) -> None:
+    cases = [(name, rule) for name in FETCH_NAMES for rule in GROUP_RULES]
+    spoe = "".join(
+        engine_of(
+            number,
+            f"    groups g\nspoe-message m\n    args {expression_of(name)}\n"
+            "spoe-group g\n    messages m\n",
+        )
+        for number, name in enumerate(FETCH_NAMES)
+    )
+    proxies = "".join(
+        f"listen p{number}\n    filter spoe engine e{number // 4} config spoe.cfg\n"
+        f"    {rule} send-spoe-group e{number // 4} g\n"
+        for number, (_, rule) in enumerate(cases)
+    )
+    said = check_configuration(tmp_path / "c", spoe, proxies)
+    refused = {int(number) for number in re.findall(r"Proxy 'p(\d+)': Invalid SPOE", said)}
+    ours = {
+        number
+        for number, (name, rule) in enumerate(cases)
+        if not compile_expression(expression_of(name)).places & GROUP_RULES[rule]
+    }
+    assert refused == ours
+
+
+@needs_haproxy
+def test_places_are_those_of_haproxys_own_table() -> None:
+    listed = subprocess.run(
+        ["/usr/sbin/haproxy", "-dKsmp", "-c", "-f", "/dev/null"], capture_output=True, text=True
+    )
+    rows = re.findall(r"^\[ ([Y. ]+) \] ([^:(]+)", listed.stdout, re.MULTILINE)
+    theirs = {
+        name: {n for n, mark in enumerate(marks.split()) if mark == "Y" and n < len(Place)}
+        for marks, name in rows
+    }
+    for name in FETCH_NAMES:
+        places = compile_expression(expression_of(name)).places
+        assert {n for n, place in enumerate(Place) if place & places} == theirs[name], name
+
+
+@pytest.mark.parametrize(
+    "expression, variables",
+    [
+        ("path,lower", set()),
+        ("var(txn.a.b),add(sess.x),concat(<,req.c,>)", {"txn.a.b", "sess.x", "req.c"}),
+        ("int(1),sub(2),mul(proc.n)", {"proc.n"}),
+        ("path,strcmp(res.path),iif(txn.a,txn.b)", {"res.path"}),
+        ("str(a),add_item(:,txn.i),secure_memcmp(txn.key)", {"txn.i", "txn.key"}),
+    ],
+)
+def test_an_expression_knows_its_variables(expression: str, variables: set[str]) -> None:
+    assert compile_expression(expression).variables == variables
+    assert compile_acl(["a", expression, "-m", "found"]).variables == variables
+
+
+def test_a_condition_knows_its_acls_variables() -> None:
+    acls = [
+        compile_acl(["known", "var(txn.user)", "-m", "found"]),
+        compile_acl(["known", "var(sess.user)", "-m", "found"]),
+        compile_acl(["unused", "var(txn.unused)", "-m", "found"]),
+    ]
+    words = ["!known", "TRUE", "or", "{", "path,concat(,req.x)", "/a", "}"]
+    assert compile_condition(words, acls).variables == {"txn.user", "sess.user", "req.x"}
 
 
 @needs_haproxy

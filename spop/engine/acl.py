@@ -108,17 +108,27 @@ class AclError(SpopError):
 
 @dataclass(frozen=True, slots=True)
 class Acl:
-    """A named test. ACLs of the same name are alternatives. Anonymous ones have no name."""
+    """A named test. ACLs of the same name are alternatives. Anonymous ones have no name.
+
+    Attributes:
+        variables: the whole names of all that its criterion mentions, such as ``"txn.user"``.
+    """
 
     name: str
     matches: Test = field(repr=False)
+    variables: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A disjunction of conjunctions of ACLs, each maybe negated."""
+    """A disjunction of conjunctions of ACLs, each maybe negated.
+
+    Attributes:
+        variables: the whole names of all that its ACLs mention.
+    """
 
     suites: Sequence[Sequence[Test]] = field(repr=False)
+    variables: frozenset[str] = frozenset()
 
     def holds(self, stream: Stream) -> bool:
         """Whether the words after ``if`` are true of this stream."""
@@ -138,7 +148,7 @@ def compile_acl(words: Sequence[str]) -> Acl:
         raise AclError(f"'{name}': an ACL's name has letters, digits and '-_.:' only", 0)
     if name.lower() == "or":
         raise AclError(f"'{name}' can't name an ACL: conditions read it as an operator", 0)
-    return Acl(name, _AclParser(words, 1).parse())
+    return _AclParser(words, 1).parse(name)
 
 
 def compile_condition(words: Sequence[str], acls: Iterable[Acl] = ()) -> Condition:
@@ -153,10 +163,11 @@ def compile_condition(words: Sequence[str], acls: Iterable[Acl] = ()) -> Conditi
     """
     if "" in words:
         words = words[: words.index("")]
-    declared: dict[str, list[Test]] = {}
+    declared: dict[str, list[Acl]] = {}
     for acl in acls:
-        declared.setdefault(acl.name, []).append(acl.matches)
+        declared.setdefault(acl.name, []).append(acl)
     suites: list[list[Test]] = [[]]
+    variables: set[str] = set()
     negated = False
     index = 0
     while index < len(words):
@@ -169,16 +180,18 @@ def compile_condition(words: Sequence[str], acls: Iterable[Acl] = ()) -> Conditi
         elif word:
             if word == "{":
                 end = _closing_brace(words, index) + 1
-                test = _AclParser(words[: end - 1], index + 1).parse()
+                alternatives = [_AclParser(words[: end - 1], index + 1).parse()]
             else:
-                test = _named(word, declared, index)
+                alternatives = _named(word, declared, index)
+            variables.update(*(acl.variables for acl in alternatives))
+            test = _any_of_them(alternatives)
             suites[-1].append(_negation(test) if negated else test)
             negated = False
         index = end
     suites = [suite for suite in suites if suite]
     if not suites:
         raise AclError("a condition needs at least one ACL", max(len(words) - 1, 0))
-    return Condition(suites)
+    return Condition(suites, frozenset(variables))
 
 
 def _closing_brace(words: Sequence[str], opening: int) -> int:
@@ -188,15 +201,16 @@ def _closing_brace(words: Sequence[str], opening: int) -> int:
     raise AclError("missing closing '}' in condition", opening)
 
 
-def _named(name: str, declared: Mapping[str, list[Test]], index: int) -> Test:
+def _named(name: str, declared: Mapping[str, list[Acl]], index: int) -> list[Acl]:
     if name in declared:
-        return _alternatives(declared[name])
+        return declared[name]
     if name in PREDEFINED:
-        return compile_acl([name, *PREDEFINED[name].split()]).matches
+        return [compile_acl([name, *PREDEFINED[name].split()])]
     raise AclError(unknown("ACL", name, [*declared, *PREDEFINED]), index)
 
 
-def _alternatives(tests: list[Test]) -> Test:
+def _any_of_them(acls: list[Acl]) -> Test:
+    tests = [acl.matches for acl in acls]
     return tests[0] if len(tests) == 1 else lambda stream: any(t(stream) for t in tests)
 
 
@@ -215,7 +229,7 @@ class _AclParser:
         self._loaded = False
         self._patterns: list[tuple[str, bool]] = []
 
-    def parse(self) -> Test:
+    def parse(self, name: str = "") -> Acl:
         if not self._peek():
             raise AclError("missing criterion of an ACL", max(self._index - 1, 0))
         expression, self._method = self._criterion()
@@ -233,7 +247,7 @@ class _AclParser:
             while word := self._peek():
                 self._add(word)
                 self._index += 1
-        return self._test(expression)
+        return Acl(name, self._test(expression), expression.variables)
 
     def _peek(self) -> str:
         return self._words[self._index] if self._index < len(self._words) else ""

@@ -10,8 +10,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from spop.engine.samples.arguments import Word, split_arguments
+from spop.engine.samples.arguments import Operand, Variable, Word, split_arguments
 from spop.engine.samples.errors import ArgumentError, SampleError, unknown
+from spop.engine.samples.places import Place
 from spop.engine.samples.registry import CONVERTERS, FETCHES, Converter, Fetch, Parameter
 from spop.engine.samples.types import CASTS, Cast, SampleType, castable
 from spop.engine.stream import Stream
@@ -30,9 +31,11 @@ class Expression:
     Attributes:
         text: as it was written.
         gives: the type that it promises; a value may be of another, as in HAProxy.
+        places: where its fetch has something to read; elsewhere HAProxy refuses it.
+        variables: the whole names of all that it mentions, such as ``"txn.user"``.
     """
 
-    __slots__ = ("_every", "_fetch", "_steps", "gives", "text")
+    __slots__ = ("_every", "_fetch", "_steps", "gives", "places", "text", "variables")
 
     def __init__(
         self,
@@ -41,9 +44,13 @@ class Expression:
         fetch: Callable[[Stream], Any],
         every: Callable[[Stream], Iterable[Any]] | None,
         steps: tuple[Step, ...],
+        places: Place,
+        variables: frozenset[str],
     ) -> None:
         self.text = text
         self.gives = gives
+        self.places = places
+        self.variables = variables
         self._fetch = fetch
         self._every = every
         self._steps = steps
@@ -91,6 +98,7 @@ def compile_expression(text: str) -> Expression:
     args = _bind(source, words, end)
     gives = source.gives
     steps = []
+    variables = set(_variables(args))
     while position < len(text):
         start = _skip_commas(text, position, name)
         if start == len(text):
@@ -104,10 +112,18 @@ def compile_expression(text: str) -> Expression:
                 start,
             )
         words, position = split_arguments(text, end)
-        steps.append(_step(step, _bind(step, words, end)))
+        step_args = _bind(step, words, end)
+        steps.append(_step(step, step_args))
+        variables.update(_variables(step_args))
         gives = gives if step.gives is SampleType.ANY else step.gives
     return Expression(
-        text, gives, _call(source.function, args), _call_every(source, args), tuple(steps)
+        text,
+        gives,
+        _call(source.function, args),
+        _call_every(source, args),
+        tuple(steps),
+        source.source.places,
+        frozenset(variables),
     )
 
 
@@ -182,6 +198,14 @@ def _parse_all(words: list[Word], parameters: tuple[Parameter, ...]) -> Iterator
             yield parameter.parse(word.text)
         except ArgumentError as error:
             raise SampleError(str(error), word.offset) from None
+
+
+def _variables(args: tuple[Any, ...]) -> Iterator[str]:
+    """The variables among arguments, or that operands are."""
+    for arg in args:
+        source = arg.source if isinstance(arg, Operand) else arg
+        if isinstance(source, Variable):
+            yield source.name
 
 
 def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> Callable[[Stream], Any]:

@@ -16,6 +16,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_type_hints
 
 from spop.engine.samples.arguments import PARSERS
+from spop.engine.samples.places import Source
 from spop.engine.samples.types import Method, SampleType
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -58,6 +59,7 @@ class Fetch:
     gives: SampleType
     prepare: Prepare | None
     every: Callable[..., Iterable[Any]] | None
+    source: Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +82,14 @@ CONVERTERS: dict[str, Converter] = {}
 
 def fetch(
     *names: str,
+    of: Source = Source.INTERNAL,
     every: Callable[..., Iterable[Any]] | None = None,
     prepare: Prepare | None = None,
 ) -> Callable[[Function], Function]:
     """Register a function of the stream and the arguments as a fetch, under each name.
 
     Args:
+        of: what the function reads, which says where the fetch may stand.
         every: gives all values that an ACL tries in turn; by default there is only one.
         prepare: takes the arguments when an expression is compiled and gives those to call
             the function with; raises ArgumentError for bad ones.
@@ -99,7 +103,7 @@ def fetch(
         gives = _sample_type(hints.get("return"), function, address=SampleType.IPV4)
         parameters = _parameters(function, hints, skip=1)
         for name in names:
-            FETCHES[name] = Fetch(name, function, parameters, gives, prepare, every)
+            FETCHES[name] = Fetch(name, function, parameters, gives, prepare, every, of)
         return function
 
     return register

@@ -6,26 +6,27 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
+from spop.engine.samples.places import Source
 from spop.engine.samples.registry import fetch
 from spop.engine.stream import Stream, Tls
 
 
-@fetch("src", "fc_src")
+@fetch("src", "fc_src", of=Source.CONNECTION)
 def src(stream: Stream) -> IPv4Address | IPv6Address | None:
     return stream.source
 
 
-@fetch("src_port", "fc_src_port")
+@fetch("src_port", "fc_src_port", of=Source.CONNECTION)
 def src_port(stream: Stream) -> int | None:
     return stream.source_port or None
 
 
-@fetch("dst", "fc_dst")
+@fetch("dst", "fc_dst", of=Source.CONNECTION)
 def dst(stream: Stream) -> IPv4Address | IPv6Address | None:
     return stream.destination
 
 
-@fetch("dst_port", "fc_dst_port")
+@fetch("dst_port", "fc_dst_port", of=Source.CONNECTION)
 def dst_port(stream: Stream) -> int | None:
     return stream.destination_port or None
 
@@ -35,18 +36,18 @@ def fe_name(stream: Stream) -> str | None:
     return stream.frontend
 
 
-@fetch("be_name")
+@fetch("be_name", of=Source.BACKEND)
 def be_name(stream: Stream) -> str | None:
     return stream.backend
 
 
-@fetch("fc_http_major")
+@fetch("fc_http_major", of=Source.CONNECTION)
 def fc_http_major(stream: Stream) -> int:
     version = stream.request.version if stream.request else "1"
     return int(version.partition(".")[0])
 
 
-@fetch("ssl_fc")
+@fetch("ssl_fc", of=Source.SESSION)
 def ssl_fc(stream: Stream) -> bool:
     return stream.tls is not None
 
@@ -56,7 +57,7 @@ def _of_session(name: str, gives: Any, read: Callable[[Tls], Any]) -> None:
         return read(stream.tls) if stream.tls else None
 
     session_fetch.__annotations__["return"] = gives
-    fetch(name)(session_fetch)
+    fetch(name, of=Source.SESSION)(session_fetch)
 
 
 _of_session("ssl_fc_protocol", str, lambda tls: tls.protocol)

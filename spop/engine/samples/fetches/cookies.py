@@ -11,6 +11,7 @@ from spop.engine.samples.fetches.headers import (
     strict_int,
     values,
 )
+from spop.engine.samples.places import Source
 from spop.engine.samples.registry import fetch
 from spop.engine.stream import Stream
 
@@ -50,7 +51,7 @@ def _pairs(line: str) -> Iterator[tuple[str, str]]:
         position = end.end() if end else len(line)
 
 
-def _register(cookies: Cookies, *prefixes: str) -> None:
+def _register(source: Source, cookies: Cookies, *prefixes: str) -> None:
     def every(stream: Stream, name: str = "") -> Iterator[str]:
         return cookies(stream, name)
 
@@ -73,10 +74,10 @@ def _register(cookies: Cookies, *prefixes: str) -> None:
     def cook_cnt(stream: Stream, name: str = "") -> int:
         return sum(1 for _ in cookies(stream, name))
 
-    fetch(*prefixes, every=every)(cook)
-    fetch(*(f"{p}_val" for p in prefixes), every=every_int)(cook_val)
-    fetch(*(f"{p}_cnt" for p in prefixes))(cook_cnt)
+    fetch(*prefixes, of=source, every=every)(cook)
+    fetch(*(f"{p}_val" for p in prefixes), of=source, every=every_int)(cook_val)
+    fetch(*(f"{p}_cnt" for p in prefixes), of=source)(cook_cnt)
 
 
-_register(request_cookies, "req.cook", "cook")
-_register(response_cookies, "res.cook", "scook")
+_register(Source.REQUEST_HEADERS, request_cookies, "req.cook", "cook")
+_register(Source.RESPONSE_HEADERS, response_cookies, "res.cook", "scook")

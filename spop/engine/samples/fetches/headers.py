@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from spop.engine.samples.errors import ArgumentError
+from spop.engine.samples.places import Source
 from spop.engine.samples.registry import fetch
 from spop.engine.samples.types import CASTS, SampleType, cast, raw
 from spop.engine.stream import Headers, Stream
@@ -35,6 +36,13 @@ def of_response(stream: Stream) -> Headers | None:
 def of_either(stream: Stream) -> Headers | None:
     """The response's once there is one."""
     return of_response(stream) if stream.response else of_request(stream)
+
+
+HEADERS_OF: Mapping[Source, HeadersOf] = {
+    Source.REQUEST_HEADERS: of_request,
+    Source.RESPONSE_HEADERS: of_response,
+    Source.HEADERS: of_either,
+}
 
 
 def split_values(field: str) -> Iterator[str]:
@@ -112,18 +120,21 @@ def _candidates(found: Iterator[str], occurrence: int) -> Iterator[str]:
     return iter(() if one is None else (one,))
 
 
-def _register_values(of: HeadersOf, find: Finder, *names: str) -> None:
+def _register_values(source: Source, find: Finder, *names: str) -> None:
+    of = HEADERS_OF[source]
+
     def every(stream: Stream, name: str = "", occurrence: int = 0) -> Iterator[str]:
         return _candidates(find(of(stream), name), occurrence) if name else iter(())
 
     def header(stream: Stream, name: str = "", occurrence: int = 0) -> str | None:
         return chosen(find(of(stream), name), occurrence) if name else None
 
-    fetch(*names, every=every, prepare=_occurrence)(header)
+    fetch(*names, of=source, every=every, prepare=_occurrence)(header)
 
 
-def _register_parsed(of: HeadersOf, parse: Callable[[str], Any], gives: Any, *names: str) -> None:
+def _register_parsed(source: Source, parse: Callable[[str], Any], gives: Any, *names: str) -> None:
     """Values as addresses or integers; an ACL passes over those that are none."""
+    of = HEADERS_OF[source]
 
     def every(stream: Stream, name: str = "", occurrence: int = 0) -> Iterator[Any]:
         parsed = map(parse, _candidates(values(of(stream), name), occurrence))
@@ -134,18 +145,21 @@ def _register_parsed(of: HeadersOf, parse: Callable[[str], Any], gives: Any, *na
         return None if value is None else parse(value)
 
     header.__annotations__["return"] = gives
-    fetch(*names, every=every, prepare=_occurrence)(header)
+    fetch(*names, of=source, every=every, prepare=_occurrence)(header)
 
 
-def _register_counts(of: HeadersOf, find: Finder, *names: str) -> None:
+def _register_counts(source: Source, find: Finder, *names: str) -> None:
+    of = HEADERS_OF[source]
+
     def count(stream: Stream, name: str = "") -> int:
         return sum(1 for _ in find(of(stream), name))
 
-    fetch(*names, prepare=_lower)(count)
+    fetch(*names, of=source, prepare=_lower)(count)
 
 
-def _register_blocks(of: HeadersOf, prefix: str) -> None:
+def _register_blocks(source: Source, prefix: str) -> None:
     """The whole header section, in the forms that suit agents."""
+    of = HEADERS_OF[source]
 
     def hdrs(stream: Stream) -> str | bytes | None:
         headers = of(stream)
@@ -164,9 +178,9 @@ def _register_blocks(of: HeadersOf, prefix: str) -> None:
         headers = of(stream)
         return None if headers is None else separator.join(name.lower() for name, _ in headers)
 
-    fetch(f"{prefix}.hdrs")(hdrs)
-    fetch(f"{prefix}.hdrs_bin")(hdrs_bin)
-    fetch(f"{prefix}.hdr_names")(hdr_names)
+    fetch(f"{prefix}.hdrs", of=source)(hdrs)
+    fetch(f"{prefix}.hdrs_bin", of=source)(hdrs_bin)
+    fetch(f"{prefix}.hdr_names", of=source)(hdr_names)
 
 
 def _varint(value: int) -> bytes:
@@ -184,13 +198,16 @@ def _varint(value: int) -> bytes:
 
 _ADDRESS = IPv4Address | IPv6Address
 
-_register_values(of_either, values, "hdr")
-_register_values(of_response, values, "shdr")
-for _of, _prefix, _short in ((of_request, "req", ""), (of_response, "res", "s")):
-    _register_values(_of, values, f"{_prefix}.hdr")
-    _register_values(_of, whole_fields, f"{_prefix}.fhdr")
-    _register_parsed(_of, address, _ADDRESS, f"{_prefix}.hdr_ip", f"{_short}hdr_ip")
-    _register_parsed(_of, strict_int, int, f"{_prefix}.hdr_val", f"{_short}hdr_val")
-    _register_counts(_of, values, f"{_prefix}.hdr_cnt", f"{_short}hdr_cnt")
-    _register_counts(_of, whole_fields, f"{_prefix}.fhdr_cnt")
-    _register_blocks(_of, _prefix)
+_register_values(Source.HEADERS, values, "hdr")
+_register_values(Source.RESPONSE_HEADERS, values, "shdr")
+for _source, _prefix, _short in (
+    (Source.REQUEST_HEADERS, "req", ""),
+    (Source.RESPONSE_HEADERS, "res", "s"),
+):
+    _register_values(_source, values, f"{_prefix}.hdr")
+    _register_values(_source, whole_fields, f"{_prefix}.fhdr")
+    _register_parsed(_source, address, _ADDRESS, f"{_prefix}.hdr_ip", f"{_short}hdr_ip")
+    _register_parsed(_source, strict_int, int, f"{_prefix}.hdr_val", f"{_short}hdr_val")
+    _register_counts(_source, values, f"{_prefix}.hdr_cnt", f"{_short}hdr_cnt")
+    _register_counts(_source, whole_fields, f"{_prefix}.fhdr_cnt")
+    _register_blocks(_source, _prefix)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from spop.engine.samples.converters.hashes import avalanche, sdbm_hash
 from spop.engine.samples.fetches.headers import strict_int, values
+from spop.engine.samples.places import Source
 from spop.engine.samples.registry import fetch
 from spop.engine.samples.types import Method, raw, text
 from spop.engine.stream import Request, Stream
@@ -25,28 +26,28 @@ def path_and_query(request: Request) -> str | None:
     return uri[match.end() :] if match else None
 
 
-@fetch("method")
+@fetch("method", of=Source.REQUEST_KEPT)
 def method(stream: Stream) -> Method | None:
     return stream.request.method if stream.request else None  # type: ignore[return-value]
 
 
-@fetch("url")
+@fetch("url", of=Source.REQUEST_HEADERS)
 def url(stream: Stream) -> str | None:
     return stream.request.uri if stream.request else None
 
 
-@fetch("pathq")
+@fetch("pathq", of=Source.REQUEST_HEADERS)
 def pathq(stream: Stream) -> str | None:
     return path_and_query(stream.request) if stream.request else None
 
 
-@fetch("path")
+@fetch("path", of=Source.REQUEST_HEADERS)
 def path(stream: Stream) -> str | None:
     found = pathq(stream)
     return None if found is None else found.partition("?")[0]
 
 
-@fetch("query")
+@fetch("query", of=Source.REQUEST_HEADERS)
 def query(stream: Stream) -> str | None:
     _, mark, after = (url(stream) or "").partition("?")
     return after if mark else None
@@ -60,53 +61,53 @@ def _with_host(stream: Stream, part: str | None) -> str | None:
     return host + part if part and part.startswith("/") else host
 
 
-@fetch("base")
+@fetch("base", of=Source.REQUEST_HEADERS)
 def base(stream: Stream) -> str | None:
     return _with_host(stream, path(stream))
 
 
-@fetch("baseq")
+@fetch("baseq", of=Source.REQUEST_HEADERS)
 def baseq(stream: Stream) -> str | None:
     return _with_host(stream, pathq(stream))
 
 
-@fetch("base32")
+@fetch("base32", of=Source.REQUEST_HEADERS)
 def base32(stream: Stream) -> int | None:
     found = base(stream)
     return None if found is None else avalanche(sdbm_hash(raw(found)))
 
 
-@fetch("req.ver", "req_ver")
+@fetch("req.ver", "req_ver", of=Source.REQUEST_HEADERS)
 def req_ver(stream: Stream) -> str | None:
     return stream.request.version if stream.request else None
 
 
-@fetch("req.proto_http", "req_proto_http")
+@fetch("req.proto_http", "req_proto_http", of=Source.REQUEST_KEPT)
 def req_proto_http(stream: Stream) -> bool:
     return stream.request is not None
 
 
-@fetch("res.ver", "resp_ver")
+@fetch("res.ver", "resp_ver", of=Source.RESPONSE_HEADERS)
 def res_ver(stream: Stream) -> str | None:
     return stream.response.version if stream.response else None
 
 
-@fetch("status")
+@fetch("status", of=Source.RESPONSE_KEPT)
 def status(stream: Stream) -> int | None:
     return stream.response.status if stream.response else None
 
 
-@fetch("req.body")
+@fetch("req.body", of=Source.REQUEST_BODY)
 def req_body(stream: Stream) -> bytes | None:
     return stream.request.body if stream.request else None
 
 
-@fetch("req.body_len")
+@fetch("req.body_len", of=Source.REQUEST_BODY)
 def req_body_len(stream: Stream) -> int | None:
     return len(stream.request.body) if stream.request else None
 
 
-@fetch("req.body_size")
+@fetch("req.body_size", of=Source.REQUEST_BODY)
 def req_body_size(stream: Stream) -> int | None:
     """The announced length, or of what arrived where none is."""
     if stream.request is None:
@@ -115,12 +116,12 @@ def req_body_size(stream: Stream) -> int | None:
     return len(stream.request.body) if announced is None else strict_int(announced)
 
 
-@fetch("res.body")
+@fetch("res.body", of=Source.RESPONSE_BODY)
 def res_body(stream: Stream) -> bytes | None:
     return stream.response.body if stream.response else None
 
 
-@fetch("res.body_len")
+@fetch("res.body_len", of=Source.RESPONSE_BODY)
 def res_body_len(stream: Stream) -> int | None:
     return len(stream.response.body) if stream.response else None
 
@@ -145,7 +146,7 @@ def every_urlp(stream: Stream, name: str = "", delimiter: str = "?") -> Iterator
     return parameters(after, name, "&;" + delimiter) if mark else iter(())
 
 
-@fetch("urlp", "url_param", every=every_urlp, prepare=_delimiter)
+@fetch("urlp", "url_param", of=Source.REQUEST_HEADERS, every=every_urlp, prepare=_delimiter)
 def urlp(stream: Stream, name: str = "", delimiter: str = "?") -> str | None:
     return next(every_urlp(stream, name, delimiter), None)
 
@@ -154,7 +155,7 @@ def every_urlp_val(stream: Stream, name: str = "", delimiter: str = "?") -> Iter
     return map(strict_int, every_urlp(stream, name, delimiter))
 
 
-@fetch("urlp_val", every=every_urlp_val, prepare=_delimiter)
+@fetch("urlp_val", of=Source.REQUEST_HEADERS, every=every_urlp_val, prepare=_delimiter)
 def urlp_val(stream: Stream, name: str = "", delimiter: str = "?") -> int | None:
     return next(every_urlp_val(stream, name, delimiter), None)
 
@@ -164,6 +165,6 @@ def every_body_param(stream: Stream, name: str = "") -> Iterator[str]:
     return parameters(text(body), name)
 
 
-@fetch("req.body_param", every=every_body_param)
+@fetch("req.body_param", of=Source.REQUEST_BODY, every=every_body_param)
 def req_body_param(stream: Stream, name: str = "") -> str | bytes | None:
     return next(every_body_param(stream, name), None)
