@@ -112,7 +112,8 @@ class State(Enum):
 _OPEN = State.OPEN
 # As plain numbers: arithmetic with an IntFlag costs more than all else about a fragment.
 _FIN, _ABORT = FrameFlag.FIN.value, FrameFlag.ABORT.value
-_UNORDERED = frozenset({Capability.PIPELINING, Capability.ASYNC})
+UNORDERED = frozenset({Capability.PIPELINING, Capability.ASYNC})
+"""With either of these, more than one NOTIFY may wait for its ACK."""
 
 _AGENT_STATES = {
     State.HELLO: {
@@ -350,7 +351,7 @@ class AgentConnection(_Connection):
 
     def _open(self, capabilities: frozenset[str]) -> None:
         self.state = State.OPEN
-        if not capabilities.isdisjoint(_UNORDERED):
+        if not capabilities.isdisjoint(UNORDERED):
             self._room = self._max_in_flight
 
     def receive_data(self, data: Buffer, end: int | None = None) -> list[AgentEvent]:
@@ -691,7 +692,7 @@ class EngineConnection(_Connection):
     def pipelined(self) -> bool:
         """More than one NOTIFY may wait for its ACK."""
         peer = self.peer
-        return peer is not None and not peer.capabilities.isdisjoint(_UNORDERED)
+        return peer is not None and not peer.capabilities.isdisjoint(UNORDERED)
 
     @property
     def asynchronous(self) -> bool:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, Self
 
-from spop.client.dial import Endpoint
+from spop.client.dial import Endpoint, hear_hello
 from spop.client.face import LINGER, Face, reason
-from spop.client.pool import Exchange, Link, MessageOrMessages, Servers, hear_hello, in_notify
+from spop.client.pool import Exchange, Link, MessageOrMessages, Servers, in_notify
 from spop.connection import Peer
 from spop.constants import Status
 from spop.errors import DisconnectedError, SpopError

@@ -18,10 +18,10 @@ from functools import partial
 from time import monotonic
 from typing import Any, Self
 
-from spop.client.dial import Endpoint, dial
+from spop.client.dial import Endpoint, dial, greet, receive_before
 from spop.client.face import LINGER, Face, reason
-from spop.client.pool import Exchange, Link, MessageOrMessages, Servers, hear_hello, in_notify
-from spop.connection import EngineConnection, EngineEvent, Peer
+from spop.client.pool import Exchange, Link, MessageOrMessages, Servers, in_notify
+from spop.connection import Peer
 from spop.constants import Status
 from spop.errors import LocalProtocolError, SpopError
 from spop.frames import Ack, Message
@@ -293,7 +293,7 @@ class Client(Face):
         try:
             sock = dial(endpoint, self._connect_timeout)
             try:
-                self._greet(sock, protocol)
+                greet(sock, protocol, self._hello_timeout)
             except BaseException:
                 sock.close()
                 raise
@@ -308,13 +308,6 @@ class Client(Face):
             if not self._pool.closed:
                 self._poller.register(sock.fileno(), READ, partial(self._ready, link))
             self._pool.opened(link, monotonic())
-
-    def _greet(self, sock: socket.socket, protocol: EngineConnection) -> None:
-        """Exchange HELLO."""
-        deadline = monotonic() + self._hello_timeout
-        sock.sendall(protocol.data_to_send())
-        while not hear_hello(protocol, _receive_before(deadline, sock, protocol)):
-            pass
 
     def _part(self, link: Link) -> None:
         sock = link.transport
@@ -335,7 +328,7 @@ class Client(Face):
             sock.settimeout(LINGER)
             sock.sendall(b"".join((link.unsent, protocol.data_to_send())))
             while not protocol.should_close:
-                _receive_before(deadline, sock, protocol)
+                receive_before(deadline, sock, protocol)
         with self._lock:
             self._partings.discard(threading.current_thread())
 
@@ -365,15 +358,3 @@ def _drain(wakened: socket.socket, _: int) -> None:
 def _close_all(*closed: Poller | socket.socket) -> None:
     for each in closed:
         each.close()
-
-
-def _receive_before(
-    deadline: float, sock: socket.socket, protocol: EngineConnection
-) -> list[EngineEvent]:
-    """What one recv brings. Raises TimeoutError when it is too late."""
-    remaining = deadline - monotonic()
-    if remaining <= 0:
-        raise TimeoutError
-    sock.settimeout(remaining)
-    data = sock.recv(RECV_SIZE)
-    return protocol.receive_data(data) if data else protocol.receive_eof()

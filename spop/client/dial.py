@@ -1,12 +1,18 @@
-"""Connecting: where to, over TLS or not."""
+"""Connecting: where to, over TLS or not, and the exchange of HELLO, for those who may block."""
 
 from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Sequence
+from time import monotonic
 from typing import NamedTuple
 
 from spop.address import Address
+from spop.connection import Disconnect, EngineConnection, EngineEvent
+from spop.errors import DisconnectedError
+
+RECV_SIZE = 64 * 1024
 
 
 class Endpoint(NamedTuple):
@@ -56,3 +62,36 @@ def _connect(address: Address, timeout: float) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def greet(sock: socket.socket, protocol: EngineConnection, timeout: float) -> None:
+    """Exchange HELLO.
+
+    Raises:
+        OSError: the connection broke, or the agent did not answer in time.
+        DisconnectedError: the agent refuses.
+    """
+    deadline = monotonic() + timeout
+    sock.sendall(protocol.data_to_send())
+    while not hear_hello(protocol, receive_before(deadline, sock, protocol)):
+        pass
+
+
+def hear_hello(protocol: EngineConnection, events: Sequence[EngineEvent]) -> bool:
+    """Whether the handshake is over. Raises DisconnectedError where the agent refuses."""
+    for event in events:
+        if isinstance(event, Disconnect):
+            raise DisconnectedError(event.message, event.code)
+    return protocol.peer is not None
+
+
+def receive_before(
+    deadline: float, sock: socket.socket, protocol: EngineConnection
+) -> list[EngineEvent]:
+    """What one recv brings. Raises TimeoutError when it is too late."""
+    remaining = deadline - monotonic()
+    if remaining <= 0:
+        raise TimeoutError
+    sock.settimeout(remaining)
+    data = sock.recv(RECV_SIZE)
+    return protocol.receive_data(data) if data else protocol.receive_eof()

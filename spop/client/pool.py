@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from spop.client.dial import Endpoint
-from spop.connection import Disconnect, EngineConnection, EngineEvent, Peer
+from spop.connection import UNORDERED, Disconnect, EngineConnection, EngineEvent, Peer
 from spop.errors import DisconnectedError, LocalProtocolError, SpopError, UnreachableError
 from spop.frames import Ack, Message
 from spop.values import Value
@@ -147,14 +147,6 @@ def in_notify(message: str | MessageOrMessages, args: dict[str, Value]) -> Itera
     if args:
         raise TypeError("arguments by name go with a message's name, not with Message objects")
     return [message] if isinstance(message, Message) else message
-
-
-def hear_hello(protocol: EngineConnection, events: Sequence[EngineEvent]) -> bool:
-    """Whether the handshake is over. Raises DisconnectedError where the agent refuses."""
-    for event in events:
-        if isinstance(event, Disconnect):
-            raise DisconnectedError(event.message, event.code)
-    return protocol.peer is not None
 
 
 class Driver(NamedTuple):
@@ -366,6 +358,12 @@ class Pool:
         if not self.closed:
             self.pump(now)
 
+    @property
+    def idle(self) -> int:
+        """Connections that could take a call now."""
+        room = self._limits.max_waiting_frames
+        return sum(link.room(room) > 0 for link in self._links)
+
     def tick(self, now: float) -> None:
         """Do what was scheduled: close what was idle, open what had to wait."""
         if self.closed:
@@ -440,15 +438,17 @@ class Pool:
             self._driver.open(endpoint)
 
     def _wants_connection(self) -> bool:
-        """Once there is one, further ones come one by one: often a single one will do."""
+        """As many as the calls in the queue fill. Until an agent said that it pipelines, it is
+        thought to."""
         limits, count = self._limits, len(self._links) + self._openings
         if count < limits.minimum:
             return True
         if count >= limits.maximum:
             return False
-        if self._links:
-            return bool(self._queue) and not self._openings
-        return len(self._queue) > self._openings * limits.max_waiting_frames
+        each = limits.max_waiting_frames
+        if self.peer is not None and self.peer.capabilities.isdisjoint(UNORDERED):
+            each = 1
+        return len(self._queue) > self._openings * each
 
 
 class InTurn(Servers):

@@ -7,11 +7,10 @@ surrogateescape for what is none. What isn't known stays None, and fetches of it
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
-from spop.values import DecodedValue
+from spop.engine.variables import Session, Variables
 
 Address = IPv4Address | IPv6Address
 Headers = list[tuple[str, str]]
@@ -61,8 +60,9 @@ class Stream:
         destination, destination_port: where the client connected to.
         frontend, backend: the proxies' names.
         response: None until there is one; from then on, ``hdr`` and the like read it.
-        variables: values by scope and name, such as ``"txn.user"``.
+        variables: values by scope and name, such as ``"txn.user"``; made of any mapping.
         started: when the stream began, in seconds since 1970.
+        session: the client's connection, where streams share one.
     """
 
     source: Address | None = None
@@ -74,6 +74,11 @@ class Stream:
     request: Request | None = None
     response: Response | None = None
     tls: Tls | None = None
-    variables: Mapping[str, DecodedValue] = field(default_factory=dict)
+    variables: Variables = None  # type: ignore[assignment]  # Set as soon as it is made.
     unique_id: str | None = None
     started: float = field(default_factory=time.time)
+    session: Session | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.variables, Variables):
+            self.variables = Variables(self.variables, self.session)
