@@ -124,6 +124,11 @@ class AsyncClient(Face):
                 self._pool.abandon(exchange)
         return exchange
 
+    def pump(self) -> None:
+        """Servers have changed: start the calls that can be."""
+        if not self._pool.closed:
+            self._pool.pump(monotonic())
+
     def _expire(self, exchange: Exchange) -> None:
         if not exchange.done and not exchange.waiter.done():
             exchange.waiter.set_exception(self._timed_out(exchange))

@@ -189,6 +189,12 @@ class Client(Face):
                 self._pass_lead_on()
         return exchange
 
+    def pump(self) -> None:
+        """Servers have changed: start the calls that can be."""
+        with self._lock:
+            if not self._pool.closed:
+                self._pool.pump(monotonic())
+
     # --- waiting ---
 
     def _hear(self) -> None:

@@ -127,6 +127,11 @@ class Face(ABC):
         return self._pool.peer
 
     @property
+    def pool(self) -> Pool:
+        """The connections and the calls that go over them."""
+        return self._pool
+
+    @property
     def connections(self) -> int:
         """How many connections are open."""
         return len(self._pool.links)

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from time import monotonic
 
+from spop.client.face import NEVER
 from spop.client.pool import Exchange, Rate
 from spop.constants import EngineStatus, Status
 from spop.engine.config.model import AgentConfig, Event, MessageConfig
@@ -125,10 +126,10 @@ class StreamContext:
         "total_time",
     )
 
-    def __init__(self, filter: Filter, stream: Stream, stream_id: int) -> None:
+    def __init__(self, filter: Filter, stream: Stream) -> None:
         self._filter = filter
         self.stream = stream
-        self.stream_id = stream_id
+        self.stream_id = filter.next_stream_id()
         self.frame_id = 0
         self.status = 0
         self.enabled = True
@@ -248,7 +249,7 @@ class Filter:
         rewritten = haproxy_version is not None and haproxy_version >= REWRITTEN_SINCE
         self._refused = EngineStatus.PROTOCOL + Status.IO if rewritten else EngineStatus.RESOURCES
         self._permissions = _Permissions(config, variables, haproxy_version)
-        self._timeout = config.processing_timeout
+        self._timeout = NEVER if config.processing_timeout is None else config.processing_timeout
         self._maxerrrate = 0 if rewritten else config.maxerrrate
         self._errors = Rate(self._maxerrrate)
         self._lock = threading.Lock()
@@ -302,7 +303,7 @@ class Filter:
 
     def deadline(self, processing: Processing) -> float:
         """When its time is up, in the time of `time.monotonic`."""
-        return float("inf") if self._timeout is None else processing.started_at + self._timeout
+        return processing.started_at + self._timeout
 
     # --- the end ---
 

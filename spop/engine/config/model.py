@@ -175,7 +175,7 @@ class BackendConfig:
     Attributes:
         balance: ``roundrobin``, ``leastconn``, ``random`` or ``first``.
         spop_check: checks speak HELLO; otherwise they only connect.
-        connect_timeout, server_timeout: None where there is no such line.
+        connect_timeout, server_timeout, check_timeout: None where there is no such line.
     """
 
     name: str
@@ -184,3 +184,4 @@ class BackendConfig:
     spop_check: bool = False
     connect_timeout: float | None = None
     server_timeout: float | None = None
+    check_timeout: float | None = None

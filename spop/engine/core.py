@@ -1,0 +1,193 @@
+"""What the blocking and the asyncio engine share: how one is made, and what it tells of itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from spop.client.face import Face
+from spop.constants import Capability
+from spop.engine.balance import Backend, Server, of_addresses
+from spop.engine.config.backends import load_backends
+from spop.engine.config.model import AgentConfig, BackendConfig
+from spop.engine.config.spoe import load_spoe
+from spop.engine.filter import REWRITTEN_SINCE, Filter, Processing
+from spop.engine.health import Checks
+from spop.engine.log import NOTICE, EngineLog, Traffic, line
+from spop.engine.stream import Stream
+
+Backends = Mapping[str, str | Iterable[str] | BackendConfig] | str | os.PathLike[str]
+"""By name: an address, several or a whole backend; or the path of a ``haproxy.cfg``."""
+
+MAX_CONNECTIONS = 1000
+
+_VARIABLE = re.compile(r"\b(?:proc|sess|txn|req|res)\.[A-Za-z0-9_.-]+", re.ASCII)
+
+
+class EngineCore(ABC):
+    """An engine: a scope of an SPOE file with the agents of its backend.
+
+    Args:
+        config: what the SPOE file says; `from_file` reads it.
+        backends: what ``use-backend`` means.
+        variables: whole names that rules outside of the SPOE file read, such as
+            ``"txn.waf.action"``. An agent may set those, and those that the SPOE file knows; what
+            else it sets is in `StreamContext.ignored`.
+        haproxy_version: behave as this HAProxy (``"2.6"``) where versions differ. Since 2.5
+            agents may set any variable but new ``proc`` ones; since 3.1 there are neither
+            fragments nor async exchanges, `maxconnrate` nor `maxerrrate`.
+        max_connections: to agents, at a time.
+
+    Raises:
+        ValueError: there is no such backend, or an address makes no sense.
+        ConfigError: the ``haproxy.cfg`` can't be read.
+        OSError: a server's certificates can't be read.
+    """
+
+    _face: type[Face]
+    _calls: Face
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        backends: Backends,
+        *,
+        variables: Iterable[str] = (),
+        haproxy_version: str | None = None,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
+        version = _version(haproxy_version)
+        rewritten = version is not None and version >= REWRITTEN_SINCE
+        if isinstance(backends, str | os.PathLike):
+            path = backends
+            backends = load_backends(path)
+            variables = {*variables, *_variables_in(path)}
+        self.config = config
+        self.engine_id = str(uuid.uuid4())
+        self._short_lines = rewritten
+        self._log = EngineLog(config)
+        self._filter = Filter(config, variables, version, self._log.logger)
+        backend = Backend(_backend(config, backends))
+        self._checks = Checks(backend, self._server_changed)
+        self._calls = self._face(
+            backend,
+            timeout=config.processing_timeout,
+            hello_timeout=None if rewritten else config.hello_timeout,
+            connect_timeout=backend.config.connect_timeout,
+            idle_timeout=_shortest(config.idle_timeout, backend.config.server_timeout),
+            maximum=max_connections,
+            maxconnrate=None if rewritten else config.maxconnrate or None,
+            waits_for_rate=False,
+            max_waiting_frames=config.max_waiting_frames,
+            max_frame_size=config.max_frame_size,
+            capabilities=_capabilities(config, rewritten),
+            fragments=config.send_frag_payload and not rewritten,
+            engine_id=self.engine_id,
+        )
+        self._checks.start()
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | os.PathLike[str],
+        scope: str | None = None,
+        *,
+        backends: Backends,
+        haproxy_version: str | None = None,
+        **settings: Any,
+    ) -> Self:
+        """The engine that ``filter spoe engine SCOPE config PATH`` makes.
+
+        Args:
+            scope: None is the anonymous scope, or the only one that the file has.
+            backends, haproxy_version, settings: those of the class.
+
+        Raises:
+            ConfigError: with file, line and column of all that is wrong.
+            ValueError, OSError: as the class does.
+        """
+        config = load_spoe(path, scope, haproxy_version=haproxy_version)
+        return cls(config, backends, haproxy_version=haproxy_version, **settings)
+
+    @property
+    def traffic(self) -> Traffic:
+        """Connections, messages on their way, and counts, as HAProxy's log lines show them."""
+        pool, spoe = self._calls.pool, self._filter
+        return Traffic(
+            idles=pool.idle,
+            applets=len(pool.links) + pool.openings,
+            nb_sending=pool.queued,
+            nb_waiting=pool.waiting,
+            nb_errors=spoe.nb_errors,
+            nb_processed=spoe.nb_processed,
+        )
+
+    def log_line(self, processing: Processing) -> str:
+        """HAProxy's line about what was processed."""
+        return line(self.config.name, processing, self.traffic, short=self._short_lines)
+
+    def _log_processing(self, processing: Processing) -> None:
+        level = logging.WARNING if processing.status else NOTICE
+        if self._log.wants(level):
+            self._log.write(level, self.log_line(processing))
+
+    def _close(self) -> None:
+        self._checks.stop()
+        self._log.close()
+
+    @abstractmethod
+    def _server_changed(self, server: Server) -> None: ...
+
+
+def stream_of(stream: Stream | None, fields: dict[str, Any]) -> Stream:
+    """The stream that is given, or one of its fields.
+
+    Raises:
+        TypeError: both were given.
+    """
+    if stream is None:
+        return Stream(**fields)
+    if fields:
+        raise TypeError("a Stream has its own fields: give either it or them")
+    return stream
+
+
+def _backend(config: AgentConfig, backends: Mapping[str, Any]) -> BackendConfig:
+    found = backends.get(config.backend)
+    if found is None:
+        known = ", ".join(backends) or "none"
+        raise ValueError(f"use-backend {config.backend}: no such backend (known: {known})")
+    return found if isinstance(found, BackendConfig) else of_addresses(config.backend, found)
+
+
+def _capabilities(config: AgentConfig, rewritten: bool) -> frozenset[str]:
+    """What HELLO announces. Fragments are the receiver's to announce, and ACKs have none."""
+    capabilities = set()
+    if config.pipelining:
+        capabilities.add(Capability.PIPELINING)
+    if config.asynchronous and not rewritten:
+        capabilities.add(Capability.ASYNC)
+    return frozenset(capabilities)
+
+
+def _variables_in(path: str | os.PathLike[str]) -> set[str]:
+    """The variables that a ``haproxy.cfg`` mentions."""
+    return set(_VARIABLE.findall(Path(path).read_text("utf-8", "surrogateescape")))
+
+
+def _shortest(*timeouts: float | None) -> float | None:
+    return min((timeout for timeout in timeouts if timeout is not None), default=None)
+
+
+def _version(text: str | None) -> tuple[int, int] | None:
+    """Raises ValueError: it is no version."""
+    if text is None:
+        return None
+    major, _, minor = text.partition(".")
+    return int(major), int(minor.partition(".")[0].partition("-")[0] or 0)
