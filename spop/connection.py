@@ -653,9 +653,22 @@ class EngineConnection(_Connection):
         fragments: send a payload that fits no frame in fragments, where the agent takes them.
         engine_id: names the engine that this connection belongs to; async needs it.
         healthcheck: only ask whether the agent lives.
+
+    Attributes:
+        waiting: stream-id and frame-id of each NOTIFY whose ACK has not come.
+        pipelined: more than one NOTIFY may wait for its ACK.
+        asynchronous: an ACK may come on any connection of the engine.
     """
 
-    __slots__ = ("_capabilities", "_engine_id", "_fragments", "_healthcheck", "waiting")
+    __slots__ = (
+        "_capabilities",
+        "_engine_id",
+        "_fragments",
+        "_healthcheck",
+        "asynchronous",
+        "pipelined",
+        "waiting",
+    )
     _states = _ENGINE_STATES
     _disconnect_type = FrameType.HAPROXY_DISCONNECT
 
@@ -674,6 +687,7 @@ class EngineConnection(_Connection):
         self._engine_id = engine_id
         self._healthcheck = healthcheck
         self.waiting: set[tuple[int, int]] = set()
+        self.pipelined = self.asynchronous = False
         self._send_hello()
 
     def _send_hello(self) -> None:
@@ -688,17 +702,6 @@ class EngineConnection(_Connection):
             items["engine-id"] = self._engine_id
         self._send_control(FrameType.HAPROXY_HELLO, items)
 
-    @property
-    def pipelined(self) -> bool:
-        """More than one NOTIFY may wait for its ACK."""
-        peer = self.peer
-        return peer is not None and not peer.capabilities.isdisjoint(UNORDERED)
-
-    @property
-    def asynchronous(self) -> bool:
-        """An ACK may come on any connection of the engine."""
-        return self.peer is not None and Capability.ASYNC in self.peer.capabilities
-
     def notify(self, stream_id: int, frame_id: int, messages: Iterable[Message]) -> None:
         """Send a NOTIFY, in fragments where it is too long for a frame and the agent can.
 
@@ -708,7 +711,8 @@ class EngineConnection(_Connection):
                 answered yet and pipelining is not in force.
             TypeError, OverflowError, ValueError: an argument can't be encoded.
         """
-        self._check_free()
+        if self.state is not _OPEN or (self.waiting and not self.pipelined):
+            raise self._not_free()
         frame = codec.encode_notify(stream_id, frame_id, messages)
         if len(frame) - 4 <= self._max_frame_size:
             self._out.append(frame)
@@ -716,11 +720,10 @@ class EngineConnection(_Connection):
             self._send_fragments(stream_id, frame_id, frame)
         self.waiting.add((stream_id, frame_id))
 
-    def _check_free(self) -> None:
+    def _not_free(self) -> LocalProtocolError:
         if self.state is not State.OPEN:
-            raise LocalProtocolError(f"no NOTIFY in state {self.state.name}")
-        if self.waiting and not self.pipelined:
-            raise LocalProtocolError("the last NOTIFY was not answered; pipelining is off")
+            return LocalProtocolError(f"no NOTIFY in state {self.state.name}")
+        return LocalProtocolError("the last NOTIFY was not answered; pipelining is off")
 
     def _send_fragments(self, stream_id: int, frame_id: int, frame: bytearray) -> None:
         size = f"NOTIFY of {len(frame) - 4} bytes, {self._max_frame_size} at most"
@@ -747,7 +750,8 @@ class EngineConnection(_Connection):
 
     def begin_fragments(self, stream_id: int, frame_id: int, payload: Buffer) -> None:
         """Send a first fragment by hand; `continue_fragments` or `abort` must follow."""
-        self._check_free()
+        if self.state is not _OPEN or (self.waiting and not self.pipelined):
+            raise self._not_free()
         self._out.append(codec.encode_raw_frame(FrameType.NOTIFY, 0, stream_id, frame_id, payload))
         self.waiting.add((stream_id, frame_id))
 
@@ -781,7 +785,8 @@ class EngineConnection(_Connection):
         """Take what arrived: `data`, or its first `end` bytes. Returns what happened."""
         if end is None:
             end = len(data)
-        data, end = self._join_held(data, end)
+        if self._held is not None:
+            data, end = self._join_held(data, end)
         events: list[EngineEvent] = []
         consumed = 0
         try:
@@ -791,7 +796,10 @@ class EngineConnection(_Connection):
                     data, consumed, end, max_frame_size=self._max_frame_size
                 )
                 for frame in frames:
-                    self._handle(frame, events)
+                    if self.state is _OPEN and type(frame) is Ack:
+                        self._ack(frame, events)
+                    else:
+                        self._handle(frame, events)
                 if consumed == before:
                     break
         except ProtocolError as error:
@@ -800,7 +808,8 @@ class EngineConnection(_Connection):
             events.append(Disconnect(error.status, str(error), False))
         if self.state is State.CLOSED:
             consumed = end
-        self._hold(data, consumed, end)
+        if consumed < end or self._held is not None:
+            self._hold(data, consumed, end)
         return events
 
     def receive_eof(self) -> list[EngineEvent]:
@@ -847,6 +856,8 @@ class EngineConnection(_Connection):
         self._max_frame_size = size
         capabilities = theirs & (self._capabilities | {Capability.FRAGMENTATION})
         self.peer = Peer("", version, size, capabilities, self._engine_id, self._healthcheck)
+        self.pipelined = not capabilities.isdisjoint(UNORDERED)
+        self.asynchronous = Capability.ASYNC in capabilities
         return Hello(self.peer)
 
 

@@ -105,9 +105,7 @@ class AsyncClient(Face):
         Raises:
             LocalProtocolError: the client is closed, or made for health checks only.
         """
-        exchange = self._pool.submit(messages, ids)
-        self._pool.pump(monotonic())
-        return exchange
+        return self._pool.call(messages, ids, monotonic())
 
     async def wait_for(self, exchange: Exchange, deadline: float) -> Exchange:
         """Wait until a call is done; `Exchange.result` is what came of it.

@@ -2,8 +2,9 @@
 
 There is no thread that reads. Of the callers that wait one leads: it reads all connections,
 hands out what comes to the others, and passes the lead on when its own ACK is there. So a
-caller that is alone sends, waits and receives without any change of threads. Connections are
-opened and left in threads of their own, so that no call waits for more than it must.
+caller that is alone sends, waits and receives without any change of threads. Others are woken
+when the lock is free, since they would only wait for it. Connections are opened and left in
+threads of their own, so that no call waits for more than it must.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from spop.server.poller import READ, WRITE, Poller, new_poller
 from spop.values import Value
 
 RECV_SIZE = 256 * 1024
+QUIET = 0.01
+"""Seconds without news after which a caller listens before it speaks."""
 WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -41,11 +44,13 @@ class Client(Face):
 
     def __init__(self, address: str | Iterable[str] | Servers, **settings: Any) -> None:
         super().__init__(address, **settings)
-        self._lock = threading.RLock()
+        self._lock = _Lock()
         self._poller = new_poller()
         self._buffer = bytearray(RECV_SIZE)
         self._leader: Exchange | None = None
         self._leader_sleeps = False
+        self._heir: Exchange | None = None
+        self._heard_at = 0.0
         self._followers: dict[Exchange, threading.Lock] = {}
         self._sent: dict[int, Exchange] = {}
         self._timer: threading.Timer | None = None
@@ -99,8 +104,8 @@ class Client(Face):
         """
         deadline = monotonic() + self._timeout
         batch = [in_notify(messages, {}) for messages in notifies]
+        self._hear()
         with self._lock:
-            self._hear()
             exchanges = [self._pool.submit(messages) for messages in batch]
             self._pool.pump(monotonic())
         try:
@@ -162,11 +167,11 @@ class Client(Face):
         Raises:
             LocalProtocolError: the client is closed, or made for health checks only.
         """
-        with self._lock:
+        now = monotonic()
+        if now > self._heard_at + QUIET:
             self._hear()
-            exchange = self._pool.submit(messages, ids)
-            self._pool.pump(monotonic())
-            return exchange
+        with self._lock:
+            return self._pool.call(messages, ids, now)
 
     def wait_for(self, exchange: Exchange, deadline: float) -> Exchange:
         """Wait until a call is done; `Exchange.result` is what came of it.
@@ -174,19 +179,19 @@ class Client(Face):
         Raises:
             SpopTimeoutError: it was not by the deadline, in the time of `time.monotonic`.
         """
-        with self._lock:
-            try:
-                while not exchange.done:
-                    remaining = deadline - monotonic()
-                    if remaining <= 0:
-                        raise self._timed_out(exchange)
-                    if self._leader is None:
-                        self._lead(exchange, remaining)
-                    else:
-                        self._follow(exchange, remaining)
-            finally:
+        try:
+            while not exchange.done:
+                self._wait(exchange, deadline)
+        except BaseException:
+            with self._lock:
                 self._pool.abandon(exchange)
-                self._pass_lead_on()
+                self._followers.pop(exchange, None)
+            raise
+        finally:
+            if self._heir is exchange:
+                with self._lock:
+                    self._heir = None
+                    self._pass_lead_on()
         return exchange
 
     def pump(self) -> None:
@@ -200,40 +205,54 @@ class Client(Face):
     def _hear(self) -> None:
         """Hear what came while nobody listened: a connection that ended takes no call."""
         if self._leader is None and not self._pool.closed:
+            self._heard_at = monotonic()
             self._poller.run(0)
 
-    def _lead(self, exchange: Exchange, timeout: float) -> None:
-        self._leader, self._leader_sleeps = exchange, True
-        self._lock.release()
-        try:
-            self._poller.run(timeout)
-        finally:
-            self._lock.acquire()
-            self._leader, self._leader_sleeps = None, False
+    def _wait(self, exchange: Exchange, deadline: float) -> None:
+        """Lead or follow, until something happens."""
+        with self._lock:
+            if exchange.done:
+                return
+            baton = None
+            if self._leader is None:
+                self._leader, self._leader_sleeps, self._heir = exchange, True, None
+                self._followers.pop(exchange, None)
+            else:
+                baton = self._followers[exchange] = threading.Lock()
+                baton.acquire()
+        remaining = deadline - monotonic()
+        if baton is None:
+            self._lead(exchange, remaining)
+        elif remaining > 0:
+            baton.acquire(timeout=remaining)
+        if remaining <= 0 and not exchange.done:
+            raise self._timed_out(exchange)
 
-    def _follow(self, exchange: Exchange, timeout: float) -> None:
-        baton = self._followers[exchange] = threading.Lock()
-        baton.acquire()
-        self._lock.release()
+    def _lead(self, exchange: Exchange, timeout: float) -> None:
         try:
-            baton.acquire(timeout=timeout)
+            if timeout > 0:
+                self._poller.run(timeout)
         finally:
-            self._lock.acquire()
-            self._followers.pop(exchange, None)
+            with self._lock:
+                self._leader, self._leader_sleeps, self._heir = None, False, exchange
+                if exchange.done:
+                    self._heir = None
+                    self._pass_lead_on()
 
     def _pass_lead_on(self) -> None:
         """To the latest caller, who is likely to lead the longest."""
-        if self._leader is not None:
+        if self._leader is not None or self._heir is not None:
             return
         if self._followers:
-            self._followers.popitem()[1].release()
+            self._heir, baton = self._followers.popitem()
+            self._lock.wake(baton)
         elif self._pool.closed:
             self._release()
 
     def _wake(self, exchange: Exchange) -> None:
         baton = self._followers.pop(exchange, None)
         if baton is not None:
-            baton.release()
+            self._lock.wake(baton)
         elif exchange is self._leader and self._leader_sleeps:
             with contextlib.suppress(OSError):
                 self._waker.send(b"\0")
@@ -264,7 +283,8 @@ class Client(Face):
                 return
             events = protocol.receive_data(self._buffer, size) if size else protocol.receive_eof()
             more = size > 0 and link.endpoint.tls is not None and sock.pending() > 0
-            self._pool.received(link, events, monotonic())
+            self._heard_at = now = monotonic()
+            self._pool.received(link, events, now)
 
     def _flush(self, link: Link) -> None:
         data = link.unsent or link.protocol.data_to_send()
@@ -354,6 +374,29 @@ class Client(Face):
         with self._lock:
             self._timer_at = float("inf")
             self._pool.tick(monotonic())
+
+
+class _Lock:
+    """A lock for a ``with`` statement, at whose end those are woken that have to be."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._batons: list[threading.Lock] = []
+
+    def wake(self, baton: threading.Lock) -> None:
+        """Release another lock as soon as this one is free."""
+        self._batons.append(baton)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        batons = self._batons
+        if batons:
+            self._batons = []
+        self._lock.release()
+        for baton in batons:
+            baton.release()
 
 
 def _drain(wakened: socket.socket, _: int) -> None:

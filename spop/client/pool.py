@@ -112,28 +112,32 @@ class Link:
 
     Attributes:
         transport: the driver's: what the bytes go through.
+        capacity: how many NOTIFY frames may wait for their ACKs.
         starting: exchanges of which no byte has gone to the kernel.
         blocked: the kernel takes no more for now.
         used_at: when a call was last given to it.
     """
 
-    __slots__ = ("blocked", "endpoint", "protocol", "starting", "transport", "unsent", "used_at")
+    __slots__ = (
+        "blocked",
+        "capacity",
+        "endpoint",
+        "protocol",
+        "starting",
+        "transport",
+        "unsent",
+        "used_at",
+    )
 
     def __init__(self, endpoint: Endpoint, protocol: EngineConnection, transport: Any) -> None:
         self.endpoint = endpoint
         self.protocol = protocol
         self.transport = transport
+        self.capacity = 0
         self.starting: list[Exchange] = []
         self.blocked = False
         self.unsent: bytes | bytearray | memoryview = b""
         self.used_at = 0.0
-
-    def room(self, max_waiting_frames: int) -> int:
-        """How many more NOTIFY frames it may take now."""
-        protocol = self.protocol
-        if self.blocked or (protocol.peer is not None and protocol.peer.healthcheck):
-            return 0
-        return (max_waiting_frames if protocol.pipelined else 1) - len(protocol.waiting)
 
 
 def in_notify(message: str | MessageOrMessages, args: dict[str, Value]) -> Iterable[Message]:
@@ -232,6 +236,19 @@ class Pool:
             self._queue.append(exchange)
         return exchange
 
+    def call(
+        self, messages: Iterable[Message] | None, ids: tuple[int, int] | None, now: float
+    ) -> Exchange:
+        """`submit` and `pump`, for one call; without a detour where a connection has room."""
+        if self._queue or messages is None or (link := self._link_with_room()) is None:
+            exchange = self.submit(messages, ids)
+            self.pump(now)
+            return exchange
+        exchange = Exchange(ids or (next(self._stream_ids), FRAME_ID), messages)
+        self._start(exchange, link, now)
+        self._driver.send(link)
+        return exchange
+
     def pump(self, now: float) -> None:
         """Start what is queued where there is room, and make room."""
         queue = self._queue
@@ -262,7 +279,7 @@ class Pool:
         for _ in range(len(links)):
             link = links[0]
             links.rotate(-1)
-            if link.room(self._limits.max_waiting_frames) > 0:
+            if len(link.protocol.waiting) < link.capacity and not link.blocked:
                 return link
         return None
 
@@ -292,9 +309,9 @@ class Pool:
     def received(self, link: Link, events: Sequence[EngineEvent], now: float) -> None:
         """Take what a connection's protocol made of the bytes that came."""
         for event in events:
-            if isinstance(event, Ack):
+            if type(event) is Ack:
                 self._acknowledge(link, event)
-            elif isinstance(event, Disconnect):
+            elif type(event) is Disconnect:
                 self.lost(link, event.message, event.code, now)
                 return
         if self._queue:
@@ -338,6 +355,7 @@ class Pool:
         self._openings -= 1
         self._servers.opened(link.endpoint)
         link.used_at = now
+        link.capacity = self._capacity(link.protocol)
         self._links.append(link)
         self.peer = link.protocol.peer
         if self.closed:
@@ -361,8 +379,12 @@ class Pool:
     @property
     def idle(self) -> int:
         """Connections that could take a call now."""
-        room = self._limits.max_waiting_frames
-        return sum(link.room(room) > 0 for link in self._links)
+        return sum(len(link.protocol.waiting) < link.capacity for link in self._links)
+
+    def _capacity(self, protocol: EngineConnection) -> int:
+        if protocol.peer is not None and protocol.peer.healthcheck:
+            return 0
+        return self._limits.max_waiting_frames if protocol.pipelined else 1
 
     def tick(self, now: float) -> None:
         """Do what was scheduled: close what was idle, open what had to wait."""

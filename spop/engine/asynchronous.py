@@ -8,7 +8,6 @@ from typing import Any, Self
 from spop.client import AsyncClient
 from spop.constants import EngineStatus
 from spop.engine.balance import Server
-from spop.engine.config.model import Event
 from spop.engine.core import EngineCore, stream_of
 from spop.engine.filter import Processing, StreamContext
 from spop.engine.stream import Stream
@@ -24,7 +23,7 @@ class AsyncStream(StreamContext):
         super().__init__(engine._filter, stream)
         self._engine = engine
 
-    async def event(self, event: Event | str) -> Processing | None:
+    async def event(self, event: str) -> Processing | None:
         """Have an event happen, as `BlockingStream.event` does.
 
         A task that is cancelled meanwhile interrupts the processing, which is an error like

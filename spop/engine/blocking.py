@@ -7,7 +7,6 @@ from typing import Any, Self
 from spop.client import Client
 from spop.constants import EngineStatus
 from spop.engine.balance import Server
-from spop.engine.config.model import Event
 from spop.engine.core import EngineCore, stream_of
 from spop.engine.filter import Processing, StreamContext
 from spop.engine.stream import Stream
@@ -23,7 +22,7 @@ class BlockingStream(StreamContext):
         super().__init__(engine._filter, stream)
         self._engine = engine
 
-    def event(self, event: Event | str) -> Processing | None:
+    def event(self, event: str) -> Processing | None:
         """Have an event happen: send its messages, wait for the ACK, set variables.
 
         Returns:

@@ -115,11 +115,11 @@ class StreamContext:
 
     __slots__ = (
         "_filter",
+        "_seen",
         "_turn",
         "enabled",
         "frame_id",
         "ignored",
-        "seen",
         "status",
         "stream",
         "stream_id",
@@ -135,7 +135,7 @@ class StreamContext:
         self.enabled = True
         self.ignored: dict[str, DecodedValue] = {}
         self.total_time = 0
-        self.seen: set[Event] = set()
+        self._seen: list[str] = []
         self._turn = 0
 
     @property
@@ -143,27 +143,25 @@ class StreamContext:
         """The stream's variables, by whole names: ``vars["txn.waf.action"]``."""
         return self.stream.variables
 
-    def _reach(self, event: Event) -> bool:
-        """Whether the event happens now: each does once, and in order.
+    def _begin_event(self, event: str) -> Processing | None:
+        """Each event happens once, and in order.
 
         Raises:
+            ValueError: there is no such event.
             LocalProtocolError: the stream is beyond it.
         """
-        turn = _TURNS[event]
-        if event in self.seen:
-            return False
+        turn = _TURNS.get(event)  # type: ignore[call-overload]
+        if turn is None:
+            raise _unknown_event(event)
         if turn < self._turn:
-            raise LocalProtocolError(f"{event.value} after a later event of the stream")
-        self.seen.add(event)
+            raise LocalProtocolError(f"{event} after a later event of the stream")
+        if event in self._seen:
+            return None
+        self._seen.append(event)
         self._turn = turn
         if turn >= _FIRST_OF_RESPONSE:
             self.stream.variables.begin_response()
-        return True
-
-    def _begin_event(self, event: Event | str) -> Processing | None:
-        if not isinstance(event, Event):
-            event = _event(event)
-        return self._filter.begin_event(self, event) if self._reach(event) else None
+        return self._filter.begin_event(self, event)
 
     def _begin_group(self, name: str) -> Processing | None:
         if self.stream.response is not None:
@@ -171,13 +169,10 @@ class StreamContext:
         return self._filter.begin_group(self, name)
 
 
-def _event(name: str) -> Event:
-    try:
-        return Event(name)
-    except ValueError:
-        close = get_close_matches(name, [event.value for event in Event], n=1)
-        hint = f", did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown event {name!r}{hint}") from None
+def _unknown_event(name: str) -> ValueError:
+    close = get_close_matches(name, list(Event), n=1)
+    hint = f", did you mean '{close[0]}'?" if close else ""
+    return ValueError(f"unknown event {name!r}{hint}")
 
 
 class _Template:
@@ -238,8 +233,8 @@ class Filter:
     ) -> None:
         self.config = config
         self._problems = RateLimitedLog(logger, per_second=10)
-        self._events = {
-            event: (f"EVENT:{event.value}", self._templates(messages))
+        self._events: dict[str, tuple[str, tuple[_Template, ...]]] = {
+            event: (f"EVENT:{event}", self._templates(messages))
             for event, messages in config.events.items()
         }
         self._groups = {
@@ -267,7 +262,7 @@ class Filter:
 
     # --- the beginning ---
 
-    def begin_event(self, context: StreamContext, event: Event) -> Processing | None:
+    def begin_event(self, context: StreamContext, event: str) -> Processing | None:
         """Evaluate an event's messages. None: there is nothing to send."""
         found = self._events.get(event)
         return None if found is None else self._begin(context, *found)
