@@ -1,7 +1,9 @@
 """HAProxy's own configuration files: the SPOE file, and the backends of a ``haproxy.cfg``."""
 
+from spop.engine.config.backends import backend_of, load_backends, parse_backends
 from spop.engine.config.diagnostics import ConfigError, Diagnostic, Severity
 from spop.engine.config.model import AgentConfig, BackendConfig, Location, Proxy
+from spop.engine.config.resolution import group_for_rule
 from spop.engine.config.spoe import Report, check_spoe, load_spoe, parse_spoe, scopes
 
 __all__ = [
@@ -13,8 +15,12 @@ __all__ = [
     "Proxy",
     "Report",
     "Severity",
+    "backend_of",
     "check_spoe",
+    "group_for_rule",
+    "load_backends",
     "load_spoe",
+    "parse_backends",
     "parse_spoe",
     "scopes",
 ]
