@@ -1,2 +1,286 @@
-def load_backends(path):
-    raise NotImplementedError
+"""The backends of a ``haproxy.cfg``, where an engine's agents are: `load_backends`.
+
+Read are the sections ``backend`` and ``listen``, with what ``defaults`` and ``global`` say of
+them, as far as it matters to SPOE. All else is passed over.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from os import PathLike
+
+from spop.engine.config.diagnostics import (
+    Collector,
+    ConfigError,
+    Refusal,
+    did_you_mean,
+    listed,
+)
+from spop.engine.config.lines import Line, Modifier, Reader, not_in_names
+from spop.engine.config.model import AgentConfig, BackendConfig, Location, ServerConfig
+from spop.engine.config.servers import NO_SERVER, TlsDefaults, read_default, read_server
+from spop.engine.config.spoe import read_file
+from spop.engine.config.values import leading_integer, seconds
+
+SECTIONS = frozenset(
+    (
+        "acme", "backend", "cache", "crt-store", "defaults", "fcgi-app", "frontend", "global",
+        "http-errors", "listen", "log-forward", "log-profile", "mailers", "peers", "program",
+        "resolvers", "ring", "traces", "userlist",
+    )
+)  # fmt: skip
+"""What opens a section of HAProxy's configuration."""
+
+_BALANCE = {
+    "roundrobin": "roundrobin",
+    "static-rr": "roundrobin",
+    "leastconn": "leastconn",
+    "random": "random",
+    "first": "first",
+}
+_RANDOM = re.compile(r"random(?:\((.*)\))?")
+_CHECKS = frozenset(
+    (
+        "external-check", "httpchk", "ldap-check", "mysql-check", "pgsql-check", "redis-check",
+        "smtpchk", "spop-check", "ssl-hello-chk", "tcp-check",
+    )
+)  # fmt: skip
+_TIMEOUTS = ("check", "connect", "server")
+
+
+def load_backends(
+    path: str | PathLike[str], names: Collection[str] | None = None
+) -> dict[str, BackendConfig]:
+    """Read the backends of a HAProxy's configuration, by name.
+
+    Args:
+        names: read these only, and pass over what may be wrong with others.
+
+    Raises:
+        ConfigError: the file can't be read, or says of a backend what HAProxy would refuse or
+            an engine can't do.
+    """
+    return parse_backends(read_file(path), str(path), names)
+
+
+def parse_backends(
+    text: str | bytes, file: str = "<text>", names: Collection[str] | None = None
+) -> dict[str, BackendConfig]:
+    """As `load_backends`, of a text. `file` is its name in locations.
+
+    Raises:
+        ConfigError: as `load_backends`.
+    """
+    collector = Collector()
+    sections = _Sections(collector, names)
+    for line in Reader(text, file, collector, SECTIONS, strict=False):
+        with collector.collecting():
+            sections.take(line)
+    if collector.failed:
+        raise ConfigError(collector.all())
+    return {name: backend.config() for name, backend in sections.backends.items()}
+
+
+def backend_of(agent: AgentConfig, backends: Mapping[str, BackendConfig]) -> BackendConfig:
+    """The backend that an agent's ``use-backend`` line names.
+
+    Raises:
+        ConfigError: there is none, or its mode isn't one that SPOE can use.
+    """
+    collector = Collector()
+    backend = backends.get(agent.backend)
+    if backend is None:
+        hint = did_you_mean(agent.backend, backends)
+        message = f"agent '{agent.name}' uses a backend '{agent.backend}', which there isn't"
+        collector.error(agent.location, message, hint)
+    elif backend.mode not in ("tcp", "spop"):
+        message = f"backend '{backend.name}' is in mode {backend.mode}"
+        hint = f"agent '{agent.name}' needs 'mode tcp', or 'mode spop' since HAProxy 3.1"
+        collector.error(backend.location or agent.location, message, hint)
+    else:
+        return backend
+    raise ConfigError(collector.all())
+
+
+@dataclass(slots=True)
+class _Proxy:
+    """A section that is being read. Those of ``defaults`` are what others begin with."""
+
+    name: str = ""
+    location: Location | None = None
+    balance: str = "roundrobin"
+    random_draws: int = 2
+    spop_check: bool = False
+    mode: str = "tcp"
+    timeouts: dict[str, float | None] = field(default_factory=dict)
+    server: ServerConfig = NO_SERVER
+    servers: list[ServerConfig] = field(default_factory=list)
+
+    def copy(self, name: str, location: Location) -> _Proxy:
+        """One that begins with what this one says."""
+        return replace(self, name=name, location=location, timeouts=dict(self.timeouts), servers=[])
+
+    def take(self, line: Line, tls: TlsDefaults) -> None:
+        if line.keyword == "server":
+            self._add_server(line, tls)
+        elif line.keyword == "default-server":
+            self.server = read_default(line, self.server, tls)
+        elif line.keyword in _KEYWORDS:
+            _KEYWORDS[line.keyword](self, line)
+
+    def _add_server(self, line: Line, tls: TlsDefaults) -> None:
+        server = read_server(line, self.server, tls)
+        if any(server.name == other.name for other in self.servers):
+            raise Refusal(line.at(1), f"another server has the name '{server.name}'")
+        self.servers.append(server)
+
+    def set_balance(self, line: Line) -> None:
+        if not line.arguments:
+            self.balance = "roundrobin"
+            return
+        word = line.arguments[0]
+        name, parenthesis, _ = word.partition("(")
+        if name not in _BALANCE or (parenthesis and name != "random"):
+            raise Refusal(
+                line.at(1), f"an engine has no 'balance {word}'", f"it has {listed(list(_BALANCE))}"
+            )
+        self.balance = _BALANCE[name]
+        if name == "random":
+            self.random_draws = _draws(line, word)
+
+    def set_option(self, line: Line) -> None:
+        name = line.arguments[0] if line.arguments else ""
+        if name == "spop-check":
+            line.take(1)
+            if line.modifier is not Modifier.NONE:
+                raise Refusal(line.at(1), f"'{line.modifier.value}' is not for 'option {name}'")
+            self.spop_check = True
+        elif name in _CHECKS:
+            self.spop_check = False
+
+    def set_timeout(self, line: Line) -> None:
+        if not line.arguments or line.arguments[0] not in _TIMEOUTS:
+            return
+        name, *value = line.take(2)
+        if not value:
+            raise Refusal(line.at(2), f"'timeout {name}' needs a time, as '5s'")
+        try:
+            self.timeouts[name] = seconds(value[0]) or None
+        except ValueError as error:
+            raise Refusal(line.at(2), str(error)) from None
+
+    def set_mode(self, line: Line) -> None:
+        self.mode = "".join(line.arguments[:1])
+
+    def config(self) -> BackendConfig:
+        return BackendConfig(
+            self.name,
+            tuple(self.servers),
+            self.balance,
+            self.spop_check,
+            self.timeouts.get("connect"),
+            self.timeouts.get("server"),
+            self.timeouts.get("check"),
+            self.mode,
+            self.random_draws,
+            self.location,
+        )
+
+
+_KEYWORDS: Mapping[str, Callable[[_Proxy, Line], None]] = {
+    "balance": _Proxy.set_balance,
+    "mode": _Proxy.set_mode,
+    "option": _Proxy.set_option,
+    "timeout": _Proxy.set_timeout,
+}
+
+
+def _draws(line: Line, word: str) -> int:
+    """How many servers ``random(N)`` compares."""
+    match = _RANDOM.fullmatch(word)
+    if match is None or not (match[1] or "1").isdecimal():
+        raise Refusal(line.at(1), f"'{word}' is not as 'random(2)'")
+    draws = leading_integer(match[1]) if match[1] else 2
+    if draws < 1:
+        raise Refusal(line.at(1), "'random' compares one server or more")
+    return draws
+
+
+class _Sections:
+    """Sections as their lines come: defaults, backends, and what ``global`` says."""
+
+    def __init__(self, collector: Collector, names: Collection[str] | None) -> None:
+        self.backends: dict[str, _Proxy] = {}
+        self._collector = collector
+        self._names = names
+        self._defaults: dict[str, _Proxy | None] = {}
+        self._last_defaults: _Proxy | None = None
+        self._open: _Proxy | None = None
+        self._tls = TlsDefaults()
+
+    def take(self, line: Line) -> None:
+        if line.opens:
+            self._open = None
+            if line.section == "defaults":
+                self._open = self._open_defaults(line)
+            elif line.section in ("backend", "listen"):
+                self._open = self._open_backend(line)
+        elif line.section == "global":
+            self._take_global(line)
+        elif self._open:
+            self._open.take(line, self._tls)
+
+    def _take_global(self, line: Line) -> None:
+        value = "".join(line.arguments[:1])
+        if line.keyword == "ssl-server-verify":
+            self._tls.verify = value != "none"
+        elif line.keyword == "ca-base":
+            self._tls.ca_base = value
+        elif line.keyword == "crt-base":
+            self._tls.crt_base = value
+
+    def _open_defaults(self, line: Line) -> _Proxy:
+        named = line.arguments and line.arguments[0] != "from"
+        name = line.arguments[0] if named else ""
+        defaults = (self._named_defaults(line) or self._fresh()).copy(name, line.at(0))
+        self._last_defaults = defaults
+        if name:
+            # Two of a name are fine as long as nobody refers to it.
+            self._defaults[name] = None if name in self._defaults else defaults
+        return defaults
+
+    def _open_backend(self, line: Line) -> _Proxy | None:
+        if not line.arguments:
+            raise Refusal(line.at(1), f"'{line.keyword}' needs a name")
+        name = line.arguments[0]
+        if self._names is not None and name not in self._names:
+            return None
+        if bad := not_in_names(name):
+            raise Refusal(line.at(1, name.index(bad)), f"a backend's name can't have '{bad}'")
+        origin = self._named_defaults(line) or self._last_defaults or self._fresh()
+        backend = origin.copy(name, line.at(1))
+        if name in self.backends:
+            first = self.backends[name].location
+            where = f", in line {first.line}" if first else ""
+            self._collector.error(line.at(1), f"another backend has the name '{name}'{where}")
+        else:
+            self.backends[name] = backend
+        return backend
+
+    def _fresh(self) -> _Proxy:
+        return _Proxy(server=replace(NO_SERVER, verify=self._tls.verify))
+
+    def _named_defaults(self, line: Line) -> _Proxy | None:
+        """The section that ``from`` names; None where there is no ``from``."""
+        index = 2 if line.arguments[:1] == ["from"] and line.section == "defaults" else 3
+        if line.arguments[index - 2 : index - 1] != ["from"] or len(line.arguments) < index:
+            return None
+        name = line.arguments[index - 1]
+        found = self._defaults.get(name)
+        if found is None:
+            what = "several sections" if name in self._defaults else "no section"
+            hint = None if name in self._defaults else did_you_mean(name, self._defaults)
+            raise Refusal(line.at(index), f"{what} 'defaults {name}'", hint)
+        return found

@@ -28,6 +28,14 @@ class Event(StrEnum):
     ON_HTTP_RESPONSE = "on-http-response"
 
 
+class Proxy(Enum):
+    """The kinds of section of HAProxy's configuration that a filter may stand in."""
+
+    FRONTEND = "frontend"
+    LISTEN = "listen"
+    BACKEND = "backend"
+
+
 @dataclass(frozen=True, slots=True)
 class Location:
     """A place in a configuration file; lines and columns count from 1."""
@@ -84,6 +92,7 @@ class LogTarget:
     """A ``log`` line: where lines go (``stdout``, ``HOST:PORT``, a socket's path), and which.
 
     `level` is the least severe that is sent, `min_level` the most severe that a line is given.
+    With `sample_ranges`, only the lines with these numbers, from 1 on, of each `sample_size`.
     """
 
     address: str
@@ -92,6 +101,8 @@ class LogTarget:
     min_level: str = "emerg"
     format: str = "rfc3164"
     length: int = 1024
+    sample_ranges: tuple[tuple[int, int], ...] = ()
+    sample_size: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +158,7 @@ class ServerConfig:
         weight: 0 to 256; 0 takes no new connections.
         maxconn: connections at a time; 0 is no limit.
         check: its health is watched.
+        disabled: it takes no connections until somebody enables it.
         inter: seconds between checks.
         rise, fall: good checks in a row that bring it back, bad ones that take it out.
         ssl: speak TLS; `ca_file` verifies, `crt` is one's own certificate with its key.
@@ -166,6 +178,7 @@ class ServerConfig:
     ca_file: str | None = None
     crt: str | None = None
     sni: str | None = None
+    disabled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +189,8 @@ class BackendConfig:
         balance: ``roundrobin``, ``leastconn``, ``random`` or ``first``.
         spop_check: checks speak HELLO; otherwise they only connect.
         connect_timeout, server_timeout, check_timeout: None where there is no such line.
+        mode: ``tcp``, ``http`` or ``spop``.
+        random_draws: the servers that ``balance random`` compares.
     """
 
     name: str
@@ -185,3 +200,6 @@ class BackendConfig:
     connect_timeout: float | None = None
     server_timeout: float | None = None
     check_timeout: float | None = None
+    mode: str = "tcp"
+    random_draws: int = 2
+    location: Location | None = None

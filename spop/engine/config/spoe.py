@@ -1,2 +1,192 @@
-def load_spoe(path, engine=None, *, haproxy_version=None):
-    raise NotImplementedError
+"""HAProxy's SPOE file to what an engine runs on: `load_spoe`, `check_spoe`, `parse_spoe`.
+
+The verdicts are those of HAProxy 2.6: what it refuses is an error, what it takes is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+from spop.engine.config.diagnostics import (
+    Collector,
+    ConfigError,
+    Diagnostic,
+    Refusal,
+    Severity,
+)
+from spop.engine.config.lines import Line, Reader
+from spop.engine.config.model import AgentConfig, Location, Proxy
+from spop.engine.config.resolution import Scope, no_agent, resolve
+from spop.engine.config.sections import (
+    SECTIONS,
+    AgentSection,
+    GroupSection,
+    MessageSection,
+    Section,
+)
+from spop.engine.config.versions import Version
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What came of reading one engine's configuration.
+
+    Attributes:
+        config: None if there are errors.
+        diagnostics: errors and warnings, in the order of the file.
+    """
+
+    config: AgentConfig | None
+    diagnostics: tuple[Diagnostic, ...]
+
+    def result(self) -> AgentConfig:
+        """The configuration.
+
+        Raises:
+            ConfigError: there are errors.
+        """
+        if self.config is None:
+            raise ConfigError(self.diagnostics)
+        return self.config
+
+
+def load_spoe(
+    path: str | PathLike[str],
+    engine: str | None = None,
+    *,
+    proxy: Proxy = Proxy.FRONTEND,
+    haproxy_version: str | None = None,
+) -> AgentConfig:
+    """Read the configuration that ``filter spoe [engine ENGINE] config PATH`` selects.
+
+    Args:
+        engine: the scope ``[ENGINE]``; by default what stands outside of all scopes.
+        proxy: the kind of section that the filter stands in, which decides where samples are
+            available.
+        haproxy_version: such as ``"3.0"``: warn of what that version lacks or ignores, and
+            judge the end of the last line as it does.
+
+    Raises:
+        ConfigError: the file can't be read, or HAProxy would refuse it.
+        ValueError: `haproxy_version` is none.
+    """
+    return check_spoe(path, engine, proxy=proxy, haproxy_version=haproxy_version).result()
+
+
+def check_spoe(
+    path: str | PathLike[str],
+    engine: str | None = None,
+    *,
+    proxy: Proxy = Proxy.FRONTEND,
+    haproxy_version: str | None = None,
+) -> Report:
+    """What `load_spoe` reads, with its warnings, and with errors not raised but reported."""
+    file = str(path)
+    try:
+        data = read_file(path)
+    except ConfigError as error:
+        return Report(None, error.diagnostics)
+    return parse_spoe(data, file, engine, proxy=proxy, haproxy_version=haproxy_version)
+
+
+def parse_spoe(
+    text: str | bytes,
+    file: str = "<text>",
+    engine: str | None = None,
+    *,
+    proxy: Proxy = Proxy.FRONTEND,
+    haproxy_version: str | None = None,
+) -> Report:
+    """As `check_spoe`, of a text. `file` is its name in locations."""
+    version = None if haproxy_version is None else Version.of_haproxy(haproxy_version)
+    collector = Collector()
+    scope = Scope()
+    open_sections: dict[str, Section] = {}
+    others: list[str | None] = []
+    for line in Reader(text, file, collector, SECTIONS, version=version):
+        if line.scope != engine:
+            if line.keyword == AgentSection.kind:
+                others.append(line.scope)
+            continue
+        with collector.collecting():
+            if line.opens:
+                section = SECTIONS[line.keyword](line, collector, version)
+                open_sections[line.keyword] = section
+                _enter(scope, section, line, collector)
+            else:
+                _take(line, open_sections)
+    if AgentSection.kind not in open_sections:
+        collector.error(*no_agent(file, engine, others))
+    config = resolve(scope, engine, proxy, version, collector)
+    return Report(None if collector.failed else config, collector.all())
+
+
+def scopes(path: str | PathLike[str]) -> list[str | None]:
+    """The engines that a file configures, by scope; None is what stands outside of all.
+
+    Raises:
+        ConfigError: the file can't be read.
+    """
+    reader = Reader(read_file(path), str(path), Collector(), SECTIONS)
+    return list(dict.fromkeys(line.scope for line in reader if line.opens))
+
+
+def read_file(path: str | PathLike[str]) -> bytes:
+    """A file's contents.
+
+    Raises:
+        ConfigError: it can't be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        location = Location(str(path), 1)
+        message = f"can't be read: {error.strerror or error}"
+        raise ConfigError([Diagnostic(Severity.ERROR, location, message)]) from None
+
+
+def _enter(scope: Scope, section: Section, line: Line, collector: Collector) -> None:
+    """Make a section known by its name, if it is the first that has it."""
+    if isinstance(section, AgentSection):
+        if scope.agent is not None:
+            collector.error(
+                section.location,
+                f"a scope has one spoe-agent; '{scope.agent.name}' is in line "
+                f"{scope.agent.location.line}",
+            )
+        elif section.name:
+            scope.agent = section
+    elif isinstance(section, GroupSection):
+        if _is_first(section, scope.groups, collector):
+            scope.groups[section.name] = section
+    elif isinstance(section, MessageSection) and _is_first(section, scope.messages, collector):
+        scope.messages[section.name] = section
+
+
+def _is_first(section: Section, known: Mapping[str, Section], collector: Collector) -> bool:
+    first = known.get(section.name)
+    if first:
+        collector.error(
+            section.location,
+            f"another {section.kind} has the name '{section.name}', in line {first.location.line}",
+        )
+    return first is None and section.name != ""
+
+
+def _take(line: Line, open_sections: Mapping[str, Section]) -> None:
+    """Have a line read by the section that it belongs to.
+
+    Raises:
+        Refusal: HAProxy would refuse it, or crash: the section may have begun in another scope.
+    """
+    assert line.section
+    section = open_sections.get(line.section)
+    if section:
+        section.take(line)
+    elif line.section != MessageSection.kind or line.keyword in MessageSection.KEYWORDS:
+        raise Refusal(
+            line.at(0), f"'{line.keyword}' is in no {line.section} of the scope it stands in"
+        )

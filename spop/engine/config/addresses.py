@@ -1,0 +1,103 @@
+"""Addresses as HAProxy's configuration writes them: those of servers, and of logs."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from typing import NamedTuple
+
+from spop.address import Address
+
+_PREFIX = re.compile(r"(unix|abns|fd|sockpair|ring|(?:udp|tcp|ip|stream\+)?(?:ipv)?[46]?)@")
+_STANDARD_STREAMS = {"stdout": "stdout", "stderr": "stderr", "fd@1": "stdout", "fd@2": "stderr"}
+_HOST_NAME = re.compile(r"(?!(?:global|stdout|stderr)\Z)[A-Za-z0-9_.-]+", re.ASCII)
+_SYSLOG_PORT = 514
+
+
+class AddressError(ValueError):
+    """An address that HAProxy would refuse."""
+
+
+class _Split(NamedTuple):
+    """An address without its family; a port that isn't there is None."""
+
+    family: str
+    host: str
+    port: str | None
+
+
+def read_server_address(text: str) -> str:
+    """A server's address as ``HOST:PORT`` or ``unix:PATH``.
+
+    Raises:
+        AddressError: it is of another kind, has no port, or is none.
+    """
+    if path := _unix_path(text):
+        return f"unix:{path}"
+    family, host, port = _split(text)
+    if family in ("abns", "fd", "sockpair", "ring"):
+        raise AddressError(f"'{text}': a server is at HOST:PORT, unix@PATH or /PATH")
+    if not port:
+        raise AddressError(f"'{text}' has no port")
+    return str(Address(_host(text, family, host), _port(text, port)))
+
+
+def read_log_address(text: str) -> str:
+    """Where a log goes: ``stdout``, ``stderr``, ``HOST:PORT``, ``abns@NAME`` or a path.
+
+    Raises:
+        AddressError: HAProxy would refuse it, as it does rings and TCP in SPOE files.
+    """
+    if text in _STANDARD_STREAMS:
+        return _STANDARD_STREAMS[text]
+    if path := _unix_path(text):
+        return path
+    family, host, port = _split(text)
+    if family.startswith(("ring", "tcp")):
+        raise AddressError(f"'{text}': an agent can't log to rings or over TCP")
+    if family in ("abns", "fd"):
+        return f"{family}@{host}"
+    if family == "sockpair":
+        raise AddressError(f"'{text}': there is no such socket")
+    return str(Address(_host(text, family, host), _port(text, port or "") or _SYSLOG_PORT))
+
+
+def _unix_path(text: str) -> str:
+    path = text.removeprefix("unix@")
+    return path if path.startswith("/") or path != text else ""
+
+
+def _split(text: str) -> _Split:
+    prefix = _PREFIX.match(text)
+    family = prefix[1] if prefix else ""
+    rest = text[prefix.end() :] if prefix else text
+    if family in ("abns", "fd", "sockpair", "ring") or rest.endswith("]"):
+        return _Split(family, rest, None)
+    host, colon, port = rest.rpartition(":")
+    return _Split(family, host, port) if colon else _Split(family, rest, None)
+
+
+def _host(text: str, family: str, host: str) -> str:
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if bare in ("", "*"):
+        return "::" if family.endswith("6") else "0.0.0.0"
+    if ":" in bare or family.endswith("6"):
+        kind: type[IPv4Address | IPv6Address] = IPv6Address
+    elif family.endswith("4") or re.fullmatch("[0-9.]+", bare):
+        kind = IPv4Address
+    elif _HOST_NAME.fullmatch(bare):
+        return bare
+    else:
+        raise AddressError(f"'{host}' in '{text}' is no address")
+    try:
+        return str(kind(bare))
+    except AddressValueError:
+        raise AddressError(f"'{host}' in '{text}' is no address") from None
+
+
+def _port(text: str, port: str) -> int:
+    if not port:
+        return 0
+    if not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise AddressError(f"'{port}' in '{text}' is no port")
+    return int(port)

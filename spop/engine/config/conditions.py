@@ -1,0 +1,198 @@
+"""The conditions of ``.if`` and ``.elif``: `evaluate`. Section 2.4 of HAProxy's manual."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from spop.engine.config.versions import Version
+from spop.engine.samples.arguments import split_arguments
+from spop.engine.samples.errors import SampleError
+
+_MAX_DEPTH = 100
+_SPACES = re.compile(r"[ \t]*")
+_INTEGER = re.compile(r"[-+]?(?:0[xX][0-9A-Fa-f]+|[0-9]+)")
+_PREDICATE = re.compile(r"[^ (]*")
+_OPENSSL_VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)", re.ASCII)
+_FEATURES = ("OPENSSL",)
+"""Of what HAProxy may be built with, that which the engine has too."""
+
+
+class ConditionError(Exception):
+    """A condition that can't be parsed, and where, in characters from 0."""
+
+    def __init__(self, message: str, offset: int) -> None:
+        super().__init__(message)
+        self.message = message
+        self.offset = offset
+
+
+class Surroundings(NamedTuple):
+    """What conditions ask about."""
+
+    environment: Mapping[str, str]
+    version: Version
+
+
+def evaluate(text: str, surroundings: Surroundings) -> bool:
+    """Whether a condition holds; an empty one doesn't.
+
+    Raises:
+        ConditionError: it can't be parsed, be it in a part that doesn't matter.
+    """
+    if not text:
+        return False
+    parser = _Parser(text, surroundings)
+    result = parser.disjunction(0)
+    parser.finish()
+    return result
+
+
+class _Parser:
+    def __init__(self, text: str, surroundings: Surroundings) -> None:
+        self._text = text
+        self._position = 0
+        self._surroundings = surroundings
+
+    def disjunction(self, depth: int) -> bool:
+        result = self._conjunction(depth)
+        while self._skip("||"):
+            result |= self._conjunction(depth)
+        return result
+
+    def finish(self) -> None:
+        if self._position < len(self._text):
+            raise ConditionError(
+                f"unexpected '{self._text[self._position]}' after the condition", self._position
+            )
+
+    def _conjunction(self, depth: int) -> bool:
+        result = self._term(depth)
+        while self._skip("&&"):
+            result &= self._term(depth)
+        return result
+
+    def _term(self, depth: int) -> bool:
+        negated = False
+        while self._skip("!"):
+            negated = not negated
+        return self._value(depth) is not negated
+
+    def _value(self, depth: int) -> bool:
+        start = self._position
+        number = _INTEGER.match(self._text, start)
+        if number:
+            self._position = _end_of_number(number)
+            self._skip("")
+            return number[0].strip("+-0xX") != ""
+        if self._skip("("):
+            if depth == _MAX_DEPTH:
+                raise ConditionError("too many parentheses inside of one another", start)
+            result = self.disjunction(depth + 1)
+            if not self._skip(")"):
+                raise ConditionError("missing ')' after a condition", self._position)
+            return result
+        return self._predicate(start)
+
+    def _predicate(self, start: int) -> bool:
+        name = _PREDICATE.match(self._text, start)
+        assert name
+        if name[0] not in _PREDICATES:
+            known = ", ".join(_PREDICATES)
+            raise ConditionError(f"'{name[0]}' is neither a number nor one of {known}", start)
+        count, test = _PREDICATES[name[0]]
+        try:
+            words, self._position = split_arguments(self._text, name.end())
+        except SampleError as error:
+            raise ConditionError(error.message, error.offset) from None
+        texts = [word.text for word in words] or [""]
+        if len(texts) != count:
+            raise ConditionError(f"'{name[0]}' takes {count} arguments", start)
+        self._skip("")
+        try:
+            return test(self._surroundings, *texts)
+        except ValueError as error:
+            raise ConditionError(str(error), start) from None
+
+    def _skip(self, token: str) -> bool:
+        """Step over a token with spaces around it, if it comes next; spaces in any case."""
+        self._skip_spaces()
+        if not self._text.startswith(token, self._position):
+            return False
+        self._position += len(token)
+        self._skip_spaces()
+        return True
+
+    def _skip_spaces(self) -> None:
+        spaces = _SPACES.match(self._text, self._position)
+        assert spaces
+        self._position = spaces.end()
+
+
+def _end_of_number(number: re.Match[str]) -> int:
+    """Where C's ``strtol`` stops: a leading zero makes the number octal."""
+    octal = re.match(r"[-+]?0[0-7]*(?![xX0-7])", number[0])
+    return number.start() + octal.end() if octal else number.end()
+
+
+def _defined(about: Surroundings, name: str) -> bool:
+    return name in about.environment
+
+
+def _feature(about: Surroundings, name: str) -> bool:
+    return name == "" or name in _FEATURES
+
+
+def _streq(about: Surroundings, first: str, second: str) -> bool:
+    return first == second
+
+
+def _strneq(about: Surroundings, first: str, second: str) -> bool:
+    return first != second
+
+
+def _version_atleast(about: Surroundings, version: str) -> bool:
+    return about.version >= Version.read(version)
+
+
+def _version_before(about: Surroundings, version: str) -> bool:
+    return about.version < Version.read(version)
+
+
+def _ssllib_name_startswith(about: Surroundings, name: str) -> bool:
+    return "OpenSSL".startswith(name)
+
+
+def _openssl_version_atleast(about: Surroundings, version: str) -> bool:
+    return _openssl_version() >= _read_openssl_version(version)
+
+
+def _openssl_version_before(about: Surroundings, version: str) -> bool:
+    return _openssl_version() < _read_openssl_version(version)
+
+
+def _openssl_version() -> tuple[int, ...]:
+    import ssl
+
+    return ssl.OPENSSL_VERSION_INFO[:3]
+
+
+def _read_openssl_version(text: str) -> tuple[int, ...]:
+    match = _OPENSSL_VERSION.match(text)
+    if match is None:
+        raise ValueError(f"'{text}' is no version of OpenSSL")
+    return tuple(map(int, match.groups()))
+
+
+_PREDICATES: Mapping[str, tuple[int, Callable[..., bool]]] = {
+    "defined": (1, _defined),
+    "feature": (1, _feature),
+    "streq": (2, _streq),
+    "strneq": (2, _strneq),
+    "version_atleast": (1, _version_atleast),
+    "version_before": (1, _version_before),
+    "openssl_version_atleast": (1, _openssl_version_atleast),
+    "openssl_version_before": (1, _openssl_version_before),
+    "ssllib_name_startswith": (1, _ssllib_name_startswith),
+}

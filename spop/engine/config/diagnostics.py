@@ -1,0 +1,115 @@
+"""What is wrong with a configuration: diagnostics, how they are collected, and the error.
+
+A reader leaves a line at its first mistake by raising a `Refusal`, which whoever reads the
+lines collects; the next line is read all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from spop.engine.config.model import Location
+from spop.errors import SpopError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+
+class Severity(Enum):
+    """Whether HAProxy refuses a configuration for it."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One thing that is wrong.
+
+    Attributes:
+        message: one sentence for the person who wrote the file.
+        hint: what to write instead, where that is known.
+    """
+
+    severity: Severity
+    location: Location
+    message: str
+    hint: str | None = None
+
+    def __str__(self) -> str:
+        hint = f" ({self.hint})" if self.hint else ""
+        return f"{self.location}: {self.severity.value}: {self.message}{hint}"
+
+
+class ConfigError(SpopError):
+    """A configuration that HAProxy would refuse. As text, each error is a line.
+
+    Attributes:
+        diagnostics: all that was found, warnings too, in the order of the file.
+    """
+
+    def __init__(self, diagnostics: Iterable[Diagnostic]) -> None:
+        self.diagnostics = tuple(diagnostics)
+        errors = (d for d in self.diagnostics if d.severity is Severity.ERROR)
+        super().__init__("\n".join(map(str, errors)))
+
+
+class Refusal(Exception):
+    """A mistake that makes the rest of its line pointless; for use inside of the readers."""
+
+    def __init__(self, location: Location, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.diagnostic = Diagnostic(Severity.ERROR, location, message, hint)
+
+
+class Collector:
+    """The diagnostics of one file while it is read."""
+
+    def __init__(self) -> None:
+        self._found: list[Diagnostic] = []
+
+    def error(self, location: Location, message: str, hint: str | None = None) -> None:
+        self._found.append(Diagnostic(Severity.ERROR, location, message, hint))
+
+    def warning(self, location: Location, message: str, hint: str | None = None) -> None:
+        self._found.append(Diagnostic(Severity.WARNING, location, message, hint))
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Take in the refusal of what is done inside of the ``with`` statement."""
+        try:
+            yield
+        except Refusal as refusal:
+            self._found.append(refusal.diagnostic)
+
+    def all(self) -> tuple[Diagnostic, ...]:
+        """What was found, in the order of the file."""
+        return tuple(sorted(self._found, key=lambda d: (d.location.line, d.location.column)))
+
+    @property
+    def failed(self) -> bool:
+        """Whether there was an error."""
+        return any(d.severity is Severity.ERROR for d in self._found)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """The hint for a name that doesn't exist; None where nothing is like it."""
+    close = get_close_matches(name, known, n=1)
+    return f"did you mean '{close[0]}'?" if close else None
+
+
+def with_its_hint(message: str) -> tuple[str, str | None]:
+    """A message of the samples' or ACLs', with the hint in it apart."""
+    text, found, hint = message.partition(", did you mean ")
+    return text, f"did you mean {hint}" if found else None
+
+
+def listed(names: Sequence[str], last: str = "and") -> str:
+    """Names in a sentence."""
+    quoted = [f"'{name}'" for name in names]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} {last} {quoted[-1]}"

@@ -1,0 +1,333 @@
+"""A configuration file to lines of words, each with its section and scope.
+
+Done here: bytes to text, comments and quotes, ``.if`` and its kin, ``no`` and ``default``,
+scopes, and which section a line is in. What the words mean is for those who iterate.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from spop.engine.config.conditions import ConditionError, Surroundings, evaluate
+from spop.engine.config.diagnostics import Collector, Refusal, did_you_mean
+from spop.engine.config.model import Location
+from spop.engine.config.versions import DEFAULT, FINAL_NEWLINE, Version, drawback
+from spop.engine.config.words import Word, WordError, split_words
+
+_SPACE = " \t\v\f\r"
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.:-]", re.ASCII)
+_MODIFIABLE = frozenset(
+    (
+        "option",
+        "log",
+        "busy-polling",
+        "set-dumpable",
+        "strict-limits",
+        "insecure-fork-wanted",
+        "numa-cpu-mapping",
+    )
+)
+_DIRECTIVES = (
+    ".if", ".elif", ".else", ".endif", ".notice", ".warning", ".alert", ".diag",
+)  # fmt: skip
+
+
+class Modifier(Enum):
+    """What stands before a keyword."""
+
+    NONE = ""
+    NO = "no"
+    DEFAULT = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line that says something.
+
+    Attributes:
+        words: the keyword and what follows, without a modifier.
+        scope: the name that the last ``[name]`` had; None before the first.
+        section: the keyword of the section that it is in or opens.
+        opens: the line is the section's first.
+    """
+
+    file: str
+    number: int
+    words: tuple[Word, ...]
+    scope: str | None = None
+    section: str | None = None
+    opens: bool = False
+    modifier: Modifier = Modifier.NONE
+
+    @property
+    def keyword(self) -> str:
+        return self.words[0].text if self.words else ""
+
+    @property
+    def arguments(self) -> list[str]:
+        """What follows the keyword, up to a word that is empty: HAProxy reads no further."""
+        texts = [word.text for word in self.words[1:]]
+        return texts[: texts.index("")] if "" in texts else texts
+
+    def at(self, index: int, offset: int = 0) -> Location:
+        """Where a word is, counted from the keyword, or its character at an offset."""
+        if index < len(self.words):
+            return Location(self.file, self.number, self.words[index].column(offset))
+        end = self.words[-1].columns[-1] if self.words else 1
+        return Location(self.file, self.number, end)
+
+    def take(self, most: int) -> list[str]:
+        """The arguments.
+
+        Raises:
+            Refusal: there are more than `most`.
+        """
+        if len(self.arguments) > most:
+            unexpected = self.arguments[most]
+            raise Refusal(
+                self.at(most + 1), f"unexpected '{unexpected}' after '{self._before(most)}'"
+            )
+        return self.arguments
+
+    def _before(self, count: int) -> str:
+        return " ".join(word.text for word in self.words[: count + 1])
+
+
+def not_in_names(name: str) -> str | None:
+    """The first character that HAProxy's names of sections can't have."""
+    match = _NOT_IN_NAMES.search(name)
+    return match[0] if match else None
+
+
+@dataclass(slots=True)
+class _Block:
+    """An ``.if`` that has no ``.endif`` yet."""
+
+    taken: bool
+    done: bool
+    in_else: bool = False
+
+
+class Reader:
+    """The lines of a configuration file; what is wrong with them goes to the collector.
+
+    Args:
+        data: the file's contents. Text is taken for its UTF-8.
+        sections: the keywords that open a section.
+        strict: what no section begins with, and modifiers of other keywords than HAProxy
+            knows, are errors, as is a missing end of the last line, if HAProxy refuses it.
+    """
+
+    def __init__(
+        self,
+        data: bytes | str,
+        file: str,
+        collector: Collector,
+        sections: Collection[str],
+        *,
+        version: Version | None = None,
+        strict: bool = True,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        text = data if isinstance(data, str) else data.decode("utf-8", "surrogateescape")
+        self._text = text
+        self._file = file
+        self._collector = collector
+        self._sections = sections
+        self._version = version
+        self._strict = strict
+        self._environment = os.environ if environment is None else environment
+        self._number = 0
+        self._scope: str | None = None
+        self._section: str | None = None
+        self._section_name = ""
+        self._blocks: list[_Block] = []
+
+    def __iter__(self) -> Iterator[Line]:
+        for number, text in enumerate(self._lines(), 1):
+            self._number = number
+            with self._collector.collecting():
+                if text.lstrip(_SPACE).startswith("["):
+                    self._enter_scope(text)
+                    continue
+                words = self._split(text)
+                if not words or not words[0].text or self._directive(words):
+                    continue
+                line = self._in_section(self._modified(words))
+                if line:
+                    yield line
+        if self._blocks:
+            self._collector.error(self._at(1), "an '.if' has no '.endif'")
+
+    def _lines(self) -> Iterator[str]:
+        """The lines up to their ends or a NUL, which HAProxy takes for the end of the file."""
+        lines = self._text.split("\n")
+        last = lines.pop()
+        for number, line in enumerate([*lines, last] if last else lines, 1):
+            if "\0" in line:
+                location = Location(self._file, number, line.index("\0") + 1)
+                self._collector.error(location, "a NUL character")
+            yield line.partition("\0")[0]
+        if last and "\0" not in last and self._strict:
+            self._complain_of_the_end(Location(self._file, len(lines) + 1, len(last) + 1))
+
+    def _complain_of_the_end(self, location: Location) -> None:
+        """HAProxy suspects that the file was cut off. Asked about no version, it's a warning."""
+        message = "the last line has no end"
+        if self._version is None:
+            self._collector.warning(location, message, "HAProxy refuses it since 2.3")
+        elif self._version.branch >= FINAL_NEWLINE:
+            self._collector.error(location, message, "HAProxy takes the file for cut off")
+
+    def _at(self, column: int) -> Location:
+        return Location(self._file, self._number, column)
+
+    def _split(self, text: str) -> list[Word]:
+        try:
+            return split_words(text, self._variable)
+        except WordError as error:
+            raise Refusal(self._at(error.column), error.message) from None
+
+    def _variable(self, name: str) -> str | None:
+        internal = {
+            ".FILE": self._file,
+            ".LINE": str(self._number),
+            ".SECTION": self._section_name,
+        }
+        return internal.get(name) if name.startswith(".") else self._environment.get(name)
+
+    def _enter_scope(self, text: str) -> None:
+        start = len(text) - len(text.lstrip(_SPACE)) + 1
+        name, bracket, rest = text[start:].partition("]")
+        if not bracket or not name:
+            raise Refusal(self._at(start), "a scope needs a name, as in '[name]'")
+        if bad := not_in_names(name):
+            raise Refusal(
+                self._at(start + name.index(bad) + 1), f"a scope's name can't have '{bad}'"
+            )
+        after = rest.lstrip(_SPACE)
+        if after and after[0] != "#":
+            column = len(text) - len(after) + 1
+            raise Refusal(self._at(column), f"unexpected '{after.rstrip()}' after a scope")
+        self._scope = name
+
+    def _modified(self, words: list[Word]) -> Line:
+        """The line without its modifier."""
+        first = words[0].text
+        line = Line(self._file, self._number, tuple(words), self._scope)
+        if first == "no":
+            line = replace(line, words=tuple(words[1:]), modifier=Modifier.NO)
+        elif first == "default":
+            line = replace(line, words=_shifted(words), modifier=Modifier.DEFAULT)
+        else:
+            return line
+        if self._strict and line.keyword not in _MODIFIABLE:
+            known = "'option' and 'log'"
+            self._collector.error(
+                self._at(words[0].column()), f"'{first}' goes before {known} only"
+            )
+        return line
+
+    def _in_section(self, line: Line) -> Line | None:
+        opens = line.keyword in self._sections
+        if opens:
+            self._section = line.keyword
+            self._section_name = line.arguments[0] if line.arguments else line.keyword
+        if self._section is None:
+            if self._strict:
+                self._collector.error(
+                    line.at(0),
+                    f"'{line.keyword}' is in no section",
+                    self._hint_for_first_keyword(line.keyword),
+                )
+            return None
+        return replace(line, section=self._section, opens=opens)
+
+    def _hint_for_first_keyword(self, keyword: str) -> str | None:
+        if keyword.startswith("\ufeff"):
+            return "the file begins with a byte order mark"
+        return did_you_mean(keyword, self._sections)
+
+    # Directives
+
+    def _directive(self, words: list[Word]) -> bool:
+        """Obey a directive; True if there is nothing more to read in the line."""
+        name = words[0].text
+        location = self._at(words[0].column())
+        line = Line(self._file, self._number, tuple(words))
+        if name == ".if":
+            self._if(line)
+        elif name in (".elif", ".else", ".endif"):
+            self._close_branch(line, location)
+        elif any(not block.taken for block in self._blocks):
+            return True
+        elif name.startswith("."):
+            self._say(line, location)
+        else:
+            return False
+        if self._version and (reason := drawback("directives", self._version)):
+            self._collector.warning(location, reason)
+        return True
+
+    def _if(self, line: Line) -> None:
+        if any(not block.taken for block in self._blocks):
+            self._blocks.append(_Block(taken=False, done=True))
+            return
+        block = _Block(taken=False, done=True)
+        self._blocks.append(block)
+        block.taken = block.done = self._holds(line)
+
+    def _close_branch(self, line: Line, location: Location) -> None:
+        name = line.keyword
+        if not self._blocks:
+            raise Refusal(location, f"'{name}' without an '.if'")
+        block = self._blocks[-1]
+        if name == ".endif":
+            self._blocks.pop()
+        elif block.in_else:
+            raise Refusal(location, f"'{name}' after '.else'")
+        elif name == ".else":
+            block.in_else = True
+            block.taken = not block.done
+        else:
+            block.taken = not block.done and self._holds(line)
+            block.done |= block.taken
+        if name != ".elif":
+            line.take(0)
+
+    def _holds(self, line: Line) -> bool:
+        """Whether the condition of a line does."""
+        words = line.words[1:]
+        text = " ".join(word.text for word in words)
+        surroundings = Surroundings(self._environment, self._version or DEFAULT)
+        try:
+            return evaluate(text, surroundings)
+        except ConditionError as error:
+            columns = [
+                column for word in words for column in [*word.columns[:-1], word.column(10**9)]
+            ]
+            column = columns[min(error.offset, len(columns) - 1)]
+            raise Refusal(self._at(column), error.message) from None
+
+    def _say(self, line: Line, location: Location) -> None:
+        name = line.keyword
+        if name not in _DIRECTIVES:
+            raise Refusal(location, f"unknown directive '{name}'", did_you_mean(name, _DIRECTIVES))
+        if len(line.arguments) > 1:
+            raise Refusal(line.at(2), f"'{name}' takes one word", "put the text in quotes")
+        text = "".join(line.arguments)
+        if name == ".alert":
+            raise Refusal(location, text)
+        if name == ".warning":
+            self._collector.warning(location, text)
+
+
+def _shifted(words: list[Word]) -> tuple[Word, ...]:
+    """The words after ``default``, which HAProxy follows with the last one once more."""
+    texts = [word.text for word in words]
+    end = texts.index("") if "" in texts else len(words)
+    return (*words[1:end], *words[end - 1 :])

@@ -1,0 +1,110 @@
+"""The ``log`` lines of an agent: `read_log`."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+from spop.engine.config.addresses import AddressError, read_log_address
+from spop.engine.config.diagnostics import Refusal, did_you_mean
+from spop.engine.config.lines import Line
+from spop.engine.config.model import LogTarget
+from spop.engine.config.values import leading_integer
+
+FACILITIES = (
+    "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "auth2",
+    "ftp", "ntp", "audit", "alert", "cron2", "local0", "local1", "local2", "local3", "local4",
+    "local5", "local6", "local7",
+)  # fmt: skip
+LEVELS = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
+FORMATS = ("local", "rfc3164", "rfc5424", "priority", "short", "timed", "iso", "raw")
+
+_LENGTHS = range(80, 65536)
+_USAGE = "log <address> [len <n>] [format <f>] [sample <r>:<n>] <facility> [<level> [<minlevel>]]"
+_RANGE = re.compile(r"([0-9]+)(?:-([0-9]+))?", re.ASCII)
+
+
+def read_log(line: Line) -> LogTarget:
+    """What a ``log`` line other than ``log global`` says.
+
+    Raises:
+        Refusal: HAProxy would refuse it. Host names aren't looked up.
+    """
+    return _LogLine(line).read()
+
+
+class _LogLine:
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._arguments = line.arguments
+        self._index = 0
+
+    def read(self) -> LogTarget:
+        if len(self._arguments) < 2:
+            raise self._refuse(
+                "an address and a facility are missing", f"'{_USAGE}' or 'log global'"
+            )
+        self._index = 1
+        length = self._length() if self._has("len") else 1024
+        form = self._choice("format", FORMATS) if self._has("format") else "rfc3164"
+        ranges, size = self._sample() if self._has("sample") else ((), 1)
+        facility = self._choice("facility", FACILITIES)
+        level = self._choice("level", LEVELS) if self._left() else "debug"
+        min_level = self._choice("level", LEVELS) if self._left() else "emerg"
+        self._line.take(self._index)
+        return LogTarget(self._address(), facility, level, min_level, form, length, ranges, size)
+
+    def _address(self) -> str:
+        try:
+            return read_log_address(self._arguments[0])
+        except AddressError as error:
+            raise Refusal(self._line.at(1), str(error)) from None
+
+    def _left(self) -> bool:
+        return self._index < len(self._arguments)
+
+    def _has(self, keyword: str) -> bool:
+        found = self._left() and self._arguments[self._index] == keyword
+        self._index += found
+        return found
+
+    def _next(self) -> str:
+        word = self._arguments[self._index] if self._left() else ""
+        self._index += 1
+        return word
+
+    def _refuse(self, message: str, hint: str | None = None) -> Refusal:
+        """A refusal for the word that was read last."""
+        return Refusal(self._line.at(self._index), message, hint)
+
+    def _choice(self, what: str, known: tuple[str, ...]) -> str:
+        word = self._next()
+        if word not in known:
+            hint = did_you_mean(word, known) or f"there are {', '.join(known)}"
+            raise self._refuse(f"unknown {what} '{word}'" if word else f"a {what} is missing", hint)
+        return word
+
+    def _length(self) -> int:
+        word = self._next()
+        length = leading_integer(word)
+        if length not in _LENGTHS:
+            raise self._refuse(f"'{word}' is no length of a line, from 80 to 65535")
+        return length
+
+    def _sample(self) -> tuple[tuple[tuple[int, int], ...], int]:
+        """The ranges of lines that are logged, of how many."""
+        text, colon, size_text = self._next().rpartition(":")
+        ranges = sorted(map(self._range, text.split(",")))
+        size = leading_integer(size_text)
+        if not colon or size < 1 or size < ranges[-1][1]:
+            raise self._refuse("a sample is of as many lines as its ranges reach, as in '1,3-4:5'")
+        if any(low <= high for (_, high), (low, _) in pairwise(ranges)):
+            raise self._refuse("ranges of a sample overlap")
+        return tuple(ranges), size
+
+    def _range(self, text: str) -> tuple[int, int]:
+        match = _RANGE.fullmatch(text)
+        low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 1 <= low <= high:
+            raise self._refuse(f"'{text}' is no range of lines, from 1")
+        return low, high

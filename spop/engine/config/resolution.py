@@ -1,0 +1,328 @@
+"""From the sections of one scope to an `AgentConfig`: names to what they stand for.
+
+What is checked here HAProxy checks at the end of the file: that what is mentioned exists, and
+that arguments can be had where their message is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from spop.engine.config.diagnostics import Collector, ConfigError, did_you_mean, listed
+from spop.engine.config.model import (
+    AgentConfig,
+    Argument,
+    Event,
+    GroupConfig,
+    Location,
+    MessageConfig,
+    Proxy,
+)
+from spop.engine.config.sections import (
+    NOT_IN_VARIABLES,
+    AgentSection,
+    GroupSection,
+    Mention,
+    MessageSection,
+)
+from spop.engine.config.versions import IGNORED_SINCE, Version
+from spop.engine.samples import Place
+
+_SCOPES = ("proc", "sess", "txn", "req", "res")
+
+_FRONTEND_ONLY = (
+    Event.ON_CLIENT_SESSION,
+    Event.ON_FRONTEND_TCP_REQUEST,
+    Event.ON_FRONTEND_HTTP_REQUEST,
+)
+_IN_LISTEN = {
+    Event.ON_BACKEND_TCP_REQUEST: Event.ON_FRONTEND_TCP_REQUEST,
+    Event.ON_BACKEND_HTTP_REQUEST: Event.ON_FRONTEND_HTTP_REQUEST,
+}
+"""A section that is both frontend and backend has one event for the two ends of a request."""
+
+_NO_PLACE = Place(0)
+_PLACES = {
+    Event.ON_CLIENT_SESSION: (Place.FE_CON_ACC, _NO_PLACE),
+    Event.ON_FRONTEND_TCP_REQUEST: (Place.FE_REQ_CNT, _NO_PLACE),
+    Event.ON_FRONTEND_HTTP_REQUEST: (Place.FE_HRQ_HDR, _NO_PLACE),
+    Event.ON_BACKEND_TCP_REQUEST: (Place.FE_REQ_CNT, Place.BE_REQ_CNT),
+    Event.ON_BACKEND_HTTP_REQUEST: (Place.FE_HRQ_HDR, Place.BE_HRQ_HDR),
+    Event.ON_SERVER_SESSION: (Place.BE_SRV_CON, Place.BE_SRV_CON),
+    Event.ON_TCP_RESPONSE: (Place.FE_RES_CNT, Place.BE_RES_CNT),
+    Event.ON_HTTP_RESPONSE: (Place.FE_HRS_HDR, Place.BE_HRS_HDR),
+}
+"""Where each event's samples are taken, in a frontend and in a backend."""
+
+
+@dataclass(slots=True)
+class Scope:
+    """The sections of one scope. Those without a valid name are read, but are not in here."""
+
+    agent: AgentSection | None = None
+    messages: dict[str, MessageSection] = field(default_factory=dict)
+    groups: dict[str, GroupSection] = field(default_factory=dict)
+
+
+def misplaced(arguments: Sequence[Argument], place: Place) -> Iterator[int]:
+    """The indexes of the arguments that can't be had at a place, be it an event or a rule."""
+    for index, argument in enumerate(arguments):
+        if not argument.expression.places & place:
+            yield index
+
+
+def group_for_rule(config: AgentConfig, name: str, place: Place) -> GroupConfig:
+    """The group that a rule ``send-spoe-group`` sends, checked as HAProxy does at its start.
+
+    Args:
+        place: where the rule stands, such as ``Place.FE_HRQ_HDR`` for ``http-request``.
+
+    Raises:
+        ConfigError: the engine has no such group, or an argument can't be had there.
+    """
+    collector = Collector()
+    group = config.groups.get(name)
+    if group is None:
+        message = f"the engine '{config.engine}' has no group '{name}'"
+        collector.error(config.location, message, did_you_mean(name, config.groups))
+        raise ConfigError(collector.all())
+    for sent in group.messages:
+        for index in misplaced(sent.arguments, place):
+            text = sent.arguments[index].expression.text
+            collector.error(
+                sent.location,
+                f"'{text}' can't be had where a rule sends the group '{name}' ({place.name})",
+            )
+    if collector.failed:
+        raise ConfigError(collector.all())
+    return group
+
+
+def resolve(
+    scope: Scope,
+    engine: str | None,
+    proxy: Proxy,
+    version: Version | None,
+    collector: Collector,
+) -> AgentConfig | None:
+    """The configuration of a scope that has an agent; None if it is useless."""
+    if scope.agent is None:
+        return None
+    return _Resolver(scope, scope.agent, proxy, version, collector).resolve(engine)
+
+
+class _Resolver:
+    def __init__(
+        self,
+        scope: Scope,
+        agent: AgentSection,
+        proxy: Proxy,
+        version: Version | None,
+        collector: Collector,
+    ) -> None:
+        self._scope = scope
+        self._agent = agent
+        self._proxy = proxy
+        self._version = version
+        self._collector = collector
+        self._prefix = agent.var_prefix if agent.var_prefix is not None else agent.name
+        self._messages = {name: _config(section) for name, section in scope.messages.items()}
+
+    def resolve(self, engine: str | None) -> AgentConfig | None:
+        agent = self._agent
+        if agent.backend is None:
+            self._collector.error(
+                agent.location, f"agent '{agent.name}' has no backend", "add 'use-backend NAME'"
+            )
+        self._check_timeouts()
+        self._check_names_of_variables()
+        events: dict[Event, tuple[MessageConfig, ...]] = {}
+        groups: dict[str, GroupConfig] = {}
+        if agent.messages or agent.groups:
+            events = self._events()
+            groups = self._groups()
+        else:
+            self._collector.warning(
+                agent.location, f"agent '{agent.name}' uses no message and no group"
+            )
+        if self._collector.failed or agent.backend is None:
+            return None
+        options = agent.options
+        return AgentConfig(
+            name=agent.name,
+            engine=agent.name if engine is None else engine,
+            location=agent.location,
+            backend=agent.backend,
+            events={event: events[event] for event in Event if event in events},
+            groups=groups,
+            var_prefix=self._prefix,
+            hello_timeout=agent.timeouts["hello"],
+            idle_timeout=agent.timeouts["idle"],
+            processing_timeout=agent.timeouts["processing"],
+            maxconnrate=agent.maxconnrate,
+            maxerrrate=agent.maxerrrate,
+            max_frame_size=agent.max_frame_size,
+            max_waiting_frames=agent.max_waiting_frames,
+            pipelining="pipelining" in options,
+            asynchronous="async" in options,
+            send_frag_payload="send-frag-payload" in options,
+            continue_on_error="continue-on-error" in options,
+            force_set_var="force-set-var" in options,
+            dontlog_normal="dontlog-normal" in options,
+            log_targets=tuple(agent.log_targets),
+            log_global=agent.log_global,
+            set_on_error=self._set_variable("set-on-error"),
+            set_process_time=self._set_variable("set-process-time"),
+            set_total_time=self._set_variable("set-total-time"),
+            known_variables=frozenset(self._known_variables()),
+        )
+
+    def _check_timeouts(self) -> None:
+        missing = [
+            name
+            for name, value in self._agent.timeouts.items()
+            if value is None and not self._is_ignored(f"timeout {name}")
+        ]
+        if missing:
+            self._collector.warning(
+                self._agent.location,
+                f"agent '{self._agent.name}' has no timeout {listed(missing)}, or one of 0",
+                "without it an agent that hangs keeps streams waiting",
+            )
+
+    def _is_ignored(self, keyword: str) -> bool:
+        since = IGNORED_SINCE.get(keyword)
+        return since is not None and self._version is not None and self._version.branch >= since
+
+    def _check_names_of_variables(self) -> None:
+        agent = self._agent
+        if agent.name and agent.var_prefix is None and NOT_IN_VARIABLES.search(agent.name):
+            self._collector.error(
+                agent.location,
+                f"'{agent.name}' can't begin the names of variables: they have letters, digits, "
+                "'_' and '.' only",
+                "set another with 'option var-prefix'",
+            )
+        for name, location in ((m.name, m.location) for m in agent.registered):
+            if bad := NOT_IN_VARIABLES.search(name):
+                self._collector.error(
+                    location,
+                    f"'{bad[0]}' in '{name}': a variable's name has letters, digits, '_' and '.' "
+                    "only",
+                )
+
+    def _events(self) -> dict[Event, tuple[MessageConfig, ...]]:
+        events: dict[Event, tuple[MessageConfig, ...]] = {}
+        for mention in self._agent.messages:
+            message = self._message(mention)
+            if message and (event := self._event_of(message)):
+                self._check_places(message, event)
+                events[event] = (*events.get(event, ()), message)
+        return events
+
+    def _message(self, mention: Mention) -> MessageConfig | None:
+        message = self._messages.get(mention.name)
+        if message is None:
+            self._collector.error(
+                mention.location,
+                f"there is no spoe-message '{mention.name}'",
+                did_you_mean(mention.name, self._messages),
+            )
+        return message
+
+    def _event_of(self, message: MessageConfig) -> Event | None:
+        """When a message is sent in this kind of proxy; None, with a warning, if never."""
+        event = message.event
+        if event is None:
+            self._collector.warning(
+                message.location, f"message '{message.name}' has no event and is never sent"
+            )
+        elif self._proxy is Proxy.LISTEN:
+            return _IN_LISTEN.get(event, event)
+        elif self._proxy is Proxy.BACKEND and event in _FRONTEND_ONLY:
+            self._collector.warning(
+                message.location,
+                f"message '{message.name}' is never sent: '{event.value}' happens in frontends",
+            )
+            return None
+        return event
+
+    def _check_places(self, message: MessageConfig, event: Event) -> None:
+        in_frontend, in_backend = _PLACES[event]
+        place = _NO_PLACE
+        if self._proxy is not Proxy.BACKEND:
+            place |= in_frontend
+        if self._proxy is not Proxy.FRONTEND:
+            place |= in_backend
+        arguments = self._scope.messages[message.name].arguments
+        for index in misplaced(message.arguments, place):
+            self._collector.error(
+                arguments[index][1],
+                f"'{message.arguments[index].expression.text}' can't be had at '{event.value}' "
+                f"in a {self._proxy.value}",
+            )
+
+    def _groups(self) -> dict[str, GroupConfig]:
+        groups: dict[str, GroupConfig] = {}
+        owners: dict[str, str] = {}
+        for mention in self._agent.groups:
+            section = self._scope.groups.get(mention.name)
+            if section is None:
+                self._collector.error(
+                    mention.location,
+                    f"there is no spoe-group '{mention.name}'",
+                    did_you_mean(mention.name, self._scope.groups),
+                )
+            else:
+                groups[section.name] = self._group(section, owners)
+        return groups
+
+    def _group(self, section: GroupSection, owners: dict[str, str]) -> GroupConfig:
+        messages: list[MessageConfig] = []
+        for mention in section.messages:
+            owner = owners.setdefault(mention.name, section.name)
+            if owner != section.name:
+                self._collector.error(
+                    mention.location, f"message '{mention.name}' is in group '{owner}' already"
+                )
+            elif message := self._message(mention):
+                messages.append(message)
+        return GroupConfig(section.name, section.location, tuple(messages))
+
+    def _set_variable(self, option: str) -> str | None:
+        name = self._agent.set_variables.get(option)
+        return None if name is None else f"txn.{self._prefix}.{name}"
+
+    def _known_variables(self) -> Iterator[str]:
+        for section in self._scope.messages.values():
+            yield from section.variables
+        for mention in self._agent.registered:
+            yield from (f"{scope}.{self._prefix}.{mention.name}" for scope in _SCOPES)
+        for name in self._agent.set_variables.values():
+            yield f"txn.{self._prefix}.{name}"
+
+
+def _config(section: MessageSection) -> MessageConfig:
+    return MessageConfig(
+        section.name,
+        section.location,
+        tuple(argument for argument, _ in section.arguments),
+        section.event,
+        section.condition,
+        section.unless,
+    )
+
+
+def no_agent(
+    file: str, engine: str | None, others: Sequence[str | None]
+) -> tuple[Location, str, str | None]:
+    """Where, that, and why there is no agent in a scope."""
+    where = "outside of the scopes" if engine is None else f"in the scope '{engine}'"
+    scopes = [name for name in others if name is not None]
+    hint = None
+    if engine is not None and (hint := did_you_mean(engine, scopes)) is None and None in others:
+        hint = "the file's agent is in no scope"
+    if hint is None and scopes:
+        hint = f"the file has the scopes {listed(scopes)}"
+    return Location(file, 1), f"there is no spoe-agent {where}", hint

@@ -1,0 +1,384 @@
+"""The three kinds of section of an SPOE file, as their lines are read.
+
+Each section takes its lines one by one and keeps what they say; whether the names they
+mention exist is asked later, by `spop.engine.config.resolution`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from spop.engine.acl import Acl, AclError, Condition, compile_acl, compile_condition
+from spop.engine.config.diagnostics import (
+    Collector,
+    Refusal,
+    did_you_mean,
+    listed,
+    with_its_hint,
+)
+from spop.engine.config.lines import Line, Modifier, not_in_names
+from spop.engine.config.log_lines import read_log
+from spop.engine.config.model import Argument, Event, Location, LogTarget
+from spop.engine.config.values import seconds, unsigned
+from spop.engine.config.versions import Version, drawback
+from spop.engine.samples import SampleError, compile_expression
+
+NOT_IN_VARIABLES = re.compile(r"[^A-Za-z0-9_.]", re.ASCII)
+
+Keywords = Mapping[str, Callable[..., None]]
+"""What reads each line of a section, by its keyword: methods that take the line."""
+
+_FRAME_SIZES = range(256, 16381)
+
+
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """A name that a line uses, and where."""
+
+    name: str
+    location: Location
+
+
+class Section:
+    """A section that is being read.
+
+    Attributes:
+        name: empty where the first line has none that HAProxy takes.
+    """
+
+    kind: ClassVar[str]
+    KEYWORDS: ClassVar[Keywords]
+
+    def __init__(self, line: Line, collector: Collector, version: Version | None) -> None:
+        self.location = line.at(1 if line.arguments else 0)
+        self.name = ""
+        self._collector = collector
+        self._version = version
+        with collector.collecting():
+            self.name = self._read_name(line)
+        self._warn_of_drawbacks(self.kind, line.at(0))
+
+    def _read_name(self, line: Line) -> str:
+        if not line.arguments:
+            raise Refusal(line.at(0), f"a name is missing after '{self.kind}'")
+        (name,) = line.take(1)
+        if bad := not_in_names(name):
+            raise Refusal(
+                line.at(1, name.index(bad)),
+                f"'{bad}' in '{name}': a name has letters, digits and '-_.:' only",
+            )
+        return name
+
+    def take(self, line: Line) -> None:
+        """Read a line of the section's.
+
+        Raises:
+            Refusal: HAProxy would refuse it.
+        """
+        raise NotImplementedError
+
+    def _warn_of_drawbacks(self, keyword: str, location: Location) -> None:
+        if self._version and (reason := drawback(keyword, self._version)):
+            self._collector.warning(location, reason)
+
+    def _unknown_keyword(self, line: Line) -> Refusal:
+        known = sorted(self.KEYWORDS)
+        hint = did_you_mean(line.keyword, known) or f"it has {listed(known)}"
+        return Refusal(line.at(0), f"unknown keyword '{line.keyword}' in {self.kind}", hint)
+
+
+def _add_mentions(line: Line, mentions: list[Mention], what: str) -> None:
+    for index, name in enumerate(line.arguments, 1):
+        location = line.at(index)
+        before = next((mention for mention in mentions if mention.name == name), None)
+        if before:
+            raise Refusal(
+                location, f"{what} '{name}' is already used in line {before.location.line}"
+            )
+        mentions.append(Mention(name, location))
+
+
+class AgentSection(Section):
+    """A ``spoe-agent`` section. Its attributes are the fields of `AgentConfig`, unresolved."""
+
+    kind = "spoe-agent"
+
+    def __init__(self, line: Line, collector: Collector, version: Version | None) -> None:
+        super().__init__(line, collector, version)
+        self.backend: str | None = None
+        self.messages: list[Mention] = []
+        self.groups: list[Mention] = []
+        self.timeouts: dict[str, float | None] = dict.fromkeys(("hello", "idle", "processing"))
+        self.var_prefix: str | None = None
+        self.registered: list[Mention] = []
+        self.set_variables: dict[str, str] = {}
+        self.maxconnrate = 0
+        self.maxerrrate = 0
+        self.max_frame_size = 16380
+        self.max_waiting_frames = 20
+        self.options = {"pipelining", "async", "send-frag-payload"}
+        self.log_targets: list[LogTarget] = []
+        self.log_global = False
+
+    def take(self, line: Line) -> None:
+        if not line.keyword:
+            return
+        if line.keyword not in self.KEYWORDS:
+            raise self._unknown_keyword(line)
+        if line.keyword not in ("option", "timeout"):
+            self._warn_of_drawbacks(line.keyword, line.at(0))
+        self.KEYWORDS[line.keyword](self, line)
+
+    def _use_backend(self, line: Line) -> None:
+        self.backend = self._value(line, "the name of a backend")
+
+    def _messages(self, line: Line) -> None:
+        _add_mentions(line, self.messages, "spoe-message")
+
+    def _groups(self, line: Line) -> None:
+        _add_mentions(line, self.groups, "spoe-group")
+
+    def _value(self, line: Line, what: str) -> str:
+        if not line.arguments:
+            raise Refusal(line.at(1), f"'{line.keyword}' needs {what}")
+        return line.take(1)[0]
+
+    def _maxconnrate(self, line: Line) -> None:
+        self.maxconnrate = unsigned(self._value(line, "a number"))
+
+    def _maxerrrate(self, line: Line) -> None:
+        self.maxerrrate = unsigned(self._value(line, "a number"))
+
+    def _max_frame_size(self, line: Line) -> None:
+        size = unsigned(self._value(line, "a number"))
+        if size not in _FRAME_SIZES:
+            raise Refusal(
+                line.at(1), f"'{line.arguments[0]}' is no size of frames, from 256 to 16380"
+            )
+        self.max_frame_size = size
+
+    def _max_waiting_frames(self, line: Line) -> None:
+        count = unsigned(self._value(line, "a number"))
+        if count < 1:
+            raise Refusal(line.at(1), f"'{line.arguments[0]}' is no number of frames, from 1")
+        self.max_waiting_frames = count
+
+    def _register_var_names(self, line: Line) -> None:
+        if not line.arguments:
+            raise Refusal(line.at(1), "'register-var-names' needs names of variables")
+        for index, name in enumerate(line.arguments, 1):
+            self.registered.append(Mention(name, line.at(index)))
+
+    def _timeout(self, line: Line) -> None:
+        which, *value = line.take(2) or [""]
+        if which == "ack":
+            raise Refusal(
+                line.at(1),
+                "there is no 'timeout ack' any more: all it did is done by 'timeout processing'",
+                "delete the line",
+            )
+        if which not in self.timeouts:
+            hint = did_you_mean(which, self.timeouts)
+            raise Refusal(line.at(1), f"'timeout' is one of {listed(list(self.timeouts))}", hint)
+        self._warn_of_drawbacks(f"timeout {which}", line.at(0))
+        if not value:
+            raise Refusal(line.at(2), f"'timeout {which}' needs a time, as '100ms'")
+        try:
+            self.timeouts[which] = seconds(value[0]) or None
+        except ValueError as error:
+            raise Refusal(line.at(2), str(error)) from None
+
+    def _log(self, line: Line) -> None:
+        if line.modifier is Modifier.NO:
+            line.take(0)
+            self.log_targets.clear()
+            self.log_global = False
+        elif line.arguments == ["global"]:
+            self.log_global = True
+        else:
+            self.log_targets.append(read_log(line))
+
+    def _option(self, line: Line) -> None:
+        if not line.arguments:
+            raise Refusal(line.at(1), "'option' needs the name of one")
+        name = line.arguments[0]
+        if name in _SWITCHES or (name in _FLAGS and line.modifier is not Modifier.NO):
+            self._switch(name, line)
+        elif line.modifier is Modifier.NO:
+            raise Refusal(line.at(1), f"'no' is not for the option '{name}'")
+        elif name in _NAMING:
+            self._set_name(name, line)
+        else:
+            known = [*_SWITCHES, *_FLAGS, *_NAMING]
+            hint = did_you_mean(name, known) or f"there are {listed(known)}"
+            raise Refusal(line.at(1), f"unknown option '{name}'", hint)
+        self._warn_of_drawbacks(f"option {name}", line.at(0))
+
+    def _switch(self, name: str, line: Line) -> None:
+        line.take(1)
+        if line.modifier is Modifier.NO:
+            self.options.discard(name)
+        else:
+            self.options.add(name)
+
+    def _set_name(self, option: str, line: Line) -> None:
+        if len(line.arguments) < 2:
+            raise Refusal(line.at(2), f"'option {option}' needs a name")
+        name = line.take(2)[1]
+        if bad := NOT_IN_VARIABLES.search(name):
+            raise Refusal(
+                line.at(2, bad.start()),
+                f"'{bad[0]}' in '{name}': a variable's name has letters, digits, '_' and '.' only",
+            )
+        if option == "var-prefix":
+            self.var_prefix = name
+        else:
+            self.set_variables[option] = name
+
+    KEYWORDS: ClassVar[Keywords] = {
+        "groups": _groups,
+        "log": _log,
+        "max-frame-size": _max_frame_size,
+        "max-waiting-frames": _max_waiting_frames,
+        "maxconnrate": _maxconnrate,
+        "maxerrrate": _maxerrrate,
+        "messages": _messages,
+        "option": _option,
+        "register-var-names": _register_var_names,
+        "timeout": _timeout,
+        "use-backend": _use_backend,
+    }
+
+
+_SWITCHES = ("async", "dontlog-normal", "pipelining", "send-frag-payload")
+_FLAGS = ("continue-on-error", "force-set-var")
+_NAMING = ("set-on-error", "set-process-time", "set-total-time", "var-prefix")
+
+
+class GroupSection(Section):
+    """A ``spoe-group`` section."""
+
+    kind = "spoe-group"
+
+    def __init__(self, line: Line, collector: Collector, version: Version | None) -> None:
+        super().__init__(line, collector, version)
+        self.messages: list[Mention] = []
+
+    def take(self, line: Line) -> None:
+        if not line.keyword:
+            return
+        if line.keyword not in self.KEYWORDS:
+            raise self._unknown_keyword(line)
+        self.KEYWORDS[line.keyword](self, line)
+
+    def _messages(self, line: Line) -> None:
+        _add_mentions(line, self.messages, "spoe-message")
+
+    KEYWORDS: ClassVar[Keywords] = {"messages": _messages}
+
+
+class MessageSection(Section):
+    """A ``spoe-message`` section.
+
+    Attributes:
+        acls: all that were declared, used or not.
+        event, condition, unless: of the last ``event`` line, as in HAProxy.
+        variables: all that its expressions, ACLs and conditions mention.
+    """
+
+    kind = "spoe-message"
+
+    def __init__(self, line: Line, collector: Collector, version: Version | None) -> None:
+        super().__init__(line, collector, version)
+        self.arguments: list[tuple[Argument, Location]] = []
+        self.acls: list[Acl] = []
+        self.event: Event | None = None
+        self.condition: Condition | None = None
+        self.unless = False
+        self.variables: set[str] = set()
+
+    def take(self, line: Line) -> None:
+        if line.keyword in self.KEYWORDS:
+            self.KEYWORDS[line.keyword](self, line)
+        elif line.keyword:
+            self._collector.warning(
+                line.at(0),
+                f"'{line.keyword}' means nothing in {self.kind}, and HAProxy passes over it",
+                did_you_mean(line.keyword, self.KEYWORDS),
+            )
+
+    def _args(self, line: Line) -> None:
+        for index, word in enumerate(line.arguments, 1):
+            with self._collector.collecting():
+                self._add_argument(line, index, word)
+
+    def _add_argument(self, line: Line, index: int, word: str) -> None:
+        name, equals, text = word.partition("=")
+        if not equals:
+            name, text = "", word
+        start = len(word) - len(text)
+        try:
+            expression = compile_expression(text)
+        except SampleError as error:
+            message, hint = with_its_hint(error.message)
+            raise Refusal(line.at(index, start + error.offset), message, hint) from None
+        self.arguments.append((Argument(name, expression), line.at(index)))
+        self.variables |= expression.variables
+
+    def _acl(self, line: Line) -> None:
+        self._warn_of_drawbacks("acl", line.at(0))
+        try:
+            acl = compile_acl(line.arguments)
+        except AclError as error:
+            raise self._refused(line, 1, error) from None
+        self.acls.append(acl)
+        self.variables |= acl.variables
+
+    def _event(self, line: Line) -> None:
+        if not line.arguments:
+            raise Refusal(line.at(1), "the name of an event is missing")
+        name, *rest = line.arguments
+        known = [event.value for event in Event]
+        if name not in known:
+            hint = did_you_mean(name, known) or f"there are {listed(known)}"
+            raise Refusal(line.at(1), f"unknown event '{name}'", hint)
+        self.event = Event(name)
+        if rest:
+            self._set_condition(line, rest[0])
+
+    def _set_condition(self, line: Line, word: str) -> None:
+        if word not in ("if", "unless"):
+            raise Refusal(line.at(2), f"'if' or 'unless' may follow an event, not '{word}'")
+        self._warn_of_drawbacks("conditions", line.at(2))
+        self.condition = self._compiled(line)
+        self.unless = word == "unless"
+        self.variables |= self.condition.variables
+
+    def _compiled(self, line: Line) -> Condition:
+        words = line.arguments[2:]
+        if all(word.lower() in ("or", "||") or not word.strip("!") for word in words):
+            self._collector.warning(line.at(2), "the condition names no ACL, so it never holds")
+            return Condition(())
+        try:
+            return compile_condition(words, self.acls)
+        except AclError as error:
+            raise self._refused(line, 3, error) from None
+
+    def _refused(self, line: Line, first: int, error: AclError) -> Refusal:
+        message, hint = with_its_hint(error.message)
+        return Refusal(line.at(first + error.word_index), message, hint)
+
+    KEYWORDS: ClassVar[Keywords] = {
+        "acl": _acl,
+        "args": _args,
+        "event": _event,
+    }
+
+
+SECTIONS: Mapping[str, type[Section]] = {
+    section.kind: section for section in (AgentSection, GroupSection, MessageSection)
+}
+"""The sections of an SPOE file by the keyword that opens them."""

@@ -1,0 +1,190 @@
+"""``server`` and ``default-server`` lines: `read_server` and `read_default`.
+
+What an engine has no use for is passed over, with its value where HAProxy has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from spop.engine.config.addresses import AddressError, read_server_address
+from spop.engine.config.diagnostics import Refusal
+from spop.engine.config.lines import Line, not_in_names
+from spop.engine.config.model import ServerConfig
+from spop.engine.config.values import leading_integer, seconds
+from spop.engine.samples import compile_expression
+from spop.engine.samples.errors import SampleError
+from spop.engine.stream import Stream
+
+NO_SERVER = ServerConfig("", "")
+"""What a server is before any line says otherwise."""
+
+_FLAGS: Mapping[str, tuple[str, bool]] = {
+    "backup": ("backup", True),
+    "no-backup": ("backup", False),
+    "check": ("check", True),
+    "no-check": ("check", False),
+    "disabled": ("disabled", True),
+    "enabled": ("disabled", False),
+    "ssl": ("ssl", True),
+    "no-ssl": ("ssl", False),
+}
+
+_PASSED_OVER = frozenset(
+    (
+        "addr", "agent-addr", "agent-inter", "agent-port", "agent-send", "alpn", "check-alpn",
+        "check-proto", "check-sni", "ciphers", "ciphersuites", "cookie", "crl-file", "downinter",
+        "error-limit", "fastinter", "id", "init-addr", "interface", "log-proto", "max-reuse",
+        "maxqueue", "minconn", "namespace", "npn", "observe", "on-error", "on-marked-down",
+        "on-marked-up", "pool-low-conn", "pool-max-conn", "pool-purge-delay", "port", "proto",
+        "proxy-v2-options", "redir", "resolve-net", "resolve-opts", "resolve-prefer", "resolvers",
+        "slowstart", "socks4", "source", "ssl-max-ver", "ssl-min-ver", "tcp-ut", "track",
+        "usesrc", "verifyhost", "ws",
+    )
+)  # fmt: skip
+"""Keywords with a value, which might be mistaken for one of those that are read."""
+
+
+@dataclass(slots=True)
+class TlsDefaults:
+    """What ``global`` says of servers' TLS."""
+
+    verify: bool = True
+    ca_base: str = ""
+    crt_base: str = ""
+
+
+def read_server(line: Line, template: ServerConfig, tls: TlsDefaults) -> ServerConfig:
+    """What a ``server`` line says.
+
+    Args:
+        template: what the lines ``default-server`` before it said.
+
+    Raises:
+        Refusal: HAProxy would refuse it, or it is at no address that an engine can reach.
+    """
+    if len(line.arguments) < 2:
+        raise Refusal(line.at(len(line.arguments) + 1), "a server needs a name and an address")
+    name, address = line.arguments[:2]
+    if bad := not_in_names(name):
+        raise Refusal(line.at(1, name.index(bad)), f"a server's name can't have '{bad}'")
+    try:
+        template = replace(template, name=name, address=read_server_address(address))
+    except AddressError as error:
+        raise Refusal(line.at(2), str(error)) from None
+    server = _Parameters(line, 3, tls).apply(template)
+    if server.ssl and server.verify and not server.ca_file:
+        hint = "add 'ca-file FILE' or 'verify none'"
+        raise Refusal(line.at(1), f"nothing verifies the certificate of server '{name}'", hint)
+    return server
+
+
+def read_default(line: Line, template: ServerConfig, tls: TlsDefaults) -> ServerConfig:
+    """The template for the servers after a ``default-server`` line.
+
+    Raises:
+        Refusal: HAProxy would refuse it.
+    """
+    return _Parameters(line, 1, tls).apply(template)
+
+
+@dataclass(slots=True)
+class _Parameters:
+    """The words of a line from an index on, as changes of a server."""
+
+    line: Line
+    index: int
+    tls: TlsDefaults
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    def apply(self, template: ServerConfig) -> ServerConfig:
+        while self.index <= len(self.line.arguments):
+            keyword = self.line.arguments[self.index - 1]
+            self.index += 1
+            if keyword in _FLAGS:
+                name, value = _FLAGS[keyword]
+                self.changes[name] = value
+            elif keyword in _VALUES:
+                _VALUES[keyword](self, self._value(keyword))
+            elif keyword in _PASSED_OVER:
+                self._value(keyword)
+        return replace(template, **self.changes)
+
+    def _value(self, keyword: str) -> str:
+        if self.index > len(self.line.arguments):
+            raise Refusal(self.line.at(self.index), f"'{keyword}' needs a value")
+        self.index += 1
+        return self.line.arguments[self.index - 2]
+
+    def _refuse(self, message: str) -> Refusal:
+        return Refusal(self.line.at(self.index - 1), message)
+
+    def _inter(self, value: str) -> None:
+        try:
+            self.changes["inter"] = seconds(value)
+        except ValueError as error:
+            raise self._refuse(str(error)) from None
+        if not self.changes["inter"]:
+            raise self._refuse("'inter' is more than 0")
+
+    def _rise(self, value: str) -> None:
+        self.changes["rise"] = self._positive("rise", value)
+
+    def _fall(self, value: str) -> None:
+        self.changes["fall"] = self._positive("fall", value)
+
+    def _positive(self, keyword: str, value: str) -> int:
+        number = leading_integer(value)
+        if number < 1:
+            raise self._refuse(f"'{keyword}' is a number from 1, not '{value}'")
+        return number
+
+    def _weight(self, value: str) -> None:
+        weight = leading_integer(value)
+        if not 0 <= weight <= 256:
+            raise self._refuse(f"'weight' is a number from 0 to 256, not '{value}'")
+        self.changes["weight"] = weight
+
+    def _maxconn(self, value: str) -> None:
+        self.changes["maxconn"] = max(0, leading_integer(value))
+
+    def _verify(self, value: str) -> None:
+        if value not in ("none", "required"):
+            raise self._refuse(f"'verify' is 'none' or 'required', not '{value}'")
+        self.changes["verify"] = value == "required"
+
+    def _ca_file(self, value: str) -> None:
+        self.changes["ca_file"] = _under(self.tls.ca_base, value)
+
+    def _crt(self, value: str) -> None:
+        self.changes["crt"] = _under(self.tls.crt_base, value)
+
+    def _sni(self, value: str) -> None:
+        """Connections to agents belong to no request: only a constant gives a name."""
+        try:
+            name = compile_expression(value).evaluate(Stream())
+        except SampleError as error:
+            # Fetches that only HAProxy has may be in backends of other purposes.
+            if value.startswith("str("):
+                raise self._refuse(error.message) from None
+            name = None
+        self.changes["sni"] = name if isinstance(name, str) else None
+
+
+def _under(base: str, file: str) -> str:
+    return f"{base}/{file}" if base and not file.startswith(("/", "@")) else file
+
+
+_VALUES: Mapping[str, Callable[[_Parameters, str], None]] = {
+    "ca-file": _Parameters._ca_file,
+    "crt": _Parameters._crt,
+    "fall": _Parameters._fall,
+    "inter": _Parameters._inter,
+    "maxconn": _Parameters._maxconn,
+    "rise": _Parameters._rise,
+    "sni": _Parameters._sni,
+    "verify": _Parameters._verify,
+    "weight": _Parameters._weight,
+}

@@ -1,0 +1,47 @@
+"""Numbers and times as HAProxy reads them, down to what it makes of garbage."""
+
+from __future__ import annotations
+
+import re
+
+_LONG_MAX = 2**63 - 1
+_TIMER_MAX = 2**31 - 1
+_INTEGER = re.compile(r"[ \t\n\v\f\r]*([-+]?[0-9]+)", re.ASCII)
+_TIME = re.compile(r"([0-9]+)(us|ms|[smhd])?", re.ASCII)
+_MICROSECONDS = {
+    "us": 1,
+    "ms": 1000,
+    "s": 1_000_000,
+    "m": 60_000_000,
+    "h": 3_600_000_000,
+    "d": 86_400_000_000,
+}
+
+
+def leading_integer(word: str) -> int:
+    """The number that a word begins with, as C's ``atol``: 0 where there is none."""
+    match = _INTEGER.match(word)
+    return max(-_LONG_MAX - 1, min(_LONG_MAX, int(match[1]))) if match else 0
+
+
+def unsigned(word: str) -> int:
+    """The number that a word begins with, as it gets into 32 bits without a sign."""
+    return leading_integer(word) % 2**32
+
+
+def seconds(word: str) -> float:
+    """A time such as ``10ms`` or ``2m``, by default in milliseconds, rounded up to one.
+
+    What stands after the unit doesn't matter, as ``5sec`` shows.
+
+    Raises:
+        ValueError: it is none, or beyond 2147483647 ms.
+    """
+    match = _TIME.match(word)
+    rest = word[match.end() :] if match else word
+    if match is None or (rest and not match[2]):
+        raise ValueError(f"'{word}' is no time: a number and one of {', '.join(_MICROSECONDS)}")
+    milliseconds = -(-int(match[1]) * _MICROSECONDS[match[2] or "ms"] // 1000)
+    if milliseconds > _TIMER_MAX:
+        raise ValueError(f"'{word}' is too long a time, {_TIMER_MAX} ms (24.8 days) at most")
+    return milliseconds / 1000

@@ -1,0 +1,191 @@
+r"""A line to words as HAProxy 2.6 does it: quotes, ``\x41``, ``"${VAR-default}"``, comments.
+
+`split_words` is the entrance. It knows one line and nothing of what the words mean; sections
+2.2 and 2.3 of HAProxy's manual are the specification.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+MAX_WORDS = 64
+
+_SPACE = " \t\v\f"
+_END = "\r\n"
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", " ": " ", "\\": "\\", "#": "#", "'": "'", '"': '"'}
+_HEX = re.compile("x([0-9A-Fa-f]{2})")
+_NAME = re.compile(r"\.?[A-Za-z0-9_]*", re.ASCII)
+_SPACES = re.compile("[ \t\n\v\f\r]+")
+_FIRST_OF_NAME = re.compile(r"[A-Za-z_.]", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word without its quotes and escapes, and the columns that its characters come from."""
+
+    text: str
+    columns: Sequence[int]
+
+    def column(self, offset: int = 0) -> int:
+        """Where a character of the text, or its end, is in the line; from 1."""
+        return self.columns[min(offset, len(self.columns) - 1)]
+
+
+class WordError(Exception):
+    """A line that can't be split."""
+
+    def __init__(self, message: str, column: int) -> None:
+        super().__init__(message)
+        self.message = message
+        self.column = column
+
+
+def split_words(line: str, variable: Callable[[str], str | None]) -> list[Word]:
+    """The words of a line, without those of a comment.
+
+    Args:
+        variable: the value of an environment variable; names may begin with a dot.
+
+    Raises:
+        WordError: an unmatched quote, a bad escape or variable, or too many words.
+    """
+    return _Splitter(line, variable).split()
+
+
+class _Splitter:
+    def __init__(self, line: str, variable: Callable[[str], str | None]) -> None:
+        self._line = line
+        self._variable = variable
+        self._position = 0
+        self._quote = ""
+        self._opened = 0
+        self._words: list[Word] = []
+        self._chars: list[str] = []
+        self._columns: list[int] = []
+        self._begin_word()
+
+    def split(self) -> list[Word]:
+        self._skip_spaces()
+        self._begin_word()
+        while self._step():
+            pass
+        if self._quote:
+            raise WordError("unmatched quote", self._opened + 1)
+        self._end_word()
+        # A word beyond the limit counts even if it is nothing but the space before it.
+        if len(self._words) > MAX_WORDS:
+            raise WordError(f"too many words, {MAX_WORDS} at most", self._words[-1].column())
+        if not self._words[-1].text:
+            self._words.pop()
+        return self._words
+
+    def _step(self) -> bool:
+        """Read the next character, escape or variable; False at the end of the line."""
+        char = self._line[self._position : self._position + 1]
+        if not char or char in _END or (char == "#" and not self._quote):
+            return False
+        if char in "'\"" and self._quote in ("", char):
+            self._opened = self._position
+            self._quote = "" if self._quote else char
+            self._position += 1
+        elif char == "\\" and self._quote != "'":
+            self._escape()
+        elif char in _SPACE and not self._quote:
+            self._end_word()
+            self._skip_spaces()
+            self._begin_word()
+        elif char == "$" and self._quote == '"':
+            self._expand()
+        else:
+            self._emit(char, self._position)
+            self._position += 1
+        return True
+
+    def _skip_spaces(self) -> None:
+        rest = self._line[self._position :]
+        self._position += len(rest) - len(rest.lstrip(_SPACE))
+
+    def _begin_word(self) -> None:
+        self._chars = []
+        self._columns = []
+
+    def _end_word(self) -> None:
+        text = "".join(self._chars)
+        self._columns.append(self._position + 1)
+        # HAProxy's words are C's strings; bytes of escapes may together be one character.
+        raw = text.partition("\0")[0].encode("utf-8", "surrogateescape")
+        self._words.append(Word(raw.decode("utf-8", "surrogateescape"), self._columns))
+
+    def _emit(self, char: str, position: int) -> None:
+        self._chars.append(char)
+        self._columns.append(position + 1)
+
+    def _escape(self) -> None:
+        start = self._position
+        following = self._line[start + 1 : start + 2]
+        self._position += 1
+        if following == "x":
+            self._emit(self._hexadecimal(start), start)
+        elif following in _ESCAPES:
+            self._emit(_ESCAPES[following], start)
+            self._position += 1
+        elif following == "$" and self._quote:
+            self._emit("$", start)
+            self._position += 1
+        else:
+            self._emit("\\", start)
+
+    def _hexadecimal(self, start: int) -> str:
+        digits = _HEX.match(self._line, start + 1)
+        if digits is None:
+            raise WordError(r"an escape of the form \xHH needs two hexadecimal digits", start + 1)
+        self._position = digits.end()
+        return bytes.fromhex(digits[1]).decode("utf-8", "surrogateescape")
+
+    def _expand(self) -> None:
+        """Replace a variable, which may become several words with ``[*]``."""
+        start = self._position
+        braced = self._line[start + 1 : start + 2] == "{"
+        self._position += 1 + braced
+        name = self._name()
+        value = self._variable(name)
+        split = braced and self._asks_for_words()
+        if braced:
+            value = self._close_brace(start + 1, value)
+        for index, part in enumerate(_SPACES.split(value or "") if split else [value or ""]):
+            if index:
+                self._end_word()
+                self._begin_word()
+            for char in part:
+                self._emit(char, start)
+
+    def _name(self) -> str:
+        start = self._position
+        if not _FIRST_OF_NAME.match(self._line, start):
+            raise WordError("no environment variable's name begins like this", start + 1)
+        match = _NAME.match(self._line, start)
+        assert match
+        if match[0].startswith(".") and self._variable(match[0]) is None:
+            raise WordError(f"unknown variable '{match[0]}'", start + 1)
+        self._position = match.end()
+        return match[0]
+
+    def _asks_for_words(self) -> bool:
+        if self._line[self._position : self._position + 1] != "[":
+            return False
+        if self._line[self._position : self._position + 3] != "[*]":
+            raise WordError("'[*]' is what makes words of a variable", self._position + 1)
+        self._position += 3
+        return True
+
+    def _close_brace(self, opening: int, value: str | None) -> str | None:
+        """Step over the default value and the brace; the default is for what isn't set."""
+        closing = self._line.find("}", self._position)
+        has_default = self._line[self._position : self._position + 1] == "-"
+        if closing < 0 or (closing > self._position and not has_default):
+            raise WordError("unmatched brace of a variable", opening + 1)
+        default = self._line[self._position + 1 : closing] if has_default else None
+        self._position = closing + 1
+        return default if value is None else value
