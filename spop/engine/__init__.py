@@ -5,8 +5,8 @@
 
 from spop.engine.asynchronous import AsyncEngine, AsyncStream
 from spop.engine.blocking import BlockingStream, Engine
-from spop.engine.config.model import AgentConfig, BackendConfig, Event, ServerConfig
-from spop.engine.config.model import AgentConfig as ConfigError
+from spop.engine.config import AgentConfig, BackendConfig, ConfigError
+from spop.engine.config.model import Event, ServerConfig
 from spop.engine.filter import Processing
 from spop.engine.log import Traffic
 from spop.engine.samples import converter, fetch

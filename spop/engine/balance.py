@@ -20,7 +20,7 @@ class Server:
     """A server of a backend, and how it fares.
 
     Attributes:
-        up: what its checks say; True where there are none.
+        up: what its checks say; where there are none, whether it is enabled.
         connections: those that are open.
     """
 
@@ -29,7 +29,7 @@ class Server:
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
         self.endpoint = endpoint(config)
-        self.up = True
+        self.up = not config.disabled
         self.connections = 0
         self.retry_at = 0.0
         self.backoff = FIRST_BACKOFF
@@ -56,7 +56,7 @@ class Backend(Servers):
         self.config = config
         self.servers = tuple(Server(server) for server in config.servers)
         self._by_endpoint = {server.endpoint: server for server in self.servers}
-        self._choose = _CHOICES[config.balance]
+        self._choose = _CHOICES.get(config.balance) or _Random(config.random_draws)
 
     def next(self, now: float) -> Endpoint | None:
         free = [server for server in self._usable() if server.retry_at <= now]
@@ -84,7 +84,7 @@ class Backend(Servers):
         self._by_endpoint[endpoint].connections -= 1
 
     def _usable(self) -> Sequence[Server]:
-        up = [server for server in self.servers if server.up and server.config.weight]
+        up = [server for server in self.servers if server.up and server.config.weight > 0]
         main = [server for server in up if not server.config.backup]
         return [server for server in main or up[:1] if not server.full]
 
@@ -107,12 +107,6 @@ def _leastconn(servers: Sequence[Server]) -> Server:
     return _roundrobin([server for server in servers if server.load == least])
 
 
-def _random(servers: Sequence[Server]) -> Server:
-    """Two draws by weight, of which the less loaded one is taken."""
-    weights = [server.config.weight for server in servers]
-    return min(random.choices(servers, weights, k=2), key=lambda server: server.load)
-
-
 def _first(servers: Sequence[Server]) -> Server:
     return servers[0]
 
@@ -120,9 +114,20 @@ def _first(servers: Sequence[Server]) -> Server:
 _CHOICES: dict[str, Callable[[Sequence[Server]], Server]] = {
     "roundrobin": _roundrobin,
     "leastconn": _leastconn,
-    "random": _random,
     "first": _first,
 }
+
+
+class _Random:
+    """The least loaded of so many draws by weight."""
+
+    def __init__(self, draws: int) -> None:
+        self._draws = draws
+
+    def __call__(self, servers: Sequence[Server]) -> Server:
+        weights = [server.config.weight for server in servers]
+        drawn = random.choices(servers, weights, k=self._draws)
+        return min(drawn, key=lambda server: server.load)
 
 
 def of_addresses(name: str, addresses: str | Iterable[str]) -> BackendConfig:

@@ -14,9 +14,15 @@ from typing import Any, Self
 from spop.client.face import Face
 from spop.constants import Capability
 from spop.engine.balance import Backend, Server, of_addresses
-from spop.engine.config.backends import load_backends
-from spop.engine.config.model import AgentConfig, BackendConfig
-from spop.engine.config.spoe import load_spoe
+from spop.engine.config import (
+    AgentConfig,
+    BackendConfig,
+    backend_of,
+    load_backends,
+    load_spoe,
+    scopes,
+)
+from spop.engine.config.versions import Version
 from spop.engine.filter import REWRITTEN_SINCE, Filter, Processing
 from spop.engine.health import Checks
 from spop.engine.log import NOTICE, EngineLog, Traffic, line
@@ -45,8 +51,8 @@ class EngineCore(ABC):
         max_connections: to agents, at a time.
 
     Raises:
-        ValueError: there is no such backend, or an address makes no sense.
-        ConfigError: the ``haproxy.cfg`` can't be read.
+        ConfigError: there is no such backend, or the ``haproxy.cfg`` can't be read.
+        ValueError: an address or the version makes no sense.
         OSError: a server's certificates can't be read.
     """
 
@@ -62,18 +68,16 @@ class EngineCore(ABC):
         haproxy_version: str | None = None,
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:
-        version = _version(haproxy_version)
-        rewritten = version is not None and version >= REWRITTEN_SINCE
+        version = None if haproxy_version is None else Version.of_haproxy(haproxy_version)
+        rewritten = version is not None and version.branch >= REWRITTEN_SINCE
         if isinstance(backends, str | os.PathLike):
-            path = backends
-            backends = load_backends(path)
-            variables = {*variables, *_variables_in(path)}
+            variables = {*variables, *_variables_in(backends)}
+        backend = Backend(_backend(config, backends))
         self.config = config
         self.engine_id = str(uuid.uuid4())
         self._short_lines = rewritten
         self._log = EngineLog(config)
         self._filter = Filter(config, variables, version, self._log.logger)
-        backend = Backend(_backend(config, backends))
         self._checks = Checks(backend, self._server_changed)
         self._calls = self._face(
             backend,
@@ -112,6 +116,9 @@ class EngineCore(ABC):
             ConfigError: with file, line and column of all that is wrong.
             ValueError, OSError: as the class does.
         """
+        if scope is None:
+            found = scopes(path)
+            scope = found[0] if len(found) == 1 else None
         config = load_spoe(path, scope, haproxy_version=haproxy_version)
         return cls(config, backends, haproxy_version=haproxy_version, **settings)
 
@@ -158,12 +165,15 @@ def stream_of(stream: Stream | None, fields: dict[str, Any]) -> Stream:
     return stream
 
 
-def _backend(config: AgentConfig, backends: Mapping[str, Any]) -> BackendConfig:
-    found = backends.get(config.backend)
-    if found is None:
-        known = ", ".join(backends) or "none"
-        raise ValueError(f"use-backend {config.backend}: no such backend (known: {known})")
-    return found if isinstance(found, BackendConfig) else of_addresses(config.backend, found)
+def _backend(config: AgentConfig, backends: Backends) -> BackendConfig:
+    """The one that the agent uses."""
+    if isinstance(backends, str | os.PathLike):
+        return backend_of(config, load_backends(backends, [config.backend]))
+    known = {
+        name: found if isinstance(found, BackendConfig) else of_addresses(name, found)
+        for name, found in backends.items()
+    }
+    return backend_of(config, known)
 
 
 def _capabilities(config: AgentConfig, rewritten: bool) -> frozenset[str]:
@@ -183,11 +193,3 @@ def _variables_in(path: str | os.PathLike[str]) -> set[str]:
 
 def _shortest(*timeouts: float | None) -> float | None:
     return min((timeout for timeout in timeouts if timeout is not None), default=None)
-
-
-def _version(text: str | None) -> tuple[int, int] | None:
-    """Raises ValueError: it is no version."""
-    if text is None:
-        return None
-    major, _, minor = text.partition(".")
-    return int(major), int(minor.partition(".")[0].partition("-")[0] or 0)

@@ -20,6 +20,7 @@ from spop.client.face import NEVER
 from spop.client.pool import Exchange, Rate
 from spop.constants import EngineStatus, Status
 from spop.engine.config.model import AgentConfig, Event, MessageConfig
+from spop.engine.config.versions import Version
 from spop.engine.stream import Stream
 from spop.engine.variables import PROCESS, Variables
 from spop.errors import (
@@ -228,7 +229,7 @@ class Filter:
         self,
         config: AgentConfig,
         variables: Iterable[str],
-        haproxy_version: tuple[int, int] | None,
+        haproxy_version: Version | None,
         logger: logging.Logger,
     ) -> None:
         self.config = config
@@ -241,7 +242,7 @@ class Filter:
             name: (f"GROUP:{name}", self._templates(group.messages))
             for name, group in config.groups.items()
         }
-        rewritten = haproxy_version is not None and haproxy_version >= REWRITTEN_SINCE
+        rewritten = haproxy_version is not None and haproxy_version.branch >= REWRITTEN_SINCE
         self._refused = EngineStatus.PROTOCOL + Status.IO if rewritten else EngineStatus.RESOURCES
         self._permissions = _Permissions(config, variables, haproxy_version)
         self._timeout = NEVER if config.processing_timeout is None else config.processing_timeout
@@ -390,11 +391,11 @@ class _Permissions:
         self,
         config: AgentConfig,
         variables: Iterable[str],
-        haproxy_version: tuple[int, int] | None,
+        haproxy_version: Version | None,
     ) -> None:
         self.prefix = config.var_prefix
         self._takes_all = config.force_set_var or (
-            haproxy_version is not None and haproxy_version >= ANY_VARIABLE_SINCE
+            haproxy_version is not None and haproxy_version.branch >= ANY_VARIABLE_SINCE
         )
         names = config.known_variables.union(variables)
         self.known: Mapping[str, Mapping[str, str]] = {

@@ -76,7 +76,7 @@ class Checks:
                 target=self._watch, args=(server,), name="spop-engine-check", daemon=True
             )
             for server in backend.servers
-            if server.config.check
+            if server.config.check and not server.config.disabled
         ]
 
     def start(self) -> None:
