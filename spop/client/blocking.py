@@ -3,8 +3,9 @@
 There is no thread that reads. Of the callers that wait one leads: it reads all connections,
 hands out what comes to the others, and passes the lead on when its own ACK is there. So a
 caller that is alone sends, waits and receives without any change of threads. Others are woken
-when the lock is free, since they would only wait for it. Connections are opened and left in
-threads of their own, so that no call waits for more than it must.
+one by one, each by the one before, since they would only wait for the interpreter; and what is
+to be sent waits until the last of them has had its turn, as they may have more. Connections are
+opened and left in threads of their own, so that no call waits for more than it must.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import socket
 import ssl
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from time import monotonic
@@ -50,8 +52,10 @@ class Client(Face):
         self._leader: Exchange | None = None
         self._leader_sleeps = False
         self._heir: Exchange | None = None
+        self._returning: dict[Exchange, None] = {}
+        self._to_send: dict[Link, None] = {}
         self._heard_at = 0.0
-        self._followers: dict[Exchange, threading.Lock] = {}
+        self._followers: dict[Exchange, _Baton] = {}
         self._sent: dict[int, Exchange] = {}
         self._timer: threading.Timer | None = None
         self._timer_at = float("inf")
@@ -188,10 +192,13 @@ class Client(Face):
                 self._followers.pop(exchange, None)
             raise
         finally:
-            if self._heir is exchange:
+            self._returning.pop(exchange, None)
+            if self._heir is exchange or (self._to_send and not self._returning):
                 with self._lock:
-                    self._heir = None
-                    self._pass_lead_on()
+                    if self._heir is exchange:
+                        self._heir = None
+                        self._pass_lead_on()
+                    self._send_all()
         return exchange
 
     def pump(self) -> None:
@@ -213,20 +220,27 @@ class Client(Face):
         with self._lock:
             if exchange.done:
                 return
+            self._send_all()
             baton = None
             if self._leader is None:
                 self._leader, self._leader_sleeps, self._heir = exchange, True, None
-                self._followers.pop(exchange, None)
             else:
-                baton = self._followers[exchange] = threading.Lock()
-                baton.acquire()
+                baton = self._followers[exchange] = _Baton()
         remaining = deadline - monotonic()
         if baton is None:
             self._lead(exchange, remaining)
-        elif remaining > 0:
-            baton.acquire(timeout=remaining)
+        else:
+            self._follow(exchange, baton, remaining)
         if remaining <= 0 and not exchange.done:
             raise self._timed_out(exchange)
+
+    def _follow(self, exchange: Exchange, baton: _Baton, timeout: float) -> None:
+        try:
+            if timeout > 0:
+                baton.wait(timeout)
+        finally:
+            self._lock.had(baton)
+            self._followers.pop(exchange, None)
 
     def _lead(self, exchange: Exchange, timeout: float) -> None:
         try:
@@ -252,6 +266,7 @@ class Client(Face):
     def _wake(self, exchange: Exchange) -> None:
         baton = self._followers.pop(exchange, None)
         if baton is not None:
+            self._returning[exchange] = None
             self._lock.wake(baton)
         elif exchange is self._leader and self._leader_sleeps:
             with contextlib.suppress(OSError):
@@ -266,7 +281,7 @@ class Client(Face):
                 return
             try:
                 if events & WRITE:
-                    self._flush(link)
+                    self._send(link)
                     self._pool.pump(monotonic())
                 if events & READ:
                     self._receive(link)
@@ -287,6 +302,20 @@ class Client(Face):
             self._pool.received(link, events, now)
 
     def _flush(self, link: Link) -> None:
+        if self._returning:
+            self._to_send[link] = None
+        else:
+            self._send(link)
+
+    def _send_all(self) -> None:
+        """Send what waited for those who were returning to their callers."""
+        if self._to_send and not self._returning:
+            links, self._to_send = self._to_send, {}
+            for link in links:
+                if link in self._pool.links:
+                    self._send(link)
+
+    def _send(self, link: Link) -> None:
         data = link.unsent or link.protocol.data_to_send()
         try:
             sent = link.transport.send(data)
@@ -376,27 +405,69 @@ class Client(Face):
             self._pool.tick(monotonic())
 
 
+class _Baton:
+    """What a caller waits for; it was passed on to it, or was not."""
+
+    __slots__ = ("_lock", "passed")
+
+    def __init__(self) -> None:
+        self.passed = False
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wait(self, timeout: float) -> None:
+        self._lock.acquire(timeout=timeout)
+
+    def release(self) -> None:
+        self._lock.release()
+
+
 class _Lock:
-    """A lock for a ``with`` statement, at whose end those are woken that have to be."""
+    """A lock for a ``with`` statement, after which those are woken that have to be.
+
+    They are woken in turn: the first when the lock is free, each other one when the one before
+    it runs. All at once they would wait for the interpreter, and for each other.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._batons: list[threading.Lock] = []
+        self._to_wake: deque[_Baton] = deque()
+        self._waking = False
 
-    def wake(self, baton: threading.Lock) -> None:
-        """Release another lock as soon as this one is free."""
-        self._batons.append(baton)
+    def wake(self, baton: _Baton) -> None:
+        """Whoever waits for it is next, or one of the next."""
+        self._to_wake.append(baton)
+
+    def had(self, baton: _Baton) -> None:
+        """Whoever waited for it runs, for whatever reason."""
+        with self._lock:
+            following = None
+            if baton.passed:
+                following = self._next()
+            else:
+                with contextlib.suppress(ValueError):
+                    self._to_wake.remove(baton)
+        if following is not None:
+            following.release()
+
+    def _next(self) -> _Baton | None:
+        self._waking = bool(self._to_wake)
+        if not self._waking:
+            return None
+        baton = self._to_wake.popleft()
+        baton.passed = True
+        return baton
 
     def __enter__(self) -> None:
         self._lock.acquire()
 
     def __exit__(self, *exc_info: object) -> None:
-        batons = self._batons
-        if batons:
-            self._batons = []
+        first = None
+        if self._to_wake and not self._waking:
+            first = self._next()
         self._lock.release()
-        for baton in batons:
-            baton.release()
+        if first is not None:
+            first.release()
 
 
 def _drain(wakened: socket.socket, _: int) -> None:
