@@ -43,7 +43,7 @@ class AsyncClient(Face):
 
     async def connect(self) -> Peer:
         """Open a connection unless there is one; as `Client.connect`."""
-        exchange = self.submit(None)
+        exchange = self._begin(None)
         await self.wait_for(exchange, monotonic() + self._timeout)
         if exchange.error is not None:
             raise exchange.error
@@ -56,7 +56,7 @@ class AsyncClient(Face):
         is dropped.
         """
         deadline = monotonic() + self._timeout
-        exchange = self.submit(in_notify(message, args))
+        exchange = self._begin(in_notify(message, args))
         return (await self.wait_for(exchange, deadline)).result()
 
     async def notify_many(self, notifies: Iterable[MessageOrMessages], /) -> list[Ack]:
@@ -64,7 +64,9 @@ class AsyncClient(Face):
         `Client.notify_many`."""
         deadline = monotonic() + self._timeout
         batch = [in_notify(messages, {}) for messages in notifies]
-        exchanges = [self._pool.submit(messages) for messages in batch]
+        exchanges = [self._pool.exchange(messages) for messages in batch]
+        for exchange in exchanges:
+            self._pool.submit(exchange)
         self._pool.pump(monotonic())
         try:
             return [(await self.wait_for(exchange, deadline)).result() for exchange in exchanges]
@@ -97,15 +99,13 @@ class AsyncClient(Face):
 
     # --- for engines ---
 
-    def submit(
-        self, messages: Iterable[Message] | None, ids: tuple[int, int] | None = None
-    ) -> Exchange:
-        """Begin a call; `wait_for` must follow. The arguments are those of `Pool.submit`.
+    def submit(self, exchange: Exchange) -> None:
+        """Begin a call; `wait_for` must follow.
 
         Raises:
             LocalProtocolError: the client is closed, or made for health checks only.
         """
-        return self._pool.call(messages, ids, monotonic())
+        self._pool.call(exchange, monotonic())
 
     async def wait_for(self, exchange: Exchange, deadline: float) -> Exchange:
         """Wait until a call is done; `Exchange.result` is what came of it.
@@ -132,6 +132,11 @@ class AsyncClient(Face):
             exchange.waiter.set_exception(self._timed_out(exchange))
 
     # --- waiting ---
+
+    def _begin(self, messages: Iterable[Message] | None) -> Exchange:
+        exchange = self._pool.exchange(messages)
+        self.submit(exchange)
+        return exchange
 
     def _wake(self, exchange: Exchange) -> None:
         if exchange.waiter is not None and not exchange.waiter.done():

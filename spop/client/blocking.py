@@ -76,7 +76,7 @@ class Client(Face):
             SpopTimeoutError: no HELLO came in time.
             DisconnectedError: the agent refused, with its status and message.
         """
-        exchange = self.submit(None)
+        exchange = self._begin(None)
         self.wait_for(exchange, monotonic() + self._timeout)
         if exchange.error is not None:
             raise exchange.error
@@ -94,7 +94,7 @@ class Client(Face):
             LocalProtocolError: the client is closed.
             TypeError, OverflowError, ValueError: an argument can't be encoded.
         """
-        exchange = self.submit(in_notify(message, args))
+        exchange = self._begin(in_notify(message, args))
         return self.wait_for(exchange, monotonic() + self._timeout).result()
 
     def notify_many(self, notifies: Iterable[MessageOrMessages], /) -> list[Ack]:
@@ -110,7 +110,9 @@ class Client(Face):
         batch = [in_notify(messages, {}) for messages in notifies]
         self._hear()
         with self._lock:
-            exchanges = [self._pool.submit(messages) for messages in batch]
+            exchanges = [self._pool.exchange(messages) for messages in batch]
+            for exchange in exchanges:
+                self._pool.submit(exchange)
             self._pool.pump(monotonic())
         try:
             return [self.wait_for(exchange, deadline).result() for exchange in exchanges]
@@ -121,7 +123,7 @@ class Client(Face):
 
     def send(self, messages: Iterable[Message]) -> int:
         """Send a NOTIFY without waiting. Returns the stream-id to `wait` for, as one must."""
-        exchange = self.submit(messages)
+        exchange = self._begin(messages)
         stream_id = exchange.ids[0]
         self._sent[stream_id] = exchange
         return stream_id
@@ -163,10 +165,8 @@ class Client(Face):
 
     # --- for engines ---
 
-    def submit(
-        self, messages: Iterable[Message] | None, ids: tuple[int, int] | None = None
-    ) -> Exchange:
-        """Begin a call; `wait_for` must follow. The arguments are those of `Pool.submit`.
+    def submit(self, exchange: Exchange) -> None:
+        """Begin a call; `wait_for` must follow.
 
         Raises:
             LocalProtocolError: the client is closed, or made for health checks only.
@@ -175,7 +175,7 @@ class Client(Face):
         if now > self._heard_at + QUIET:
             self._hear()
         with self._lock:
-            return self._pool.call(messages, ids, now)
+            self._pool.call(exchange, now)
 
     def wait_for(self, exchange: Exchange, deadline: float) -> Exchange:
         """Wait until a call is done; `Exchange.result` is what came of it.
@@ -209,11 +209,17 @@ class Client(Face):
 
     # --- waiting ---
 
+    def _begin(self, messages: Iterable[Message] | None) -> Exchange:
+        exchange = self._pool.exchange(messages)
+        self.submit(exchange)
+        return exchange
+
     def _hear(self) -> None:
         """Hear what came while nobody listened: a connection that ended takes no call."""
         if self._leader is None and not self._pool.closed:
             self._heard_at = monotonic()
-            self._poller.run(0)
+            with contextlib.suppress(ValueError):  # It is closed at this moment.
+                self._poller.run(0)
 
     def _wait(self, exchange: Exchange, deadline: float) -> None:
         """Lead or follow, until something happens."""

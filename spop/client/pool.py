@@ -214,40 +214,33 @@ class Pool:
 
     # --- calls ---
 
-    def submit(
-        self, messages: Iterable[Message] | None, ids: tuple[int, int] | None = None
-    ) -> Exchange:
-        """Queue a call; `pump` then starts it.
+    def exchange(self, messages: Iterable[Message] | None) -> Exchange:
+        """A call with ids of its own, to be submitted."""
+        return Exchange((next(self._stream_ids), FRAME_ID), messages)
 
-        Args:
-            ids: by default a stream of its own. Those given must never have been used.
+    def submit(self, exchange: Exchange) -> None:
+        """Queue a call; `pump` then starts it.
 
         Raises:
             LocalProtocolError: the client is closed, or made for health checks only.
         """
         if self.closed:
             raise LocalProtocolError("the client is not connected: it was closed")
-        if messages is not None and self.peer is not None and self.peer.healthcheck:
-            raise LocalProtocolError("no NOTIFY in a health check")
-        exchange = Exchange(ids or (next(self._stream_ids), FRAME_ID), messages)
-        if messages is None and self._links:
+        if exchange.messages is None and self._links:
             exchange.done = True
-        else:
-            self._queue.append(exchange)
-        return exchange
+            return
+        if exchange.messages is not None and self.peer is not None and self.peer.healthcheck:
+            raise LocalProtocolError("no NOTIFY in a health check")
+        self._queue.append(exchange)
 
-    def call(
-        self, messages: Iterable[Message] | None, ids: tuple[int, int] | None, now: float
-    ) -> Exchange:
+    def call(self, exchange: Exchange, now: float) -> None:
         """`submit` and `pump`, for one call; without a detour where a connection has room."""
-        if self._queue or messages is None or (link := self._link_with_room()) is None:
-            exchange = self.submit(messages, ids)
+        if self._queue or exchange.messages is None or (link := self._link_with_room()) is None:
+            self.submit(exchange)
             self.pump(now)
-            return exchange
-        exchange = Exchange(ids or (next(self._stream_ids), FRAME_ID), messages)
-        self._start(exchange, link, now)
-        self._driver.send(link)
-        return exchange
+        else:
+            self._start(exchange, link, now)
+            self._driver.send(link)
 
     def pump(self, now: float) -> None:
         """Start what is queued where there is room, and make room."""

@@ -40,15 +40,15 @@ class AsyncStream(StreamContext):
     async def _exchange(self, processing: Processing) -> Processing:
         engine, spoe = self._engine, self._filter
         try:
-            exchange = engine._calls.submit(processing.messages, (self.stream_id, self.frame_id))
-            await engine._calls.wait_for(exchange, spoe.deadline(processing))
+            engine._calls.submit(processing)
+            await engine._calls.wait_for(processing, spoe.deadline(processing))
         except SpopTimeoutError:
             spoe.fail(self, processing, EngineStatus.TIMEOUT)
         except BaseException:
             spoe.fail(self, processing, EngineStatus.INTERRUPTED)
             raise
         else:
-            spoe.end(self, processing, exchange)
+            spoe.end(self, processing)
         engine._log_processing(processing)
         return processing
 

@@ -57,49 +57,51 @@ _TURNS = {
 _FIRST_OF_RESPONSE = _TURNS[Event.ON_SERVER_SESSION]
 
 
-class Processing:
+class Processing(Exchange):
     """Messages of one event or group of a stream, on their way or done.
 
     Attributes:
         label: ``EVENT:on-client-session`` or ``GROUP:name``.
         messages: what was sent.
         status: an `EngineStatus`, or 256 and a `Status` of the protocol; 0 is success.
-        actions: what the agent answered, whether or not the variables may be set.
-        request_time, queue_time, waiting_time, response_time: milliseconds to evaluate, to be
-            sent, to be answered and to act; -1 where it did not come to that.
-        process_time: milliseconds in all.
+        started_at, queued_at, sent_at, acked_at, ended_at: when it came to that, in the time of
+            `time.monotonic`; 0 where it did not.
     """
 
-    __slots__ = (
-        "actions",
-        "label",
-        "messages",
-        "process_time",
-        "queue_time",
-        "queued_at",
-        "request_time",
-        "response_time",
-        "started_at",
-        "status",
-        "stream_id",
-        "waiting_time",
-    )
+    __slots__ = ("acked_at", "ended_at", "label", "queued_at", "started_at", "status")
 
     def __init__(
-        self, label: str, stream_id: int, messages: Sequence[Message], started_at: float
+        self, ids: tuple[int, int], messages: Sequence[Message], label: str, started_at: float
     ) -> None:
-        self.label = label
-        self.stream_id = stream_id
+        self.ids = ids
         self.messages = messages
-        self.status = 0
-        self.actions: Sequence[Action] = ()
+        self.label = label
         self.started_at = started_at
         self.queued_at = monotonic()
-        self.request_time = self.queue_time = self.waiting_time = self.response_time = -1
-        self.process_time = -1
+        self.sent_at = self.acked_at = self.ended_at = 0.0
+        self.status = 0
+        self.link = self.ack = self.error = self.waiter = None
+        self.done = False
+
+    @property
+    def actions(self) -> Sequence[Action]:
+        """What the agent answered, whether or not the variables may be set."""
+        return () if self.ack is None else self.ack.actions
+
+    @property
+    def times(self) -> tuple[int, int, int, int, int]:
+        """Milliseconds to evaluate the messages, to have them sent, to be answered, to act on
+        that, and in all; -1 where it did not come to that."""
+        return (
+            _milliseconds(self.started_at, self.queued_at),
+            _milliseconds(self.queued_at, self.sent_at),
+            _milliseconds(self.sent_at, self.acked_at),
+            _milliseconds(self.acked_at, self.ended_at),
+            _milliseconds(self.started_at, self.ended_at),
+        )
 
     def __repr__(self) -> str:
-        return f"<Processing {self.label} status={self.status}>"
+        return f"<Processing {self.label} status={self.status:d}>"
 
 
 class StreamContext:
@@ -295,7 +297,7 @@ class Filter:
         if not messages:
             return None
         context.frame_id += 1
-        return Processing(label, context.stream_id, messages, started)
+        return Processing((context.stream_id, context.frame_id), messages, label, started)
 
     def deadline(self, processing: Processing) -> float:
         """When its time is up, in the time of `time.monotonic`."""
@@ -303,49 +305,41 @@ class Filter:
 
     # --- the end ---
 
-    def end(self, context: StreamContext, processing: Processing, exchange: Exchange) -> None:
+    def end(self, context: StreamContext, processing: Processing) -> None:
         """Act on the ACK, or on what went wrong."""
-        now = monotonic()
-        queued = processing.queued_at
-        processing.request_time = _milliseconds(queued - processing.started_at)
-        if exchange.link is not None:
-            processing.queue_time = _milliseconds(exchange.sent_at - queued)
-        ack = exchange.ack
+        ack = processing.ack
         if ack is None:
-            processing.status = self._status(exchange.error)
+            processing.status = self._status(processing.error)
+        elif ack.aborted:
+            processing.status = EngineStatus.FRAGMENTATION_ABORTED
         else:
-            processing.waiting_time = _milliseconds(now - exchange.sent_at)
-            if ack.aborted:
-                processing.status = EngineStatus.FRAGMENTATION_ABORTED
-            else:
-                processing.actions = ack.actions
-                self._act(context, ack.actions)
-                processing.response_time = _milliseconds(monotonic() - now)
+            processing.acked_at = monotonic()
+            self._act(context, ack.actions)
         self._finish(context, processing)
 
     def fail(self, context: StreamContext, processing: Processing, status: int) -> None:
         """The processing ends without an answer."""
-        processing.request_time = _milliseconds(processing.queued_at - processing.started_at)
         processing.status = status
         self._finish(context, processing)
 
     def _finish(self, context: StreamContext, processing: Processing) -> None:
-        config = self.config
-        processing.process_time = _milliseconds(monotonic() - processing.started_at)
-        context.total_time += processing.process_time
-        context.status = processing.status
+        config, status = self.config, processing.status
+        processing.ended_at = now = monotonic()
+        took = int((now - processing.started_at) * 1000)
+        context.total_time += took
+        context.status = status
         variables = context.stream.variables
         if config.set_process_time is not None:
-            variables.set(config.set_process_time, processing.process_time)
+            variables.set(config.set_process_time, took)
         if config.set_total_time is not None:
             variables.set(config.set_total_time, context.total_time)
-        if processing.status:
+        if status:
             if config.set_on_error is not None:
-                variables.set(config.set_on_error, int(processing.status))
+                variables.set(config.set_on_error, int(status))
             context.enabled = config.continue_on_error
             with self._lock:
                 self.nb_errors += 1
-                self._errors.count(monotonic())
+                self._errors.count(now)
         self.nb_processed = next(self._processed)
 
     def _status(self, error: Exception | None) -> int:
@@ -417,5 +411,5 @@ class _Permissions:
         return variable if self._takes_all and _VARIABLE.fullmatch(name) else None
 
 
-def _milliseconds(seconds: float) -> int:
-    return int(seconds * 1000)
+def _milliseconds(begin: float, end: float) -> int:
+    return int((end - begin) * 1000) if begin and end else -1

@@ -51,15 +51,15 @@ class Traffic(NamedTuple):
 def line(agent: str, processing: Processing, traffic: Traffic, *, short: bool = False) -> str:
     """The line of HAProxy's log; the short form is that of 3.1 and later."""
     beginning = (
-        f"SPOE: [{agent}] <{processing.label}> sid={processing.stream_id} st={processing.status:d}"
+        f"SPOE: [{agent}] <{processing.label}> sid={processing.ids[0]} st={processing.status:d}"
     )
     counts = f"{traffic.nb_errors}/{traffic.nb_processed}"
+    times = processing.times
     if short:
-        return f"{beginning} {processing.process_time} {counts}"
+        return f"{beginning} {times[-1]} {counts}"
     return (
-        f"{beginning} {processing.request_time}/{processing.queue_time}/{processing.waiting_time}"
-        f"/{processing.response_time}/{processing.process_time}"
-        f" {traffic.idles}/{traffic.applets} {traffic.nb_sending}/{traffic.nb_waiting} {counts}"
+        f"{beginning} {'/'.join(map(str, times))} {traffic.idles}/{traffic.applets} "
+        f"{traffic.nb_sending}/{traffic.nb_waiting} {counts}"
     )
 
 
