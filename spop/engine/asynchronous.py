@@ -8,7 +8,7 @@ from typing import Any, Self
 from spop.client import AsyncClient
 from spop.constants import EngineStatus
 from spop.engine.balance import Server
-from spop.engine.core import EngineCore, stream_of
+from spop.engine.core import EngineCore
 from spop.engine.filter import Processing, StreamContext
 from spop.engine.stream import Stream
 from spop.errors import SpopTimeoutError
@@ -17,11 +17,8 @@ from spop.errors import SpopTimeoutError
 class AsyncStream(StreamContext):
     """A stream of an `AsyncEngine`, for an ``async with`` statement; one task uses it at a time."""
 
-    __slots__ = ("_engine",)
-
-    def __init__(self, engine: AsyncEngine, stream: Stream) -> None:
-        super().__init__(engine._filter, stream)
-        self._engine = engine
+    __slots__ = ()
+    _engine: AsyncEngine
 
     async def event(self, event: str) -> Processing | None:
         """Have an event happen, as `BlockingStream.event` does.
@@ -73,7 +70,11 @@ class AsyncEngine(EngineCore):
         """Begin a stream, as `Engine.stream` does."""
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-        return AsyncStream(self, stream_of(stream, fields))
+        if stream is None:
+            stream = Stream(**fields)
+        elif fields:
+            raise TypeError("a Stream has its own fields: give either it or them")
+        return AsyncStream(self, self._filter, stream)
 
     async def close(self) -> None:
         """Say DISCONNECT on all connections; what waits for an answer is interrupted."""

@@ -7,7 +7,7 @@ from typing import Any, Self
 from spop.client import Client
 from spop.constants import EngineStatus
 from spop.engine.balance import Server
-from spop.engine.core import EngineCore, stream_of
+from spop.engine.core import EngineCore
 from spop.engine.filter import Processing, StreamContext
 from spop.engine.stream import Stream
 from spop.errors import SpopTimeoutError
@@ -16,11 +16,8 @@ from spop.errors import SpopTimeoutError
 class BlockingStream(StreamContext):
     """A stream of an `Engine`, for a ``with`` statement; one thread uses it at a time."""
 
-    __slots__ = ("_engine",)
-
-    def __init__(self, engine: Engine, stream: Stream) -> None:
-        super().__init__(engine._filter, stream)
-        self._engine = engine
+    __slots__ = ()
+    _engine: Engine
 
     def event(self, event: str) -> Processing | None:
         """Have an event happen: send its messages, wait for the ACK, set variables.
@@ -83,7 +80,11 @@ class Engine(EngineCore):
         Raises:
             TypeError: both were given, or there is no such field.
         """
-        return BlockingStream(self, stream_of(stream, fields))
+        if stream is None:
+            stream = Stream(**fields)
+        elif fields:
+            raise TypeError("a Stream has its own fields: give either it or them")
+        return BlockingStream(self, self._filter, stream)
 
     def close(self) -> None:
         """Say DISCONNECT on all connections; what waits for an answer is interrupted."""

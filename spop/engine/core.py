@@ -26,7 +26,6 @@ from spop.engine.config.versions import Version
 from spop.engine.filter import REWRITTEN_SINCE, Filter, Processing
 from spop.engine.health import Checks
 from spop.engine.log import NOTICE, EngineLog, Traffic, line
-from spop.engine.stream import Stream
 
 Backends = Mapping[str, str | Iterable[str] | BackendConfig] | str | os.PathLike[str]
 """By name: an address, several or a whole backend; or the path of a ``haproxy.cfg``."""
@@ -150,19 +149,6 @@ class EngineCore(ABC):
 
     @abstractmethod
     def _server_changed(self, server: Server) -> None: ...
-
-
-def stream_of(stream: Stream | None, fields: dict[str, Any]) -> Stream:
-    """The stream that is given, or one of its fields.
-
-    Raises:
-        TypeError: both were given.
-    """
-    if stream is None:
-        return Stream(**fields)
-    if fields:
-        raise TypeError("a Stream has its own fields: give either it or them")
-    return stream
 
 
 def _backend(config: AgentConfig, backends: Backends) -> BackendConfig:

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from time import monotonic
+from typing import Any, NamedTuple
 
 from spop.client.face import NEVER
 from spop.client.pool import Exchange, Rate
@@ -112,34 +113,42 @@ class StreamContext:
         stream_id: what NOTIFY frames call the stream.
         status: of the last processing, 0 where all is well.
         enabled: False once an error has disabled the engine for this stream.
-        ignored: the variables that the agent set or removed and may not, with their values.
         total_time: milliseconds that all processings together took.
     """
 
     __slots__ = (
+        "_engine",
         "_filter",
+        "_ignored",
         "_seen",
         "_turn",
         "enabled",
         "frame_id",
-        "ignored",
         "status",
         "stream",
         "stream_id",
         "total_time",
     )
 
-    def __init__(self, filter: Filter, stream: Stream) -> None:
+    def __init__(self, engine: Any, filter: Filter, stream: Stream) -> None:
+        self._engine = engine
         self._filter = filter
         self.stream = stream
-        self.stream_id = filter.next_stream_id()
+        self.stream_id = next(filter.stream_ids)
         self.frame_id = 0
         self.status = 0
         self.enabled = True
-        self.ignored: dict[str, DecodedValue] = {}
         self.total_time = 0
-        self._seen: list[str] = []
+        self._ignored: dict[str, DecodedValue] | None = None
+        self._seen: tuple[str, ...] = ()
         self._turn = 0
+
+    @property
+    def ignored(self) -> dict[str, DecodedValue]:
+        """The variables that the agent set or removed and may not, with their values."""
+        if self._ignored is None:
+            self._ignored = {}
+        return self._ignored
 
     @property
     def vars(self) -> Variables:
@@ -160,7 +169,7 @@ class StreamContext:
             raise LocalProtocolError(f"{event} after a later event of the stream")
         if event in self._seen:
             return None
-        self._seen.append(event)
+        self._seen += (event,)
         self._turn = turn
         if turn >= _FIRST_OF_RESPONSE:
             self.stream.variables.begin_response()
@@ -216,6 +225,13 @@ class _Template:
                 yield None
 
 
+class _Occasion(NamedTuple):
+    """An event or a group, with its messages."""
+
+    label: str
+    templates: tuple[_Template, ...]
+
+
 class Filter:
     """One engine's state that all of its streams share.
 
@@ -236,12 +252,12 @@ class Filter:
     ) -> None:
         self.config = config
         self._problems = RateLimitedLog(logger, per_second=10)
-        self._events: dict[str, tuple[str, tuple[_Template, ...]]] = {
-            event: (f"EVENT:{event}", self._templates(messages))
+        self._events: dict[str, _Occasion] = {
+            event: _Occasion(f"EVENT:{event}", self._templates(messages))
             for event, messages in config.events.items()
         }
         self._groups = {
-            name: (f"GROUP:{name}", self._templates(group.messages))
+            name: _Occasion(f"GROUP:{name}", self._templates(group.messages))
             for name, group in config.groups.items()
         }
         rewritten = haproxy_version is not None and haproxy_version.branch >= REWRITTEN_SINCE
@@ -251,7 +267,7 @@ class Filter:
         self._maxerrrate = 0 if rewritten else config.maxerrrate
         self._errors = Rate(self._maxerrrate)
         self._lock = threading.Lock()
-        self._stream_ids = itertools.count(1)
+        self.stream_ids = itertools.count(1)
         self._processed = itertools.count(1)
         self.nb_processed = 0
         self.nb_errors = 0
@@ -259,16 +275,12 @@ class Filter:
     def _templates(self, messages: Iterable[MessageConfig]) -> tuple[_Template, ...]:
         return tuple(_Template(message, self._problems) for message in messages)
 
-    def next_stream_id(self) -> int:
-        """A number for a stream that none had."""
-        return next(self._stream_ids)
-
     # --- the beginning ---
 
     def begin_event(self, context: StreamContext, event: str) -> Processing | None:
         """Evaluate an event's messages. None: there is nothing to send."""
         found = self._events.get(event)
-        return None if found is None else self._begin(context, *found)
+        return None if found is None else self._begin(context, found)
 
     def begin_group(self, context: StreamContext, name: str) -> Processing | None:
         """Evaluate a group's messages. None: there is nothing to send.
@@ -280,24 +292,24 @@ class Filter:
         if found is None:
             known = ", ".join(self._groups) or "there is none"
             raise ValueError(f"unknown group {name!r}: {known}")
-        return self._begin(context, *found)
+        return self._begin(context, found)
 
-    def _begin(
-        self, context: StreamContext, label: str, templates: Sequence[_Template]
-    ) -> Processing | None:
+    def _begin(self, context: StreamContext, occasion: _Occasion) -> Processing | None:
         if not context.enabled:
             return None
         started = monotonic()
         if self._maxerrrate and self._errors.next(started) > started:
             return None
-        stream = context.stream
-        messages = [
-            message for template in templates if (message := template.message(stream)) is not None
-        ]
+        messages = []
+        for template in occasion.templates:
+            message = template.message(context.stream)
+            if message is not None:
+                messages.append(message)
         if not messages:
             return None
         context.frame_id += 1
-        return Processing((context.stream_id, context.frame_id), messages, label, started)
+        ids = context.stream_id, context.frame_id
+        return Processing(ids, messages, occasion.label, started)
 
     def deadline(self, processing: Processing) -> float:
         """When its time is up, in the time of `time.monotonic`."""

@@ -17,6 +17,8 @@ Scope = dict[str, DecodedValue]
 PROCESS: Scope = {}
 """The variables of scope ``proc``."""
 
+_NOTHING: Scope = {}
+
 
 class Session:
     """What the streams of one client connection share: the variables of scope ``sess``."""
@@ -38,18 +40,13 @@ class Variables(MutableMapping[str, DecodedValue]):
         KeyError: where one is read that isn't set, or set whose scope does not exist or is over.
     """
 
-    __slots__ = ("_scopes", "in_response")
+    __slots__ = ("_session", "_stream", "in_response")
 
     def __init__(
         self, initial: Mapping[str, DecodedValue] | None = None, session: Session | None = None
     ) -> None:
-        # By the first letters of names, which tell the scopes apart.
-        self._scopes: dict[str, Scope] = {
-            "pro": PROCESS,
-            "ses": {} if session is None else session.variables,
-            "txn": {},
-            "req": {},
-        }
+        self._stream: Scope = {}
+        self._session: Scope | None = None if session is None else session.variables
         self.in_response = False
         if initial:
             self.update(initial)
@@ -58,32 +55,21 @@ class Variables(MutableMapping[str, DecodedValue]):
         """The request is over: its variables go, and those of the response may come."""
         if not self.in_response:
             self.in_response = True
-            del self._scopes["req"]
-            self._scopes["res"] = {}
-
-    def __getitem__(self, name: str) -> DecodedValue:
-        return self._scope(name)[name]
+            for name in [name for name in self._stream if name.startswith("req.")]:
+                del self._stream[name]
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value, or `default` where the variable isn't set."""
-        scope = self._scopes.get(name[:3])
-        return default if scope is None else scope.get(name, default)
-
-    def __setitem__(self, name: str, value: DecodedValue) -> None:
-        self._scope(name)[name] = value
-
-    def __delitem__(self, name: str) -> None:
-        del self._scope(name)[name]
-
-    def _scope(self, name: str) -> Scope:
-        scope, dot, _ = name.partition(".")
-        if not dot or scope not in SCOPES or scope[:3] not in self._scopes:
-            raise KeyError(name)
-        return self._scopes[scope[:3]]
+        scope = self._stream
+        if name[0] == "s":
+            scope = self._session or _NOTHING
+        elif name[0] == "p":
+            scope = PROCESS
+        return scope.get(name, default)
 
     def set(self, name: str, value: DecodedValue) -> bool:
         """Set one whose name is known to be good. False: its scope has not begun, or is over."""
-        scope = self._scopes.get(name[:3])
+        scope = self._scope(name)
         if scope is None:
             return False
         scope[name] = value
@@ -91,16 +77,51 @@ class Variables(MutableMapping[str, DecodedValue]):
 
     def unset(self, name: str) -> None:
         """Remove one where it is set."""
-        scope = self._scopes.get(name[:3])
+        scope = self._scope(name)
         if scope is not None:
             scope.pop(name, None)
 
+    def _scope(self, name: str) -> Scope | None:
+        """Where the variable is, or would be."""
+        if name[0] == "s":
+            if self._session is None:
+                self._session = {}
+            return self._session
+        if name[0] == "p":
+            return PROCESS
+        over = "req." if self.in_response else "res."
+        return None if name.startswith(over) else self._stream
+
+    def __getitem__(self, name: str) -> DecodedValue:
+        scope = self._scope(_checked(name))
+        if scope is None:
+            raise KeyError(name)
+        return scope[name]
+
+    def __setitem__(self, name: str, value: DecodedValue) -> None:
+        if not self.set(_checked(name), value):
+            raise KeyError(name)
+
+    def __delitem__(self, name: str) -> None:
+        scope = self._scope(_checked(name))
+        if scope is None:
+            raise KeyError(name)
+        del scope[name]
+
     def __iter__(self) -> Iterator[str]:
-        for scope in self._scopes.values():
-            yield from scope
+        yield from PROCESS
+        yield from self._session or ()
+        yield from self._stream
 
     def __len__(self) -> int:
-        return sum(map(len, self._scopes.values()))
+        return len(PROCESS) + len(self._session or ()) + len(self._stream)
 
     def __repr__(self) -> str:
         return f"Variables({dict(self)!r})"
+
+
+def _checked(name: str) -> str:
+    scope, dot, _ = name.partition(".")
+    if not dot or scope not in SCOPES:
+        raise KeyError(name)
+    return name
