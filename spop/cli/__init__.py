@@ -10,6 +10,7 @@ from spop.cli.completion import completion
 from spop.cli.decode import decode
 from spop.cli.notify import notify
 from spop.cli.serve import serve
+from spop.cli.validate import validate
 from spop.version import __version__
 
 
@@ -19,5 +20,5 @@ def main() -> None:
     """Agents for HAProxy's Stream Processing Offload Engine."""
 
 
-for command in (serve, check, notify, decode, bench, completion):
+for command in (serve, check, notify, decode, bench, validate, completion):
     main.add_command(command)

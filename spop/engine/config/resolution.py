@@ -187,8 +187,8 @@ class _Resolver:
         if missing:
             self._collector.warning(
                 self._agent.location,
-                f"agent '{self._agent.name}' has no timeout {listed(missing)}, or one of 0",
-                "without it an agent that hangs keeps streams waiting",
+                f"agent '{self._agent.name}' has no timeout {listed(missing)}",
+                "an agent that hangs then keeps streams waiting",
             )
 
     def _is_ignored(self, keyword: str) -> bool:
