@@ -1,13 +1,13 @@
 """What sample fetches read: the data of one stream, filled in by whoever runs the engine.
 
-Plain data without behaviour. Text is str as SPOP's STRING is decoded: UTF-8, with
+Plain data. Text is str as SPOP's STRING is decoded: UTF-8, with
 surrogateescape for what is none. What isn't known stays None, and fetches of it give NULL.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
@@ -15,6 +15,10 @@ from spop.values import DecodedValue
 
 Address = IPv4Address | IPv6Address
 Headers = list[tuple[str, str]]
+
+
+Indexed = tuple[Headers | None, dict[str, list[str]]]
+"""Values by name in lower case, and the list that they were taken from."""
 
 
 @dataclass(slots=True)
@@ -26,6 +30,7 @@ class Request:
     version: str = "1.1"
     headers: Headers = field(default_factory=list)
     body: bytes = b""
+    _indexed: Indexed = field(default=(None, {}), init=False, repr=False, compare=False)
 
 
 @dataclass(slots=True)
@@ -36,6 +41,22 @@ class Response:
     version: str = "1.1"
     headers: Headers = field(default_factory=list)
     body: bytes = b""
+    _indexed: Indexed = field(default=(None, {}), init=False, repr=False, compare=False)
+
+
+def header_fields(message: Request | Response, name: str) -> Sequence[str]:
+    """The values of a message's header fields of this name, which is in lower case.
+
+    Replace a message's list of headers rather than to change it: they are indexed when first
+    asked for, and again for another list only.
+    """
+    indexed, index = message._indexed
+    if indexed is not message.headers:
+        index = {}
+        for field_name, value in message.headers:
+            index.setdefault(field_name.lower(), []).append(value)
+        message._indexed = message.headers, index
+    return index.get(name, ())
 
 
 @dataclass(slots=True)

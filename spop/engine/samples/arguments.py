@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from spop.engine.stream import Stream
 
 _ESCAPES = {"r": "\r", "n": "\n", "t": "\t"} | {char: char for char in "\\'\" "}
-_UNITS = {"s": 1, "ms": 1000, "us": 1_000_000}
 _INTEGER = re.compile(r"[-+]?[0-9]+", re.ASCII)
 _VARIABLE = re.compile(r"(?:proc|sess|txn|req|res)\.[A-Za-z0-9._-]+", re.ASCII)
 
@@ -29,22 +28,14 @@ class Variable:
 
     name: str
 
-    def value(self, stream: Stream, wanted: SampleType) -> Any:
-        """What it holds, cast to a type; None if it isn't set or can't be cast."""
-        return cast(stream.variables.get(self.name), CASTS[wanted])
+    def reader(self, wanted: SampleType) -> Callable[[Stream], Any]:
+        """Of a stream, what it holds, cast to a type; None if it isn't set or can't be cast."""
+        name, casts = self.name, CASTS[wanted]
+        return lambda stream: cast(stream.variables.get(name), casts)
 
 
-@dataclass(frozen=True, slots=True)
-class Operand:
-    """An integer argument: a number, or the variable that holds one."""
-
-    source: int | Variable
-
-    def value(self, stream: Stream) -> int | None:
-        if isinstance(self.source, Variable):
-            value: int | None = self.source.value(stream, SampleType.INT)
-            return value
-        return self.source
+Operand = int | Variable
+"""An integer argument: a number, or the variable that holds one."""
 
 
 class Mask4(int):
@@ -70,19 +61,29 @@ def parse_variable(word: str) -> Variable:
     return Variable(word)
 
 
+def parse_variable_if_any(word: str) -> Variable | None:
+    return parse_variable(word) if word else None
+
+
 def parse_operand(word: str) -> Operand:
     if _VARIABLE.fullmatch(word):
-        return Operand(Variable(word))
+        return Variable(word)
     if not _INTEGER.fullmatch(word):
         raise ArgumentError(f"'{word}' is neither an integer nor a variable")
-    return Operand(clamp(int(word)))
+    return clamp(int(word))
 
 
-def parse_unit(offset: int = 0, unit: str = "s") -> tuple[int, int]:
-    """The arguments of dates: the unit becomes how many there are in a second."""
-    if unit not in _UNITS:
-        raise ArgumentError(f"'{unit}' is none of the units {', '.join(_UNITS)}")
-    return offset, _UNITS[unit]
+class Unit(int):
+    """A unit of time, as how many there are in a second."""
+
+
+_UNITS = {"s": Unit(1), "ms": Unit(1000), "us": Unit(1_000_000)}
+
+
+def parse_unit(word: str) -> Unit:
+    if word not in _UNITS:
+        raise ArgumentError(f"'{word}' is none of the units {', '.join(_UNITS)}")
+    return _UNITS[word]
 
 
 def parse_hex(word: str) -> bytes:
@@ -132,11 +133,13 @@ PARSERS: Mapping[Any, Callable[[str], Any]] = {
     str: str,
     int: parse_int,
     Variable: parse_variable,
+    Variable | None: parse_variable_if_any,
     Operand: parse_operand,
     IPv4Address: parse_ipv4,
     IPv6Address: parse_ipv6,
     Mask4: parse_mask4,
     Mask6: parse_mask6,
+    Unit: parse_unit,
 }
 """How to read an argument, by the annotation of its parameter. Each raises ArgumentError."""
 

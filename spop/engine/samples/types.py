@@ -12,7 +12,7 @@ import re
 import socket
 from collections.abc import Callable, Mapping
 from enum import Enum
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 INT_MIN, INT_MAX = -(2**63), 2**63 - 1
@@ -51,6 +51,11 @@ def text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
+def byte_length(text: str) -> int:
+    """How many bytes a string has."""
+    return len(text) if text.isascii() else len(raw(text))
+
+
 def clamp(value: int) -> int:
     """The nearest integer that fits 64 bits."""
     return max(INT_MIN, min(INT_MAX, value))
@@ -72,15 +77,15 @@ def _text_to_int(value: str) -> int | None:
 
 def _text_to_ipv4(value: str) -> IPv4Address | None:
     try:
-        return IPv4Address(value)
-    except AddressValueError:
+        return IPv4Address(socket.inet_pton(socket.AF_INET, value))
+    except (OSError, ValueError):
         return None
 
 
 def _text_to_ipv6(value: str) -> IPv6Address | None:
     try:
-        return IPv6Address(value) if "%" not in value else None
-    except AddressValueError:
+        return IPv6Address(socket.inet_pton(socket.AF_INET6, value))
+    except (OSError, ValueError):
         return None
 
 
@@ -191,6 +196,11 @@ def castable(promised: SampleType, wanted: SampleType) -> bool:
     if promised is SampleType.METH:
         return wanted in (SampleType.STR, SampleType.BIN)
     return promised in _PYTHON_TYPES and _PYTHON_TYPES[promised] in CASTS[wanted]
+
+
+def unchanged(casts: Mapping[type, Cast]) -> frozenset[type]:
+    """The types whose values one row of `CASTS` leaves as they are."""
+    return frozenset(kind for kind, change in casts.items() if change is None)
 
 
 def cast(value: Any, casts: Mapping[type, Cast]) -> Any:

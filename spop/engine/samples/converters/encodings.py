@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64 as b64
 import binascii
 import re
+from collections.abc import Callable
 from urllib.parse import quote_from_bytes
 
 from spop.engine.samples.errors import ArgumentError
@@ -85,26 +86,23 @@ def url_dec(value: str, in_form: int = 0) -> str | None:
     return text(decoded) if count == data.count(b"%") else None
 
 
-def _query_encoding(kind: str = "query") -> tuple[()]:
+@converter("url_enc")
+def url_enc(kind: str = "query") -> Callable[[str], str]:
     if kind not in ("", "query"):
         raise ArgumentError(f"'{kind}' is no way to encode; 'query' is")
-    return ()
+    return lambda value: quote_from_bytes(raw(value), safe="")
 
 
-@converter("url_enc", prepare=_query_encoding)
-def url_enc(value: str, kind: str = "query") -> str:
-    return quote_from_bytes(raw(value), safe="")
-
-
-def _json_decoder(decoder: str = "ascii") -> tuple[str]:
-    if decoder not in _JSON_DECODERS and decoder:
-        raise ArgumentError(f"'{decoder}' is none of {', '.join(_JSON_DECODERS)}")
-    return (decoder or "ascii",)
-
-
-@converter("json", prepare=_json_decoder)
-def json(value: str, decoder: str = "ascii") -> str | None:
+@converter("json")
+def json(decoder: str = "ascii") -> Callable[[str], str | None]:
     """Escaped for a JSON string; None for what the decoder refuses or 4 digits can't say."""
+    decoder = decoder or "ascii"
+    if decoder not in _JSON_DECODERS:
+        raise ArgumentError(f"'{decoder}' is none of {', '.join(_JSON_DECODERS)}")
+    return lambda value: _json(value, decoder)
+
+
+def _json(value: str, decoder: str) -> str | None:
     try:
         characters = _decode(raw(value), decoder)
     except UnicodeDecodeError:
@@ -128,15 +126,14 @@ def _json_character(char: str) -> str:
     return char if " " <= char <= "~" else f"\\u{ord(char):04x}"
 
 
-def _not_negative(offset: int, length: int | None = None) -> tuple[int, int | None]:
+@converter("bytes")
+def part(offset: int, length: int | None = None) -> Callable[[str | bytes], str | bytes]:
+    """Some bytes of a block, empty beyond its end. A string stays one."""
     if offset < 0 or (length is not None and length < 0):
         raise ArgumentError("offset and length can't be negative")
-    return offset, length
+    end = None if length is None else offset + length
 
+    def cut(value: str | bytes) -> str | bytes:
+        return text(raw(value)[offset:end]) if isinstance(value, str) else value[offset:end]
 
-@converter("bytes", prepare=_not_negative)
-def part(value: str | bytes, offset: int, length: int | None = None) -> str | bytes:
-    """Some bytes of a block, empty beyond its end. A string stays one."""
-    data = raw(value) if isinstance(value, str) else value
-    cut = data[offset:] if length is None else data[offset : offset + length]
-    return text(cut) if isinstance(value, str) else cut
+    return cut

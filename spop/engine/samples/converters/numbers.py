@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from spop.engine.samples.arguments import Mask4, Mask6, Operand
 from spop.engine.samples.registry import converter
-from spop.engine.samples.types import INT_MAX, clamp, ipv6_to_ipv4
+from spop.engine.samples.types import INT_MAX, INT_MIN, SampleType, clamp, ipv6_to_ipv4
 from spop.engine.stream import Stream
 
 
@@ -27,13 +27,22 @@ def _remainder(value: int, divisor: int) -> int:
 
 def _as_given(value: int, result: int) -> int:
     """A result inside 64 bits; arithmetic on a boolean gives one."""
-    return bool(result) if isinstance(value, bool) else clamp(result)
+    if type(value) is bool:
+        return bool(result)
+    return result if INT_MIN <= result <= INT_MAX else clamp(result)
 
 
 def _register(name: str, compute: Callable[[int, int], int]) -> None:
-    def arithmetic(value: int, stream: Stream, operand: Operand) -> int | None:
-        other = operand.value(stream)
-        return None if other is None else _as_given(value, compute(value, other))
+    def arithmetic(operand: Operand) -> Callable[[int, Stream], int | None]:
+        if isinstance(operand, int):
+            return lambda value, stream: _as_given(value, compute(value, operand))
+        read = operand.reader(SampleType.INT)
+
+        def with_variable(value: int, stream: Stream) -> int | None:
+            other = read(stream)
+            return None if other is None else _as_given(value, compute(value, other))
+
+        return with_variable
 
     converter(name)(arithmetic)
 
