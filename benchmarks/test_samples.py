@@ -49,7 +49,7 @@ EXPRESSIONS = [
 CONDITIONS = [
     "METH_GET",
     "{ path_beg /api }",
-    "{ path_end -i .png .gif .css }",
+    "!{ path_end -i .png .gif .css }",
     "{ path_reg ^/api/[a-z]+$ }",
     "{ src 10.0.0.0/8 192.168.0.0/16 }",
     "{ hdr(host) -i shop.example:8080 }",
