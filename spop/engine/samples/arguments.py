@@ -12,14 +12,15 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any
 
 from spop.engine.samples.errors import ArgumentError, SampleError
-from spop.engine.samples.types import CASTS, SampleType, cast, clamp
+from spop.engine.samples.types import CASTS, SampleType, cast, clamp, ipv4_of, ipv6_of
 
 if TYPE_CHECKING:
     from spop.engine.stream import Stream
 
 _ESCAPES = {"r": "\r", "n": "\n", "t": "\t"} | {char: char for char in "\\'\" "}
 _INTEGER = re.compile(r"[-+]?[0-9]+", re.ASCII)
-_VARIABLE = re.compile(r"(?:proc|sess|txn|req|res)\.[A-Za-z0-9._-]+", re.ASCII)
+_HEX = re.compile(r"(?:[0-9A-Fa-f]{2})*", re.ASCII)
+_VARIABLE = re.compile(r"(?:proc|sess|txn|req|res)\.[A-Za-z0-9._]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,8 @@ def parse_variable_if_any(word: str) -> Variable | None:
 def parse_operand(word: str) -> Operand:
     if _VARIABLE.fullmatch(word):
         return Variable(word)
+    if word in ("", "+", "-"):
+        return 0
     if not _INTEGER.fullmatch(word):
         raise ArgumentError(f"'{word}' is neither an integer nor a variable")
     return clamp(int(word))
@@ -87,24 +90,23 @@ def parse_unit(word: str) -> Unit:
 
 
 def parse_hex(word: str) -> bytes:
-    try:
-        return bytes.fromhex(word)
-    except ValueError:
-        raise ArgumentError(f"'{word}' is no sequence of hexadecimal pairs") from None
+    if not _HEX.fullmatch(word):
+        raise ArgumentError(f"'{word}' is no sequence of hexadecimal pairs")
+    return bytes.fromhex(word)
 
 
 def parse_ipv4(word: str) -> IPv4Address:
-    try:
-        return IPv4Address(word)
-    except AddressValueError:
-        raise ArgumentError(f"'{word}' is not an IPv4 address") from None
+    address = ipv4_of(word)
+    if address is None:
+        raise ArgumentError(f"'{word}' is not an IPv4 address")
+    return address
 
 
 def parse_ipv6(word: str) -> IPv6Address:
-    try:
-        return IPv6Address(word)
-    except AddressValueError:
-        raise ArgumentError(f"'{word}' is not an IPv6 address") from None
+    address = ipv6_of(word)
+    if address is None:
+        raise ArgumentError(f"'{word}' is not an IPv6 address")
+    return address
 
 
 def parse_mask4(word: str) -> Mask4:
@@ -125,6 +127,10 @@ def parse_mask6(word: str) -> Mask6:
         raise ArgumentError(f"'{word}' is not an IPv6 mask") from None
 
 
+def parse_mask6_if_any(word: str) -> Mask6 | None:
+    return parse_mask6(word) if word else None
+
+
 def _leading_ones(count: int, width: int) -> int:
     return (1 << width) - (1 << width - count)
 
@@ -138,7 +144,7 @@ PARSERS: Mapping[Any, Callable[[str], Any]] = {
     IPv4Address: parse_ipv4,
     IPv6Address: parse_ipv6,
     Mask4: parse_mask4,
-    Mask6: parse_mask6,
+    Mask6 | None: parse_mask6_if_any,
     Unit: parse_unit,
 }
 """How to read an argument, by the annotation of its parameter. Each raises ArgumentError."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from spop.engine.samples.arguments import Variable, Word, split_arguments
+from spop.engine.samples.arguments import Variable, Word, parse_int, split_arguments
 from spop.engine.samples.errors import ArgumentError, SampleError, unknown
 from spop.engine.samples.places import Place, Source
 from spop.engine.samples.registry import CONVERTERS, FETCHES, Converter, Fetch, Parameter
@@ -199,20 +199,21 @@ def _find(known: Mapping[str, Any], what: str, name: str, offset: int) -> Any:
 def _bind(
     function: Fetch | Converter, words: list[Word], offset: int
 ) -> tuple[tuple[Any, ...], Callable[..., Any]]:
-    """The arguments, and what the function makes of them."""
+    """The arguments, and what the function makes of them.
+
+    As in HAProxy, ``()`` is no argument where the first isn't text, and a single text that is
+    required but missing is empty.
+    """
     parameters = function.parameters
-    if words and not parameters:
-        if len(words) == 1 and not words[0].text:
-            words = []
-        else:
-            raise SampleError(f"'{function.name}' takes no arguments", words[0].offset)
-    words = _without_missing(words, parameters)
+    required = sum(parameter.required for parameter in parameters)
+    if len(words) == 1 and not words[0].text and not (parameters and parameters[0].is_text):
+        words = []
+    elif not words and required == 1 and parameters[0].is_text:
+        words = [Word("", offset)]
     if len(words) > len(parameters):
         raise SampleError(
-            f"'{function.name}' takes at most {len(parameters)} arguments",
-            words[len(parameters)].offset,
+            f"'{function.name}' takes {_at_most(len(parameters))}", words[len(parameters)].offset
         )
-    required = sum(parameter.required for parameter in parameters)
     if len(words) < required:
         raise SampleError(
             f"'{function.name}' needs the argument '{parameters[len(words)].name}'", offset
@@ -225,17 +226,17 @@ def _bind(
         raise SampleError(f"'{function.name}': {error}", where) from None
 
 
-def _without_missing(words: list[Word], parameters: tuple[Parameter, ...]) -> list[Word]:
-    """``()`` is no argument at all where the first isn't text."""
-    if len(words) == 1 and not words[0].text and parameters and not parameters[0].is_text:
-        return []
-    return words
+def _at_most(count: int) -> str:
+    return f"at most {count} arguments" if count else "no arguments"
 
 
 def _parse_all(words: list[Word], parameters: tuple[Parameter, ...]) -> Iterator[Any]:
-    for word, parameter in zip(words, parameters, strict=False):
+    for number, (word, parameter) in enumerate(zip(words, parameters, strict=False), 1):
+        text = word.text
+        if not text and number == len(words) and parameter.parse is parse_int:
+            text = "0"
         try:
-            yield parameter.parse(word.text)
+            yield parameter.parse(text)
         except ArgumentError as error:
             raise SampleError(str(error), word.offset) from None
 

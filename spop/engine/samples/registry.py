@@ -19,7 +19,7 @@ from ipaddress import IPv4Address, IPv6Address
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from spop.engine.samples.arguments import PARSERS
+from spop.engine.samples.arguments import PARSERS, Operand
 from spop.engine.samples.places import Source
 from spop.engine.samples.types import Method, SampleType
 from spop.engine.stream import Stream
@@ -42,7 +42,7 @@ _ADDRESSES = {IPv4Address, IPv6Address}
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """An argument that a fetch or converter takes."""
+    """An argument that a fetch or converter takes; it is text where it may be empty."""
 
     name: str
     parse: Callable[[str], Any]
@@ -200,4 +200,4 @@ def _parameter(declared: inspect.Parameter, hint: Any, function: Callable[..., A
     if kind not in PARSERS:
         raise TypeError(f"{function.__qualname__}: no argument is of type {hint!r}")
     required = declared.default is inspect.Parameter.empty
-    return Parameter(declared.name, PARSERS[kind], kind is str, required)
+    return Parameter(declared.name, PARSERS[kind], kind in (str, Operand), required)

@@ -13,6 +13,8 @@ from spop.engine.samples.registry import converter
 from spop.engine.samples.types import SampleType, byte_length, raw, text
 from spop.engine.stream import Stream
 
+Convert = Callable[[str], str | None]
+
 _UPPER = {ordinal: ordinal - 32 for ordinal in range(ord("a"), ord("z") + 1)}
 
 
@@ -32,13 +34,26 @@ def length(value: str) -> int:
 
 
 @converter("ltrim")
-def ltrim(value: str, characters: str) -> str:
-    return value.lstrip(characters) if characters else value
+def ltrim(characters: str) -> Convert:
+    return _by_bytes(characters, lambda some: lambda value: value.lstrip(some))
 
 
 @converter("rtrim")
-def rtrim(value: str, characters: str) -> str:
-    return value.rstrip(characters) if characters else value
+def rtrim(characters: str) -> Convert:
+    return _by_bytes(characters, lambda some: lambda value: value.rstrip(some))
+
+
+def _by_bytes(characters: str, make: Callable[[str], Convert]) -> Convert:
+    """A converter that looks for characters, where bytes count for what isn't ASCII."""
+    if characters.isascii():
+        return make(characters)
+    convert = make(raw(characters).decode("latin-1"))
+
+    def convert_bytes(value: str) -> str | None:
+        found = convert(raw(value).decode("latin-1"))
+        return None if found is None else text(found.encode("latin-1"))
+
+    return convert_bytes
 
 
 @converter("cut_crlf")
@@ -46,13 +61,13 @@ def cut_crlf(value: str) -> str:
     return re.split("[\r\n]", value, maxsplit=1)[0]
 
 
-def _delimiter(index: int, delimiters: str, count: int) -> re.Pattern[str]:
-    """Finds a delimiter, once the other arguments of a selection are known to be good."""
+def _delimiter(index: int, delimiters: str) -> re.Pattern[str]:
+    """Finds a delimiter, once the arguments of a selection are known to be good."""
     if index == 0:
         raise ArgumentError("an index counts from 1, or from the end as -1")
-    if count < 0:
-        raise ArgumentError("a count is 0 for all, or positive")
-    return re.compile(f"[{re.escape(delimiters)}]" if delimiters else "(?!)")
+    if not delimiters:
+        raise ArgumentError("there has to be a delimiter")
+    return re.compile(f"[{re.escape(delimiters)}]")
 
 
 def _one_of(parts: list[str], index: int) -> str | None:
@@ -79,17 +94,27 @@ def _spans(value: str, delimiters: re.Pattern[str]) -> list[tuple[int, int]]:
 
 
 @converter("field")
-def field(index: int, delimiters: str, count: int = 1) -> Callable[[str], str | None]:
-    delimiter = _delimiter(index, delimiters, count)
+def field(index: int, delimiters: str, count: int = 1) -> Convert:
+    return _by_bytes(delimiters, lambda some: _field(index, some, count))
+
+
+def _field(index: int, delimiters: str, count: int) -> Convert:
+    delimiter = _delimiter(index, delimiters)
+    count = max(count, 0)
     if count == len(delimiters) == 1:
         return lambda value: _one_of(value.split(delimiters), index)
     return lambda value: _select(value, _spans(value, delimiter), index, count)
 
 
 @converter("word")
-def word(index: int, delimiters: str, count: int = 1) -> Callable[[str], str]:
+def word(index: int, delimiters: str, count: int = 1) -> Convert:
     """Empty if there is none. All remaining words come with the delimiters beyond them."""
-    delimiter = _delimiter(index, delimiters, count)
+    return _by_bytes(delimiters, lambda some: _word(index, some, count))
+
+
+def _word(index: int, delimiters: str, count: int) -> Convert:
+    delimiter = _delimiter(index, delimiters)
+    count = max(count, 0)
     if count == len(delimiters) == 1:
         return lambda value: _one_of(list(filter(None, value.split(delimiters))), index) or ""
 
@@ -107,6 +132,8 @@ def word(index: int, delimiters: str, count: int = 1) -> Callable[[str], str]:
 def regsub(regex: str, replacement: str, flags: str = "") -> Callable[[str], str]:
     if set(flags) - {"g", "i"}:
         raise ArgumentError(f"'{flags}': the flags are 'g' and 'i'")
+    if not regex:
+        raise ArgumentError("the regular expression is empty")
     pattern, template = compile_regex(regex, "i" in flags), raw(replacement)
     count = 0 if "g" in flags else 1
 

@@ -96,7 +96,8 @@ def env(name: str) -> Callable[[Stream], str | None]:
 
 @fetch("rand")
 def rand(stream: Stream, below: int = 2**32) -> int:
-    return random.randrange(below) if below > 0 else 0
+    """Also for a negative bound what HAProxy's unsigned arithmetic makes of it."""
+    return (random.getrandbits(32) * below & 2**64 - 1) >> 32
 
 
 @fetch("uuid")

@@ -119,10 +119,12 @@ def address(value: str) -> IPv4Address | IPv6Address | None:
     return found
 
 
-def _read(message_of: MessageOf, view: View, name: str, occurrence: int) -> Read:
-    """Reads one value, or None; never one of a header without a name."""
+def _read(message_of: MessageOf, view: View, name: str | None, occurrence: int) -> Read:
+    """Reads one value, or None; of any header for an empty name, of none without a name."""
     if occurrence < -MAX_OCCURRENCE:
         raise ArgumentError(f"an occurrence must be at least -{MAX_OCCURRENCE}")
+    if name is None:
+        return lambda stream: None
     name = name.lower()
     last = view.last
 
@@ -133,13 +135,15 @@ def _read(message_of: MessageOf, view: View, name: str, occurrence: int) -> Read
         found = header_fields(message, name)
         return last(found[-1]) if found else None
 
-    if occurrence and name:
+    if occurrence or not name:
         return lambda stream: chosen(values(message_of(stream), name, view), occurrence)
     return read_last
 
 
-def _read_every(message_of: MessageOf, view: View, name: str, occurrence: int) -> ReadEvery:
+def _read_every(message_of: MessageOf, view: View, name: str | None, occurrence: int) -> ReadEvery:
     """Reads all that an ACL tries: every value, unless an occurrence is asked for."""
+    if name is None:
+        return lambda stream: ()
     name = name.lower()
     split = view.split
 
@@ -159,10 +163,10 @@ def _read_every(message_of: MessageOf, view: View, name: str, occurrence: int) -
 def _register_values(source: Source, view: View, *names: str) -> None:
     message_of = MESSAGE_OF[source]
 
-    def every(name: str = "", occurrence: int = 0) -> ReadEvery:
-        return _read_every(message_of, view, name, occurrence) if name else lambda stream: ()
+    def every(name: str | None = None, occurrence: int = 0) -> ReadEvery:
+        return _read_every(message_of, view, name, occurrence)
 
-    def header(name: str = "", occurrence: int = 0) -> Callable[[Stream], str | None]:
+    def header(name: str | None = None, occurrence: int = 0) -> Callable[[Stream], str | None]:
         return _read(message_of, view, name, occurrence)
 
     fetch(*names, of=source, every=every)(header)
@@ -172,11 +176,11 @@ def _register_parsed(source: Source, parse: Callable[[str], Any], gives: Any, *n
     """Values as addresses or integers; an ACL passes over those that are none."""
     message_of = MESSAGE_OF[source]
 
-    def every(name: str = "", occurrence: int = 0) -> Callable[[Stream], Iterable[Any]]:
+    def every(name: str | None = None, occurrence: int = 0) -> Callable[[Stream], Iterable[Any]]:
         read = _read_every(message_of, VALUES, name, occurrence)
         return lambda stream: (v for v in map(parse, read(stream)) if v is not None)
 
-    def header(name: str = "", occurrence: int = 0) -> Callable[[Stream], Any]:
+    def header(name: str | None = None, occurrence: int = 0) -> Callable[[Stream], Any]:
         read = _read(message_of, VALUES, name, occurrence)
 
         def read_parsed(stream: Stream) -> Any:
@@ -217,11 +221,16 @@ def _register_blocks(source: Source, prefix: str) -> None:
         strings = [raw(part) for name, value in message.headers for part in (name.lower(), value)]
         return b"".join(_varint(len(s)) + s for s in strings) + b"\0\0"
 
-    def hdr_names(stream: Stream, separator: str = ",") -> str | None:
-        message = message_of(stream)
-        if message is None:
-            return None
-        return separator.join([name.lower() for name, _ in message.headers])
+    def hdr_names(separator: str = ",") -> Callable[[Stream], str | None]:
+        one = separator[:1] or "\0"
+
+        def read(stream: Stream) -> str | None:
+            message = message_of(stream)
+            if message is None:
+                return None
+            return one.join([name.lower() for name, _ in message.headers])
+
+        return read
 
     fetch(f"{prefix}.hdrs", of=source)(hdrs)
     fetch(f"{prefix}.hdrs_bin", of=source)(hdrs_bin)

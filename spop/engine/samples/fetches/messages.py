@@ -140,7 +140,7 @@ def parameters(name: str, separators: str = "&;") -> re.Pattern[str]:
 
 
 def _every_urlp(name: str = "", delimiter: str = "?") -> Callable[[Stream], Iterable[str]]:
-    delimiter = delimiter[:1] or "?"
+    delimiter = delimiter[:1] or "\0"
     find_all = parameters(name, "&;" + delimiter).finditer
 
     def read(stream: Stream) -> Iterable[str]:
@@ -153,7 +153,7 @@ def _every_urlp(name: str = "", delimiter: str = "?") -> Callable[[Stream], Iter
 
 @fetch("urlp", "url_param", of=Source.REQUEST_HEADERS, every=_every_urlp)
 def urlp(name: str = "", delimiter: str = "?") -> Callable[[Stream], str | None]:
-    delimiter = delimiter[:1] or "?"
+    delimiter = delimiter[:1] or "\0"
     search = parameters(name, "&;" + delimiter).search
 
     def read(stream: Stream) -> str | None:
