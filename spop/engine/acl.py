@@ -19,6 +19,7 @@ from spop.engine.samples.patterns import (
     METHODS,
     Predicate,
     any_of,
+    parse_bound,
     read_map,
     read_patterns,
 )
@@ -88,6 +89,7 @@ PREDEFINED = {
     "METH_POST": "method POST",
     "METH_PUT": "method PUT",
     "METH_TRACE": "method TRACE",
+    "WAIT_END": "wait_end",
 }
 """ACLs that needn't be declared (section 7.4)."""
 
@@ -158,6 +160,8 @@ def compile_condition(words: Sequence[str], acls: Iterable[Acl] = ()) -> Conditi
     Raises:
         AclError: what HAProxy would refuse.
     """
+    if not words:
+        raise AclError("a condition needs at least one ACL", 0)
     if "" in words:
         words = words[: words.index("")]
     declared: dict[str, list[Acl]] = {}
@@ -186,8 +190,6 @@ def compile_condition(words: Sequence[str], acls: Iterable[Acl] = ()) -> Conditi
             negated = False
         index = end
     suites = [suite for suite in suites if suite]
-    if not suites:
-        raise AclError("a condition needs at least one ACL", max(len(words) - 1, 0))
     return Condition(_any_of([_all_of(suite) for suite in suites]), frozenset(variables))
 
 
@@ -359,12 +361,13 @@ class _AclParser:
             self._index += 1
 
     def _range(self, operator: str, word: str) -> str:
-        """The range that an operator and a number stand for."""
-        if operator == "eq":
+        """The range that an operator and a number stand for; ranges stay as they are."""
+        if operator == "eq" or ":" in word or "-" in word[1:]:
             return word
-        if not re.fullmatch(r"[-+]?[0-9]+", word, re.ASCII):
-            raise AclError(f"'{word}' is neither a number nor an operator", self._index)
-        number = int(word)
+        try:
+            number = parse_bound(word)
+        except ArgumentError as error:
+            raise AclError(str(error), self._index) from None
         return {
             "ge": f"{number}:",
             "gt": f"{number + 1}:",

@@ -91,20 +91,28 @@ def parse_range(word: str) -> tuple[float, float]:
     """The inclusive bounds of ``5``, ``5:8``, ``5:`` or ``:8``; a hyphen also separates.
 
     Raises:
-        ArgumentError: it is none of these.
+        ArgumentError: it is none of these, or a number has more than 64 bits.
     """
     match = re.search("[:-]", word)
     if not match:
-        number = parse_int(word)
+        number = parse_bound(word)
         return number, number
     low_text, high_text = word[: match.start()], word[match.end() :]
     if not low_text and not high_text:
         raise ArgumentError(f"'{word}' is not a number or range")
-    low = parse_int(low_text) if low_text else float("-inf")
-    high = parse_int(high_text) if high_text else float("inf")
+    low = parse_bound(low_text) if low_text else float("-inf")
+    high = parse_bound(high_text) if high_text else float("inf")
     if low > high:
         raise ArgumentError(f"'{word}' is not a range: it ends before it starts")
     return low, high
+
+
+def parse_bound(word: str) -> int:
+    """An integer of 64 bits, without a plus sign."""
+    number = parse_int(word) if not word.startswith("+") else None
+    if number is None or number != int(word):
+        raise ArgumentError(f"'{word}' is not an integer of 64 bits")
+    return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +166,8 @@ def parse_network(word: str) -> Network:
     """
     address, slash, mask = word.partition("/")
     if ":" in address:
+        if not re.fullmatch("[0-9]+", mask or "128", re.ASCII):
+            raise ArgumentError(f"'{mask}' is not the number of bits of a mask")
         bits = parse_mask6(mask) if slash else parse_mask6("128")
         return Network(int(parse_ipv6(address)), bits, 128)
     if not re.fullmatch(r"[0-9.]+", address, re.ASCII):
@@ -248,7 +258,8 @@ def _integer(word: str) -> Predicate:
 
 
 def _length(word: str) -> Predicate:
-    low, high = parse_range(word)
+    """As HAProxy compares it, a negative bound is a very large one."""
+    low, high = (bound + 2**64 if -(2**63) <= bound < 0 else bound for bound in parse_range(word))
     return lambda value: low <= byte_length(value) <= high
 
 

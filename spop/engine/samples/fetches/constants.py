@@ -37,6 +37,12 @@ def always_false() -> Callable[[Stream], bool]:
     return _always(False)
 
 
+@fetch("wait_end")
+def wait_end() -> Callable[[Stream], bool]:
+    """Whether nothing more will be waited for: the filter never waits."""
+    return _always(True)
+
+
 @fetch("str", of=Source.CONSTANT)
 def string(value: str) -> Callable[[Stream], str]:
     return _always(value)
