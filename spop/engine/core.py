@@ -121,6 +121,10 @@ class EngineCore(ABC):
         config = load_spoe(path, scope, haproxy_version=haproxy_version)
         return cls(config, backends, haproxy_version=haproxy_version, **settings)
 
+    def let_set(self, variables: Iterable[str]) -> None:
+        """Let the agent set further variables: whole names, which rules read."""
+        self._filter.let_set(variables)
+
     @property
     def traffic(self) -> Traffic:
         """Connections, messages on their way, and counts, as HAProxy's log lines show them."""
@@ -155,11 +159,14 @@ def _backend(config: AgentConfig, backends: Backends) -> BackendConfig:
     """The one that the agent uses."""
     if isinstance(backends, str | os.PathLike):
         return backend_of(config, load_backends(backends, [config.backend]))
-    known = {
-        name: found if isinstance(found, BackendConfig) else of_addresses(name, found)
-        for name, found in backends.items()
-    }
-    return backend_of(config, known)
+    try:
+        found = backends[config.backend]
+    except KeyError:
+        known = {name: BackendConfig(name, ()) for name in backends}
+        return backend_of(config, known)
+    if not isinstance(found, BackendConfig):
+        found = of_addresses(config.backend, found)
+    return backend_of(config, {config.backend: found})
 
 
 def _capabilities(config: AgentConfig, rewritten: bool) -> frozenset[str]:

@@ -119,7 +119,6 @@ class StreamContext:
     __slots__ = (
         "_engine",
         "_filter",
-        "_ignored",
         "_seen",
         "_turn",
         "enabled",
@@ -139,16 +138,13 @@ class StreamContext:
         self.status = 0
         self.enabled = True
         self.total_time = 0
-        self._ignored: dict[str, DecodedValue] | None = None
         self._seen: tuple[str, ...] = ()
         self._turn = 0
 
     @property
-    def ignored(self) -> dict[str, DecodedValue]:
-        """The variables that the agent set or removed and may not, with their values."""
-        if self._ignored is None:
-            self._ignored = {}
-        return self._ignored
+    def ignored(self) -> Mapping[str, DecodedValue]:
+        """The variables that agents set or removed and may not, with their values."""
+        return self.stream.variables.ignored or {}
 
     @property
     def vars(self) -> Variables:
@@ -275,6 +271,10 @@ class Filter:
     def _templates(self, messages: Iterable[MessageConfig]) -> tuple[_Template, ...]:
         return tuple(_Template(message, self._problems) for message in messages)
 
+    def let_set(self, variables: Iterable[str]) -> None:
+        """Let the agent set further variables."""
+        self._permissions.add(variables)
+
     # --- the beginning ---
 
     def begin_event(self, context: StreamContext, event: str) -> Processing | None:
@@ -377,9 +377,8 @@ class Filter:
         for scope, name, value in actions:
             variable = permissions.known[scope].get(name) or permissions.admit(scope, name)
             if variable is None:
-                context.ignored[f"{scope}.{permissions.prefix}.{name}"] = (
-                    None if value is UNSET else value  # type: ignore[assignment]
-                )
+                name = f"{scope}.{permissions.prefix}.{name}"
+                variables.ignore(name, None if value is UNSET else value)  # type: ignore[arg-type]
             elif value is UNSET or value is None:
                 variables.unset(variable)
             else:
@@ -403,10 +402,14 @@ class _Permissions:
         self._takes_all = config.force_set_var or (
             haproxy_version is not None and haproxy_version.branch >= ANY_VARIABLE_SINCE
         )
-        names = config.known_variables.union(variables)
-        self.known: Mapping[str, Mapping[str, str]] = {
-            scope: dict(self._by_name(scope, names)) for scope in SCOPES
-        }
+        self.known: dict[str, dict[str, str]] = {scope: {} for scope in SCOPES}
+        self.add(config.known_variables.union(variables))
+
+    def add(self, names: Iterable[str]) -> None:
+        """Let further ones be set."""
+        names = tuple(names)
+        for scope, known in self.known.items():
+            known.update(self._by_name(scope, names))
 
     def _by_name(self, scope: str, names: Iterable[str]) -> Iterator[tuple[str, str]]:
         beginning = f"{self.prefix}."
