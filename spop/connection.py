@@ -112,7 +112,8 @@ class State(Enum):
 _OPEN = State.OPEN
 # As plain numbers: arithmetic with an IntFlag costs more than all else about a fragment.
 _FIN, _ABORT = FrameFlag.FIN.value, FrameFlag.ABORT.value
-_UNORDERED = frozenset({Capability.PIPELINING, Capability.ASYNC})
+UNORDERED = frozenset({Capability.PIPELINING, Capability.ASYNC})
+"""With either of these, more than one NOTIFY may wait for its ACK."""
 
 _AGENT_STATES = {
     State.HELLO: {
@@ -350,7 +351,7 @@ class AgentConnection(_Connection):
 
     def _open(self, capabilities: frozenset[str]) -> None:
         self.state = State.OPEN
-        if not capabilities.isdisjoint(_UNORDERED):
+        if not capabilities.isdisjoint(UNORDERED):
             self._room = self._max_in_flight
 
     def receive_data(self, data: Buffer, end: int | None = None) -> list[AgentEvent]:
@@ -649,11 +650,25 @@ class EngineConnection(_Connection):
         max_frame_size: the largest frame in bytes that is offered to the agent.
         capabilities: what to announce. Fragmentation concerns what is received, and ACKs are
             never fragmented, so it makes no difference.
+        fragments: send a payload that fits no frame in fragments, where the agent takes them.
         engine_id: names the engine that this connection belongs to; async needs it.
         healthcheck: only ask whether the agent lives.
+
+    Attributes:
+        waiting: stream-id and frame-id of each NOTIFY whose ACK has not come.
+        pipelined: more than one NOTIFY may wait for its ACK.
+        asynchronous: an ACK may come on any connection of the engine.
     """
 
-    __slots__ = ("_capabilities", "_engine_id", "_healthcheck", "_max_waiting", "waiting")
+    __slots__ = (
+        "_capabilities",
+        "_engine_id",
+        "_fragments",
+        "_healthcheck",
+        "asynchronous",
+        "pipelined",
+        "waiting",
+    )
     _states = _ENGINE_STATES
     _disconnect_type = FrameType.HAPROXY_DISCONNECT
 
@@ -662,14 +677,17 @@ class EngineConnection(_Connection):
         *,
         max_frame_size: int = HAPROXY_FRAME_SIZE,
         capabilities: frozenset[str] = ALL_CAPABILITIES,
+        fragments: bool = True,
         engine_id: str | None = None,
         healthcheck: bool = False,
     ) -> None:
         super().__init__(max_frame_size)
         self._capabilities = capabilities
+        self._fragments = fragments
         self._engine_id = engine_id
         self._healthcheck = healthcheck
         self.waiting: set[tuple[int, int]] = set()
+        self.pipelined = self.asynchronous = False
         self._send_hello()
 
     def _send_hello(self) -> None:
@@ -684,17 +702,6 @@ class EngineConnection(_Connection):
             items["engine-id"] = self._engine_id
         self._send_control(FrameType.HAPROXY_HELLO, items)
 
-    @property
-    def pipelined(self) -> bool:
-        """More than one NOTIFY may wait for its ACK."""
-        peer = self.peer
-        return peer is not None and not peer.capabilities.isdisjoint(_UNORDERED)
-
-    @property
-    def asynchronous(self) -> bool:
-        """An ACK may come on any connection of the engine."""
-        return self.peer is not None and Capability.ASYNC in self.peer.capabilities
-
     def notify(self, stream_id: int, frame_id: int, messages: Iterable[Message]) -> None:
         """Send a NOTIFY, in fragments where it is too long for a frame and the agent can.
 
@@ -704,7 +711,8 @@ class EngineConnection(_Connection):
                 answered yet and pipelining is not in force.
             TypeError, OverflowError, ValueError: an argument can't be encoded.
         """
-        self._check_free()
+        if self.state is not _OPEN or (self.waiting and not self.pipelined):
+            raise self._not_free()
         frame = codec.encode_notify(stream_id, frame_id, messages)
         if len(frame) - 4 <= self._max_frame_size:
             self._out.append(frame)
@@ -712,18 +720,19 @@ class EngineConnection(_Connection):
             self._send_fragments(stream_id, frame_id, frame)
         self.waiting.add((stream_id, frame_id))
 
-    def _check_free(self) -> None:
+    def _not_free(self) -> LocalProtocolError:
         if self.state is not State.OPEN:
-            raise LocalProtocolError(f"no NOTIFY in state {self.state.name}")
-        if self.waiting and not self.pipelined:
-            raise LocalProtocolError("the last NOTIFY was not answered; pipelining is off")
+            return LocalProtocolError(f"no NOTIFY in state {self.state.name}")
+        return LocalProtocolError("the last NOTIFY was not answered; pipelining is off")
 
     def _send_fragments(self, stream_id: int, frame_id: int, frame: bytearray) -> None:
+        size = f"NOTIFY of {len(frame) - 4} bytes, {self._max_frame_size} at most"
         peer = self.peer
+        if not self._fragments:
+            raise FrameTooBigError(f"{size}, and fragments are not to be sent")
         if peer is None or Capability.FRAGMENTATION not in peer.capabilities:
             raise FrameTooBigError(
-                f"NOTIFY of {len(frame) - 4} bytes, {self._max_frame_size} at most, "
-                "and the agent takes no fragments"
+                f"{size}, and the agent takes no fragments", Status.FRAGMENTATION_NOT_SUPPORTED
             )
         header = len(codec.encode_raw_frame(FrameType.NOTIFY, 0, stream_id, frame_id, b""))
         room = self._max_frame_size - header + 4
@@ -741,7 +750,8 @@ class EngineConnection(_Connection):
 
     def begin_fragments(self, stream_id: int, frame_id: int, payload: Buffer) -> None:
         """Send a first fragment by hand; `continue_fragments` or `abort` must follow."""
-        self._check_free()
+        if self.state is not _OPEN or (self.waiting and not self.pipelined):
+            raise self._not_free()
         self._out.append(codec.encode_raw_frame(FrameType.NOTIFY, 0, stream_id, frame_id, payload))
         self.waiting.add((stream_id, frame_id))
 
@@ -775,7 +785,8 @@ class EngineConnection(_Connection):
         """Take what arrived: `data`, or its first `end` bytes. Returns what happened."""
         if end is None:
             end = len(data)
-        data, end = self._join_held(data, end)
+        if self._held is not None:
+            data, end = self._join_held(data, end)
         events: list[EngineEvent] = []
         consumed = 0
         try:
@@ -785,7 +796,10 @@ class EngineConnection(_Connection):
                     data, consumed, end, max_frame_size=self._max_frame_size
                 )
                 for frame in frames:
-                    self._handle(frame, events)
+                    if self.state is _OPEN and type(frame) is Ack:
+                        self._ack(frame, events)
+                    else:
+                        self._handle(frame, events)
                 if consumed == before:
                     break
         except ProtocolError as error:
@@ -794,7 +808,8 @@ class EngineConnection(_Connection):
             events.append(Disconnect(error.status, str(error), False))
         if self.state is State.CLOSED:
             consumed = end
-        self._hold(data, consumed, end)
+        if consumed < end or self._held is not None:
+            self._hold(data, consumed, end)
         return events
 
     def receive_eof(self) -> list[EngineEvent]:
@@ -841,6 +856,8 @@ class EngineConnection(_Connection):
         self._max_frame_size = size
         capabilities = theirs & (self._capabilities | {Capability.FRAGMENTATION})
         self.peer = Peer("", version, size, capabilities, self._engine_id, self._healthcheck)
+        self.pipelined = not capabilities.isdisjoint(UNORDERED)
+        self.asynchronous = Capability.ASYNC in capabilities
         return Hello(self.peer)
 
 

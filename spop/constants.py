@@ -84,6 +84,20 @@ class Status(IntEnum):
         return _STATUS_MESSAGES[self]
 
 
+class EngineStatus(IntEnum):
+    """What became of messages that an engine processed: the value of ``option set-on-error``'s
+    variable. A status of the protocol is its number above `PROTOCOL`."""
+
+    NONE = 0
+    TIMEOUT = 1
+    RESOURCES = 2
+    TOO_BIG = 3
+    FRAGMENTATION_ABORTED = 4
+    INTERRUPTED = 5
+    UNKNOWN = 255
+    PROTOCOL = 256
+
+
 _STATUS_MESSAGES = {
     Status.NORMAL: "normal",
     Status.IO: "I/O error",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from spop.address import Address
-from spop.client.dial import dial
+from spop.client.dial import Endpoint, dial
 from spop.connection import Disconnect, EngineConnection, Hello, Peer
 from spop.errors import DisconnectedError, SpopTimeoutError
 from spop.frames import Ack, Message
@@ -41,7 +41,7 @@ class Wire:
         self._sock: socket.socket
 
     def __enter__(self) -> Self:
-        self._sock = dial(self._address, self._timeout)
+        self._sock = dial(Endpoint(self._address), self._timeout)
         try:
             self._send()
             self.peer = self._wait_for(Hello).peer

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any, Self
 
-from spop.address import Address
+from spop.client.dial import Endpoint, hear_hello
 from spop.client.face import LINGER, Face, reason
-from spop.client.pool import Exchange, Link, MessageOrMessages, hear_hello, in_notify
+from spop.client.pool import Exchange, Link, MessageOrMessages, Servers, in_notify
 from spop.connection import Peer
 from spop.constants import Status
 from spop.errors import DisconnectedError, SpopError
 from spop.frames import Ack, Message
 from spop.values import Value
+
+RECV_SIZE = 256 * 1024
+MANY = 1024
+"""Deadlines from which on those of calls that are done are looked for, not only passed over."""
 
 
 class AsyncClient(Face):
@@ -24,11 +29,13 @@ class AsyncClient(Face):
     the arguments of `spop.client.face.Face`, the same as `Client`.
     """
 
-    def __init__(self, address: str | Iterable[str], **settings: Any) -> None:
+    def __init__(self, address: str | Iterable[str] | Servers, **settings: Any) -> None:
         super().__init__(address, **settings)
         self._tasks: set[asyncio.Task[None]] = set()
         self._open_transports: set[asyncio.Future[None]] = set()
         self._to_send: dict[Link, None] = {}
+        self._buffer = bytearray(RECV_SIZE)
+        self._deadlines = _Deadlines(self._expire)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
 
@@ -37,7 +44,7 @@ class AsyncClient(Face):
     async def connect(self) -> Peer:
         """Open a connection unless there is one; as `Client.connect`."""
         exchange = self._begin(None)
-        await self._wait(exchange, monotonic() + self._timeout)
+        await self.wait_for(exchange, monotonic() + self._timeout)
         if exchange.error is not None:
             raise exchange.error
         return self.peer
@@ -50,17 +57,19 @@ class AsyncClient(Face):
         """
         deadline = monotonic() + self._timeout
         exchange = self._begin(in_notify(message, args))
-        return (await self._wait(exchange, deadline)).result()
+        return (await self.wait_for(exchange, deadline)).result()
 
     async def notify_many(self, notifies: Iterable[MessageOrMessages], /) -> list[Ack]:
         """Send many NOTIFY frames together and await all ACKs, in order; as
         `Client.notify_many`."""
         deadline = monotonic() + self._timeout
         batch = [in_notify(messages, {}) for messages in notifies]
-        exchanges = [self._pool.submit(messages) for messages in batch]
+        exchanges = [self._pool.exchange(messages) for messages in batch]
+        for exchange in exchanges:
+            self._pool.submit(exchange)
         self._pool.pump(monotonic())
         try:
-            return [(await self._wait(exchange, deadline)).result() for exchange in exchanges]
+            return [(await self.wait_for(exchange, deadline)).result() for exchange in exchanges]
         finally:
             for exchange in exchanges:
                 self._pool.abandon(exchange)
@@ -71,6 +80,7 @@ class AsyncClient(Face):
             self._pool.close()
             if self._timer is not None:
                 self._timer.cancel()
+            self._deadlines.close()
             for task in self._tasks:
                 task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -87,23 +97,45 @@ class AsyncClient(Face):
     async def __aexit__(self, *exc_info: object) -> None:
         await self.close()
 
+    # --- for engines ---
+
+    def submit(self, exchange: Exchange) -> None:
+        """Begin a call; `wait_for` must follow.
+
+        Raises:
+            LocalProtocolError: the client is closed, or made for health checks only.
+        """
+        self._pool.call(exchange, monotonic())
+
+    async def wait_for(self, exchange: Exchange, deadline: float) -> Exchange:
+        """Wait until a call is done; `Exchange.result` is what came of it.
+
+        Raises:
+            SpopTimeoutError: it was not by the deadline, in the time of `time.monotonic`.
+        """
+        if not exchange.done:
+            exchange.waiter = asyncio.get_running_loop().create_future()
+            self._deadlines.add(exchange, deadline)
+            try:
+                await exchange.waiter
+            finally:
+                self._pool.abandon(exchange)
+        return exchange
+
+    def pump(self) -> None:
+        """Servers have changed: start the calls that can be."""
+        if not self._pool.closed:
+            self._pool.pump(monotonic())
+
+    def _expire(self, exchange: Exchange) -> None:
+        if not exchange.done and not exchange.waiter.done():
+            exchange.waiter.set_exception(self._timed_out(exchange))
+
     # --- waiting ---
 
     def _begin(self, messages: Iterable[Message] | None) -> Exchange:
-        exchange = self._pool.submit(messages)
-        self._pool.pump(monotonic())
-        return exchange
-
-    async def _wait(self, exchange: Exchange, deadline: float) -> Exchange:
-        try:
-            if not exchange.done:
-                exchange.waiter = asyncio.get_running_loop().create_future()
-                async with asyncio.timeout(deadline - monotonic()):
-                    await exchange.waiter
-        except TimeoutError:
-            raise self._timed_out(exchange) from None
-        finally:
-            self._pool.abandon(exchange)
+        exchange = self._pool.exchange(messages)
+        self.submit(exchange)
         return exchange
 
     def _wake(self, exchange: Exchange) -> None:
@@ -112,9 +144,15 @@ class AsyncClient(Face):
 
     # --- bytes ---
 
-    def received(self, link: Link, data: bytes) -> None:
-        """A transport brought this, or nothing any more."""
-        events = link.protocol.receive_data(data) if data else link.protocol.receive_eof()
+    @property
+    def buffer(self) -> bytearray:
+        """Where transports read to: one buffer for all, as what comes is decoded at once."""
+        return self._buffer
+
+    def received(self, link: Link, size: int) -> None:
+        """A transport read so much, or found the end."""
+        protocol = link.protocol
+        events = protocol.receive_data(self._buffer, size) if size else protocol.receive_eof()
         self._pool.received(link, events, monotonic())
 
     def _flush(self, link: Link) -> None:
@@ -144,37 +182,39 @@ class AsyncClient(Face):
 
     # --- connections ---
 
-    def _open(self, address: Address) -> None:
-        task = asyncio.get_running_loop().create_task(self._connect(address))
+    def _open(self, endpoint: Endpoint) -> None:
+        task = asyncio.get_running_loop().create_task(self._connect(endpoint))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _connect(self, address: Address) -> None:
+    async def _connect(self, endpoint: Endpoint) -> None:
         transport = _Transport(self)
         try:
+            async with asyncio.timeout(self._connect_timeout):
+                await self._dial(endpoint, transport)
             async with asyncio.timeout(self._hello_timeout):
-                await self._dial(address, transport)
-                link = Link(address, self._protocol(), transport)
+                link = Link(endpoint, self._protocol(), transport)
                 await transport.greet(link)
         except (OSError, ValueError, SpopError) as error:
             transport.abort()
-            self._pool.opening_failed(address, self._unreachable(address, error), monotonic())
+            self._pool.opening_failed(endpoint, self._unreachable(endpoint, error), monotonic())
         except BaseException:
             transport.abort()
             raise
         else:
             self._pool.opened(link, monotonic())
 
-    async def _dial(self, address: Address, transport: _Transport) -> None:
+    async def _dial(self, endpoint: Endpoint, transport: _Transport) -> None:
         loop = asyncio.get_running_loop()
-        name = self._name_in_certificate(address) if self._tls is not None else None
+        address, tls = endpoint.address, endpoint.tls
+        name = endpoint.name_in_certificate if tls is not None else None
         if address.path is not None:
             await loop.create_unix_connection(
-                lambda: transport, address.path, ssl=self._tls, server_hostname=name
+                lambda: transport, address.path, ssl=tls, server_hostname=name
             )
         else:
             await loop.create_connection(
-                lambda: transport, address.host, address.port, ssl=self._tls, server_hostname=name
+                lambda: transport, address.host, address.port, ssl=tls, server_hostname=name
             )
         self._open_transports.add(transport.closed)
         transport.closed.add_done_callback(self._open_transports.discard)
@@ -202,7 +242,45 @@ class AsyncClient(Face):
         self._pool.tick(monotonic())
 
 
-class _Transport(asyncio.Protocol):
+class _Deadlines:
+    """When calls are given up: a timer for the first of them, not one for each.
+
+    Calls of a client have the same timeout, so the deadlines come in order.
+    """
+
+    def __init__(self, expire: Callable[[Exchange], object]) -> None:
+        self._expire = expire
+        self._due: deque[tuple[float, Exchange]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, exchange: Exchange, deadline: float) -> None:
+        due = self._due
+        while due and due[0][1].done:
+            due.popleft()
+        if len(due) >= MANY and len(due) & (len(due) - 1) == 0:
+            self._due = due = deque(entry for entry in due if not entry[1].done)
+        due.append((deadline, exchange))
+        if self._timer is None:
+            self._start(deadline)
+
+    def _start(self, deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(deadline - monotonic(), self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        now, due = monotonic(), self._due
+        while due and (due[0][1].done or due[0][0] <= now):
+            self._expire(due.popleft()[1])
+        if due:
+            self._start(due[0][0])
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+class _Transport(asyncio.BufferedProtocol):
     """A connection from its HELLO to its end."""
 
     transport: asyncio.Transport
@@ -239,36 +317,42 @@ class _Transport(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return memoryview(self._client.buffer)  # A slice of it is no copy, as TLS needs it.
+
+    def buffer_updated(self, size: int) -> None:
         link = self._link
         if link is None:
             return  # An agent that speaks first: greet() does not hear it, and times out.
         if self._leaving:
-            link.protocol.receive_data(data)
+            link.protocol.receive_data(self._client.buffer, size)
             if link.protocol.should_close:
                 self.transport.close()
         elif not self._hello.done():
-            self._hear_hello(link, data)
+            self._hear_hello(link, size)
         else:
-            self._client.received(link, data)
+            self._client.received(link, size)
 
-    def _hear_hello(self, link: Link, data: bytes) -> None:
+    def _hear_hello(self, link: Link, size: int) -> None:
+        protocol = link.protocol
         try:
-            events = link.protocol.receive_data(data) if data else link.protocol.receive_eof()
-            if hear_hello(link.protocol, events):
+            events = (
+                protocol.receive_data(self._client.buffer, size) if size else protocol.receive_eof()
+            )
+            if hear_hello(protocol, events):
                 self._hello.set_result(None)
         except DisconnectedError as error:
             self._hello.set_exception(error)
 
     def eof_received(self) -> None:
-        self.data_received(b"")
+        self.buffer_updated(0)
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.closed.done():
             self.closed.set_result(None)
         if self._link is not None:
             if not self._hello.done():
-                self._hear_hello(self._link, b"")
+                self._hear_hello(self._link, 0)
             elif not self._leaving:
                 self._client.lost(self._link, error if isinstance(error, OSError) else None)
 

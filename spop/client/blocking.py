@@ -2,7 +2,9 @@
 
 There is no thread that reads. Of the callers that wait one leads: it reads all connections,
 hands out what comes to the others, and passes the lead on when its own ACK is there. So a
-caller that is alone sends, waits and receives without any change of threads. Connections are
+caller that is alone sends, waits and receives without any change of threads. Others are woken
+one by one, each by the one before, since they would only wait for the interpreter; and what is
+to be sent waits until the last of them has had its turn, as they may have more. Connections are
 opened and left in threads of their own, so that no call waits for more than it must.
 """
 
@@ -13,16 +15,16 @@ import socket
 import ssl
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from time import monotonic
 from typing import Any, Self
 
-from spop.address import Address
-from spop.client.dial import dial
+from spop.client.dial import Endpoint, dial, greet, receive_before
 from spop.client.face import LINGER, Face, reason
-from spop.client.pool import Exchange, Link, MessageOrMessages, hear_hello, in_notify
-from spop.connection import EngineConnection, EngineEvent, Peer
+from spop.client.pool import Exchange, Link, MessageOrMessages, Servers, in_notify
+from spop.connection import Peer
 from spop.constants import Status
 from spop.errors import LocalProtocolError, SpopError
 from spop.frames import Ack, Message
@@ -30,6 +32,8 @@ from spop.server.poller import READ, WRITE, Poller, new_poller
 from spop.values import Value
 
 RECV_SIZE = 256 * 1024
+QUIET = 0.01
+"""Seconds without news after which a caller listens before it speaks."""
 WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -40,14 +44,18 @@ class Client(Face):
     arguments of `spop.client.face.Face`, the same as `AsyncClient`.
     """
 
-    def __init__(self, address: str | Iterable[str], **settings: Any) -> None:
+    def __init__(self, address: str | Iterable[str] | Servers, **settings: Any) -> None:
         super().__init__(address, **settings)
-        self._lock = threading.RLock()
+        self._lock = _Lock()
         self._poller = new_poller()
         self._buffer = bytearray(RECV_SIZE)
         self._leader: Exchange | None = None
         self._leader_sleeps = False
-        self._followers: dict[Exchange, threading.Lock] = {}
+        self._heir: Exchange | None = None
+        self._returning: dict[Exchange, None] = {}
+        self._to_send: dict[Link, None] = {}
+        self._heard_at = 0.0
+        self._followers: dict[Exchange, _Baton] = {}
         self._sent: dict[int, Exchange] = {}
         self._timer: threading.Timer | None = None
         self._timer_at = float("inf")
@@ -69,7 +77,7 @@ class Client(Face):
             DisconnectedError: the agent refused, with its status and message.
         """
         exchange = self._begin(None)
-        self._wait(exchange, monotonic() + self._timeout)
+        self.wait_for(exchange, monotonic() + self._timeout)
         if exchange.error is not None:
             raise exchange.error
         return self.peer
@@ -87,7 +95,7 @@ class Client(Face):
             TypeError, OverflowError, ValueError: an argument can't be encoded.
         """
         exchange = self._begin(in_notify(message, args))
-        return self._wait(exchange, monotonic() + self._timeout).result()
+        return self.wait_for(exchange, monotonic() + self._timeout).result()
 
     def notify_many(self, notifies: Iterable[MessageOrMessages], /) -> list[Ack]:
         """Send many NOTIFY frames together, each of a message or of several; wait for all ACKs.
@@ -100,12 +108,14 @@ class Client(Face):
         """
         deadline = monotonic() + self._timeout
         batch = [in_notify(messages, {}) for messages in notifies]
+        self._hear()
         with self._lock:
-            self._hear()
-            exchanges = [self._pool.submit(messages) for messages in batch]
+            exchanges = [self._pool.exchange(messages) for messages in batch]
+            for exchange in exchanges:
+                self._pool.submit(exchange)
             self._pool.pump(monotonic())
         try:
-            return [self._wait(exchange, deadline).result() for exchange in exchanges]
+            return [self.wait_for(exchange, deadline).result() for exchange in exchanges]
         finally:
             with self._lock:
                 for exchange in exchanges:
@@ -114,15 +124,16 @@ class Client(Face):
     def send(self, messages: Iterable[Message]) -> int:
         """Send a NOTIFY without waiting. Returns the stream-id to `wait` for, as one must."""
         exchange = self._begin(messages)
-        self._sent[exchange.stream_id] = exchange
-        return exchange.stream_id
+        stream_id = exchange.ids[0]
+        self._sent[stream_id] = exchange
+        return stream_id
 
     def wait(self, stream_id: int) -> Ack:
         """Wait for the ACK of a NOTIFY that was sent. Raises as `notify` does."""
         exchange = self._sent.pop(stream_id, None)
         if exchange is None:
             raise LocalProtocolError(f"no NOTIFY of stream {stream_id} waits for an ACK")
-        return self._wait(exchange, monotonic() + self._timeout).result()
+        return self.wait_for(exchange, monotonic() + self._timeout).result()
 
     def close(self) -> None:
         """Say DISCONNECT on all connections and close them. Calls in progress fail.
@@ -152,68 +163,117 @@ class Client(Face):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    # --- for engines ---
+
+    def submit(self, exchange: Exchange) -> None:
+        """Begin a call; `wait_for` must follow.
+
+        Raises:
+            LocalProtocolError: the client is closed, or made for health checks only.
+        """
+        now = monotonic()
+        if now > self._heard_at + QUIET:
+            self._hear()
+        with self._lock:
+            self._pool.call(exchange, now)
+
+    def wait_for(self, exchange: Exchange, deadline: float) -> Exchange:
+        """Wait until a call is done; `Exchange.result` is what came of it.
+
+        Raises:
+            SpopTimeoutError: it was not by the deadline, in the time of `time.monotonic`.
+        """
+        try:
+            while not exchange.done:
+                self._wait(exchange, deadline)
+        except BaseException:
+            with self._lock:
+                self._pool.abandon(exchange)
+                self._followers.pop(exchange, None)
+            raise
+        finally:
+            self._returning.pop(exchange, None)
+            if self._heir is exchange or (self._to_send and not self._returning):
+                with self._lock:
+                    if self._heir is exchange:
+                        self._heir = None
+                        self._pass_lead_on()
+                    self._send_all()
+        return exchange
+
+    def pump(self) -> None:
+        """Servers have changed: start the calls that can be."""
+        with self._lock:
+            if not self._pool.closed:
+                self._pool.pump(monotonic())
+
     # --- waiting ---
 
     def _begin(self, messages: Iterable[Message] | None) -> Exchange:
-        with self._lock:
-            self._hear()
-            exchange = self._pool.submit(messages)
-            self._pool.pump(monotonic())
-            return exchange
+        exchange = self._pool.exchange(messages)
+        self.submit(exchange)
+        return exchange
 
     def _hear(self) -> None:
         """Hear what came while nobody listened: a connection that ended takes no call."""
         if self._leader is None and not self._pool.closed:
-            self._poller.run(0)
+            self._heard_at = monotonic()
+            with contextlib.suppress(ValueError):  # It is closed at this moment.
+                self._poller.run(0)
 
-    def _wait(self, exchange: Exchange, deadline: float) -> Exchange:
+    def _wait(self, exchange: Exchange, deadline: float) -> None:
+        """Lead or follow, until something happens."""
         with self._lock:
-            try:
-                while not exchange.done:
-                    remaining = deadline - monotonic()
-                    if remaining <= 0:
-                        raise self._timed_out(exchange)
-                    if self._leader is None:
-                        self._lead(exchange, remaining)
-                    else:
-                        self._follow(exchange, remaining)
-            finally:
-                self._pool.abandon(exchange)
-                self._pass_lead_on()
-        return exchange
+            if exchange.done:
+                return
+            self._send_all()
+            baton = None
+            if self._leader is None:
+                self._leader, self._leader_sleeps, self._heir = exchange, True, None
+            else:
+                baton = self._followers[exchange] = _Baton()
+        remaining = deadline - monotonic()
+        if baton is None:
+            self._lead(exchange, remaining)
+        else:
+            self._follow(exchange, baton, remaining)
+        if remaining <= 0 and not exchange.done:
+            raise self._timed_out(exchange)
+
+    def _follow(self, exchange: Exchange, baton: _Baton, timeout: float) -> None:
+        try:
+            if timeout > 0:
+                baton.wait(timeout)
+        finally:
+            self._lock.had(baton)
+            self._followers.pop(exchange, None)
 
     def _lead(self, exchange: Exchange, timeout: float) -> None:
-        self._leader, self._leader_sleeps = exchange, True
-        self._lock.release()
         try:
-            self._poller.run(timeout)
+            if timeout > 0:
+                self._poller.run(timeout)
         finally:
-            self._lock.acquire()
-            self._leader, self._leader_sleeps = None, False
-
-    def _follow(self, exchange: Exchange, timeout: float) -> None:
-        baton = self._followers[exchange] = threading.Lock()
-        baton.acquire()
-        self._lock.release()
-        try:
-            baton.acquire(timeout=timeout)
-        finally:
-            self._lock.acquire()
-            self._followers.pop(exchange, None)
+            with self._lock:
+                self._leader, self._leader_sleeps, self._heir = None, False, exchange
+                if exchange.done:
+                    self._heir = None
+                    self._pass_lead_on()
 
     def _pass_lead_on(self) -> None:
         """To the latest caller, who is likely to lead the longest."""
-        if self._leader is not None:
+        if self._leader is not None or self._heir is not None:
             return
         if self._followers:
-            self._followers.popitem()[1].release()
+            self._heir, baton = self._followers.popitem()
+            self._lock.wake(baton)
         elif self._pool.closed:
             self._release()
 
     def _wake(self, exchange: Exchange) -> None:
         baton = self._followers.pop(exchange, None)
         if baton is not None:
-            baton.release()
+            self._returning[exchange] = None
+            self._lock.wake(baton)
         elif exchange is self._leader and self._leader_sleeps:
             with contextlib.suppress(OSError):
                 self._waker.send(b"\0")
@@ -227,7 +287,7 @@ class Client(Face):
                 return
             try:
                 if events & WRITE:
-                    self._flush(link)
+                    self._send(link)
                     self._pool.pump(monotonic())
                 if events & READ:
                     self._receive(link)
@@ -243,10 +303,25 @@ class Client(Face):
             except WOULD_BLOCK:
                 return
             events = protocol.receive_data(self._buffer, size) if size else protocol.receive_eof()
-            more = size > 0 and self._tls is not None and sock.pending() > 0
-            self._pool.received(link, events, monotonic())
+            more = size > 0 and link.endpoint.tls is not None and sock.pending() > 0
+            self._heard_at = now = monotonic()
+            self._pool.received(link, events, now)
 
     def _flush(self, link: Link) -> None:
+        if self._returning:
+            self._to_send[link] = None
+        else:
+            self._send(link)
+
+    def _send_all(self) -> None:
+        """Send what waited for those who were returning to their callers."""
+        if self._to_send and not self._returning:
+            links, self._to_send = self._to_send, {}
+            for link in links:
+                if link in self._pool.links:
+                    self._send(link)
+
+    def _send(self, link: Link) -> None:
         data = link.unsent or link.protocol.data_to_send()
         try:
             sent = link.transport.send(data)
@@ -270,48 +345,30 @@ class Client(Face):
         thread.start()
         return thread
 
-    def _open(self, address: Address) -> None:
-        self._spawn(self._connect, address)
+    def _open(self, endpoint: Endpoint) -> None:
+        self._spawn(self._connect, endpoint)
 
-    def _connect(self, address: Address) -> None:
+    def _connect(self, endpoint: Endpoint) -> None:
         """Open a connection, in a thread of its own."""
         protocol = self._protocol()
         try:
-            sock = self._dial(address)
+            sock = dial(endpoint, self._connect_timeout)
             try:
-                self._greet(sock, protocol)
+                greet(sock, protocol, self._hello_timeout)
             except BaseException:
                 sock.close()
                 raise
         except (OSError, ValueError, SpopError) as error:
             with self._lock:
-                failure = self._unreachable(address, error)
-                self._pool.opening_failed(address, failure, monotonic())
+                failure = self._unreachable(endpoint, error)
+                self._pool.opening_failed(endpoint, failure, monotonic())
             return
         sock.setblocking(False)
-        link = Link(address, protocol, sock)
+        link = Link(endpoint, protocol, sock)
         with self._lock:
             if not self._pool.closed:
                 self._poller.register(sock.fileno(), READ, partial(self._ready, link))
             self._pool.opened(link, monotonic())
-
-    def _dial(self, address: Address) -> socket.socket:
-        sock = dial(address, self._hello_timeout)
-        if self._tls is None:
-            return sock
-        try:
-            name = self._name_in_certificate(address)
-            return self._tls.wrap_socket(sock, server_hostname=name)
-        except BaseException:
-            sock.close()
-            raise
-
-    def _greet(self, sock: socket.socket, protocol: EngineConnection) -> None:
-        """Exchange HELLO."""
-        deadline = monotonic() + self._hello_timeout
-        sock.sendall(protocol.data_to_send())
-        while not hear_hello(protocol, _receive_before(deadline, sock, protocol)):
-            pass
 
     def _part(self, link: Link) -> None:
         sock = link.transport
@@ -332,7 +389,7 @@ class Client(Face):
             sock.settimeout(LINGER)
             sock.sendall(b"".join((link.unsent, protocol.data_to_send())))
             while not protocol.should_close:
-                _receive_before(deadline, sock, protocol)
+                receive_before(deadline, sock, protocol)
         with self._lock:
             self._partings.discard(threading.current_thread())
 
@@ -354,6 +411,71 @@ class Client(Face):
             self._pool.tick(monotonic())
 
 
+class _Baton:
+    """What a caller waits for; it was passed on to it, or was not."""
+
+    __slots__ = ("_lock", "passed")
+
+    def __init__(self) -> None:
+        self.passed = False
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wait(self, timeout: float) -> None:
+        self._lock.acquire(timeout=timeout)
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+class _Lock:
+    """A lock for a ``with`` statement, after which those are woken that have to be.
+
+    They are woken in turn: the first when the lock is free, each other one when the one before
+    it runs. All at once they would wait for the interpreter, and for each other.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._to_wake: deque[_Baton] = deque()
+        self._waking = False
+
+    def wake(self, baton: _Baton) -> None:
+        """Whoever waits for it is next, or one of the next."""
+        self._to_wake.append(baton)
+
+    def had(self, baton: _Baton) -> None:
+        """Whoever waited for it runs, for whatever reason."""
+        with self._lock:
+            following = None
+            if baton.passed:
+                following = self._next()
+            else:
+                with contextlib.suppress(ValueError):
+                    self._to_wake.remove(baton)
+        if following is not None:
+            following.release()
+
+    def _next(self) -> _Baton | None:
+        self._waking = bool(self._to_wake)
+        if not self._waking:
+            return None
+        baton = self._to_wake.popleft()
+        baton.passed = True
+        return baton
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        first = None
+        if self._to_wake and not self._waking:
+            first = self._next()
+        self._lock.release()
+        if first is not None:
+            first.release()
+
+
 def _drain(wakened: socket.socket, _: int) -> None:
     with contextlib.suppress(OSError):
         wakened.recv(4096)
@@ -362,15 +484,3 @@ def _drain(wakened: socket.socket, _: int) -> None:
 def _close_all(*closed: Poller | socket.socket) -> None:
     for each in closed:
         each.close()
-
-
-def _receive_before(
-    deadline: float, sock: socket.socket, protocol: EngineConnection
-) -> list[EngineEvent]:
-    """What one recv brings. Raises TimeoutError when it is too late."""
-    remaining = deadline - monotonic()
-    if remaining <= 0:
-        raise TimeoutError
-    sock.settimeout(remaining)
-    data = sock.recv(RECV_SIZE)
-    return protocol.receive_data(data) if data else protocol.receive_eof()

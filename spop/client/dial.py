@@ -1,18 +1,55 @@
-"""Connecting to an address."""
+"""Connecting: where to, over TLS or not, and the exchange of HELLO, for those who may block."""
 
 from __future__ import annotations
 
 import socket
+import ssl
+from collections.abc import Sequence
+from time import monotonic
+from typing import NamedTuple
 
 from spop.address import Address
+from spop.connection import Disconnect, EngineConnection, EngineEvent
+from spop.errors import DisconnectedError
+
+RECV_SIZE = 64 * 1024
 
 
-def dial(address: Address, timeout: float) -> socket.socket:
+class Endpoint(NamedTuple):
+    """Where to connect, and how.
+
+    Attributes:
+        tls: speak TLS, with this context.
+        server_name: the name in the certificate; by default, the address's host.
+    """
+
+    address: Address
+    tls: ssl.SSLContext | None = None
+    server_name: str | None = None
+
+    @property
+    def name_in_certificate(self) -> str | None:
+        return self.server_name or self.address.host or None
+
+
+def dial(endpoint: Endpoint, timeout: float) -> socket.socket:
     """A connected socket; its operations have the timeout, in seconds, too.
 
     Raises:
         OSError: there is no connection to be had.
+        ValueError: the name in the certificate is none.
     """
+    sock = _connect(endpoint.address, timeout)
+    if endpoint.tls is None:
+        return sock
+    try:
+        return endpoint.tls.wrap_socket(sock, server_hostname=endpoint.name_in_certificate)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _connect(address: Address, timeout: float) -> socket.socket:
     if address.path is None:
         sock = socket.create_connection((address.host or "127.0.0.1", address.port), timeout)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -25,3 +62,36 @@ def dial(address: Address, timeout: float) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def greet(sock: socket.socket, protocol: EngineConnection, timeout: float) -> None:
+    """Exchange HELLO.
+
+    Raises:
+        OSError: the connection broke, or the agent did not answer in time.
+        DisconnectedError: the agent refuses.
+    """
+    deadline = monotonic() + timeout
+    sock.sendall(protocol.data_to_send())
+    while not hear_hello(protocol, receive_before(deadline, sock, protocol)):
+        pass
+
+
+def hear_hello(protocol: EngineConnection, events: Sequence[EngineEvent]) -> bool:
+    """Whether the handshake is over. Raises DisconnectedError where the agent refuses."""
+    for event in events:
+        if isinstance(event, Disconnect):
+            raise DisconnectedError(event.message, event.code)
+    return protocol.peer is not None
+
+
+def receive_before(
+    deadline: float, sock: socket.socket, protocol: EngineConnection
+) -> list[EngineEvent]:
+    """What one recv brings. Raises TimeoutError when it is too late."""
+    remaining = deadline - monotonic()
+    if remaining <= 0:
+        raise TimeoutError
+    sock.settimeout(remaining)
+    data = sock.recv(RECV_SIZE)
+    return protocol.receive_data(data) if data else protocol.receive_eof()

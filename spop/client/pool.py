@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import copy
 import itertools
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from spop.address import Address
-from spop.connection import Disconnect, EngineConnection, EngineEvent, Peer
-from spop.errors import DisconnectedError, LocalProtocolError, SpopError
+from spop.client.dial import Endpoint
+from spop.connection import UNORDERED, Disconnect, EngineConnection, EngineEvent, Peer
+from spop.errors import DisconnectedError, LocalProtocolError, SpopError, UnreachableError
 from spop.frames import Ack, Message
 from spop.values import Value
 
@@ -32,31 +33,68 @@ FIRST_BACKOFF, LAST_BACKOFF = 0.1, 10.0
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many connections there may be, and how busy. `face.Face` documents them."""
+    """How many connections there may be, and how busy. `face.Face` documents them.
+
+    Attributes:
+        waits_for_rate: a call may wait for a connection that `maxconnrate` holds back. False:
+            it fails where there is no other one.
+    """
 
     minimum: int
     maximum: int
     max_waiting_frames: int
     maxconnrate: int | None
     idle_timeout: float | None
+    waits_for_rate: bool = True
+
+
+class Servers(ABC):
+    """Where connections go to; the pool tells what became of each."""
+
+    @abstractmethod
+    def next(self, now: float) -> Endpoint | None:
+        """Where the next one goes to; None where it has to wait."""
+
+    @abstractmethod
+    def soonest(self) -> Endpoint | None:
+        """The one to try first of those that failed lately; None: there is nothing to try."""
+
+    @abstractmethod
+    def retry_at(self, now: float) -> float:
+        """When `next` may have one."""
+
+    @abstractmethod
+    def opened(self, endpoint: Endpoint) -> None:
+        """A connection is there."""
+
+    @abstractmethod
+    def failed(self, endpoint: Endpoint, now: float) -> None:
+        """It could not be had."""
+
+    @abstractmethod
+    def closed(self, endpoint: Endpoint) -> None:
+        """One that was there has ended."""
 
 
 class Exchange:
     """A call: messages that wait for a connection, then for their ACK.
 
     Attributes:
+        ids: stream-id and frame-id of its NOTIFY, which no other one has.
         messages: what to send; none where all that is asked for is a connection.
         link: the connection that took it; None while it is queued.
+        sent_at: when it did.
         done: there is an ACK or an error, or nobody waits any longer.
         waiter: what the driver wakes the caller by.
     """
 
-    __slots__ = ("ack", "done", "error", "link", "messages", "stream_id", "waiter")
+    __slots__ = ("ack", "done", "error", "ids", "link", "messages", "sent_at", "waiter")
 
-    def __init__(self, stream_id: int, messages: Iterable[Message] | None) -> None:
-        self.stream_id = stream_id
+    def __init__(self, ids: tuple[int, int], messages: Iterable[Message] | None) -> None:
+        self.ids = ids
         self.messages = messages
         self.link: Link | None = None
+        self.sent_at = 0.0
         self.done = False
         self.ack: Ack | None = None
         self.error: Exception | None = None
@@ -74,28 +112,32 @@ class Link:
 
     Attributes:
         transport: the driver's: what the bytes go through.
+        capacity: how many NOTIFY frames may wait for their ACKs.
         starting: exchanges of which no byte has gone to the kernel.
         blocked: the kernel takes no more for now.
         used_at: when a call was last given to it.
     """
 
-    __slots__ = ("address", "blocked", "protocol", "starting", "transport", "unsent", "used_at")
+    __slots__ = (
+        "blocked",
+        "capacity",
+        "endpoint",
+        "protocol",
+        "starting",
+        "transport",
+        "unsent",
+        "used_at",
+    )
 
-    def __init__(self, address: Address, protocol: EngineConnection, transport: Any) -> None:
-        self.address = address
+    def __init__(self, endpoint: Endpoint, protocol: EngineConnection, transport: Any) -> None:
+        self.endpoint = endpoint
         self.protocol = protocol
         self.transport = transport
+        self.capacity = 0
         self.starting: list[Exchange] = []
         self.blocked = False
         self.unsent: bytes | bytearray | memoryview = b""
         self.used_at = 0.0
-
-    def room(self, max_waiting_frames: int) -> int:
-        """How many more NOTIFY frames it may take now."""
-        protocol = self.protocol
-        if self.blocked or (protocol.peer is not None and protocol.peer.healthcheck):
-            return 0
-        return (max_waiting_frames if protocol.pipelined else 1) - len(protocol.waiting)
 
 
 def in_notify(message: str | MessageOrMessages, args: dict[str, Value]) -> Iterable[Message]:
@@ -111,14 +153,6 @@ def in_notify(message: str | MessageOrMessages, args: dict[str, Value]) -> Itera
     return [message] if isinstance(message, Message) else message
 
 
-def hear_hello(protocol: EngineConnection, events: Sequence[EngineEvent]) -> bool:
-    """Whether the handshake is over. Raises DisconnectedError where the agent refuses."""
-    for event in events:
-        if isinstance(event, Disconnect):
-            raise DisconnectedError(event.message, event.code)
-    return protocol.peer is not None
-
-
 class Driver(NamedTuple):
     """What a pool asks of the side that does the I/O. None of it may call back at once, but
     for `send`, which may find the link lost.
@@ -131,7 +165,7 @@ class Driver(NamedTuple):
         schedule: call `Pool.tick` at that time or before.
     """
 
-    open: Callable[[Address], object]
+    open: Callable[[Endpoint], object]
     send: Callable[[Link], object]
     close: Callable[[Link], object]
     wake: Callable[[Exchange], object]
@@ -142,14 +176,14 @@ class Pool:
     """The connections of one engine and the calls that go over them.
 
     Args:
-        addresses: connections go to them in turn, except to those that failed lately.
+        servers: where connections go to.
     """
 
-    def __init__(self, driver: Driver, addresses: Sequence[Address], limits: Limits) -> None:
+    def __init__(self, driver: Driver, servers: Servers, limits: Limits) -> None:
         self._driver = driver
-        self._addresses = _Addresses(addresses)
+        self._servers = servers
         self._limits = limits
-        self._rate = _Rate(limits.maxconnrate)
+        self._rate = Rate(limits.maxconnrate)
         self._links: deque[Link] = deque()
         self._openings = 0
         self._queue: deque[Exchange] = deque()
@@ -163,9 +197,28 @@ class Pool:
         """The open connections."""
         return self._links
 
+    @property
+    def openings(self) -> int:
+        """Connections that are being opened."""
+        return self._openings
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait for a connection."""
+        return len(self._queue)
+
+    @property
+    def waiting(self) -> int:
+        """NOTIFY frames that were sent and not answered yet."""
+        return len(self._exchanges)
+
     # --- calls ---
 
-    def submit(self, messages: Iterable[Message] | None) -> Exchange:
+    def exchange(self, messages: Iterable[Message] | None) -> Exchange:
+        """A call with ids of its own, to be submitted."""
+        return Exchange((next(self._stream_ids), FRAME_ID), messages)
+
+    def submit(self, exchange: Exchange) -> None:
         """Queue a call; `pump` then starts it.
 
         Raises:
@@ -173,14 +226,21 @@ class Pool:
         """
         if self.closed:
             raise LocalProtocolError("the client is not connected: it was closed")
-        if messages is not None and self.peer is not None and self.peer.healthcheck:
-            raise LocalProtocolError("no NOTIFY in a health check")
-        exchange = Exchange(next(self._stream_ids), messages)
-        if messages is None and self._links:
+        if exchange.messages is None and self._links:
             exchange.done = True
+            return
+        if exchange.messages is not None and self.peer is not None and self.peer.healthcheck:
+            raise LocalProtocolError("no NOTIFY in a health check")
+        self._queue.append(exchange)
+
+    def call(self, exchange: Exchange, now: float) -> None:
+        """`submit` and `pump`, for one call; without a detour where a connection has room."""
+        if self._queue or exchange.messages is None or (link := self._link_with_room()) is None:
+            self.submit(exchange)
+            self.pump(now)
         else:
-            self._queue.append(exchange)
-        return exchange
+            self._start(exchange, link, now)
+            self._driver.send(link)
 
     def pump(self, now: float) -> None:
         """Start what is queued where there is room, and make room."""
@@ -195,11 +255,16 @@ class Pool:
             self._grow(now)
 
     def abandon(self, exchange: Exchange) -> None:
-        """Nobody waits for it any more. Its ACK, should it come, is dropped."""
-        if not exchange.done:
-            exchange.done = True
-            if exchange.link is None:
-                self._queue.remove(exchange)
+        """Nobody waits for it any more. Its ACK, should it come, is dropped; without pipelining
+        its connection takes no other call before."""
+        if exchange.done:
+            return
+        exchange.done = True
+        if exchange.link is None:
+            self._queue.remove(exchange)
+        elif exchange.link.protocol.pipelined:
+            exchange.link.protocol.waiting.discard(exchange.ids)
+            self._exchanges.pop(exchange.ids, None)
 
     def _link_with_room(self) -> Link | None:
         """Connections take calls in turn."""
@@ -207,7 +272,7 @@ class Pool:
         for _ in range(len(links)):
             link = links[0]
             links.rotate(-1)
-            if link.room(self._limits.max_waiting_frames) > 0:
+            if len(link.protocol.waiting) < link.capacity and not link.blocked:
                 return link
         return None
 
@@ -216,13 +281,13 @@ class Pool:
             self._finish(exchange)
             return
         try:
-            link.protocol.notify(exchange.stream_id, FRAME_ID, exchange.messages)
+            link.protocol.notify(*exchange.ids, exchange.messages)
         except Exception as error:  # What can't be encoded is the caller's.
             self._finish(exchange, error=error)
             return
         exchange.link = link
-        self._exchanges[exchange.stream_id, FRAME_ID] = exchange
-        link.used_at = now
+        self._exchanges[exchange.ids] = exchange
+        exchange.sent_at = link.used_at = now
         link.starting.append(exchange)
 
     def _finish(
@@ -237,9 +302,9 @@ class Pool:
     def received(self, link: Link, events: Sequence[EngineEvent], now: float) -> None:
         """Take what a connection's protocol made of the bytes that came."""
         for event in events:
-            if isinstance(event, Ack):
+            if type(event) is Ack:
                 self._acknowledge(link, event)
-            elif isinstance(event, Disconnect):
+            elif type(event) is Disconnect:
                 self.lost(link, event.message, event.code, now)
                 return
         if self._queue:
@@ -268,18 +333,22 @@ class Pool:
                 exchange.link = None
                 self._queue.appendleft(exchange)
         link.starting.clear()
+        self._servers.closed(link.endpoint)
         for ids in link.protocol.waiting:
             sent = self._exchanges.pop(ids, None)
             if sent is not None and sent.link is link:
-                self._finish(sent, error=DisconnectedError(f"{link.address}: {message}", code))
+                self._finish(
+                    sent, error=DisconnectedError(f"{link.endpoint.address}: {message}", code)
+                )
         self._driver.close(link)
         self.pump(now)
 
     def opened(self, link: Link, now: float) -> None:
         """A connection that `Driver.open` was asked for is there."""
         self._openings -= 1
-        self._addresses.succeeded(link.address)
+        self._servers.opened(link.endpoint)
         link.used_at = now
+        link.capacity = self._capacity(link.protocol)
         self._links.append(link)
         self.peer = link.protocol.peer
         if self.closed:
@@ -291,14 +360,24 @@ class Pool:
         self.pump(now)
         self._schedule_idle(now)
 
-    def opening_failed(self, address: Address, error: SpopError, now: float) -> None:
+    def opening_failed(self, endpoint: Endpoint, error: SpopError, now: float) -> None:
         """It is not. Calls that could wait for no other connection fail with it."""
         self._openings -= 1
-        self._addresses.failed(address, now)
-        if not self._links and not self._openings and self._addresses.next(now) is None:
+        self._servers.failed(endpoint, now)
+        if self._alone and self._servers.next(now) is None:
             self._fail_queue(error)
         if not self.closed:
             self.pump(now)
+
+    @property
+    def idle(self) -> int:
+        """Connections that could take a call now."""
+        return sum(len(link.protocol.waiting) < link.capacity for link in self._links)
+
+    def _capacity(self, protocol: EngineConnection) -> int:
+        if protocol.peer is not None and protocol.peer.healthcheck:
+            return 0
+        return self._limits.max_waiting_frames if protocol.pipelined else 1
 
     def tick(self, now: float) -> None:
         """Do what was scheduled: close what was idle, open what had to wait."""
@@ -320,6 +399,7 @@ class Pool:
 
     def _leave(self, link: Link, error: SpopError | None = None) -> None:
         self._links.remove(link)
+        self._servers.closed(link.endpoint)
         for ids in link.protocol.waiting:
             if (exchange := self._exchanges.pop(ids, None)) is not None:
                 self._finish(exchange, error=copy.copy(error))
@@ -344,73 +424,87 @@ class Pool:
             due = min(link.used_at for link in self._links) + idle_timeout
             self._driver.schedule(due if due > now else now + idle_timeout)
 
+    @property
+    def _alone(self) -> bool:
+        """There is no connection, and none is on its way."""
+        return not self._links and not self._openings
+
     def _grow(self, now: float) -> None:
         """Open connections while calls wait for one, as the limits allow."""
         while self._wants_connection():
             allowed_at = self._rate.next(now)
             if allowed_at > now:
-                self._driver.schedule(allowed_at)
+                if self._alone and not self._limits.waits_for_rate:
+                    self._fail_queue(UnreachableError("maxconnrate allows no connection now"))
+                else:
+                    self._driver.schedule(allowed_at)
                 return
-            address = self._addresses.next(now)
-            if address is None and self._queue and not self._links and not self._openings:
-                address = self._addresses.soonest
-            if address is None:
-                self._driver.schedule(self._addresses.retry_at)
+            endpoint = self._servers.next(now)
+            if endpoint is None and self._queue and self._alone:
+                endpoint = self._servers.soonest()
+                if endpoint is None:
+                    self._fail_queue(UnreachableError("there is no server to connect to"))
+                    return
+            if endpoint is None:
+                self._driver.schedule(self._servers.retry_at(now))
                 return
             self._rate.count(now)
             self._openings += 1
-            self._driver.open(address)
+            self._driver.open(endpoint)
 
     def _wants_connection(self) -> bool:
-        """Once there is one, further ones come one by one: often a single one will do."""
+        """As many as the calls in the queue fill. Until an agent said that it pipelines, it is
+        thought to."""
         limits, count = self._limits, len(self._links) + self._openings
         if count < limits.minimum:
             return True
         if count >= limits.maximum:
             return False
-        if self._links:
-            return bool(self._queue) and not self._openings
-        return len(self._queue) > self._openings * limits.max_waiting_frames
+        each = limits.max_waiting_frames
+        if self.peer is not None and self.peer.capabilities.isdisjoint(UNORDERED):
+            each = 1
+        return len(self._queue) > self._openings * each
 
 
-class _Addresses:
-    """Addresses in turn, those that failed lately left out."""
+class InTurn(Servers):
+    """`Servers` that are taken in turn, those that failed lately left out."""
 
-    def __init__(self, addresses: Sequence[Address]) -> None:
-        self._turn = deque(addresses)
-        self._retry_at = dict.fromkeys(addresses, 0.0)
-        self._backoff = dict.fromkeys(addresses, FIRST_BACKOFF)
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        self._turn = deque(endpoints)
+        self._retry_at = dict.fromkeys(endpoints, 0.0)
+        self._backoff = dict.fromkeys(endpoints, FIRST_BACKOFF)
 
-    def next(self, now: float) -> Address | None:
+    def next(self, now: float) -> Endpoint | None:
         for _ in range(len(self._turn)):
-            address = self._turn[0]
+            endpoint = self._turn[0]
             self._turn.rotate(-1)
-            if self._retry_at[address] <= now:
-                return address
+            if self._retry_at[endpoint] <= now:
+                return endpoint
         return None
 
-    @property
-    def soonest(self) -> Address:
-        """The one whose back-off ends first."""
-        return min(self._turn, key=lambda address: self._retry_at[address])
+    def soonest(self) -> Endpoint:
+        return min(self._turn, key=lambda endpoint: self._retry_at[endpoint])
 
-    @property
-    def retry_at(self) -> float:
-        return self._retry_at[self.soonest]
+    def retry_at(self, now: float) -> float:
+        return self._retry_at[self.soonest()]
 
-    def succeeded(self, address: Address) -> None:
-        self._retry_at[address], self._backoff[address] = 0.0, FIRST_BACKOFF
+    def opened(self, endpoint: Endpoint) -> None:
+        self._retry_at[endpoint], self._backoff[endpoint] = 0.0, FIRST_BACKOFF
 
-    def failed(self, address: Address, now: float) -> None:
-        backoff = self._backoff[address]
-        self._retry_at[address] = now + backoff
-        self._backoff[address] = min(2 * backoff, LAST_BACKOFF)
+    def failed(self, endpoint: Endpoint, now: float) -> None:
+        backoff = self._backoff[endpoint]
+        self._retry_at[endpoint] = now + backoff
+        self._backoff[endpoint] = min(2 * backoff, LAST_BACKOFF)
+
+    def closed(self, endpoint: Endpoint) -> None:
+        pass
 
 
-class _Rate:
+class Rate:
     """So many in a sliding second, and no more."""
 
     def __init__(self, per_second: int | None) -> None:
+        """None or 0: there is no limit."""
         self._times: deque[float] = deque(maxlen=per_second or 0)
 
     def next(self, now: float) -> float:

@@ -1,1 +1,36 @@
-"""HAProxy's end of SPOE in Python: what its filter does, for proxies and servers of your own."""
+"""HAProxy's end of SPOE in Python: what its filter does, for proxies and servers of your own.
+
+`Engine` is for threads, `AsyncEngine` for asyncio; both are made from HAProxy's own SPOE file.
+"""
+
+from spop.engine.asynchronous import AsyncEngine, AsyncStream
+from spop.engine.blocking import BlockingStream, Engine
+from spop.engine.config import AgentConfig, BackendConfig, ConfigError
+from spop.engine.config.model import Event, ServerConfig
+from spop.engine.filter import Processing
+from spop.engine.log import Traffic
+from spop.engine.samples import converter, fetch
+from spop.engine.stream import Request, Response, Stream, Tls
+from spop.engine.variables import Session, Variables
+
+__all__ = [
+    "AgentConfig",
+    "AsyncEngine",
+    "AsyncStream",
+    "BackendConfig",
+    "BlockingStream",
+    "ConfigError",
+    "Engine",
+    "Event",
+    "Processing",
+    "Request",
+    "Response",
+    "ServerConfig",
+    "Session",
+    "Stream",
+    "Tls",
+    "Traffic",
+    "Variables",
+    "converter",
+    "fetch",
+]

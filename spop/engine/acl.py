@@ -19,10 +19,11 @@ from spop.engine.samples.patterns import (
     METHODS,
     Predicate,
     any_of,
+    parse_bound,
     read_map,
     read_patterns,
 )
-from spop.engine.samples.types import CASTS, SampleType, cast, castable
+from spop.engine.samples.types import CASTS, Cast, SampleType, cast, castable, unchanged
 from spop.engine.stream import Stream
 from spop.errors import SpopError
 
@@ -88,6 +89,7 @@ PREDEFINED = {
     "METH_POST": "method POST",
     "METH_PUT": "method PUT",
     "METH_TRACE": "method TRACE",
+    "WAIT_END": "wait_end",
 }
 """ACLs that needn't be declared (section 7.4)."""
 
@@ -124,15 +126,12 @@ class Condition:
     """A disjunction of conjunctions of ACLs, each maybe negated.
 
     Attributes:
+        holds: whether the words after ``if`` are true of a stream.
         variables: the whole names of all that its ACLs mention.
     """
 
-    suites: Sequence[Sequence[Test]] = field(repr=False)
+    holds: Test = field(repr=False)
     variables: frozenset[str] = frozenset()
-
-    def holds(self, stream: Stream) -> bool:
-        """Whether the words after ``if`` are true of this stream."""
-        return any(all(test(stream) for test in suite) for suite in self.suites)
 
 
 def compile_acl(words: Sequence[str]) -> Acl:
@@ -161,6 +160,8 @@ def compile_condition(words: Sequence[str], acls: Iterable[Acl] = ()) -> Conditi
     Raises:
         AclError: what HAProxy would refuse.
     """
+    if not words:
+        raise AclError("a condition needs at least one ACL", 0)
     if "" in words:
         words = words[: words.index("")]
     declared: dict[str, list[Acl]] = {}
@@ -184,14 +185,12 @@ def compile_condition(words: Sequence[str], acls: Iterable[Acl] = ()) -> Conditi
             else:
                 alternatives = _named(word, declared, index)
             variables.update(*(acl.variables for acl in alternatives))
-            test = _any_of_them(alternatives)
+            test = _any_of([acl.matches for acl in alternatives])
             suites[-1].append(_negation(test) if negated else test)
             negated = False
         index = end
     suites = [suite for suite in suites if suite]
-    if not suites:
-        raise AclError("a condition needs at least one ACL", max(len(words) - 1, 0))
-    return Condition(suites, frozenset(variables))
+    return Condition(_any_of([_all_of(suite) for suite in suites]), frozenset(variables))
 
 
 def _closing_brace(words: Sequence[str], opening: int) -> int:
@@ -209,9 +208,30 @@ def _named(name: str, declared: Mapping[str, list[Acl]], index: int) -> list[Acl
     raise AclError(unknown("ACL", name, [*declared, *PREDEFINED]), index)
 
 
-def _any_of_them(acls: list[Acl]) -> Test:
-    tests = [acl.matches for acl in acls]
-    return tests[0] if len(tests) == 1 else lambda stream: any(t(stream) for t in tests)
+def _any_of(tests: Sequence[Test]) -> Test:
+    if len(tests) == 1:
+        return tests[0]
+
+    def one_holds(stream: Stream) -> bool:
+        for test in tests:  # noqa: SIM110 - any() of a generator takes thrice the time
+            if test(stream):
+                return True
+        return False
+
+    return one_holds
+
+
+def _all_of(tests: Sequence[Test]) -> Test:
+    if len(tests) == 1:
+        return tests[0]
+
+    def all_hold(stream: Stream) -> bool:
+        for test in tests:  # noqa: SIM110
+            if not test(stream):
+                return False
+        return True
+
+    return all_hold
 
 
 def _negation(test: Test) -> Test:
@@ -341,12 +361,13 @@ class _AclParser:
             self._index += 1
 
     def _range(self, operator: str, word: str) -> str:
-        """The range that an operator and a number stand for."""
-        if operator == "eq":
+        """The range that an operator and a number stand for; ranges stay as they are."""
+        if operator == "eq" or ":" in word or "-" in word[1:]:
             return word
-        if not re.fullmatch(r"[-+]?[0-9]+", word, re.ASCII):
-            raise AclError(f"'{word}' is neither a number nor an operator", self._index)
-        number = int(word)
+        try:
+            number = parse_bound(word)
+        except ArgumentError as error:
+            raise AclError(str(error), self._index) from None
         return {
             "ge": f"{number}:",
             "gt": f"{number + 1}:",
@@ -359,15 +380,49 @@ class _AclParser:
         takes = METHODS[self._method].takes
         matches = any_of(self._method, self._patterns)
         if takes is None:
-            return lambda stream: any(True for _ in expression.candidates(stream))
-        return _matching(expression, CASTS[takes], matches)
+            return _found(expression)
+        if expression.candidates is None:
+            return _matching(expression.evaluate, CASTS[takes], matches)
+        return _matching_any(expression.candidates, CASTS[takes], matches)
 
 
-def _matching(expression: Expression, casts: Mapping[type, Any], matches: Predicate) -> Test:
+def _found(expression: Expression) -> Test:
+    evaluate, candidates = expression.evaluate, expression.candidates
+    if candidates is None:
+        return lambda stream: evaluate(stream) is not None
+    return lambda stream: any(True for _ in candidates(stream))
+
+
+def _matching(
+    evaluate: Callable[[Stream], Any], casts: Mapping[type, Cast], matches: Predicate
+) -> Test:
+    as_it_is = unchanged(casts)
+
     def test(stream: Stream) -> bool:
-        for value in expression.candidates(stream):
-            converted = cast(value, casts)
-            if converted is not None and matches(converted):
+        value = evaluate(stream)
+        if type(value) not in as_it_is:
+            value = cast(value, casts)
+            if value is None:
+                return False
+        return matches(value)
+
+    return test
+
+
+def _matching_any(
+    candidates: Callable[[Stream], Iterable[Any]],
+    casts: Mapping[type, Cast],
+    matches: Predicate,
+) -> Test:
+    as_it_is = unchanged(casts)
+
+    def test(stream: Stream) -> bool:
+        for value in candidates(stream):
+            if type(value) not in as_it_is:
+                value = cast(value, casts)
+                if value is None:
+                    continue
+            if matches(value):
                 return True
         return False
 

@@ -1,20 +1,24 @@
 """What sample fetches read: the data of one stream, filled in by whoever runs the engine.
 
-Plain data without behaviour. Text is str as SPOP's STRING is decoded: UTF-8, with
+Plain data. Text is str as SPOP's STRING is decoded: UTF-8, with
 surrogateescape for what is none. What isn't known stays None, and fetches of it give NULL.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
-from spop.values import DecodedValue
+from spop.engine.variables import Session, Variables
 
 Address = IPv4Address | IPv6Address
 Headers = list[tuple[str, str]]
+
+
+Indexed = tuple[Headers | None, int, dict[str, list[str]]]
+"""The list that was indexed, its length, and the values by name in lower case."""
 
 
 @dataclass(slots=True)
@@ -26,6 +30,7 @@ class Request:
     version: str = "1.1"
     headers: Headers = field(default_factory=list)
     body: bytes = b""
+    _indexed: Indexed = field(default=(None, 0, {}), init=False, repr=False, compare=False)
 
 
 @dataclass(slots=True)
@@ -36,6 +41,23 @@ class Response:
     version: str = "1.1"
     headers: Headers = field(default_factory=list)
     body: bytes = b""
+    _indexed: Indexed = field(default=(None, 0, {}), init=False, repr=False, compare=False)
+
+
+def header_fields(message: Request | Response, name: str) -> Sequence[str]:
+    """The values of a message's header fields of this name, which is in lower case.
+
+    They are indexed when first asked for, and again when the list is another or has grown or
+    shrunk: one who changes a field in place should replace the list.
+    """
+    headers = message.headers
+    indexed, count, index = message._indexed
+    if indexed is not headers or count != len(headers):
+        index = {}
+        for field_name, value in headers:
+            index.setdefault(field_name.lower(), []).append(value)
+        message._indexed = headers, len(headers), index
+    return index.get(name, ())
 
 
 @dataclass(slots=True)
@@ -61,8 +83,9 @@ class Stream:
         destination, destination_port: where the client connected to.
         frontend, backend: the proxies' names.
         response: None until there is one; from then on, ``hdr`` and the like read it.
-        variables: values by scope and name, such as ``"txn.user"``.
+        variables: values by scope and name, such as ``"txn.user"``; made of any mapping.
         started: when the stream began, in seconds since 1970.
+        session: the client's connection, where streams share one.
     """
 
     source: Address | None = None
@@ -74,6 +97,11 @@ class Stream:
     request: Request | None = None
     response: Response | None = None
     tls: Tls | None = None
-    variables: Mapping[str, DecodedValue] = field(default_factory=dict)
+    variables: Variables = None  # type: ignore[assignment]  # Set as soon as it is made.
     unique_id: str | None = None
     started: float = field(default_factory=time.time)
+    session: Session | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.variables, Variables):
+            self.variables = Variables(self.variables, self.session)

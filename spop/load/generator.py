@@ -22,7 +22,7 @@ from typing import Any
 
 from spop import codec
 from spop.address import Address
-from spop.client.dial import dial
+from spop.client.dial import Endpoint, dial
 from spop.connection import Disconnect, EngineConnection
 from spop.constants import HAPROXY_FRAME_SIZE, Capability
 from spop.errors import DisconnectedError, ProtocolError, SpopTimeoutError
@@ -188,7 +188,7 @@ class Generator:
             capabilities=MODES[plan.mode],
             engine_id=plan.engine_id,
         )
-        sock = dial(plan.address, plan.timeout)
+        sock = dial(Endpoint(plan.address), plan.timeout)
         try:
             self._greet(sock, protocol)
             for stream_id in range(connection.first, connection.last):

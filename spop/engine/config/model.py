@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 
 from spop.engine.acl import Condition
 from spop.engine.samples import Expression
 from spop.engine.stream import Stream
 
 
-class Event(Enum):
+class Event(StrEnum):
     """When messages are sent, in the order in which a stream comes by (section 2.4)."""
 
     ON_CLIENT_SESSION = "on-client-session"

@@ -361,7 +361,7 @@ class MessageSection(Section):
         words = line.arguments[2:]
         if all(word.lower() in ("or", "||") or not word.strip("!") for word in words):
             self._collector.warning(line.at(2), "the condition names no ACL, so it never holds")
-            return Condition(())
+            return Condition(holds=lambda stream: False)
         try:
             return compile_condition(words, self.acls)
         except AclError as error:

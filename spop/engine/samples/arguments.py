@@ -12,15 +12,15 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any
 
 from spop.engine.samples.errors import ArgumentError, SampleError
-from spop.engine.samples.types import CASTS, SampleType, cast, clamp
+from spop.engine.samples.types import CASTS, SampleType, cast, clamp, ipv4_of, ipv6_of
 
 if TYPE_CHECKING:
     from spop.engine.stream import Stream
 
 _ESCAPES = {"r": "\r", "n": "\n", "t": "\t"} | {char: char for char in "\\'\" "}
-_UNITS = {"s": 1, "ms": 1000, "us": 1_000_000}
 _INTEGER = re.compile(r"[-+]?[0-9]+", re.ASCII)
-_VARIABLE = re.compile(r"(?:proc|sess|txn|req|res)\.[A-Za-z0-9._-]+", re.ASCII)
+_HEX = re.compile(r"(?:[0-9A-Fa-f]{2})*", re.ASCII)
+_VARIABLE = re.compile(r"(?:proc|sess|txn|req|res)\.[A-Za-z0-9._]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,22 +29,14 @@ class Variable:
 
     name: str
 
-    def value(self, stream: Stream, wanted: SampleType) -> Any:
-        """What it holds, cast to a type; None if it isn't set or can't be cast."""
-        return cast(stream.variables.get(self.name), CASTS[wanted])
+    def reader(self, wanted: SampleType) -> Callable[[Stream], Any]:
+        """Of a stream, what it holds, cast to a type; None if it isn't set or can't be cast."""
+        name, casts = self.name, CASTS[wanted]
+        return lambda stream: cast(stream.variables.get(name), casts)
 
 
-@dataclass(frozen=True, slots=True)
-class Operand:
-    """An integer argument: a number, or the variable that holds one."""
-
-    source: int | Variable
-
-    def value(self, stream: Stream) -> int | None:
-        if isinstance(self.source, Variable):
-            value: int | None = self.source.value(stream, SampleType.INT)
-            return value
-        return self.source
+Operand = int | Variable
+"""An integer argument: a number, or the variable that holds one."""
 
 
 class Mask4(int):
@@ -70,40 +62,51 @@ def parse_variable(word: str) -> Variable:
     return Variable(word)
 
 
+def parse_variable_if_any(word: str) -> Variable | None:
+    return parse_variable(word) if word else None
+
+
 def parse_operand(word: str) -> Operand:
     if _VARIABLE.fullmatch(word):
-        return Operand(Variable(word))
+        return Variable(word)
+    if word in ("", "+", "-"):
+        return 0
     if not _INTEGER.fullmatch(word):
         raise ArgumentError(f"'{word}' is neither an integer nor a variable")
-    return Operand(clamp(int(word)))
+    return clamp(int(word))
 
 
-def parse_unit(offset: int = 0, unit: str = "s") -> tuple[int, int]:
-    """The arguments of dates: the unit becomes how many there are in a second."""
-    if unit not in _UNITS:
-        raise ArgumentError(f"'{unit}' is none of the units {', '.join(_UNITS)}")
-    return offset, _UNITS[unit]
+class Unit(int):
+    """A unit of time, as how many there are in a second."""
+
+
+_UNITS = {"s": Unit(1), "ms": Unit(1000), "us": Unit(1_000_000)}
+
+
+def parse_unit(word: str) -> Unit:
+    if word not in _UNITS:
+        raise ArgumentError(f"'{word}' is none of the units {', '.join(_UNITS)}")
+    return _UNITS[word]
 
 
 def parse_hex(word: str) -> bytes:
-    try:
-        return bytes.fromhex(word)
-    except ValueError:
-        raise ArgumentError(f"'{word}' is no sequence of hexadecimal pairs") from None
+    if not _HEX.fullmatch(word):
+        raise ArgumentError(f"'{word}' is no sequence of hexadecimal pairs")
+    return bytes.fromhex(word)
 
 
 def parse_ipv4(word: str) -> IPv4Address:
-    try:
-        return IPv4Address(word)
-    except AddressValueError:
-        raise ArgumentError(f"'{word}' is not an IPv4 address") from None
+    address = ipv4_of(word)
+    if address is None:
+        raise ArgumentError(f"'{word}' is not an IPv4 address")
+    return address
 
 
 def parse_ipv6(word: str) -> IPv6Address:
-    try:
-        return IPv6Address(word)
-    except AddressValueError:
-        raise ArgumentError(f"'{word}' is not an IPv6 address") from None
+    address = ipv6_of(word)
+    if address is None:
+        raise ArgumentError(f"'{word}' is not an IPv6 address")
+    return address
 
 
 def parse_mask4(word: str) -> Mask4:
@@ -124,6 +127,10 @@ def parse_mask6(word: str) -> Mask6:
         raise ArgumentError(f"'{word}' is not an IPv6 mask") from None
 
 
+def parse_mask6_if_any(word: str) -> Mask6 | None:
+    return parse_mask6(word) if word else None
+
+
 def _leading_ones(count: int, width: int) -> int:
     return (1 << width) - (1 << width - count)
 
@@ -132,11 +139,13 @@ PARSERS: Mapping[Any, Callable[[str], Any]] = {
     str: str,
     int: parse_int,
     Variable: parse_variable,
+    Variable | None: parse_variable_if_any,
     Operand: parse_operand,
     IPv4Address: parse_ipv4,
     IPv6Address: parse_ipv6,
     Mask4: parse_mask4,
-    Mask6: parse_mask6,
+    Mask6 | None: parse_mask6_if_any,
+    Unit: parse_unit,
 }
 """How to read an argument, by the annotation of its parameter. Each raises ArgumentError."""
 

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from spop.engine.samples.arguments import Operand, Variable, Word, split_arguments
+from spop.engine.samples.arguments import Variable, Word, parse_int, split_arguments
 from spop.engine.samples.errors import ArgumentError, SampleError, unknown
-from spop.engine.samples.places import Place
+from spop.engine.samples.places import Place, Source
 from spop.engine.samples.registry import CONVERTERS, FETCHES, Converter, Fetch, Parameter
-from spop.engine.samples.types import CASTS, Cast, SampleType, castable
+from spop.engine.samples.types import CASTS, Cast, SampleType, cast, castable, unchanged
 from spop.engine.stream import Stream
 from spop.values import DecodedValue
 
 _NAME = re.compile(r"[A-Za-z0-9._:+-]*", re.ASCII)
 _STICK_TABLE = re.compile(r"(?:table_|in_table$|src_(?!port|is_local)|sc[0-9]?_|sc-)")
 
-Step = Callable[[Stream, Any], Any]
-"""A converter with its cast and arguments: from a value, or None, to the next."""
+Read = Callable[[Stream], Any]
+"""Reads a value, or None, of a stream."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Expression:
     """A compiled sample expression.
 
@@ -33,57 +35,36 @@ class Expression:
         gives: the type that it promises; a value may be of another, as in HAProxy.
         places: where its fetch has something to read; elsewhere HAProxy refuses it.
         variables: the whole names of all that it mentions, such as ``"txn.user"``.
+        converted: there are converters after the fetch.
+        evaluate: the sample of a stream; None if it isn't available.
+        candidates: the samples that an ACL tries in turn, such as each value of a header;
+            None where there is only the one.
     """
 
-    __slots__ = ("_every", "_fetch", "_steps", "gives", "places", "text", "variables")
+    text: str
+    gives: SampleType
+    places: Place
+    variables: frozenset[str]
+    converted: bool
+    evaluate: Callable[[Stream], DecodedValue] = field(repr=False)
+    candidates: Callable[[Stream], Iterable[DecodedValue]] | None = field(repr=False)
 
-    def __init__(
-        self,
-        text: str,
-        gives: SampleType,
-        fetch: Callable[[Stream], Any],
-        every: Callable[[Stream], Iterable[Any]] | None,
-        steps: tuple[Step, ...],
-        places: Place,
-        variables: frozenset[str],
-    ) -> None:
-        self.text = text
-        self.gives = gives
-        self.places = places
-        self.variables = variables
-        self._fetch = fetch
-        self._every = every
-        self._steps = steps
 
-    def __repr__(self) -> str:
-        return f"<Expression {self.text}>"
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A converter of an expression: what it does to a value, and the types it takes."""
 
-    @property
-    def converted(self) -> bool:
-        """Whether there are converters after the fetch."""
-        return bool(self._steps)
+    function: Callable[..., Any]
+    casts: Mapping[type, Cast]
+    needs_stream: bool
+    pure: bool
 
-    def evaluate(self, stream: Stream) -> DecodedValue:
-        """The sample of this stream; None if it isn't available."""
-        value = self._fetch(stream)
-        for step in self._steps:
-            if value is None:
-                return None
-            value = step(stream, value)
-        result: DecodedValue = value
-        return result
-
-    def candidates(self, stream: Stream) -> Iterator[DecodedValue]:
-        """The samples that an ACL tries in turn, such as each value of a header."""
-        found = self._every(stream) if self._every else (self._fetch(stream),)
-        for value in found:
-            for step in self._steps:
-                if value is None:
-                    break
-                value = step(stream, value)
-            if value is None:
-                return
-            yield value
+    def convert(self, value: Any, stream: Stream) -> Any:
+        """The next value; None if this one can't be cast or converted."""
+        value = cast(value, self.casts)
+        if value is None:
+            return None
+        return self.function(value, stream) if self.needs_stream else self.function(value)
 
 
 def compile_expression(text: str) -> Expression:
@@ -93,38 +74,95 @@ def compile_expression(text: str) -> Expression:
         SampleError: what HAProxy would refuse, and where it is.
     """
     name, end = _read_name(text, 0, "fetch")
-    source = _find(FETCHES, "fetch", name, 0)
+    source: Fetch = _find(FETCHES, "fetch", name, 0)
     words, position = split_arguments(text, end)
-    args = _bind(source, words, end)
+    args, read = _bind(source, words, end)
     gives = source.gives
-    steps = []
     variables = set(_variables(args))
+    steps = []
     while position < len(text):
         start = _skip_commas(text, position, name)
         if start == len(text):
             break
         name, end = _read_name(text, start, "converter")
-        step = _find(CONVERTERS, "converter", name, start)
-        if not castable(gives, step.takes):
+        converter: Converter = _find(CONVERTERS, "converter", name, start)
+        if not castable(gives, converter.takes):
             raise SampleError(
-                f"converter '{name}' takes {step.takes.value}, which can't be made of "
+                f"converter '{name}' takes {converter.takes.value}, which can't be made of "
                 f"{gives.value}",
                 start,
             )
         words, position = split_arguments(text, end)
-        step_args = _bind(step, words, end)
-        steps.append(_step(step, step_args))
-        variables.update(_variables(step_args))
-        gives = gives if step.gives is SampleType.ANY else step.gives
+        converter_args, function = _bind(converter, words, end)
+        variables.update(_variables(converter_args))
+        steps.append(Step(function, _casts(converter), converter.needs_stream, converter.pure))
+        gives = gives if converter.gives is SampleType.ANY else converter.gives
     return Expression(
         text,
         gives,
-        _call(source.function, args),
-        _call_every(source, args),
-        tuple(steps),
         source.source.places,
         frozenset(variables),
+        bool(steps),
+        _reader(read, steps, source.source is Source.CONSTANT),
+        _reader_of_candidates(source.every(*args), steps) if source.every else None,
     )
+
+
+def _casts(converter: Converter) -> Mapping[type, Cast]:
+    casts = CASTS[converter.takes]
+    return {**casts, str: None} if converter.keeps_type else casts
+
+
+def _reader(read: Read, steps: list[Step], constant: bool) -> Read:
+    for step in steps:
+        read = _converted(read, step)
+        constant = constant and step.pure and not step.needs_stream
+    if constant and steps:
+        value = read(Stream())
+        return lambda stream: value
+    return read
+
+
+def _converted(read: Read, step: Step) -> Read:
+    """Reads a value and converts it: a lean way of `Step.convert`."""
+    function = step.function
+    casts = step.casts
+    as_it_is = unchanged(casts)
+
+    def read_and_convert(stream: Stream) -> Any:
+        value = read(stream)
+        if type(value) not in as_it_is:
+            value = cast(value, casts)
+            if value is None:
+                return None
+        return function(value)
+
+    def read_and_convert_with_stream(stream: Stream) -> Any:
+        value = read(stream)
+        if type(value) not in as_it_is:
+            value = cast(value, casts)
+            if value is None:
+                return None
+        return function(value, stream)
+
+    return read_and_convert_with_stream if step.needs_stream else read_and_convert
+
+
+def _reader_of_candidates(
+    every: Callable[[Stream], Iterable[Any]], steps: list[Step]
+) -> Callable[[Stream], Iterable[Any]]:
+    if not steps:
+        return every
+
+    def candidates(stream: Stream) -> Iterator[Any]:
+        for value in every(stream):
+            for step in steps:
+                value = step.convert(value, stream)
+            if value is None:
+                return
+            yield value
+
+    return candidates
 
 
 def is_converter(word: str) -> bool:
@@ -158,80 +196,50 @@ def _find(known: Mapping[str, Any], what: str, name: str, offset: int) -> Any:
     raise SampleError(unknown(what, name, known), offset)
 
 
-def _bind(function: Fetch | Converter, words: list[Word], offset: int) -> tuple[Any, ...]:
-    """The arguments to call a function with."""
+def _bind(
+    function: Fetch | Converter, words: list[Word], offset: int
+) -> tuple[tuple[Any, ...], Callable[..., Any]]:
+    """The arguments, and what the function makes of them.
+
+    As in HAProxy, ``()`` is no argument where the first isn't text, and a single text that is
+    required but missing is empty.
+    """
     parameters = function.parameters
-    if words and not parameters:
-        if len(words) == 1 and not words[0].text:
-            words = []
-        else:
-            raise SampleError(f"'{function.name}' takes no arguments", words[0].offset)
-    words = _without_missing(words, parameters)
+    required = sum(parameter.required for parameter in parameters)
+    if len(words) == 1 and not words[0].text and not (parameters and parameters[0].is_text):
+        words = []
+    elif not words and required == 1 and parameters[0].is_text:
+        words = [Word("", offset)]
     if len(words) > len(parameters):
         raise SampleError(
-            f"'{function.name}' takes at most {len(parameters)} arguments",
-            words[len(parameters)].offset,
+            f"'{function.name}' takes {_at_most(len(parameters))}", words[len(parameters)].offset
         )
-    required = sum(parameter.required for parameter in parameters)
     if len(words) < required:
         raise SampleError(
             f"'{function.name}' needs the argument '{parameters[len(words)].name}'", offset
         )
     try:
         args = tuple(_parse_all(words, parameters))
-        return function.prepare(*args) if function.prepare else args
+        return args, function.make(*args)
     except ArgumentError as error:
         where = words[0].offset if words else offset
         raise SampleError(f"'{function.name}': {error}", where) from None
 
 
-def _without_missing(words: list[Word], parameters: tuple[Parameter, ...]) -> list[Word]:
-    """``()`` is no argument at all where the first isn't text."""
-    if len(words) == 1 and not words[0].text and parameters and not parameters[0].is_text:
-        return []
-    return words
+def _at_most(count: int) -> str:
+    return f"at most {count} arguments" if count else "no arguments"
 
 
 def _parse_all(words: list[Word], parameters: tuple[Parameter, ...]) -> Iterator[Any]:
-    for word, parameter in zip(words, parameters, strict=False):
+    for number, (word, parameter) in enumerate(zip(words, parameters, strict=False), 1):
+        text = word.text
+        if not text and number == len(words) and parameter.parse is parse_int:
+            text = "0"
         try:
-            yield parameter.parse(word.text)
+            yield parameter.parse(text)
         except ArgumentError as error:
             raise SampleError(str(error), word.offset) from None
 
 
 def _variables(args: tuple[Any, ...]) -> Iterator[str]:
-    """The variables among arguments, or that operands are."""
-    for arg in args:
-        source = arg.source if isinstance(arg, Operand) else arg
-        if isinstance(source, Variable):
-            yield source.name
-
-
-def _call(function: Callable[..., Any], args: tuple[Any, ...]) -> Callable[[Stream], Any]:
-    return (lambda stream: function(stream, *args)) if args else function
-
-
-def _call_every(source: Fetch, args: tuple[Any, ...]) -> Callable[[Stream], Iterable[Any]] | None:
-    return _call(source.every, args) if source.every else None
-
-
-def _step(step: Converter, args: tuple[Any, ...]) -> Step:
-    function = step.function
-    casts: Mapping[type, Cast] = CASTS[step.takes]
-    if step.keeps_type:
-        casts = {**casts, str: None}
-    needs_stream = step.needs_stream
-
-    def convert(stream: Stream, value: Any) -> Any:
-        kind = type(value)
-        if kind not in casts:
-            return None
-        change = casts[kind]
-        if change is not None:
-            value = change(value)
-            if value is None:
-                return None
-        return function(value, stream, *args) if needs_stream else function(value, *args)
-
-    return convert
+    return (arg.name for arg in args if isinstance(arg, Variable))

@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from spop.engine.samples.arguments import parse_hex, parse_int, parse_ipv6, parse_mask4, parse_mask6
 from spop.engine.samples.errors import ArgumentError
-from spop.engine.samples.types import SampleType, raw
+from spop.engine.samples.types import SampleType, byte_length, raw
 
+T = TypeVar("T")
+Address = IPv4Address | IPv6Address
 Predicate = Callable[[Any], bool]
+CompileAll = Callable[[Sequence[str], bool], Predicate]
+"""Makes a predicate of patterns; the second argument is whether case is ignored."""
+
 KNOWN_METHODS = ["OPTIONS", "GET", "HEAD", "POST", "PUT", "DELETE", "TRACE", "CONNECT"]
 
 _LOWER = {ordinal: ordinal + 32 for ordinal in range(ord("A"), ord("Z") + 1)}
@@ -86,20 +91,28 @@ def parse_range(word: str) -> tuple[float, float]:
     """The inclusive bounds of ``5``, ``5:8``, ``5:`` or ``:8``; a hyphen also separates.
 
     Raises:
-        ArgumentError: it is none of these.
+        ArgumentError: it is none of these, or a number has more than 64 bits.
     """
     match = re.search("[:-]", word)
     if not match:
-        number = parse_int(word)
+        number = parse_bound(word)
         return number, number
     low_text, high_text = word[: match.start()], word[match.end() :]
     if not low_text and not high_text:
         raise ArgumentError(f"'{word}' is not a number or range")
-    low = parse_int(low_text) if low_text else float("-inf")
-    high = parse_int(high_text) if high_text else float("inf")
+    low = parse_bound(low_text) if low_text else float("-inf")
+    high = parse_bound(high_text) if high_text else float("inf")
     if low > high:
         raise ArgumentError(f"'{word}' is not a range: it ends before it starts")
     return low, high
+
+
+def parse_bound(word: str) -> int:
+    """An integer of 64 bits, without a plus sign."""
+    number = parse_int(word) if not word.startswith("+") else None
+    if number is None or number != int(word):
+        raise ArgumentError(f"'{word}' is not an integer of 64 bits")
+    return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +123,32 @@ class Network:
     mask: int
     width: int
 
-    def contains(self, value: IPv4Address | IPv6Address) -> bool:
-        number = self._number(value)
-        return number is not None and (number ^ self.address) & self.mask == 0
 
-    def _number(self, value: IPv4Address | IPv6Address) -> int | None:
-        if value.max_prefixlen == self.width:
-            return int(value)
-        if isinstance(value, IPv4Address):
-            return 0xFFFF_0000_0000 | int(value)
-        return _embedded_ipv4(int(value))
+def narrowest_network(entries: Iterable[tuple[Network, T]]) -> Callable[[Address], T | None]:
+    """Looks an address up in networks; of those with equal masks, the first counts."""
+    tables: dict[tuple[int, int], dict[int, T]] = {}
+    for network, value in entries:
+        table = tables.setdefault((network.mask, network.width), {})
+        table.setdefault(network.address & network.mask, value)
+    by_mask = sorted(tables.items(), key=lambda item: -item[0][0].bit_count())
+
+    def lookup(address: Address) -> T | None:
+        for (mask, width), table in by_mask:
+            number = _number(address, width)
+            if number is not None and (found := table.get(number & mask)) is not None:
+                return found
+        return None
+
+    return lookup
+
+
+def _number(address: Address, width: int) -> int | None:
+    """An address as that of a width, where it has a form of it."""
+    if address.max_prefixlen == width:
+        return int(address)
+    if width == 128:
+        return 0xFFFF_0000_0000 | int(address)
+    return _embedded_ipv4(int(address))
 
 
 def _embedded_ipv4(ipv6: int) -> int | None:
@@ -137,6 +166,8 @@ def parse_network(word: str) -> Network:
     """
     address, slash, mask = word.partition("/")
     if ":" in address:
+        if not re.fullmatch("[0-9]+", mask or "128", re.ASCII):
+            raise ArgumentError(f"'{mask}' is not the number of bits of a mask")
         bits = parse_mask6(mask) if slash else parse_mask6("128")
         return Network(int(parse_ipv6(address)), bits, 128)
     if not re.fullmatch(r"[0-9.]+", address, re.ASCII):
@@ -149,97 +180,136 @@ def parse_network(word: str) -> Network:
     return Network(int.from_bytes(packed, "big"), bits, 32)
 
 
-def _folding(ignore_case: bool) -> Callable[[str], str]:
-    return ascii_lower if ignore_case else str
+def _texts(compile_words: Callable[[tuple[str, ...]], Predicate]) -> CompileAll:
+    """A method that compares texts, all in lower case if told so."""
 
-
-def _folded(
-    test: Callable[[str, str], bool],
-) -> Callable[[str, bool], Predicate]:
-    """A method that compares the value to the pattern, both in lower case if told so."""
-
-    def compile_one(word: str, ignore_case: bool) -> Predicate:
+    def compile_all(words: Sequence[str], ignore_case: bool) -> Predicate:
         if not ignore_case:
-            return lambda value: test(value, word)
-        folded = ascii_lower(word)
-        return lambda value: test(ascii_lower(value), folded)
+            return compile_words(tuple(words))
+        matches = compile_words(tuple(map(ascii_lower, words)))
+        return lambda value: matches(ascii_lower(value))
 
-    return compile_one
+    return compile_all
 
 
-def _delimited(delimiters: str) -> Callable[[str, bool], Predicate]:
-    """A method that looks for the pattern as whole words between delimiters."""
+def _each(compile_one: Callable[[str], Predicate]) -> CompileAll:
+    """A method that tries one word after the other, and to which case means nothing."""
+    return lambda words, ignore_case: _any_of(list(map(compile_one, words)))
 
-    def compile_one(word: str, ignore_case: bool) -> Predicate:
-        inner = re.escape(_folding(ignore_case)(word).strip(delimiters))
+
+def _any_of(tests: Sequence[Predicate]) -> Predicate:
+    if len(tests) == 1:
+        return tests[0]
+
+    def matches(value: Any) -> bool:
+        for test in tests:  # noqa: SIM110 - any() of a generator takes thrice the time
+            if test(value):
+                return True
+        return False
+
+    return matches
+
+
+def _equal(words: tuple[str, ...]) -> Predicate:
+    return frozenset(words).__contains__
+
+
+def _begins(words: tuple[str, ...]) -> Predicate:
+    return lambda value: bool(value.startswith(words))
+
+
+def _ends(words: tuple[str, ...]) -> Predicate:
+    return lambda value: bool(value.endswith(words))
+
+
+def _contains_one(word: str) -> Predicate:
+    return lambda value: word in value
+
+
+def _contains(words: tuple[str, ...]) -> Predicate:
+    return _any_of([_contains_one(word) for word in words])
+
+
+def _delimited(delimiters: str) -> Callable[[tuple[str, ...]], Predicate]:
+    """Looks for whole words between delimiters."""
+    one = f"[{re.escape(delimiters)}]"
+
+    def compile_words(words: tuple[str, ...]) -> Predicate:
+        inner = "|".join(re.escape(word) for w in words if (word := w.strip(delimiters)))
         if not inner:
             return lambda value: False
-        one = f"[{re.escape(delimiters)}]"
-        search = re.compile(rf"(?:\A|(?<={one})){inner}(?:\Z|(?={one}))").search
-        fold = _folding(ignore_case)
-        return lambda value: search(fold(value)) is not None
+        search = re.compile(rf"(?:\A|(?<={one}))(?:{inner})(?:\Z|(?={one}))").search
+        return lambda value: search(value) is not None
 
-    return compile_one
+    return compile_words
 
 
-def _regex(word: str, ignore_case: bool) -> Predicate:
-    search = compile_regex(word, ignore_case).search
-    return lambda value: search(raw(value)) is not None
+def _regexes(words: Sequence[str], ignore_case: bool) -> Predicate:
+    searches = [compile_regex(word, ignore_case).search for word in words]
+    if len(searches) == 1:
+        search = searches[0]
+        return lambda value: search(raw(value)) is not None
+    return lambda value: any(search(data) for data in (raw(value),) for search in searches)
 
 
-def _integer(word: str, ignore_case: bool) -> Predicate:
+def _integer(word: str) -> Predicate:
     low, high = parse_range(word)
     return lambda value: low <= value <= high
 
 
-def _length(word: str, ignore_case: bool) -> Predicate:
-    low, high = parse_range(word)
-    return lambda value: low <= len(raw(value)) <= high
+def _length(word: str) -> Predicate:
+    """As HAProxy compares it, a negative bound is a very large one."""
+    low, high = (bound + 2**64 if -(2**63) <= bound < 0 else bound for bound in parse_range(word))
+    return lambda value: low <= byte_length(value) <= high
 
 
-def _address(word: str, ignore_case: bool) -> Predicate:
-    return parse_network(word).contains
+def _addresses(words: Sequence[str], ignore_case: bool) -> Predicate:
+    lookup = narrowest_network([(parse_network(word), True) for word in words])
+    return lambda value: lookup(value) is not None
 
 
-def _block(word: str, ignore_case: bool) -> Predicate:
+def _block(word: str) -> Predicate:
     block = parse_hex(word)
     return lambda value: bool(value == block)
 
 
-def _method(word: str, ignore_case: bool) -> Predicate:
+def _methods(words: Sequence[str], ignore_case: bool) -> Predicate:
     """Known methods match exactly; case may only be ignored for others."""
-    if word in KNOWN_METHODS or not ignore_case:
-        return lambda value: bool(value == word)
-    folded = ascii_lower(word)
-    return lambda value: value not in KNOWN_METHODS and ascii_lower(value) == folded
+    exact = frozenset(words)
+    if not ignore_case:
+        return exact.__contains__
+    folded = frozenset(map(ascii_lower, exact.difference(KNOWN_METHODS)))
+    return lambda value: (
+        value in exact or (value not in KNOWN_METHODS and ascii_lower(value) in folded)
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class MatchMethod:
     """How patterns are read, and the type that values are cast to before they are tried.
 
-    Without ``compile_one`` patterns are ignored, and without ``takes`` so is the value.
+    Without ``compile_all`` patterns are ignored, and without ``takes`` so is the value.
     """
 
     takes: SampleType | None
-    compile_one: Callable[[str, bool], Predicate] | None = None
+    compile_all: CompileAll | None = None
 
 
 METHODS: Mapping[str, MatchMethod] = {
     "found": MatchMethod(None),
     "bool": MatchMethod(SampleType.INT),
-    "int": MatchMethod(SampleType.INT, _integer),
-    "ip": MatchMethod(SampleType.ADDR, _address),
-    "bin": MatchMethod(SampleType.BIN, _block),
-    "len": MatchMethod(SampleType.STR, _length),
-    "str": MatchMethod(SampleType.STR, _folded(str.__eq__)),
-    "beg": MatchMethod(SampleType.STR, _folded(str.startswith)),
-    "end": MatchMethod(SampleType.STR, _folded(str.endswith)),
-    "sub": MatchMethod(SampleType.STR, _folded(str.__contains__)),
-    "dir": MatchMethod(SampleType.STR, _delimited("/?")),
-    "dom": MatchMethod(SampleType.STR, _delimited("/?.:")),
-    "reg": MatchMethod(SampleType.STR, _regex),
-    "meth": MatchMethod(SampleType.METH, _method),
+    "int": MatchMethod(SampleType.INT, _each(_integer)),
+    "ip": MatchMethod(SampleType.ADDR, _addresses),
+    "bin": MatchMethod(SampleType.BIN, _each(_block)),
+    "len": MatchMethod(SampleType.STR, _each(_length)),
+    "str": MatchMethod(SampleType.STR, _texts(_equal)),
+    "beg": MatchMethod(SampleType.STR, _texts(_begins)),
+    "end": MatchMethod(SampleType.STR, _texts(_ends)),
+    "sub": MatchMethod(SampleType.STR, _texts(_contains)),
+    "dir": MatchMethod(SampleType.STR, _texts(_delimited("/?"))),
+    "dom": MatchMethod(SampleType.STR, _texts(_delimited("/?.:"))),
+    "reg": MatchMethod(SampleType.STR, _regexes),
+    "meth": MatchMethod(SampleType.METH, _methods),
 }
 """The match methods by the names that ``-m`` takes; ``meth`` is that of the ACL ``method``."""
 
@@ -250,19 +320,13 @@ def any_of(method: str, patterns: Sequence[tuple[str, bool]]) -> Predicate:
     Raises:
         ArgumentError: a pattern is none of this method.
     """
-    compile_one = METHODS[method].compile_one
-    if compile_one is None:
+    compile_all = METHODS[method].compile_all
+    if compile_all is None:
         return bool if METHODS[method].takes else lambda value: True
-    exact: frozenset[str] = frozenset()
-    if method == "str":
-        exact = frozenset(word for word, ignore_case in patterns if not ignore_case)
-        patterns = [pattern for pattern in patterns if pattern[1]]
-    tests = [compile_one(word, ignore_case) for word, ignore_case in patterns]
-    if not tests:
-        return exact.__contains__
-    if len(tests) == 1 and not exact:
-        return tests[0]
-    return lambda value: value in exact or any(test(value) for test in tests)
+    words: dict[bool, list[str]] = {}
+    for word, ignore_case in patterns:
+        words.setdefault(ignore_case, []).append(word)
+    return _any_of([compile_all(some, ignore_case) for ignore_case, some in words.items()])
 
 
 def read_patterns(path: str) -> list[str]:

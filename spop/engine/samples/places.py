@@ -46,6 +46,7 @@ _RESPONSE = _span(Place.BE_RES_CNT, Place.FE_HRS_BDY)
 class Source(Enum):
     """What a fetch reads, in words that an error can use, and the places that have it."""
 
+    CONSTANT = "a constant", _span(Place.FE_CON_ACC, Place.FE_LOG_END)
     INTERNAL = "internal state", _span(Place.FE_CON_ACC, Place.FE_LOG_END)
     CONNECTION = "the client's connection", _span(Place.FE_CON_ACC, Place.FE_LOG_END)
     SESSION = "the client's session", _span(Place.FE_SES_ACC, Place.FE_LOG_END)

@@ -4,6 +4,10 @@ A function's annotations are its declaration: a converter's first parameter is t
 type it takes, the return annotation the one it gives, further parameters are arguments,
 optional where they have defaults. A converter that needs the stream names its second
 parameter ``stream``.
+
+A function that returns a ``Callable[[Stream], X]`` or ``Callable[[X], Y]`` makes the fetch or
+converter instead: it takes nothing but the arguments, and is called when an expression is
+compiled, so that what depends on them alone is done once.
 """
 
 from __future__ import annotations
@@ -13,14 +17,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from spop.engine.samples.arguments import PARSERS
+from spop.engine.samples.arguments import PARSERS, Operand
 from spop.engine.samples.places import Source
 from spop.engine.samples.types import Method, SampleType
+from spop.engine.stream import Stream
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-Prepare = Callable[..., tuple[Any, ...]]
 
 _TYPES: dict[Any, SampleType] = {
     bool: SampleType.BOOL,
@@ -38,7 +42,7 @@ _ADDRESSES = {IPv4Address, IPv6Address}
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """An argument that a fetch or converter takes."""
+    """An argument that a fetch or converter takes; it is text where it may be empty."""
 
     name: str
     parse: Callable[[str], Any]
@@ -48,32 +52,31 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """A fetch: ``function(stream, *args)`` gives one value.
+    """A fetch: ``make(*args)`` gives the function of the stream that reads a value.
 
-    ``every(stream, *args)`` gives all those that an ACL tries, where they may be several.
+    ``every(*args)`` gives one that reads all those that an ACL tries, where they may be several.
     """
 
     name: str
-    function: Callable[..., Any]
+    make: Callable[..., Callable[[Stream], Any]]
     parameters: tuple[Parameter, ...]
     gives: SampleType
-    prepare: Prepare | None
-    every: Callable[..., Iterable[Any]] | None
     source: Source
+    every: Callable[..., Callable[[Stream], Iterable[Any]]] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Converter:
-    """A converter: ``function(value, *args)`` or ``function(value, stream, *args)``."""
+    """A converter: ``make(*args)`` gives a function of a value, or of a value and the stream."""
 
     name: str
-    function: Callable[..., Any]
+    make: Callable[..., Callable[..., Any]]
     parameters: tuple[Parameter, ...]
     takes: SampleType
     keeps_type: bool
     gives: SampleType
-    prepare: Prepare | None
     needs_stream: bool
+    pure: bool
 
 
 FETCHES: dict[str, Fetch] = {}
@@ -83,16 +86,14 @@ CONVERTERS: dict[str, Converter] = {}
 def fetch(
     *names: str,
     of: Source = Source.INTERNAL,
-    every: Callable[..., Iterable[Any]] | None = None,
-    prepare: Prepare | None = None,
+    every: Callable[..., Callable[[Stream], Iterable[Any]]] | None = None,
 ) -> Callable[[Function], Function]:
     """Register a function of the stream and the arguments as a fetch, under each name.
 
     Args:
         of: what the function reads, which says where the fetch may stand.
-        every: gives all values that an ACL tries in turn; by default there is only one.
-        prepare: takes the arguments when an expression is compiled and gives those to call
-            the function with; raises ArgumentError for bad ones.
+        every: of the arguments, makes a function of the stream that gives all values which an
+            ACL tries in turn; by default there is only one.
 
     Raises:
         TypeError: an annotation is missing or has no HAProxy type.
@@ -100,23 +101,26 @@ def fetch(
 
     def register(function: Function) -> Function:
         hints = get_type_hints(function)
-        gives = _sample_type(hints.get("return"), function, address=SampleType.IPV4)
-        parameters = _parameters(function, hints, skip=1)
+        result = hints.get("return")
+        makes = get_origin(result) is Callable
+        gives = _sample_type(
+            get_args(result)[1] if makes else result, function, address=SampleType.IPV4
+        )
+        parameters = _parameters(function, hints, skip=0 if makes else 1)
+        make = function if makes else _fetch_maker(function)
         for name in names:
-            FETCHES[name] = Fetch(name, function, parameters, gives, prepare, every, of)
+            FETCHES[name] = Fetch(name, make, parameters, gives, of, every)
         return function
 
     return register
 
 
-def converter(
-    *names: str, prepare: Prepare | None = None, gives: SampleType | None = None
-) -> Callable[[Function], Function]:
+def converter(*names: str, pure: bool = True) -> Callable[[Function], Function]:
     """Register a function of a value and the arguments as a converter, under each name.
 
     Args:
-        prepare: as for `fetch`.
-        gives: the type that the converter promises, if not the one it is annotated with.
+        pure: the same value always gives the same result, so that of a constant it is
+            computed once.
 
     Raises:
         TypeError: an annotation is missing or has no HAProxy type.
@@ -125,25 +129,50 @@ def converter(
     def register(function: Function) -> Function:
         hints = get_type_hints(function)
         order = list(inspect.signature(function).parameters)
-        needs_stream = order[1:2] == ["stream"]
-        taken = hints.get(order[0])
+        result = hints.get("return")
+        makes = get_origin(result) is Callable
+        if makes:
+            taken, result = get_args(result)
+            taken, needs_stream = taken[0], len(taken) == 2
+            skip = 0
+        else:
+            taken, needs_stream = hints.get(order[0]), order[1:2] == ["stream"]
+            skip = 1 + needs_stream
         keeps_type = taken == str | bytes
         for name in names:
             CONVERTERS[name] = Converter(
                 name,
-                function,
-                _parameters(function, hints, skip=1 + needs_stream),
-                SampleType.BIN
-                if keeps_type
-                else _sample_type(taken, function, address=SampleType.ADDR),
+                function if makes else _converter_maker(function, needs_stream),
+                _parameters(function, hints, skip),
+                _sample_type(taken, function, address=SampleType.ADDR),
                 keeps_type,
-                gives or _sample_type(hints.get("return"), function, address=SampleType.IPV4),
-                prepare,
+                _sample_type(result, function, address=SampleType.IPV4),
                 needs_stream,
+                pure,
             )
         return function
 
     return register
+
+
+def _fetch_maker(function: Callable[..., Any]) -> Callable[..., Callable[[Stream], Any]]:
+    def make(*args: Any) -> Callable[[Stream], Any]:
+        return (lambda stream: function(stream, *args)) if args else function
+
+    return make
+
+
+def _converter_maker(
+    function: Callable[..., Any], needs_stream: bool
+) -> Callable[..., Callable[..., Any]]:
+    def make(*args: Any) -> Callable[..., Any]:
+        if not args:
+            return function
+        if needs_stream:
+            return lambda value, stream: function(value, stream, *args)
+        return lambda value: function(value, *args)
+
+    return make
 
 
 def _sample_type(hint: Any, function: Callable[..., Any], address: SampleType) -> SampleType:
@@ -167,8 +196,8 @@ def _parameters(
 
 def _parameter(declared: inspect.Parameter, hint: Any, function: Callable[..., Any]) -> Parameter:
     choices = set(get_args(hint)) - {type(None)} if isinstance(hint, UnionType) else {hint}
-    kind = choices.pop() if len(choices) == 1 else None
+    kind = hint if hint in PARSERS else choices.pop() if len(choices) == 1 else None
     if kind not in PARSERS:
         raise TypeError(f"{function.__qualname__}: no argument is of type {hint!r}")
     required = declared.default is inspect.Parameter.empty
-    return Parameter(declared.name, PARSERS[kind], kind is str, required)
+    return Parameter(declared.name, PARSERS[kind], kind in (str, Operand), required)

@@ -12,7 +12,7 @@ import re
 import socket
 from collections.abc import Callable, Mapping
 from enum import Enum
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 INT_MIN, INT_MAX = -(2**63), 2**63 - 1
@@ -51,6 +51,11 @@ def text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
+def byte_length(text: str) -> int:
+    """How many bytes a string has."""
+    return len(text) if text.isascii() else len(raw(text))
+
+
 def clamp(value: int) -> int:
     """The nearest integer that fits 64 bits."""
     return max(INT_MIN, min(INT_MAX, value))
@@ -70,22 +75,36 @@ def _text_to_int(value: str) -> int | None:
     return leading_int(value) if value else None
 
 
+def ipv4_of(word: str) -> IPv4Address | None:
+    """The address that is written in a word."""
+    try:
+        return IPv4Address(socket.inet_pton(socket.AF_INET, word))
+    except (OSError, ValueError):
+        return None
+
+
+def ipv6_of(word: str) -> IPv6Address | None:
+    """The address that is written in a word."""
+    try:
+        return IPv6Address(socket.inet_pton(socket.AF_INET6, word))
+    except (OSError, ValueError):
+        return None
+
+
+_LEADING_IPV4 = re.compile(r"([0-9]+)\.([0-9]+)\.([0-9]+)\.([0-9]+)(?![0-9.])", re.ASCII)
+
+
 def _text_to_ipv4(value: str) -> IPv4Address | None:
-    try:
-        return IPv4Address(value)
-    except AddressValueError:
-        return None
-
-
-def _text_to_ipv6(value: str) -> IPv6Address | None:
-    try:
-        return IPv6Address(value) if "%" not in value else None
-    except AddressValueError:
-        return None
+    """Also with zeros before its numbers, and with anything but a dot or digit after it."""
+    if address := ipv4_of(value):
+        return address
+    match = _LEADING_IPV4.match(value)
+    numbers = [int(digits[-20:]) for digits in match.groups()] if match else [256]
+    return IPv4Address(bytes(numbers)) if max(numbers) < 256 else None
 
 
 def _text_to_address(value: str) -> IPv4Address | IPv6Address | None:
-    return _text_to_ipv6(value) if ":" in value else _text_to_ipv4(value)
+    return _text_to_ipv4(value) or ipv6_of(value)
 
 
 def _int_to_text(value: int) -> str:
@@ -152,7 +171,7 @@ CASTS: Mapping[SampleType, Mapping[type, Cast]] = {
         int: _int_to_ipv6,
         IPv4Address: _ipv4_to_ipv6,
         IPv6Address: None,
-        str: _text_to_ipv6,
+        str: ipv6_of,
     },
     SampleType.STR: {
         bool: _int_to_text,
@@ -191,6 +210,11 @@ def castable(promised: SampleType, wanted: SampleType) -> bool:
     if promised is SampleType.METH:
         return wanted in (SampleType.STR, SampleType.BIN)
     return promised in _PYTHON_TYPES and _PYTHON_TYPES[promised] in CASTS[wanted]
+
+
+def unchanged(casts: Mapping[type, Cast]) -> frozenset[type]:
+    """The types whose values one row of `CASTS` leaves as they are."""
+    return frozenset(kind for kind, change in casts.items() if change is None)
 
 
 def cast(value: Any, casts: Mapping[type, Cast]) -> Any:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import base64 as b64
-import binascii
 import re
+from collections.abc import Callable
 from urllib.parse import quote_from_bytes
 
 from spop.engine.samples.errors import ArgumentError
 from spop.engine.samples.registry import converter
-from spop.engine.samples.types import clamp, raw, text
+from spop.engine.samples.types import raw, text
 
 _PERCENT = re.compile(rb"%([0-9A-Fa-f]{2})")
+_HEX_DIGITS = re.compile(r"[0-9A-Fa-f]*", re.ASCII)
+_BASE64 = re.compile(r"(?:B(?:BBB|BB=|B==|===))*".replace("B", "[A-Za-z0-9+/]"))
+_URL_BASE64 = re.compile(r"[A-Za-z0-9_=-]*", re.ASCII)
+_UTF8 = re.compile(
+    rb"[\x00-\x7f]|[\xc0-\xdf][\x80-\xbf]?|[\xe0-\xef][\x80-\xbf]{0,2}|[\xf0-\xf7][\x80-\xbf]{0,3}"
+    rb"|[\xf8-\xfb][\x80-\xbf]{0,4}|[\xfc\xfd][\x80-\xbf]{0,5}|[\x80-\xbf\xfe\xff]"
+)
+"""A sequence of UTF-8, in its first form with up to six bytes, or the beginning of one."""
+_UTF8_SIZES = {0xC: 2, 0xD: 2, 0xE: 3, 0xF: 4}
 _JSON_DECODERS = ("ascii", "utf8", "utf8s", "utf8p", "utf8ps")
 _JSON_SHORT = {'"': '\\"', "\\": "\\\\", "/": "\\/"} | dict(
     zip("\b\f\n\r\t", ("\\b", "\\f", "\\n", "\\r", "\\t"), strict=True)
@@ -25,30 +34,50 @@ def hexadecimal(value: bytes) -> str:
 
 @converter("hex2i")
 def hex2i(value: str) -> int | None:
-    if not value:
-        return 0
-    try:
-        return clamp(int(value, 16)) if value.isalnum() else None
-    except ValueError:
+    """What doesn't fit 64 bits wraps around."""
+    if not _HEX_DIGITS.fullmatch(value):
         return None
+    number = int(value or "0", 16) & 2**64 - 1
+    return number - 2**64 if number >> 63 else number
 
 
 def _chunks(value: bytes, size: int, truncate: int) -> list[bytes]:
-    size = size or len(value) or 1
     end = len(value) - len(value) % size if truncate else len(value)
     return [value[start : start + size] for start in range(0, end, size)]
 
 
+def _check_truncate(truncate: int) -> None:
+    if truncate not in (0, 1):
+        raise ArgumentError("whether to truncate is 0 or 1")
+
+
 @converter("be2hex")
-def be2hex(value: bytes, separator: str = "", size: int = 0, truncate: int = 0) -> str:
-    return separator.join(chunk.hex().upper() for chunk in _chunks(value, size, truncate))
+def be2hex(
+    separator: str = "", size: int | None = None, truncate: int = 0
+) -> Callable[[bytes], str]:
+    if size is not None and (size < 0 or (separator and not size)):
+        raise ArgumentError("a chunk has at least one byte")
+    _check_truncate(truncate)
+    if not size:
+        return hexadecimal
+
+    def write(value: bytes) -> str:
+        return separator.join(chunk.hex().upper() for chunk in _chunks(value, size, truncate))
+
+    return write
 
 
 @converter("be2dec")
-def be2dec(value: bytes, separator: str, size: int, truncate: int = 0) -> str:
-    return separator.join(
-        str(int.from_bytes(chunk, "big")) for chunk in _chunks(value, size, truncate)
-    )
+def be2dec(separator: str, size: int, truncate: int = 0) -> Callable[[bytes], str]:
+    if not 1 <= size <= 8:
+        raise ArgumentError("a chunk has 1 to 8 bytes")
+    _check_truncate(truncate)
+
+    def write(value: bytes) -> str:
+        chunks = _chunks(value, size, truncate)
+        return separator.join(str(int.from_bytes(chunk, "big")) for chunk in chunks)
+
+    return write
 
 
 @converter("base64")
@@ -58,10 +87,19 @@ def base64(value: bytes) -> str:
 
 @converter("b64dec")
 def b64dec(value: str) -> bytes | None:
-    try:
-        return b64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):
+    """Padding may end every group of four characters, so that texts may be joined."""
+    if not _BASE64.fullmatch(value):
         return None
+    padded = value.rstrip("=")
+    if "=" not in padded and len(value) - len(padded) < 3:
+        return b64.b64decode(value)
+    groups = (value[start : start + 4] for start in range(0, len(value), 4))
+    return b"".join(map(_decode_group, groups))
+
+
+def _decode_group(group: str) -> bytes:
+    data = b64.b64decode(group.replace("=", "A"))
+    return data[: 3 - group.count("=")]
 
 
 @converter("ub64enc")
@@ -71,7 +109,11 @@ def ub64enc(value: bytes) -> str:
 
 @converter("ub64dec")
 def ub64dec(value: str) -> bytes | None:
-    return b64dec(value.translate({45: "+", 95: "/"}) + "=" * (-len(value) % 4))
+    """An equals sign is no padding; HAProxy takes it for the last character of the alphabet."""
+    if not _URL_BASE64.fullmatch(value) or len(value) % 4 == 1:
+        return None
+    size = len(value) * 3 // 4
+    return b64.urlsafe_b64decode(value.replace("=", "_") + "A" * (-len(value) % 4))[:size]
 
 
 @converter("url_dec")
@@ -85,41 +127,55 @@ def url_dec(value: str, in_form: int = 0) -> str | None:
     return text(decoded) if count == data.count(b"%") else None
 
 
-def _query_encoding(kind: str = "query") -> tuple[()]:
+@converter("url_enc")
+def url_enc(kind: str = "query") -> Callable[[str], str]:
     if kind not in ("", "query"):
         raise ArgumentError(f"'{kind}' is no way to encode; 'query' is")
-    return ()
+    return lambda value: quote_from_bytes(raw(value), safe="")
 
 
-@converter("url_enc", prepare=_query_encoding)
-def url_enc(value: str, kind: str = "query") -> str:
-    return quote_from_bytes(raw(value), safe="")
-
-
-def _json_decoder(decoder: str = "ascii") -> tuple[str]:
-    if decoder not in _JSON_DECODERS and decoder:
-        raise ArgumentError(f"'{decoder}' is none of {', '.join(_JSON_DECODERS)}")
-    return (decoder or "ascii",)
-
-
-@converter("json", prepare=_json_decoder)
-def json(value: str, decoder: str = "ascii") -> str | None:
+@converter("json")
+def json(decoder: str = "ascii") -> Callable[[str], str | None]:
     """Escaped for a JSON string; None for what the decoder refuses or 4 digits can't say."""
-    try:
-        characters = _decode(raw(value), decoder)
-    except UnicodeDecodeError:
-        return None
-    if any(ord(c) > 0xFFFF for c in characters):
-        if not decoder.endswith("s"):
+    decoder = decoder or "ascii"
+    if decoder not in _JSON_DECODERS:
+        raise ArgumentError(f"'{decoder}' is none of {', '.join(_JSON_DECODERS)}")
+    return lambda value: _json(value, decoder)
+
+
+def _json(value: str, decoder: str) -> str | None:
+    data = raw(value)
+    if data.isascii() or decoder == "ascii":
+        return "".join(map(_json_character, data.decode("latin-1")))
+    return _json_utf8(data, skip="s" in decoder[4:], permissive="p" in decoder)
+
+
+def _json_utf8(data: bytes, skip: bool, permissive: bool) -> str | None:
+    out = []
+    for match in _UTF8.finditer(data):
+        character = _character(match[0], permissive)
+        if character is not None:
+            out.append(_json_character(character))
+        elif not skip:
             return None
-        characters = "".join(c for c in characters if ord(c) <= 0xFFFF)
-    return "".join(map(_json_character, characters))
+    return "".join(out)
 
 
-def _decode(data: bytes, decoder: str) -> str:
-    if decoder == "ascii":
-        return data.decode("latin-1")
-    return data.decode("utf-8", "ignore" if decoder.endswith("s") else "strict")
+def _character(sequence: bytes, permissive: bool) -> str | None:
+    """The character that bytes stand for; a permissive decoder takes overlong forms too."""
+    lead = sequence[0]
+    if lead < 0x80:
+        return chr(lead)
+    size = _UTF8_SIZES.get(lead >> 4, 0)
+    if len(sequence) != size:
+        return None
+    code = lead & 0xFF >> size + 1
+    for byte in sequence[1:]:
+        code = code << 6 | byte & 0x3F
+    overlong = code < (0, 0, 0x80, 0x800, 0x10000)[size]
+    if code > 0xFFFD or 0xD800 <= code < 0xE000 or (overlong and not permissive):
+        return None
+    return chr(code)
 
 
 def _json_character(char: str) -> str:
@@ -128,15 +184,17 @@ def _json_character(char: str) -> str:
     return char if " " <= char <= "~" else f"\\u{ord(char):04x}"
 
 
-def _not_negative(offset: int, length: int | None = None) -> tuple[int, int | None]:
-    if offset < 0 or (length is not None and length < 0):
-        raise ArgumentError("offset and length can't be negative")
-    return offset, length
+@converter("bytes")
+def part(offset: int, length: int | None = None) -> Callable[[str | bytes], str | bytes]:
+    """Some bytes of a block, empty beyond its end. A string stays one.
 
+    A negative offset is beyond the end, and a negative length takes all.
+    """
+    if offset < 0:
+        offset, length = 0, 0
+    end = None if length is None or length < 0 else offset + length
 
-@converter("bytes", prepare=_not_negative)
-def part(value: str | bytes, offset: int, length: int | None = None) -> str | bytes:
-    """Some bytes of a block, empty beyond its end. A string stays one."""
-    data = raw(value) if isinstance(value, str) else value
-    cut = data[offset:] if length is None else data[offset : offset + length]
-    return text(cut) if isinstance(value, str) else cut
+    def cut(value: str | bytes) -> str | bytes:
+        return text(raw(value)[offset:end]) if isinstance(value, str) else value[offset:end]
+
+    return cut

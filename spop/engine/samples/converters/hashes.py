@@ -79,26 +79,18 @@ def sha1(value: bytes) -> bytes:
     return hashlib.sha1(value).digest()
 
 
-def _sha2_name(bits: int = 256) -> tuple[str]:
+@converter("sha2")
+def sha2(bits: int = 256) -> Callable[[bytes], bytes]:
     if bits not in (224, 256, 384, 512):
         raise ArgumentError("SHA-2 has 224, 256, 384 or 512 bits")
-    return (f"sha{bits}",)
+    return digest(f"sha{bits}")
 
 
-@converter("sha2", prepare=_sha2_name)
-def sha2(value: bytes, bits: int = 256) -> bytes:
-    return hashlib.new(str(bits), value).digest()
-
-
-def _digest_name(algorithm: str) -> tuple[str]:
+@converter("digest")
+def digest(algorithm: str) -> Callable[[bytes], bytes]:
     if algorithm.lower() not in hashlib.algorithms_available:
         raise ArgumentError(f"'{algorithm}' is no digest algorithm")
-    return (algorithm,)
-
-
-@converter("digest", prepare=_digest_name)
-def digest(value: bytes, algorithm: str) -> bytes:
-    return hashlib.new(algorithm, value).digest()
+    return lambda value: hashlib.new(algorithm, value).digest()
 
 
 @converter("md5")

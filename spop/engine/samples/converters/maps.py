@@ -9,9 +9,10 @@ from typing import Any
 from spop.engine.samples.arguments import parse_int
 from spop.engine.samples.errors import ArgumentError
 from spop.engine.samples.patterns import (
-    METHODS,
+    any_of,
     compile_regex,
     expand_references,
+    narrowest_network,
     parse_network,
     read_map,
 )
@@ -46,16 +47,11 @@ def _longest_prefix(entries: list[tuple[str, Any]]) -> Lookup:
 
 
 def _narrowest_network(entries: list[tuple[str, Any]]) -> Lookup:
-    def width(entry: tuple[str, Any]) -> int:
-        return -parse_network(entry[0]).mask.bit_count()
-
-    return _first_match("ip", sorted(entries, key=width))
+    return narrowest_network([(parse_network(key), value) for key, value in entries])
 
 
 def _first_match(method: str, entries: list[tuple[str, Any]]) -> Lookup:
-    compile_one = METHODS[method].compile_one
-    assert compile_one
-    tests = [(compile_one(key, False), value) for key, value in entries]
+    tests = [(any_of(method, [(key, False)]), value) for key, value in entries]
     return lambda key: next((value for test, value in tests if test(key)), None)
 
 
@@ -83,18 +79,23 @@ _LOOKUPS: dict[str, Callable[[list[tuple[str, Any]]], Lookup]] = {
 def _register(match: str, output: str, *names: str) -> None:
     parse, gives = _OUTPUTS[output]
 
-    def prepare(path: str, default: str | None = None) -> tuple[Lookup, Any]:
+    def lookup_converter(path: str, default: str | None = None) -> Callable[[Any], Any]:
         entries = [(key, parse(value)) for key, value in read_map(path)]
         build = _LOOKUPS.get(match)
         lookup = build(entries) if build else _first_match(match, entries)
-        return lookup, None if default is None else parse(default)
+        if default is None:
+            return lookup
+        otherwise = parse(default)
 
-    def lookup_converter(value: str, path: str, default: str | None = None) -> Any:
-        found = path(value)  # type: ignore[operator]
-        return default if found is None else found
+        def lookup_or_default(value: Any) -> Any:
+            found = lookup(value)
+            return otherwise if found is None else found
 
-    lookup_converter.__annotations__ |= {"value": _INPUTS.get(match, str), "return": gives}
-    converter(*names, prepare=prepare)(lookup_converter)
+        return lookup_or_default
+
+    takes = _INPUTS.get(match, str)
+    lookup_converter.__annotations__["return"] = Callable[[takes], gives]
+    converter(*names)(lookup_converter)
 
 
 for _match in ("str", "beg", "sub", "dir", "dom", "end", "reg", "int", "ip"):

@@ -8,11 +8,11 @@ from ipaddress import IPv4Address, IPv6Address
 
 from spop.engine.samples.arguments import Mask4, Mask6, Operand
 from spop.engine.samples.registry import converter
-from spop.engine.samples.types import INT_MAX, clamp, ipv6_to_ipv4
+from spop.engine.samples.types import INT_MAX, INT_MIN, SampleType, clamp, ipv6_to_ipv4
 from spop.engine.stream import Stream
 
 
-def _quotient(value: int, divisor: int) -> int:
+def quotient(value: int, divisor: int) -> int:
     """Division as in C, towards zero; by zero it gives the largest integer."""
     if divisor == 0:
         return INT_MAX
@@ -22,18 +22,27 @@ def _quotient(value: int, divisor: int) -> int:
 
 def _remainder(value: int, divisor: int) -> int:
     """The remainder as in C, with the sign of the value; 0 for zero."""
-    return value - divisor * _quotient(value, divisor) if divisor else 0
+    return value - divisor * quotient(value, divisor) if divisor else 0
 
 
 def _as_given(value: int, result: int) -> int:
     """A result inside 64 bits; arithmetic on a boolean gives one."""
-    return bool(result) if isinstance(value, bool) else clamp(result)
+    if type(value) is bool:
+        return bool(result)
+    return result if INT_MIN <= result <= INT_MAX else clamp(result)
 
 
 def _register(name: str, compute: Callable[[int, int], int]) -> None:
-    def arithmetic(value: int, stream: Stream, operand: Operand) -> int | None:
-        other = operand.value(stream)
-        return None if other is None else _as_given(value, compute(value, other))
+    def arithmetic(operand: Operand) -> Callable[[int, Stream], int | None]:
+        if isinstance(operand, int):
+            return lambda value, stream: _as_given(value, compute(value, operand))
+        read = operand.reader(SampleType.INT)
+
+        def with_variable(value: int, stream: Stream) -> int | None:
+            other = read(stream)
+            return None if other is None else _as_given(value, compute(value, other))
+
+        return with_variable
 
     converter(name)(arithmetic)
 
@@ -41,7 +50,7 @@ def _register(name: str, compute: Callable[[int, int], int]) -> None:
 _register("add", operator.add)
 _register("sub", operator.sub)
 _register("mul", operator.mul)
-_register("div", _quotient)
+_register("div", quotient)
 _register("mod", _remainder)
 _register("and", operator.and_)
 _register("or", operator.or_)
@@ -92,12 +101,10 @@ def htonl(value: int) -> bytes:
 def ipmask(
     value: IPv4Address | IPv6Address, mask4: Mask4, mask6: Mask6 | None = None
 ) -> IPv4Address | IPv6Address | None:
-    """The network of an address. An IPv6 address without a mask for it must hold an IPv4 one."""
+    """The network of an address. An IPv6 address that holds an IPv4 one is taken for that."""
     if isinstance(value, IPv6Address):
-        if mask6 is not None:
-            return IPv6Address(int(value) & mask6)
         inner = ipv6_to_ipv4(value)
         if inner is None:
-            return None
+            return None if mask6 is None else IPv6Address(int(value) & mask6)
         value = inner
     return IPv4Address(int(value) & mask4)

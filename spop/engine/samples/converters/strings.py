@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from hmac import compare_digest
 
-from spop.engine.samples.arguments import Variable, parse_variable
+from spop.engine.samples.arguments import Variable
 from spop.engine.samples.errors import ArgumentError
 from spop.engine.samples.patterns import ascii_lower, compile_regex, expand_references
 from spop.engine.samples.registry import converter
-from spop.engine.samples.types import SampleType, raw, text
+from spop.engine.samples.types import SampleType, byte_length, raw, text
 from spop.engine.stream import Stream
+
+Convert = Callable[[str], str | None]
 
 _UPPER = {ordinal: ordinal - 32 for ordinal in range(ord("a"), ord("z") + 1)}
 
@@ -27,17 +30,30 @@ def upper(value: str) -> str:
 
 @converter("length", "len")
 def length(value: str) -> int:
-    return len(value) if value.isascii() else len(raw(value))
+    return byte_length(value)
 
 
 @converter("ltrim")
-def ltrim(value: str, characters: str) -> str:
-    return value.lstrip(characters) if characters else value
+def ltrim(characters: str) -> Convert:
+    return _by_bytes(characters, lambda some: lambda value: value.lstrip(some))
 
 
 @converter("rtrim")
-def rtrim(value: str, characters: str) -> str:
-    return value.rstrip(characters) if characters else value
+def rtrim(characters: str) -> Convert:
+    return _by_bytes(characters, lambda some: lambda value: value.rstrip(some))
+
+
+def _by_bytes(characters: str, make: Callable[[str], Convert]) -> Convert:
+    """A converter that looks for characters, where bytes count for what isn't ASCII."""
+    if characters.isascii():
+        return make(characters)
+    convert = make(raw(characters).decode("latin-1"))
+
+    def convert_bytes(value: str) -> str | None:
+        found = convert(raw(value).decode("latin-1"))
+        return None if found is None else text(found.encode("latin-1"))
+
+    return convert_bytes
 
 
 @converter("cut_crlf")
@@ -45,12 +61,18 @@ def cut_crlf(value: str) -> str:
     return re.split("[\r\n]", value, maxsplit=1)[0]
 
 
-def _selection(index: int, delimiters: str, count: int = 1) -> tuple[int, re.Pattern[str], int]:
+def _delimiter(index: int, delimiters: str) -> re.Pattern[str]:
+    """Finds a delimiter, once the arguments of a selection are known to be good."""
     if index == 0:
         raise ArgumentError("an index counts from 1, or from the end as -1")
-    if count < 0:
-        raise ArgumentError("a count is 0 for all, or positive")
-    return index, re.compile(f"[{re.escape(delimiters)}]" if delimiters else "(?!)"), count
+    if not delimiters:
+        raise ArgumentError("there has to be a delimiter")
+    return re.compile(f"[{re.escape(delimiters)}]")
+
+
+def _one_of(parts: list[str], index: int) -> str | None:
+    """The commonest selection."""
+    return parts[index - (index > 0)] if abs(index) <= len(parts) else None
 
 
 def _select(value: str, spans: list[tuple[int, int]], index: int, count: int) -> str | None:
@@ -71,73 +93,100 @@ def _spans(value: str, delimiters: re.Pattern[str]) -> list[tuple[int, int]]:
     return list(zip([0, *(end + 1 for end in ends)], [*ends, len(value)], strict=True))
 
 
-@converter("field", prepare=_selection)
-def field(value: str, index: int, delimiters: str, count: int = 1) -> str | None:
-    return _select(value, _spans(value, delimiters), index, count)  # type: ignore[arg-type]
+@converter("field")
+def field(index: int, delimiters: str, count: int = 1) -> Convert:
+    return _by_bytes(delimiters, lambda some: _field(index, some, count))
 
 
-@converter("word", prepare=_selection)
-def word(value: str, index: int, delimiters: str, count: int = 1) -> str:
+def _field(index: int, delimiters: str, count: int) -> Convert:
+    delimiter = _delimiter(index, delimiters)
+    count = max(count, 0)
+    if count == len(delimiters) == 1:
+        return lambda value: _one_of(value.split(delimiters), index)
+    return lambda value: _select(value, _spans(value, delimiter), index, count)
+
+
+@converter("word")
+def word(index: int, delimiters: str, count: int = 1) -> Convert:
     """Empty if there is none. All remaining words come with the delimiters beyond them."""
-    spans = _spans(value, delimiters)  # type: ignore[arg-type]
-    words = [span for span in spans if span[0] < span[1]]
-    available = len(words) - abs(index) + 1
-    if (count and count <= available) or available <= 0:
-        return _select(value, words, index, count) or ""
-    return value[words[index - 1][0] :] if index > 0 else value[: words[index][1]]
+    return _by_bytes(delimiters, lambda some: _word(index, some, count))
 
 
-def _substitution(
-    regex: str, replacement: str, flags: str = ""
-) -> tuple[re.Pattern[bytes], bytes, int]:
+def _word(index: int, delimiters: str, count: int) -> Convert:
+    delimiter = _delimiter(index, delimiters)
+    count = max(count, 0)
+    if count == len(delimiters) == 1:
+        return lambda value: _one_of(list(filter(None, value.split(delimiters))), index) or ""
+
+    def select(value: str) -> str:
+        words = [span for span in _spans(value, delimiter) if span[0] < span[1]]
+        available = len(words) - abs(index) + 1
+        if (count and count <= available) or available <= 0:
+            return _select(value, words, index, count) or ""
+        return value[words[index - 1][0] :] if index > 0 else value[: words[index][1]]
+
+    return select
+
+
+@converter("regsub")
+def regsub(regex: str, replacement: str, flags: str = "") -> Callable[[str], str]:
     if set(flags) - {"g", "i"}:
         raise ArgumentError(f"'{flags}': the flags are 'g' and 'i'")
-    return compile_regex(regex, "i" in flags), raw(replacement), 0 if "g" in flags else 1
+    if not regex:
+        raise ArgumentError("the regular expression is empty")
+    pattern, template = compile_regex(regex, "i" in flags), raw(replacement)
+    count = 0 if "g" in flags else 1
+
+    def expand(match: re.Match[bytes]) -> bytes:
+        return expand_references(template, match)
+
+    return lambda value: text(pattern.sub(expand, raw(value), count=count))
 
 
-@converter("regsub", prepare=_substitution)
-def regsub(value: str, regex: str, replacement: str, flags: str = "") -> str:
-    pattern: re.Pattern[bytes] = regex  # type: ignore[assignment]
-    template: bytes = replacement  # type: ignore[assignment]
-    replaced = pattern.sub(
-        lambda match: expand_references(template, match), raw(value), count=int(flags)
-    )
-    return text(replaced)
+def _text_of(name: Variable | None) -> Callable[[Stream], str]:
+    """Reads a variable's text, empty if there is none."""
+    if name is None:
+        return lambda stream: ""
+    read = name.reader(SampleType.STR)
+    return lambda stream: read(stream) or ""
 
 
-def _concatenated(start: str = "", name: str = "", end: str = "") -> tuple[str, object, str]:
-    return start, parse_variable(name) if name else None, end
+@converter("concat")
+def concat(
+    start: str = "", name: Variable | None = None, end: str = ""
+) -> Callable[[str, Stream], str]:
+    read = _text_of(name)
+    return lambda value, stream: value + start + read(stream) + end
 
 
-@converter("concat", prepare=_concatenated)
-def concat(value: str, stream: Stream, start: str = "", name: str = "", end: str = "") -> str:
-    return value + start + _variable_text(name, stream) + end
-
-
-def _variable_text(name: object, stream: Stream) -> str:
-    held = name.value(stream, SampleType.STR) if isinstance(name, Variable) else None
-    return held or ""
-
-
-def _added_item(delimiter: str, name: str = "", suffix: str = "") -> tuple[str, object, str]:
+@converter("add_item")
+def add_item(
+    delimiter: str, name: Variable | None = None, suffix: str = ""
+) -> Callable[[str, Stream], str]:
     if not name and not suffix:
         raise ArgumentError("a variable, a suffix or both are needed")
-    return _concatenated(delimiter, name, suffix)
+    read = _text_of(name)
 
+    def add(value: str, stream: Stream) -> str:
+        item = read(stream) + suffix
+        return value + delimiter + item if value and item else value + item
 
-@converter("add_item", prepare=_added_item)
-def add_item(value: str, stream: Stream, delimiter: str, name: str = "", suffix: str = "") -> str:
-    item = _variable_text(name, stream) + suffix
-    return value + delimiter + item if value and item else value + item
+    return add
 
 
 @converter("strcmp")
-def strcmp(value: str, stream: Stream, variable: Variable) -> int | None:
+def strcmp(variable: Variable) -> Callable[[str, Stream], int | None]:
     """Below, at or above 0 as the value sorts before, equals or sorts after the variable."""
-    other = variable.value(stream, SampleType.STR)
-    if other is None:
-        return None
-    left, right = raw(value), raw(other)
+    read = variable.reader(SampleType.STR)
+
+    def compare(value: str, stream: Stream) -> int | None:
+        other = read(stream)
+        return None if other is None else _difference(raw(value), raw(other))
+
+    return compare
+
+
+def _difference(left: bytes, right: bytes) -> int:
     for a, b in zip(left, right, strict=False):
         if a != b:
             return a - b
@@ -145,10 +194,14 @@ def strcmp(value: str, stream: Stream, variable: Variable) -> int | None:
 
 
 @converter("secure_memcmp")
-def secure_memcmp(value: bytes, stream: Stream, variable: Variable) -> bool | None:
+def secure_memcmp(variable: Variable) -> Callable[[bytes, Stream], bool | None]:
+    read = variable.reader(SampleType.BIN)
 
-    other = variable.value(stream, SampleType.BIN)
-    return None if other is None else compare_digest(value, other)
+    def compare(value: bytes, stream: Stream) -> bool | None:
+        other = read(stream)
+        return None if other is None else compare_digest(value, other)
+
+    return compare
 
 
 def _host_and_port(value: str) -> tuple[str, int]:

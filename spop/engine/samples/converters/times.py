@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import time
-from email.utils import formatdate
 
-from spop.engine.samples.arguments import parse_unit
+from spop.engine.samples.arguments import Unit
+from spop.engine.samples.converters.numbers import quotient
 from spop.engine.samples.registry import converter
+
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
+_55_BITS = (1 << 55) - 1
+"""What HAProxy keeps of a time."""
 
 
 @converter("utime")
 def utime(value: int, pattern: str, offset: int = 0) -> str:
-    return time.strftime(pattern, time.gmtime(value + offset))
+    return time.strftime(pattern, time.gmtime((value & _55_BITS) + offset))
 
 
 @converter("ltime")
 def ltime(value: int, pattern: str, offset: int = 0) -> str:
-    return time.strftime(pattern, time.localtime(value + offset))
+    return time.strftime(pattern, time.localtime((value & _55_BITS) + offset))
 
 
-@converter("http_date", prepare=parse_unit)
-def http_date(value: int, offset: int = 0, unit: str = "1") -> str:
+@converter("http_date")
+def http_date(value: int, offset: int = 0, unit: Unit = Unit(1)) -> str:  # noqa: B008
     """A date for header fields; below the second, HAProxy's has the bare count of units."""
-    seconds, fraction = divmod(value + offset, int(unit))
-    date = formatdate(seconds, usegmt=True)
-    return date if int(unit) == 1 else date.replace(" GMT", f".{fraction} GMT")
+    total = value + offset
+    seconds = quotient(total, unit)
+    fraction = "" if unit == 1 else f".{total - seconds * unit}"
+    year, month, day, hour, minute, second, weekday, *_ = time.gmtime(seconds & _55_BITS)
+    date = f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year}"
+    return f"{date} {hour:02}:{minute:02}:{second:02}{fraction} GMT"

@@ -7,108 +7,115 @@ import random
 import socket
 import time
 import uuid as uuids
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
+from typing import TypeVar
 
-from spop.engine.samples.arguments import Variable, parse_hex, parse_unit
+from spop.engine.samples.arguments import Unit, Variable, parse_hex
 from spop.engine.samples.errors import ArgumentError
+from spop.engine.samples.places import Source
 from spop.engine.samples.registry import fetch
 from spop.engine.samples.types import Method
 from spop.engine.stream import Stream
 
+T = TypeVar("T")
+
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 
 
-@fetch("always_true")
-def always_true(stream: Stream) -> bool:
-    return True
+def _always(value: T) -> Callable[[Stream], T]:
+    return lambda stream: value
 
 
-@fetch("always_false")
-def always_false(stream: Stream) -> bool:
-    return False
+@fetch("always_true", of=Source.CONSTANT)
+def always_true() -> Callable[[Stream], bool]:
+    return _always(True)
 
 
-@fetch("str")
-def string(stream: Stream, value: str) -> str:
-    return value
+@fetch("always_false", of=Source.CONSTANT)
+def always_false() -> Callable[[Stream], bool]:
+    return _always(False)
 
 
-@fetch("int")
-def integer(stream: Stream, value: int) -> int:
-    return value
+@fetch("wait_end")
+def wait_end() -> Callable[[Stream], bool]:
+    """Whether nothing more will be waited for: the filter never waits."""
+    return _always(True)
 
 
-@fetch("ipv4")
-def ipv4(stream: Stream, value: IPv4Address) -> IPv4Address:
-    return value
+@fetch("str", of=Source.CONSTANT)
+def string(value: str) -> Callable[[Stream], str]:
+    return _always(value)
 
 
-@fetch("ipv6")
-def ipv6(stream: Stream, value: IPv6Address) -> IPv6Address:
-    return value
+@fetch("int", of=Source.CONSTANT)
+def integer(value: int) -> Callable[[Stream], int]:
+    return _always(value)
 
 
-@fetch("meth")
-def meth(stream: Stream, value: str) -> Method:
-    return value  # type: ignore[return-value]
+@fetch("ipv4", of=Source.CONSTANT)
+def ipv4(value: IPv4Address) -> Callable[[Stream], IPv4Address]:
+    return _always(value)
 
 
-def _boolean(word: str) -> tuple[bool]:
+@fetch("ipv6", of=Source.CONSTANT)
+def ipv6(value: IPv6Address) -> Callable[[Stream], IPv6Address]:
+    return _always(value)
+
+
+@fetch("meth", of=Source.CONSTANT)
+def meth(value: str) -> Callable[[Stream], Method]:
+    return _always(value)  # type: ignore[arg-type]
+
+
+@fetch("bool", of=Source.CONSTANT)
+def boolean(word: str) -> Callable[[Stream], bool]:
     if word.lower() not in _BOOLEANS:
         raise ArgumentError(f"'{word}' is none of true, 1, false and 0")
-    return (_BOOLEANS[word.lower()],)
+    return _always(_BOOLEANS[word.lower()])
 
 
-@fetch("bool", prepare=_boolean)
-def boolean(stream: Stream, value: str) -> bool:
-    return value  # type: ignore[return-value]
-
-
-def _from_hex(word: str) -> tuple[bytes]:
+@fetch("bin", of=Source.CONSTANT)
+def binary(word: str) -> Callable[[Stream], bytes]:
     if not word:
         raise ArgumentError("the sequence of hexadecimal pairs is empty")
-    return (parse_hex(word),)
-
-
-@fetch("bin", prepare=_from_hex)
-def binary(stream: Stream, value: str) -> bytes:
-    return value  # type: ignore[return-value]
+    return _always(parse_hex(word))
 
 
 @fetch("var")
-def var(stream: Stream, name: Variable, default: str | None = None) -> object:
-    value = stream.variables.get(name.name)
-    return default if value is None else value
+def var(name: Variable, default: str | None = None) -> Callable[[Stream], object]:
+    whole = name.name
+    if default is None:
+        return lambda stream: stream.variables.get(whole)
+
+    def value_or_default(stream: Stream) -> object:
+        value = stream.variables.get(whole)
+        return default if value is None else value
+
+    return value_or_default
 
 
-def _environment(name: str) -> tuple[str | None]:
-    return (os.environ.get(name),)
-
-
-@fetch("env", prepare=_environment)
-def env(stream: Stream, name: str) -> str | None:
-    return name
+@fetch("env")
+def env(name: str) -> Callable[[Stream], str | None]:
+    return _always(os.environ.get(name))
 
 
 @fetch("rand")
 def rand(stream: Stream, below: int = 2**32) -> int:
-    return random.randrange(below) if below > 0 else 0
+    """Also for a negative bound what HAProxy's unsigned arithmetic makes of it."""
+    return (random.getrandbits(32) * below & 2**64 - 1) >> 32
 
 
-def _version(version: int = 4) -> tuple[int]:
+@fetch("uuid")
+def uuid(version: int = 4) -> Callable[[Stream], str]:
     if version != 4:
         raise ArgumentError("only UUIDs of version 4 are supported")
-    return (version,)
+    return lambda stream: str(uuids.uuid4())
 
 
-@fetch("uuid", prepare=_version)
-def uuid(stream: Stream, version: int = 4) -> str:
-    return str(uuids.uuid4())
-
-
-@fetch("date", prepare=parse_unit)
-def date(stream: Stream, offset: int = 0, unit: str = "s") -> int:
-    return int(time.time() * int(unit)) + offset
+@fetch("date")
+def date(stream: Stream, offset: int = 0, unit: Unit = Unit(1)) -> int:  # noqa: B008
+    return int(time.time() * unit) + offset
 
 
 @fetch("date_us")
@@ -117,8 +124,8 @@ def date_us(stream: Stream) -> int:
 
 
 @fetch("hostname")
-def hostname(stream: Stream) -> str:
-    return socket.gethostname()
+def hostname() -> Callable[[Stream], str]:
+    return _always(socket.gethostname())
 
 
 @fetch("unique-id")

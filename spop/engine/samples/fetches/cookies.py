@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
-from spop.engine.samples.fetches.headers import (
-    of_request,
-    of_response,
-    strict_int,
-    values,
-)
+from spop.engine.samples.fetches.headers import strict_int, values
 from spop.engine.samples.places import Source
 from spop.engine.samples.registry import fetch
 from spop.engine.stream import Stream
@@ -18,27 +13,39 @@ from spop.engine.stream import Stream
 _PAIR = re.compile(r'\s*([^=;,\s]*)\s*=\s*((?:"(?:\\.|[^"\\])*"?|[^;,"])*)')
 _NEXT = re.compile(r"[;,]")
 
-Cookies = Callable[[Stream, str], Iterator[str]]
+Cookies = Callable[[Stream], Iterator[str]]
 
 
-def request_cookies(stream: Stream, name: str) -> Iterator[str]:
-    """The values of a request's cookies of this name; of all for an empty name."""
-    for line in values(of_request(stream), "cookie"):
-        for key, value in _pairs(line):
-            if name in ("", key):
-                yield value
+def request_cookies(name: str) -> Cookies:
+    """Reads the values of a request's cookies of this name; of all for an empty name."""
+    key = re.escape(name) or r"[^=;,\s]*"
+    find_plain = re.compile(rf"(?:^|[;,])\s*{key}\s*=\s*([^;,]*)").findall
+
+    def read(stream: Stream) -> Iterator[str]:
+        for line in values(stream.request, "cookie"):
+            if '"' in line:
+                yield from (value for key, value in _pairs(line) if name in ("", key))
+            elif name in line:
+                for value in find_plain(line):
+                    yield value.rstrip(" \t")
+
+    return read
 
 
-def response_cookies(stream: Stream, name: str) -> Iterator[str]:
-    """The values of the cookies that a response sets.
+def response_cookies(name: str) -> Cookies:
+    """Reads the values of the cookies that a response sets.
 
     Attributes are passed over by their name, but without one they count, as in HAProxy.
     """
-    for line in values(of_response(stream), "set-cookie"):
-        for key, value in _pairs(line):
-            if name not in ("", key):
-                break
-            yield value
+
+    def read(stream: Stream) -> Iterator[str]:
+        for line in values(stream.response, "set-cookie"):
+            for key, value in _pairs(line):
+                if name not in ("", key):
+                    break
+                yield value
+
+    return read
 
 
 def _pairs(line: str) -> Iterator[tuple[str, str]]:
@@ -51,28 +58,40 @@ def _pairs(line: str) -> Iterator[tuple[str, str]]:
         position = end.end() if end else len(line)
 
 
-def _register(source: Source, cookies: Cookies, *prefixes: str) -> None:
-    def every(stream: Stream, name: str = "") -> Iterator[str]:
-        return cookies(stream, name)
+def _register(source: Source, cookies: Callable[[str], Cookies], *prefixes: str) -> None:
+    def every_int(name: str = "") -> Callable[[Stream], Iterable[int]]:
+        read = cookies(name)
+        return lambda stream: map(strict_int, read(stream))
 
-    def every_int(stream: Stream, name: str = "") -> Iterator[int]:
-        return map(strict_int, cookies(stream, name))
-
-    def cook(stream: Stream, name: str = "") -> str | None:
+    def cook(name: str = "") -> Callable[[Stream], str | None]:
         """The last of this name; without a name, the first."""
+        read = cookies(name)
         if not name:
-            return next(cookies(stream, name), None)
-        value = None
-        for value in cookies(stream, name):  # noqa: B007
-            pass
-        return value
+            return lambda stream: next(read(stream), None)
 
-    def cook_val(stream: Stream, name: str = "") -> int | None:
-        value = cook(stream, name)
-        return None if value is None else strict_int(value)
+        def last(stream: Stream) -> str | None:
+            value = None
+            for value in read(stream):  # noqa: B007
+                pass
+            return value
 
-    def cook_cnt(stream: Stream, name: str = "") -> int:
-        return sum(1 for _ in cookies(stream, name))
+        return last
+
+    def cook_val(name: str = "") -> Callable[[Stream], int | None]:
+        read = cook(name)
+
+        def read_int(stream: Stream) -> int | None:
+            value = read(stream)
+            return None if value is None else strict_int(value)
+
+        return read_int
+
+    def cook_cnt(name: str = "") -> Callable[[Stream], int]:
+        read = cookies(name)
+        return lambda stream: sum(1 for _ in read(stream))
+
+    def every(name: str = "") -> Callable[[Stream], Iterable[str]]:
+        return cookies(name)
 
     fetch(*prefixes, of=source, every=every)(cook)
     fetch(*(f"{p}_val" for p in prefixes), of=source, every=every_int)(cook_val)

@@ -6,51 +6,61 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from itertools import chain, islice
+from operator import attrgetter
 from typing import Any
 
 from spop.engine.samples.errors import ArgumentError
 from spop.engine.samples.places import Source
 from spop.engine.samples.registry import fetch
 from spop.engine.samples.types import CASTS, SampleType, cast, raw
-from spop.engine.stream import Headers, Stream
+from spop.engine.stream import Request, Response, Stream, header_fields
 
 MAX_OCCURRENCE = 10
 """How far a negative occurrence may look back from the last one."""
 
-HeadersOf = Callable[[Stream], Headers | None]
+Message = Request | Response
+MessageOf = Callable[[Stream], Message | None]
+Read = Callable[[Stream], str | None]
+ReadEvery = Callable[[Stream], Iterable[str]]
 
 _COMMA_SEPARATED = re.compile(r'((?:[^",]|"(?:\\.|[^"\\])*(?:"|$))*)(,|$)', re.DOTALL)
 _PORT = re.compile(r":\d{1,5}$", re.ASCII)
 
 
-def of_request(stream: Stream) -> Headers | None:
-    return stream.request.headers if stream.request else None
+def _of_either(stream: Stream) -> Message | None:
+    """The response once there is one."""
+    return stream.response or stream.request
 
 
-def of_response(stream: Stream) -> Headers | None:
-    return stream.response.headers if stream.response else None
-
-
-def of_either(stream: Stream) -> Headers | None:
-    """The response's once there is one."""
-    return of_response(stream) if stream.response else of_request(stream)
-
-
-HEADERS_OF: Mapping[Source, HeadersOf] = {
-    Source.REQUEST_HEADERS: of_request,
-    Source.RESPONSE_HEADERS: of_response,
-    Source.HEADERS: of_either,
+MESSAGE_OF: Mapping[Source, MessageOf] = {
+    Source.REQUEST_HEADERS: attrgetter("request"),
+    Source.RESPONSE_HEADERS: attrgetter("response"),
+    Source.HEADERS: _of_either,
 }
 
 
-def split_values(field: str) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class View:
+    """What counts as one value of a header: how to split a field, and to take the last only."""
+
+    split: Callable[[str], Iterable[str]]
+    last: Callable[[str], str]
+
+
+def split_values(field: str) -> Iterable[str]:
     """The values of a field, separated by commas outside of quotes."""
-    if '"' not in field:
-        for value in field.split(","):
-            yield value.strip(" \t")
-        return
+    if "," not in field:
+        return (field.strip(" \t"),)
+    if '"' in field:
+        return _split_quoted(field)
+    return [value.strip(" \t") for value in field.split(",")]
+
+
+def _split_quoted(field: str) -> Iterator[str]:
     position = 0
     while match := _COMMA_SEPARATED.match(field, position):
         yield match[1].strip(" \t")
@@ -59,23 +69,33 @@ def split_values(field: str) -> Iterator[str]:
             return
 
 
-def whole_fields(headers: Headers | None, name: str) -> Iterator[str]:
-    """The fields of this name, in lower case; all for an empty name."""
-    for field_name, value in headers or ():
-        if not name or field_name.lower() == name:
-            yield value
+def last_value(field: str) -> str:
+    """The last of `split_values`."""
+    if '"' in field:
+        return list(_split_quoted(field))[-1]
+    return field.rpartition(",")[2].strip(" \t")
 
 
-def values(headers: Headers | None, name: str) -> Iterator[str]:
-    """The comma-separated values of the fields of this name; all for an empty name."""
-    for field in whole_fields(headers, name):
-        yield from split_values(field)
+VALUES = View(split_values, last_value)
+WHOLE_FIELDS = View(lambda field: (field,), str)
+
+
+def fields(message: Message | None, name: str) -> Sequence[str]:
+    """The fields of this name, which is in lower case; all for an empty name."""
+    if message is None:
+        return ()
+    return header_fields(message, name) if name else [value for _, value in message.headers]
+
+
+def values(message: Message | None, name: str, view: View = VALUES) -> Iterator[str]:
+    """The values of the fields of this name; of all for an empty name."""
+    return chain.from_iterable(map(view.split, fields(message, name)))
 
 
 def chosen(found: Iterator[str], occurrence: int) -> str | None:
     """The value at a position from 1, or from the end as -1; 0 is the last."""
     if occurrence > 0:
-        return next((v for n, v in enumerate(found, 1) if n == occurrence), None)
+        return next(islice(found, occurrence - 1, None), None)
     last = list(found)
     position = occurrence or -1
     return last[position] if -position <= len(last) else None
@@ -99,84 +119,118 @@ def address(value: str) -> IPv4Address | IPv6Address | None:
     return found
 
 
-def _occurrence(name: str = "", occurrence: int = 0) -> tuple[str, int]:
+def _read(message_of: MessageOf, view: View, name: str | None, occurrence: int) -> Read:
+    """Reads one value, or None; of any header for an empty name, of none without a name."""
     if occurrence < -MAX_OCCURRENCE:
         raise ArgumentError(f"an occurrence must be at least -{MAX_OCCURRENCE}")
-    return name.lower(), occurrence
+    if name is None:
+        return lambda stream: None
+    name = name.lower()
+    last = view.last
+
+    def read_last(stream: Stream) -> str | None:
+        message = message_of(stream)
+        if message is None:
+            return None
+        found = header_fields(message, name)
+        return last(found[-1]) if found else None
+
+    if occurrence or not name:
+        return lambda stream: chosen(values(message_of(stream), name, view), occurrence)
+    return read_last
 
 
-def _lower(name: str = "") -> tuple[str]:
-    return (name.lower(),)
+def _read_every(message_of: MessageOf, view: View, name: str | None, occurrence: int) -> ReadEvery:
+    """Reads all that an ACL tries: every value, unless an occurrence is asked for."""
+    if name is None:
+        return lambda stream: ()
+    name = name.lower()
+    split = view.split
+
+    def read_all(stream: Stream) -> Iterable[str]:
+        found = fields(message_of(stream), name)
+        if len(found) == 1:
+            return split(found[0])
+        return chain.from_iterable(map(split, found))
+
+    def read_one(stream: Stream) -> Sequence[str]:
+        one = chosen(values(message_of(stream), name, view), occurrence)
+        return () if one is None else (one,)
+
+    return read_one if occurrence else read_all
 
 
-Finder = Callable[[Headers | None, str], Iterator[str]]
+def _register_values(source: Source, view: View, *names: str) -> None:
+    message_of = MESSAGE_OF[source]
 
+    def every(name: str | None = None, occurrence: int = 0) -> ReadEvery:
+        return _read_every(message_of, view, name, occurrence)
 
-def _candidates(found: Iterator[str], occurrence: int) -> Iterator[str]:
-    """All that an ACL tries: every value, unless an occurrence is asked for."""
-    if not occurrence:
-        return found
-    one = chosen(found, occurrence)
-    return iter(() if one is None else (one,))
+    def header(name: str | None = None, occurrence: int = 0) -> Callable[[Stream], str | None]:
+        return _read(message_of, view, name, occurrence)
 
-
-def _register_values(source: Source, find: Finder, *names: str) -> None:
-    of = HEADERS_OF[source]
-
-    def every(stream: Stream, name: str = "", occurrence: int = 0) -> Iterator[str]:
-        return _candidates(find(of(stream), name), occurrence) if name else iter(())
-
-    def header(stream: Stream, name: str = "", occurrence: int = 0) -> str | None:
-        return chosen(find(of(stream), name), occurrence) if name else None
-
-    fetch(*names, of=source, every=every, prepare=_occurrence)(header)
+    fetch(*names, of=source, every=every)(header)
 
 
 def _register_parsed(source: Source, parse: Callable[[str], Any], gives: Any, *names: str) -> None:
     """Values as addresses or integers; an ACL passes over those that are none."""
-    of = HEADERS_OF[source]
+    message_of = MESSAGE_OF[source]
 
-    def every(stream: Stream, name: str = "", occurrence: int = 0) -> Iterator[Any]:
-        parsed = map(parse, _candidates(values(of(stream), name), occurrence))
-        return (value for value in parsed if value is not None)
+    def every(name: str | None = None, occurrence: int = 0) -> Callable[[Stream], Iterable[Any]]:
+        read = _read_every(message_of, VALUES, name, occurrence)
+        return lambda stream: (v for v in map(parse, read(stream)) if v is not None)
 
-    def header(stream: Stream, name: str = "", occurrence: int = 0) -> Any:
-        value = chosen(values(of(stream), name), occurrence)
-        return None if value is None else parse(value)
+    def header(name: str | None = None, occurrence: int = 0) -> Callable[[Stream], Any]:
+        read = _read(message_of, VALUES, name, occurrence)
 
-    header.__annotations__["return"] = gives
-    fetch(*names, of=source, every=every, prepare=_occurrence)(header)
+        def read_parsed(stream: Stream) -> Any:
+            value = read(stream)
+            return None if value is None else parse(value)
+
+        return read_parsed
+
+    header.__annotations__["return"] = Callable[[Stream], gives]
+    fetch(*names, of=source, every=every)(header)
 
 
-def _register_counts(source: Source, find: Finder, *names: str) -> None:
-    of = HEADERS_OF[source]
+def _register_counts(source: Source, view: View, *names: str) -> None:
+    message_of = MESSAGE_OF[source]
 
-    def count(stream: Stream, name: str = "") -> int:
-        return sum(1 for _ in find(of(stream), name))
+    def count(name: str = "") -> Callable[[Stream], int]:
+        name = name.lower()
+        return lambda stream: sum(1 for _ in values(message_of(stream), name, view))
 
-    fetch(*names, of=source, prepare=_lower)(count)
+    fetch(*names, of=source)(count)
 
 
 def _register_blocks(source: Source, prefix: str) -> None:
     """The whole header section, in the forms that suit agents."""
-    of = HEADERS_OF[source]
+    message_of = MESSAGE_OF[source]
 
     def hdrs(stream: Stream) -> str | bytes | None:
-        headers = of(stream)
-        if headers is None:
+        message = message_of(stream)
+        if message is None:
             return None
-        return "".join(f"{name.lower()}: {value}\r\n" for name, value in headers) + "\r\n"
+        lines = [f"{name.lower()}: {value}\r\n" for name, value in message.headers]
+        return "".join(lines) + "\r\n"
 
     def hdrs_bin(stream: Stream) -> bytes | None:
-        headers = of(stream)
-        if headers is None:
+        message = message_of(stream)
+        if message is None:
             return None
-        strings = [raw(part) for name, value in headers for part in (name.lower(), value)]
+        strings = [raw(part) for name, value in message.headers for part in (name.lower(), value)]
         return b"".join(_varint(len(s)) + s for s in strings) + b"\0\0"
 
-    def hdr_names(stream: Stream, separator: str = ",") -> str | None:
-        headers = of(stream)
-        return None if headers is None else separator.join(name.lower() for name, _ in headers)
+    def hdr_names(separator: str = ",") -> Callable[[Stream], str | None]:
+        one = separator[:1] or "\0"
+
+        def read(stream: Stream) -> str | None:
+            message = message_of(stream)
+            if message is None:
+                return None
+            return one.join([name.lower() for name, _ in message.headers])
+
+        return read
 
     fetch(f"{prefix}.hdrs", of=source)(hdrs)
     fetch(f"{prefix}.hdrs_bin", of=source)(hdrs_bin)
@@ -198,16 +252,16 @@ def _varint(value: int) -> bytes:
 
 _ADDRESS = IPv4Address | IPv6Address
 
-_register_values(Source.HEADERS, values, "hdr")
-_register_values(Source.RESPONSE_HEADERS, values, "shdr")
+_register_values(Source.HEADERS, VALUES, "hdr")
+_register_values(Source.RESPONSE_HEADERS, VALUES, "shdr")
 for _source, _prefix, _short in (
     (Source.REQUEST_HEADERS, "req", ""),
     (Source.RESPONSE_HEADERS, "res", "s"),
 ):
-    _register_values(_source, values, f"{_prefix}.hdr")
-    _register_values(_source, whole_fields, f"{_prefix}.fhdr")
+    _register_values(_source, VALUES, f"{_prefix}.hdr")
+    _register_values(_source, WHOLE_FIELDS, f"{_prefix}.fhdr")
     _register_parsed(_source, address, _ADDRESS, f"{_prefix}.hdr_ip", f"{_short}hdr_ip")
     _register_parsed(_source, strict_int, int, f"{_prefix}.hdr_val", f"{_short}hdr_val")
-    _register_counts(_source, values, f"{_prefix}.hdr_cnt", f"{_short}hdr_cnt")
-    _register_counts(_source, whole_fields, f"{_prefix}.fhdr_cnt")
+    _register_counts(_source, VALUES, f"{_prefix}.hdr_cnt", f"{_short}hdr_cnt")
+    _register_counts(_source, WHOLE_FIELDS, f"{_prefix}.fhdr_cnt")
     _register_blocks(_source, _prefix)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 
 from spop.engine.samples.converters.hashes import avalanche, sdbm_hash
 from spop.engine.samples.fetches.headers import strict_int, values
@@ -43,7 +43,10 @@ def pathq(stream: Stream) -> str | None:
 
 @fetch("path", of=Source.REQUEST_HEADERS)
 def path(stream: Stream) -> str | None:
-    found = pathq(stream)
+    request = stream.request
+    if request is None:
+        return None
+    found = path_and_query(request)
     return None if found is None else found.partition("?")[0]
 
 
@@ -55,7 +58,7 @@ def query(stream: Stream) -> str | None:
 
 def _with_host(stream: Stream, part: str | None) -> str | None:
     request = stream.request
-    host = next(values(request.headers, "host"), "") if request else ""
+    host = next(values(request, "host"), "")
     if not host:
         return part
     return host + part if part and part.startswith("/") else host
@@ -112,7 +115,7 @@ def req_body_size(stream: Stream) -> int | None:
     """The announced length, or of what arrived where none is."""
     if stream.request is None:
         return None
-    announced = next(values(stream.request.headers, "content-length"), None)
+    announced = next(values(stream.request, "content-length"), None)
     return len(stream.request.body) if announced is None else strict_int(announced)
 
 
@@ -126,45 +129,59 @@ def res_body_len(stream: Stream) -> int | None:
     return len(stream.response.body) if stream.response else None
 
 
-def parameters(found: str, name: str, separators: str = "&;") -> Iterator[str]:
-    """The values of the parameters of this name, undecoded; of all for an empty name.
+def parameters(name: str, separators: str = "&;") -> re.Pattern[str]:
+    """Finds the values of the parameters of this name, undecoded; of all for an empty name.
 
     One without an equals sign is none.
     """
-    for pair in re.split(f"[{re.escape(separators)}]", found):
-        key, equals, value = pair.partition("=")
-        if equals and name in ("", key):
-            yield value
+    separator, other = f"[{re.escape(separators)}]", f"[^{re.escape(separators)}]"
+    key = re.escape(name) or f"[^={re.escape(separators)}]*"
+    return re.compile(rf"(?:\A|{separator}){key}=({other}*)")
 
 
-def _delimiter(name: str = "", delimiter: str = "?") -> tuple[str, str]:
-    return name, delimiter[:1] or "?"
+def _every_urlp(name: str = "", delimiter: str = "?") -> Callable[[Stream], Iterable[str]]:
+    delimiter = delimiter[:1] or "\0"
+    find_all = parameters(name, "&;" + delimiter).finditer
+
+    def read(stream: Stream) -> Iterable[str]:
+        uri = stream.request.uri if stream.request else ""
+        start = uri.find(delimiter)
+        return (match[1] for match in find_all(uri, start)) if start >= 0 else ()
+
+    return read
 
 
-def every_urlp(stream: Stream, name: str = "", delimiter: str = "?") -> Iterator[str]:
-    _, mark, after = (url(stream) or "").partition(delimiter)
-    return parameters(after, name, "&;" + delimiter) if mark else iter(())
+@fetch("urlp", "url_param", of=Source.REQUEST_HEADERS, every=_every_urlp)
+def urlp(name: str = "", delimiter: str = "?") -> Callable[[Stream], str | None]:
+    delimiter = delimiter[:1] or "\0"
+    search = parameters(name, "&;" + delimiter).search
+
+    def read(stream: Stream) -> str | None:
+        uri = stream.request.uri if stream.request else ""
+        start = uri.find(delimiter)
+        match = search(uri, start) if start >= 0 else None
+        return match[1] if match else None
+
+    return read
 
 
-@fetch("urlp", "url_param", of=Source.REQUEST_HEADERS, every=every_urlp, prepare=_delimiter)
-def urlp(stream: Stream, name: str = "", delimiter: str = "?") -> str | None:
-    return next(every_urlp(stream, name, delimiter), None)
+def _every_urlp_val(name: str = "", delimiter: str = "?") -> Callable[[Stream], Iterable[int]]:
+    every = _every_urlp(name, delimiter)
+    return lambda stream: map(strict_int, every(stream))
 
 
-def every_urlp_val(stream: Stream, name: str = "", delimiter: str = "?") -> Iterator[int]:
-    return map(strict_int, every_urlp(stream, name, delimiter))
+@fetch("urlp_val", of=Source.REQUEST_HEADERS, every=_every_urlp_val)
+def urlp_val(name: str = "", delimiter: str = "?") -> Callable[[Stream], int | None]:
+    every = _every_urlp_val(name, delimiter)
+    return lambda stream: next(iter(every(stream)), None)
 
 
-@fetch("urlp_val", of=Source.REQUEST_HEADERS, every=every_urlp_val, prepare=_delimiter)
-def urlp_val(stream: Stream, name: str = "", delimiter: str = "?") -> int | None:
-    return next(every_urlp_val(stream, name, delimiter), None)
+def _every_body_param(name: str = "") -> Callable[[Stream], Iterable[str]]:
+    find_all = parameters(name).findall
+    return lambda stream: find_all(text(stream.request.body)) if stream.request else ()
 
 
-def every_body_param(stream: Stream, name: str = "") -> Iterator[str]:
-    body = stream.request.body if stream.request else b""
-    return parameters(text(body), name)
-
-
-@fetch("req.body_param", of=Source.REQUEST_BODY, every=every_body_param)
-def req_body_param(stream: Stream, name: str = "") -> str | bytes | None:
-    return next(every_body_param(stream, name), None)
+@fetch("req.body_param", of=Source.REQUEST_BODY, every=_every_body_param)
+def req_body_param(name: str = "") -> Callable[[Stream], str | bytes | None]:
+    every = _every_body_param(name)
+    return lambda stream: next(iter(every(stream)), None)

@@ -1,0 +1,93 @@
+"""`AsyncEngine`: streams whose events are awaited, from any number of tasks of one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Self
+
+from spop.client import AsyncClient
+from spop.constants import EngineStatus
+from spop.engine.balance import Server
+from spop.engine.core import EngineCore
+from spop.engine.filter import Processing, StreamContext
+from spop.engine.stream import Stream
+from spop.errors import SpopTimeoutError
+
+
+class AsyncStream(StreamContext):
+    """A stream of an `AsyncEngine`, for an ``async with`` statement; one task uses it at a time."""
+
+    __slots__ = ()
+    _engine: AsyncEngine
+
+    async def event(self, event: str) -> Processing | None:
+        """Have an event happen, as `BlockingStream.event` does.
+
+        A task that is cancelled meanwhile interrupts the processing, which is an error like
+        any other: the engine is disabled for the stream, unless it continues on errors.
+        """
+        processing = self._begin_event(event)
+        return None if processing is None else await self._exchange(processing)
+
+    async def send_group(self, name: str) -> Processing | None:
+        """Send a group's messages now, as `BlockingStream.send_group` does."""
+        processing = self._begin_group(name)
+        return None if processing is None else await self._exchange(processing)
+
+    async def _exchange(self, processing: Processing) -> Processing:
+        engine, spoe = self._engine, self._filter
+        try:
+            engine._calls.submit(processing)
+            await engine._calls.wait_for(processing, spoe.deadline(processing))
+        except SpopTimeoutError:
+            spoe.fail(self, processing, EngineStatus.TIMEOUT)
+        except BaseException:
+            spoe.fail(self, processing, EngineStatus.INTERRUPTED)
+            raise
+        else:
+            spoe.end(self, processing)
+        engine._log_processing(processing)
+        return processing
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """The stream is over."""
+
+
+class AsyncEngine(EngineCore):
+    """HAProxy's SPOE filter for asyncio; see `EngineCore` for the arguments.
+
+    All of its streams are used in one event loop.
+    """
+
+    _face = AsyncClient
+    _calls: AsyncClient
+    _loop: asyncio.AbstractEventLoop | None = None
+
+    def stream(self, stream: Stream | None = None, /, **fields: Any) -> AsyncStream:
+        """Begin a stream, as `Engine.stream` does."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        if stream is None:
+            stream = Stream(**fields)
+        elif fields:
+            raise TypeError("a Stream has its own fields: give either it or them")
+        return AsyncStream(self, self._filter, stream)
+
+    async def close(self) -> None:
+        """Say DISCONNECT on all connections; what waits for an answer is interrupted."""
+        self._close()
+        await self._calls.close()
+
+    def _server_changed(self, server: Server) -> None:
+        """In a thread of the checks."""
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._calls.pump)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()

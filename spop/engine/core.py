@@ -1,0 +1,188 @@
+"""What the blocking and the asyncio engine share: how one is made, and what it tells of itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from spop.client.face import Face
+from spop.constants import Capability
+from spop.engine.balance import Backend, Server, of_addresses
+from spop.engine.config import (
+    AgentConfig,
+    BackendConfig,
+    backend_of,
+    load_backends,
+    load_spoe,
+    scopes,
+)
+from spop.engine.config.versions import Version
+from spop.engine.filter import REWRITTEN_SINCE, Filter, Processing
+from spop.engine.health import Checks
+from spop.engine.log import NOTICE, EngineLog, Traffic, line
+
+Backends = Mapping[str, str | Iterable[str] | BackendConfig] | str | os.PathLike[str]
+"""By name: an address, several or a whole backend; or the path of a ``haproxy.cfg``."""
+
+MAX_CONNECTIONS = 1000
+
+_VARIABLE = re.compile(r"\b(?:proc|sess|txn|req|res)\.[A-Za-z0-9_.-]+", re.ASCII)
+
+
+class EngineCore(ABC):
+    """An engine: a scope of an SPOE file with the agents of its backend.
+
+    Args:
+        config: what the SPOE file says; `from_file` reads it.
+        backends: what ``use-backend`` means.
+        variables: whole names that rules outside of the SPOE file read, such as
+            ``"txn.waf.action"``. An agent may set those, and those that the SPOE file knows; what
+            else it sets is in `StreamContext.ignored`.
+        haproxy_version: behave as this HAProxy (``"2.6"``) where versions differ. Since 2.5
+            agents may set any variable but new ``proc`` ones; since 3.1 there are neither
+            fragments nor async exchanges, `maxconnrate` nor `maxerrrate`.
+        max_connections: to agents, at a time.
+
+    Raises:
+        ConfigError: there is no such backend, or the ``haproxy.cfg`` can't be read.
+        ValueError: an address or the version makes no sense.
+        OSError: a server's certificates can't be read.
+    """
+
+    _face: type[Face]
+    _calls: Face
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        backends: Backends,
+        *,
+        variables: Iterable[str] = (),
+        haproxy_version: str | None = None,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
+        version = None if haproxy_version is None else Version.of_haproxy(haproxy_version)
+        rewritten = version is not None and version.branch >= REWRITTEN_SINCE
+        if isinstance(backends, str | os.PathLike):
+            variables = {*variables, *_variables_in(backends)}
+        backend = Backend(_backend(config, backends))
+        self.config = config
+        self.engine_id = str(uuid.uuid4())
+        self._short_lines = rewritten
+        self._log = EngineLog(config)
+        self._filter = Filter(config, variables, version, self._log.logger)
+        self._checks = Checks(backend, self._server_changed)
+        self._calls = self._face(
+            backend,
+            timeout=config.processing_timeout,
+            hello_timeout=None if rewritten else config.hello_timeout,
+            connect_timeout=backend.config.connect_timeout,
+            idle_timeout=_shortest(config.idle_timeout, backend.config.server_timeout),
+            maximum=max_connections,
+            maxconnrate=None if rewritten else config.maxconnrate or None,
+            waits_for_rate=False,
+            max_waiting_frames=config.max_waiting_frames,
+            max_frame_size=config.max_frame_size,
+            capabilities=_capabilities(config, rewritten),
+            fragments=config.send_frag_payload and not rewritten,
+            engine_id=self.engine_id,
+        )
+        self._checks.start()
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | os.PathLike[str],
+        scope: str | None = None,
+        *,
+        backends: Backends,
+        haproxy_version: str | None = None,
+        **settings: Any,
+    ) -> Self:
+        """The engine that ``filter spoe engine SCOPE config PATH`` makes.
+
+        Args:
+            scope: None is the anonymous scope, or the only one that the file has.
+            backends, haproxy_version, settings: those of the class.
+
+        Raises:
+            ConfigError: with file, line and column of all that is wrong.
+            ValueError, OSError: as the class does.
+        """
+        if scope is None:
+            found = scopes(path)
+            scope = found[0] if len(found) == 1 else None
+        config = load_spoe(path, scope, haproxy_version=haproxy_version)
+        return cls(config, backends, haproxy_version=haproxy_version, **settings)
+
+    def let_set(self, variables: Iterable[str]) -> None:
+        """Let the agent set further variables: whole names, which rules read."""
+        self._filter.let_set(variables)
+
+    @property
+    def traffic(self) -> Traffic:
+        """Connections, messages on their way, and counts, as HAProxy's log lines show them."""
+        pool, spoe = self._calls.pool, self._filter
+        return Traffic(
+            idles=pool.idle,
+            applets=len(pool.links) + pool.openings,
+            nb_sending=pool.queued,
+            nb_waiting=pool.waiting,
+            nb_errors=spoe.nb_errors,
+            nb_processed=spoe.nb_processed,
+        )
+
+    def log_line(self, processing: Processing) -> str:
+        """HAProxy's line about what was processed."""
+        return line(self.config.name, processing, self.traffic, short=self._short_lines)
+
+    def _log_processing(self, processing: Processing) -> None:
+        level = logging.WARNING if processing.status else NOTICE
+        if self._log.wants(level):
+            self._log.write(level, self.log_line(processing))
+
+    def _close(self) -> None:
+        self._checks.stop()
+        self._log.close()
+
+    @abstractmethod
+    def _server_changed(self, server: Server) -> None: ...
+
+
+def _backend(config: AgentConfig, backends: Backends) -> BackendConfig:
+    """The one that the agent uses."""
+    if isinstance(backends, str | os.PathLike):
+        return backend_of(config, load_backends(backends, [config.backend]))
+    try:
+        found = backends[config.backend]
+    except KeyError:
+        known = {name: BackendConfig(name, ()) for name in backends}
+        return backend_of(config, known)
+    if not isinstance(found, BackendConfig):
+        found = of_addresses(config.backend, found)
+    return backend_of(config, {config.backend: found})
+
+
+def _capabilities(config: AgentConfig, rewritten: bool) -> frozenset[str]:
+    """What HELLO announces. Fragments are the receiver's to announce, and ACKs have none."""
+    capabilities = set()
+    if config.pipelining:
+        capabilities.add(Capability.PIPELINING)
+    if config.asynchronous and not rewritten:
+        capabilities.add(Capability.ASYNC)
+    return frozenset(capabilities)
+
+
+def _variables_in(path: str | os.PathLike[str]) -> set[str]:
+    """The variables that a ``haproxy.cfg`` mentions."""
+    return set(_VARIABLE.findall(Path(path).read_text("utf-8", "surrogateescape")))
+
+
+def _shortest(*timeouts: float | None) -> float | None:
+    return min((timeout for timeout in timeouts if timeout is not None), default=None)

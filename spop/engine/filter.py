@@ -1,0 +1,430 @@
+"""What HAProxy's SPOE filter does, without I/O: which messages of an event are sent, and what
+their ACK, or the lack of one, does to the stream.
+
+A `Filter` is made of an `AgentConfig`. For each stream there is a `StreamContext`; a face
+(`spop.engine.blocking`, `spop.engine.asynchronous`) has `Filter.begin` evaluate an event's
+messages, exchanges them with an agent, and has `Filter.end` act on what came of it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from time import monotonic
+from typing import Any, NamedTuple
+
+from spop.client.face import NEVER
+from spop.client.pool import Exchange, Rate
+from spop.constants import EngineStatus, Status
+from spop.engine.config.model import AgentConfig, Event, MessageConfig
+from spop.engine.config.versions import Version
+from spop.engine.stream import Stream
+from spop.engine.variables import PROCESS, Variables
+from spop.errors import (
+    DisconnectedError,
+    FrameTooBigError,
+    LocalProtocolError,
+    SpopTimeoutError,
+    UnreachableError,
+)
+from spop.frames import Action, Message
+from spop.rate_limited_log import RateLimitedLog
+from spop.values import SCOPES, UNSET, DecodedValue
+
+ANY_VARIABLE_SINCE = (2, 5)
+"""The HAProxy from which on agents may set variables that nothing knows, but for ``proc`` ones."""
+
+REWRITTEN_SINCE = (3, 1)
+"""The HAProxy whose engine has neither fragments, async nor rates."""
+
+_VARIABLE = re.compile(r"[A-Za-z0-9_.-]+", re.ASCII)
+
+_TURNS = {
+    Event.ON_CLIENT_SESSION: 0,
+    Event.ON_FRONTEND_TCP_REQUEST: 1,
+    Event.ON_FRONTEND_HTTP_REQUEST: 2,
+    Event.ON_BACKEND_TCP_REQUEST: 2,
+    Event.ON_BACKEND_HTTP_REQUEST: 3,
+    Event.ON_SERVER_SESSION: 4,
+    Event.ON_TCP_RESPONSE: 5,
+    Event.ON_HTTP_RESPONSE: 6,
+}
+"""The order of events in a stream's life."""
+
+_FIRST_OF_RESPONSE = _TURNS[Event.ON_SERVER_SESSION]
+
+
+class Processing(Exchange):
+    """Messages of one event or group of a stream, on their way or done.
+
+    Attributes:
+        label: ``EVENT:on-client-session`` or ``GROUP:name``.
+        messages: what was sent.
+        status: an `EngineStatus`, or 256 and a `Status` of the protocol; 0 is success.
+        started_at, queued_at, sent_at, acked_at, ended_at: when it came to that, in the time of
+            `time.monotonic`; 0 where it did not.
+    """
+
+    __slots__ = ("acked_at", "ended_at", "label", "queued_at", "started_at", "status")
+
+    def __init__(
+        self, ids: tuple[int, int], messages: Sequence[Message], label: str, started_at: float
+    ) -> None:
+        self.ids = ids
+        self.messages = messages
+        self.label = label
+        self.started_at = started_at
+        self.queued_at = monotonic()
+        self.sent_at = self.acked_at = self.ended_at = 0.0
+        self.status = 0
+        self.link = self.ack = self.error = self.waiter = None
+        self.done = False
+
+    @property
+    def actions(self) -> Sequence[Action]:
+        """What the agent answered, whether or not the variables may be set."""
+        return () if self.ack is None else self.ack.actions
+
+    @property
+    def times(self) -> tuple[int, int, int, int, int]:
+        """Milliseconds to evaluate the messages, to have them sent, to be answered, to act on
+        that, and in all; -1 where it did not come to that."""
+        return (
+            _milliseconds(self.started_at, self.queued_at),
+            _milliseconds(self.queued_at, self.sent_at),
+            _milliseconds(self.sent_at, self.acked_at),
+            _milliseconds(self.acked_at, self.ended_at),
+            _milliseconds(self.started_at, self.ended_at),
+        )
+
+    def __repr__(self) -> str:
+        return f"<Processing {self.label} status={self.status:d}>"
+
+
+class StreamContext:
+    """One stream, as one engine sees it.
+
+    Attributes:
+        stream: the data that samples are fetched from.
+        stream_id: what NOTIFY frames call the stream.
+        status: of the last processing, 0 where all is well.
+        enabled: False once an error has disabled the engine for this stream.
+        total_time: milliseconds that all processings together took.
+    """
+
+    __slots__ = (
+        "_engine",
+        "_filter",
+        "_seen",
+        "_turn",
+        "enabled",
+        "frame_id",
+        "status",
+        "stream",
+        "stream_id",
+        "total_time",
+    )
+
+    def __init__(self, engine: Any, filter: Filter, stream: Stream) -> None:
+        self._engine = engine
+        self._filter = filter
+        self.stream = stream
+        self.stream_id = next(filter.stream_ids)
+        self.frame_id = 0
+        self.status = 0
+        self.enabled = True
+        self.total_time = 0
+        self._seen: tuple[str, ...] = ()
+        self._turn = 0
+
+    @property
+    def ignored(self) -> Mapping[str, DecodedValue]:
+        """The variables that agents set or removed and may not, with their values."""
+        return self.stream.variables.ignored or {}
+
+    @property
+    def vars(self) -> Variables:
+        """The stream's variables, by whole names: ``vars["txn.waf.action"]``."""
+        return self.stream.variables
+
+    def _begin_event(self, event: str) -> Processing | None:
+        """Each event happens once, and in order.
+
+        Raises:
+            ValueError: there is no such event.
+            LocalProtocolError: the stream is beyond it.
+        """
+        turn = _TURNS.get(event)  # type: ignore[call-overload]
+        if turn is None:
+            raise _unknown_event(event)
+        if turn < self._turn:
+            raise LocalProtocolError(f"{event} after a later event of the stream")
+        if event in self._seen:
+            return None
+        self._seen += (event,)
+        self._turn = turn
+        if turn >= _FIRST_OF_RESPONSE:
+            self.stream.variables.begin_response()
+        return self._filter.begin_event(self, event)
+
+    def _begin_group(self, name: str) -> Processing | None:
+        if self.stream.response is not None:
+            self.stream.variables.begin_response()
+        return self._filter.begin_group(self, name)
+
+
+def _unknown_event(name: str) -> ValueError:
+    close = get_close_matches(name, list(Event), n=1)
+    hint = f", did you mean '{close[0]}'?" if close else ""
+    return ValueError(f"unknown event {name!r}{hint}")
+
+
+class _Template:
+    """A message, ready to be made for a stream."""
+
+    __slots__ = ("_applies", "_evaluators", "_name", "_names", "_problems")
+
+    def __init__(self, config: MessageConfig, problems: RateLimitedLog) -> None:
+        self._name = config.name
+        self._names = tuple(argument.name for argument in config.arguments)
+        self._evaluators = tuple(argument.expression.evaluate for argument in config.arguments)
+        self._applies = config.applies if config.condition is not None else None
+        self._problems = problems
+
+    def message(self, stream: Stream) -> Message | None:
+        """The message with its arguments; None where its condition fails."""
+        try:
+            if self._applies is not None and not self._applies(stream):
+                return None
+            values = tuple([evaluate(stream) for evaluate in self._evaluators])
+        except Exception as error:  # A fetch, converter or ACL of the user's.
+            values = tuple(self._values(stream, error))
+        message = Message.__new__(Message)
+        message.name = self._name
+        message.names = self._names
+        message.values = values
+        message.stream_id = message.frame_id = 0
+        message.connection = None
+        return message
+
+    def _values(self, stream: Stream, error: Exception) -> Iterator[DecodedValue]:
+        """One by one: what can't be evaluated is not available, which is NULL."""
+        self._problems.warning("message %s: %r: NULL is sent", self._name, error)
+        for evaluate in self._evaluators:
+            try:
+                yield evaluate(stream)
+            except Exception:
+                yield None
+
+
+class _Occasion(NamedTuple):
+    """An event or a group, with its messages."""
+
+    label: str
+    templates: tuple[_Template, ...]
+
+
+class Filter:
+    """One engine's state that all of its streams share.
+
+    Args:
+        config: what the SPOE file says.
+        variables: names that rules outside of the SPOE file read, such as ``"txn.waf.action"``;
+            an agent may set them.
+        haproxy_version: behave as this one where versions differ.
+        logger: told of what is wrong, at a limited rate.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        variables: Iterable[str],
+        haproxy_version: Version | None,
+        logger: logging.Logger,
+    ) -> None:
+        self.config = config
+        self._problems = RateLimitedLog(logger, per_second=10)
+        self._events: dict[str, _Occasion] = {
+            event: _Occasion(f"EVENT:{event}", self._templates(messages))
+            for event, messages in config.events.items()
+        }
+        self._groups = {
+            name: _Occasion(f"GROUP:{name}", self._templates(group.messages))
+            for name, group in config.groups.items()
+        }
+        rewritten = haproxy_version is not None and haproxy_version.branch >= REWRITTEN_SINCE
+        self._refused = EngineStatus.PROTOCOL + Status.IO if rewritten else EngineStatus.RESOURCES
+        self._permissions = _Permissions(config, variables, haproxy_version)
+        self._timeout = NEVER if config.processing_timeout is None else config.processing_timeout
+        self._maxerrrate = 0 if rewritten else config.maxerrrate
+        self._errors = Rate(self._maxerrrate)
+        self._lock = threading.Lock()
+        self.stream_ids = itertools.count(1)
+        self._processed = itertools.count(1)
+        self.nb_processed = 0
+        self.nb_errors = 0
+
+    def _templates(self, messages: Iterable[MessageConfig]) -> tuple[_Template, ...]:
+        return tuple(_Template(message, self._problems) for message in messages)
+
+    def let_set(self, variables: Iterable[str]) -> None:
+        """Let the agent set further variables."""
+        self._permissions.add(variables)
+
+    # --- the beginning ---
+
+    def begin_event(self, context: StreamContext, event: str) -> Processing | None:
+        """Evaluate an event's messages. None: there is nothing to send."""
+        found = self._events.get(event)
+        return None if found is None else self._begin(context, found)
+
+    def begin_group(self, context: StreamContext, name: str) -> Processing | None:
+        """Evaluate a group's messages. None: there is nothing to send.
+
+        Raises:
+            ValueError: there is no such group.
+        """
+        found = self._groups.get(name)
+        if found is None:
+            known = ", ".join(self._groups) or "there is none"
+            raise ValueError(f"unknown group {name!r}: {known}")
+        return self._begin(context, found)
+
+    def _begin(self, context: StreamContext, occasion: _Occasion) -> Processing | None:
+        if not context.enabled:
+            return None
+        started = monotonic()
+        if self._maxerrrate and self._errors.next(started) > started:
+            return None
+        messages = []
+        for template in occasion.templates:
+            message = template.message(context.stream)
+            if message is not None:
+                messages.append(message)
+        if not messages:
+            return None
+        context.frame_id += 1
+        ids = context.stream_id, context.frame_id
+        return Processing(ids, messages, occasion.label, started)
+
+    def deadline(self, processing: Processing) -> float:
+        """When its time is up, in the time of `time.monotonic`."""
+        return processing.started_at + self._timeout
+
+    # --- the end ---
+
+    def end(self, context: StreamContext, processing: Processing) -> None:
+        """Act on the ACK, or on what went wrong."""
+        ack = processing.ack
+        if ack is None:
+            processing.status = self._status(processing.error)
+        elif ack.aborted:
+            processing.status = EngineStatus.FRAGMENTATION_ABORTED
+        else:
+            processing.acked_at = monotonic()
+            self._act(context, ack.actions)
+        self._finish(context, processing)
+
+    def fail(self, context: StreamContext, processing: Processing, status: int) -> None:
+        """The processing ends without an answer."""
+        processing.status = status
+        self._finish(context, processing)
+
+    def _finish(self, context: StreamContext, processing: Processing) -> None:
+        config, status = self.config, processing.status
+        processing.ended_at = now = monotonic()
+        took = int((now - processing.started_at) * 1000)
+        context.total_time += took
+        context.status = status
+        variables = context.stream.variables
+        if config.set_process_time is not None:
+            variables.set(config.set_process_time, took)
+        if config.set_total_time is not None:
+            variables.set(config.set_total_time, context.total_time)
+        if status:
+            if config.set_on_error is not None:
+                variables.set(config.set_on_error, int(status))
+            context.enabled = config.continue_on_error
+            with self._lock:
+                self.nb_errors += 1
+                self._errors.count(now)
+        self.nb_processed = next(self._processed)
+
+    def _status(self, error: Exception | None) -> int:
+        """The number for ``set-on-error``."""
+        if isinstance(error, FrameTooBigError):
+            if error.status is Status.FRAGMENTATION_NOT_SUPPORTED:
+                return EngineStatus.PROTOCOL + error.status
+            return EngineStatus.TOO_BIG
+        if isinstance(error, DisconnectedError):
+            return EngineStatus.PROTOCOL + error.code
+        if isinstance(error, SpopTimeoutError):  # Of HELLO.
+            return EngineStatus.PROTOCOL + Status.TIMEOUT
+        if isinstance(error, UnreachableError):
+            return self._refused
+        if isinstance(error, LocalProtocolError):
+            return EngineStatus.INTERRUPTED
+        self._problems.warning("messages could not be sent: %r", error)
+        return EngineStatus.UNKNOWN
+
+    def _act(self, context: StreamContext, actions: Iterable[Action]) -> None:
+        variables = context.stream.variables
+        permissions = self._permissions
+        for scope, name, value in actions:
+            variable = permissions.known[scope].get(name) or permissions.admit(scope, name)
+            if variable is None:
+                name = f"{scope}.{permissions.prefix}.{name}"
+                variables.ignore(name, None if value is UNSET else value)  # type: ignore[arg-type]
+            elif value is UNSET or value is None:
+                variables.unset(variable)
+            else:
+                variables.set(variable, value)  # type: ignore[arg-type]
+
+
+class _Permissions:
+    """Which variables the agent may set.
+
+    Those of which the configuration knows the name, in whatever scope; with ``option
+    force-set-var``, and since HAProxy 2.5, all. A ``proc`` one must exist already.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        variables: Iterable[str],
+        haproxy_version: Version | None,
+    ) -> None:
+        self.prefix = config.var_prefix
+        self._takes_all = config.force_set_var or (
+            haproxy_version is not None and haproxy_version.branch >= ANY_VARIABLE_SINCE
+        )
+        self.known: dict[str, dict[str, str]] = {scope: {} for scope in SCOPES}
+        self.add(config.known_variables.union(variables))
+
+    def add(self, names: Iterable[str]) -> None:
+        """Let further ones be set."""
+        names = tuple(names)
+        for scope, known in self.known.items():
+            known.update(self._by_name(scope, names))
+
+    def _by_name(self, scope: str, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+        beginning = f"{self.prefix}."
+        for name in names:
+            its_scope, _, rest = name.partition(".")
+            if rest.startswith(beginning) and (scope != "proc" or its_scope == scope):
+                yield rest.removeprefix(beginning), f"{scope}.{rest}"
+
+    def admit(self, scope: str, name: str) -> str | None:
+        """The whole name of a variable that isn't known, where the agent may set it."""
+        variable = f"{scope}.{self.prefix}.{name}"
+        if scope == "proc":
+            return variable if variable in PROCESS else None
+        return variable if self._takes_all and _VARIABLE.fullmatch(name) else None
+
+
+def _milliseconds(begin: float, end: float) -> int:
+    return int((end - begin) * 1000) if begin and end else -1
