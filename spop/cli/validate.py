@@ -4,8 +4,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
+
+
+class VersionType(click.ParamType):  # type: ignore[type-arg]
+    """A version of HAProxy."""
+
+    name = "version"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from spop.engine.config.versions import Version
+
+        try:
+            Version.of_haproxy(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
 
 
 @click.command()
@@ -20,8 +36,9 @@ import click
     show_default=True, help="The kind of section that the filter stands in.",
 )  # fmt: skip
 @click.option(
-    "--haproxy-version", metavar="X.Y", help="Warn of what this HAProxy lacks or ignores."
-)
+    "--haproxy-version", type=VersionType(), metavar="X.Y",
+    help="Warn of what this HAProxy lacks or ignores.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def validate(
     path: Path, scope: str | None, proxy: str, haproxy_version: str | None, as_json: bool
@@ -37,12 +54,9 @@ def validate(
       spop validate spoe.cfg --scope ip-reputation --haproxy-version 3.2
       spop validate spoe.cfg --json
     """
-    # The engine takes longer to import than all other commands, which can do without it.
+    # The engine takes a tenth of a second to import, which commands without it needn't wait for.
     from spop.cli.verdict import Verdict
 
-    try:
-        verdict = Verdict.of(path, scope, proxy, haproxy_version)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="'--haproxy-version'") from None
+    verdict = Verdict.of(path, scope, proxy, haproxy_version)
     click.echo(verdict.as_json() if as_json else verdict.as_text())
     sys.exit(0 if verdict.valid else 1)

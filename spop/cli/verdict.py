@@ -37,7 +37,6 @@ class Verdict(NamedTuple):
 
         Raises:
             click.UsageError: the file can't be read.
-            ValueError: the version is none.
         """
         try:
             engines = [scope] if scope is not None else scopes(path) or [None]
