@@ -62,8 +62,11 @@ class _Draft:
 
     def _take_named(self, kind: str, name: str, text: str) -> None:
         if kind == "var":
+            value = natural_value(text)
+            if isinstance(value, int) and not isinstance(value, bool):
+                value = int(value)  # A sample knows no widths.
             try:
-                self._variables[name] = natural_value(text)
+                self._variables[name] = value
                 Variables(self._variables)
             except KeyError:
                 raise ValueError("a variable has a scope: proc, sess, txn or req") from None

@@ -22,7 +22,7 @@ from spop.client.pool import Exchange, Rate
 from spop.constants import EngineStatus, Status
 from spop.engine.config.model import AgentConfig, Event, MessageConfig
 from spop.engine.config.versions import Version
-from spop.engine.stream import Stream
+from spop.engine.stream import Response, Stream
 from spop.engine.variables import PROCESS, Variables
 from spop.errors import (
     DisconnectedError,
@@ -140,6 +140,15 @@ class StreamContext:
         self.total_time = 0
         self._seen: tuple[str, ...] = ()
         self._turn = 0
+
+    @property
+    def response(self) -> Response | None:
+        """The stream's response, to be set when there is one."""
+        return self.stream.response
+
+    @response.setter
+    def response(self, response: Response | None) -> None:
+        self.stream.response = response
 
     @property
     def ignored(self) -> Mapping[str, DecodedValue]:
