@@ -54,6 +54,29 @@ REQUESTS = {
         b"Cookie: sid=ABC\r\n"
         b"X-Number: 42\r\n\r\n"
     ),
+    "odd": (
+        b"PUT /p//q/?k=1?k=2&&k==3&K=4&k&=5&k=&k=%20+a~frag;k=6;sid=s1/k=7,k=8 HTTP/1.1\r\n"
+        b"Host:  a.b.c:81 \r\n"
+        b"Host-Extra: x\r\n"
+        b"X-List:\r\n"
+        b"x-list: ,\r\n"
+        b'X-LIST: "unclosed, a\r\n'
+        b'X-List: b\\", c, "d\\"e, f", g\r\n'
+        b"X-Empty: ,\r\n"
+        b"X-Empty:\r\n"
+        b"X-Number: +5\r\n"
+        b"X-Number: 99999999999, , 0x10, 7 8\r\n"
+        b"X-Many: 0\r\n"
+        b"Cookie: =v; ; a; b=; a = 1 ; a=2,c=3; A=4;a=5\r\n"
+        b'Cookie: d="x; y=1"; e=f=g; h i=j; k="q"r; l=m n ; m="open; a=9\r\n'
+        b"Cookie: a==;;sid=\r\n"
+        b"X-Forwarded-For: 10.1.1.1:99999, [2001:db8::1], 1.2.3.4:80x, 010.001.1.1\r\n"
+        b"X-Forwarded-For: [::1]:80, ::ffff:1.2.3.4, 1.2.3\r\n"
+        b"X-Ip: 300.1.1.1, 9.9.9.9:0, 8.8.8.8:\r\n"
+        b"X-Utf: \xf0\x9f\x98\x80 \xc3\r\n"
+        b"Accept: */*\r\n"
+        b"Content-Length: 0\r\n\r\n"
+    ),
     "asterisk": b"OPTIONS * HTTP/1.1\r\nHost: h, i\r\nX-List: ,\r\n\r\n",
 }
 
