@@ -546,6 +546,27 @@ def test_an_error_says_what_and_where(expression: str, offset: int, message: str
 
 
 @pytest.mark.parametrize(
+    "regex", [r"a\Kb", r"(?R)", r"\p{L}", "(?|a|b)", "a(?i)b", "(?<=a|bc)d", r"\Gb", "(*UTF)a"]
+)
+def test_what_python_has_no_regular_expression_for_is_an_error(regex: str) -> None:
+    with pytest.raises(AclError, match=r"is no regular expression of Python's"):
+        compile_acl(["a", "path_reg", regex])
+
+
+@needs_haproxy
+@pytest.mark.parametrize("regex", ["", "[", "*", "(", "a)", "(z"])
+def test_a_bad_regular_expression_of_regsub_is_refused(regex: str, tmp_path: Path) -> None:
+    """HAProxy does so at the end, once it resolves arguments."""
+    expression = f'path,regsub("{regex}",x)'
+    args = f"spoe-message m\n    args {quoted(f'x={expression}')}\n"
+    spoe = engine_of(0, f"    messages m\n{args}    event on-frontend-http-request\n")
+    proxy = "frontend f\n    filter spoe engine e0 config spoe.cfg\n"
+    assert "regex" in check_configuration(tmp_path / "c", spoe, proxy)
+    with pytest.raises(SampleError, match="regular expression"):
+        compile_expression(expression)
+
+
+@pytest.mark.parametrize(
     "words, index, message",
     [
         ("a pth x", 1, "unknown fetch 'pth', did you mean 'path'?"),

@@ -62,13 +62,15 @@ def clamp(value: int) -> int:
 
 
 _INTEGER = re.compile(r"[-+]?[0-9]*", re.ASCII)
+_MAX_DIGITS = 4000
+"""What Python's int() reads; nobody writes so many zeros before a number."""
 
 
 def leading_int(value: str) -> int:
     """The integer at the start of a string, limited to 64 bits; 0 where there is none."""
     match = _INTEGER.match(value)
     digits = match[0] if match else ""
-    return clamp(int(digits)) if digits.strip("+-") else 0
+    return clamp(int(digits[:_MAX_DIGITS])) if digits.strip("+-") else 0
 
 
 def _text_to_int(value: str) -> int | None:

@@ -29,7 +29,7 @@ ReadEvery = Callable[[Stream], Iterable[str]]
 
 _COMMA_SEPARATED = re.compile(r'((?:[^",]|"(?:\\.|[^"\\])*(?:"|$))*)(,|$)', re.DOTALL)
 _IPV4_AND_PORT = re.compile(r"([0-9.]+)(?::([0-9]+))?", re.ASCII)
-_ONLY_DIGITS = re.compile(r"-?[0-9]+(?=[:-~]|$)", re.ASCII)
+_ONLY_DIGITS = re.compile(r"(-?)([0-9]+)(?=[:-~]|$)", re.ASCII)
 
 
 def _of_either(stream: Stream) -> Message | None:
@@ -109,7 +109,8 @@ def strict_int(value: str) -> int:
     """
     match = _ONLY_DIGITS.match(value)
     if match:
-        number = int(match[0])
+        # Of a longer number, the last 32 digits alone are left in 32 bits.
+        number = int(match[1] + match[2][-32:])
     else:
         digits = raw(value)
         sign = -1 if digits[:1] == b"-" else 1
