@@ -80,14 +80,35 @@ REQUESTS = {
     "asterisk": b"OPTIONS * HTTP/1.1\r\nHost: h, i\r\nX-List: ,\r\n\r\n",
 }
 
-RESPONSE = (
-    b"HTTP/1.1 404 Not Found\r\n"
-    b"Content-Length: 4\r\n"
-    b"Set-Cookie: sid=abc; Path=/; HttpOnly\r\n"
-    b'Set-Cookie: n=5; expires="a, b"\r\n'
-    b"X-List: a, b\r\n"
-    b"X-Number: 8\r\n\r\nbody"
-)
+RESPONSES = {
+    "plain": (
+        b"HTTP/1.1 404 Not Found\r\n"
+        b"Content-Length: 4\r\n"
+        b"Set-Cookie: sid=abc; Path=/; HttpOnly\r\n"
+        b'Set-Cookie: n=5; expires="a, b"\r\n'
+        b"X-List: a, b\r\n"
+        b"X-Number: 8\r\n\r\nbody"
+    ),
+    "odd": (
+        b"HTTP/1.0 200 OK\r\n"
+        b"Content-Length: 4\r\n"
+        b"Set-Cookie: sid=abc; Path=/; HttpOnly\r\n"
+        b"Set-Cookie: sid=def; Path=/x, n=9\r\n"
+        b'Set-Cookie: n = 5 ; expires="a, b"\r\n'
+        b"set-cookie: empty=; Secure\r\n"
+        b"SET-COOKIE: sid=\r\n"
+        b"Set-Cookie: bare\r\n"
+        b"Set-Cookie: =v\r\n"
+        b"Set-Cookie: h i=j; k=l\r\n"
+        b'X-List: a, "b,c" ,,d\r\n'
+        b"x-list: e\r\n"
+        b"X-Number: 8, 9x\r\n"
+        b"X-Ip: 1.2.3.4:80, ::1\r\n"
+        b"Host: resp\r\n\r\nbody"
+    ),
+    "without its body": b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n",
+}
+"""An event sees as much of the body as arrived with the headers."""
 
 RESPONSE_EXPRESSIONS = [
     "status",
@@ -116,6 +137,39 @@ RESPONSE_EXPRESSIONS = [
     "shdr_cnt(x-list)",
     "shdr_val(x-number)",
     "res.hdr_names(:)",
+    "res.cook(empty)",
+    "res.cook_cnt(sid)",
+    "res.cook_cnt(n)",
+    "res.cook_cnt(empty)",
+    "scook_val(sid)",
+    "scook_cnt",
+    "res.cook(Secure)",
+    "res.cook(expires)",
+    "res.cook(h i)",
+    "res.hdr()",
+    "hdr(host)",
+    "hdr(x-list)",
+    "hdr(x-list,2)",
+    "hdr(x-list,-1)",
+    "hdr(x-none)",
+    "hdr()",
+    "hdr(content-length)",
+    "res.hdr_ip(x-ip)",
+    "res.hdr_ip(x-ip,1)",
+    "shdr_ip(x-ip,1)",
+    "res.hdr_cnt(set-cookie)",
+    "res.fhdr_cnt(set-cookie)",
+    "res.fhdr(set-cookie,2)",
+    "res.hdr(set-cookie,2)",
+    "res.body",
+    "res.body_len",
+    "res.body,length",
+    "method",
+    "method,lower",
+    "req.proto_http",
+    "src",
+    "fe_name",
+    "be_name",
 ]
 
 
@@ -152,6 +206,7 @@ def stream_of(request: bytes, response: bytes | None = None) -> Stream:
     if response is not None:
         (version, status, _), headers, body = parse(response)
         stream.response = Response(int(status), version[5:], headers, body)
+        stream.backend = "origin"
     return stream
 
 
@@ -257,13 +312,14 @@ def test_expressions_of_requests_are_haproxys(name: str, tmp_path: Path) -> None
 
 
 @needs_haproxy
-def test_expressions_of_responses_are_haproxys(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", RESPONSES)
+def test_expressions_of_responses_are_haproxys(name: str, tmp_path: Path) -> None:
     spoe = messages_of(RESPONSE_EXPRESSIONS, "on-http-response")
     request = REQUESTS["origin"]
-    with origin(RESPONSE) as port:
+    with origin(RESPONSES[name]) as port:
         rules = f"default_backend origin\nbackend origin\n    server o 127.0.0.1:{port}"
         told = ask(tmp_path, spoe, request, rules)
-    assert not differences(RESPONSE_EXPRESSIONS, told, stream_of(request, RESPONSE))
+    assert not differences(RESPONSE_EXPRESSIONS, told, stream_of(request, RESPONSES[name]))
 
 
 @needs_haproxy
