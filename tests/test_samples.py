@@ -14,8 +14,9 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import haproxy
@@ -24,7 +25,7 @@ import pytest
 from spop import Agent, Message
 from spop.engine.acl import AclError, compile_acl, compile_condition
 from spop.engine.samples import Place, SampleError, compile_expression, converter, fetch
-from spop.engine.samples.registry import FETCHES
+from spop.engine.samples.registry import CONVERTERS, FETCHES
 from spop.engine.stream import Request, Response, Stream, Tls
 
 FILES = Path(__file__).with_name("samples")
@@ -180,6 +181,15 @@ def corpus(name: str) -> list[str]:
 
 EXPRESSIONS = corpus("expressions")
 CONDITIONS = corpus("conditions")
+
+
+ALL_COMPILED = [compile_expression(text) for text in EXPRESSIONS + RESPONSE_EXPRESSIONS]
+CONVERTERS_OF_HEADERS = [
+    compile_expression(f"{source},{converters}")
+    for source in ("req.hdr(x-list)", "req.hdr(x-ip)")
+    for converters in sorted({e.partition("),")[2] for e in EXPRESSIONS if e.startswith("str(")})
+    if re.split("[,(]", converters)[0] in CONVERTERS
+]
 
 
 def text(data: bytes) -> str:
@@ -339,6 +349,30 @@ def test_conditions_are_haproxys(name: str, tmp_path: Path) -> None:
         if ours != (f"c{number}" in told):
             wrong.append(f"{condition}: we say {ours}")
     assert not wrong
+
+
+def odd_text(random: Random) -> str:
+    if random.random() < 0.2:
+        return random.choice(["9" * 5000, "-" + "0" * 4500 + "7", "1.2.3.4" + "5" * 6000, '"\\'])
+    alphabet = 'a=;,"\\ \t:.[]0123456789-+%/?&é\udcff'
+    return "".join(random.choices(alphabet, k=random.randrange(30)))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_that_is_sent_makes_an_expression_raise(seed: int) -> None:
+    random = Random(seed)
+    names = ["X-List", "X-Number", "Cookie", "Set-Cookie", "X-Forwarded-For", "X-Ip", "Host"]
+    headers = [(name, odd_text(random)) for name in names * 2]
+    body = odd_text(random).encode("utf-8", "surrogateescape")
+    request = Request(random.choice(["GET", "-"]), odd_text(random), "1.1", headers, body)
+    response = random.choice([None, Response(200, "1.1", headers, body)])
+    variables = {"txn.none": random.choice([None, 5, True, odd_text(random), body])}
+    stream = Stream(request=request, response=response, variables=variables)
+    for expression in (*ALL_COMPILED, *CONVERTERS_OF_HEADERS):
+        value = expression.evaluate(stream)
+        assert value is None or type(value) in (bool, int, str, bytes, IPv4Address, IPv6Address)
+        if expression.candidates:
+            assert None not in expression.candidates(stream)
 
 
 def refused_by_haproxy(folder: Path, lines: list[str]) -> list[str]:

@@ -93,7 +93,7 @@ def ipv6_of(word: str) -> IPv6Address | None:
         return None
 
 
-_LEADING_IPV4 = re.compile(r"([0-9]+)\.([0-9]+)\.([0-9]+)\.([0-9]+)(?![0-9.])", re.ASCII)
+_LEADING_IPV4 = re.compile(r"N\.N\.N\.N(?![0-9.])".replace("N", "0*+([0-9]{0,3})(?<=[0-9])"))
 
 
 def _text_to_ipv4(value: str) -> IPv4Address | None:
@@ -101,7 +101,7 @@ def _text_to_ipv4(value: str) -> IPv4Address | None:
     if address := ipv4_of(value):
         return address
     match = _LEADING_IPV4.match(value)
-    numbers = [int(digits[-20:]) for digits in match.groups()] if match else [256]
+    numbers = [int(digits or 0) for digits in match.groups()] if match else [256]
     return IPv4Address(bytes(numbers)) if max(numbers) < 256 else None
 
 

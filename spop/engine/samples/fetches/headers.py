@@ -27,7 +27,7 @@ MessageOf = Callable[[Stream], Message | None]
 Read = Callable[[Stream], str | None]
 ReadEvery = Callable[[Stream], Iterable[str]]
 
-_COMMA_SEPARATED = re.compile(r'((?:[^",]|"(?:\\.|[^"\\])*(?:"|$))*)(,|$)', re.DOTALL)
+_COMMA_SEPARATED = re.compile(r'((?:[^",]|"(?:\\.?|[^"\\])*(?:"|$))*)(,|$)', re.DOTALL)
 _IPV4_AND_PORT = re.compile(r"([0-9.]+)(?::([0-9]+))?", re.ASCII)
 _ONLY_DIGITS = re.compile(r"(-?)([0-9]+)(?=[:-~]|$)", re.ASCII)
 
