@@ -13,8 +13,9 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcmp, memset
 
 from spop._codec cimport (
-    Field, Header, Reader, Writer, begin_frame, decode_frame, field_value, finish_frame,
-    frame_length, name_text, new_message, read_field, read_header, read_span, release, text, write_actions,
+    Field, Header, Reader, Writer, argument_value, begin_frame, decode_frame, field_value,
+    finish_frame, frame_length, name_text, new_message, read_field, read_header, read_span,
+    release, text, write_actions,
 )
 
 from spop._dispatch_py import MISSING, Call, Deferred, Running
@@ -47,6 +48,14 @@ cdef extern from "time.h" nogil:
         long tv_nsec
     int clock_gettime(int, timespec *)
     int CLOCK_MONOTONIC
+
+cdef extern from *:
+    """
+    static inline int bit_length(uint64_t number) {
+        return number ? 64 - __builtin_clzll(number) : 0;
+    }
+    """
+    int bit_length(uint64_t number) nogil
 
 cdef object _missing = MISSING
 
@@ -92,12 +101,14 @@ cdef int64_t now() noexcept nogil:
     return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec
 
 
-# A message as it stands in the buffer: its name, and where its arguments are in the fields.
+# A message as it stands in the buffer: its name, where its arguments are in the fields, and
+# its route, where there is one.
 cdef struct Span:
     const unsigned char *name
     Py_ssize_t name_length
     Py_ssize_t first
     int count
+    PyObject *route
 
 
 cdef class Route:
@@ -194,7 +205,7 @@ cdef class Route:
         cdef long accepts = self.accepts[slot]
         cdef int type = field.type
         if accepts >> type & 1:
-            return field_value(field)
+            return argument_value(field)
         if T_INT32 <= type <= T_UINT64 and accepts & 0x3C:
             return field_value(field)
         if type == T_STRING and accepts >> T_BINARY & 1:
@@ -278,10 +289,11 @@ cdef class Dispatcher:
     cdef Span *spans
     cdef Py_ssize_t spans_size
     cdef Py_ssize_t span_count
+    cdef bint any_deferred
     cdef bint busy
-    cdef Route running_route
+    cdef PyObject *running_route
+    cdef PyObject *running_connection
     cdef Header *running_header
-    cdef object running_connection
 
     def __cinit__(
         self, routes=None, failed=None, *, cells=None,
@@ -310,11 +322,11 @@ cdef class Dispatcher:
     @property
     def running(self):
         """The message whose handler is being called, else None."""
-        if self.running_route is None:
+        if self.running_route is NULL:
             return None
         return Running(
-            self.running_route.name, self.running_header.stream_id,
-            self.running_header.frame_id, self.running_connection)
+            (<Route>self.running_route).name, self.running_header.stream_id,
+            self.running_header.frame_id, <object>self.running_connection)
 
     def __dealloc__(self):
         PyMem_Free(self.fields)
@@ -359,8 +371,8 @@ cdef class Dispatcher:
         cdef Header header
         cdef Py_ssize_t offset = 0, length
         r.base = base
-        while len(left) < room and w.length < self.max_answer_size:
-            try:
+        try:
+            while len(left) < room and w.length < self.max_answer_size:
                 length = frame_length(base, offset, end, max_frame_size)
                 if length < 0:
                     break
@@ -372,12 +384,11 @@ cdef class Dispatcher:
                     offset += 4 + length
                     break
                 self.read_spans(&r)
-            except ProtocolError:
-                if offset == 0:
-                    raise
-                break
-            offset += 4 + length
-            self.notify(&header, connection, left, w, max_ack_size, little_endian)
+                offset += 4 + length
+                self.notify(&header, connection, left, w, max_ack_size, little_endian)
+        except ProtocolError:
+            if offset == 0:
+                raise
         return offset
 
     cdef Py_ssize_t answer_received(
@@ -399,6 +410,7 @@ cdef class Dispatcher:
         cdef Span *span
         cdef int i
         self.span_count = 0
+        self.any_deferred = self.routes is None
         while r.offset < r.end:
             if self.span_count == self.spans_size:
                 self.grow_spans()
@@ -416,6 +428,8 @@ cdef class Dispatcher:
                 read_field(r, &self.fields[used + i])
             used += span.count
             self.span_count += 1
+            span.route = self.route_of(span)
+            self.any_deferred |= span.route is not NULL and (<Route>span.route).deferred
         if self.span_count > self.max_messages:
             self.too_many(f"{self.span_count} messages", self.max_messages)
         if used > self.max_arguments:
@@ -444,53 +458,48 @@ cdef class Dispatcher:
         self.fields_size = size
         return 0
 
-    cdef Route route_of(self, Span *span):
+    cdef inline PyObject *route_of(self, Span *span) except? NULL:
         cdef bytes name
         if self.last is not None:
             name = self.last.raw_name
             if PyBytes_GET_SIZE(name) == span.name_length and memcmp(
                     PyBytes_AS_STRING(name), span.name, span.name_length) == 0:
-                return self.last
+                return <PyObject *>self.last
+        return self.find_route(span)
+
+    cdef PyObject *find_route(self, Span *span) except? NULL:
         name = PyBytes_FromStringAndSize(<const char *>span.name, span.name_length)
         found = self.by_raw_name.get(name)
-        if found is not None:
-            self.last = found
-        return found
+        if found is None:
+            return NULL
+        self.last = found
+        return <PyObject *>self.last
 
     cdef int notify(
         self, Header *header, object connection, list left, Writer *w,
         Py_ssize_t max_ack_size, bint little_endian,
     ) except -1:
         cdef Py_ssize_t i, start, payload
-        cdef Route route
+        cdef Span *span
         self.row[NOTIFIES] += 1
-        if self.routes is None or self.any_deferred():
+        if self.any_deferred:
             left.append(self.deferred(header, connection))
             return 0
         start = begin_frame(
             w, ACK_FRAME, FIN, header.stream_id, header.frame_id, little_endian)
         payload = w.length
         for i in range(self.span_count):
-            route = self.route_of(&self.spans[i])
-            if route is None:
-                self.count_unknown(&self.spans[i])
+            span = &self.spans[i]
+            if span.route is NULL:
+                self.count_unknown(span)
             else:
-                self.run(route, &self.spans[i], header, connection, w)
+                self.run(<Route>span.route, span, header, connection, w)
         if w.length - start - 4 > max_ack_size:
             self.too_big(w.length - start - 4, max_ack_size)
             w.length = payload
         finish_frame(w, start)
         self.row[ACKS] += 1
         return 0
-
-    cdef bint any_deferred(self) except -1:
-        cdef Py_ssize_t i
-        cdef Route route
-        for i in range(self.span_count):
-            route = self.route_of(&self.spans[i])
-            if route is not None and route.deferred:
-                return True
-        return False
 
     cdef int run(
         self, Route route, Span *span, Header *header, object connection, Writer *w,
@@ -507,9 +516,9 @@ cdef class Dispatcher:
         memset(values, 0, route.size * sizeof(PyObject *))
         try:
             route.bind(values, self.fields, span, header, connection)
-            self.running_route = route
             self.running_header = header
-            self.running_connection = connection
+            self.running_connection = <PyObject *>connection
+            self.running_route = <PyObject *>route
             result = PyObject_Vectorcall(
                 route.function, values, route.positional,
                 <PyObject *>route.keywords if route.keywords else NULL)
@@ -524,8 +533,7 @@ cdef class Dispatcher:
             self.fail(route, error)
             write_actions(w, route.on_error)
         finally:
-            self.running_route = None
-            self.running_connection = None
+            self.running_route = NULL
             for i in range(route.size):
                 Py_XDECREF(values[i])
             if values is not stack:
@@ -537,11 +545,7 @@ cdef class Dispatcher:
         """Count a run, from the end of the one before it, and how long it took."""
         cdef int64_t end = now()
         cdef int64_t taken = end - self.clock
-        cdef uint64_t rest = <uint64_t>taken >> BUCKET_SHIFT
-        cdef int bucket = 0
-        while rest and bucket < BUCKETS - 1:
-            rest >>= 1
-            bucket += 1
+        cdef int bucket = min(bit_length(<uint64_t>taken >> BUCKET_SHIFT), BUCKETS - 1)
         self.clock = end
         self.row[base + CALLS] += 1
         self.row[base + NANOSECONDS] += taken
@@ -556,10 +560,10 @@ cdef class Dispatcher:
         if self.routes is None:
             return self.as_notify(header, connection)
         for i in range(self.span_count):
-            route = self.route_of(&self.spans[i])
-            if route is None:
+            if self.spans[i].route is NULL:
                 self.count_unknown(&self.spans[i])
                 continue
+            route = <Route>self.spans[i].route
             try:
                 calls.append(Call(route, self.bound(route, &self.spans[i], header, connection)))
             except HandlerError as error:
