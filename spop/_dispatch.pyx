@@ -10,7 +10,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memcmp, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from spop._codec cimport (
     Field, Header, Reader, Writer, argument_value, begin_frame, decode_frame, field_value,
@@ -19,10 +19,14 @@ from spop._codec cimport (
 )
 
 from spop._dispatch_py import MISSING, Call, Deferred, Running
+from spop._dispatch_py import MOST_HELD as PY_MOST_HELD
 from spop.constants import MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, DataType
 from spop.counters import Cell, RouteCell, new_row, row_size
 from spop.counters import BUCKETS as PY_BUCKETS, BUCKET_SHIFT as PY_BUCKET_SHIFT
-from spop.errors import FrameTooBigError, HandlerError, InvalidFrameError, ProtocolError
+from spop.errors import (
+    FragmentationError, FrameTooBigError, HandlerError, InterlacedFramesError, InvalidFrameError,
+    ProtocolError,
+)
 from spop.frames import Ack, Notify
 
 cdef extern from "Python.h":
@@ -61,6 +65,8 @@ cdef object _missing = MISSING
 
 cdef enum:
     FIN = 1
+    ABORT = 2
+    UNSET_FRAME = 0
     NOTIFY_FRAME = 3
     ACK_FRAME = 103
     T_INT32 = 2
@@ -68,12 +74,15 @@ cdef enum:
     T_STRING = 8
     T_BINARY = 9
     READ = 1
+    MOST_HELD = 32768
+    MOST_SPARE = 262144
     LEARNED_NAMES = 1024
     NOTIFIES = 0
     ACKS = 1
     UNKNOWN_MESSAGES = 2
     BYTES_RECEIVED = 3
     BYTES_SENT = 4
+    PAYLOADS_TOO_BIG = 13
     TOO_MANY_MESSAGES = 16
     CALLS = 0
     ERRORS = 1
@@ -92,6 +101,7 @@ C_CELLS = [
     (Cell.TOO_MANY_MESSAGES, TOO_MANY_MESSAGES), (RouteCell.CALLS, CALLS),
     (RouteCell.ERRORS, ERRORS), (RouteCell.NANOSECONDS, NANOSECONDS),
     (RouteCell.BUCKETS, FIRST_BUCKET), (PY_BUCKETS, BUCKETS), (PY_BUCKET_SHIFT, BUCKET_SHIFT),
+    (Cell.PAYLOADS_TOO_BIG, PAYLOADS_TOO_BIG), (PY_MOST_HELD, MOST_HELD),
 ]
 
 
@@ -268,6 +278,86 @@ cdef object message_of(Field *fields, Span *span, Header *header, object connect
         header.frame_id, connection)
 
 
+cdef enum Step:
+    WAITING = 0
+    WHOLE = 1
+    TOO_BIG = 2
+
+
+cdef class Fragments:
+    """A payload that comes in fragments, on one connection, as the twin describes it."""
+
+    cdef readonly Py_ssize_t max_size
+    cdef readonly bint begun
+    cdef bint ignored
+    cdef uint64_t stream_id
+    cdef uint64_t frame_id
+    cdef unsigned char *data
+    cdef Py_ssize_t size
+    cdef Py_ssize_t capacity
+
+    def __cinit__(self, Py_ssize_t max_size):
+        self.max_size = max_size
+
+    def __dealloc__(self):
+        PyMem_Free(self.data)
+
+    @property
+    def idle(self):
+        return not self.begun and not self.ignored
+
+    cdef Step take(self, Reader *r, Header *header) except? WAITING:
+        """Add a fragment; say what there is to do with the payload."""
+        cdef bint known = (self.begun or self.ignored) and (
+            header.stream_id == self.stream_id and header.frame_id == self.frame_id)
+        if header.type == NOTIFY_FRAME:
+            if self.begun:
+                raise InterlacedFramesError
+            self.begin(header)
+        elif not known:
+            raise InterlacedFramesError(
+                f"fragment of {(header.stream_id, header.frame_id)} "
+                "where none or another was begun")
+        elif self.ignored or header.flags & ABORT:
+            if header.flags & FIN:
+                self.end()
+            return WAITING
+        self.add(r.base + r.offset, r.end - r.offset)
+        if self.size > self.max_size:
+            self.end()
+            self.ignored = not header.flags & FIN
+            return TOO_BIG
+        return WHOLE if header.flags & FIN else WAITING
+
+    cdef int begin(self, Header *header) except -1:
+        self.begun, self.ignored = True, False
+        self.stream_id = header.stream_id
+        self.frame_id = header.frame_id
+        return 0
+
+    cdef int add(self, const unsigned char *data, Py_ssize_t size) except -1:
+        if self.size + size > self.capacity:
+            self.grow(2 * (self.size + size))
+        memcpy(self.data + self.size, data, size)
+        self.size += size
+        return 0
+
+    cdef int grow(self, Py_ssize_t capacity) except -1:
+        cdef void *data = PyMem_Realloc(self.data, capacity)
+        if data is NULL:
+            raise MemoryError
+        self.data = <unsigned char *>data
+        self.capacity = capacity
+        return 0
+
+    cdef void end(self) noexcept:
+        """Be ready for another payload, with no memory for it."""
+        self.begun = self.ignored = False
+        self.size = self.capacity = 0
+        PyMem_Free(self.data)
+        self.data = NULL
+
+
 cdef class Dispatcher:
     """All routes of an agent, for use by one thread."""
 
@@ -291,6 +381,8 @@ cdef class Dispatcher:
     cdef Py_ssize_t span_count
     cdef bint any_deferred
     cdef bint busy
+    cdef unsigned char *spare  # The memory of the last payload in fragments, for the next.
+    cdef Py_ssize_t spare_size
     cdef PyObject *running_route
     cdef PyObject *running_connection
     cdef Header *running_header
@@ -331,10 +423,12 @@ cdef class Dispatcher:
     def __dealloc__(self):
         PyMem_Free(self.fields)
         PyMem_Free(self.spans)
+        PyMem_Free(self.spare)
 
     def answer_frames(
         self, buffer, Py_ssize_t start, Py_ssize_t end, Py_ssize_t max_frame_size,
         Py_ssize_t max_ack_size, bint little_endian, Py_ssize_t room, connection,
+        Fragments fragments=None,
     ):
         """Answer the NOTIFY frames at the front of a buffer, as the twin describes it."""
         cdef Py_buffer view
@@ -355,7 +449,7 @@ cdef class Dispatcher:
                 raise ValueError(f"{start} to {end} is outside a buffer of {view.len} bytes")
             start += self.answer(
                 <const unsigned char *>view.buf + start, end - start, max_frame_size,
-                max_ack_size, little_endian, room, connection, left, &w)
+                max_ack_size, little_endian, room, connection, fragments, left, &w)
             return left, start, PyBytes_FromStringAndSize(<const char *>w.data, w.length)
         finally:
             self.busy = False
@@ -365,7 +459,7 @@ cdef class Dispatcher:
     cdef Py_ssize_t answer(
         self, const unsigned char *base, Py_ssize_t end, Py_ssize_t max_frame_size,
         Py_ssize_t max_ack_size, bint little_endian, Py_ssize_t room, object connection,
-        list left, Writer *w,
+        Fragments fragments, list left, Writer *w,
     ) except -1:
         cdef Reader r
         cdef Header header
@@ -379,13 +473,23 @@ cdef class Dispatcher:
                 r.offset = offset + 4
                 r.end = r.offset + length
                 read_header(&r, &header, little_endian)
-                if header.type != NOTIFY_FRAME or not header.flags & FIN:
+                if header.type == NOTIFY_FRAME and header.flags & FIN:
+                    if fragments is not None and fragments.begun:
+                        raise InterlacedFramesError
+                    self.read_spans(&r)
+                elif header.type == NOTIFY_FRAME or header.type == UNSET_FRAME:
+                    if not self.put_together(&r, &header, fragments, w, little_endian):
+                        offset += 4 + length
+                        continue
+                else:
                     left.append(decode_frame(&r, &header))
                     offset += 4 + length
                     break
-                self.read_spans(&r)
                 offset += 4 + length
                 self.notify(&header, connection, left, w, max_ack_size, little_endian)
+                if fragments is not None and fragments.begun:
+                    self.take_memory(fragments)
+                    fragments.end()
         except ProtocolError:
             if offset == 0:
                 raise
@@ -400,9 +504,48 @@ cdef class Dispatcher:
         try:
             return self.answer(
                 &self.room_for_bytes[0], size, port.max_frame_size, port.max_frame_size,
-                port.little_endian, port.room, port.peer, left, w)
+                port.little_endian, port.room, port.peer, port.fragments, left, w)
         finally:
             self.busy = False
+
+    cdef bint put_together(
+        self, Reader *r, Header *header, Fragments fragments, Writer *w, bint little_endian,
+    ) except -1:
+        """Take a fragment. True: it was the last, and the messages of the whole are read."""
+        cdef Reader payload
+        cdef Py_ssize_t before, start
+        cdef Step step
+        if fragments is None:
+            raise FragmentationError
+        if header.type == NOTIFY_FRAME and fragments.data is NULL:
+            self.lend_memory(fragments)
+        before = fragments.size
+        step = fragments.take(r, header)
+        if step == TOO_BIG:
+            self.row[PAYLOADS_TOO_BIG] += 1
+            start = begin_frame(
+                w, ACK_FRAME, FIN | ABORT, header.stream_id, header.frame_id, little_endian)
+            finish_frame(w, start)
+        if step != WHOLE:
+            return False
+        payload.base = fragments.data
+        payload.offset = 0
+        payload.end = fragments.size
+        try:
+            self.read_spans(&payload)
+        except ProtocolError:
+            fragments.size = before  # It is taken once more, when it is the first frame.
+            raise
+        return True
+
+    cdef void lend_memory(self, Fragments fragments) noexcept:
+        fragments.data, fragments.capacity = self.spare, self.spare_size
+        self.spare, self.spare_size = NULL, 0
+
+    cdef void take_memory(self, Fragments fragments) noexcept:
+        if self.spare is NULL and fragments.capacity <= MOST_SPARE:
+            self.spare, self.spare_size = fragments.data, fragments.capacity
+            fragments.data = NULL
 
     cdef int read_spans(self, Reader *r) except -1:
         """Read the messages of a NOTIFY."""
@@ -624,11 +767,14 @@ cdef class Port:
     cdef public bint active
     cdef bint little_endian
     cdef Dispatcher dispatcher
+    cdef Fragments fragments
     cdef object ready
     cdef object taken
     cdef object peer
     cdef Py_ssize_t max_frame_size
     cdef Py_ssize_t room
+    cdef char *held
+    cdef Py_ssize_t held_size
 
     def __init__(self, Dispatcher dispatcher, int fd, connection, ready, taken):
         self.dispatcher = dispatcher
@@ -637,12 +783,26 @@ cdef class Port:
         self.ready = ready
         self.taken = taken
 
-    def agree(self, Py_ssize_t max_frame_size, bint little_endian, Py_ssize_t room, peer):
+    def __dealloc__(self):
+        PyMem_Free(self.held)
+
+    def agree(
+        self, Py_ssize_t max_frame_size, bint little_endian, Py_ssize_t room, peer,
+        Fragments fragments,
+    ):
         """What HELLO agreed on."""
         self.max_frame_size = max_frame_size
         self.little_endian = little_endian
         self.room = room
         self.peer = peer
+        self.fragments = fragments
+
+    def close(self):
+        """Leave the socket to `ready`. Returns the partial frame, for who reads it now."""
+        self.open = False
+        held = PyBytes_FromStringAndSize(self.held, self.held_size)
+        self.hold(NULL, 0)
+        return held
 
     def __call__(self, int events):
         """The socket is ready for something."""
@@ -655,41 +815,72 @@ cdef class Port:
         """One recv, one pass, one send."""
         cdef Dispatcher d = self.dispatcher
         cdef unsigned char *buffer = &d.room_for_bytes[0]
-        cdef Py_ssize_t size, consumed = 0, sent = 0
-        cdef bint done
+        cdef Py_ssize_t size = self.receive(buffer), consumed = 0, sent = 0
+        cdef bint partial
         cdef unsigned char stack[4096]
         cdef Writer w
         cdef list left = []
-        with nogil:
-            size = recv(self.fd, buffer, d.room_for_bytes.shape[0], MSG_DONTWAIT)
         if size < 0:
-            if errno != EAGAIN and errno != EWOULDBLOCK and errno != EINTR:
-                self.taken(self.connection, 0, left, 0, b"", _os_error())
             return 0
-        d.row[BYTES_RECEIVED] += size
         w.data = stack
         w.length = 0
         w.capacity = sizeof(stack)
         w.heap = False
-        error = None
         try:
             consumed = d.answer_received(self, size, left, &w)
-            if w.length and consumed == size and not left:
+            partial = size - consumed <= MOST_HELD and w.length < d.max_answer_size
+            if (consumed == size or partial) and not left:
                 sent = self.send(w.data, w.length)
-            done = size and consumed == size and not left and sent == w.length
-            acks = None if done else PyBytes_FromStringAndSize(
-                <const char *>w.data + sent, w.length - sent)
+                if sent == w.length:
+                    self.hold(buffer + consumed, size - consumed)
+                    return 0
+            acks = PyBytes_FromStringAndSize(<const char *>w.data + sent, w.length - sent)
+            error = None
         except ProtocolError as failure:
-            done, acks, error = False, b"", failure
+            acks, error = b"", failure
         finally:
             release(&w)
-        if not done:
-            self.taken(self.connection, size, left, consumed, acks, error)
+        self.taken(self.connection, size, left, consumed, acks, error)
+        return 0
+
+    cdef Py_ssize_t receive(self, unsigned char *buffer) except? -1:
+        """What is in the buffer now, behind the partial frame; -1: there is nothing to do."""
+        cdef Py_ssize_t held = self.held_size, room = self.dispatcher.room_for_bytes.shape[0]
+        cdef Py_ssize_t received
+        with nogil:
+            received = recv(self.fd, buffer + held, room - held, MSG_DONTWAIT)
+        if received > 0:
+            self.dispatcher.row[BYTES_RECEIVED] += received
+            if held:
+                memcpy(buffer, self.held, held)
+                self.hold(NULL, 0)
+            return held + received
+        if received == 0:
+            self.taken(self.connection, 0, [], 0, b"", None)
+        elif errno != EAGAIN and errno != EWOULDBLOCK and errno != EINTR:
+            self.taken(self.connection, 0, [], 0, b"", _os_error())
+        return -1
+
+    cdef int hold(self, const unsigned char *data, Py_ssize_t size) except -1:
+        """Keep a partial frame, where there is one, instead of what was kept."""
+        if size == self.held_size == 0:
+            return 0
+        PyMem_Free(self.held)
+        self.held = NULL
+        self.held_size = 0
+        if size:
+            self.held = <char *>PyMem_Malloc(size)
+            if self.held is NULL:
+                raise MemoryError
+            memcpy(self.held, data, size)
+            self.held_size = size
         return 0
 
     cdef Py_ssize_t send(self, const unsigned char *data, Py_ssize_t size) except -1:
         """How much of it could be sent. Whoever sends the rest finds out why not all."""
         cdef Py_ssize_t sent
+        if size == 0:
+            return 0
         with nogil:
             sent = send(self.fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
         if sent < 0:
