@@ -168,6 +168,7 @@ class Loop:
         )
         self._poller = new_poller()
         self._connections: set[Connection] = set()
+        self._acknowledged: dict[Connection, None] = {}
         self._calls: deque[Callable[[], object]] = deque()
         self._woken = False
         self._timers: list[tuple[float, int, Timer]] = []
@@ -286,6 +287,8 @@ class Loop:
             run(self._timeout() if self._timers else None)
             if self._timers:
                 self._run_timers()
+            if self._acknowledged:
+                self._send_acks()
         self._close()
 
     def _ready(self, connection: Connection, events: int) -> None:
@@ -582,13 +585,15 @@ class Loop:
             self.agent.failed(deferred.calls[0].route.name, error)
             acknowledge(*ids, b"")
         self.cells[Cell.ACKS] += 1
-        self._handle(connection, protocol.resume())
-        if self._leaving:
-            self._leave(connection)
-        try:
-            self._flush(connection)
-        except OSError as error:
-            self._lost(connection, error.strerror or str(error))
+        self._acknowledged[connection] = None
+
+    def _send_acks(self) -> None:
+        """Once in a round: one send for however many ACKs there are."""
+        while self._acknowledged:
+            connection, _ = self._acknowledged.popitem()
+            if connection in self._connections:
+                with self._failing(connection):
+                    self._received(connection, connection.protocol.resume())
 
     def _answer_elsewhere(self, exchange: Exchange, actions: bytearray) -> None:
         peer = exchange.connection.protocol.peer
