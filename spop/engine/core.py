@@ -134,6 +134,10 @@ class EngineCore(ABC):
             nb_processed=spoe.nb_processed,
         )
 
+    def let_set(self, names: Iterable[str]) -> None:
+        """Have agents set these variables as well; rules outside of the SPOE file read them."""
+        self._filter.let_set(names)
+
     def log_line(self, processing: Processing) -> str:
         """HAProxy's line about what was processed."""
         return line(self.config.name, processing, self.traffic, short=self._short_lines)

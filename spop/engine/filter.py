@@ -275,6 +275,10 @@ class Filter:
     def _templates(self, messages: Iterable[MessageConfig]) -> tuple[_Template, ...]:
         return tuple(_Template(message, self._problems) for message in messages)
 
+    def let_set(self, names: Iterable[str]) -> None:
+        """Add to the variables that an agent may set."""
+        self._permissions.let_set(names)
+
     # --- the beginning ---
 
     def begin_event(self, context: StreamContext, event: str) -> Processing | None:
@@ -403,10 +407,14 @@ class _Permissions:
         self._takes_all = config.force_set_var or (
             haproxy_version is not None and haproxy_version.branch >= ANY_VARIABLE_SINCE
         )
-        names = config.known_variables.union(variables)
-        self.known: Mapping[str, Mapping[str, str]] = {
-            scope: dict(self._by_name(scope, names)) for scope in SCOPES
-        }
+        self.known: Mapping[str, dict[str, str]] = {scope: {} for scope in SCOPES}
+        self.let_set(config.known_variables.union(variables))
+
+    def let_set(self, names: Iterable[str]) -> None:
+        """Know further names."""
+        names = frozenset(names)
+        for scope, known in self.known.items():
+            known.update(self._by_name(scope, names))
 
     def _by_name(self, scope: str, names: Iterable[str]) -> Iterator[tuple[str, str]]:
         beginning = f"{self.prefix}."
