@@ -9,7 +9,7 @@ import operator
 import os
 import re
 from collections.abc import Callable, Container
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from spop.engine.acl import AclError, compile_condition
 from spop.engine.config.words import WordError, split_words
@@ -39,11 +39,13 @@ class Condition:
         self.variables = variables
         self.text = text
 
-    def __and__(self, other: Condition) -> Condition:
+    def __and__(self, other: Condition | str) -> Condition:
+        other = condition_of(other)
         first, second = self.holds, other.holds
         return self._with(other, lambda transaction: first(transaction) and second(transaction))
 
-    def __or__(self, other: Condition) -> Condition:
+    def __or__(self, other: Condition | str) -> Condition:
+        other = condition_of(other)
         first, second = self.holds, other.holds
         return self._with(other, lambda transaction: first(transaction) or second(transaction))
 
@@ -129,6 +131,12 @@ def var(name: str) -> Variable:
     return Variable(name)
 
 
+@overload
+def condition_of(when: Condition | str) -> Condition: ...
+@overload
+def condition_of(when: None) -> None: ...
+@overload
+def condition_of(when: Condition | str | None) -> Condition | None: ...
 def condition_of(when: Condition | str | None) -> Condition | None:
     """The condition that is given, or that HAProxy's words after ``if`` stand for.
 

@@ -27,6 +27,10 @@ VARIABLES = "spop.variables"
 """Where the application finds the variables, in its scope or environ."""
 
 
+_PLAIN = "content-type", "text/plain; charset=utf-8"
+"""WSGI wants a type even where there is no body."""
+
+
 class Reply(NamedTuple):
     """What is answered in the application's stead."""
 
@@ -42,6 +46,9 @@ class Reply(NamedTuple):
         except ValueError:
             return "Unknown"
 
+
+BROKEN_OFF = Reply(400, [_PLAIN, ("content-length", "0")], b"")
+"""To a client that didn't send what it announced."""
 
 Steps = Generator[Any, Processing | None, Reply | None]
 
@@ -104,11 +111,11 @@ class Transaction:
         message = self.stream.response or self.stream.request
         assert message is not None
         value = None if rule.value is None else rule.value.render(self.stream)
-        if not rule.beside:
-            name = _alike(rule.name)
-            message.headers[:] = [h for h in message.headers if _alike(h[0]) != name]
+        name = _alike(rule.name)
+        headers = [h for h in message.headers if rule.beside or _alike(h[0]) != name]
         if value is not None:
-            message.headers.append((rule.name, header_value(value)))
+            headers.append((rule.name, header_value(value)))
+        message.headers = headers
         self.changed.add(rule.name.lower())
 
     def _set_var(self, rule: SetVar) -> None:
@@ -121,7 +128,7 @@ class Transaction:
         if not isinstance(body, bytes):
             escape = html.escape if "html" in rule.content_type else str
             body = (body.render(self.stream, escape) or "").encode("utf-8", "surrogateescape")
-        headers = [("content-type", rule.content_type)] if body else []
+        headers = [("content-type", rule.content_type)]
         for name, text in rule.headers:
             value = text.render(self.stream)
             if value is not None:
@@ -131,7 +138,7 @@ class Transaction:
 
     def _redirected(self, rule: Redirect) -> Reply:
         location = rule.location.render(self.stream) or ""
-        return self._reply(rule.status, [("location", url(location))], b"")
+        return self._reply(rule.status, [("location", url(location)), _PLAIN], b"")
 
     def _reply(self, status: int, headers: Headers, body: bytes) -> Reply:
         """Nobody else is to get it from a cache, unless the rule says so."""

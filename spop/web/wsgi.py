@@ -17,6 +17,7 @@ from spop.web.asgi import MAX_BODY
 from spop.web.policy import Policy
 from spop.web.rules import Rule
 from spop.web.transaction import (
+    BROKEN_OFF,
     VARIABLES,
     Reply,
     Steps,
@@ -77,7 +78,7 @@ class WSGIMiddleware:
         if policy.request_body:
             read = _read_ahead(environ, policy.request_body)
             if read is None:  # The client is gone, and agents didn't see its request.
-                return _start_reply(start_response, Reply(400, [("content-length", "0")], b""))
+                return _start_reply(start_response, BROKEN_OFF)
             body = read
         transaction = self._begin(environ, body)
         reply = _perform(transaction.request())
