@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 from urllib.parse import quote
+from weakref import WeakKeyDictionary
 
 from spop.engine import AsyncEngine
 from spop.engine.samples.types import raw, text
@@ -35,7 +36,9 @@ class ASGIMiddleware:
     the variables in ``scope["spop.variables"]``. Lifespan is the application's alone.
 
     Args:
-        engine: of the event loop that serves the application.
+        engine: of the event loop that serves the application; or a function that makes one. The
+            function is called at once, and again where a further loop comes, as in tests; what
+            it made is closed when the application has shut down.
         http_request: rules that follow the events of the request; see `spop.web.rules`.
         http_response: rules that follow those of the response, before it begins.
         max_body: bytes of a body that are waited for, where one is; what agents see of it is
@@ -54,7 +57,7 @@ class ASGIMiddleware:
     def __init__(
         self,
         app: ASGIApp,
-        engine: AsyncEngine,
+        engine: AsyncEngine | Callable[[], AsyncEngine],
         *,
         http_request: Iterable[Rule] = (),
         http_response: Iterable[Rule] = (),
@@ -65,11 +68,14 @@ class ASGIMiddleware:
         unique_id_header: str | None = None,
     ) -> None:
         self.app = app
-        self._engine = engine
+        self._make = None if isinstance(engine, AsyncEngine) else engine
+        self._first: AsyncEngine | None = engine() if callable(engine) else engine
+        self._engines: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncEngine]
+        self._engines = WeakKeyDictionary()
         self._websockets = websockets
         self._unique_id_header = (unique_id_header or "").lower().encode()
         self._policy = Policy(
-            engine,
+            self._first.config,
             http_request,
             http_response,
             max_body=max_body,
@@ -83,6 +89,8 @@ class ASGIMiddleware:
             await self._http(scope, receive, send)
         elif scope["type"] == "websocket" and self._websockets:
             await self._websocket(scope, receive, send)
+        elif scope["type"] == "lifespan" and self._make is not None:
+            await self.app(scope, receive, self._closing(send))
         else:
             await self.app(scope, receive, send)
 
@@ -126,6 +134,40 @@ class ASGIMiddleware:
         else:
             await send({"type": "websocket.close"})
 
+    def _engine(self) -> AsyncEngine:
+        """That of this event loop.
+
+        Raises:
+            RuntimeError: there was one engine only, and its loop is another.
+        """
+        loop = asyncio.get_running_loop()
+        engine = self._engines.get(loop)
+        if engine is None:
+            if self._first is not None:
+                engine, self._first = self._first, None
+            elif self._make is not None:
+                engine = self._make()
+            else:
+                raise RuntimeError(
+                    "an engine has one event loop, and this is another: give the middleware a "
+                    "function that makes engines"
+                )
+            engine.let_set(self._policy.variables)
+            self._engines[loop] = engine
+        return engine
+
+    def _closing(self, send: Send) -> Send:
+        """Closes the engine before it is said that the application has shut down."""
+
+        async def send_and_close(message: Message) -> None:
+            if message["type"].startswith("lifespan.shutdown"):
+                engine = self._engine()
+                del self._engines[asyncio.get_running_loop()]
+                await engine.close()
+            await send(message)
+
+        return send_and_close
+
     def _begin(self, scope: Scope) -> tuple[Scope, Transaction]:
         """A scope of the application's own, and what happens in it."""
         raw_headers = list(scope["headers"])
@@ -152,7 +194,7 @@ class ASGIMiddleware:
             unique_id=unique_id,
         )
         scope = {**scope, "headers": raw_headers, VARIABLES: stream.variables}
-        return scope, Transaction(self._policy, self._engine.stream(stream))
+        return scope, Transaction(self._policy, self._engine().stream(stream))
 
 
 class _Received:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable
 
 from spop.engine.config.model import AgentConfig, Event, MessageConfig
-from spop.engine.core import EngineCore
 from spop.web.rules import Rule, SendGroup
 
 _REQUEST_EVENTS = (
@@ -26,6 +25,7 @@ class Policy:
     """Events and rules of both directions.
 
     Args:
+        config: the engine's.
         http_request: rules that follow the events of the request.
         http_response: rules that follow those of the response.
         max_body: bytes of a body that are waited for.
@@ -36,6 +36,7 @@ class Policy:
         request_events, response_events: those that have messages.
         answers: there is something to do when the response comes.
         request_body, response_body: how much to wait for; 0 is nothing.
+        variables: those that rules read, so that agents must be allowed to set them.
 
     Raises:
         ValueError: there is no such group, or `max_body` is less than one byte.
@@ -43,7 +44,7 @@ class Policy:
 
     def __init__(
         self,
-        engine: EngineCore,
+        config: AgentConfig,
         http_request: Iterable[Rule],
         http_response: Iterable[Rule],
         *,
@@ -53,7 +54,6 @@ class Policy:
     ) -> None:
         if max_body < 1:
             raise ValueError(f"max_body is {max_body}, 1 at least")
-        config = engine.config
         self.http_request = tuple(http_request)
         self.http_response = tuple(http_response)
         self.request_events = tuple(e for e in _REQUEST_EVENTS if config.events.get(e))
@@ -63,7 +63,8 @@ class Policy:
         read = _bodies_read(config, rules)
         self.request_body = max_body if _or(wait_for_body, "req" in read) else 0
         self.response_body = max_body if _or(wait_for_response_body, "res" in read) else 0
-        engine.let_set(name for rule in rules for r in rule.readers() for name in r.variables)
+        readers = [reader for rule in rules for reader in rule.readers()]
+        self.variables = frozenset[str]().union(*(reader.variables for reader in readers))
 
 
 def _bodies_read(config: AgentConfig, rules: Iterable[Rule]) -> set[str]:

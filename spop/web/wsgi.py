@@ -63,13 +63,14 @@ class WSGIMiddleware:
         self._engine = engine
         self._unique_id_key = _key(unique_id_header) if unique_id_header else ""
         self._policy = Policy(
-            engine,
+            engine.config,
             http_request,
             http_response,
             max_body=max_body,
             wait_for_body=wait_for_body,
             wait_for_response_body=wait_for_response_body,
         )
+        engine.let_set(self._policy.variables)
 
     def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         """A WSGI application."""
