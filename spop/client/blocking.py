@@ -28,7 +28,7 @@ from spop.connection import Peer
 from spop.constants import Status
 from spop.errors import LocalProtocolError, SpopError
 from spop.frames import Ack, Message
-from spop.server.poller import READ, WRITE, Poller, new_poller
+from spop.server.poller import READ, WRITE, Poller, Ready, new_poller
 from spop.values import Value
 
 RECV_SIZE = 256 * 1024
@@ -219,7 +219,9 @@ class Client(Face):
         if self._leader is None and not self._pool.closed:
             self._heard_at = monotonic()
             with contextlib.suppress(ValueError):  # It is closed at this moment.
-                self._poller.run(0)
+                ready = self._poller.poll(0)
+                with self._lock:
+                    self._handle(ready)
 
     def _wait(self, exchange: Exchange, deadline: float) -> None:
         """Lead or follow, until something happens."""
@@ -249,15 +251,19 @@ class Client(Face):
             self._followers.pop(exchange, None)
 
     def _lead(self, exchange: Exchange, timeout: float) -> None:
+        ready: list[tuple[Ready, int]] = []
         try:
             if timeout > 0:
-                self._poller.run(timeout)
+                ready = self._poller.poll(timeout)
         finally:
             with self._lock:
-                self._leader, self._leader_sleeps, self._heir = None, False, exchange
+                self._leader_sleeps = False
+                self._handle(ready)
+                self._leader = None
                 if exchange.done:
-                    self._heir = None
                     self._pass_lead_on()
+                else:
+                    self._heir = exchange
 
     def _pass_lead_on(self) -> None:
         """To the latest caller, who is likely to lead the longest."""
@@ -280,19 +286,21 @@ class Client(Face):
 
     # --- bytes ---
 
+    def _handle(self, ready: list[tuple[Ready, int]]) -> None:
+        for handle, events in ready:
+            handle(events)
+
     def _ready(self, link: Link, events: int) -> None:
-        with self._lock:
-            self._leader_sleeps = False
-            if link not in self._pool.links:
-                return
-            try:
-                if events & WRITE:
-                    self._send(link)
-                    self._pool.pump(monotonic())
-                if events & READ:
-                    self._receive(link)
-            except OSError as error:
-                self._pool.lost(link, reason(error), Status.IO, monotonic())
+        if link not in self._pool.links:
+            return
+        try:
+            if events & WRITE:
+                self._send(link)
+                self._pool.pump(monotonic())
+            if events & READ:
+                self._receive(link)
+        except OSError as error:
+            self._pool.lost(link, reason(error), Status.IO, monotonic())
 
     def _receive(self, link: Link) -> None:
         sock, protocol = link.transport, link.protocol

@@ -121,6 +121,10 @@ class EngineCore(ABC):
         config = load_spoe(path, scope, haproxy_version=haproxy_version)
         return cls(config, backends, haproxy_version=haproxy_version, **settings)
 
+    def let_set(self, variables: Iterable[str]) -> None:
+        """Let the agent set further variables: whole names, which rules read."""
+        self._filter.let_set(variables)
+
     @property
     def traffic(self) -> Traffic:
         """Connections, messages on their way, and counts, as HAProxy's log lines show them."""
@@ -133,10 +137,6 @@ class EngineCore(ABC):
             nb_errors=spoe.nb_errors,
             nb_processed=spoe.nb_processed,
         )
-
-    def let_set(self, names: Iterable[str]) -> None:
-        """Have agents set these variables as well; rules outside of the SPOE file read them."""
-        self._filter.let_set(names)
 
     def log_line(self, processing: Processing) -> str:
         """HAProxy's line about what was processed."""
@@ -159,11 +159,14 @@ def _backend(config: AgentConfig, backends: Backends) -> BackendConfig:
     """The one that the agent uses."""
     if isinstance(backends, str | os.PathLike):
         return backend_of(config, load_backends(backends, [config.backend]))
-    known = {
-        name: found if isinstance(found, BackendConfig) else of_addresses(name, found)
-        for name, found in backends.items()
-    }
-    return backend_of(config, known)
+    try:
+        found = backends[config.backend]
+    except KeyError:
+        known = {name: BackendConfig(name, ()) for name in backends}
+        return backend_of(config, known)
+    if not isinstance(found, BackendConfig):
+        found = of_addresses(config.backend, found)
+    return backend_of(config, {config.backend: found})
 
 
 def _capabilities(config: AgentConfig, rewritten: bool) -> frozenset[str]:

@@ -22,7 +22,7 @@ from spop.client.pool import Exchange, Rate
 from spop.constants import EngineStatus, Status
 from spop.engine.config.model import AgentConfig, Event, MessageConfig
 from spop.engine.config.versions import Version
-from spop.engine.stream import Stream
+from spop.engine.stream import Response, Stream
 from spop.engine.variables import PROCESS, Variables
 from spop.errors import (
     DisconnectedError,
@@ -119,7 +119,6 @@ class StreamContext:
     __slots__ = (
         "_engine",
         "_filter",
-        "_ignored",
         "_seen",
         "_turn",
         "enabled",
@@ -139,16 +138,22 @@ class StreamContext:
         self.status = 0
         self.enabled = True
         self.total_time = 0
-        self._ignored: dict[str, DecodedValue] | None = None
         self._seen: tuple[str, ...] = ()
         self._turn = 0
 
     @property
-    def ignored(self) -> dict[str, DecodedValue]:
-        """The variables that the agent set or removed and may not, with their values."""
-        if self._ignored is None:
-            self._ignored = {}
-        return self._ignored
+    def response(self) -> Response | None:
+        """The stream's response, to be set when there is one."""
+        return self.stream.response
+
+    @response.setter
+    def response(self, response: Response | None) -> None:
+        self.stream.response = response
+
+    @property
+    def ignored(self) -> Mapping[str, DecodedValue]:
+        """The variables that agents set or removed and may not, with their values."""
+        return self.stream.variables.ignored or {}
 
     @property
     def vars(self) -> Variables:
@@ -275,9 +280,9 @@ class Filter:
     def _templates(self, messages: Iterable[MessageConfig]) -> tuple[_Template, ...]:
         return tuple(_Template(message, self._problems) for message in messages)
 
-    def let_set(self, names: Iterable[str]) -> None:
-        """Add to the variables that an agent may set."""
-        self._permissions.let_set(names)
+    def let_set(self, variables: Iterable[str]) -> None:
+        """Let the agent set further variables."""
+        self._permissions.add(variables)
 
     # --- the beginning ---
 
@@ -381,9 +386,8 @@ class Filter:
         for scope, name, value in actions:
             variable = permissions.known[scope].get(name) or permissions.admit(scope, name)
             if variable is None:
-                context.ignored[f"{scope}.{permissions.prefix}.{name}"] = (
-                    None if value is UNSET else value  # type: ignore[assignment]
-                )
+                name = f"{scope}.{permissions.prefix}.{name}"
+                variables.ignore(name, None if value is UNSET else value)  # type: ignore[arg-type]
             elif value is UNSET or value is None:
                 variables.unset(variable)
             else:
@@ -407,12 +411,12 @@ class _Permissions:
         self._takes_all = config.force_set_var or (
             haproxy_version is not None and haproxy_version.branch >= ANY_VARIABLE_SINCE
         )
-        self.known: Mapping[str, dict[str, str]] = {scope: {} for scope in SCOPES}
-        self.let_set(config.known_variables.union(variables))
+        self.known: dict[str, dict[str, str]] = {scope: {} for scope in SCOPES}
+        self.add(config.known_variables.union(variables))
 
-    def let_set(self, names: Iterable[str]) -> None:
-        """Know further names."""
-        names = frozenset(names)
+    def add(self, names: Iterable[str]) -> None:
+        """Let further ones be set."""
+        names = tuple(names)
         for scope, known in self.known.items():
             known.update(self._by_name(scope, names))
 
