@@ -1,0 +1,361 @@
+"""The ASGI middleware under real servers: events, bodies, streams, failures."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+from scripted_agent import ScriptedAgent
+from servers import BODY, RESPONSE_BODY, Waf, ask, hypercorn_serving, uvicorn_serving
+
+from spop.engine import AsyncEngine
+from spop.web import ASGIMiddleware, agent_failed, deny, send_group, set_header, var
+
+LIMIT = 1000
+DENIES = deny(when=var("txn.waf.action") == "deny")
+
+
+class App:
+    """An application that remembers all scopes and messages it got."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
+        self.scopes: list[dict[str, Any]] = []
+        self.received: list[dict[str, Any]] = []
+        self.ended = threading.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self.lifespan(receive, send)
+            return
+        self.scopes.append(scope)
+        try:
+            await getattr(self, scope["path"].strip("/").partition("/")[0] or "echo", self.echo)(
+                scope, receive, send
+            )
+        finally:
+            self.ended.set()
+
+    async def lifespan(self, receive: Any, send: Any) -> None:
+        assert (await receive())["type"] == "lifespan.startup"
+        await send({"type": "lifespan.startup.complete"})
+        assert (await receive())["type"] == "lifespan.shutdown"
+        await self.engine.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def echo(self, scope: Any, receive: Any, send: Any) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            self.received.append(message)
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        await send(start((b"X-Length", str(len(body)).encode())))
+        await send({"type": "http.response.body", "body": body})
+
+    async def deaf(self, scope: Any, receive: Any, send: Any) -> None:
+        await send(start())
+        await send({"type": "http.response.body", "body": b"never read it"})
+
+    async def late(self, scope: Any, receive: Any, send: Any) -> None:
+        await send(start())
+        await send({"type": "http.response.body", "body": b"first,", "more_body": True})
+        await self.echo(scope, receive, lambda m: send(m) if "body" in m else asyncio.sleep(0))
+
+    async def events(self, scope: Any, receive: Any, send: Any) -> None:
+        await send(start((b"content-type", b"text/event-stream")))
+        await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+        assert (await receive())["type"] == "http.request"
+        assert (await receive())["type"] == "http.disconnect"  # Only then has the client read it.
+
+    async def endless(self, scope: Any, receive: Any, send: Any) -> None:
+        await send(start((b"x-secret", b"1")))
+        while True:
+            await send({"type": "http.response.body", "body": b"x" * 100, "more_body": True})
+            await asyncio.sleep(0)
+
+    async def parts(self, scope: Any, receive: Any, send: Any) -> None:
+        await send(start())
+        for part in (b"a" * 600, b"b" * 600, b"secret"):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body"})
+
+    async def whole(self, scope: Any, receive: Any, send: Any) -> None:
+        await send(start())
+        await send({"type": "http.response.body", "body": b"a secret"})
+
+    async def raises(self, scope: Any, receive: Any, send: Any) -> None:
+        await send(start())
+        raise ZeroDivisionError("of the application's own")
+
+    async def user(self, scope: Any, receive: Any, send: Any) -> None:
+        found = dict(scope["spop.variables"])
+        scope["spop.variables"]["txn.waf.user"] = "told by the application"
+        await send(start())
+        await send({"type": "http.response.body", "body": json.dumps(found).encode()})
+
+
+def start(*headers: tuple[bytes, bytes]) -> dict[str, Any]:
+    return {"type": "http.response.start", "status": 200, "headers": list(headers)}
+
+
+@pytest.fixture
+def serve(make_engine: Callable[..., Any]) -> Iterator[Callable[..., tuple[int, App]]]:
+    """``serve(rules…, spoe={…})``: an `App` behind the middleware; its port, and itself."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(
+            serving: Any = uvicorn_serving, spoe: dict[str, Any] | None = None, **settings: Any
+        ) -> tuple[int, App]:
+            engine = make_engine(AsyncEngine, **(spoe or {}))
+            app = App(engine)
+            middleware = ASGIMiddleware(app, engine, **settings)
+            return stack.enter_context(serving(middleware)), app
+
+        yield begin
+
+
+def chunks(body: bytes, size: int = 700) -> Iterator[bytes]:
+    for begin in range(0, len(body), size):
+        yield body[begin : begin + size]
+
+
+SIZES = [0, 1, LIMIT - 1, LIMIT, LIMIT + 1, 5 << 20]
+
+
+@pytest.mark.parametrize("serving", [uvicorn_serving, hypercorn_serving])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_bodies_reach_the_application_whole(
+    serve: Callable[..., tuple[int, App]], waf: Waf, serving: Any, chunked: bool
+) -> None:
+    port, app = serve(serving, {"request": BODY}, max_body=LIMIT)
+    for size in SIZES:
+        body = bytes(n % 251 for n in range(size))
+        app.received.clear()
+        sent = chunks(body, 65536 if size > LIMIT * 2 else 700) if chunked else body
+        assert ask(port, "POST", "/", sent).body == body
+        assert b"".join(message["body"] for message in app.received) == body
+        assert all(message["type"] == "http.request" for message in app.received)
+        assert (waf.requests[-1]["body"], waf.requests[-1]["length"]) == (
+            body[:LIMIT], min(size, LIMIT),
+        )  # fmt: skip
+
+
+def test_what_agents_see_of_a_request(serve: Callable[..., tuple[int, App]], waf: Waf) -> None:
+    port, app = serve(unique_id_header="X-Request-ID")
+    ask(port, "OPTIONS", "/a%2Fb%20%C3%A9?x=%31&y", headers={"X-Mixed": "é"})
+    seen = waf.requests[0]
+    assert seen["url"] == "/a%2Fb%20%C3%A9?x=%31&y"
+    assert (seen["path"], seen["query"]) == ("/a%2Fb%20%C3%A9", "x=%31&y")
+    assert (seen["method"], seen["version"], seen["tls"]) == ("OPTIONS", "1.1", False)
+    assert (str(seen["src"]), seen["dst_port"]) == ("127.0.0.1", port)
+    assert "x-mixed: \udce9\r\n" in seen["headers"]  # http.client sends latin-1, which is no UTF-8.
+    scope = app.scopes[0]
+    assert dict(scope["headers"])[b"x-request-id"].decode() == seen["id"]
+    assert (b"x-mixed", b"\xe9") in scope["headers"]
+    assert scope["path"] == "/a/b é"
+
+    ask(port, headers={"x-request-id": "given"})
+    assert waf.requests[1]["id"] == waf.responses[1]["id"] == "given"
+
+
+def test_targets_that_are_no_path(serve: Callable[..., tuple[int, App]], waf: Waf) -> None:
+    port, _ = serve()
+    ask(port, "OPTIONS", "*")
+    ask(port, "GET", "http://example.com/x?y")
+    assert [(r["url"], r["path"]) for r in waf.requests] == [
+        ("*", None),
+        ("http://example.com/x?y", "/x"),
+    ]
+
+
+def test_http_2(serve: Callable[..., tuple[int, App]], waf: Waf) -> None:
+    port, _ = serve(hypercorn_serving, {"request": BODY}, http_request=[DENIES])
+    with httpx.Client(http1=False, http2=True) as client:
+        answer = client.post(f"http://127.0.0.1:{port}/a?b", content=b"x" * 100_000)
+        assert (answer.status_code, answer.headers["x-length"]) == (200, "100000")
+        assert client.post(f"http://127.0.0.1:{port}/", content=b"attack").status_code == 403
+    assert (waf.requests[0]["version"], waf.requests[0]["url"]) == ("2.0", "/a?b")
+    assert waf.requests[0]["length"] == 65536
+
+
+def test_a_body_is_not_waited_for_where_nobody_reads_it(
+    serve: Callable[..., tuple[int, App]], waf: Waf
+) -> None:
+    """The answer comes although the body does not."""
+    port, _ = serve()
+    with contextlib.closing(socket.create_connection(("127.0.0.1", port), 20)) as sock:
+        sock.sendall(b"POST /deaf HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n")
+        assert sock.recv(65536).startswith(b"HTTP/1.1 200 ")
+    assert "body" not in waf.requests[0]
+
+
+def test_expect_100_continue(serve: Callable[..., tuple[int, App]]) -> None:
+    port, _ = serve(spoe={"request": BODY}, http_request=[DENIES])
+    with contextlib.closing(socket.create_connection(("127.0.0.1", port), 20)) as sock:
+        head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\nExpect: 100-continue\r\n\r\n"
+        sock.sendall(head.encode())
+        assert sock.recv(65536).startswith(b"HTTP/1.1 100 ")
+        sock.sendall(b"attack")
+        assert sock.recv(65536).startswith(b"HTTP/1.1 403 ")
+
+
+def test_a_client_that_leaves_amid_its_body(
+    serve: Callable[..., tuple[int, App]], waf: Waf
+) -> None:
+    """Nobody is asked, and the application, which agents have not admitted it to, isn't called."""
+    port, app = serve(spoe={"request": BODY})
+    with contextlib.closing(socket.create_connection(("127.0.0.1", port), 20)) as sock:
+        sock.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\nattack")
+    assert ask(port, "GET", "/").status == 200
+    assert len(waf.requests) == len(app.scopes) == 1
+
+
+def test_an_application_may_not_read_or_read_late(serve: Callable[..., tuple[int, App]]) -> None:
+    port, _ = serve(spoe={"request": BODY, "response": RESPONSE_BODY}, max_body=LIMIT)
+    assert ask(port, "POST", "/deaf", b"x" * 10).body == b"never read it"
+    assert ask(port, "POST", "/late", b"x" * 5000).body == b"first," + b"x" * 5000
+
+
+def test_events_of_a_response(serve: Callable[..., tuple[int, App]], waf: Waf) -> None:
+    port, _ = serve(http_response=[set_header("X-Checked", var("res.waf.checked"))])
+    answer = ask(port, "POST", "/", b"12345")
+    assert (answer.header("x-checked"), answer.header("x-length")) == ("200", "5")
+    assert waf.responses[0]["status"] == 200
+    assert waf.responses[0]["headers"].startswith("x-length: 5\r\n")
+    assert waf.responses[0]["id"] == waf.requests[0]["id"]
+
+
+def test_server_sent_events_flow(serve: Callable[..., tuple[int, App]]) -> None:
+    """Even where a response's body is to be seen: the stream ends only when it was read."""
+    port, app = serve(spoe={"response": RESPONSE_BODY}, http_response=[DENIES])
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    with contextlib.closing(connection):
+        connection.request("GET", "/events")
+        assert connection.getresponse().read(9) == b"data: 1\n\n"
+        assert not app.ended.is_set()
+    assert app.ended.wait(20)
+
+
+def test_a_denied_stream_ends(serve: Callable[..., tuple[int, App]]) -> None:
+    port, app = serve(http_response=[DENIES])
+    answer = ask(port, "GET", "/endless")
+    assert (answer.status, answer.body, answer.header("x-secret")) == (502, b"", None)
+    assert app.ended.wait(20)
+
+
+def test_bodies_of_responses(serve: Callable[..., tuple[int, App]], waf: Waf) -> None:
+    port, _ = serve(spoe={"response": RESPONSE_BODY}, http_response=[DENIES], max_body=LIMIT)
+    assert ask(port, "GET", "/whole").status == 502
+    parts = ask(port, "GET", "/parts")  # Its secret is beyond the limit.
+    assert parts.body == b"a" * 600 + b"b" * 600 + b"secret"
+    assert [r["body"] for r in waf.responses] == [b"a secret", b"a" * 600 + b"b" * 400]
+
+
+def test_groups_are_sent_by_rules(serve: Callable[..., tuple[int, App]], waf: Waf) -> None:
+    spoe = {"events": False, "request": BODY, "response": RESPONSE_BODY}
+    port, _ = serve(
+        spoe=spoe,
+        http_request=[send_group("request", when="!{ path /whole }"), DENIES],
+        http_response=[send_group("response"), DENIES],
+    )
+    assert ask(port, "POST", "/", b"an attack").status == 403
+    assert ask(port, "POST", "/", b"fine").body == b"fine"
+    assert ask(port, "GET", "/whole").status == 502
+    assert [r["body"] for r in waf.requests] == [b"an attack", b"fine"]
+    assert [r["body"] for r in waf.responses] == [b"fine", b"a secret"]
+
+
+def test_variables_are_shared_with_the_application(
+    serve: Callable[..., tuple[int, App]], waf: Waf
+) -> None:
+    port, _ = serve(http_request=[deny(when=var("txn.waf.score") < 50), DENIES])
+    assert json.loads(ask(port, "GET", "/user").body) == {
+        "txn.waf.score": 80,
+        "txn.waf.user": "zoë",
+    }
+    assert waf.responses[0]["user"] == "told by the application"
+
+
+def test_exceptions_are_the_servers(serve: Callable[..., tuple[int, App]]) -> None:
+    """A response that was not decided upon is none, so that the server can say 500."""
+    port, _ = serve(spoe={"response": RESPONSE_BODY})
+    assert ask(port, "GET", "/raises").status == 500
+
+
+def test_an_agent_that_is_not_there(make_engine: Callable[..., Any]) -> None:
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as sock:
+        address = f"127.0.0.1:{sock.getsockname()[1]}"
+    engine = make_engine(AsyncEngine, to=address)
+    app = App(engine)
+    open_, closed = (
+        ASGIMiddleware(app, engine),
+        ASGIMiddleware(app, engine, http_request=[deny(503, when=agent_failed)]),
+    )
+
+    async def either(scope: Any, receive: Any, send: Any) -> None:
+        chosen = closed if scope.get("path") == "/closed" else open_
+        await chosen(scope, receive, send)
+
+    with uvicorn_serving(either) as port:
+        assert ask(port, "POST", "/", b"goes on").body == b"goes on"
+        assert ask(port, "GET", "/closed").status == 503
+
+
+def test_an_agent_that_is_killed_amid_requests(make_engine: Callable[..., Any], waf: Waf) -> None:
+    fail_closed = deny(503, when=~var("txn.waf.score").is_set())
+    with ScriptedAgent() as agent:
+        agent.hold.set()
+        engine = make_engine(AsyncEngine, to=agent.address)
+        middleware = ASGIMiddleware(App(engine), engine, http_request=[fail_closed])
+        with uvicorn_serving(middleware) as port, ThreadPoolExecutor(5) as pool:
+            asked = [pool.submit(ask, port) for _ in range(5)]
+            agent.wait_until(lambda a: len(a.received) == 5)
+            agent.__exit__()
+            assert {future.result().status for future in asked} == {503}
+
+
+def test_an_agent_that_is_slow(make_engine: Callable[..., Any]) -> None:
+    with ScriptedAgent() as agent:
+        agent.hold.set()
+        engine = make_engine(AsyncEngine, to=agent.address, timeout="50ms")
+        app = App(engine)
+        show = set_header("x-error", var("txn.waf.error"))
+        middleware = ASGIMiddleware(app, engine, http_request=[show])
+        with uvicorn_serving(middleware) as port:
+            assert ask(port, "POST", "/", b"goes on").body == b"goes on"
+        assert dict(app.scopes[0]["headers"])[b"x-error"] == b"1"
+
+
+def test_two_hundred_at_once(serve: Callable[..., tuple[int, App]], waf: Waf) -> None:
+    port, _ = serve(spoe={"request": BODY}, http_request=[DENIES])
+
+    async def all_of_them() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=200)
+        async with httpx.AsyncClient(timeout=30, limits=limits, trust_env=False) as client:
+            url = f"http://127.0.0.1:{port}/"
+            bodies = [(b"attack %d" if n % 3 else b"fine %d") % n for n in range(200)]
+            return await asyncio.gather(*(client.post(url, content=body) for body in bodies))
+
+    for number, answer in enumerate(asyncio.run(all_of_them())):
+        assert answer.status_code == (403 if number % 3 else 200)
+        assert answer.content == (b"" if number % 3 else b"fine %d" % number)
+    assert len(waf.requests) == 200
+
+
+def test_two_engines_share_variables(make_engine: Callable[..., Any], waf: Waf) -> None:
+    first, second = make_engine(AsyncEngine), make_engine(AsyncEngine, events=False)
+    app = App(first)
+    inner = ASGIMiddleware(app, second, http_request=[deny(429, when=var("txn.waf.score") == 80)])
+    outer = ASGIMiddleware(inner, first, http_request=[set_header("x", var("txn.waf.score"))])
+    with uvicorn_serving(outer) as port:
+        assert ask(port).status == 429
