@@ -32,7 +32,7 @@ Backends = Mapping[str, str | Iterable[str] | BackendConfig] | str | os.PathLike
 
 MAX_CONNECTIONS = 1000
 
-_VARIABLE = re.compile(r"\b(?:proc|sess|txn|req|res)\.[A-Za-z0-9_.-]+", re.ASCII)
+_VARIABLE = re.compile(r"\b(?:proc|sess|txn|req|res)\.[A-Za-z0-9_.]+", re.ASCII)
 
 
 class EngineCore(ABC):
