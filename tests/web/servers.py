@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import http.client
 import socket
 import socketserver
@@ -151,6 +152,12 @@ def uvicorn_serving(app: Any, **options: Any) -> Iterator[int]:
             server.should_exit = True
             thread.join(20)
             assert not thread.is_alive()
+
+
+uvloop_serving = functools.partial(
+    uvicorn_serving, loop="uvloop", http="httptools", ws="websockets-sansio"
+)
+"""As `uvicorn` is when its extras are installed."""
 
 
 @contextlib.contextmanager

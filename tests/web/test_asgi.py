@@ -15,7 +15,15 @@ from typing import Any
 import httpx
 import pytest
 from scripted_agent import ScriptedAgent
-from servers import BODY, RESPONSE_BODY, Waf, ask, hypercorn_serving, uvicorn_serving
+from servers import (
+    BODY,
+    RESPONSE_BODY,
+    Waf,
+    ask,
+    hypercorn_serving,
+    uvicorn_serving,
+    uvloop_serving,
+)
 
 from spop.engine import AsyncEngine
 from spop.web import ASGIMiddleware, agent_failed, deny, send_group, set_header, var
@@ -132,7 +140,14 @@ def chunks(body: bytes, size: int = 700) -> Iterator[bytes]:
 SIZES = [0, 1, LIMIT - 1, LIMIT, LIMIT + 1, 5 << 20]
 
 
-@pytest.mark.parametrize("serving", [uvicorn_serving, hypercorn_serving])
+SERVERS = [
+    pytest.param(uvicorn_serving, id="uvicorn"),
+    pytest.param(uvloop_serving, id="uvloop"),
+    pytest.param(hypercorn_serving, id="hypercorn"),
+]
+
+
+@pytest.mark.parametrize("serving", SERVERS)
 @pytest.mark.parametrize("chunked", [False, True])
 def test_bodies_reach_the_application_whole(
     serve: Callable[..., tuple[int, App]], waf: Waf, serving: Any, chunked: bool
@@ -336,8 +351,9 @@ def test_an_agent_that_is_slow(make_engine: Callable[..., Any]) -> None:
         assert dict(app.scopes[0]["headers"])[b"x-error"] == b"1"
 
 
-def test_two_hundred_at_once(serve: Callable[..., tuple[int, App]], waf: Waf) -> None:
-    port, _ = serve(spoe={"request": BODY}, http_request=[DENIES])
+@pytest.mark.parametrize("serving", SERVERS)
+def test_two_hundred_at_once(serve: Callable[..., tuple[int, App]], waf: Waf, serving: Any) -> None:
+    port, _ = serve(serving, spoe={"request": BODY}, http_request=[DENIES])
 
     async def all_of_them() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=200)
