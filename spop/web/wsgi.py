@@ -101,7 +101,7 @@ class WSGIMiddleware:
                 environ[key] = unique_id
         stream = Stream(
             source=address(environ.get("REMOTE_ADDR")),
-            source_port=int(environ.get("REMOTE_PORT") or 0),
+            source_port=_port(environ.get("REMOTE_PORT")),
             destination=address(environ.get("SERVER_NAME")),
             destination_port=_port(environ.get("SERVER_PORT")),
             request=Request(
