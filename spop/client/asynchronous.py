@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
 from time import monotonic
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from spop.client.dial import Endpoint, hear_hello
 from spop.client.face import LINGER, Face, reason
@@ -314,8 +314,7 @@ class _Transport(asyncio.BufferedProtocol):
     # --- asyncio calls these ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance.
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return memoryview(self._client.buffer)  # A slice of it is no copy, as TLS needs it.

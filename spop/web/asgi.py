@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
@@ -15,7 +14,15 @@ from spop.engine.samples.types import raw, text
 from spop.engine.stream import Headers, Request, Response, Stream, Tls
 from spop.web.policy import Policy
 from spop.web.rules import Rule
-from spop.web.transaction import VARIABLES, Reply, Steps, Transaction, address, http_version
+from spop.web.transaction import (
+    VARIABLES,
+    Reply,
+    Steps,
+    Transaction,
+    address,
+    http_version,
+    new_unique_id,
+)
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -173,7 +180,7 @@ class ASGIMiddleware:
         raw_headers = list(scope["headers"])
         unique_id = _value(raw_headers, self._unique_id_header)
         if unique_id is None:
-            unique_id = str(uuid.uuid4())
+            unique_id = new_unique_id()
             if self._unique_id_header:
                 raw_headers.append((self._unique_id_header, unique_id.encode()))
         source, source_port = scope.get("client") or (None, 0)
@@ -340,7 +347,10 @@ def _uri(scope: Scope) -> str:
 
 
 def _headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-    return [(text(name), text(value)) for name, value in headers]
+    return [
+        (name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
+        for name, value in headers
+    ]
 
 
 def _raw_headers(headers: Headers) -> list[tuple[bytes, bytes]]:

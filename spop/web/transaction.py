@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import html
+import os
 from collections.abc import Generator, Sequence
 from http import HTTPStatus
 from ipaddress import ip_address
@@ -162,6 +163,11 @@ def address(host: str | None) -> Address | None:
         return ip_address((host or "").partition("%")[0])
     except ValueError:
         return None
+
+
+def new_unique_id() -> str:
+    """For a request that came without one; a UUID would take five times as long."""
+    return os.urandom(16).hex()
 
 
 def http_version(version: str) -> str:

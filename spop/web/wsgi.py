@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from typing import Any
@@ -24,6 +23,7 @@ from spop.web.transaction import (
     Transaction,
     address,
     http_version,
+    new_unique_id,
 )
 
 _PATH = "/!$&'()*+,:;=@~"
@@ -96,12 +96,12 @@ class WSGIMiddleware:
         key = self._unique_id_key
         unique_id = environ.get(key) if key else None
         if not unique_id:
-            unique_id = str(uuid.uuid4())
+            unique_id = new_unique_id()
             if key:
                 environ[key] = unique_id
         stream = Stream(
             source=address(environ.get("REMOTE_ADDR")),
-            source_port=int(environ.get("REMOTE_PORT") or 0),
+            source_port=_port(environ.get("REMOTE_PORT")),
             destination=address(environ.get("SERVER_NAME")),
             destination_port=_port(environ.get("SERVER_PORT")),
             request=Request(

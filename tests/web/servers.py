@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import http.client
 import socket
 import socketserver
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -19,6 +20,7 @@ import uvicorn
 import waitress.server
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
+from waitress.channel import HTTPChannel
 
 from spop import Agent, Message
 
@@ -132,25 +134,39 @@ def ask(
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0), backlog=512) as sock:
-        yield sock
+def listening(path: Path | None = None) -> Iterator[socket.socket]:
+    """A socket of this machine's, or the unix socket of a path."""
+    if path is None:
+        with socket.create_server(("127.0.0.1", 0), backlog=512) as sock:
+            yield sock
+    else:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(path))
+            sock.listen()
+            yield sock
 
 
 @contextlib.contextmanager
 def uvicorn_serving(app: Any, **options: Any) -> Iterator[int]:
-    """An ASGI application under uvicorn; its port."""
+    """An ASGI application under uvicorn; its port. With `path`, on a unix socket."""
     settings = {"log_level": "critical", "http": "h11", "ws": "wsproto", **options}
+    path = settings.pop("path", None)
     server = uvicorn.Server(uvicorn.Config(app, **settings))
-    with listening() as sock:
+    with listening(path) as sock:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()
         try:
-            yield sock.getsockname()[1]
+            yield sock.getsockname()[1] if path is None else 0
         finally:
             server.should_exit = True
             thread.join(20)
             assert not thread.is_alive()
+
+
+uvloop_serving = functools.partial(
+    uvicorn_serving, loop="uvloop", http="httptools", ws="websockets-sansio"
+)
+"""As `uvicorn` is when its extras are installed."""
 
 
 @contextlib.contextmanager
@@ -189,9 +205,16 @@ def waitress_serving(app: Any, threads: int = 8) -> Iterator[int]:
             yield sock.getsockname()[1]
         finally:
             # In the thread of its loop, which ends when it has no socket.
-            server.trigger.pull_trigger(lambda: [d.close() for d in list(sockets.values())])
+            server.trigger.pull_trigger(lambda: [_close(d) for d in list(sockets.values())])
             thread.join(20)
             server.task_dispatcher.shutdown()
+
+
+def _close(dispatcher: Any) -> None:
+    if isinstance(dispatcher, HTTPChannel):
+        dispatcher.handle_close()  # With its buffers, which may be files.
+    else:
+        dispatcher.close()
 
 
 class _Threads(socketserver.ThreadingMixIn, WSGIServer):
@@ -247,6 +270,3 @@ def gunicorn_serving(address: str, folder: Path) -> Iterator[int]:
         finally:
             process.terminate()
             process.wait(20)
-
-
-Serving = Callable[[Any], contextlib.AbstractContextManager[int]]

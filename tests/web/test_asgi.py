@@ -7,15 +7,26 @@ import contextlib
 import http.client
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import trustme
 from scripted_agent import ScriptedAgent
-from servers import BODY, RESPONSE_BODY, Waf, ask, hypercorn_serving, uvicorn_serving
+from servers import (
+    BODY,
+    RESPONSE_BODY,
+    Waf,
+    ask,
+    hypercorn_serving,
+    uvicorn_serving,
+    uvloop_serving,
+)
 
 from spop.engine import AsyncEngine
 from spop.web import ASGIMiddleware, agent_failed, deny, send_group, set_header, var
@@ -132,7 +143,14 @@ def chunks(body: bytes, size: int = 700) -> Iterator[bytes]:
 SIZES = [0, 1, LIMIT - 1, LIMIT, LIMIT + 1, 5 << 20]
 
 
-@pytest.mark.parametrize("serving", [uvicorn_serving, hypercorn_serving])
+SERVERS = [
+    pytest.param(uvicorn_serving, id="uvicorn"),
+    pytest.param(uvloop_serving, id="uvloop"),
+    pytest.param(hypercorn_serving, id="hypercorn"),
+]
+
+
+@pytest.mark.parametrize("serving", SERVERS)
 @pytest.mark.parametrize("chunked", [False, True])
 def test_bodies_reach_the_application_whole(
     serve: Callable[..., tuple[int, App]], waf: Waf, serving: Any, chunked: bool
@@ -176,6 +194,107 @@ def test_targets_that_are_no_path(serve: Callable[..., tuple[int, App]], waf: Wa
         ("*", None),
         ("http://example.com/x?y", "/x"),
     ]
+
+
+def test_a_unix_socket(make_engine: Callable[..., Any], waf: Waf, tmp_path: Path) -> None:
+    """It has no addresses, and the servers' words for that differ."""
+    engine = make_engine(AsyncEngine)
+    path = tmp_path / "web.sock"
+    with (
+        uvicorn_serving(ASGIMiddleware(App(engine), engine), path=path),
+        httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), timeout=20) as client,
+    ):
+        assert client.get("http://a/").status_code == 200
+    assert (waf.requests[0]["src"], waf.requests[0]["dst_port"]) == (None, None)
+
+
+def test_tls(make_engine: Callable[..., Any], waf: Waf, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem
+    certificate.write_to_path(tmp_path / "web.pem")
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    engine = make_engine(AsyncEngine)
+    app = ASGIMiddleware(App(engine), engine)
+    with (
+        uvicorn_serving(app, ssl_certfile=tmp_path / "web.pem") as port,
+        httpx.Client(verify=trusting, trust_env=False, timeout=20) as client,
+    ):
+        assert client.get(f"https://127.0.0.1:{port}/").status_code == 200
+    assert waf.requests[0]["tls"] is True
+
+
+class Spy:
+    """Between a server and an application: what came by, in both directions.
+
+    `under_server`: the server, which knows no extension, is not told of any.
+    """
+
+    def __init__(self, app: Any, under_server: bool = False) -> None:
+        self.app = app
+        self.under_server = under_server
+        self.scopes: list[dict[str, Any]] = []
+        self.received: list[dict[str, Any]] = []
+        self.sent: list[dict[str, Any]] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+            return
+
+        async def spied_receive() -> Any:
+            self.received.append(await receive())
+            return self.received[-1]
+
+        async def spied_send(message: Any) -> None:
+            self.sent.append(message)
+            if not self.under_server:
+                await send(message)
+            elif message["type"] in ("http.response.start", "http.response.body"):
+                await send({key: value for key, value in message.items() if key != "trailers"})
+
+        self.scopes.append(dict(scope))
+        await self.app(scope, spied_receive, spied_send)
+
+
+@pytest.mark.parametrize("response", ["", RESPONSE_BODY])
+def test_nothing_is_changed_on_the_way(
+    make_engine: Callable[..., Any], waf: Waf, response: str
+) -> None:
+    """Of all scopes and messages, but for the variables."""
+    messages = [
+        {"type": "http.response.early_hint", "links": [b"</style.css>; rel=preload"]},
+        start((b"X-Upper", b"\xff"), (b"set-cookie", b"a"), (b"set-cookie", b"b"))
+        | {"trailers": True},
+        {"type": "http.response.body", "body": b"", "more_body": True},
+        {"type": "http.response.body", "body": b"\0\xff", "more_body": True},
+        {"type": "http.response.body"},
+        {"type": "http.response.trailers", "headers": [(b"digest", b"1")]},
+    ]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await lifespan(receive, send)
+            return
+        while (await receive()).get("more_body"):
+            pass
+        for message in messages:
+            await send(message)
+        await receive()
+
+    engine = make_engine(AsyncEngine, request=BODY, response=response)
+    lifespan = App(engine).lifespan
+    inner = Spy(app)
+    outer = Spy(ASGIMiddleware(inner, engine, http_request=[DENIES], http_response=[DENIES]), True)
+    with uvicorn_serving(outer) as port:
+        answer = ask(port, "POST", "/a%2F?b", [b"\xff", b"12", b"3" * 5000])
+    assert answer.body == b"\0\xff"
+    assert outer.sent == inner.sent == messages
+    assert outer.received == inner.received
+    assert outer.received[-1]["type"] == "http.disconnect"
+    assert inner.scopes[0].pop("spop.variables") is not None
+    assert outer.scopes == inner.scopes
+    assert len(waf.requests) == len(waf.responses) == 1
 
 
 def test_http_2(serve: Callable[..., tuple[int, App]], waf: Waf) -> None:
@@ -336,8 +455,9 @@ def test_an_agent_that_is_slow(make_engine: Callable[..., Any]) -> None:
         assert dict(app.scopes[0]["headers"])[b"x-error"] == b"1"
 
 
-def test_two_hundred_at_once(serve: Callable[..., tuple[int, App]], waf: Waf) -> None:
-    port, _ = serve(spoe={"request": BODY}, http_request=[DENIES])
+@pytest.mark.parametrize("serving", SERVERS)
+def test_two_hundred_at_once(serve: Callable[..., tuple[int, App]], waf: Waf, serving: Any) -> None:
+    port, _ = serve(serving, spoe={"request": BODY}, http_request=[DENIES])
 
     async def all_of_them() -> list[httpx.Response]:
         limits = httpx.Limits(max_connections=200)

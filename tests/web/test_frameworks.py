@@ -23,6 +23,7 @@ from servers import (
     listening,
     spoe,
     uvicorn_serving,
+    uvloop_serving,
     waitress_serving,
 )
 from starlette.applications import Starlette
@@ -151,7 +152,7 @@ def test_websockets_are_untouched(starlette: Callable[..., httpx.Client], waf: W
     assert not waf.requests
 
 
-@pytest.mark.parametrize("serving", [uvicorn_serving, hypercorn_serving])
+@pytest.mark.parametrize("serving", [uvicorn_serving, uvloop_serving, hypercorn_serving])
 def test_websockets_handshakes(
     starlette: Callable[..., httpx.Client], waf: Waf, serving: Any
 ) -> None:
