@@ -27,7 +27,7 @@ async def asynchronous(ip: IPv4Address) -> dict[str, int]:
 
 @agent.message("sleeping", blocking=True)
 def sleeping(ip: IPv4Address) -> dict[str, int]:
-    time.sleep(0.01)
+    time.sleep(0.05)
     return {"sess.ip_score": ip.packed[-1]}
 
 
