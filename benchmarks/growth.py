@@ -1,7 +1,7 @@
 """The agent's CPU per frame as the work grows: connections, depth, arguments, payload; memory.
 
-Connections grow in ping-pong, so that what a socket costs shows in each point. All else grows on 16
-connections.
+Connections grow in ping-pong, so that what a socket costs shows in each point; all else grows on 16
+connections. As connections and depth grow, the agent in C shows what of it is the kernel's.
 
 python benchmarks/growth.py
 """
@@ -15,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from running import Running, free_port, pin, running, spop_command
+from frames import compile_c
+from running import Running, free_port, pin, running, sink_command, spop_command
 
 from spop import Message
 from spop.load.generator import Generator, Plan
@@ -23,12 +24,15 @@ from spop.load.generator import Generator, Plan
 ADDRESS = ipaddress.IPv4Address("192.0.2.10")
 SMALL = [Message("inline", ip=ADDRESS)]
 
+AGAINST_C = ("connections", "depth")
+
 
 class Point(NamedTuple):
     series: str
     x: int
     microseconds: float
     rss: float
+    sink: float | None = None
 
 
 def plans(base: Plan) -> Iterator[tuple[str, int, Plan]]:
@@ -46,19 +50,25 @@ def plans(base: Plan) -> Iterator[tuple[str, int, Plan]]:
 
 
 def measure(seconds: float = 0.5) -> list[Point]:
-    port = free_port()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    ports = free_port(), free_port()
     points = []
-    command = spop_command(port, target="kinds_agent.py")
-    with running(command, port) as agent:
+    with (
+        running(spop_command(ports[0], target="kinds_agent.py"), ports[0]) as agent,
+        running(sink_command(ports[1]), ports[1]) as sink,
+    ):
         base = Plan(
             address=agent.address, connections=16, depth=20, messages=SMALL, duration=seconds,
             warm_up=0.2, timeout=30,
         )  # fmt: skip
         for series, x, plan in plans(base):
             if plan.connections < limits[1] - 100:
-                points.append(_point(series, x, plan, agent))
+                point = _point(series, x, plan, agent)
+                if series in AGAINST_C:
+                    beside = _point(series, x, replace(plan, address=sink.address), sink)
+                    point = point._replace(sink=beside.microseconds)
+                points.append(point)
     return points
 
 
@@ -86,10 +96,12 @@ def _rss(agent: Running) -> float:
 
 
 def table(points: list[Point]) -> str:
-    lines = ["| what grows | | CPU per frame | memory |", "|---|---|---|---|"]
-    lines += [
-        f"| {p.series} | {p.x:,} | {p.microseconds:.2f} µs | {p.rss:.0f} MiB |" for p in points
-    ]
+    lines = ["| what grows | | CPU per frame | C | memory |", "|---|---|---|---|---|"]
+    for p in points:
+        sink = f"{p.sink:.2f} µs" if p.sink is not None else ""
+        lines.append(
+            f"| {p.series} | {p.x:,} | {p.microseconds:.2f} µs | {sink} | {p.rss:.0f} MiB |"
+        )
     return "\n".join(lines)
 
 
@@ -100,9 +112,11 @@ def plot(points: list[Point], path: Path) -> None:
     figure, all_axes = pyplot.subplots(2, 2, figsize=(9, 6), layout="constrained")
     for name, axes in zip(names, all_axes.flat, strict=True):
         mine = [point for point in points if point.series == name]
-        axes.plot([p.x for p in mine], [p.microseconds for p in mine], marker="o")
-        if name in ("connections", "depth"):
+        axes.plot([p.x for p in mine], [p.microseconds for p in mine], marker="o", label="spop")
+        if name in AGAINST_C:
+            axes.plot([p.x for p in mine], [p.sink for p in mine], marker=".", label="C")
             axes.set_xscale("log")
+            axes.legend()
         axes.set(xlabel=name, ylabel="µs of CPU per frame", ylim=(0, None))
         axes.grid(visible=True, alpha=0.3)
     figure.savefig(path)
@@ -110,5 +124,6 @@ def plot(points: list[Point], path: Path) -> None:
 
 
 if __name__ == "__main__":
+    compile_c()
     pin(1)
     print(table(measure()))
