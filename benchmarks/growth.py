@@ -79,20 +79,7 @@ def _point(series: str, x: int, plan: Plan, agent: Running) -> Point:
     )
     result = generator.run()
     used = agent.cpu_seconds() - (marks[0] if marks else 0.0)
-    return Point(series, x, used / max(1, result.frames) * 1e6, _rss(agent))
-
-
-def _rss(agent: Running) -> float:
-    """Memory in MiB of all of its processes that is theirs alone."""
-    total = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if int(stat.read_text().rpartition(")")[2].split()[3]) == agent.session:
-                lines = (stat.parent / "status").read_text().splitlines()
-                total += int(next(line.split()[1] for line in lines if "RssAnon" in line))
-        except OSError:
-            continue
-    return total / 1024
+    return Point(series, x, used / max(1, result.frames) * 1e6, agent.memory())
 
 
 def table(points: list[Point]) -> str:
