@@ -95,6 +95,15 @@ cdef extern from *:
         return text;
     }
 
+    /* Nine bits of both ends of a name, where what tells names apart mostly is. */
+    static inline Py_ssize_t name_hash(const unsigned char *data, Py_ssize_t length) {
+        uint64_t front = 0, back = 0;
+        memcpy(&front, data, length < 8 ? length : 8);
+        if (length > 8)
+            memcpy(&back, data + length - 8, 8);
+        return (front + 31 * back + length) * UINT64_C(0x9E3779B97F4A7C15) >> 55;
+    }
+
     #ifdef Py_GIL_DISABLED
     #define HAS_GIL 0
     #else
@@ -108,6 +117,7 @@ cdef extern from *:
     void refill_slot(object instance, Py_ssize_t offset, object value)
     object decode_text(const unsigned char *data, Py_ssize_t length)
     void put_item(tuple items, Py_ssize_t index, object value)
+    Py_ssize_t name_hash(const unsigned char *data, Py_ssize_t length)
     bint HAS_GIL
 
 # The protocol's numbers; a test holds them against `spop.constants`.
@@ -291,7 +301,7 @@ cdef object text(const unsigned char *data, Py_ssize_t length):
     return decode_text(data, length)
 
 
-# Few names come again and again: the str of each is kept in a table by a hash of some bytes.
+# Few names come again and again: the str of each is kept in a table.
 cdef enum:
     NAMES_KEPT = 512
     LONGEST_NAME_KEPT = 40
@@ -301,21 +311,23 @@ cdef list _names = [None] * NAMES_KEPT
 
 cdef object name_text(const unsigned char *data, Py_ssize_t length):
     """The text of a name, from the table where it has it. Without a GIL there is no table."""
-    cdef uint32_t hash = <uint32_t>length
-    cdef Py_ssize_t size
+    cdef Py_ssize_t size, place
     cdef const char *kept
+    cdef int turn
     if not HAS_GIL or not 0 < length <= LONGEST_NAME_KEPT:
         return text(data, length)
-    hash += 7 * data[0] + 31 * data[length // 2] + 131 * data[length - 1]
-    hash %= NAMES_KEPT
-    name = _names[hash]
-    if name is not None:
+    place = name_hash(data, length)
+    for turn in range(2):  # Each name has two places.
+        name = _names[place]
+        if name is None:
+            break
         kept = PyUnicode_AsUTF8AndSize(name, &size)
         if size == length and memcmp(kept, data, length) == 0:
             return name
+        place ^= 1
     name = text(data, length)
     if name.isascii():
-        _names[hash] = name
+        _names[place] = name
     return name
 
 
