@@ -12,7 +12,7 @@ import itertools
 import logging
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from time import monotonic
 from typing import Any, NamedTuple
@@ -22,6 +22,8 @@ from spop.client.pool import Exchange, Rate
 from spop.constants import EngineStatus, Status
 from spop.engine.config.model import AgentConfig, Event, MessageConfig
 from spop.engine.config.versions import Version
+from spop.engine.samples import Expression
+from spop.engine.samples.types import SampleType
 from spop.engine.stream import Response, Stream
 from spop.engine.variables import PROCESS, Variables
 from spop.errors import (
@@ -33,13 +35,15 @@ from spop.errors import (
 )
 from spop.frames import Action, Message
 from spop.rate_limited_log import RateLimitedLog
-from spop.values import SCOPES, UNSET, DecodedValue
+from spop.values import SCOPES, UNSET, DecodedValue, Int64
 
 ANY_VARIABLE_SINCE = (2, 5)
 """The HAProxy from which on agents may set variables that nothing knows, but for ``proc`` ones."""
 
 REWRITTEN_SINCE = (3, 1)
 """The HAProxy whose engine has neither fragments, async nor rates."""
+
+INT64_MAX = Int64.maximum
 
 _VARIABLE = re.compile(r"[A-Za-z0-9_.]+", re.ASCII)
 
@@ -200,7 +204,7 @@ class _Template:
     def __init__(self, config: MessageConfig, problems: RateLimitedLog) -> None:
         self._name = config.name
         self._names = tuple(argument.name for argument in config.arguments)
-        self._evaluators = tuple(argument.expression.evaluate for argument in config.arguments)
+        self._evaluators = tuple(_as_sent(argument.expression) for argument in config.arguments)
         self._applies = config.applies if config.condition is not None else None
         self._problems = problems
 
@@ -228,6 +232,19 @@ class _Template:
                 yield evaluate(stream)
             except Exception:
                 yield None
+
+
+def _as_sent(expression: Expression) -> Callable[[Stream], DecodedValue]:
+    """Its samples as HAProxy sends them: every integer as INT64."""
+    evaluate = expression.evaluate
+    if expression.gives not in (SampleType.INT, SampleType.ANY):
+        return evaluate
+
+    def evaluate_as_int64(stream: Stream) -> DecodedValue:
+        value = evaluate(stream)
+        return int.__new__(Int64, value) if type(value) is int else value
+
+    return evaluate_as_int64
 
 
 class _Occasion(NamedTuple):
@@ -390,6 +407,8 @@ class Filter:
                 variables.ignore(name, None if value is UNSET else value)  # type: ignore[arg-type]
             elif value is UNSET or value is None:
                 variables.unset(variable)
+            elif type(value) is int and value > INT64_MAX:
+                variables.set(variable, value - 2**64)  # Samples are signed.
             else:
                 variables.set(variable, value)  # type: ignore[arg-type]
 
