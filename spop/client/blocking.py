@@ -47,7 +47,7 @@ class Client(Face):
     def __init__(self, address: str | Iterable[str] | Servers, **settings: Any) -> None:
         super().__init__(address, **settings)
         self._lock = _Lock()
-        self._poller = new_poller()
+        self._poller: Poller
         self._buffer = bytearray(RECV_SIZE)
         self._leader: Exchange | None = None
         self._leader_sleeps = False
@@ -60,11 +60,22 @@ class Client(Face):
         self._timer: threading.Timer | None = None
         self._timer_at = float("inf")
         self._partings: set[threading.Thread] = set()
-        self._waker, self._wakened = socket.socketpair()
-        self._waker.setblocking(False)
-        self._wakened.setblocking(False)
-        self._poller.register(self._wakened.fileno(), READ, partial(_drain, self._wakened))
-        self._release = weakref.finalize(self, _close_all, self._poller, self._waker, self._wakened)
+        self._started = False
+        self._release: Callable[[], object] = bool
+
+    def _start(self) -> None:
+        """Make what must not be shared with a process that is forked before the first call."""
+        with self._lock:
+            if not self._started:
+                self._poller = new_poller()
+                self._waker, wakened = socket.socketpair()
+                self._waker.setblocking(False)
+                wakened.setblocking(False)
+                self._poller.register(wakened.fileno(), READ, partial(_drain, wakened))
+                self._release = weakref.finalize(
+                    self, _close_all, self._poller, self._waker, wakened
+                )
+                self._started = True
 
     # --- for callers ---
 
@@ -204,7 +215,7 @@ class Client(Face):
     def pump(self) -> None:
         """Servers have changed: start the calls that can be."""
         with self._lock:
-            if not self._pool.closed:
+            if self._started and not self._pool.closed:
                 self._pool.pump(monotonic())
 
     # --- waiting ---
@@ -216,6 +227,8 @@ class Client(Face):
 
     def _hear(self) -> None:
         """Hear what came while nobody listened: a connection that ended takes no call."""
+        if not self._started:
+            self._start()
         if self._leader is None and not self._pool.closed:
             self._heard_at = monotonic()
             with contextlib.suppress(ValueError):  # It is closed at this moment.

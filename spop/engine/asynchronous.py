@@ -68,8 +68,9 @@ class AsyncEngine(EngineCore):
 
     def stream(self, stream: Stream | None = None, /, **fields: Any) -> AsyncStream:
         """Begin a stream, as `Engine.stream` does."""
-        if self._loop is None:
+        if not self._started:
             self._loop = asyncio.get_running_loop()
+            self._start()
         if stream is None:
             stream = Stream(**fields)
         elif fields:

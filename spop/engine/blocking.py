@@ -80,6 +80,8 @@ class Engine(EngineCore):
         Raises:
             TypeError: both were given, or there is no such field.
         """
+        if not self._started:
+            self._start()
         if stream is None:
             stream = Stream(**fields)
         elif fields:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import threading
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -32,7 +33,7 @@ Backends = Mapping[str, str | Iterable[str] | BackendConfig] | str | os.PathLike
 
 MAX_CONNECTIONS = 1000
 
-_VARIABLE = re.compile(r"\b(?:proc|sess|txn|req|res)\.[A-Za-z0-9_.-]+", re.ASCII)
+_VARIABLE = re.compile(r"\b(?:proc|sess|txn|req|res)\.[A-Za-z0-9_.]+", re.ASCII)
 
 
 class EngineCore(ABC):
@@ -93,7 +94,8 @@ class EngineCore(ABC):
             fragments=config.send_frag_payload and not rewritten,
             engine_id=self.engine_id,
         )
-        self._checks.start()
+        self._started = False
+        self._starting = threading.Lock()
 
     @classmethod
     def from_file(
@@ -146,6 +148,13 @@ class EngineCore(ABC):
         level = logging.WARNING if processing.status else NOTICE
         if self._log.wants(level):
             self._log.write(level, self.log_line(processing))
+
+    def _start(self) -> None:
+        """With the first stream: so an engine may be made before a server forks its workers."""
+        with self._starting:
+            if not self._started:
+                self._checks.start()
+                self._started = True
 
     def _close(self) -> None:
         self._checks.stop()

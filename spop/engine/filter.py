@@ -41,7 +41,7 @@ ANY_VARIABLE_SINCE = (2, 5)
 REWRITTEN_SINCE = (3, 1)
 """The HAProxy whose engine has neither fragments, async nor rates."""
 
-_VARIABLE = re.compile(r"[A-Za-z0-9_.-]+", re.ASCII)
+_VARIABLE = re.compile(r"[A-Za-z0-9_.]+", re.ASCII)
 
 _TURNS = {
     Event.ON_CLIENT_SESSION: 0,
