@@ -150,6 +150,8 @@ def show(value: object, limit: int = 200) -> str:
     """A value on one line that can be printed anywhere."""
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
+    if isinstance(value, int):
+        return str(int(value))
     if isinstance(value, bytes):
         text = "hex:" + value[:limit].hex()
         return text + (f"… ({len(value)} bytes)" if len(value) > limit else "")

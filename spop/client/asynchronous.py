@@ -13,7 +13,7 @@ from spop.client.face import LINGER, Face, reason
 from spop.client.pool import Exchange, Link, MessageOrMessages, Servers, in_notify
 from spop.connection import Peer
 from spop.constants import Status
-from spop.errors import DisconnectedError, SpopError
+from spop.errors import DisconnectedError
 from spop.frames import Ack, Message
 from spop.values import Value
 
@@ -195,7 +195,7 @@ class AsyncClient(Face):
             async with asyncio.timeout(self._hello_timeout):
                 link = Link(endpoint, self._protocol(), transport)
                 await transport.greet(link)
-        except (OSError, ValueError, SpopError) as error:
+        except Exception as error:
             transport.abort()
             self._pool.opening_failed(endpoint, self._unreachable(endpoint, error), monotonic())
         except BaseException:

@@ -26,7 +26,7 @@ from spop.client.face import LINGER, Face, reason
 from spop.client.pool import Exchange, Link, MessageOrMessages, Servers, in_notify
 from spop.connection import Peer
 from spop.constants import Status
-from spop.errors import LocalProtocolError, SpopError
+from spop.errors import LocalProtocolError
 from spop.frames import Ack, Message
 from spop.server.poller import READ, WRITE, Poller, Ready, new_poller
 from spop.values import Value
@@ -379,7 +379,7 @@ class Client(Face):
             except BaseException:
                 sock.close()
                 raise
-        except (OSError, ValueError, SpopError) as error:
+        except Exception as error:
             with self._lock:
                 failure = self._unreachable(endpoint, error)
                 self._pool.opening_failed(endpoint, failure, monotonic())

@@ -35,18 +35,17 @@ class AsyncStream(StreamContext):
         return None if processing is None else await self._exchange(processing)
 
     async def _exchange(self, processing: Processing) -> Processing:
-        engine, spoe = self._engine, self._filter
+        calls = self._engine._calls
         try:
-            engine._calls.submit(processing)
-            await engine._calls.wait_for(processing, spoe.deadline(processing))
+            calls.submit(processing)
+            await calls.wait_for(processing, self._filter.deadline(processing))
         except SpopTimeoutError:
-            spoe.fail(self, processing, EngineStatus.TIMEOUT)
+            self._fail(processing, EngineStatus.TIMEOUT)
         except BaseException:
-            spoe.fail(self, processing, EngineStatus.INTERRUPTED)
+            self._fail(processing, EngineStatus.INTERRUPTED)
             raise
         else:
-            spoe.end(self, processing)
-        engine._log_processing(processing)
+            self._end(processing)
         return processing
 
     async def __aenter__(self) -> Self:
@@ -67,9 +66,16 @@ class AsyncEngine(EngineCore):
     _loop: asyncio.AbstractEventLoop | None = None
 
     def stream(self, stream: Stream | None = None, /, **fields: Any) -> AsyncStream:
-        """Begin a stream, as `Engine.stream` does."""
-        if not self._started:
-            self._loop = asyncio.get_running_loop()
+        """Begin a stream, as `Engine.stream` does.
+
+        Raises:
+            RuntimeError: the engine's streams are those of another event loop.
+        """
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            if self._loop is not None:
+                raise RuntimeError("an engine has one event loop, and this is another")
+            self._loop = loop
             self._start()
         if stream is None:
             stream = Stream(**fields)

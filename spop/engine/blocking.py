@@ -44,18 +44,17 @@ class BlockingStream(StreamContext):
         return None if processing is None else self._exchange(processing)
 
     def _exchange(self, processing: Processing) -> Processing:
-        engine, spoe = self._engine, self._filter
+        calls = self._engine._calls
         try:
-            engine._calls.submit(processing)
-            engine._calls.wait_for(processing, spoe.deadline(processing))
+            calls.submit(processing)
+            calls.wait_for(processing, self._filter.deadline(processing))
         except SpopTimeoutError:
-            spoe.fail(self, processing, EngineStatus.TIMEOUT)
+            self._fail(processing, EngineStatus.TIMEOUT)
         except BaseException:
-            spoe.fail(self, processing, EngineStatus.INTERRUPTED)
+            self._fail(processing, EngineStatus.INTERRUPTED)
             raise
         else:
-            spoe.end(self, processing)
-        engine._log_processing(processing)
+            self._end(processing)
         return processing
 
     def __enter__(self) -> Self:

@@ -144,7 +144,8 @@ class EngineCore(ABC):
         """HAProxy's line about what was processed."""
         return line(self.config.name, processing, self.traffic, short=self._short_lines)
 
-    def _log_processing(self, processing: Processing) -> None:
+    def log(self, processing: Processing) -> None:
+        """Log what was processed, if anybody wants to know."""
         level = logging.WARNING if processing.status else NOTICE
         if self._log.wants(level):
             self._log.write(level, self.log_line(processing))

@@ -189,6 +189,14 @@ class StreamContext:
             self.stream.variables.begin_response()
         return self._filter.begin_group(self, name)
 
+    def _end(self, processing: Processing) -> None:
+        self._filter.end(self, processing)
+        self._engine.log(processing)
+
+    def _fail(self, processing: Processing, status: int) -> None:
+        self._filter.fail(self, processing, status)
+        self._engine.log(processing)
+
 
 def _unknown_event(name: str) -> ValueError:
     close = get_close_matches(name, list(Event), n=1)

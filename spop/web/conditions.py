@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Test = Callable[["Transaction"], bool]
 
-_NAME = re.compile(r"(?:proc|sess|txn|req|res)\.[A-Za-z0-9_.-]+", re.ASCII)
+_NAME = re.compile(r"(?:proc|sess|txn|req|res)\.[A-Za-z0-9_.]+", re.ASCII)
 
 
 class Condition:

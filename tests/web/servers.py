@@ -149,7 +149,9 @@ def listening(path: Path | None = None) -> Iterator[socket.socket]:
 @contextlib.contextmanager
 def uvicorn_serving(app: Any, **options: Any) -> Iterator[int]:
     """An ASGI application under uvicorn; its port. With `path`, on a unix socket."""
-    settings = {"log_level": "critical", "http": "h11", "ws": "wsproto", **options}
+    settings = {
+        "log_level": "critical", "loop": "asyncio", "http": "h11", "ws": "wsproto", **options,
+    }  # fmt: skip
     path = settings.pop("path", None)
     server = uvicorn.Server(uvicorn.Config(app, **settings))
     with listening(path) as sock:

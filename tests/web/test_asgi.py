@@ -29,7 +29,7 @@ from servers import (
 )
 
 from spop.engine import AsyncEngine
-from spop.web import ASGIMiddleware, agent_failed, deny, send_group, set_header, var
+from spop.web import ASGIMiddleware, agent_failed, deny, send_group, set_header, set_var, var
 
 LIMIT = 1000
 DENIES = deny(when=var("txn.waf.action") == "deny")
@@ -103,6 +103,10 @@ class App:
     async def whole(self, scope: Any, receive: Any, send: Any) -> None:
         await send(start())
         await send({"type": "http.response.body", "body": b"a secret"})
+
+    async def unfinished(self, scope: Any, receive: Any, send: Any) -> None:
+        await send(start())
+        await send({"type": "http.response.body", "body": b"a part", "more_body": True})
 
     async def raises(self, scope: Any, receive: Any, send: Any) -> None:
         await send(start())
@@ -479,3 +483,68 @@ def test_two_engines_share_variables(make_engine: Callable[..., Any], waf: Waf) 
     outer = ASGIMiddleware(inner, first, http_request=[set_header("x", var("txn.waf.score"))])
     with uvicorn_serving(outer) as port:
         assert ask(port).status == 429
+
+
+def test_names_that_differ_in_underscores_are_one(serve: Callable[..., tuple[int, App]]) -> None:
+    """An application may see them so, and a client would have its way."""
+    port, app = serve(http_request=[set_header("X-User", var("txn.waf.user"))])
+    ask(port, headers={"x_user": "admin", "X-USER": "admin"})
+    found = [value for name, value in app.scopes[0]["headers"] if name.startswith(b"x")]
+    assert found == ["zoë".encode()]
+
+
+def test_variables_of_the_request_end_with_it(serve: Callable[..., tuple[int, App]]) -> None:
+    """Even where no event says that the response begins."""
+    port, _ = serve(
+        spoe={"events": False},
+        http_request=[set_var("req.a", "path"), set_var("txn.a", "path")],
+        http_response=[set_header("x-req", var("req.a")), set_header("x-txn", var("txn.a"))],
+    )
+    answer = ask(port)
+    assert (answer.header("x-req"), answer.header("x-txn")) == (None, "/")
+
+
+@pytest.mark.parametrize("limit, told", [(4, 5), (LIMIT, 0)])
+@pytest.mark.parametrize("denied", [False, True])
+def test_an_application_may_send_from_several_tasks(
+    make_engine: Callable[..., Any], denied: bool, limit: int, told: int
+) -> None:
+    """What comes while agents are asked waits, in order; the rest of a denied one is refused."""
+    raised: list[BaseException] = []
+    failures: list[BaseException] = []
+    parts = [{"type": "http.response.body", "body": b"%d" % n, "more_body": True} for n in range(9)]
+    parts.append({"type": "http.response.body"})
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        head = start((b"x-secret", b"1")) if denied else start()
+        found = await asyncio.gather(*map(send, [head, *parts]), return_exceptions=True)
+        raised.extend(error for error in found if isinstance(error, BaseException))
+        for error in raised:
+            raise error
+
+    engine = make_engine(AsyncEngine, response=RESPONSE_BODY)
+    spy = Spy(ASGIMiddleware(app, engine, http_response=[DENIES], max_body=limit), True)
+
+    async def watched(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await App(engine).lifespan(receive, send)
+            return
+        try:
+            await spy(scope, receive, send)
+        except Exception as error:
+            failures.append(error)
+
+    with uvicorn_serving(watched) as port:
+        assert ask(port).body == (b"" if denied else b"012345678")
+    assert not failures
+    assert len(raised) == (told if denied else 0)
+    assert [m.get("status") for m in spy.sent[:2]] == [502 if denied else 200, None]
+    assert denied or spy.sent[1:] == parts
+
+
+def test_a_response_that_is_left_unfinished(serve: Callable[..., tuple[int, App]]) -> None:
+    """What there is of it goes out, as it would without the middleware."""
+    port, _ = serve(spoe={"response": RESPONSE_BODY})
+    with pytest.raises(http.client.IncompleteRead) as found:
+        ask(port, "GET", "/unfinished")
+    assert found.value.partial == b"a part"
