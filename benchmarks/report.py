@@ -18,6 +18,7 @@ from pathlib import Path
 
 import clients
 import cost
+import engine
 import frames
 import growth
 import in_front
@@ -113,6 +114,11 @@ def of_clients() -> Iterator[str]:
     yield clients.table(list(clients.measure()))
 
 
+def of_the_engine() -> Iterator[str]:
+    """The engine, against the agent in C."""
+    yield engine.table(list(engine.measure(seconds=0.5, rounds=2)))
+
+
 def beside_others() -> Iterator[str]:
     """Beside peers that misbehave."""
     yield neighbours.table(list(neighbours.measure(exchanges=5000, rounds=1)))
@@ -124,7 +130,7 @@ def in_instructions() -> Iterator[str]:
 
 
 PARTS = (
-    micro, over_sockets, by_kind, as_work_grows, latencies, behind_haproxy, of_clients,
+    micro, over_sockets, by_kind, as_work_grows, latencies, behind_haproxy, of_clients, of_the_engine,
     beside_others, in_instructions,
 )  # fmt: skip
 
