@@ -42,7 +42,8 @@ def micro() -> Iterator[str]:
         measured = json.loads(Path(file.name).read_text())["benchmarks"]
     groups: dict[str, list[tuple[str, float]]] = {}
     for each in measured:
-        row = each["param"] or each["name"], each["stats"]["median"] * 1e6
+        name = each["extra_info"].get("package") or each["param"] or each["name"]
+        row = name, each["stats"]["median"] * 1e6
         groups.setdefault(each["group"] or each["name"], []).append(row)
     yield "| what | implementation | time | ratio |\n|---|---|---|---|"
     for group, rows in groups.items():
