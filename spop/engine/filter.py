@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from time import monotonic
 from typing import Any, NamedTuple
 
+from spop import codec
 from spop.client.face import NEVER
 from spop.client.pool import Exchange, Rate
 from spop.constants import EngineStatus, Status
@@ -44,6 +45,9 @@ REWRITTEN_SINCE = (3, 1)
 """The HAProxy whose engine has neither fragments, async nor rates."""
 
 INT64_MAX = Int64.maximum
+
+_NEVER_QUEUED = (EngineStatus.RESOURCES, EngineStatus.TOO_BIG)
+"""HAProxy finds these before it counts the time that messages took to be evaluated."""
 
 _VARIABLE = re.compile(r"[A-Za-z0-9_.]+", re.ASCII)
 
@@ -101,7 +105,7 @@ class Processing(Exchange):
             _milliseconds(self.started_at, self.queued_at),
             _milliseconds(self.queued_at, self.sent_at),
             _milliseconds(self.sent_at, self.acked_at),
-            _milliseconds(self.acked_at, self.ended_at),
+            -1 if self.status else _milliseconds(self.acked_at, self.ended_at),
             _milliseconds(self.started_at, self.ended_at),
         )
 
@@ -209,10 +213,14 @@ class _Template:
 
     __slots__ = ("_applies", "_evaluators", "_name", "_names", "_problems")
 
-    def __init__(self, config: MessageConfig, problems: RateLimitedLog) -> None:
+    def __init__(
+        self, config: MessageConfig, set_on_error: str | None, problems: RateLimitedLog
+    ) -> None:
         self._name = config.name
         self._names = tuple(argument.name for argument in config.arguments)
-        self._evaluators = tuple(_as_sent(argument.expression) for argument in config.arguments)
+        self._evaluators = tuple(
+            _as_sent(argument.expression, set_on_error) for argument in config.arguments
+        )
         self._applies = config.applies if config.condition is not None else None
         self._problems = problems
 
@@ -242,9 +250,12 @@ class _Template:
                 yield None
 
 
-def _as_sent(expression: Expression) -> Callable[[Stream], DecodedValue]:
-    """Its samples as HAProxy sends them: every integer as INT64."""
+def _as_sent(expression: Expression, set_on_error: str | None) -> Callable[[Stream], DecodedValue]:
+    """Its samples as HAProxy sends them: every integer as INT64, but for the number of an error,
+    whose sample has the type boolean."""
     evaluate = expression.evaluate
+    if set_on_error in expression.variables and not expression.converted:
+        return lambda stream: True if evaluate(stream) else None
     if expression.gives not in (SampleType.INT, SampleType.ANY):
         return evaluate
 
@@ -303,7 +314,8 @@ class Filter:
         self.nb_errors = 0
 
     def _templates(self, messages: Iterable[MessageConfig]) -> tuple[_Template, ...]:
-        return tuple(_Template(message, self._problems) for message in messages)
+        set_on_error = self.config.set_on_error
+        return tuple(_Template(message, set_on_error, self._problems) for message in messages)
 
     def let_set(self, variables: Iterable[str]) -> None:
         """Let the agent set further variables."""
@@ -356,7 +368,11 @@ class Filter:
         ack = processing.ack
         if ack is None:
             processing.status = self._status(processing.error)
-        elif ack.aborted:
+            if processing.sent_at:
+                processing.acked_at = monotonic()
+            elif processing.status in _NEVER_QUEUED:
+                processing.queued_at = 0.0
+        elif ack.aborted and _was_fragmented(processing):
             processing.status = EngineStatus.FRAGMENTATION_ABORTED
         else:
             processing.acked_at = monotonic()
@@ -460,6 +476,13 @@ class _Permissions:
         if scope == "proc":
             return variable if variable in PROCESS else None
         return variable if self._takes_all and _VARIABLE.fullmatch(name) else None
+
+
+def _was_fragmented(processing: Processing) -> bool:
+    """Whether there was anything to abort; HAProxy takes the ACK for what it is elsewhere."""
+    assert processing.link is not None
+    notify = codec.encode_notify(*processing.ids, processing.messages or ())
+    return len(notify) - 4 > processing.link.protocol.max_frame_size
 
 
 def _milliseconds(begin: float, end: float) -> int:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 from haproxy import wait_until
 
 from spop.connection import ALL_CAPABILITIES, AgentConnection, Hello
-from spop.constants import FrameFlag, FrameType
+from spop.constants import FrameFlag, FrameType, Status
 from spop.frames import Actions, Notify
 
 
@@ -38,6 +38,16 @@ class Wire:
     def answer(self, notify: Notify, actions: Actions = ()) -> None:
         self.protocol.acknowledge(notify.stream_id, notify.frame_id, actions)
         self.sock.sendall(self.protocol.data_to_send())
+
+    def answer_and_disconnect(self, notify: Notify, actions: Actions = ()) -> None:
+        """Both in one send."""
+        self.protocol.acknowledge(notify.stream_id, notify.frame_id, actions)
+        self.disconnect(Status.NORMAL)
+
+    def forget(self, notify: Notify) -> None:
+        """Be ready for the next, as if it was answered."""
+        self.protocol.acknowledge(notify.stream_id, notify.frame_id)
+        self.protocol.data_to_send()
 
     def disconnect(self, code: int, message: str = "so be it") -> None:
         self.protocol.disconnect(code, message)
@@ -177,7 +187,7 @@ class Payloads:
     def _frame(self, frame: bytes) -> None:
         if frame[0] not in (FrameType.NOTIFY, FrameType.UNSET):
             return
-        flags = int.from_bytes(frame[1:5], "big")
+        flags = frame[1] | frame[4]  # SPOP 1.0 and 2.0 have them in different order.
         stream_id, begin = _varint(frame, 5)
         frame_id, begin = _varint(frame, begin)
         ids = stream_id, frame_id
