@@ -71,17 +71,20 @@ class AsyncEngine(EngineCore):
         Raises:
             RuntimeError: the engine's streams are those of another event loop.
         """
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            if self._loop is not None:
-                raise RuntimeError("an engine has one event loop, and this is another")
-            self._loop = loop
-            self._start()
+        if asyncio.get_running_loop() is not self._loop:
+            self._bind()
         if stream is None:
             stream = Stream(**fields)
         elif fields:
             raise TypeError("a Stream has its own fields: give either it or them")
         return AsyncStream(self, self._filter, stream)
+
+    def _bind(self) -> None:
+        """Be of this event loop from now on."""
+        if self._loop is not None:
+            raise RuntimeError("an engine has one event loop, and this is another")
+        self._loop = asyncio.get_running_loop()
+        self._start()
 
     async def close(self) -> None:
         """Say DISCONNECT on all connections; what waits for an answer is interrupted."""
@@ -94,6 +97,8 @@ class AsyncEngine(EngineCore):
             self._loop.call_soon_threadsafe(self._calls.pump)
 
     async def __aenter__(self) -> Self:
+        if asyncio.get_running_loop() is not self._loop:
+            self._bind()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:

@@ -67,7 +67,8 @@ class BlockingStream(StreamContext):
 class Engine(EngineCore):
     """HAProxy's SPOE filter for threads; see `EngineCore` for the arguments.
 
-    It connects to agents when it must. `close` ends it; a ``with`` statement does so, too.
+    It connects to agents when it must. Health checks begin with the first stream, or with a
+    ``with`` statement, which also closes the engine.
     """
 
     _face = Client
@@ -96,6 +97,7 @@ class Engine(EngineCore):
         self._calls.pump()
 
     def __enter__(self) -> Self:
+        self._start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:

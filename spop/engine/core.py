@@ -151,7 +151,7 @@ class EngineCore(ABC):
             self._log.write(level, self.log_line(processing))
 
     def _start(self) -> None:
-        """With the first stream: so an engine may be made before a server forks its workers."""
+        """Not before there is a stream: an engine may be made before a server forks its workers."""
         with self._starting:
             if not self._started:
                 self._checks.start()
