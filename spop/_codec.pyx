@@ -178,6 +178,8 @@ cdef Py_ssize_t ipv6_number = slot_offset(IPv6Address, "_ip")
 cdef Py_ssize_t ipv6_scope_id = slot_offset(IPv6Address, "_scope_id")
 cdef Py_ssize_t ipv4_packed = slot_offset(ReceivedIPv4Address, "packed")
 cdef Py_ssize_t ipv6_packed = slot_offset(ReceivedIPv6Address, "packed")
+cdef object _received_ipv4_class = ReceivedIPv4Address
+cdef object _received_ipv6_class = ReceivedIPv6Address
 cdef PyObject *_spare_ipv4 = NULL
 cdef PyObject *_spare_ipv6 = NULL
 cdef object _unset = UNSET
@@ -390,14 +392,14 @@ cdef object argument_value(Field *field):
 # Making and freeing an address takes longer than all else about an argument, and few handlers
 # keep one: then the next is the same object, filled anew.
 cdef object received_ipv4(const unsigned char *p):
-    cdef object address = spare_instance(&_spare_ipv4, ReceivedIPv4Address)
+    cdef object address = spare_instance(&_spare_ipv4, _received_ipv4_class)
     refill_slot(address, ipv4_number, <uint32_t>big_endian(p, 4))
     refill_slot(address, ipv4_packed, PyBytes_FromStringAndSize(<const char *>p, 4))
     return address
 
 
 cdef object received_ipv6(const unsigned char *p):
-    cdef object address = spare_instance(&_spare_ipv6, ReceivedIPv6Address)
+    cdef object address = spare_instance(&_spare_ipv6, _received_ipv6_class)
     cdef object number = int(big_endian(p, 8)) << 64 | big_endian(p + 8, 8)
     refill_slot(address, ipv6_number, number)
     refill_slot(address, ipv6_scope_id, None)

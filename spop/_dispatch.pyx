@@ -121,6 +121,13 @@ cdef struct Span:
     PyObject *route
 
 
+# The name of an argument as it was seen last, in bytes that `Route.names_seen` keeps.
+cdef struct Seen:
+    const char *name
+    Py_ssize_t length
+    int slot
+
+
 cdef class Route:
     """A handler, ready to be called."""
 
@@ -133,8 +140,9 @@ cdef class Route:
     cdef public Py_ssize_t base
     cdef bytes raw_name
     cdef dict slots            # by name as bytes; -1: no parameter wants it
-    cdef list expected         # the names seen last, by position of the argument
-    cdef int expected_slots[256]
+    cdef list names_seen       # last, by position of the argument
+    cdef Seen seen[256]
+    cdef int seen_count
     cdef int size
     cdef int positional
     cdef long *accepts
@@ -159,7 +167,7 @@ cdef class Route:
         if self.accepts is NULL or self.kinds is NULL:
             raise MemoryError
         self.slots = {}
-        self.expected = []
+        self.names_seen = []
         for slot in range(self.size):
             parameter = self.parameters[slot]
             self.accepts[slot] = parameter.accepts
@@ -183,14 +191,12 @@ cdef class Route:
     def __repr__(self):
         return f"<Route {self.name}>"
 
-    cdef int slot_of(self, int position, Field *field) except -2:
+    cdef inline int slot_of(self, int position, Field *field) except -2:
         """The slot that an argument goes into, or -1. Names come in the order of last time."""
-        cdef bytes name
-        if position < len(self.expected):
-            name = <bytes>self.expected[position]
-            if PyBytes_GET_SIZE(name) == field.name_length and memcmp(
-                    PyBytes_AS_STRING(name), field.name, field.name_length) == 0:
-                return self.expected_slots[position]
+        cdef Seen *seen = &self.seen[position]
+        if position < self.seen_count and seen.length == field.name_length and memcmp(
+                seen.name, field.name, field.name_length) == 0:
+            return seen.slot
         return self.learn_slot(position, field)
 
     cdef int learn_slot(self, int position, Field *field) except -2:
@@ -202,12 +208,15 @@ cdef class Route:
             if len(self.slots) < LEARNED_NAMES:
                 self.slots[name] = found
         slot = found
-        if position < len(self.expected):
-            self.expected[position] = name
-            self.expected_slots[position] = slot
-        elif position == len(self.expected):
-            self.expected.append(name)
-            self.expected_slots[position] = slot
+        if position > self.seen_count:
+            return slot
+        if position == self.seen_count:
+            self.names_seen.append(name)
+            self.seen_count += 1
+        self.names_seen[position] = name
+        self.seen[position].name = PyBytes_AS_STRING(name)
+        self.seen[position].length = field.name_length
+        self.seen[position].slot = slot
         return slot
 
     cdef object accepted(self, int slot, Field *field):
