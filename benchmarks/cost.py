@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,8 +56,35 @@ def answering(message: str, arguments: dict[str, Any]) -> Callable[[int], None]:
     return answer
 
 
+def ping_pong(count: int) -> None:
+    """A frame at a time, over a socket, which takes the kernel's time and none of it counts."""
+    from spop_agent import agent
+
+    from spop import Message, codec
+    from spop.connection import Peer
+    from spop.dispatch import Fragments, Port
+
+    dispatcher = agent.dispatcher(buffer=bytearray(65536))
+    notify = codec.encode_notify(1, 1, [Message("check-client-ip", ip=IPv4Address("192.0.2.10"))])
+    peer = Peer("", "2.0", 16380, frozenset())
+    engine, ours = socket.socketpair()
+    with engine, ours:
+        port = Port(dispatcher, ours.fileno(), None, unexpected, unexpected)
+        port.agree(16380, False, 1, peer, Fragments(2**20))
+        port.open = True
+        for _ in range(count):
+            engine.send(notify)
+            port(1)
+            engine.recv(1024)
+
+
+def unexpected(*args: object) -> None:
+    raise AssertionError(args)
+
+
 WORK: dict[str, Callable[[int], None]] = {
     "yardstick": yardstick,
+    "ping-pong": ping_pong,
     "1 argument": answering("check-client-ip", {"ip": IPv4Address("192.0.2.10")}),
     "6 arguments + 600 bytes": answering(
         "check-request",

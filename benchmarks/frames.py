@@ -104,7 +104,7 @@ def compile_c() -> None:
     for name in ("sink", "load"):
         source = HERE / "c" / f"{name}.c"
         flags = ["-O2", "-std=gnu11", "-Wall", "-Wextra"]
-        command = [compiler, *flags, "-o", str(BUILD / name), str(source)]
+        command = [compiler, *flags, "-o", str(BUILD / name), str(source), "-lm"]
         subprocess.run(command, check=True)
 
 

@@ -1,5 +1,8 @@
 """The agent's CPU per frame as the work grows: connections, depth, arguments, payload; memory.
 
+Connections grow in ping-pong, so that what a socket costs shows in each point; all else grows on 16
+connections. As connections and depth grow, the agent in C shows what of it is the kernel's.
+
 python benchmarks/growth.py
 """
 
@@ -12,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from running import Running, free_port, pin, running, spop_command
+from frames import compile_c
+from running import Running, free_port, pin, running, sink_command, spop_command
 
 from spop import Message
 from spop.load.generator import Generator, Plan
@@ -20,19 +24,21 @@ from spop.load.generator import Generator, Plan
 ADDRESS = ipaddress.IPv4Address("192.0.2.10")
 SMALL = [Message("inline", ip=ADDRESS)]
 
+AGAINST_C = ("connections", "depth")
+
 
 class Point(NamedTuple):
     series: str
     x: int
     microseconds: float
     rss: float
+    sink: float | None = None
 
 
 def plans(base: Plan) -> Iterator[tuple[str, int, Plan]]:
     """What grows, how far it is, and the load."""
     for connections in (1, 10, 100, 1000, 5000, 10_000):
-        depth = max(1, 2000 // connections)
-        yield "connections", connections, replace(base, connections=connections, depth=depth)
+        yield "connections", connections, replace(base, connections=connections, depth=1)
     for depth in (1, 2, 5, 10, 20, 50, 100, 200):
         yield "depth", depth, replace(base, depth=depth)
     for arguments in (0, 1, 5, 10, 20, 50):
@@ -44,19 +50,25 @@ def plans(base: Plan) -> Iterator[tuple[str, int, Plan]]:
 
 
 def measure(seconds: float = 0.5) -> list[Point]:
-    port = free_port()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    ports = free_port(), free_port()
     points = []
-    command = spop_command(port, target="kinds_agent.py")
-    with running(command, port) as agent:
+    with (
+        running(spop_command(ports[0], target="kinds_agent.py"), ports[0]) as agent,
+        running(sink_command(ports[1]), ports[1]) as sink,
+    ):
         base = Plan(
             address=agent.address, connections=16, depth=20, messages=SMALL, duration=seconds,
             warm_up=0.2, timeout=30,
         )  # fmt: skip
         for series, x, plan in plans(base):
             if plan.connections < limits[1] - 100:
-                points.append(_point(series, x, plan, agent))
+                point = _point(series, x, plan, agent)
+                if series in AGAINST_C:
+                    beside = _point(series, x, replace(plan, address=sink.address), sink)
+                    point = point._replace(sink=beside.microseconds)
+                points.append(point)
     return points
 
 
@@ -67,27 +79,16 @@ def _point(series: str, x: int, plan: Plan, agent: Running) -> Point:
     )
     result = generator.run()
     used = agent.cpu_seconds() - (marks[0] if marks else 0.0)
-    return Point(series, x, used / max(1, result.frames) * 1e6, _rss(agent))
-
-
-def _rss(agent: Running) -> float:
-    """Memory in MiB of all of its processes that is theirs alone."""
-    total = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if int(stat.read_text().rpartition(")")[2].split()[3]) == agent.session:
-                lines = (stat.parent / "status").read_text().splitlines()
-                total += int(next(line.split()[1] for line in lines if "RssAnon" in line))
-        except OSError:
-            continue
-    return total / 1024
+    return Point(series, x, used / max(1, result.frames) * 1e6, agent.memory())
 
 
 def table(points: list[Point]) -> str:
-    lines = ["| what grows | | CPU per frame | memory |", "|---|---|---|---|"]
-    lines += [
-        f"| {p.series} | {p.x:,} | {p.microseconds:.2f} µs | {p.rss:.0f} MiB |" for p in points
-    ]
+    lines = ["| what grows | | CPU per frame | C | memory |", "|---|---|---|---|---|"]
+    for p in points:
+        sink = f"{p.sink:.2f} µs" if p.sink is not None else ""
+        lines.append(
+            f"| {p.series} | {p.x:,} | {p.microseconds:.2f} µs | {sink} | {p.rss:.0f} MiB |"
+        )
     return "\n".join(lines)
 
 
@@ -98,9 +99,11 @@ def plot(points: list[Point], path: Path) -> None:
     figure, all_axes = pyplot.subplots(2, 2, figsize=(9, 6), layout="constrained")
     for name, axes in zip(names, all_axes.flat, strict=True):
         mine = [point for point in points if point.series == name]
-        axes.plot([p.x for p in mine], [p.microseconds for p in mine], marker="o")
-        if name in ("connections", "depth"):
+        axes.plot([p.x for p in mine], [p.microseconds for p in mine], marker="o", label="spop")
+        if name in AGAINST_C:
+            axes.plot([p.x for p in mine], [p.sink for p in mine], marker=".", label="C")
             axes.set_xscale("log")
+            axes.legend()
         axes.set(xlabel=name, ylabel="µs of CPU per frame", ylim=(0, None))
         axes.grid(visible=True, alpha=0.3)
     figure.savefig(path)
@@ -108,5 +111,6 @@ def plot(points: list[Point], path: Path) -> None:
 
 
 if __name__ == "__main__":
+    compile_c()
     pin(1)
     print(table(measure()))

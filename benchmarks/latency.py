@@ -2,31 +2,29 @@
 
     python benchmarks/latency.py
 
-The load is open: frames fall due at a fixed rate, and one that has to wait counts from then.
-A second client has a blocking handler sleep all the time, as a slow neighbour. What saturates is
-found first, for the agent in Python; both get half of that, or what the generator can bear.
+The load is open: frames fall due at a fixed rate, and one that has to wait counts from then. It
+is in C and never sleeps, as one in Python would be what is slow in its slowest hundredth. A
+second one has a blocking handler sleep all the time, as a slow neighbour; it disturbs the first
+too, so the agent in C is measured beside it as well. What saturates is found first, for the agent
+in Python; both get half of that.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
+import json
 import statistics
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
+from typing import Any
 
-from frames import compile_c
-from running import Running, free_port, pin, running, sink_command, spop_command
+from frames import CONNECTIONS, compile_c
+from running import BUILD, Running, free_port, pin, running, sink_command, spop_command
 
-from spop import Message
-from spop.load.generator import Generator, Plan
+SLEEPS = 20
+"""Messages a second for a handler that sleeps for 50 ms: one sleeps all the time."""
 
-MAX_RATE = 15_000
-"""Frames a second that the generator sends on time without being what is slow."""
-
-ADDRESS = ipaddress.IPv4Address("192.0.2.10")
+BESIDE = {"C sink": "beside the same load, not sleeping", "spop": "beside a handler that sleeps"}
 
 
 @contextlib.contextmanager
@@ -43,61 +41,63 @@ def agents() -> Iterator[dict[str, Running]]:
 
 @contextlib.contextmanager
 def sleeping_beside(agent: Running) -> Iterator[None]:
-    """50 messages a second for a handler that sleeps for 10 ms."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "spop", "bench", f"127.0.0.1:{agent.port}", "sleeping",
-         "--rate", "50", "--connections", "2", "--duration", "600"],
+        _command(agent, 10**6, "sleeping", SLEEPS, connections=2),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=lambda: pin(1),
     )  # fmt: skip
     try:
-        time.sleep(2)  # Its start takes the processor that the measurement is on.
         yield
     finally:
         process.kill()
         process.wait()
 
 
-def measure(rounds: int = 3, seconds: float = 2.0) -> dict[str, tuple[float, float]]:
-    """Microseconds: p50 and p99, medians over the rounds."""
-    found: dict[str, list[tuple[float, float]]] = {}
+def _command(
+    agent: Running, frames: int, message: str, rate: float | None, connections: int = CONNECTIONS
+) -> list[str]:
+    command = [str(BUILD / "load"), "127.0.0.1", str(agent.port), str(connections), "1"]
+    return [*command, str(frames), message, *([str(rate)] if rate else [])]
+
+
+def _load(agent: Running, frames: int, rate: float | None = None) -> dict[str, Any]:
+    command = _command(agent, frames, "inline", rate)
+    shown = subprocess.run(command, check=True, capture_output=True, preexec_fn=lambda: pin(1))
+    found: dict[str, Any] = json.loads(shown.stdout)
+    return found
+
+
+def measure(rounds: int = 5, seconds: float = 2.0) -> dict[str, tuple[float, ...]]:
+    """Microseconds: p50, p99 and p99.9, medians over the rounds."""
+    found: dict[str, list[dict[str, Any]]] = {}
     with agents() as those:
-        saturated = Generator(_plan(those["spop"], None, 1.0)).run()
-        rate = min(MAX_RATE, saturated.frames / saturated.seconds / 2)
+        rate = _load(those["spop"], 100_000)["rate"] / 2
+        frames = int(rate * seconds)
         for _ in range(rounds):
             for name, agent in those.items():
-                found.setdefault(name, []).append(_quantiles(agent, rate, seconds))
-            with sleeping_beside(those["spop"]):
-                name = "spop, beside a handler that sleeps"
-                found.setdefault(name, []).append(_quantiles(those["spop"], rate, seconds))
+                found.setdefault(name, []).append(_load(agent, frames, rate))
+                with sleeping_beside(agent):
+                    results = found.setdefault(f"{name}, {BESIDE[name]}", [])
+                    results.append(_load(agent, frames, rate))
     return {
-        name: (statistics.median(r[0] for r in rows), statistics.median(r[1] for r in rows))
-        for name, rows in found.items()
+        name: tuple(_median(results, quantile) for quantile in ("p50", "p99", "p999"))
+        for name, results in found.items()
     }
 
 
-def _plan(agent: Running, rate: float | None, seconds: float) -> Plan:
-    return Plan(
-        address=agent.address, mode="ping-pong", messages=[Message("inline", ip=ADDRESS)],
-        rate=rate, duration=seconds, warm_up=0.5,
-    )  # fmt: skip
+def _median(results: list[dict[str, Any]], quantile: str) -> float:
+    return statistics.median(result[quantile] for result in results) * 1e6
 
 
-def _quantiles(agent: Running, rate: float, seconds: float) -> tuple[float, float]:
-    latencies = Generator(_plan(agent, rate, seconds)).run().histogram
-    return latencies.quantile(0.5) * 1e6, latencies.quantile(0.99) * 1e6
-
-
-def table(found: dict[str, tuple[float, float]]) -> str:
-    yardstick = found["C sink"][1]
-    lines = ["| agent | p50 | p99 | p99 / C |", "|---|---|---|---|"]
+def table(found: dict[str, tuple[float, ...]]) -> str:
+    lines = ["| agent | p50 | p99 | p99.9 | p99 / C |", "|---|---|---|---|---|"]
+    yardsticks = [p99 for _, p99, _ in found.values()][:2] * 2
     lines += [
-        f"| {name} | {p50:.0f} µs | {p99:.0f} µs | {p99 / yardstick:.2f} × |"
-        for name, (p50, p99) in found.items()
+        f"| {name} | {p50:.0f} µs | {p99:.0f} µs | {p999:.0f} µs | {p99 / yardstick:.2f} × |"
+        for (name, (p50, p99, p999)), yardstick in zip(found.items(), yardsticks, strict=True)
     ]
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     compile_c()
-    pin(1)
     print(table(measure()))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import clients
 import cost
+import engine
 import frames
 import growth
 import in_front
@@ -41,7 +42,8 @@ def micro() -> Iterator[str]:
         measured = json.loads(Path(file.name).read_text())["benchmarks"]
     groups: dict[str, list[tuple[str, float]]] = {}
     for each in measured:
-        row = each["param"] or each["name"], each["stats"]["median"] * 1e6
+        name = each["extra_info"].get("package") or each["param"] or each["name"]
+        row = name, each["stats"]["median"] * 1e6
         groups.setdefault(each["group"] or each["name"], []).append(row)
     yield "| what | implementation | time | ratio |\n|---|---|---|---|"
     for group, rows in groups.items():
@@ -113,6 +115,11 @@ def of_clients() -> Iterator[str]:
     yield clients.table(list(clients.measure()))
 
 
+def of_the_engine() -> Iterator[str]:
+    """The engine, against the agent in C."""
+    yield engine.table(list(engine.measure(seconds=0.5, rounds=2)))
+
+
 def beside_others() -> Iterator[str]:
     """Beside peers that misbehave."""
     yield neighbours.table(list(neighbours.measure(exchanges=5000, rounds=1)))
@@ -124,7 +131,7 @@ def in_instructions() -> Iterator[str]:
 
 
 PARTS = (
-    micro, over_sockets, by_kind, as_work_grows, latencies, behind_haproxy, of_clients,
+    micro, over_sockets, by_kind, as_work_grows, latencies, behind_haproxy, of_clients, of_the_engine,
     beside_others, in_instructions,
 )  # fmt: skip
 

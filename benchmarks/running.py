@@ -33,6 +33,28 @@ class Running(NamedTuple):
         """What all of its processes have used, the kernel's work for them included."""
         return cpu_seconds(self.session)
 
+    def memory(self) -> float:
+        """Memory in MiB of all of its processes that is theirs alone."""
+        lines = (line for folder in self._folders() for line in _lines(folder / "status"))
+        return sum(int(line.split()[1]) for line in lines if "RssAnon" in line) / 1024
+
+    def open_files(self) -> int:
+        """File descriptors of all of its processes."""
+        return sum(len(list((folder / "fd").iterdir())) for folder in self._folders())
+
+    def _folders(self) -> Iterator[Path]:
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            fields = "".join(_lines(stat)).rpartition(")")[2].split()
+            if fields and int(fields[3]) == self.session:
+                yield stat.parent
+
+
+def _lines(path: Path) -> list[str]:
+    """Of a file that may be gone, as its process."""
+    with contextlib.suppress(OSError):
+        return path.read_text().splitlines()
+    return []
+
 
 def spop_command(port: int, *options: str, target: str = "spop_agent.py") -> list[str]:
     """``spop serve`` with one of the benchmark's agents."""
@@ -49,12 +71,16 @@ def sink_command(port: int) -> list[str]:
 
 @contextlib.contextmanager
 def running(
-    command: Sequence[str], port: int, environment: dict[str, str] | None = None
+    command: Sequence[str],
+    port: int,
+    environment: dict[str, str] | None = None,
+    stderr: int | None = None,
 ) -> Iterator[Running]:
     """An agent on processor 0, from when it listens to the end of the block."""
     process = subprocess.Popen(
         command,
         env={**os.environ, **(environment or {})},
+        stderr=stderr,
         preexec_fn=lambda: pin(0),
         start_new_session=True,
     )

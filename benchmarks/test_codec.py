@@ -139,18 +139,92 @@ def test_small_exchange(benchmark: Any, exchange: Exchange) -> None:
     assert len(benchmark(exchange, SMALL_NOTIFY)) in (len(ACK), len(ACK) + 1)
 
 
-@pytest.fixture(params=["spop._codec", "spop._codec_py"])
-def codec(request: pytest.FixtureRequest) -> Any:
-    return pytest.importorskip(request.param)
+# --- the pieces: each is encoded and decoded again ---
+
+RoundTrip = Callable[[Any], Any]
 
 
-@pytest.mark.benchmark(min_time=0.001, group="varint")
-@pytest.mark.parametrize("value", [1, 5000, 2**64 - 1])
-def test_varint(benchmark: Any, codec: Any, value: int) -> None:
-    assert benchmark(lambda: codec.decode_varint(codec.encode_varint(value))[0]) == value
+def spop_pieces(name: str) -> dict[str, RoundTrip]:
+    codec = pytest.importorskip(name)
+    return {
+        "varint": lambda value: codec.decode_varint(codec.encode_varint(value))[0],
+        "value": lambda value: codec.decode_value(codec.encode_value(value))[0],
+        "messages": lambda args: codec.decode_messages(
+            codec.encode_messages([Message("check-request", args)])
+        ),
+        "actions": lambda actions: codec.decode_actions(codec.encode_actions(actions)),
+        "frame": lambda items: codec.decode_frames(codec.encode_control(1, items)),
+    }
 
 
-@pytest.mark.benchmark(min_time=0.001, group="value")
-@pytest.mark.parametrize("value", [ARGUMENTS["ip"], 50123, "GET", ARGUMENTS["headers"]], ids=type)
-def test_value(benchmark: Any, codec: Any, value: Value) -> None:
-    assert benchmark(lambda: codec.decode_value(codec.encode_value(value))[0]) == value
+def haproxyspoa_pieces() -> dict[str, RoundTrip]:
+    types = pytest.importorskip("haproxyspoa.spoa_data_types")
+
+    def value(value: Any) -> Any:
+        return types.parse_typed_data(io.BytesIO(types.write_typed_autodetect(value)))
+
+    return {
+        "varint": lambda value: types.parse_varint(io.BytesIO(types.write_varint(value))),
+        "value": value,
+    }
+
+
+def spoe_forge_pieces() -> dict[str, RoundTrip]:
+    encoders = pytest.importorskip("spoe_forge.spop.encoders.data_types")
+    decoders = pytest.importorskip("spoe_forge.spop.decoders.data_types")
+    into = pytest.importorskip("spoe_forge.spop.encoders.payloads")
+    out_of = pytest.importorskip("spoe_forge.spop.decoders.payloads")
+
+    def value(value: Any) -> Any:
+        return decoders.auto_decode_var(encoders.auto_encode_dt_var(value))[0]
+
+    def messages(args: Any) -> Any:
+        data = into.encode_message_list([("check-request", args)])
+        return out_of.decode_list_of_messages(data, 0, len(data))
+
+    return {
+        "varint": lambda value: decoders._parse_varint(encoders._compose_varint(value))[0],
+        "value": value,
+        "messages": messages,
+    }
+
+
+PIECES: dict[str, Callable[[], dict[str, RoundTrip]]] = {
+    "spop, compiled": lambda: spop_pieces("spop._codec"),
+    "spop, pure Python": lambda: spop_pieces("spop._codec_py"),
+    "haproxyspoa": haproxyspoa_pieces,
+    "spoe-forge": spoe_forge_pieces,
+}
+HELLO: dict[str, Value] = {
+    "supported-versions": "2.0", "max-frame-size": 16380, "capabilities": "pipelining,async",
+    "engine-id": "00000000-1111-2222-3333-444444444444",
+}  # fmt: skip
+WORK: list[tuple[str, str, Any]] = [
+    ("varint 1", "varint", 1),
+    ("varint 5000", "varint", 5000),
+    ("varint of 64 bits", "varint", 2**63),
+    ("value: address", "value", ARGUMENTS["ip"]),
+    ("value: integer", "value", 50123),
+    ("value: short text", "value", "GET"),
+    ("value: 600 bytes of text", "value", ARGUMENTS["headers"]),
+    ("messages: six arguments", "messages", ARGUMENTS),
+    ("actions: one variable", "actions", {"sess.ip_score": 7}),
+    ("actions: ten variables", "actions", {f"txn.variable_{n}": n for n in range(10)}),
+    ("frame: HELLO", "frame", HELLO),
+]
+
+
+@pytest.mark.benchmark(min_time=0.001)
+@pytest.mark.parametrize(("piece", "given"), [work[1:] for work in WORK], ids=[w[0] for w in WORK])
+@pytest.mark.parametrize("package", PIECES)
+def test_piece(benchmark: Any, request: Any, package: str, piece: str, given: Any) -> None:
+    pieces = PIECES[package]()
+    if piece not in pieces:
+        pytest.skip(f"{package} has no function for {piece} alone")
+    benchmark.group = request.node.callspec.id.removeprefix(f"{package}-")
+    benchmark.extra_info["package"] = package
+    found = benchmark(pieces[piece], given)
+    if piece in ("varint", "value"):
+        assert found == given
+    else:
+        assert found

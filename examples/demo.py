@@ -2,7 +2,7 @@
 
 Runs ``spop serve examples/ip_reputation.py:agent``, puts HAProxy in front of it where one is
 installed (2.2 or later), and sends requests from some addresses. Without HAProxy the
-package's own client asks the agent.
+package's own engine runs HAProxy's files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from spop import Client
+from spop.engine import Engine, Request
 
 HERE = Path(__file__).parent
 CLIENTS = ("127.0.0.1", "127.0.0.7", "127.0.0.42")
@@ -63,14 +63,27 @@ spoe-message check-client-ip
 
 
 def main() -> None:
-    agent_port = free_port()
-    with agent(agent_port):
-        haproxy = find_haproxy()
-        if haproxy is None:
-            print("HAProxy 2.2 or later is not installed: asking the agent with spop.Client")
-            ask_with_client(agent_port)
+    agent_port, http_port = free_port(), free_port()
+    path, version = find_haproxy() or (None, (2, 6))
+    with tempfile.TemporaryDirectory() as folder, agent(agent_port):
+        spoe_config, config = Path(folder, "spoe.cfg"), Path(folder, "haproxy.cfg")
+        spoe_config.write_text(SPOE_CONFIG)
+        config.write_text(
+            HAPROXY_CONFIG.format(
+                http_port=http_port,
+                agent_port=agent_port,
+                spoe_config=spoe_config,
+                mode="spop" if version >= (3, 1) else "tcp",
+            )
+        )
+        if path is None:
+            print("HAProxy 2.2 or later is not installed: its files are run by spop.engine")
+            ask_with_engine(spoe_config, config)
         else:
-            ask_with_haproxy(*haproxy, agent_port)
+            print(f"$ haproxy -f haproxy.cfg    (HAProxy {version[0]}.{version[1]})")
+            with running([path, "-db", "-f", str(config)], http_port):
+                for address in CLIENTS:
+                    print(f"client {address:<12} {request(address, http_port)}")
 
 
 @contextlib.contextmanager
@@ -82,31 +95,13 @@ def agent(port: int) -> Iterator[None]:
         yield
 
 
-def ask_with_client(port: int) -> None:
-    with Client(f"127.0.0.1:{port}") as client:
+def ask_with_engine(spoe_config: Path, config: Path) -> None:
+    with Engine.from_file(spoe_config, "ip-reputation", backends=config) as engine:
         for address in CLIENTS:
-            ack = client.notify("check-client-ip", ip=ipaddress.ip_address(address))
-            for variable, value in ack.variables.items():
-                print(f"client {address:<12} {variable} = {value}")
-
-
-def ask_with_haproxy(haproxy: str, version: tuple[int, int], agent_port: int) -> None:
-    http_port = free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        spoe_config, config = Path(folder, "spoe.cfg"), Path(folder, "haproxy.cfg")
-        spoe_config.write_text(SPOE_CONFIG)
-        config.write_text(
-            HAPROXY_CONFIG.format(
-                http_port=http_port,
-                agent_port=agent_port,
-                spoe_config=spoe_config,
-                mode="spop" if version >= (3, 1) else "tcp",
-            )
-        )
-        print(f"$ haproxy -f haproxy.cfg    (HAProxy {version[0]}.{version[1]})")
-        with running([haproxy, "-db", "-f", str(config)], http_port):
-            for address in CLIENTS:
-                print(f"client {address:<12} {request(address, http_port)}")
+            source = ipaddress.ip_address(address)
+            with engine.stream(source=source, request=Request("GET", "/")) as stream:
+                stream.event("on-client-session")
+                print(f"client {address:<12} x-ip-score: {stream.vars['sess.iprep.ip_score']}")
 
 
 def request(address: str, port: int) -> str:

@@ -35,8 +35,27 @@ cdef struct Writer:
     bint heap
 
 
-cdef int read_varint(Reader *r, uint64_t *value) except -1
-cdef int read_span(Reader *r, const unsigned char **data, Py_ssize_t *length) except -1
+cdef inline int read_varint(Reader *r, uint64_t *value) except -1:
+    if r.offset < r.end and r.base[r.offset] < 240:
+        value[0] = r.base[r.offset]
+        r.offset += 1
+        return 0
+    return read_long_varint(r, value)
+
+
+cdef inline int read_span(Reader *r, const unsigned char **data, Py_ssize_t *length) except -1:
+    cdef uint64_t size
+    read_varint(r, &size)
+    if size > <uint64_t>(r.end - r.offset):
+        return refuse_span(r, size)
+    data[0] = r.base + r.offset
+    length[0] = <Py_ssize_t>size
+    r.offset += length[0]
+    return 0
+
+
+cdef int read_long_varint(Reader *r, uint64_t *value) except -1
+cdef int refuse_span(Reader *r, uint64_t size) except -1
 cdef int read_field(Reader *r, Field *field) except -1
 cdef int read_header(Reader *r, Header *header, bint little_endian) except -1
 cdef Py_ssize_t frame_length(
@@ -44,13 +63,18 @@ cdef Py_ssize_t frame_length(
 ) except -2
 cdef object decode_frame(Reader *r, Header *header)
 cdef object field_value(Field *field)
+cdef object argument_value(Field *field)
 cdef object new_message(
     object name, tuple names, tuple values, object stream_id, object frame_id, object connection
 )
 cdef object name_text(const unsigned char *data, Py_ssize_t length)
 cdef object text(const unsigned char *data, Py_ssize_t length)
 
-cdef int reserve(Writer *w, Py_ssize_t more) except -1
+cdef inline int reserve(Writer *w, Py_ssize_t more) except -1:
+    return 0 if w.length + more <= w.capacity else grow(w, more)
+
+
+cdef int grow(Writer *w, Py_ssize_t more) except -1
 cdef void release(Writer *w) noexcept
 cdef int write_actions(Writer *w, object actions) except -1
 cdef int write_varint(Writer *w, uint64_t value) except -1

@@ -24,12 +24,17 @@ from spop import _codec_py
 from spop.constants import FrameType
 from spop.errors import FragmentationError, FrameTooBigError, InvalidFrameError
 from spop.frames import Ack, Action, Control, Message, Notify, RawFrame
-from spop.values import SCOPE_NAMES, UNSET, Int32, Int64, String, UInt32, UInt64
+from spop.values import (
+    SCOPE_NAMES, UNSET, Int32, Int64, ReceivedIPv4Address, ReceivedIPv6Address, String, UInt32,
+    UInt64,
+)
 
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *length) except NULL
     long long PyLong_AsLongLongAndOverflow(object, int *overflow) except? -1
     unsigned long long PyLong_AsUnsignedLongLong(object) except? 0xFFFFFFFFFFFFFFFF
+    void Py_INCREF(PyObject *)
+    void Py_XDECREF(PyObject *)
 
 # Instances of Python classes with __slots__ are made without a call, and their slots filled
 # in place: a third of the time of decoding went into setting attributes.
@@ -56,6 +61,23 @@ cdef extern from *:
         *(PyObject **)((char *)instance + offset) = Py_NewRef(value);
     }
 
+    /* `*spare`, where nobody else has it, else a new instance, which is the next spare one. */
+    static inline PyObject *spare_instance(PyObject **spare, PyObject *type) {
+    #ifndef Py_GIL_DISABLED
+        Py_ssize_t weak = ((PyTypeObject *)type)->tp_weaklistoffset;
+        if (*spare != NULL && Py_REFCNT(*spare) == 1 && !*(PyObject **)((char *)*spare + weak))
+            return Py_NewRef(*spare);
+    #endif
+        PyObject *instance = PyType_GenericAlloc((PyTypeObject *)type, 0);
+        Py_XSETREF(*spare, Py_XNewRef(instance));
+        return instance;
+    }
+
+    static inline void refill_slot(PyObject *instance, Py_ssize_t offset, PyObject *value) {
+        PyObject **slot = (PyObject **)((char *)instance + offset);
+        Py_XSETREF(*slot, Py_NewRef(value));
+    }
+
     static inline void put_item(PyObject *tuple, Py_ssize_t index, PyObject *value) {
         PyTuple_SET_ITEM(tuple, index, Py_NewRef(value));
     }
@@ -73,6 +95,15 @@ cdef extern from *:
         return text;
     }
 
+    /* Nine bits of both ends of a name, where what tells names apart mostly is. */
+    static inline Py_ssize_t name_hash(const unsigned char *data, Py_ssize_t length) {
+        uint64_t front = 0, back = 0;
+        memcpy(&front, data, length < 8 ? length : 8);
+        if (length > 8)
+            memcpy(&back, data + length - 8, 8);
+        return (front + 31 * back + length) * UINT64_C(0x9E3779B97F4A7C15) >> 55;
+    }
+
     #ifdef Py_GIL_DISABLED
     #define HAS_GIL 0
     #else
@@ -82,8 +113,11 @@ cdef extern from *:
     object new_instance(object type)
     Py_ssize_t slot_offset(object type, const char *name)
     void fill_slot(object instance, Py_ssize_t offset, object value)
+    object spare_instance(PyObject **spare, object type)
+    void refill_slot(object instance, Py_ssize_t offset, object value)
     object decode_text(const unsigned char *data, Py_ssize_t length)
     void put_item(tuple items, Py_ssize_t index, object value)
+    Py_ssize_t name_hash(const unsigned char *data, Py_ssize_t length)
     bint HAS_GIL
 
 # The protocol's numbers; a test holds them against `spop.constants`.
@@ -142,20 +176,19 @@ cdef Py_ssize_t ack_aborted = slot_offset(Ack, "aborted")
 cdef Py_ssize_t ipv4_number = slot_offset(IPv4Address, "_ip")
 cdef Py_ssize_t ipv6_number = slot_offset(IPv6Address, "_ip")
 cdef Py_ssize_t ipv6_scope_id = slot_offset(IPv6Address, "_scope_id")
+cdef Py_ssize_t ipv4_packed = slot_offset(ReceivedIPv4Address, "packed")
+cdef Py_ssize_t ipv6_packed = slot_offset(ReceivedIPv6Address, "packed")
+cdef object _received_ipv4_class = ReceivedIPv4Address
+cdef object _received_ipv6_class = ReceivedIPv6Address
+cdef PyObject *_spare_ipv4 = NULL
+cdef PyObject *_spare_ipv6 = NULL
+cdef object _unset = UNSET
 cdef dict _frame_types = {int(member): member for member in FrameType}
 cdef tuple _scope_names = SCOPE_NAMES
 cdef dict _targets = _codec_py._targets
 
 
 # --- reading -----------------------------------------------------------------------------
-
-
-cdef inline int read_varint(Reader *r, uint64_t *value) except -1:
-    if r.offset < r.end and r.base[r.offset] < 240:
-        value[0] = r.base[r.offset]
-        r.offset += 1
-        return 0
-    return read_long_varint(r, value)
 
 
 cdef int read_long_varint(Reader *r, uint64_t *value) except -1:
@@ -186,16 +219,9 @@ cdef int read_long_varint(Reader *r, uint64_t *value) except -1:
     return 0
 
 
-cdef inline int read_span(Reader *r, const unsigned char **data, Py_ssize_t *length) except -1:
-    cdef uint64_t size
-    read_varint(r, &size)
-    if size > <uint64_t>(r.end - r.offset):
-        raise InvalidFrameError(
-            f"{size} bytes announced at byte {r.offset}, {r.end - r.offset} left")
-    data[0] = r.base + r.offset
-    length[0] = <Py_ssize_t>size
-    r.offset += length[0]
-    return 0
+cdef int refuse_span(Reader *r, uint64_t size) except -1:
+    raise InvalidFrameError(
+        f"{size} bytes announced at byte {r.offset}, {r.end - r.offset} left")
 
 
 cdef int read_typed_data(Reader *r, Field *field) except -1:
@@ -277,7 +303,7 @@ cdef object text(const unsigned char *data, Py_ssize_t length):
     return decode_text(data, length)
 
 
-# Few names come again and again: the str of each is kept in a table by a hash of some bytes.
+# Few names come again and again: the str of each is kept in a table.
 cdef enum:
     NAMES_KEPT = 512
     LONGEST_NAME_KEPT = 40
@@ -287,21 +313,23 @@ cdef list _names = [None] * NAMES_KEPT
 
 cdef object name_text(const unsigned char *data, Py_ssize_t length):
     """The text of a name, from the table where it has it. Without a GIL there is no table."""
-    cdef uint32_t hash = <uint32_t>length
-    cdef Py_ssize_t size
+    cdef Py_ssize_t size, place
     cdef const char *kept
+    cdef int turn
     if not HAS_GIL or not 0 < length <= LONGEST_NAME_KEPT:
         return text(data, length)
-    hash += 7 * data[0] + 31 * data[length // 2] + 131 * data[length - 1]
-    hash %= NAMES_KEPT
-    name = _names[hash]
-    if name is not None:
+    place = name_hash(data, length)
+    for turn in range(2):  # Each name has two places.
+        name = _names[place]
+        if name is None:
+            break
         kept = PyUnicode_AsUTF8AndSize(name, &size)
         if size == length and memcmp(kept, data, length) == 0:
             return name
+        place ^= 1
     name = text(data, length)
     if name.isascii():
-        _names[hash] = name
+        _names[place] = name
     return name
 
 
@@ -349,6 +377,33 @@ cdef object ipv6(const unsigned char *p):
     cdef object address = new_instance(IPv6Address)
     fill_slot(address, ipv6_number, number)
     fill_slot(address, ipv6_scope_id, None)
+    return address
+
+
+cdef object argument_value(Field *field):
+    """The value as a handler is given it: an address has what it came as at hand."""
+    if field.type == T_IPV4 and ipv4_number >= 0:
+        return received_ipv4(field.data)
+    if field.type == T_IPV6 and ipv6_number >= 0 and ipv6_scope_id >= 0:
+        return received_ipv6(field.data)
+    return field_value(field)
+
+
+# Making and freeing an address takes longer than all else about an argument, and few handlers
+# keep one: then the next is the same object, filled anew.
+cdef object received_ipv4(const unsigned char *p):
+    cdef object address = spare_instance(&_spare_ipv4, _received_ipv4_class)
+    refill_slot(address, ipv4_number, <uint32_t>big_endian(p, 4))
+    refill_slot(address, ipv4_packed, PyBytes_FromStringAndSize(<const char *>p, 4))
+    return address
+
+
+cdef object received_ipv6(const unsigned char *p):
+    cdef object address = spare_instance(&_spare_ipv6, _received_ipv6_class)
+    cdef object number = int(big_endian(p, 8)) << 64 | big_endian(p + 8, 8)
+    refill_slot(address, ipv6_number, number)
+    refill_slot(address, ipv6_scope_id, None)
+    refill_slot(address, ipv6_packed, PyBytes_FromStringAndSize(<const char *>p, 16))
     return address
 
 
@@ -419,7 +474,7 @@ cdef list read_actions(Reader *r):
             raise InvalidFrameError(f"unknown variable scope {p[2]} at byte {start + 2}")
         r.offset += 3
         read_span(r, &name, &length)
-        value = UNSET
+        value = _unset
         if p[0] == SET_VAR:
             read_typed_data(r, &field)
             value = field_value(&field)
@@ -460,10 +515,6 @@ cdef object decode_frame(Reader *r, Header *header):
 
 
 # --- writing -----------------------------------------------------------------------------
-
-
-cdef inline int reserve(Writer *w, Py_ssize_t more) except -1:
-    return 0 if w.length + more <= w.capacity else grow(w, more)
 
 
 cdef int grow(Writer *w, Py_ssize_t more) except -1:
@@ -634,20 +685,50 @@ cdef int write_messages(Writer *w, object messages) except -1:
     return 0
 
 
-cdef int write_action(Writer *w, object variable, object value) except -1:
+# Variables are mostly constants of the handlers' code, the same object each time: those set last
+# are found by their identity, in a table that keeps them alive.
+cdef enum:
+    VARIABLES_KEPT = 64
+
+cdef struct Variable:
+    PyObject *name
+    PyObject *target
+
+cdef Variable _variables[VARIABLES_KEPT]
+
+
+cdef inline PyObject *target_of(object name) except NULL:
+    """Scope and name of a variable as an action has them."""
+    cdef Variable *kept = &_variables[(<size_t><void *>name >> 4) % VARIABLES_KEPT]
+    if kept.name is <PyObject *>name:
+        return kept.target
+    return find_target(name, kept)
+
+
+cdef PyObject *find_target(object name, Variable *kept) except NULL:
+    cdef PyObject *found = PyDict_GetItemWithError(_targets, name)
     cdef object target
-    cdef PyObject *found = PyDict_GetItemWithError(_targets, variable)
-    target = <object>found if found is not NULL else _codec_py._target(variable)
+    if found is NULL:
+        target = _codec_py._target(name)
+        found = <PyObject *>target
+    if HAS_GIL and type(name) is str:
+        Py_XDECREF(kept.name)
+        Py_XDECREF(kept.target)
+        kept.name = <PyObject *>name
+        kept.target = found
+        Py_INCREF(kept.name)
+        Py_INCREF(kept.target)
+    return found
+
+
+cdef int write_action(Writer *w, object variable, object value) except -1:
+    cdef object target = <object>target_of(variable)
     reserve(w, 2)
-    if value is UNSET:
-        w.data[w.length] = UNSET_VAR
-        w.data[w.length + 1] = 2
-    else:
-        w.data[w.length] = SET_VAR
-        w.data[w.length + 1] = 3
+    w.data[w.length] = UNSET_VAR if value is _unset else SET_VAR
+    w.data[w.length + 1] = 2 if value is _unset else 3
     w.length += 2
     write_bytes(w, PyBytes_AS_STRING(target), PyBytes_GET_SIZE(target))
-    if value is not UNSET:
+    if value is not _unset:
         write_named_value(w, variable, value)
     return 0
 

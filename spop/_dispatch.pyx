@@ -10,18 +10,23 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memcmp, memset
+from libc.string cimport memcmp, memcpy, memset
 
 from spop._codec cimport (
-    Field, Header, Reader, Writer, begin_frame, decode_frame, field_value, finish_frame,
-    frame_length, name_text, new_message, read_field, read_header, read_span, release, text, write_actions,
+    Field, Header, Reader, Writer, argument_value, begin_frame, decode_frame, field_value,
+    finish_frame, frame_length, name_text, new_message, read_field, read_header, read_span,
+    release, text, write_actions,
 )
 
 from spop._dispatch_py import MISSING, Call, Deferred, Running
+from spop._dispatch_py import MOST_HELD as PY_MOST_HELD
 from spop.constants import MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, DataType
 from spop.counters import Cell, RouteCell, new_row, row_size
 from spop.counters import BUCKETS as PY_BUCKETS, BUCKET_SHIFT as PY_BUCKET_SHIFT
-from spop.errors import FrameTooBigError, HandlerError, InvalidFrameError, ProtocolError
+from spop.errors import (
+    FragmentationError, FrameTooBigError, HandlerError, InterlacedFramesError, InvalidFrameError,
+    ProtocolError,
+)
 from spop.frames import Ack, Notify
 
 cdef extern from "Python.h":
@@ -48,10 +53,20 @@ cdef extern from "time.h" nogil:
     int clock_gettime(int, timespec *)
     int CLOCK_MONOTONIC
 
+cdef extern from *:
+    """
+    static inline int bit_length(uint64_t number) {
+        return number ? 64 - __builtin_clzll(number) : 0;
+    }
+    """
+    int bit_length(uint64_t number) nogil
+
 cdef object _missing = MISSING
 
 cdef enum:
     FIN = 1
+    ABORT = 2
+    UNSET_FRAME = 0
     NOTIFY_FRAME = 3
     ACK_FRAME = 103
     T_INT32 = 2
@@ -59,12 +74,15 @@ cdef enum:
     T_STRING = 8
     T_BINARY = 9
     READ = 1
+    MOST_HELD = 32768
+    MOST_SPARE = 262144
     LEARNED_NAMES = 1024
     NOTIFIES = 0
     ACKS = 1
     UNKNOWN_MESSAGES = 2
     BYTES_RECEIVED = 3
     BYTES_SENT = 4
+    PAYLOADS_TOO_BIG = 13
     TOO_MANY_MESSAGES = 16
     CALLS = 0
     ERRORS = 1
@@ -83,6 +101,7 @@ C_CELLS = [
     (Cell.TOO_MANY_MESSAGES, TOO_MANY_MESSAGES), (RouteCell.CALLS, CALLS),
     (RouteCell.ERRORS, ERRORS), (RouteCell.NANOSECONDS, NANOSECONDS),
     (RouteCell.BUCKETS, FIRST_BUCKET), (PY_BUCKETS, BUCKETS), (PY_BUCKET_SHIFT, BUCKET_SHIFT),
+    (Cell.PAYLOADS_TOO_BIG, PAYLOADS_TOO_BIG), (PY_MOST_HELD, MOST_HELD),
 ]
 
 
@@ -92,12 +111,21 @@ cdef int64_t now() noexcept nogil:
     return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec
 
 
-# A message as it stands in the buffer: its name, and where its arguments are in the fields.
+# A message as it stands in the buffer: its name, where its arguments are in the fields, and
+# its route, where there is one.
 cdef struct Span:
     const unsigned char *name
     Py_ssize_t name_length
     Py_ssize_t first
     int count
+    PyObject *route
+
+
+# The name of an argument as it was seen last, in bytes that `Route.names_seen` keeps.
+cdef struct Seen:
+    const char *name
+    Py_ssize_t length
+    int slot
 
 
 cdef class Route:
@@ -112,8 +140,9 @@ cdef class Route:
     cdef public Py_ssize_t base
     cdef bytes raw_name
     cdef dict slots            # by name as bytes; -1: no parameter wants it
-    cdef list expected         # the names seen last, by position of the argument
-    cdef int expected_slots[256]
+    cdef list names_seen       # last, by position of the argument
+    cdef Seen seen[256]
+    cdef int seen_count
     cdef int size
     cdef int positional
     cdef long *accepts
@@ -138,7 +167,7 @@ cdef class Route:
         if self.accepts is NULL or self.kinds is NULL:
             raise MemoryError
         self.slots = {}
-        self.expected = []
+        self.names_seen = []
         for slot in range(self.size):
             parameter = self.parameters[slot]
             self.accepts[slot] = parameter.accepts
@@ -162,14 +191,12 @@ cdef class Route:
     def __repr__(self):
         return f"<Route {self.name}>"
 
-    cdef int slot_of(self, int position, Field *field) except -2:
+    cdef inline int slot_of(self, int position, Field *field) except -2:
         """The slot that an argument goes into, or -1. Names come in the order of last time."""
-        cdef bytes name
-        if position < len(self.expected):
-            name = <bytes>self.expected[position]
-            if PyBytes_GET_SIZE(name) == field.name_length and memcmp(
-                    PyBytes_AS_STRING(name), field.name, field.name_length) == 0:
-                return self.expected_slots[position]
+        cdef Seen *seen = &self.seen[position]
+        if position < self.seen_count and seen.length == field.name_length and memcmp(
+                seen.name, field.name, field.name_length) == 0:
+            return seen.slot
         return self.learn_slot(position, field)
 
     cdef int learn_slot(self, int position, Field *field) except -2:
@@ -181,12 +208,15 @@ cdef class Route:
             if len(self.slots) < LEARNED_NAMES:
                 self.slots[name] = found
         slot = found
-        if position < len(self.expected):
-            self.expected[position] = name
-            self.expected_slots[position] = slot
-        elif position == len(self.expected):
-            self.expected.append(name)
-            self.expected_slots[position] = slot
+        if position > self.seen_count:
+            return slot
+        if position == self.seen_count:
+            self.names_seen.append(name)
+            self.seen_count += 1
+        self.names_seen[position] = name
+        self.seen[position].name = PyBytes_AS_STRING(name)
+        self.seen[position].length = field.name_length
+        self.seen[position].slot = slot
         return slot
 
     cdef object accepted(self, int slot, Field *field):
@@ -194,7 +224,7 @@ cdef class Route:
         cdef long accepts = self.accepts[slot]
         cdef int type = field.type
         if accepts >> type & 1:
-            return field_value(field)
+            return argument_value(field)
         if T_INT32 <= type <= T_UINT64 and accepts & 0x3C:
             return field_value(field)
         if type == T_STRING and accepts >> T_BINARY & 1:
@@ -257,6 +287,86 @@ cdef object message_of(Field *fields, Span *span, Header *header, object connect
         header.frame_id, connection)
 
 
+cdef enum Step:
+    WAITING = 0
+    WHOLE = 1
+    TOO_BIG = 2
+
+
+cdef class Fragments:
+    """A payload that comes in fragments, on one connection, as the twin describes it."""
+
+    cdef readonly Py_ssize_t max_size
+    cdef readonly bint begun
+    cdef bint ignored
+    cdef uint64_t stream_id
+    cdef uint64_t frame_id
+    cdef unsigned char *data
+    cdef Py_ssize_t size
+    cdef Py_ssize_t capacity
+
+    def __cinit__(self, Py_ssize_t max_size):
+        self.max_size = max_size
+
+    def __dealloc__(self):
+        PyMem_Free(self.data)
+
+    @property
+    def idle(self):
+        return not self.begun and not self.ignored
+
+    cdef Step take(self, Reader *r, Header *header) except? WAITING:
+        """Add a fragment; say what there is to do with the payload."""
+        cdef bint known = (self.begun or self.ignored) and (
+            header.stream_id == self.stream_id and header.frame_id == self.frame_id)
+        if header.type == NOTIFY_FRAME:
+            if self.begun:
+                raise InterlacedFramesError
+            self.begin(header)
+        elif not known:
+            raise InterlacedFramesError(
+                f"fragment of {(header.stream_id, header.frame_id)} "
+                "where none or another was begun")
+        elif self.ignored or header.flags & ABORT:
+            if header.flags & FIN:
+                self.end()
+            return WAITING
+        self.add(r.base + r.offset, r.end - r.offset)
+        if self.size > self.max_size:
+            self.end()
+            self.ignored = not header.flags & FIN
+            return TOO_BIG
+        return WHOLE if header.flags & FIN else WAITING
+
+    cdef int begin(self, Header *header) except -1:
+        self.begun, self.ignored = True, False
+        self.stream_id = header.stream_id
+        self.frame_id = header.frame_id
+        return 0
+
+    cdef int add(self, const unsigned char *data, Py_ssize_t size) except -1:
+        if self.size + size > self.capacity:
+            self.grow(2 * (self.size + size))
+        memcpy(self.data + self.size, data, size)
+        self.size += size
+        return 0
+
+    cdef int grow(self, Py_ssize_t capacity) except -1:
+        cdef void *data = PyMem_Realloc(self.data, capacity)
+        if data is NULL:
+            raise MemoryError
+        self.data = <unsigned char *>data
+        self.capacity = capacity
+        return 0
+
+    cdef void end(self) noexcept:
+        """Be ready for another payload, with no memory for it."""
+        self.begun = self.ignored = False
+        self.size = self.capacity = 0
+        PyMem_Free(self.data)
+        self.data = NULL
+
+
 cdef class Dispatcher:
     """All routes of an agent, for use by one thread."""
 
@@ -278,10 +388,13 @@ cdef class Dispatcher:
     cdef Span *spans
     cdef Py_ssize_t spans_size
     cdef Py_ssize_t span_count
+    cdef bint any_deferred
     cdef bint busy
-    cdef Route running_route
+    cdef unsigned char *spare  # The memory of the last payload in fragments, for the next.
+    cdef Py_ssize_t spare_size
+    cdef PyObject *running_route
+    cdef PyObject *running_connection
     cdef Header *running_header
-    cdef object running_connection
 
     def __cinit__(
         self, routes=None, failed=None, *, cells=None,
@@ -310,19 +423,21 @@ cdef class Dispatcher:
     @property
     def running(self):
         """The message whose handler is being called, else None."""
-        if self.running_route is None:
+        if self.running_route is NULL:
             return None
         return Running(
-            self.running_route.name, self.running_header.stream_id,
-            self.running_header.frame_id, self.running_connection)
+            (<Route>self.running_route).name, self.running_header.stream_id,
+            self.running_header.frame_id, <object>self.running_connection)
 
     def __dealloc__(self):
         PyMem_Free(self.fields)
         PyMem_Free(self.spans)
+        PyMem_Free(self.spare)
 
     def answer_frames(
         self, buffer, Py_ssize_t start, Py_ssize_t end, Py_ssize_t max_frame_size,
         Py_ssize_t max_ack_size, bint little_endian, Py_ssize_t room, connection,
+        Fragments fragments=None,
     ):
         """Answer the NOTIFY frames at the front of a buffer, as the twin describes it."""
         cdef Py_buffer view
@@ -343,7 +458,7 @@ cdef class Dispatcher:
                 raise ValueError(f"{start} to {end} is outside a buffer of {view.len} bytes")
             start += self.answer(
                 <const unsigned char *>view.buf + start, end - start, max_frame_size,
-                max_ack_size, little_endian, room, connection, left, &w)
+                max_ack_size, little_endian, room, connection, fragments, left, &w)
             return left, start, PyBytes_FromStringAndSize(<const char *>w.data, w.length)
         finally:
             self.busy = False
@@ -353,31 +468,40 @@ cdef class Dispatcher:
     cdef Py_ssize_t answer(
         self, const unsigned char *base, Py_ssize_t end, Py_ssize_t max_frame_size,
         Py_ssize_t max_ack_size, bint little_endian, Py_ssize_t room, object connection,
-        list left, Writer *w,
+        Fragments fragments, list left, Writer *w,
     ) except -1:
         cdef Reader r
         cdef Header header
         cdef Py_ssize_t offset = 0, length
         r.base = base
-        while len(left) < room and w.length < self.max_answer_size:
-            try:
+        try:
+            while len(left) < room and w.length < self.max_answer_size:
                 length = frame_length(base, offset, end, max_frame_size)
                 if length < 0:
                     break
                 r.offset = offset + 4
                 r.end = r.offset + length
                 read_header(&r, &header, little_endian)
-                if header.type != NOTIFY_FRAME or not header.flags & FIN:
+                if header.type == NOTIFY_FRAME and header.flags & FIN:
+                    if fragments is not None and fragments.begun:
+                        raise InterlacedFramesError
+                    self.read_spans(&r)
+                elif header.type == NOTIFY_FRAME or header.type == UNSET_FRAME:
+                    if not self.put_together(&r, &header, fragments, w, little_endian):
+                        offset += 4 + length
+                        continue
+                else:
                     left.append(decode_frame(&r, &header))
                     offset += 4 + length
                     break
-                self.read_spans(&r)
-            except ProtocolError:
-                if offset == 0:
-                    raise
-                break
-            offset += 4 + length
-            self.notify(&header, connection, left, w, max_ack_size, little_endian)
+                offset += 4 + length
+                self.notify(&header, connection, left, w, max_ack_size, little_endian)
+                if fragments is not None and fragments.begun:
+                    self.take_memory(fragments)
+                    fragments.end()
+        except ProtocolError:
+            if offset == 0:
+                raise
         return offset
 
     cdef Py_ssize_t answer_received(
@@ -389,9 +513,48 @@ cdef class Dispatcher:
         try:
             return self.answer(
                 &self.room_for_bytes[0], size, port.max_frame_size, port.max_frame_size,
-                port.little_endian, port.room, port.peer, left, w)
+                port.little_endian, port.room, port.peer, port.fragments, left, w)
         finally:
             self.busy = False
+
+    cdef bint put_together(
+        self, Reader *r, Header *header, Fragments fragments, Writer *w, bint little_endian,
+    ) except -1:
+        """Take a fragment. True: it was the last, and the messages of the whole are read."""
+        cdef Reader payload
+        cdef Py_ssize_t before, start
+        cdef Step step
+        if fragments is None:
+            raise FragmentationError
+        if header.type == NOTIFY_FRAME and fragments.data is NULL:
+            self.lend_memory(fragments)
+        before = fragments.size
+        step = fragments.take(r, header)
+        if step == TOO_BIG:
+            self.row[PAYLOADS_TOO_BIG] += 1
+            start = begin_frame(
+                w, ACK_FRAME, FIN | ABORT, header.stream_id, header.frame_id, little_endian)
+            finish_frame(w, start)
+        if step != WHOLE:
+            return False
+        payload.base = fragments.data
+        payload.offset = 0
+        payload.end = fragments.size
+        try:
+            self.read_spans(&payload)
+        except ProtocolError:
+            fragments.size = before  # It is taken once more, when it is the first frame.
+            raise
+        return True
+
+    cdef void lend_memory(self, Fragments fragments) noexcept:
+        fragments.data, fragments.capacity = self.spare, self.spare_size
+        self.spare, self.spare_size = NULL, 0
+
+    cdef void take_memory(self, Fragments fragments) noexcept:
+        if self.spare is NULL and fragments.capacity <= MOST_SPARE:
+            self.spare, self.spare_size = fragments.data, fragments.capacity
+            fragments.data = NULL
 
     cdef int read_spans(self, Reader *r) except -1:
         """Read the messages of a NOTIFY."""
@@ -399,6 +562,7 @@ cdef class Dispatcher:
         cdef Span *span
         cdef int i
         self.span_count = 0
+        self.any_deferred = self.routes is None
         while r.offset < r.end:
             if self.span_count == self.spans_size:
                 self.grow_spans()
@@ -416,6 +580,8 @@ cdef class Dispatcher:
                 read_field(r, &self.fields[used + i])
             used += span.count
             self.span_count += 1
+            span.route = self.route_of(span)
+            self.any_deferred |= span.route is not NULL and (<Route>span.route).deferred
         if self.span_count > self.max_messages:
             self.too_many(f"{self.span_count} messages", self.max_messages)
         if used > self.max_arguments:
@@ -444,53 +610,48 @@ cdef class Dispatcher:
         self.fields_size = size
         return 0
 
-    cdef Route route_of(self, Span *span):
+    cdef inline PyObject *route_of(self, Span *span) except? NULL:
         cdef bytes name
         if self.last is not None:
             name = self.last.raw_name
             if PyBytes_GET_SIZE(name) == span.name_length and memcmp(
                     PyBytes_AS_STRING(name), span.name, span.name_length) == 0:
-                return self.last
+                return <PyObject *>self.last
+        return self.find_route(span)
+
+    cdef PyObject *find_route(self, Span *span) except? NULL:
         name = PyBytes_FromStringAndSize(<const char *>span.name, span.name_length)
         found = self.by_raw_name.get(name)
-        if found is not None:
-            self.last = found
-        return found
+        if found is None:
+            return NULL
+        self.last = found
+        return <PyObject *>self.last
 
     cdef int notify(
         self, Header *header, object connection, list left, Writer *w,
         Py_ssize_t max_ack_size, bint little_endian,
     ) except -1:
         cdef Py_ssize_t i, start, payload
-        cdef Route route
+        cdef Span *span
         self.row[NOTIFIES] += 1
-        if self.routes is None or self.any_deferred():
+        if self.any_deferred:
             left.append(self.deferred(header, connection))
             return 0
         start = begin_frame(
             w, ACK_FRAME, FIN, header.stream_id, header.frame_id, little_endian)
         payload = w.length
         for i in range(self.span_count):
-            route = self.route_of(&self.spans[i])
-            if route is None:
-                self.count_unknown(&self.spans[i])
+            span = &self.spans[i]
+            if span.route is NULL:
+                self.count_unknown(span)
             else:
-                self.run(route, &self.spans[i], header, connection, w)
+                self.run(<Route>span.route, span, header, connection, w)
         if w.length - start - 4 > max_ack_size:
             self.too_big(w.length - start - 4, max_ack_size)
             w.length = payload
         finish_frame(w, start)
         self.row[ACKS] += 1
         return 0
-
-    cdef bint any_deferred(self) except -1:
-        cdef Py_ssize_t i
-        cdef Route route
-        for i in range(self.span_count):
-            route = self.route_of(&self.spans[i])
-            if route is not None and route.deferred:
-                return True
-        return False
 
     cdef int run(
         self, Route route, Span *span, Header *header, object connection, Writer *w,
@@ -507,9 +668,9 @@ cdef class Dispatcher:
         memset(values, 0, route.size * sizeof(PyObject *))
         try:
             route.bind(values, self.fields, span, header, connection)
-            self.running_route = route
             self.running_header = header
-            self.running_connection = connection
+            self.running_connection = <PyObject *>connection
+            self.running_route = <PyObject *>route
             result = PyObject_Vectorcall(
                 route.function, values, route.positional,
                 <PyObject *>route.keywords if route.keywords else NULL)
@@ -524,8 +685,7 @@ cdef class Dispatcher:
             self.fail(route, error)
             write_actions(w, route.on_error)
         finally:
-            self.running_route = None
-            self.running_connection = None
+            self.running_route = NULL
             for i in range(route.size):
                 Py_XDECREF(values[i])
             if values is not stack:
@@ -537,11 +697,7 @@ cdef class Dispatcher:
         """Count a run, from the end of the one before it, and how long it took."""
         cdef int64_t end = now()
         cdef int64_t taken = end - self.clock
-        cdef uint64_t rest = <uint64_t>taken >> BUCKET_SHIFT
-        cdef int bucket = 0
-        while rest and bucket < BUCKETS - 1:
-            rest >>= 1
-            bucket += 1
+        cdef int bucket = min(bit_length(<uint64_t>taken >> BUCKET_SHIFT), BUCKETS - 1)
         self.clock = end
         self.row[base + CALLS] += 1
         self.row[base + NANOSECONDS] += taken
@@ -556,10 +712,10 @@ cdef class Dispatcher:
         if self.routes is None:
             return self.as_notify(header, connection)
         for i in range(self.span_count):
-            route = self.route_of(&self.spans[i])
-            if route is None:
+            if self.spans[i].route is NULL:
                 self.count_unknown(&self.spans[i])
                 continue
+            route = <Route>self.spans[i].route
             try:
                 calls.append(Call(route, self.bound(route, &self.spans[i], header, connection)))
             except HandlerError as error:
@@ -620,11 +776,14 @@ cdef class Port:
     cdef public bint active
     cdef bint little_endian
     cdef Dispatcher dispatcher
+    cdef Fragments fragments
     cdef object ready
     cdef object taken
     cdef object peer
     cdef Py_ssize_t max_frame_size
     cdef Py_ssize_t room
+    cdef char *held
+    cdef Py_ssize_t held_size
 
     def __init__(self, Dispatcher dispatcher, int fd, connection, ready, taken):
         self.dispatcher = dispatcher
@@ -633,12 +792,26 @@ cdef class Port:
         self.ready = ready
         self.taken = taken
 
-    def agree(self, Py_ssize_t max_frame_size, bint little_endian, Py_ssize_t room, peer):
+    def __dealloc__(self):
+        PyMem_Free(self.held)
+
+    def agree(
+        self, Py_ssize_t max_frame_size, bint little_endian, Py_ssize_t room, peer,
+        Fragments fragments,
+    ):
         """What HELLO agreed on."""
         self.max_frame_size = max_frame_size
         self.little_endian = little_endian
         self.room = room
         self.peer = peer
+        self.fragments = fragments
+
+    def close(self):
+        """Leave the socket to `ready`. Returns the partial frame, for who reads it now."""
+        self.open = False
+        held = PyBytes_FromStringAndSize(self.held, self.held_size)
+        self.hold(NULL, 0)
+        return held
 
     def __call__(self, int events):
         """The socket is ready for something."""
@@ -651,41 +824,72 @@ cdef class Port:
         """One recv, one pass, one send."""
         cdef Dispatcher d = self.dispatcher
         cdef unsigned char *buffer = &d.room_for_bytes[0]
-        cdef Py_ssize_t size, consumed = 0, sent = 0
-        cdef bint done
+        cdef Py_ssize_t size = self.receive(buffer), consumed = 0, sent = 0
+        cdef bint partial
         cdef unsigned char stack[4096]
         cdef Writer w
         cdef list left = []
-        with nogil:
-            size = recv(self.fd, buffer, d.room_for_bytes.shape[0], MSG_DONTWAIT)
         if size < 0:
-            if errno != EAGAIN and errno != EWOULDBLOCK and errno != EINTR:
-                self.taken(self.connection, 0, left, 0, b"", _os_error())
             return 0
-        d.row[BYTES_RECEIVED] += size
         w.data = stack
         w.length = 0
         w.capacity = sizeof(stack)
         w.heap = False
-        error = None
         try:
             consumed = d.answer_received(self, size, left, &w)
-            if w.length and consumed == size and not left:
+            partial = size - consumed <= MOST_HELD and w.length < d.max_answer_size
+            if (consumed == size or partial) and not left:
                 sent = self.send(w.data, w.length)
-            done = size and consumed == size and not left and sent == w.length
-            acks = None if done else PyBytes_FromStringAndSize(
-                <const char *>w.data + sent, w.length - sent)
+                if sent == w.length:
+                    self.hold(buffer + consumed, size - consumed)
+                    return 0
+            acks = PyBytes_FromStringAndSize(<const char *>w.data + sent, w.length - sent)
+            error = None
         except ProtocolError as failure:
-            done, acks, error = False, b"", failure
+            acks, error = b"", failure
         finally:
             release(&w)
-        if not done:
-            self.taken(self.connection, size, left, consumed, acks, error)
+        self.taken(self.connection, size, left, consumed, acks, error)
+        return 0
+
+    cdef Py_ssize_t receive(self, unsigned char *buffer) except? -1:
+        """What is in the buffer now, behind the partial frame; -1: there is nothing to do."""
+        cdef Py_ssize_t held = self.held_size, room = self.dispatcher.room_for_bytes.shape[0]
+        cdef Py_ssize_t received
+        with nogil:
+            received = recv(self.fd, buffer + held, room - held, MSG_DONTWAIT)
+        if received > 0:
+            self.dispatcher.row[BYTES_RECEIVED] += received
+            if held:
+                memcpy(buffer, self.held, held)
+                self.hold(NULL, 0)
+            return held + received
+        if received == 0:
+            self.taken(self.connection, 0, [], 0, b"", None)
+        elif errno != EAGAIN and errno != EWOULDBLOCK and errno != EINTR:
+            self.taken(self.connection, 0, [], 0, b"", _os_error())
+        return -1
+
+    cdef int hold(self, const unsigned char *data, Py_ssize_t size) except -1:
+        """Keep a partial frame, where there is one, instead of what was kept."""
+        if size == self.held_size == 0:
+            return 0
+        PyMem_Free(self.held)
+        self.held = NULL
+        self.held_size = 0
+        if size:
+            self.held = <char *>PyMem_Malloc(size)
+            if self.held is NULL:
+                raise MemoryError
+            memcpy(self.held, data, size)
+            self.held_size = size
         return 0
 
     cdef Py_ssize_t send(self, const unsigned char *data, Py_ssize_t size) except -1:
         """How much of it could be sent. Whoever sends the rest finds out why not all."""
         cdef Py_ssize_t sent
+        if size == 0:
+            return 0
         with nogil:
             sent = send(self.fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
         if sent < 0:

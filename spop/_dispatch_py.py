@@ -18,9 +18,18 @@ from typing import Any, Final, NamedTuple
 from spop import _codec_py as codec
 from spop.constants import MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, DataType
 from spop.counters import Cell, Cells, RouteCell, new_row, observe, row_size
-from spop.errors import FrameTooBigError, HandlerError, ProtocolError
-from spop.frames import Ack, Frame, Message, Notify
+from spop.errors import (
+    FragmentationError,
+    FrameTooBigError,
+    HandlerError,
+    InterlacedFramesError,
+    ProtocolError,
+)
+from spop.frames import Ack, Frame, Message, Notify, RawFrame
 from spop.values import Buffer
+
+_UNSET, _NOTIFY = 0, 3
+_FIN, _ABORT = 1, 2
 
 MISSING: Final[Any] = object()
 """As the default of a `Parameter`: there is none."""
@@ -167,6 +176,65 @@ class Running(NamedTuple):
     connection: Any
 
 
+class Fragments:
+    """A payload that comes in fragments, on one connection (section 3.2).
+
+    Args:
+        max_size: bytes that it may have; of one that is larger the rest is ignored.
+
+    Attributes:
+        begun: a payload is on its way.
+        idle: neither that, nor is the rest of one being ignored.
+    """
+
+    __slots__ = ("_data", "_ids", "begun", "max_size")
+
+    def __init__(self, max_size: int) -> None:
+        self.max_size = max_size
+        self.begun = False
+        self._data = bytearray()
+        self._ids: tuple[int, int] | None = None
+
+    @property
+    def idle(self) -> bool:
+        return self._ids is None
+
+    def take(self, frame: RawFrame) -> bytes | None:
+        """Add a fragment. Returns the payload where it is whole.
+
+        Raises:
+            InterlacedFramesError: it is none of the payload that was begun.
+            FrameTooBigError: the payload has become too large.
+        """
+        ids = frame.stream_id, frame.frame_id
+        final = frame.flags & _FIN
+        if frame.type == _NOTIFY:
+            if self.begun:
+                raise InterlacedFramesError
+            self._ids, self.begun = ids, True
+        elif self._ids != ids:
+            raise InterlacedFramesError(f"fragment of {ids} where none or another was begun")
+        elif not self.begun or frame.flags & _ABORT:
+            if final:
+                self.end()
+            return None
+        self._data += frame.payload
+        if len(self._data) > self.max_size:
+            self.end()
+            self._ids = None if final else ids
+            raise FrameTooBigError
+        return bytes(self._data) if final else None
+
+    def take_back(self, frame: RawFrame) -> None:
+        """Remove the last fragment, to take it once more later."""
+        del self._data[len(self._data) - len(frame.payload) :]
+
+    def end(self) -> None:
+        """Be ready for another payload."""
+        self._data.clear()
+        self._ids, self.begun = None, False
+
+
 class Dispatcher:
     """All routes of an agent, for use by one thread.
 
@@ -224,12 +292,13 @@ class Dispatcher:
         little_endian: bool,
         room: int,
         connection: Any,
+        fragments: Fragments | None = None,
     ) -> tuple[list[Frame | Deferred], int, bytes]:
         """Answer the NOTIFY frames at the front of a buffer.
 
-        Stops at a partial frame, behind `room` deferred ones, behind `max_answer_size` bytes
-        of ACKs, and behind any frame that is not a whole NOTIFY, as that may change what the
-        next ones mean.
+        Fragments are put together in `fragments`, where the connection takes any. Stops at a
+        partial frame, behind `room` deferred ones, behind `max_answer_size` bytes of ACKs, and
+        behind any frame that is no NOTIFY, as that may change what the next ones mean.
 
         Returns:
             What the caller has to see to, how far it came, and the ACKs to send.
@@ -247,19 +316,50 @@ class Dispatcher:
                 length = codec._whole_frame(data, offset, max_frame_size)
                 if length < 0:
                     break
-                frame = codec._frame(data, offset + 4, offset + 4 + length, little_endian)
-                if isinstance(frame, Notify):
+                frame: Frame | None = codec._frame(
+                    data, offset + 4, offset + 4 + length, little_endian
+                )
+                if isinstance(frame, RawFrame) and frame.type in (_NOTIFY, _UNSET):
+                    frame = self._put_together(frame, fragments, out, little_endian)
+                elif isinstance(frame, Notify):
+                    if fragments is not None and fragments.begun:
+                        raise InterlacedFramesError
                     self._check_counts(frame)
             except ProtocolError:
                 if offset == 0:
                     raise
                 break
             offset += 4 + length
-            if not isinstance(frame, Notify):
+            if isinstance(frame, Notify):
+                self._notify(frame, left, out, max_ack_size, little_endian, connection)
+            elif frame is not None:
                 left.append(frame)
                 break
-            self._notify(frame, left, out, max_ack_size, little_endian, connection)
         return left, start + offset, bytes(out)
+
+    def _put_together(
+        self, frame: RawFrame, fragments: Fragments | None, out: bytearray, little_endian: bool
+    ) -> Notify | None:
+        """The NOTIFY that a fragment is the last of, else None."""
+        if fragments is None:
+            raise FragmentationError
+        ids = frame.stream_id, frame.frame_id
+        try:
+            payload = fragments.take(frame)
+        except FrameTooBigError:
+            self.cells[Cell.PAYLOADS_TOO_BIG] += 1
+            codec.encode_ack(*ids, (), out, abort=True, little_endian=little_endian)
+            return None
+        if payload is None:
+            return None
+        try:
+            notify = Notify(*ids, codec._messages(payload, 0, len(payload), *ids))
+            self._check_counts(notify)
+        except ProtocolError:
+            fragments.take_back(frame)
+            raise
+        fragments.end()
+        return notify
 
     def _check_counts(self, notify: Notify) -> None:
         if len(notify.messages) > self._max_messages:
@@ -358,6 +458,8 @@ def _constant(route: Route) -> Route:
 
 
 READ = 1
+MOST_HELD = 32 * 1024
+"""Bytes of a partial frame that a `Port` keeps."""
 
 Taken = Callable[[Any, int, list[Frame | Deferred], int, bytes, Exception | None], object]
 
@@ -365,19 +467,19 @@ Taken = Callable[[Any, int, list[Frame | Deferred], int, bytes, Exception | None
 class Port:
     """A socket whose NOTIFY frames are answered as they come: one recv, one pass, one send.
 
-    While it is `open` a call does just that. What it can't do, it leaves to `taken`: the
-    connection, the bytes received, then what `Dispatcher.answer_frames` returned, with the ACKs
-    that are still to be sent, and what went wrong. While it is closed a call is passed to
-    `ready`, with the connection.
+    While it is `open` a call does just that, and keeps a partial frame for the next. What it
+    can't do, it leaves to `taken`: the connection, the bytes received, then what
+    `Dispatcher.answer_frames` returned, with the ACKs that are still to be sent, and what went
+    wrong. While it is closed a call is passed to `ready`, with the connection.
 
     Attributes:
-        open: nothing is half received, unsent or unanswered, and the state is open.
+        open: nothing is unsent or unanswered, and the state is open.
         active: something was sent since somebody set it to false.
     """
 
     __slots__ = (
-        "_dispatcher", "_little_endian", "_max_frame_size", "_peer", "_ready", "_room", "_taken",
-        "active", "connection", "fd", "open",
+        "_dispatcher", "_fragments", "_held", "_little_endian", "_max_frame_size", "_peer",
+        "_ready", "_room", "_taken", "active", "connection", "fd", "open",
     )  # fmt: skip
 
     def __init__(
@@ -393,15 +495,30 @@ class Port:
         self.connection = connection
         self._ready = ready
         self._taken = taken
+        self._held = b""
         self.open = False
         self.active = False
 
-    def agree(self, max_frame_size: int, little_endian: bool, room: int, peer: Any) -> None:
+    def agree(
+        self,
+        max_frame_size: int,
+        little_endian: bool,
+        room: int,
+        peer: Any,
+        fragments: Fragments | None,
+    ) -> None:
         """What HELLO agreed on."""
         self._max_frame_size = max_frame_size
         self._little_endian = little_endian
         self._room = room
         self._peer = peer
+        self._fragments = fragments
+
+    def close(self) -> bytes:
+        """Leave the socket to `ready`. Returns the partial frame, for who reads it now."""
+        self.open = False
+        held, self._held = self._held, b""
+        return held
 
     def __call__(self, events: int) -> None:
         """The socket is ready for something."""
@@ -411,18 +528,26 @@ class Port:
             self._ready(self.connection, events)
 
     def _exchange(self) -> None:
-        cells, buffer = self._dispatcher.cells, self._dispatcher.buffer
+        dispatcher, held = self._dispatcher, len(self._held)
+        cells, buffer = dispatcher.cells, dispatcher.buffer
         assert buffer is not None
         try:
-            size = os.readv(self.fd, [buffer])
+            with memoryview(buffer) as view:
+                received = os.readv(self.fd, [view[held:]])
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self._taken(self.connection, 0, [], 0, b"", error)
             return
-        cells[Cell.BYTES_RECEIVED] += size
+        if not received:
+            self._taken(self.connection, 0, [], 0, b"", None)
+            return
+        cells[Cell.BYTES_RECEIVED] += received
+        size = held + received
+        buffer[:held] = self._held
+        self._held = b""
         try:
-            left, consumed, acks = self._dispatcher.answer_frames(
+            left, consumed, acks = dispatcher.answer_frames(
                 buffer,
                 0,
                 size,
@@ -431,13 +556,16 @@ class Port:
                 self._little_endian,
                 self._room,
                 self._peer,
+                self._fragments,
             )
         except ProtocolError as error:
             self._taken(self.connection, size, [], 0, b"", error)
             return
-        if size and consumed == size and not left:
+        partial = size - consumed <= MOST_HELD and len(acks) < dispatcher.max_answer_size
+        if (consumed == size or partial) and not left:
             acks = acks[self._send(acks) :]
             if not acks:
+                self._held = bytes(buffer[consumed:size])
                 return
         self._taken(self.connection, size, left, consumed, acks, None)
 

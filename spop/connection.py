@@ -27,13 +27,10 @@ from spop.constants import (
     FrameType,
     Status,
 )
-from spop.counters import Cell
-from spop.dispatch import Deferred, Dispatcher
+from spop.dispatch import Deferred, Dispatcher, Fragments
 from spop.errors import (
-    FragmentationError,
     FrameTooBigError,
     HandshakeError,
-    InterlacedFramesError,
     InvalidFrameError,
     LocalProtocolError,
     ProtocolError,
@@ -110,8 +107,6 @@ class State(Enum):
 
 
 _OPEN = State.OPEN
-# As plain numbers: arithmetic with an IntFlag costs more than all else about a fragment.
-_FIN, _ABORT = FrameFlag.FIN.value, FrameFlag.ABORT.value
 UNORDERED = frozenset({Capability.PIPELINING, Capability.ASYNC})
 """With either of these, more than one NOTIFY may wait for its ACK."""
 
@@ -243,12 +238,11 @@ class AgentConnection(_Connection):
     __slots__ = (
         "_capabilities",
         "_dispatcher",
-        "_fragments",
-        "_ignored_fragments",
         "_max_in_flight",
         "_max_payload_size",
         "_room",
         "address",
+        "fragments",
         "in_flight",
         "stalled",
     )
@@ -271,8 +265,7 @@ class AgentConnection(_Connection):
         self._max_in_flight = max_in_flight
         self._dispatcher = dispatcher or Dispatcher()
         self.address = address
-        self._fragments: _Fragments | None = None
-        self._ignored_fragments: tuple[int, int] | None = None
+        self.fragments: Fragments | None = None
         self._room = 1
         self.in_flight = 0
         self.stalled = False
@@ -318,8 +311,18 @@ class AgentConnection(_Connection):
             and not self.stalled
             and not self._out
             and self._held is None
-            and self._fragments is None
-            and self._ignored_fragments is None
+            and (self.fragments is None or self.fragments.idle)
+        )
+
+    @property
+    def is_simple(self) -> bool:
+        """`at_rest` but for fragments, so that a `Port` can go on."""
+        return (
+            self.state is _OPEN
+            and not self.in_flight
+            and not self.stalled
+            and not self._out
+            and self._held is None
         )
 
     def negotiated(self) -> dict[str, Any]:
@@ -353,6 +356,8 @@ class AgentConnection(_Connection):
         self.state = State.OPEN
         if not capabilities.isdisjoint(UNORDERED):
             self._room = self._max_in_flight
+        if Capability.FRAGMENTATION in capabilities:
+            self.fragments = Fragments(self._max_payload_size)
 
     def receive_data(self, data: Buffer, end: int | None = None) -> list[AgentEvent]:
         """Take what arrived: `data`, or its first `end` bytes.
@@ -363,8 +368,8 @@ class AgentConnection(_Connection):
         if end is None:
             end = len(data)
         if self._held is not None:
-            data, end = self._join_held(data, end)
-        elif self.state is _OPEN and self._fragments is None:
+            return self._receive_behind(self._held, data, end)
+        if self.state is _OPEN:
             # Nearly always all there is are NOTIFY frames that the dispatcher can answer.
             try:
                 left, consumed = self._answer(data, 0, end)
@@ -374,6 +379,29 @@ class AgentConnection(_Connection):
                 return []
             return self._receive(data, end, left, consumed)
         return self._receive(data, end, [], 0)
+
+    def hold(self, data: bytes) -> None:
+        """Take the partial frame that a `Port` had."""
+        self._held = bytearray(data)
+
+    def _receive_behind(self, held: bytearray, data: Buffer, end: int) -> list[AgentEvent]:
+        """Receive what follows on what is held, of which only the first frame is completed."""
+        taken = 0
+        with memoryview(data) as view:
+            if len(held) < 4:
+                taken = min(4 - len(held), end)
+                held += view[:taken]
+            missing = 4 + int.from_bytes(held[:4], "big") - len(held)
+            if len(held) >= 4 and missing > 0:
+                held += view[taken : min(taken + missing, end)]
+                taken = min(taken + missing, end)
+            events = self._receive(held, len(held), [], 0)
+            if taken < end and self._held is None:
+                events += self._receive(data, end, [], taken)
+            elif taken < end:
+                held += view[taken:end]
+                events += self._receive(held, len(held), [], 0)
+        return events
 
     def _failed(self, error: ProtocolError) -> list[AgentEvent]:
         events: list[AgentEvent] = []
@@ -412,7 +440,7 @@ class AgentConnection(_Connection):
             return []
         was_open = not self.should_close
         self.state = State.CLOSED
-        self._held = self._fragments = None
+        self._held = self.fragments = None
         return [Disconnect(Status.IO, "connection closed by peer", True)] if was_open else []
 
     def acknowledge(self, stream_id: int, frame_id: int, actions: Actions = ()) -> None:
@@ -460,9 +488,15 @@ class AgentConnection(_Connection):
                 return [], start
             # SPOP 1.0 wrote its flags in the host's order: FIN shows which one that is.
             self._little_endian = data[start + 5] != 0 and data[start + 8] == 0
-            return self._decode_one(data, start, end)
-        if self._fragments is not None:
-            return self._decode_one(data, start, end)
+            # It alone: what it says decides how the next ones are read.
+            length = int.from_bytes(data[start : start + 4], "big")
+            return codec.decode_frames(
+                data,
+                start,
+                min(end, start + 4 + length),
+                max_frame_size=self._max_frame_size,
+                little_endian=self._little_endian,
+            )
         return self._answer(data, start, end)
 
     def _answer(self, data: Buffer, start: int, end: int) -> tuple[list[Any], int]:
@@ -475,6 +509,7 @@ class AgentConnection(_Connection):
             self._little_endian,
             self._room - self.in_flight,
             self.peer,
+            self.fragments,
         )
         self._made(acks)
         return left, consumed
@@ -484,27 +519,12 @@ class AgentConnection(_Connection):
             self._out.append(acks)
             self.stalled = len(acks) >= self._dispatcher.max_answer_size
 
-    def _decode_one(self, data: Buffer, start: int, end: int) -> tuple[list[Frame], int]:
-        """Decode one frame alone: what it is decides how the next ones are read."""
-        length = int.from_bytes(data[start : start + 4], "big")
-        return codec.decode_frames(
-            data,
-            start,
-            min(end, start + 4 + length),
-            max_frame_size=self._max_frame_size,
-            little_endian=self._little_endian,
-        )
-
     def _handle(self, frame: Frame | Deferred, events: list[AgentEvent]) -> None:
         if not self._advance(frame):
             return
         if isinstance(frame, Notify | Deferred):
-            if self._fragments is not None:
-                raise InterlacedFramesError
             self.in_flight += 1
             events.append(frame)
-        elif isinstance(frame, RawFrame):
-            self._fragment(frame, events)
         elif isinstance(frame, Control):
             self._control(frame, events)
 
@@ -554,93 +574,11 @@ class AgentConnection(_Connection):
         shared = self._capabilities & (theirs | {Capability.FRAGMENTATION})
         return shared if engine_id else shared - {Capability.ASYNC}
 
-    def _fragment(self, frame: RawFrame, events: list[AgentEvent]) -> None:
-        """Put a fragmented payload together (section 3.2)."""
-        ids = frame.stream_id, frame.frame_id
-        if self.peer is None or Capability.FRAGMENTATION not in self.peer.capabilities:
-            raise FragmentationError
-        first = frame.type == FrameType.NOTIFY
-        if first:
-            if self._fragments is not None:
-                raise InterlacedFramesError
-            self._ignored_fragments = None
-            self._fragments = _Fragments(*ids, self._little_endian)
-        elif ids == self._ignored_fragments:
-            if frame.flags & _FIN:
-                self._ignored_fragments = None
-            return
-        fragments = self._fragments
-        if fragments is None or fragments.ids != ids:
-            raise InterlacedFramesError(f"fragment of {ids} where none or another was begun")
-        if frame.flags & _ABORT:
-            self._fragments = None
-            return
-        fragments.add(frame.payload)
-        if fragments.size > self._max_payload_size:
-            self._abort_fragments(fragments, final=bool(frame.flags & _FIN))
-        elif frame.flags & _FIN:
-            self._fragments = None
-            self._answer_payload(fragments, events)
-
-    def _abort_fragments(self, fragments: _Fragments, final: bool) -> None:
-        self._dispatcher.cells[Cell.PAYLOADS_TOO_BIG] += 1
-        self._fragments = None
-        self._ignored_fragments = None if final else fragments.ids
-        self._out.append(
-            codec.encode_ack(*fragments.ids, abort=True, little_endian=self._little_endian)
-        )
-
-    def _answer_payload(self, fragments: _Fragments, events: list[AgentEvent]) -> None:
-        notify = fragments.as_notify()
-        left, _, acks = self._dispatcher.answer_frames(
-            notify,
-            0,
-            len(notify),
-            len(notify),
-            self._max_frame_size,
-            self._little_endian,
-            1,
-            self.peer,
-        )
-        if acks:
-            self._out.append(acks)
-        for frame in left:
-            self._handle(frame, events)
-
     def _fail(self, error: ProtocolError, events: list[AgentEvent]) -> None:
         self._send_disconnect(error.status, str(error)[:200])
         self.state = State.CLOSING
-        self._fragments = None
+        self.fragments = None
         events.append(Disconnect(error.status, str(error), False))
-
-
-class _Fragments:
-    """A payload on its way: the NOTIFY frame that it would have been, in one piece."""
-
-    __slots__ = ("_frame", "_header_size", "ids")
-
-    def __init__(self, stream_id: int, frame_id: int, little_endian: bool) -> None:
-        self.ids = stream_id, frame_id
-        self._frame = codec.encode_raw_frame(
-            FrameType.NOTIFY,
-            FrameFlag.FIN,
-            stream_id,
-            frame_id,
-            b"",
-            little_endian=little_endian,
-        )
-        self._header_size = len(self._frame)
-
-    @property
-    def size(self) -> int:
-        return len(self._frame) - self._header_size
-
-    def add(self, payload: bytes) -> None:
-        self._frame += payload
-
-    def as_notify(self) -> bytearray:
-        self._frame[:4] = (len(self._frame) - 4).to_bytes(4, "big")
-        return self._frame
 
 
 class EngineConnection(_Connection):

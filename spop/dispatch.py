@@ -17,12 +17,12 @@ from spop._dispatch_py import (
 )
 
 if TYPE_CHECKING or codec.IMPLEMENTATION == "python":
-    from spop._dispatch_py import Dispatcher, Port, Route
+    from spop._dispatch_py import Dispatcher, Fragments, Port, Route
 else:
     try:
-        from spop._dispatch import Dispatcher, Port, Route
+        from spop._dispatch import Dispatcher, Fragments, Port, Route
     except ModuleNotFoundError:
-        from spop._dispatch_py import Dispatcher, Port, Route
+        from spop._dispatch_py import Dispatcher, Fragments, Port, Route
 
 __all__ = [
     "ACK",
@@ -32,6 +32,7 @@ __all__ = [
     "Call",
     "Deferred",
     "Dispatcher",
+    "Fragments",
     "Parameter",
     "Port",
     "Route",

@@ -86,6 +86,36 @@ class String(bytes):
     """Raw bytes sent as STRING, for text that is not UTF-8."""
 
 
+class ReceivedIPv4Address(IPv4Address):
+    """An IPv4 address as a handler is given it, with `packed` at hand, which it came as.
+
+    Whatever is made of one, a copy or a sum, is a plain `IPv4Address`.
+    """
+
+    __slots__ = ("packed",)
+
+    def __new__(cls, address: object) -> IPv4Address:  # type: ignore[misc]
+        return IPv4Address(address)
+
+    def __repr__(self) -> str:
+        return f"IPv4Address({str(self)!r})"
+
+
+class ReceivedIPv6Address(IPv6Address):
+    """An IPv6 address as a handler is given it, with `packed` at hand, which it came as.
+
+    Whatever is made of one, a copy or a sum, is a plain `IPv6Address`.
+    """
+
+    __slots__ = ("packed",)
+
+    def __new__(cls, address: object) -> IPv6Address:  # type: ignore[misc]
+        return IPv6Address(address)
+
+    def __repr__(self) -> str:
+        return f"IPv6Address({str(self)!r})"
+
+
 DecodedValue = None | bool | int | IPv4Address | IPv6Address | str | bytes
 """What decoding a typed value gives."""
 

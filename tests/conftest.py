@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from types import ModuleType
 
 import haproxy
 import pytest
 
 from spop import codec
+from spop.engine.variables import PROCESS
 
 
 def twins(name: str) -> list[object]:
@@ -39,3 +41,10 @@ def haproxy_binary(request: pytest.FixtureRequest) -> str:
     """Each HAProxy of this machine."""
     path: str = request.param
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_process_variables() -> Iterator[None]:
+    """The variables of scope ``proc`` are every test's own."""
+    yield
+    PROCESS.clear()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-from ipaddress import IPv4Address, IPv6Address
+import pickle
+import weakref
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from types import ModuleType
 from typing import Annotated, Any, Optional
 
@@ -70,6 +73,49 @@ def test_dashes_and_dots_in_names_are_underscores(agent: Agent, ask: Any) -> Non
 
     ip = IPv4Address("192.0.2.1")
     assert ask(Message("m", {"src-ip": ip, "a.b": 1})) == {"sess.ip": ip, "sess.ab": 1}
+
+
+ADDRESSES = [(IPv4Address("192.0.2.1"), IPv4Address("255.0.0.9")),
+             (IPv6Address("2001:db8::1"), IPv6Address("::ffff:1.2.3.4"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("sent", ADDRESSES)
+def test_an_address_that_is_kept_stays_what_it_is(
+    agent: Agent, ask: Any, sent: tuple[Any, Any]
+) -> None:
+    kept: list[Any] = []
+    agent.message("m")(lambda ip: kept.append(ip))
+    for ip in sent * 2:
+        ask(Message("m", ip=ip))
+    assert kept == [*sent, *sent]
+
+
+@pytest.mark.parametrize("sent", ADDRESSES)
+def test_an_address_that_is_weakly_kept_is_never_another(
+    agent: Agent, ask: Any, sent: tuple[Any, Any]
+) -> None:
+    kept: list[Any] = []
+    agent.message("m")(lambda ip: kept.append(weakref.ref(ip)))
+    for ip in sent * 2:
+        ask(Message("m", ip=ip))
+    assert all(seen() in (None, ip) for seen, ip in zip(kept, sent * 2, strict=True))
+
+
+@pytest.mark.parametrize("sent", [sent for pair in ADDRESSES for sent in pair])
+def test_an_address_is_as_any_other(agent: Agent, ask: Any, sent: Any) -> None:
+    given: list[Any] = []
+    agent.message("m")(lambda ip: given.append(ip))
+    ask(Message("m", ip=sent))
+    (ip,) = given
+    assert isinstance(ip, type(sent))
+    assert (ip, hash(ip), repr(ip), str(ip)) == (sent, hash(sent), repr(sent), str(sent))
+    assert (ip.packed, int(ip), ip.is_private) == (sent.packed, int(sent), sent.is_private)
+    assert ip in ip_network(sent)
+    assert (ip <= sent, ip < sent) == (True, False)
+    for made in (ip + 1, ip - 1, copy.copy(ip), pickle.loads(pickle.dumps(ip))):
+        assert type(made) is type(sent)
+    assert (ip + 1 - 1, pickle.loads(pickle.dumps(ip))) == (sent, sent)
+    assert codec.encode_value(ip) == codec.encode_value(sent)
 
 
 def test_the_first_of_two_arguments_of_a_name_counts(agent: Agent, ask: Any) -> None:

@@ -89,14 +89,14 @@ def test_the_demo_shows_the_variable_in_haproxys_answer(
     assert "client 127.0.0.42   x-ip-score: 58" in capfd.readouterr().out
 
 
-def test_the_demo_asks_the_agent_itself_where_there_is_no_haproxy(
+def test_the_demo_runs_haproxys_files_itself_where_there_is_no_haproxy(
     demo: ModuleType, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "find_haproxy", lambda: None)
     demo.main()
     shown = capfd.readouterr().out
     assert "HAProxy 2.2 or later is not installed" in shown
-    assert "client 127.0.0.42   sess.ip_score = 58" in shown
+    assert "client 127.0.0.42   x-ip-score: 58" in shown
 
 
 @pytest.mark.parametrize(("value", "implementation"), [("1", "python"), ("0", None), ("", None)])

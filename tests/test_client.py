@@ -8,6 +8,7 @@ import random
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -404,3 +405,27 @@ def test_1000_tasks_in_chaos(seed: int) -> None:
 
     with ScriptedAgent(chaos=random.Random(seed)) as agent:
         check_outcomes(asyncio.run(run(agent)))
+
+
+def test_a_client_that_was_made_before_a_fork_serves_each_process() -> None:
+    """As servers that load an application first, and fork their workers then."""
+    with ScriptedAgent() as agent:
+        code = f"""
+import os
+from spop import Client
+client = Client({agent.address!r})
+children = []
+for number in range(3):
+    child = os.fork()
+    if child == 0:
+        for n in range(50):
+            assert client.notify("m", n=number * 50 + n).variables["sess.n"] == number * 50 + n
+        client.close()
+        os._exit(0)
+    children.append(child)
+for child in children:
+    assert os.waitpid(child, 0)[1] == 0
+assert client.notify("m", n=1000).variables["sess.n"] == 1000
+client.close()
+"""
+        subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=30)

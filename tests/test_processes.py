@@ -10,12 +10,14 @@ import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from haproxy import HAProxy, Load, wait_until
 from serving import Served, served, wait_until_serving
 
 from spop import Client, DisconnectedError, Message, SpopError
+from spop.connection import EngineConnection
 
 AGENT = """
 from ipaddress import IPv4Address
@@ -165,6 +167,43 @@ def test_sighup_imports_the_code_afresh_and_keeps_connections(tmp_path: Path, ad
         process.send_signal(signal.SIGHUP)
         wait_until(lambda: ask(client)["txn.version"] == 2, "the new code")
         assert ask(client)["txn.pid"] != first["txn.pid"]
+
+
+def test_sighup_waits_for_what_is_half_received(tmp_path: Path, address: str) -> None:
+    engine = EngineConnection(max_frame_size=300)
+    with serving(tmp_path) as process, socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect(address.removeprefix("unix:"))
+        sock.sendall(engine.data_to_send())
+        while engine.peer is None:
+            engine.receive_data(sock.recv(65536))
+        message = Message("check", ip=IPv4Address(7), body=bytes(1000))
+        for stream_id in range(2):
+            engine.notify(stream_id, 1, [message])
+        data = engine.data_to_send()
+        old = process.workers()
+        middle = len(data) // 2 + 400  # In the second payload, and in one of its fragments.
+        sock.sendall(data[:middle])
+        first = receive_ack(engine, sock)
+        write_agent(tmp_path, version=2)
+        process.send_signal(signal.SIGHUP)
+        with Client(address) as client:
+            wait_until(lambda: ask(client)["txn.version"] == 2, "the new code")
+        sock.sendall(data[middle:])
+        second = receive_ack(engine, sock)
+        assert (first["txn.version"], second["txn.version"]) == (1, 1)
+        wait_until(lambda: not set(old) & set(process.workers()), "the old workers' end")
+        engine.notify(2, 1, [message])
+        sock.sendall(engine.data_to_send())
+        assert receive_ack(engine, sock)["txn.version"] == 2
+
+
+def receive_ack(engine: EngineConnection, sock: socket.socket) -> dict[str, object]:
+    events: list[Any] = []
+    while not events:
+        events = engine.receive_data(sock.recv(65536))
+    (ack,) = events
+    return dict(ack.variables)
 
 
 def test_broken_code_replaces_nothing(tmp_path: Path, address: str) -> None:

@@ -14,8 +14,9 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import haproxy
@@ -24,7 +25,7 @@ import pytest
 from spop import Agent, Message
 from spop.engine.acl import AclError, compile_acl, compile_condition
 from spop.engine.samples import Place, SampleError, compile_expression, converter, fetch
-from spop.engine.samples.registry import FETCHES
+from spop.engine.samples.registry import CONVERTERS, FETCHES
 from spop.engine.stream import Request, Response, Stream, Tls
 
 FILES = Path(__file__).with_name("samples")
@@ -54,17 +55,61 @@ REQUESTS = {
         b"Cookie: sid=ABC\r\n"
         b"X-Number: 42\r\n\r\n"
     ),
+    "odd": (
+        b"PUT /p//q/?k=1?k=2&&k==3&K=4&k&=5&k=&k=%20+a~frag;k=6;sid=s1/k=7,k=8 HTTP/1.1\r\n"
+        b"Host:  a.b.c:81 \r\n"
+        b"Host-Extra: x\r\n"
+        b"X-List:\r\n"
+        b"x-list: ,\r\n"
+        b'X-LIST: "unclosed, a\r\n'
+        b'X-List: b\\", c, "d\\"e, f", g\r\n'
+        b"X-Empty: ,\r\n"
+        b"X-Empty:\r\n"
+        b"X-Number: +5\r\n"
+        b"X-Number: 99999999999, , 0x10, 7 8\r\n"
+        b"X-Many: 0\r\n"
+        b"Cookie: =v; ; a; b=; a = 1 ; a=2,c=3; A=4;a=5\r\n"
+        b'Cookie: d="x; y=1"; e=f=g; h i=j; k="q"r; l=m n ; m="open; a=9\r\n'
+        b"Cookie: a==;;sid=\r\n"
+        b"X-Forwarded-For: 10.1.1.1:99999, [2001:db8::1], 1.2.3.4:80x, 010.001.1.1\r\n"
+        b"X-Forwarded-For: [::1]:80, ::ffff:1.2.3.4, 1.2.3\r\n"
+        b"X-Ip: 300.1.1.1, 9.9.9.9:0, 8.8.8.8:\r\n"
+        b"X-Utf: \xf0\x9f\x98\x80 \xc3\r\n"
+        b"Accept: */*\r\n"
+        b"Content-Length: 0\r\n\r\n"
+    ),
     "asterisk": b"OPTIONS * HTTP/1.1\r\nHost: h, i\r\nX-List: ,\r\n\r\n",
 }
 
-RESPONSE = (
-    b"HTTP/1.1 404 Not Found\r\n"
-    b"Content-Length: 4\r\n"
-    b"Set-Cookie: sid=abc; Path=/; HttpOnly\r\n"
-    b'Set-Cookie: n=5; expires="a, b"\r\n'
-    b"X-List: a, b\r\n"
-    b"X-Number: 8\r\n\r\nbody"
-)
+RESPONSES = {
+    "plain": (
+        b"HTTP/1.1 404 Not Found\r\n"
+        b"Content-Length: 4\r\n"
+        b"Set-Cookie: sid=abc; Path=/; HttpOnly\r\n"
+        b'Set-Cookie: n=5; expires="a, b"\r\n'
+        b"X-List: a, b\r\n"
+        b"X-Number: 8\r\n\r\nbody"
+    ),
+    "odd": (
+        b"HTTP/1.0 200 OK\r\n"
+        b"Content-Length: 4\r\n"
+        b"Set-Cookie: sid=abc; Path=/; HttpOnly\r\n"
+        b"Set-Cookie: sid=def; Path=/x, n=9\r\n"
+        b'Set-Cookie: n = 5 ; expires="a, b"\r\n'
+        b"set-cookie: empty=; Secure\r\n"
+        b"SET-COOKIE: sid=\r\n"
+        b"Set-Cookie: bare\r\n"
+        b"Set-Cookie: =v\r\n"
+        b"Set-Cookie: h i=j; k=l\r\n"
+        b'X-List: a, "b,c" ,,d\r\n'
+        b"x-list: e\r\n"
+        b"X-Number: 8, 9x\r\n"
+        b"X-Ip: 1.2.3.4:80, ::1\r\n"
+        b"Host: resp\r\n\r\nbody"
+    ),
+    "without its body": b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n",
+}
+"""An event sees as much of the body as arrived with the headers."""
 
 RESPONSE_EXPRESSIONS = [
     "status",
@@ -93,6 +138,39 @@ RESPONSE_EXPRESSIONS = [
     "shdr_cnt(x-list)",
     "shdr_val(x-number)",
     "res.hdr_names(:)",
+    "res.cook(empty)",
+    "res.cook_cnt(sid)",
+    "res.cook_cnt(n)",
+    "res.cook_cnt(empty)",
+    "scook_val(sid)",
+    "scook_cnt",
+    "res.cook(Secure)",
+    "res.cook(expires)",
+    "res.cook(h i)",
+    "res.hdr()",
+    "hdr(host)",
+    "hdr(x-list)",
+    "hdr(x-list,2)",
+    "hdr(x-list,-1)",
+    "hdr(x-none)",
+    "hdr()",
+    "hdr(content-length)",
+    "res.hdr_ip(x-ip)",
+    "res.hdr_ip(x-ip,1)",
+    "shdr_ip(x-ip,1)",
+    "res.hdr_cnt(set-cookie)",
+    "res.fhdr_cnt(set-cookie)",
+    "res.fhdr(set-cookie,2)",
+    "res.hdr(set-cookie,2)",
+    "res.body",
+    "res.body_len",
+    "res.body,length",
+    "method",
+    "method,lower",
+    "req.proto_http",
+    "src",
+    "fe_name",
+    "be_name",
 ]
 
 
@@ -103,6 +181,15 @@ def corpus(name: str) -> list[str]:
 
 EXPRESSIONS = corpus("expressions")
 CONDITIONS = corpus("conditions")
+
+
+ALL_COMPILED = [compile_expression(text) for text in EXPRESSIONS + RESPONSE_EXPRESSIONS]
+CONVERTERS_OF_HEADERS = [
+    compile_expression(f"{source},{converters}")
+    for source in ("req.hdr(x-list)", "req.hdr(x-ip)")
+    for converters in sorted({e.partition("),")[2] for e in EXPRESSIONS if e.startswith("str(")})
+    if re.split("[,(]", converters)[0] in CONVERTERS
+]
 
 
 def text(data: bytes) -> str:
@@ -129,6 +216,7 @@ def stream_of(request: bytes, response: bytes | None = None) -> Stream:
     if response is not None:
         (version, status, _), headers, body = parse(response)
         stream.response = Response(int(status), version[5:], headers, body)
+        stream.backend = "origin"
     return stream
 
 
@@ -226,7 +314,7 @@ def differences(
 @needs_haproxy
 @pytest.mark.parametrize("name", REQUESTS)
 def test_expressions_of_requests_are_haproxys(name: str, tmp_path: Path) -> None:
-    assert len(EXPRESSIONS) >= 250
+    assert len(EXPRESSIONS) >= 1000
     request = REQUESTS[name]
     spoe = messages_of(EXPRESSIONS, "on-frontend-http-request")
     told = ask(tmp_path, spoe, request, "http-request return status 200")
@@ -234,19 +322,20 @@ def test_expressions_of_requests_are_haproxys(name: str, tmp_path: Path) -> None
 
 
 @needs_haproxy
-def test_expressions_of_responses_are_haproxys(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", RESPONSES)
+def test_expressions_of_responses_are_haproxys(name: str, tmp_path: Path) -> None:
     spoe = messages_of(RESPONSE_EXPRESSIONS, "on-http-response")
     request = REQUESTS["origin"]
-    with origin(RESPONSE) as port:
+    with origin(RESPONSES[name]) as port:
         rules = f"default_backend origin\nbackend origin\n    server o 127.0.0.1:{port}"
         told = ask(tmp_path, spoe, request, rules)
-    assert not differences(RESPONSE_EXPRESSIONS, told, stream_of(request, RESPONSE))
+    assert not differences(RESPONSE_EXPRESSIONS, told, stream_of(request, RESPONSES[name]))
 
 
 @needs_haproxy
 @pytest.mark.parametrize("name", REQUESTS)
 def test_conditions_are_haproxys(name: str, tmp_path: Path) -> None:
-    assert len(CONDITIONS) >= 150
+    assert len(CONDITIONS) >= 450
     request = REQUESTS[name]
     spoe = "\n".join(
         f"spoe-message c{number}\n    event on-frontend-http-request if {condition}"
@@ -260,6 +349,30 @@ def test_conditions_are_haproxys(name: str, tmp_path: Path) -> None:
         if ours != (f"c{number}" in told):
             wrong.append(f"{condition}: we say {ours}")
     assert not wrong
+
+
+def odd_text(random: Random) -> str:
+    if random.random() < 0.2:
+        return random.choice(["9" * 5000, "-" + "0" * 4500 + "7", "1.2.3.4" + "5" * 6000, '"\\'])
+    alphabet = 'a=;,"\\ \t:.[]0123456789-+%/?&é\udcff'
+    return "".join(random.choices(alphabet, k=random.randrange(30)))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_that_is_sent_makes_an_expression_raise(seed: int) -> None:
+    random = Random(seed)
+    names = ["X-List", "X-Number", "Cookie", "Set-Cookie", "X-Forwarded-For", "X-Ip", "Host"]
+    headers = [(name, odd_text(random)) for name in names * 2]
+    body = odd_text(random).encode("utf-8", "surrogateescape")
+    request = Request(random.choice(["GET", "-"]), odd_text(random), "1.1", headers, body)
+    response = random.choice([None, Response(200, "1.1", headers, body)])
+    variables = {"txn.none": random.choice([None, 5, True, odd_text(random), body])}
+    stream = Stream(request=request, response=response, variables=variables)
+    for expression in (*ALL_COMPILED, *CONVERTERS_OF_HEADERS):
+        value = expression.evaluate(stream)
+        assert value is None or type(value) in (bool, int, str, bytes, IPv4Address, IPv6Address)
+        if expression.candidates:
+            assert None not in expression.candidates(stream)
 
 
 def refused_by_haproxy(folder: Path, lines: list[str]) -> list[str]:
@@ -520,6 +633,27 @@ def test_an_error_says_what_and_where(expression: str, offset: int, message: str
     with pytest.raises(SampleError) as caught:
         compile_expression(expression)
     assert (caught.value.message, caught.value.offset) == (message, offset)
+
+
+@pytest.mark.parametrize(
+    "regex", [r"a\Kb", r"(?R)", r"\p{L}", "(?|a|b)", "a(?i)b", "(?<=a|bc)d", r"\Gb", "(*UTF)a"]
+)
+def test_what_python_has_no_regular_expression_for_is_an_error(regex: str) -> None:
+    with pytest.raises(AclError, match=r"is no regular expression of Python's"):
+        compile_acl(["a", "path_reg", regex])
+
+
+@needs_haproxy
+@pytest.mark.parametrize("regex", ["", "[", "*", "(", "a)", "(z"])
+def test_a_bad_regular_expression_of_regsub_is_refused(regex: str, tmp_path: Path) -> None:
+    """HAProxy does so at the end, once it resolves arguments."""
+    expression = f'path,regsub("{regex}",x)'
+    args = f"spoe-message m\n    args {quoted(f'x={expression}')}\n"
+    spoe = engine_of(0, f"    messages m\n{args}    event on-frontend-http-request\n")
+    proxy = "frontend f\n    filter spoe engine e0 config spoe.cfg\n"
+    assert "regex" in check_configuration(tmp_path / "c", spoe, proxy)
+    with pytest.raises(SampleError, match="regular expression"):
+        compile_expression(expression)
 
 
 @pytest.mark.parametrize(

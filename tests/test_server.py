@@ -183,6 +183,29 @@ def test_payloads_of_any_size(agent: Agent, max_frame_size: int) -> None:
             assert client.notify("length", body=bytes(size)).variables == {"sess.length": size}
 
 
+@pytest.mark.parametrize("size", [1, 3, 7, 1000, 40_000])
+def test_frames_and_fragments_may_arrive_in_pieces_of_any_size(agent: Agent, size: int) -> None:
+    @agent.message("length")
+    def length(body: bytes) -> dict[str, Any]:
+        return {"sess.length": len(body)}
+
+    engine = EngineConnection(max_frame_size=300)
+    lengths = [10, 1000, 0, 250, 2000]
+    with agent.serve_in_background() as server, connect(server) as sock:
+        sock.sendall(engine.data_to_send())
+        while engine.peer is None:
+            engine.receive_data(sock.recv(65536))
+        for stream_id, body in enumerate(lengths):
+            engine.notify(stream_id, 1, [Message("length", body=bytes(body))])
+        data = engine.data_to_send()
+        for start in range(0, len(data), size):
+            sock.sendall(data[start : start + size])
+        acks: list[Any] = []
+        while len(acks) < len(lengths):
+            acks += engine.receive_data(sock.recv(65536))
+    assert [ack.variables for ack in acks] == [{"sess.length": n} for n in lengths]
+
+
 def test_a_payload_over_the_limit_is_aborted(agent: Agent) -> None:
     agent.max_payload_size = 10_000
     with agent.serve_in_background() as server, Client(str(server.address)) as client:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spop import UNSET, Message, _codec_py, codec
+from spop import UNSET, Message, _codec_py, _dispatch_py, codec
 from spop._dispatch_py import Dispatcher as PythonDispatcher
 from spop._dispatch_py import Parameter
 from spop._dispatch_py import Route as PythonRoute
@@ -163,4 +163,55 @@ def test_dispatchers_send_the_same_bytes(
         for _ in range(2):  # The compiled one has learned the names the second time.
             answer = subject.answer_frames(data, 0, end, 10**6, max_ack_size, False, 10, None)
         results.append((answer, failures, list(subject.cells[:64]), subject.unknown))
+    assert results[0] == results[1]
+
+
+@st.composite
+def fragmented(draw: st.DrawFn) -> bytes:
+    """Payloads in fragments, whole NOTIFYs, and what may not be: parts swapped, lost, damaged."""
+    frames = []
+    for stream_id in range(1, draw(st.integers(1, 3)) + 1):
+        payload = bytes(_codec_py.encode_messages(draw(messages)))
+        cuts = sorted(draw(st.lists(st.integers(0, len(payload)), max_size=3)))
+        parts = [payload[a:b] for a, b in zip([0, *cuts], [*cuts, len(payload)], strict=True)]
+        for index, part in enumerate(parts):
+            final = index == len(parts) - 1
+            flags = 1 if final else draw(st.sampled_from([0, 0, 0, 0, 3]) if index else st.just(0))
+            type_ = 3 if index == 0 else 0
+            frames.append(bytes(_codec_py.encode_raw_frame(type_, flags, stream_id, 1, part)))
+    if draw(st.integers(0, 3)) == 0:
+        frames = draw(st.permutations(frames))
+    data = bytearray(b"".join(frames))
+    if draw(st.integers(0, 3)) == 0:
+        data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
+    return bytes(data)
+
+
+def answers(subject: Any, data: bytes, fragments: Any) -> list[Any]:
+    """What each call gave, until one gets no further."""
+    found: list[Any] = []
+    offset, before = 0, -1
+    while offset != before:
+        answer = outcome(
+            subject.answer_frames,
+            data, offset, len(data), 10**6, 16380, False, 10, None, fragments,
+        )  # fmt: skip
+        found.append((answer, fragments and (fragments.begun, fragments.idle)))
+        before = offset
+        if isinstance(answer[0], list):
+            offset = answer[1]
+    return found
+
+
+@settings(max_examples=500)
+@given(fragmented(), st.sampled_from([40, 10_000]), st.booleans())
+def test_dispatchers_put_the_same_payloads_together(
+    data: bytes, max_size: int, allowed: bool
+) -> None:
+    results = []
+    for module in (_dispatch_py, _dispatch):
+        failures: list[str] = []
+        subject = dispatcher(module.Dispatcher, failures)
+        fragments = module.Fragments(max_size) if allowed else None
+        results.append((answers(subject, data, fragments), failures, list(subject.cells[:64])))
     assert results[0] == results[1]

@@ -26,8 +26,9 @@ async def asynchronous(ip: IPv4Address) -> dict[str, int]:
 
 
 @agent.message("sleeping", blocking=True)
-def sleeping() -> None:
-    time.sleep(0.01)
+def sleeping(ip: IPv4Address) -> dict[str, int]:
+    time.sleep(0.05)
+    return {"sess.ip_score": ip.packed[-1]}
 
 
 @agent.message("any")

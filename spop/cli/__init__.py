@@ -8,6 +8,7 @@ from spop.cli.bench import bench
 from spop.cli.check import check
 from spop.cli.completion import completion
 from spop.cli.decode import decode
+from spop.cli.engine import engine
 from spop.cli.notify import notify
 from spop.cli.serve import serve
 from spop.cli.validate import validate
@@ -20,5 +21,5 @@ def main() -> None:
     """Agents for HAProxy's Stream Processing Offload Engine."""
 
 
-for command in (serve, check, notify, decode, bench, validate, completion):
+for command in (serve, check, notify, decode, bench, engine, validate, completion):
     main.add_command(command)

@@ -57,14 +57,14 @@ def parse_argument(word: str) -> tuple[str, Value]:
     try:
         if colon and type_ in _TYPES:
             return name, _TYPES[type_](text)
-        return key, _natural(text)
+        return key, natural_value(text)
     except (ValueError, OverflowError, OSError, binascii.Error) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise click.UsageError(f"{word!r}: {reason}") from None
 
 
-def _natural(text: str) -> Value:
-    """The value that a text most likely means."""
+def natural_value(text: str) -> Value:
+    """The value that a text most likely means. Raises OSError: a file can't be read."""
     if text.startswith("@"):
         return Path(text[1:]).read_bytes()
     if text.lower() in _WORDS:
@@ -150,6 +150,8 @@ def show(value: object, limit: int = 200) -> str:
     """A value on one line that can be printed anywhere."""
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
+    if isinstance(value, int):
+        return str(int(value))
     if isinstance(value, bytes):
         text = "hex:" + value[:limit].hex()
         return text + (f"… ({len(value)} bytes)" if len(value) > limit else "")

@@ -6,14 +6,14 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable
 from time import monotonic
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from spop.client.dial import Endpoint, hear_hello
 from spop.client.face import LINGER, Face, reason
 from spop.client.pool import Exchange, Link, MessageOrMessages, Servers, in_notify
 from spop.connection import Peer
 from spop.constants import Status
-from spop.errors import DisconnectedError, SpopError
+from spop.errors import DisconnectedError
 from spop.frames import Ack, Message
 from spop.values import Value
 
@@ -195,7 +195,7 @@ class AsyncClient(Face):
             async with asyncio.timeout(self._hello_timeout):
                 link = Link(endpoint, self._protocol(), transport)
                 await transport.greet(link)
-        except (OSError, ValueError, SpopError) as error:
+        except Exception as error:
             transport.abort()
             self._pool.opening_failed(endpoint, self._unreachable(endpoint, error), monotonic())
         except BaseException:
@@ -314,8 +314,7 @@ class _Transport(asyncio.BufferedProtocol):
     # --- asyncio calls these ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance.
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return memoryview(self._client.buffer)  # A slice of it is no copy, as TLS needs it.

@@ -26,9 +26,9 @@ from spop.client.face import LINGER, Face, reason
 from spop.client.pool import Exchange, Link, MessageOrMessages, Servers, in_notify
 from spop.connection import Peer
 from spop.constants import Status
-from spop.errors import LocalProtocolError, SpopError
+from spop.errors import LocalProtocolError
 from spop.frames import Ack, Message
-from spop.server.poller import READ, WRITE, Poller, new_poller
+from spop.server.poller import READ, WRITE, Poller, Ready, new_poller
 from spop.values import Value
 
 RECV_SIZE = 256 * 1024
@@ -47,7 +47,7 @@ class Client(Face):
     def __init__(self, address: str | Iterable[str] | Servers, **settings: Any) -> None:
         super().__init__(address, **settings)
         self._lock = _Lock()
-        self._poller = new_poller()
+        self._poller: Poller
         self._buffer = bytearray(RECV_SIZE)
         self._leader: Exchange | None = None
         self._leader_sleeps = False
@@ -60,11 +60,22 @@ class Client(Face):
         self._timer: threading.Timer | None = None
         self._timer_at = float("inf")
         self._partings: set[threading.Thread] = set()
-        self._waker, self._wakened = socket.socketpair()
-        self._waker.setblocking(False)
-        self._wakened.setblocking(False)
-        self._poller.register(self._wakened.fileno(), READ, partial(_drain, self._wakened))
-        self._release = weakref.finalize(self, _close_all, self._poller, self._waker, self._wakened)
+        self._started = False
+        self._release: Callable[[], object] = bool
+
+    def _start(self) -> None:
+        """Make what must not be shared with a process that is forked before the first call."""
+        with self._lock:
+            if not self._started:
+                self._poller = new_poller()
+                self._waker, wakened = socket.socketpair()
+                self._waker.setblocking(False)
+                wakened.setblocking(False)
+                self._poller.register(wakened.fileno(), READ, partial(_drain, wakened))
+                self._release = weakref.finalize(
+                    self, _close_all, self._poller, self._waker, wakened
+                )
+                self._started = True
 
     # --- for callers ---
 
@@ -204,7 +215,7 @@ class Client(Face):
     def pump(self) -> None:
         """Servers have changed: start the calls that can be."""
         with self._lock:
-            if not self._pool.closed:
+            if self._started and not self._pool.closed:
                 self._pool.pump(monotonic())
 
     # --- waiting ---
@@ -216,10 +227,14 @@ class Client(Face):
 
     def _hear(self) -> None:
         """Hear what came while nobody listened: a connection that ended takes no call."""
+        if not self._started:
+            self._start()
         if self._leader is None and not self._pool.closed:
             self._heard_at = monotonic()
             with contextlib.suppress(ValueError):  # It is closed at this moment.
-                self._poller.run(0)
+                ready = self._poller.poll(0)
+                with self._lock:
+                    self._handle(ready)
 
     def _wait(self, exchange: Exchange, deadline: float) -> None:
         """Lead or follow, until something happens."""
@@ -249,15 +264,19 @@ class Client(Face):
             self._followers.pop(exchange, None)
 
     def _lead(self, exchange: Exchange, timeout: float) -> None:
+        ready: list[tuple[Ready, int]] = []
         try:
             if timeout > 0:
-                self._poller.run(timeout)
+                ready = self._poller.poll(timeout)
         finally:
             with self._lock:
-                self._leader, self._leader_sleeps, self._heir = None, False, exchange
+                self._leader_sleeps = False
+                self._handle(ready)
+                self._leader = None
                 if exchange.done:
-                    self._heir = None
                     self._pass_lead_on()
+                else:
+                    self._heir = exchange
 
     def _pass_lead_on(self) -> None:
         """To the latest caller, who is likely to lead the longest."""
@@ -280,19 +299,21 @@ class Client(Face):
 
     # --- bytes ---
 
+    def _handle(self, ready: list[tuple[Ready, int]]) -> None:
+        for handle, events in ready:
+            handle(events)
+
     def _ready(self, link: Link, events: int) -> None:
-        with self._lock:
-            self._leader_sleeps = False
-            if link not in self._pool.links:
-                return
-            try:
-                if events & WRITE:
-                    self._send(link)
-                    self._pool.pump(monotonic())
-                if events & READ:
-                    self._receive(link)
-            except OSError as error:
-                self._pool.lost(link, reason(error), Status.IO, monotonic())
+        if link not in self._pool.links:
+            return
+        try:
+            if events & WRITE:
+                self._send(link)
+                self._pool.pump(monotonic())
+            if events & READ:
+                self._receive(link)
+        except OSError as error:
+            self._pool.lost(link, reason(error), Status.IO, monotonic())
 
     def _receive(self, link: Link) -> None:
         sock, protocol = link.transport, link.protocol
@@ -358,7 +379,7 @@ class Client(Face):
             except BaseException:
                 sock.close()
                 raise
-        except (OSError, ValueError, SpopError) as error:
+        except Exception as error:
             with self._lock:
                 failure = self._unreachable(endpoint, error)
                 self._pool.opening_failed(endpoint, failure, monotonic())

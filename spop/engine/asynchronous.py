@@ -35,18 +35,17 @@ class AsyncStream(StreamContext):
         return None if processing is None else await self._exchange(processing)
 
     async def _exchange(self, processing: Processing) -> Processing:
-        engine, spoe = self._engine, self._filter
+        calls = self._engine._calls
         try:
-            engine._calls.submit(processing)
-            await engine._calls.wait_for(processing, spoe.deadline(processing))
+            calls.submit(processing)
+            await calls.wait_for(processing, self._filter.deadline(processing))
         except SpopTimeoutError:
-            spoe.fail(self, processing, EngineStatus.TIMEOUT)
+            self._fail(processing, EngineStatus.TIMEOUT)
         except BaseException:
-            spoe.fail(self, processing, EngineStatus.INTERRUPTED)
+            self._fail(processing, EngineStatus.INTERRUPTED)
             raise
         else:
-            spoe.end(self, processing)
-        engine._log_processing(processing)
+            self._end(processing)
         return processing
 
     async def __aenter__(self) -> Self:
@@ -67,14 +66,25 @@ class AsyncEngine(EngineCore):
     _loop: asyncio.AbstractEventLoop | None = None
 
     def stream(self, stream: Stream | None = None, /, **fields: Any) -> AsyncStream:
-        """Begin a stream, as `Engine.stream` does."""
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
+        """Begin a stream, as `Engine.stream` does.
+
+        Raises:
+            RuntimeError: the engine's streams are those of another event loop.
+        """
+        if asyncio.get_running_loop() is not self._loop:
+            self._bind()
         if stream is None:
             stream = Stream(**fields)
         elif fields:
             raise TypeError("a Stream has its own fields: give either it or them")
         return AsyncStream(self, self._filter, stream)
+
+    def _bind(self) -> None:
+        """Be of this event loop from now on."""
+        if self._loop is not None:
+            raise RuntimeError("an engine has one event loop, and this is another")
+        self._loop = asyncio.get_running_loop()
+        self._start()
 
     async def close(self) -> None:
         """Say DISCONNECT on all connections; what waits for an answer is interrupted."""
@@ -87,6 +97,8 @@ class AsyncEngine(EngineCore):
             self._loop.call_soon_threadsafe(self._calls.pump)
 
     async def __aenter__(self) -> Self:
+        if asyncio.get_running_loop() is not self._loop:
+            self._bind()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:

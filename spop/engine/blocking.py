@@ -44,18 +44,17 @@ class BlockingStream(StreamContext):
         return None if processing is None else self._exchange(processing)
 
     def _exchange(self, processing: Processing) -> Processing:
-        engine, spoe = self._engine, self._filter
+        calls = self._engine._calls
         try:
-            engine._calls.submit(processing)
-            engine._calls.wait_for(processing, spoe.deadline(processing))
+            calls.submit(processing)
+            calls.wait_for(processing, self._filter.deadline(processing))
         except SpopTimeoutError:
-            spoe.fail(self, processing, EngineStatus.TIMEOUT)
+            self._fail(processing, EngineStatus.TIMEOUT)
         except BaseException:
-            spoe.fail(self, processing, EngineStatus.INTERRUPTED)
+            self._fail(processing, EngineStatus.INTERRUPTED)
             raise
         else:
-            spoe.end(self, processing)
-        engine._log_processing(processing)
+            self._end(processing)
         return processing
 
     def __enter__(self) -> Self:
@@ -68,7 +67,8 @@ class BlockingStream(StreamContext):
 class Engine(EngineCore):
     """HAProxy's SPOE filter for threads; see `EngineCore` for the arguments.
 
-    It connects to agents when it must. `close` ends it; a ``with`` statement does so, too.
+    It connects to agents when it must. Health checks begin with the first stream, or with a
+    ``with`` statement, which also closes the engine.
     """
 
     _face = Client
@@ -80,6 +80,8 @@ class Engine(EngineCore):
         Raises:
             TypeError: both were given, or there is no such field.
         """
+        if not self._started:
+            self._start()
         if stream is None:
             stream = Stream(**fields)
         elif fields:
@@ -95,6 +97,7 @@ class Engine(EngineCore):
         self._calls.pump()
 
     def __enter__(self) -> Self:
+        self._start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import threading
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -32,7 +33,7 @@ Backends = Mapping[str, str | Iterable[str] | BackendConfig] | str | os.PathLike
 
 MAX_CONNECTIONS = 1000
 
-_VARIABLE = re.compile(r"\b(?:proc|sess|txn|req|res)\.[A-Za-z0-9_.-]+", re.ASCII)
+_VARIABLE = re.compile(r"\b(?:proc|sess|txn|req|res)\.[A-Za-z0-9_.]+", re.ASCII)
 
 
 class EngineCore(ABC):
@@ -93,7 +94,8 @@ class EngineCore(ABC):
             fragments=config.send_frag_payload and not rewritten,
             engine_id=self.engine_id,
         )
-        self._checks.start()
+        self._started = False
+        self._starting = threading.Lock()
 
     @classmethod
     def from_file(
@@ -121,6 +123,10 @@ class EngineCore(ABC):
         config = load_spoe(path, scope, haproxy_version=haproxy_version)
         return cls(config, backends, haproxy_version=haproxy_version, **settings)
 
+    def let_set(self, variables: Iterable[str]) -> None:
+        """Let the agent set further variables: whole names, which rules read."""
+        self._filter.let_set(variables)
+
     @property
     def traffic(self) -> Traffic:
         """Connections, messages on their way, and counts, as HAProxy's log lines show them."""
@@ -138,10 +144,18 @@ class EngineCore(ABC):
         """HAProxy's line about what was processed."""
         return line(self.config.name, processing, self.traffic, short=self._short_lines)
 
-    def _log_processing(self, processing: Processing) -> None:
+    def log(self, processing: Processing) -> None:
+        """Log what was processed, if anybody wants to know."""
         level = logging.WARNING if processing.status else NOTICE
         if self._log.wants(level):
             self._log.write(level, self.log_line(processing))
+
+    def _start(self) -> None:
+        """Not before there is a stream: an engine may be made before a server forks its workers."""
+        with self._starting:
+            if not self._started:
+                self._checks.start()
+                self._started = True
 
     def _close(self) -> None:
         self._checks.stop()
@@ -155,11 +169,14 @@ def _backend(config: AgentConfig, backends: Backends) -> BackendConfig:
     """The one that the agent uses."""
     if isinstance(backends, str | os.PathLike):
         return backend_of(config, load_backends(backends, [config.backend]))
-    known = {
-        name: found if isinstance(found, BackendConfig) else of_addresses(name, found)
-        for name, found in backends.items()
-    }
-    return backend_of(config, known)
+    try:
+        found = backends[config.backend]
+    except KeyError:
+        known = {name: BackendConfig(name, ()) for name in backends}
+        return backend_of(config, known)
+    if not isinstance(found, BackendConfig):
+        found = of_addresses(config.backend, found)
+    return backend_of(config, {config.backend: found})
 
 
 def _capabilities(config: AgentConfig, rewritten: bool) -> frozenset[str]:

@@ -25,7 +25,7 @@ from spop.engine.config.model import AgentConfig, Event, MessageConfig
 from spop.engine.config.versions import Version
 from spop.engine.samples import Expression
 from spop.engine.samples.types import SampleType
-from spop.engine.stream import Stream
+from spop.engine.stream import Response, Stream
 from spop.engine.variables import PROCESS, Variables
 from spop.errors import (
     DisconnectedError,
@@ -49,7 +49,7 @@ INT64_MAX = Int64.maximum
 _NEVER_QUEUED = (EngineStatus.RESOURCES, EngineStatus.TOO_BIG)
 """HAProxy finds these before it counts the time that messages took to be evaluated."""
 
-_VARIABLE = re.compile(r"[A-Za-z0-9_.-]+", re.ASCII)
+_VARIABLE = re.compile(r"[A-Za-z0-9_.]+", re.ASCII)
 
 _TURNS = {
     Event.ON_CLIENT_SESSION: 0,
@@ -127,7 +127,6 @@ class StreamContext:
     __slots__ = (
         "_engine",
         "_filter",
-        "_ignored",
         "_seen",
         "_turn",
         "enabled",
@@ -147,16 +146,22 @@ class StreamContext:
         self.status = 0
         self.enabled = True
         self.total_time = 0
-        self._ignored: dict[str, DecodedValue] | None = None
         self._seen: tuple[str, ...] = ()
         self._turn = 0
 
     @property
-    def ignored(self) -> dict[str, DecodedValue]:
-        """The variables that the agent set or removed and may not, with their values."""
-        if self._ignored is None:
-            self._ignored = {}
-        return self._ignored
+    def response(self) -> Response | None:
+        """The stream's response, to be set when there is one."""
+        return self.stream.response
+
+    @response.setter
+    def response(self, response: Response | None) -> None:
+        self.stream.response = response
+
+    @property
+    def ignored(self) -> Mapping[str, DecodedValue]:
+        """The variables that agents set or removed and may not, with their values."""
+        return self.stream.variables.ignored or {}
 
     @property
     def vars(self) -> Variables:
@@ -187,6 +192,14 @@ class StreamContext:
         if self.stream.response is not None:
             self.stream.variables.begin_response()
         return self._filter.begin_group(self, name)
+
+    def _end(self, processing: Processing) -> None:
+        self._filter.end(self, processing)
+        self._engine.log(processing)
+
+    def _fail(self, processing: Processing, status: int) -> None:
+        self._filter.fail(self, processing, status)
+        self._engine.log(processing)
 
 
 def _unknown_event(name: str) -> ValueError:
@@ -304,6 +317,10 @@ class Filter:
         set_on_error = self.config.set_on_error
         return tuple(_Template(message, set_on_error, self._problems) for message in messages)
 
+    def let_set(self, variables: Iterable[str]) -> None:
+        """Let the agent set further variables."""
+        self._permissions.add(variables)
+
     # --- the beginning ---
 
     def begin_event(self, context: StreamContext, event: str) -> Processing | None:
@@ -410,9 +427,8 @@ class Filter:
         for scope, name, value in actions:
             variable = permissions.known[scope].get(name) or permissions.admit(scope, name)
             if variable is None:
-                context.ignored[f"{scope}.{permissions.prefix}.{name}"] = (
-                    None if value is UNSET else value  # type: ignore[assignment]
-                )
+                name = f"{scope}.{permissions.prefix}.{name}"
+                variables.ignore(name, None if value is UNSET else value)  # type: ignore[arg-type]
             elif value is UNSET or value is None:
                 variables.unset(variable)
             elif type(value) is int and value > INT64_MAX:
@@ -438,10 +454,14 @@ class _Permissions:
         self._takes_all = config.force_set_var or (
             haproxy_version is not None and haproxy_version.branch >= ANY_VARIABLE_SINCE
         )
-        names = config.known_variables.union(variables)
-        self.known: Mapping[str, Mapping[str, str]] = {
-            scope: dict(self._by_name(scope, names)) for scope in SCOPES
-        }
+        self.known: dict[str, dict[str, str]] = {scope: {} for scope in SCOPES}
+        self.add(config.known_variables.union(variables))
+
+    def add(self, names: Iterable[str]) -> None:
+        """Let further ones be set."""
+        names = tuple(names)
+        for scope, known in self.known.items():
+            known.update(self._by_name(scope, names))
 
     def _by_name(self, scope: str, names: Iterable[str]) -> Iterator[tuple[str, str]]:
         beginning = f"{self.prefix}."

@@ -79,7 +79,9 @@ class EngineLog:
         """Whether anybody would see a line of this level."""
         if level == NOTICE and not self._normal:
             return False
-        return self.logger.isEnabledFor(level) or any(t.level <= level for t in self._targets)
+        if self._targets and any(target.level <= level for target in self._targets):
+            return True
+        return self.logger.isEnabledFor(level)
 
     def write(self, level: int, text: str) -> None:
         """Log a line."""

@@ -36,11 +36,14 @@ class Variables(MutableMapping[str, DecodedValue]):
         initial: set from the beginning.
         session: the client connection's; by default one of its own.
 
+    Attributes:
+        ignored: what agents set or removed and may not, with its value; None: nothing yet.
+
     Raises:
         KeyError: where one is read that isn't set, or set whose scope does not exist or is over.
     """
 
-    __slots__ = ("_session", "_stream", "in_response")
+    __slots__ = ("_session", "_stream", "ignored", "in_response")
 
     def __init__(
         self, initial: Mapping[str, DecodedValue] | None = None, session: Session | None = None
@@ -48,6 +51,7 @@ class Variables(MutableMapping[str, DecodedValue]):
         self._stream: Scope = {}
         self._session: Scope | None = None if session is None else session.variables
         self.in_response = False
+        self.ignored: Scope | None = None
         if initial:
             self.update(initial)
 
@@ -94,9 +98,23 @@ class Variables(MutableMapping[str, DecodedValue]):
 
     def __getitem__(self, name: str) -> DecodedValue:
         scope = self._scope(_checked(name))
-        if scope is None:
-            raise KeyError(name)
+        if scope is None or name not in scope:
+            raise KeyError(self._why_not(name))
         return scope[name]
+
+    def _why_not(self, name: str) -> str:
+        if self.ignored and name in self.ignored:
+            return (
+                f"{name}: the agent set it and may not; let it with register-var-names or "
+                "force-set-var in the SPOE file, or with the engine's variables="
+            )
+        return name
+
+    def ignore(self, name: str, value: DecodedValue) -> None:
+        """An agent set or removed one that it may not."""
+        if self.ignored is None:
+            self.ignored = {}
+        self.ignored[name] = value
 
     def __setitem__(self, name: str, value: DecodedValue) -> None:
         if not self.set(_checked(name), value):

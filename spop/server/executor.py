@@ -12,8 +12,8 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 from spop.agent import Agent, HandlerInfo
@@ -58,7 +58,7 @@ class Job:
         payload = bytearray()
         try:
             encode_results(self.call, self.call.route.call(self.call.values), payload)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # Whatever it is, the thread goes on and the peer waits.
             self._done(self, payload, error)
         else:
             self._done(self, payload, None)
@@ -88,6 +88,73 @@ class _Line:
         self.waiting: deque[Job] = deque()
 
 
+class _Threads:
+    """Threads that run jobs, each in the order of their coming; they start as they are needed.
+
+    To wake a thread costs more than most handlers. So one at most is being woken, and before it
+    begins its first job it wakes the next, where there is more: short jobs are run by few
+    threads, and one that blocks holds up no other.
+    """
+
+    def __init__(self, size: int, run: Callable[[Job], object]) -> None:
+        self._size = size
+        self._run = run
+        self._jobs: deque[Job] = deque()
+        self._wakeups: SimpleQueue[None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._waking = False
+        self._stopped = False
+        self._idle = 0
+        self._started = 0
+
+    def submit(self, job: Job) -> None:
+        self._jobs.append(job)
+        if not self._waking:
+            self._wake()
+
+    def stop(self) -> None:
+        """End the threads, each when its job has ended; what waits is dropped."""
+        self._stopped = True
+        self._jobs.clear()
+        for _ in range(self._started):
+            self._wakeups.put(None)
+
+    def _wake(self) -> None:
+        with self._lock:
+            if self._waking:
+                return
+            if self._idle:
+                self._idle -= 1
+                self._waking = True
+                self._wakeups.put(None)
+            elif self._started < self._size and not self._stopped:
+                self._started += 1
+                self._waking = True
+                name = f"spop-pool-{self._started}"
+                threading.Thread(target=self._work, name=name, daemon=True).start()
+            # Else all are at work, and whoever is done first goes on with it.
+
+    def _work(self) -> None:
+        while not self._stopped:
+            self._waking = False
+            self._run_all()
+            with self._lock:
+                if self._jobs:
+                    continue
+                self._idle += 1
+            self._wakeups.get()
+
+    def _run_all(self) -> None:
+        while self._jobs:
+            try:
+                job = self._jobs.popleft()
+            except IndexError:  # Another thread was faster.
+                return
+            if self._jobs and not self._waking:
+                self._wake()
+            self._run(job)
+
+
 class Executor:
     """Runs the jobs of one agent.
 
@@ -99,7 +166,7 @@ class Executor:
 
     def __init__(self, agent: Agent, pool_size: int, max_queue: int, cells: Cells) -> None:
         self._handlers = agent.handlers
-        self._pool = ThreadPoolExecutor(pool_size, thread_name_prefix="spop-pool")
+        self._threads = _Threads(pool_size, self._run)
         self._max_queue = max_queue
         self._cells = cells
         self._lock = threading.Lock()
@@ -112,7 +179,7 @@ class Executor:
         self._tasks = 0
         self._asyncio: asyncio.AbstractEventLoop | None = None
         self._asyncio_thread: threading.Thread | None = None
-        self._starting: deque[tuple[HandlerInfo, Job]] = deque()
+        self._starting: deque[Job] = deque()
         self._start_ordered = False
         self._running_tasks: set[asyncio.Task[None]] = set()
         self.busy = 0
@@ -158,30 +225,30 @@ class Executor:
             thread.join()
             loop.close()
             self._asyncio = None
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._threads.stop()
 
     def _launch(self, handler: HandlerInfo, job: Job) -> None:
         if handler.asynchronous:
             assert self._asyncio is not None
-            self._starting.append((handler, job))
+            self._starting.append(job)
             if not self._start_ordered:
                 self._start_ordered = True
                 self._asyncio.call_soon_threadsafe(self._start_tasks)
         else:
-            self._pool.submit(self._run, handler, job)
+            self._threads.submit(job)
 
     def _start_tasks(self) -> None:
         """In the asyncio thread: all jobs that have come since it was last here."""
         self._start_ordered = False
         loop = asyncio.get_running_loop()
         while self._starting:
-            handler, job = self._starting.popleft()
-            task = loop.create_task(self._run_task(handler, job))
+            job = self._starting.popleft()
+            task = loop.create_task(self._run_task(job))
             self._running_tasks.add(task)
             task.add_done_callback(self._running_tasks.discard)
             job.cancel_task = partial(loop.call_soon_threadsafe, task.cancel)
 
-    def _run(self, handler: HandlerInfo, job: Job) -> None:
+    def _run(self, job: Job) -> None:
         with self._lock:
             self._queued -= 1
             self.busy += 1
@@ -190,11 +257,9 @@ class Executor:
             if not job.cancelled:
                 job.run()
         finally:
-            with self._lock:
-                self.busy -= 1
-            self._next(handler)
+            self._next(job, blocking=True)
 
-    async def _run_task(self, handler: HandlerInfo, job: Job) -> None:
+    async def _run_task(self, job: Job) -> None:
         with self._lock:
             self._queued -= 1
             self._tasks += 1
@@ -203,21 +268,22 @@ class Executor:
             if not job.cancelled:
                 await job.run_async()
         finally:
-            with self._lock:
-                self._tasks -= 1
-            self._next(handler)
+            self._next(job, blocking=False)
 
-    def _next(self, handler: HandlerInfo) -> None:
+    def _next(self, job: Job, blocking: bool) -> None:
         """A job has ended: the first in its line may run."""
+        handler = self._handlers[job.call.route.name]
         line = self._lines.get(handler.name)
-        job = None
+        following = None
         with self._lock:
+            self.busy -= blocking
+            self._tasks -= not blocking
             if line is not None:
-                job = line.waiting.popleft() if line.waiting else None
-                line.running -= job is None
+                following = line.waiting.popleft() if line.waiting else None
+                line.running -= following is None
             self._count()
-        if job is not None:
-            self._launch(handler, job)
+        if following is not None:
+            self._launch(handler, following)
 
     def _count(self) -> None:
         self._cells[Cell.QUEUED] = self._queued

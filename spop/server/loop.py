@@ -168,6 +168,7 @@ class Loop:
         )
         self._poller = new_poller()
         self._connections: set[Connection] = set()
+        self._acknowledged: dict[Connection, None] = {}
         self._calls: deque[Callable[[], object]] = deque()
         self._woken = False
         self._timers: list[tuple[float, int, Timer]] = []
@@ -286,6 +287,8 @@ class Loop:
             run(self._timeout() if self._timers else None)
             if self._timers:
                 self._run_timers()
+            if self._acknowledged:
+                self._send_acks()
         self._close()
 
     def _ready(self, connection: Connection, events: int) -> None:
@@ -365,7 +368,10 @@ class Loop:
             self._send(connection)
         if connection.unsent or protocol.in_flight or connection.events != READ:
             self._watch(connection)
-        connection.port.open = self._is_simple(connection)
+        if self._is_simple(connection):
+            connection.port.open = True
+        else:
+            _close_port(connection)
         if protocol.should_close and not connection.unsent:
             self._linger(connection)
         elif self._give_away is not None and not connection.unsent and protocol.at_rest:
@@ -374,7 +380,7 @@ class Loop:
     def _is_simple(self, connection: Connection) -> bool:
         """The port can answer what comes next."""
         return (
-            connection.protocol.at_rest
+            connection.protocol.is_simple
             and not connection.unsent
             and not self._leaving
             and type(connection.protocol) is AgentConnection
@@ -444,7 +450,13 @@ class Loop:
         self._handshakes.discard(connection)
         connection.peer = peer
         protocol = connection.protocol
-        connection.port.agree(protocol.max_frame_size, protocol.little_endian, protocol.room, peer)
+        connection.port.agree(
+            protocol.max_frame_size,
+            protocol.little_endian,
+            protocol.room,
+            peer,
+            protocol.fragments,
+        )
         if peer.healthcheck:
             self.cells[Cell.HEALTHCHECKS] += 1
             logger.debug("health check from %s", peer.address)
@@ -546,7 +558,7 @@ class Loop:
         if connection.exchanges is None:
             connection.exchanges = set()
         connection.exchanges.add(exchange)
-        connection.port.open = False
+        _close_port(connection)
         exchange.run()
 
     def answer(self, exchange: Exchange, actions: bytearray) -> None:
@@ -573,13 +585,15 @@ class Loop:
             self.agent.failed(deferred.calls[0].route.name, error)
             acknowledge(*ids, b"")
         self.cells[Cell.ACKS] += 1
-        self._handle(connection, protocol.resume())
-        if self._leaving:
-            self._leave(connection)
-        try:
-            self._flush(connection)
-        except OSError as error:
-            self._lost(connection, error.strerror or str(error))
+        self._acknowledged[connection] = None
+
+    def _send_acks(self) -> None:
+        """Once in a round: one send for however many ACKs there are."""
+        while self._acknowledged:
+            connection, _ = self._acknowledged.popitem()
+            if connection in self._connections:
+                with self._failing(connection):
+                    self._received(connection, connection.protocol.resume())
 
     def _answer_elsewhere(self, exchange: Exchange, actions: bytearray) -> None:
         peer = exchange.connection.protocol.peer
@@ -661,7 +675,7 @@ class Loop:
     def _begin_to_leave(self) -> None:
         self._leaving = True
         for connection in self._connections:
-            connection.port.open = False
+            _close_port(connection)
 
     def _hand_over(self, give_away: GiveAway, timeout: float) -> None:
         self._give_away = give_away
@@ -693,7 +707,7 @@ class Loop:
     def _say_goodbye(self, connection: Connection, code: Status, message: str) -> None:
         if connection.protocol.should_close:
             return
-        connection.port.open = False
+        _close_port(connection)
         connection.protocol.disconnect(code, message if code else "normal")
         self._ended(connection, Disconnect(code, message, False))
         self._ready(connection, WRITE)
@@ -748,6 +762,13 @@ class Loop:
             call()
         except Exception:
             logger.exception("call in the loop failed")
+
+
+def _close_port(connection: Connection) -> None:
+    """From now on what arrives goes to the protocol, and what is half received too."""
+    held = connection.port.close()
+    if held:
+        connection.protocol.hold(held)
 
 
 def _wants_write(connection: Connection) -> bool:

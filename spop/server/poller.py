@@ -21,13 +21,15 @@ class Poller(Protocol):
     """Sockets by file descriptor, each with the function to call when it is ready.
 
     ``run()`` waits for sockets to be ready and calls their functions. One that an earlier
-    function of the same round has unregistered is left out.
+    function of the same round has unregistered is left out. ``poll()`` waits and leaves the
+    calls to the caller, who may have to take a lock first.
     """
 
     def register(self, fd: int, events: int, ready: Ready) -> None: ...
     def modify(self, fd: int, events: int) -> None: ...
     def unregister(self, fd: int) -> None: ...
     def run(self, timeout: float | None) -> None: ...
+    def poll(self, timeout: float | None) -> list[tuple[Ready, int]]: ...
     def close(self) -> None: ...
 
 
@@ -55,6 +57,14 @@ class EpollPoller:
             if ready is not None:
                 ready(READ if events == _EPOLLIN else _READ_AND_WRITE[events & _EPOLLOUT])
 
+    def poll(self, timeout: float | None) -> list[tuple[Ready, int]]:
+        found = []
+        for fd, events in self._epoll.poll(timeout):
+            ready = self._ready.get(fd)
+            if ready is not None:
+                found.append((ready, _READ_AND_WRITE[events & _EPOLLOUT]))
+        return found
+
     def close(self) -> None:
         self._epoll.close()
 
@@ -78,6 +88,9 @@ class SelectorPoller:
         for key, events in self._selector.select(timeout):
             if key.fd in self._selector.get_map():
                 key.data(events)
+
+    def poll(self, timeout: float | None) -> list[tuple[Ready, int]]:
+        return [(key.data, events) for key, events in self._selector.select(timeout)]
 
     def close(self) -> None:
         self._selector.close()

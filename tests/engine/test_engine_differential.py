@@ -533,7 +533,9 @@ TCP_SOURCES = [f"127.0.0.{2 + number % 9}" for number in range(100)]
 def tcp_config(agent: PlayedAgent, origin: Origin) -> str:
     displayed = "|".join(f"%[var({v})]" for v in TCP_VARIABLES)
     # With the bytes counted, the line is not written before the end.
-    return TCP_CONFIG.format(shown=f"|{displayed}|%B", port=origin.port, agent=agent.address)
+    return TCP_CONFIG.format(
+        shown=f"|%ci:%cp|{displayed}|%B", port=origin.port, agent=agent.address
+    )
 
 
 def tcp_through_haproxy(folder: Path) -> tuple[list[Outcome], list[tuple[str, int]]]:
@@ -555,8 +557,10 @@ def tcp_through_haproxy(folder: Path) -> tuple[list[Outcome], list[tuple[str, in
             return [line for line in proxy.log().splitlines() if line.startswith("|")]
 
         haproxy.wait_until(lambda: len(logged()) == len(TCP_SOURCES), "a line for each stream")
-        values = [line.split("|")[1:-1] for line in logged()]
-    variables = [dict(zip(TCP_VARIABLES, line, strict=True)) for line in values]
+        # HAProxy has threads, and may log one stream before another that ended earlier.
+    values = {client: line for _, client, *line, _ in (line.split("|") for line in logged())}
+    lines = [values[f"{host}:{port}"] for host, port in clients]
+    variables = [dict(zip(TCP_VARIABLES, line, strict=True)) for line in lines]
     return [Outcome(*pair, []) for pair in zip(told, variables, strict=True)], clients
 
 

@@ -1,7 +1,4 @@
-"""Patterns and how they match values: what ACLs and maps have in common.
-
-Regular expressions are PCRE's as far as Python's ``re`` knows them; they match bytes.
-"""
+"""Patterns and how they match values: what ACLs and maps have in common."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ from typing import Any, TypeVar
 
 from spop.engine.samples.arguments import parse_hex, parse_int, parse_ipv6, parse_mask4, parse_mask6
 from spop.engine.samples.errors import ArgumentError
+from spop.engine.samples.regexes import compile_regex
 from spop.engine.samples.types import SampleType, byte_length, raw
 
 T = TypeVar("T")
@@ -26,53 +24,12 @@ CompileAll = Callable[[Sequence[str], bool], Predicate]
 KNOWN_METHODS = ["OPTIONS", "GET", "HEAD", "POST", "PUT", "DELETE", "TRACE", "CONNECT"]
 
 _LOWER = {ordinal: ordinal + 32 for ordinal in range(ord("A"), ord("Z") + 1)}
-_POSIX_CLASSES = {
-    "alpha": "A-Za-z",
-    "digit": "0-9",
-    "alnum": "A-Za-z0-9",
-    "upper": "A-Z",
-    "lower": "a-z",
-    "space": r"\s",
-    "blank": r" \t",
-    "punct": r"!-/:-@\[-`{-~",
-    "xdigit": "0-9A-Fa-f",
-    "word": r"\w",
-    "cntrl": r"\x00-\x1f\x7f",
-    "print": r"\x20-\x7e",
-    "graph": r"\x21-\x7e",
-}
-_PCRE_ESCAPES = {"z": r"\Z", "Z": r"(?=\n?\Z)", "h": r"[ \t]", "R": r"(?:\r\n|[\n-\r])"}
-_PCRE_ONLY = re.compile(r"\\Q(.*?)(?:\\E|$)|\\(.)|\[:(\w+):\]|(\(\?<)(?![=!])", re.DOTALL)
 _REFERENCE = re.compile(rb"\\(?:([0-9])|x([0-9A-Fa-f]{2})|(.))", re.DOTALL)
 
 
 def ascii_lower(value: str) -> str:
     """In lower case as HAProxy does it: ASCII's letters only."""
     return value.lower() if value.isascii() else value.translate(_LOWER)
-
-
-def compile_regex(pattern: str, ignore_case: bool) -> re.Pattern[bytes]:
-    """A regular expression of PCRE's syntax.
-
-    Raises:
-        ArgumentError: it isn't one, or is beyond what Python's ``re`` can do.
-    """
-    try:
-        translated = _PCRE_ONLY.sub(_to_python, pattern)
-        return re.compile(raw(translated), re.IGNORECASE if ignore_case else 0)
-    except re.error as error:
-        raise ArgumentError(f"regular expression '{pattern}': {error}") from None
-
-
-def _to_python(match: re.Match[str]) -> str:
-    literal, escaped, posix, named = match.groups()
-    if literal is not None:
-        return re.escape(literal)
-    if escaped:
-        return _PCRE_ESCAPES.get(escaped, match[0])
-    if posix:
-        return _POSIX_CLASSES.get(posix, match[0])
-    return "(?P<" if named else match[0]
 
 
 def expand_references(template: bytes, match: re.Match[bytes]) -> bytes:

@@ -62,13 +62,15 @@ def clamp(value: int) -> int:
 
 
 _INTEGER = re.compile(r"[-+]?[0-9]*", re.ASCII)
+_MAX_DIGITS = 4000
+"""What Python's int() reads; nobody writes so many zeros before a number."""
 
 
 def leading_int(value: str) -> int:
     """The integer at the start of a string, limited to 64 bits; 0 where there is none."""
     match = _INTEGER.match(value)
     digits = match[0] if match else ""
-    return clamp(int(digits)) if digits.strip("+-") else 0
+    return clamp(int(digits[:_MAX_DIGITS])) if digits.strip("+-") else 0
 
 
 def _text_to_int(value: str) -> int | None:
@@ -91,7 +93,7 @@ def ipv6_of(word: str) -> IPv6Address | None:
         return None
 
 
-_LEADING_IPV4 = re.compile(r"([0-9]+)\.([0-9]+)\.([0-9]+)\.([0-9]+)(?![0-9.])", re.ASCII)
+_LEADING_IPV4 = re.compile(r"N\.N\.N\.N(?![0-9.])".replace("N", "0*+([0-9]{0,3})(?<=[0-9])"))
 
 
 def _text_to_ipv4(value: str) -> IPv4Address | None:
@@ -99,7 +101,7 @@ def _text_to_ipv4(value: str) -> IPv4Address | None:
     if address := ipv4_of(value):
         return address
     match = _LEADING_IPV4.match(value)
-    numbers = [int(digits[-20:]) for digits in match.groups()] if match else [256]
+    numbers = [int(digits or 0) for digits in match.groups()] if match else [256]
     return IPv4Address(bytes(numbers)) if max(numbers) < 256 else None
 
 

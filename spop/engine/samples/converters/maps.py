@@ -10,12 +10,12 @@ from spop.engine.samples.arguments import parse_int
 from spop.engine.samples.errors import ArgumentError
 from spop.engine.samples.patterns import (
     any_of,
-    compile_regex,
     expand_references,
     narrowest_network,
     parse_network,
     read_map,
 )
+from spop.engine.samples.regexes import compile_regex
 from spop.engine.samples.registry import converter
 from spop.engine.samples.types import CASTS, SampleType, cast, raw, text
 

@@ -8,7 +8,8 @@ from hmac import compare_digest
 
 from spop.engine.samples.arguments import Variable
 from spop.engine.samples.errors import ArgumentError
-from spop.engine.samples.patterns import ascii_lower, compile_regex, expand_references
+from spop.engine.samples.patterns import ascii_lower, expand_references
+from spop.engine.samples.regexes import compile_regex
 from spop.engine.samples.registry import converter
 from spop.engine.samples.types import SampleType, byte_length, raw, text
 from spop.engine.stream import Stream
@@ -134,13 +135,33 @@ def regsub(regex: str, replacement: str, flags: str = "") -> Callable[[str], str
         raise ArgumentError(f"'{flags}': the flags are 'g' and 'i'")
     if not regex:
         raise ArgumentError("the regular expression is empty")
-    pattern, template = compile_regex(regex, "i" in flags), raw(replacement)
-    count = 0 if "g" in flags else 1
+    template, ignore_case = raw(replacement), "i" in flags
+    first = compile_regex(regex, ignore_case)
+    if "g" not in flags:
+        return lambda value: text(_substitute(raw(value), template, first, None))
+    others = compile_regex(regex, ignore_case, not_at_line_start=True)
+    return lambda value: text(_substitute(raw(value), template, first, others))
 
-    def expand(match: re.Match[bytes]) -> bytes:
-        return expand_references(template, match)
 
-    return lambda value: text(pattern.sub(expand, raw(value), count=count))
+def _substitute(
+    data: bytes, template: bytes, pattern: re.Pattern[bytes], others: re.Pattern[bytes] | None
+) -> bytes:
+    """Replace the first match, and those of ``others`` after it.
+
+    As in HAProxy, each search begins afresh behind the last match, and doesn't see that.
+    """
+    out = []
+    while match := pattern.search(data):
+        out += [data[: match.start()], expand_references(template, match)]
+        end = match.end()
+        if end == match.start():
+            out.append(data[end : end + 1])
+            end += 1
+        at_end, data = not data, data[end:]
+        if at_end or others is None:
+            break
+        pattern = others
+    return b"".join(out) + data
 
 
 def _text_of(name: Variable | None) -> Callable[[Stream], str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from spop.engine.samples.arguments import Unit
 from spop.engine.samples.converters.numbers import quotient
@@ -16,12 +17,22 @@ _55_BITS = (1 << 55) - 1
 
 @converter("utime")
 def utime(value: int, pattern: str, offset: int = 0) -> str:
-    return time.strftime(pattern, time.gmtime((value & _55_BITS) + offset))
+    return _format(pattern, time.gmtime, value, offset)
 
 
 @converter("ltime")
 def ltime(value: int, pattern: str, offset: int = 0) -> str:
-    return time.strftime(pattern, time.localtime((value & _55_BITS) + offset))
+    return _format(pattern, time.localtime, value, offset)
+
+
+def _format(
+    pattern: str, split: Callable[[float], time.struct_time], value: int, offset: int
+) -> str:
+    """Empty for a year that doesn't fit 32 bits."""
+    try:
+        return time.strftime(pattern, split((value & _55_BITS) + offset))
+    except (OverflowError, ValueError, OSError):
+        return ""
 
 
 @converter("http_date")

@@ -10,7 +10,7 @@ from spop.engine.samples.places import Source
 from spop.engine.samples.registry import fetch
 from spop.engine.stream import Stream
 
-_PAIR = re.compile(r'\s*([^=;,\s]*)\s*=\s*((?:"(?:\\.|[^"\\])*"?|[^;,"])*)')
+_PAIR = re.compile(r'\s*([^=;,]*?)\s*=\s*((?:"(?:\\.|[^"\\])*"?|[^;,"])*)')
 _NEXT = re.compile(r"[;,]")
 
 Cookies = Callable[[Stream], Iterator[str]]
@@ -18,13 +18,14 @@ Cookies = Callable[[Stream], Iterator[str]]
 
 def request_cookies(name: str) -> Cookies:
     """Reads the values of a request's cookies of this name; of all for an empty name."""
-    key = re.escape(name) or r"[^=;,\s]*"
-    find_plain = re.compile(rf"(?:^|[;,])\s*{key}\s*=\s*([^;,]*)").findall
+    key = re.escape(name) or "[^=;,]*?"
+    least = len(name) + 2
+    find_plain = re.compile(rf"(?:^|[;,])(?=.{{{least}}})\s*{key}\s*=\s*([^;,]*)").findall
 
     def read(stream: Stream) -> Iterator[str]:
         for line in values(stream.request, "cookie"):
             if '"' in line:
-                yield from (value for key, value in _pairs(line) if name in ("", key))
+                yield from (value for key, value in _pairs(line, least) if name in ("", key))
             elif name in line:
                 for value in find_plain(line):
                     yield value.rstrip(" \t")
@@ -37,10 +38,11 @@ def response_cookies(name: str) -> Cookies:
 
     Attributes are passed over by their name, but without one they count, as in HAProxy.
     """
+    least = len(name) + 2
 
     def read(stream: Stream) -> Iterator[str]:
         for line in values(stream.response, "set-cookie"):
-            for key, value in _pairs(line):
+            for key, value in _pairs(line, least):
                 if name not in ("", key):
                     break
                 yield value
@@ -48,9 +50,13 @@ def response_cookies(name: str) -> Cookies:
     return read
 
 
-def _pairs(line: str) -> Iterator[tuple[str, str]]:
+def _pairs(line: str, least: int) -> Iterator[tuple[str, str]]:
+    """Names and values, as long as there are so many characters left of the line.
+
+    HAProxy takes ``name=`` at the end of a line for no cookie of that name.
+    """
     position = 0
-    while position < len(line):
+    while len(line) - position >= least:
         pair = _PAIR.match(line, position)
         if pair:
             yield pair[1], pair[2].rstrip(" \t")

@@ -16,7 +16,7 @@ from typing import Any
 from spop.engine.samples.errors import ArgumentError
 from spop.engine.samples.places import Source
 from spop.engine.samples.registry import fetch
-from spop.engine.samples.types import CASTS, SampleType, cast, raw
+from spop.engine.samples.types import CASTS, SampleType, cast, ipv6_of, raw
 from spop.engine.stream import Request, Response, Stream, header_fields
 
 MAX_OCCURRENCE = 10
@@ -27,8 +27,9 @@ MessageOf = Callable[[Stream], Message | None]
 Read = Callable[[Stream], str | None]
 ReadEvery = Callable[[Stream], Iterable[str]]
 
-_COMMA_SEPARATED = re.compile(r'((?:[^",]|"(?:\\.|[^"\\])*(?:"|$))*)(,|$)', re.DOTALL)
-_PORT = re.compile(r":\d{1,5}$", re.ASCII)
+_COMMA_SEPARATED = re.compile(r'((?:[^",]|"(?:\\.?|[^"\\])*(?:"|$))*)(,|$)', re.DOTALL)
+_IPV4_AND_PORT = re.compile(r"([0-9.]+)(?::([0-9]+))?", re.ASCII)
+_ONLY_DIGITS = re.compile(r"(-?)([0-9]+)(?=[:-~]|$)", re.ASCII)
 
 
 def _of_either(stream: Stream) -> Message | None:
@@ -102,21 +103,33 @@ def chosen(found: Iterator[str], occurrence: int) -> str | None:
 
 
 def strict_int(value: str) -> int:
-    """The integer at a value's start as HAProxy's C ``int``: without a plus sign, 32 bits."""
-    match = re.match(r"-?[0-9]+", value)
-    number = int(match[0]) if match else 0
+    """The integer that HAProxy's C code makes of a value, in 32 bits.
+
+    It ends at the first character above the digits; those below them count as negative digits.
+    """
+    match = _ONLY_DIGITS.match(value)
+    if match:
+        # Of a longer number, the last 32 digits alone are left in 32 bits.
+        number = int(match[1] + match[2][-32:])
+    else:
+        digits = raw(value)
+        sign = -1 if digits[:1] == b"-" else 1
+        number = 0
+        for byte in digits[sign == -1 :]:
+            digit = (byte - 256 if byte > 127 else byte) - 48
+            if digit > 9:
+                break
+            number = number * 10 + sign * digit
     return (number + 2**31) % 2**32 - 2**31
 
 
 def address(value: str) -> IPv4Address | IPv6Address | None:
-    """An address as proxies write it: IPv4 with a port or without, IPv6 maybe in brackets."""
-    found: IPv4Address | IPv6Address | None
-    if value.count(":") == 1:
-        value = _PORT.sub("", value)
-    elif value.startswith("[") and value.endswith("]"):
-        value = value[1:-1]
-    found = cast(value, CASTS[SampleType.ADDR])
-    return found
+    """An address as proxies write it: IPv4 with a port or without, or IPv6."""
+    match = _IPV4_AND_PORT.fullmatch(value)
+    if not match:
+        return ipv6_of(value)
+    found: IPv4Address | None = cast(match[1], CASTS[SampleType.IPV4])
+    return found if int(match[2] or 0) < 2**16 else None
 
 
 def _read(message_of: MessageOf, view: View, name: str | None, occurrence: int) -> Read:

@@ -86,8 +86,9 @@ def req_ver(stream: Stream) -> str | None:
 
 
 @fetch("req.proto_http", "req_proto_http", of=Source.REQUEST_KEPT)
-def req_proto_http(stream: Stream) -> bool:
-    return stream.request is not None
+def req_proto_http(stream: Stream) -> bool | None:
+    """None once there is a response."""
+    return stream.request is not None if stream.response is None else None
 
 
 @fetch("res.ver", "resp_ver", of=Source.RESPONSE_HEADERS)

@@ -1,0 +1,189 @@
+"""What the ASGI middleware costs a Starlette application under uvicorn.
+
+python benchmarks/web.py [SECONDS]
+
+The same application bare and behind the middleware; uvicorn alone has a processor, the load and
+the agent in C share the other. Each round measures all of them in turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from frames import compile_c
+from running import HERE, free_port, pin, running, sink_command
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from spop.engine import AsyncEngine
+from spop.web import ASGIMiddleware, Rule, deny, set_header, var
+
+CONNECTIONS = 32
+REQUEST = (
+    b"POST /index.html?page=5 HTTP/1.1\r\nHost: www.example.org\r\nUser-Agent: benchmark\r\n"
+    b"Accept: */*\r\nAccept-Encoding: gzip, br\r\nCookie: session=0123456789abcdef\r\n"
+    b"Content-Type: text/plain\r\nContent-Length: 13\r\n\r\nHello, world!"
+)
+SPOE = """
+[benchmark]
+spoe-agent benchmark
+    messages {messages}
+    option var-prefix p
+    timeout hello 1s
+    timeout idle 30s
+    timeout processing 1s
+    use-backend agents
+
+spoe-message never
+    args path=path
+    event on-frontend-http-request if FALSE
+
+spoe-message client
+    args ip=src path=path
+    event on-frontend-http-request
+
+spoe-message waf-request
+    args ip=src method=method path=pathq version=req.ver headers=req.hdrs body=req.body
+    event on-frontend-http-request
+
+spoe-message waf-response
+    args version=res.ver status=status headers=res.hdrs
+    event on-http-response
+"""
+SCORE = var("sess.p.ip_score")
+
+
+async def hello(request: Request) -> PlainTextResponse:
+    await request.body()
+    return PlainTextResponse("Hello, world!")
+
+
+def bare() -> Starlette:
+    """no middleware"""
+    return Starlette(routes=[Route("/index.html", hello, methods=["POST"])])
+
+
+def nothing() -> ASGIMiddleware:
+    """nothing to ask"""
+    return _behind("never")
+
+
+def address() -> ASGIMiddleware:
+    """address and path"""
+    return _behind("client")
+
+
+def header() -> ASGIMiddleware:
+    """address and path, a header set"""
+    return _behind("client", set_header("x-score", SCORE))
+
+
+def waf() -> ASGIMiddleware:
+    """request with headers and body"""
+    return _behind("waf-request")
+
+
+def waf_both() -> ASGIMiddleware:
+    """the same, and the response"""
+    return _behind("waf-request waf-response")
+
+
+APPS: tuple[Callable[[], object], ...] = (
+    bare, nothing, address, header, waf, waf_both,
+)  # fmt: skip
+
+
+def _behind(messages: str, *rules: Rule) -> ASGIMiddleware:
+    def engine() -> AsyncEngine:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "spoe.cfg"
+            path.write_text(SPOE.format(messages=messages))
+            return AsyncEngine.from_file(path, backends={"agents": os.environ["AGENT"]})
+
+    return ASGIMiddleware(bare(), engine, http_request=[deny(when=SCORE < 1), *rules])
+
+
+class Load(asyncio.Protocol):
+    """A connection that asks again as soon as it was answered."""
+
+    answers = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._received = b""
+        transport.write(REQUEST)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if not self._received.startswith(b"HTTP/1.1 200 "):
+            sys.exit(self._received.decode())
+        if self._received.endswith(b"Hello, world!"):
+            self._received = b""
+            Load.answers += 1
+            self._transport.write(REQUEST)
+
+
+async def load(port: int, seconds: float) -> int:
+    """How many requests were answered."""
+    loop = asyncio.get_running_loop()
+    before = Load.answers
+    made = [await loop.create_connection(Load, "127.0.0.1", port) for _ in range(CONNECTIONS)]
+    await asyncio.sleep(seconds)
+    count = Load.answers - before
+    for transport, _ in made:
+        transport.abort()
+    return count
+
+
+def uvicorn_command(port: int, app: str) -> list[str]:
+    return [
+        sys.executable, "-m", "uvicorn", "--app-dir", str(HERE), "--factory", f"web:{app}",
+        "--port", str(port), "--no-access-log", "--log-level", "error",
+    ]  # fmt: skip
+
+
+def measure(seconds: float = 2.0, rounds: int = 3) -> Iterator[tuple[str, float, float]]:
+    """Application, requests a second, µs of uvicorn's CPU for each: medians."""
+    figures: dict[str, list[tuple[float, float]]] = {}
+    agent = free_port()
+    with running(sink_command(agent), agent) as sink:
+        os.sched_setaffinity(sink.session, os.sched_getaffinity(0))
+        for _ in range(rounds):
+            for app in APPS:
+                port = free_port()
+                command = uvicorn_command(port, app.__name__)
+                with running(command, port, {"AGENT": f"127.0.0.1:{agent}"}) as server:
+                    asyncio.run(load(port, 0.2))
+                    cpu = server.cpu_seconds()
+                    count = asyncio.run(load(port, seconds))
+                    used = server.cpu_seconds() - cpu
+                figures.setdefault(str(app.__doc__), []).append(
+                    (count / seconds, used / count * 1e6)
+                )
+    for name, results in figures.items():
+        yield name, *(statistics.median(each) for each in zip(*results, strict=True))
+
+
+def table(rows: list[tuple[str, float, float]]) -> str:
+    bare_cost = rows[0][2]
+    lines = ["| | requests/s | CPU per request | to the bare one |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {rate:,.0f} | {cost:.0f} µs | {cost / bare_cost:.2f} × |"
+        for name, rate, cost in rows
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    compile_c()
+    pin(1)
+    print(table(list(measure(*map(float, sys.argv[1:2])))))

@@ -1,0 +1,76 @@
+"""``spop engine``: one stream through an SPOE file, from the command line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from spop.address import Address
+from spop.cli.parameters import ADDRESS
+from spop.cli.validate import VersionType
+
+
+@click.command()
+@click.argument(
+    "path", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@click.argument("words", nargs=-1, metavar="[name=value]...")
+@click.option(
+    "--event", "events", multiple=True, metavar="EVENT",
+    help="An event that happens. Several do in HAProxy's order.",
+)  # fmt: skip
+@click.option("--group", "groups", multiple=True, help="A group to send after the events.")
+@click.option("--scope", metavar="NAME", help="The engine of `filter spoe engine NAME`.")
+@click.option(
+    "--agent", "agents", multiple=True, type=ADDRESS, metavar="ADDRESS",
+    help="Where the agent is, for any `use-backend`.",
+)  # fmt: skip
+@click.option(
+    "--haproxy-cfg", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The haproxy.cfg with the backend.",
+)  # fmt: skip
+@click.option("--haproxy-version", type=VersionType(), metavar="X.Y", help="Behave as this one.")
+@click.option("--json", "as_object", is_flag=True, help="Print a JSON object.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the messages that are sent.")
+def engine(
+    path: Path,
+    words: tuple[str, ...],
+    events: tuple[str, ...],
+    groups: tuple[str, ...],
+    scope: str | None,
+    agents: tuple[Address, ...],
+    haproxy_cfg: Path | None,
+    haproxy_version: str | None,
+    as_object: bool,
+    verbose: bool,
+) -> None:
+    """Run one stream through an SPOE file's engine, as HAProxy's filter would: evaluate the
+    messages of its events, ask the agent, set variables. Prints those, and HAProxy's log lines.
+
+    The stream is told by words: method=GET url=/x?y=z (or path= and query=) version=1.1
+    hdr:NAME=VALUE body=TEXT (@FILE for a file's bytes) src=IP src_port=N dst=IP dst_port=N
+    fe_name= be_name= unique_id= ssl=true ssl:sni=NAME, of the response status=200
+    res.hdr:NAME=VALUE res.body= res.version=, and var:txn.NAME=VALUE for variables that are set
+    already.
+
+    The exit status is 0 when all went well, 1 when messages were not answered, 2 for a mistake
+    in the command or in the file.
+
+    \b
+    Examples:
+      spop engine spoe.cfg --agent 127.0.0.1:9000 --event on-client-session src=10.0.0.1
+      spop engine spoe.cfg --haproxy-cfg haproxy.cfg --event on-frontend-http-request \\
+          method=POST path=/login hdr:user-agent=curl body=@request.bin
+      spop engine waf.cfg --agent unix:/run/waf.sock --group waf-request path=/ -v
+    """
+    if not events and not groups:
+        raise click.UsageError("nothing happens: name an --event or a --group")
+    if bool(agents) is bool(haproxy_cfg):
+        raise click.UsageError("where is the agent? --agent ADDRESS or --haproxy-cfg FILE")
+    from spop.cli.stream_run import Run, everywhere
+
+    run = Run(path, scope, haproxy_cfg or everywhere(agents), haproxy_version)
+    well = run(words, events, groups, as_object=as_object, verbose=verbose)
+    sys.exit(0 if well else 1)

@@ -1,0 +1,148 @@
+"""What ``spop validate`` says of a file: text for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import click
+
+from spop.engine.config import (
+    AgentConfig,
+    ConfigError,
+    Diagnostic,
+    Proxy,
+    Report,
+    Severity,
+    check_spoe,
+    scopes,
+)
+from spop.engine.config.model import MessageConfig
+
+_COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow"}
+
+
+class Verdict(NamedTuple):
+    """A file's engines, and what is wrong with them."""
+
+    path: Path
+    source: list[str]
+    reports: list[Report]
+
+    @classmethod
+    def of(cls, path: Path, scope: str | None, proxy: str, haproxy_version: str | None) -> Self:
+        """Read a scope, or every one that the file has.
+
+        Raises:
+            click.UsageError: the file can't be read.
+        """
+        try:
+            engines = [scope] if scope is not None else scopes(path) or [None]
+            source = path.read_bytes().decode("utf-8", "surrogateescape").split("\n")
+        except (ConfigError, OSError) as error:
+            raise click.UsageError(" ".join(str(error).split())) from None
+        reports = [
+            check_spoe(path, engine, proxy=Proxy(proxy), haproxy_version=haproxy_version)
+            for engine in engines
+        ]
+        return cls(path, source, reports)
+
+    @property
+    def valid(self) -> bool:
+        return all(report.config is not None for report in self.reports)
+
+    @property
+    def diagnostics(self) -> list[Diagnostic]:
+        """Those of all engines; what is wrong with the file itself is found in each of them."""
+        found = dict.fromkeys(d for report in self.reports for d in report.diagnostics)
+        return sorted(found, key=lambda d: (d.location.line, d.location.column))
+
+    def as_text(self) -> str:
+        return "\n".join(self._text())
+
+    def _text(self) -> Iterator[str]:
+        for diagnostic in self.diagnostics:
+            yield from _lines(diagnostic, self.source)
+        if self.valid:
+            yield f"{self.path} {click.style('is valid', fg='green')}"
+            for report in self.reports:
+                yield from _summary(report.result())
+        else:
+            count = sum(d.severity is Severity.ERROR for d in self.diagnostics)
+            verdict = click.style("is not valid", fg="red")
+            yield f"{self.path} {verdict}: {count} error{'s' if count > 1 else ''}"
+
+    def as_json(self) -> str:
+        return json.dumps(
+            {
+                "file": str(self.path),
+                "valid": self.valid,
+                "diagnostics": [_diagnostic(diagnostic) for diagnostic in self.diagnostics],
+                "engines": [_engine(report.config) for report in self.reports if report.config],
+            }
+        )
+
+
+def _diagnostic(diagnostic: Diagnostic) -> dict[str, Any]:
+    return {
+        "severity": diagnostic.severity.value,
+        "line": diagnostic.location.line,
+        "column": diagnostic.location.column,
+        "message": diagnostic.message,
+        "hint": diagnostic.hint,
+    }
+
+
+def _lines(diagnostic: Diagnostic, source: list[str]) -> Iterator[str]:
+    """A diagnostic, the line it is about, and a caret under the place."""
+    location = diagnostic.location
+    severity = click.style(diagnostic.severity.value, fg=_COLOURS[diagnostic.severity], bold=True)
+    hint = f" ({diagnostic.hint})" if diagnostic.hint else ""
+    yield f"{location}: {severity}: {_printable(diagnostic.message + hint)}"
+    line = source[location.line - 1] if location.line <= len(source) else ""
+    if line.strip():
+        before = line[: location.column - 1]
+        yield f"    {_printable(line.rstrip())}"
+        # Tabs stay tabs, so that the caret is where the terminal has the character.
+        yield (
+            "    " + "".join(c if c == "\t" else " " for c in before) + click.style("^", bold=True)
+        )
+
+
+def _printable(text: str) -> str:
+    """Text that changes nothing on a terminal, as long as it was."""
+    return "".join(c if c.isprintable() or c == "\t" else "?" for c in text)
+
+
+def _summary(config: AgentConfig) -> Iterator[str]:
+    yield f"engine {click.style(config.engine, bold=True)}"
+    yield f"  agent    {config.name}, variables {config.var_prefix}.*"
+    yield f"  backend  {config.backend}"
+    for event, messages in config.events.items():
+        yield f"  {event.value}"
+        yield from (f"    {_message(message)}" for message in messages)
+    for group in config.groups.values():
+        yield f"  group {group.name}"
+        yield from (f"    {_message(message)}" for message in group.messages)
+
+
+def _message(message: MessageConfig) -> str:
+    names = [argument.name or argument.expression.text for argument in message.arguments]
+    condition = " when its condition " + ("fails" if message.unless else "holds")
+    return f"{message.name}({', '.join(names)})" + (condition if message.condition else "")
+
+
+def _engine(config: AgentConfig) -> dict[str, Any]:
+    def names(messages: tuple[MessageConfig, ...]) -> list[str]:
+        return [message.name for message in messages]
+
+    return {
+        "engine": config.engine,
+        "agent": config.name,
+        "backend": config.backend,
+        "var_prefix": config.var_prefix,
+        "events": {event.value: names(messages) for event, messages in config.events.items()},
+        "groups": {name: names(group.messages) for name, group in config.groups.items()},
+    }

@@ -1,0 +1,38 @@
+"""ASGI and WSGI middleware over the engine: agents are asked about each request and response,
+and rules named as HAProxy's act on the variables that they set.
+
+`ASGIMiddleware` takes an `spop.engine.AsyncEngine`, `WSGIMiddleware` an `spop.engine.Engine`.
+"""
+
+from spop.web.asgi import ASGIMiddleware
+from spop.web.conditions import Condition, Variable, agent_failed, var
+from spop.web.rules import (
+    Rule,
+    add_header,
+    allow,
+    del_header,
+    deny,
+    redirect,
+    send_group,
+    set_header,
+    set_var,
+)
+from spop.web.wsgi import WSGIMiddleware
+
+__all__ = [
+    "ASGIMiddleware",
+    "Condition",
+    "Rule",
+    "Variable",
+    "WSGIMiddleware",
+    "add_header",
+    "agent_failed",
+    "allow",
+    "del_header",
+    "deny",
+    "redirect",
+    "send_group",
+    "set_header",
+    "set_var",
+    "var",
+]

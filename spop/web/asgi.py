@@ -1,0 +1,374 @@
+"""The ASGI middleware: what a scope and messages say, as a stream, and the awaiting of steps."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+from urllib.parse import quote
+from weakref import WeakKeyDictionary
+
+from spop.engine import AsyncEngine
+from spop.engine.samples.types import raw, text
+from spop.engine.stream import Headers, Request, Response, Stream, Tls
+from spop.web.policy import Policy
+from spop.web.rules import Rule
+from spop.web.transaction import (
+    VARIABLES,
+    Reply,
+    Steps,
+    Transaction,
+    address,
+    http_version,
+    new_unique_id,
+)
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+MAX_BODY = 64 * 1024
+
+_TLS_VERSIONS = {0x301: "TLSv1", 0x302: "TLSv1.1", 0x303: "TLSv1.2", 0x304: "TLSv1.3"}
+_PATH = "/!$&'()*+,:;=@~"
+
+
+class ASGIMiddleware:
+    """Asks agents about the requests and responses of an ASGI application.
+
+    The engine's events happen around each HTTP request, then the rules; the application finds
+    the variables in ``scope["spop.variables"]``. Lifespan is the application's alone.
+
+    Args:
+        engine: of the event loop that serves the application; or a function that makes one. The
+            function is called at once, and again where a further loop comes, as in tests; what
+            it made is closed when the application has shut down.
+        http_request: rules that follow the events of the request; see `spop.web.rules`.
+        http_response: rules that follow those of the response, before it begins.
+        max_body: bytes of a body that are waited for, where one is; what agents see of it is
+            never more.
+        wait_for_body: wait for the request's body before its events. None: where a message of
+            an event, or a rule, has ``req.body`` and the like.
+        wait_for_response_body: the same for the response and ``res.body``; server-sent events
+            are not waited for.
+        websockets: treat the handshakes of WebSockets as requests; otherwise they aren't seen.
+        unique_id_header: the request's header with ``unique-id``; added where there is none.
+
+    Raises:
+        ValueError: a rule names a group that the engine has not, or a limit makes no sense.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        engine: AsyncEngine | Callable[[], AsyncEngine],
+        *,
+        http_request: Iterable[Rule] = (),
+        http_response: Iterable[Rule] = (),
+        max_body: int = MAX_BODY,
+        wait_for_body: bool | None = None,
+        wait_for_response_body: bool | None = None,
+        websockets: bool = False,
+        unique_id_header: str | None = None,
+    ) -> None:
+        self.app = app
+        self._make = None if isinstance(engine, AsyncEngine) else engine
+        self._first: AsyncEngine | None = engine() if callable(engine) else engine
+        self._engines: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncEngine]
+        self._engines = WeakKeyDictionary()
+        self._websockets = websockets
+        self._unique_id_header = (unique_id_header or "").lower().encode()
+        self._policy = Policy(
+            self._first.config,
+            http_request,
+            http_response,
+            max_body=max_body,
+            wait_for_body=wait_for_body,
+            wait_for_response_body=wait_for_response_body,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application."""
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "websocket" and self._websockets:
+            await self._websocket(scope, receive, send)
+        elif scope["type"] == "lifespan" and self._make is not None:
+            await self.app(scope, receive, self._closing(send))
+        else:
+            await self.app(scope, receive, send)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope, transaction = self._begin(scope)
+        if self._policy.request_body:
+            received = _Received(receive)
+            body = await received.body(self._policy.request_body)
+            if body is None:  # The client is gone, and agents didn't see its request.
+                return
+            transaction.stream.request.body = body  # type: ignore[union-attr]
+            receive = received
+        reply = await _perform(transaction.request())
+        if reply is not None:
+            await _send_reply(send, reply)
+            return
+        _take_over(transaction, scope)
+        if not self._policy.answers:
+            await self.app(scope, receive, send)
+            return
+        responder = _Responder(transaction, self._policy.response_body, send)
+        try:
+            await self.app(scope, receive, responder)
+        except Exception:
+            if not responder.refused:
+                raise
+        else:
+            await responder.finish()
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope, transaction = self._begin(scope)
+        received = _Received(receive)
+        if not await received.connect():
+            return
+        reply = await _perform(transaction.request())
+        if reply is None:
+            _take_over(transaction, scope)
+            await self.app(scope, received, send)
+        elif "websocket.http.response" in (scope.get("extensions") or ()):
+            await _send_reply(send, reply, "websocket.http.response")
+        else:
+            await send({"type": "websocket.close"})
+
+    def _engine(self) -> AsyncEngine:
+        """That of this event loop.
+
+        Raises:
+            RuntimeError: there was one engine only, and its loop is another.
+        """
+        loop = asyncio.get_running_loop()
+        engine = self._engines.get(loop)
+        if engine is None:
+            if self._first is not None:
+                engine, self._first = self._first, None
+            elif self._make is not None:
+                engine = self._make()
+            else:
+                raise RuntimeError(
+                    "an engine has one event loop, and this is another: give the middleware a "
+                    "function that makes engines"
+                )
+            engine.let_set(self._policy.variables)
+            self._engines[loop] = engine
+        return engine
+
+    def _closing(self, send: Send) -> Send:
+        """Closes the engine before it is said that the application has shut down."""
+
+        async def send_and_close(message: Message) -> None:
+            if message["type"].startswith("lifespan.shutdown"):
+                engine = self._engine()
+                del self._engines[asyncio.get_running_loop()]
+                await engine.close()
+            await send(message)
+
+        return send_and_close
+
+    def _begin(self, scope: Scope) -> tuple[Scope, Transaction]:
+        """A scope of the application's own, and what happens in it."""
+        raw_headers = list(scope["headers"])
+        unique_id = _value(raw_headers, self._unique_id_header)
+        if unique_id is None:
+            unique_id = new_unique_id()
+            if self._unique_id_header:
+                raw_headers.append((self._unique_id_header, unique_id.encode()))
+        source, source_port = scope.get("client") or (None, 0)
+        destination, destination_port = scope.get("server") or (None, 0)
+        stream = Stream(
+            source=address(source),
+            source_port=source_port or 0,
+            destination=address(destination),
+            destination_port=destination_port or 0,
+            request=Request(
+                scope.get("method", "GET"),
+                _uri(scope),
+                http_version(scope.get("http_version", "1.1")),
+                _headers(raw_headers),
+            ),
+            tls=_tls(scope),
+            variables=scope.get(VARIABLES),  # type: ignore[arg-type]
+            unique_id=unique_id,
+        )
+        scope = {**scope, "headers": raw_headers, VARIABLES: stream.variables}
+        return scope, Transaction(self._policy, self._engine().stream(stream))
+
+
+class _Received:
+    """What the client sent, once more for the application."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._messages: deque[Message] = deque()
+
+    async def body(self, limit: int) -> bytes | None:
+        """The body, up to a limit; None: the client disconnected before its end."""
+        body = bytearray()
+        while len(body) < limit:
+            message = await self._next()
+            if message["type"] != "http.request":
+                return None
+            body += message.get("body", b"")
+            if not message.get("more_body", False):
+                break
+        return bytes(body[:limit])
+
+    async def connect(self) -> bool:
+        """Whether a WebSocket is to be opened."""
+        return bool((await self._next())["type"] == "websocket.connect")
+
+    async def _next(self) -> Message:
+        message = await self._receive()
+        self._messages.append(message)
+        return message
+
+    async def __call__(self) -> Message:
+        return self._messages.popleft() if self._messages else await self._receive()
+
+
+class _Responder:
+    """Holds a response back until it was decided upon; then passes on what comes.
+
+    Attributes:
+        refused: the response was replaced, and the application, which had more to send, was
+            told that its client is gone.
+    """
+
+    def __init__(self, transaction: Transaction, wait: int, send: Send) -> None:
+        self._transaction = transaction
+        self._wait = wait
+        self._send = send
+        self._held: list[Message] = []
+        self._body = bytearray()
+        self._response = Response()
+        self._decided = self._replaced = self.refused = False
+        self._lock = asyncio.Lock()
+
+    async def __call__(self, message: Message) -> None:
+        if not self._decided:
+            async with self._lock:  # Some applications send from several tasks.
+                if not self._decided:
+                    await self._hold(message)
+                    return
+        if not self._replaced:
+            await self._send(message)
+        elif message.get("more_body", False):
+            self.refused = True
+            raise OSError("the response was denied")
+
+    async def finish(self) -> None:
+        """The application has nothing more to send."""
+        if self._held and not self._decided:
+            await self._decide()
+
+    async def _hold(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "http.response.start":
+            message = {**message, "headers": list(message.get("headers", ()))}
+            self._begin(message)
+        elif not self._held:  # Early hints and the like.
+            await self._send(message)
+            return
+        self._held.append(message)
+        if kind == "http.response.body":
+            self._body += message.get("body", b"")
+        if len(self._body) >= self._wait or not self._awaits_more(message):
+            await self._decide()
+
+    def _begin(self, message: Message) -> None:
+        headers = _headers(message["headers"])
+        request = self._transaction.stream.request
+        version = request.version if request else "1.1"
+        self._response = Response(message["status"], version, headers)
+        if any(n.lower() == "content-type" and "text/event-stream" in v for n, v in headers):
+            self._wait = 0
+
+    @staticmethod
+    def _awaits_more(message: Message) -> bool:
+        if message["type"] == "http.response.body":
+            return bool(message.get("more_body", False))
+        return bool(message["type"] == "http.response.start")  # Else a file, say: no body to see.
+
+    async def _decide(self) -> None:
+        transaction = self._transaction
+        self._response.body = bytes(self._body[: self._wait])
+        reply = await _perform(transaction.response(self._response))
+        self._decided = True
+        held, self._held, self._body = self._held, [], bytearray()
+        if reply is not None:
+            self._replaced = True
+            await _send_reply(self._send, reply)
+            return
+        if transaction.changed:
+            held[0] = {**held[0], "headers": _raw_headers(self._response.headers)}
+        for message in held:
+            await self._send(message)
+
+
+async def _perform(steps: Steps) -> Reply | None:
+    """Await step by step."""
+    try:
+        step = next(steps)
+        while True:
+            step = steps.send(await step)
+    except StopIteration as end:
+        reply: Reply | None = end.value
+        return reply
+
+
+async def _send_reply(send: Send, reply: Reply, kind: str = "http.response") -> None:
+    headers = _raw_headers(reply.headers)
+    await send({"type": f"{kind}.start", "status": reply.status, "headers": headers})
+    await send({"type": f"{kind}.body", "body": reply.body})
+
+
+def _take_over(transaction: Transaction, scope: Scope) -> None:
+    """The header fields that rules changed."""
+    if transaction.changed:
+        assert transaction.stream.request is not None
+        scope["headers"] = _raw_headers(transaction.stream.request.headers)
+
+
+def _uri(scope: Scope) -> str:
+    """What the request line had; servers that don't say what it was have decoded the path."""
+    path = scope.get("raw_path") or quote(scope["path"], safe=_PATH).encode()
+    query = scope.get("query_string")
+    return text(path + b"?" + query if query else path)
+
+
+def _headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    return [
+        (name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
+        for name, value in headers
+    ]
+
+
+def _raw_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
+    return [(raw(name.lower()), raw(value)) for name, value in headers]
+
+
+def _value(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> str | None:
+    if not wanted:
+        return None
+    return next((text(value) for name, value in headers if name == wanted), None)
+
+
+def _tls(scope: Scope) -> Tls | None:
+    """What ASGI's TLS extension says, where a server has it."""
+    if scope.get("scheme") not in ("https", "wss"):
+        return None
+    known = (scope.get("extensions") or {}).get("tls") or {}
+    return Tls(
+        protocol=_TLS_VERSIONS.get(known.get("tls_version", 0)),
+        client_certificate=bool(known.get("client_cert_chain")),
+    )

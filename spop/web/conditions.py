@@ -1,0 +1,154 @@
+"""When a rule applies: comparisons of variables in Python, or HAProxy's own conditions.
+
+Each is compiled once, when the rule is made, to a closure over the transaction.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import re
+from collections.abc import Callable, Container
+from typing import TYPE_CHECKING, Any, overload
+
+from spop.engine.acl import AclError, compile_condition
+from spop.engine.config.words import WordError, split_words
+from spop.values import DecodedValue
+
+if TYPE_CHECKING:
+    from spop.web.transaction import Transaction
+
+Test = Callable[["Transaction"], bool]
+
+_NAME = re.compile(r"(?:proc|sess|txn|req|res)\.[A-Za-z0-9_.]+", re.ASCII)
+
+
+class Condition:
+    """A test of a request, its response and variables; ``&``, ``|`` and ``~`` combine them.
+
+    Attributes:
+        holds: whether it is true of a transaction.
+        variables: the whole names of those that it reads.
+        text: the samples in it, as they were written.
+    """
+
+    __slots__ = ("holds", "text", "variables")
+
+    def __init__(self, holds: Test, variables: frozenset[str], text: str = "") -> None:
+        self.holds = holds
+        self.variables = variables
+        self.text = text
+
+    def __and__(self, other: Condition | str) -> Condition:
+        other = condition_of(other)
+        first, second = self.holds, other.holds
+        return self._with(other, lambda transaction: first(transaction) and second(transaction))
+
+    def __or__(self, other: Condition | str) -> Condition:
+        other = condition_of(other)
+        first, second = self.holds, other.holds
+        return self._with(other, lambda transaction: first(transaction) or second(transaction))
+
+    def __invert__(self) -> Condition:
+        holds = self.holds
+        return Condition(lambda transaction: not holds(transaction), self.variables, self.text)
+
+    def _with(self, other: Condition, holds: Test) -> Condition:
+        return Condition(holds, self.variables | other.variables, f"{self.text} {other.text}")
+
+    def __bool__(self) -> bool:
+        raise TypeError("a condition is true of a request: combine several with & | ~")
+
+
+agent_failed = Condition(lambda transaction: transaction.failed, frozenset())
+"""An agent did not answer, in this transaction, as it should have."""
+
+
+class Variable:
+    """A variable, to compare and to write into headers; it compares to a `Condition`.
+
+    One that isn't set is equal to nothing, and neither less nor more; so is a value of another
+    type.
+    """
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def is_set(self) -> Condition:
+        """Whether it has a value at all."""
+        return self._when(lambda value: True)
+
+    def is_in(self, values: Container[Any]) -> Condition:
+        """Whether its value is one of several."""
+        return self._when(lambda value: value in values)
+
+    def __eq__(self, value: Any) -> Condition:  # type: ignore[override]
+        return self._compared(operator.eq, value)
+
+    def __ne__(self, value: Any) -> Condition:  # type: ignore[override]
+        return ~self._compared(operator.eq, value)
+
+    def __lt__(self, value: Any) -> Condition:
+        return self._compared(operator.lt, value)
+
+    def __le__(self, value: Any) -> Condition:
+        return self._compared(operator.le, value)
+
+    def __gt__(self, value: Any) -> Condition:
+        return self._compared(operator.gt, value)
+
+    def __ge__(self, value: Any) -> Condition:
+        return self._compared(operator.ge, value)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _compared(self, compare: Callable[[Any, Any], bool], value: Any) -> Condition:
+        return self._when(lambda found: compare(found, value))
+
+    def _when(self, test: Callable[[DecodedValue], bool]) -> Condition:
+        name = self.name
+
+        def holds(transaction: Transaction) -> bool:
+            value = transaction.stream.variables.get(name)
+            try:
+                return value is not None and test(value)
+            except TypeError:  # Text is neither less nor more than a number.
+                return False
+
+        return Condition(holds, frozenset((name,)))
+
+
+def var(name: str) -> Variable:
+    """The variable of a whole name, such as ``"txn.waf.action"``.
+
+    Raises:
+        ValueError: there is no such scope, or a variable can't be named so.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} names no variable: 'txn.waf.action' would")
+    return Variable(name)
+
+
+@overload
+def condition_of(when: Condition | str) -> Condition: ...
+@overload
+def condition_of(when: None) -> None: ...
+@overload
+def condition_of(when: Condition | str | None) -> Condition | None: ...
+def condition_of(when: Condition | str | None) -> Condition | None:
+    """The condition that is given, or that HAProxy's words after ``if`` stand for.
+
+    Raises:
+        ValueError: HAProxy would refuse it.
+    """
+    if not isinstance(when, str):
+        return when
+    try:
+        words = [word.text for word in split_words(when, os.environ.get)]
+        compiled = compile_condition(words)
+    except (WordError, AclError) as error:
+        raise ValueError(f"{when!r}: {error.message}") from None
+    holds = compiled.holds
+    return Condition(lambda transaction: holds(transaction.stream), compiled.variables, when)

@@ -1,0 +1,99 @@
+"""What rules write: text with samples in it, ``%[...]`` as in HAProxy's formats, or a variable."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from urllib.parse import quote
+
+from spop.engine.samples import Expression, SampleError, SampleType, compile_expression
+from spop.engine.samples.types import CASTS, cast, raw
+from spop.engine.stream import Stream
+from spop.web.conditions import Variable
+
+_STRINGS = CASTS[SampleType.STR]
+
+_NO_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_URL = "!#$%&'()*+,/:;=?@[]"
+"""What stays as it is in a URL, besides letters, digits and ``-._~``."""
+
+
+class Text:
+    """Text that is completed for each stream.
+
+    Attributes:
+        variables: the whole names of those that it reads.
+        text: as it was written.
+    """
+
+    __slots__ = ("_parts", "text", "variables")
+
+    def __init__(self, parts: list[str | Expression], text: str) -> None:
+        self._parts = parts
+        self.text = text
+        samples = [part for part in parts if not isinstance(part, str)]
+        self.variables = frozenset[str]().union(*(sample.variables for sample in samples))
+
+    def render(self, stream: Stream, escape: Callable[[str], str] = str) -> str | None:
+        """The text; None where it is one sample alone, which isn't available.
+
+        Args:
+            escape: what each sample undergoes.
+        """
+        if len(self._parts) == 1 and not isinstance(self._parts[0], str):
+            found = _sample(self._parts[0], stream)
+            return None if found is None else escape(found)
+        return "".join(
+            part if isinstance(part, str) else escape(_sample(part, stream) or "")
+            for part in self._parts
+        )
+
+
+def text_of(value: str | Variable) -> Text:
+    """Compile text.
+
+    Raises:
+        ValueError: HAProxy would refuse a sample expression in it.
+    """
+    text = f"%[var({value.name})]" if isinstance(value, Variable) else value
+    try:
+        return Text(list(_parts(text)), text)
+    except SampleError as error:
+        raise ValueError(f"{text!r}: {error.message}") from None
+
+
+def header_value(text: str) -> str:
+    """Text as a header may hold it: RFC 9110, section 5.5, has spaces in place of line ends."""
+    return _NO_HEADER.sub(" ", text).strip(" \t")
+
+
+def url(text: str) -> str:
+    """Text as a URL may hold it; what is percent-encoded stays so."""
+    return quote(raw(text), safe=_URL)
+
+
+def _sample(expression: Expression, stream: Stream) -> str | None:
+    found: str | None = cast(expression.evaluate(stream), _STRINGS)
+    return found
+
+
+def _parts(text: str) -> Iterator[str | Expression]:
+    position = 0
+    while (start := text.find("%[", position)) >= 0:
+        if start > position:
+            yield text[position:start]
+        position = _end_of_sample(text, start + 2) + 1
+        yield compile_expression(text[start + 2 : position - 1])
+    if position < len(text) or not text:
+        yield text[position:]
+
+
+def _end_of_sample(text: str, start: int) -> int:
+    """The bracket that closes a sample; those between parentheses are its arguments'."""
+    depth = 0
+    for position in range(start, len(text)):
+        char = text[position]
+        depth += (char == "(") - (char == ")")
+        if char == "]" and depth <= 0:
+            return position
+    raise ValueError(f"{text!r}: no ']' after '%['")

@@ -1,0 +1,353 @@
+"""The WSGI middleware: what an environ says, as a stream, and the body read ahead."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from io import BytesIO
+from typing import Any
+from urllib.parse import quote
+from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvironment
+
+from spop.engine import Engine
+from spop.engine.samples.types import raw, text
+from spop.engine.stream import Headers, Request, Response, Stream, Tls
+from spop.web.asgi import MAX_BODY
+from spop.web.policy import Policy
+from spop.web.rules import Rule
+from spop.web.transaction import (
+    BROKEN_OFF,
+    VARIABLES,
+    Reply,
+    Steps,
+    Transaction,
+    address,
+    http_version,
+    new_unique_id,
+)
+
+_PATH = "/!$&'()*+,:;=@~"
+_NOT_HTTP = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
+
+Write = Callable[[bytes], object]
+
+
+class WSGIMiddleware:
+    """Asks agents about the requests and responses of a WSGI application.
+
+    The engine's events happen around each request, in the thread that serves it; the
+    application finds the variables in ``environ["spop.variables"]``.
+
+    Args:
+        engine: of the process that serves the application.
+        http_request, http_response, max_body, wait_for_body, wait_for_response_body,
+            unique_id_header: as `spop.web.ASGIMiddleware` has them.
+
+    Raises:
+        ValueError: a rule names a group that the engine has not, or a limit makes no sense.
+    """
+
+    def __init__(
+        self,
+        app: WSGIApplication,
+        engine: Engine,
+        *,
+        http_request: Iterable[Rule] = (),
+        http_response: Iterable[Rule] = (),
+        max_body: int = MAX_BODY,
+        wait_for_body: bool | None = None,
+        wait_for_response_body: bool | None = None,
+        unique_id_header: str | None = None,
+    ) -> None:
+        self.app = app
+        self._engine = engine
+        self._unique_id_key = _key(unique_id_header) if unique_id_header else ""
+        self._policy = Policy(
+            engine.config,
+            http_request,
+            http_response,
+            max_body=max_body,
+            wait_for_body=wait_for_body,
+            wait_for_response_body=wait_for_response_body,
+        )
+        engine.let_set(self._policy.variables)
+
+    def __call__(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """A WSGI application."""
+        policy = self._policy
+        body = b""
+        if policy.request_body:
+            read = _read_ahead(environ, policy.request_body)
+            if read is None:  # The client is gone, and agents didn't see its request.
+                return _start_reply(start_response, BROKEN_OFF)
+            body = read
+        transaction = self._begin(environ, body)
+        reply = _perform(transaction.request())
+        if reply is not None:
+            return _start_reply(start_response, reply)
+        environ[VARIABLES] = transaction.stream.variables
+        _take_over(transaction, environ)
+        if not policy.answers:
+            return self.app(environ, start_response)
+        responder = _Responder(transaction, policy.response_body, start_response)
+        return responder.respond(self.app(environ, responder.start_response))
+
+    def _begin(self, environ: WSGIEnvironment, body: bytes) -> Transaction:
+        key = self._unique_id_key
+        unique_id = environ.get(key) if key else None
+        if not unique_id:
+            unique_id = new_unique_id()
+            if key:
+                environ[key] = unique_id
+        stream = Stream(
+            source=address(environ.get("REMOTE_ADDR")),
+            source_port=_port(environ.get("REMOTE_PORT")),
+            destination=address(environ.get("SERVER_NAME")),
+            destination_port=_port(environ.get("SERVER_PORT")),
+            request=Request(
+                environ["REQUEST_METHOD"],
+                _uri(environ),
+                http_version(environ.get("SERVER_PROTOCOL", "HTTP/1.1").partition("/")[2]),
+                list(_headers(environ)),
+                body,
+            ),
+            tls=Tls() if environ.get("wsgi.url_scheme") == "https" else None,
+            variables=environ.get(VARIABLES),  # type: ignore[arg-type]
+            unique_id=_text(unique_id),
+        )
+        return Transaction(self._policy, self._engine.stream(stream))
+
+
+class _Input:
+    """A request's body: what was read of it already, then the rest."""
+
+    def __init__(self, head: bytes, rest: InputStream) -> None:
+        self._head = BytesIO(head)
+        self._rest = rest
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        size = -1 if size is None else size
+        head = self._head.read(size)
+        if len(head) == size:
+            return head
+        return head + self._rest.read(size if size < 0 else size - len(head))
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        size = -1 if size is None else size
+        head = self._head.readline(size)
+        if len(head) == size or head.endswith(b"\n"):
+            return head
+        return head + self._rest.readline(size if size < 0 else size - len(head))
+
+    def readlines(self, hint: int | None = -1, /) -> list[bytes]:
+        lines, size = [], 0
+        for line in self:
+            lines.append(line)
+            size += len(line)
+            if hint is not None and 0 < hint <= size:
+                break
+        return lines
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.readline, b"")
+
+
+class _Responder:
+    """Holds a response back until it was decided upon, at the latest at its first bytes."""
+
+    def __init__(self, transaction: Transaction, wait: int, start_response: StartResponse) -> None:
+        self._transaction = transaction
+        self._wait = wait
+        self._start_response = start_response
+        self._started: tuple[str, list[tuple[str, str]]] | None = None
+        self._write: Write | None = None
+        self._reply: Reply | None = None
+        self._decided = False
+
+    def start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /
+    ) -> Write:
+        """What the application calls."""
+        if self._decided and self._reply is None:
+            return self._start_response(status, headers, exc_info)
+        self._started = status, headers
+        return self._write_now
+
+    def respond(self, result: Iterable[bytes]) -> Iterable[bytes]:
+        """The response's body, from what the application returned.
+
+        That is passed on as it is, where there is no need to look into it: it may be a file.
+        """
+        if self._decided:  # It wrote.
+            return result if self._reply is None else self._instead(result)
+        try:
+            chunks, size, parts = iter(result), 0, []
+            while self._started is None or size < self._wants():
+                chunk = next(chunks, None)
+                if chunk is None:
+                    break
+                parts.append(chunk)
+                size += len(chunk)
+            self._decide(b"".join(parts))
+        except BaseException:
+            _close(result)
+            raise
+        if self._reply is not None:
+            return self._instead(result)
+        if not parts or isinstance(result, list | tuple):
+            return result
+        return _Body(itertools.chain(parts, chunks), result)
+
+    def _wants(self) -> int:
+        assert self._started is not None
+        events = any(
+            name.lower() == "content-type" and "text/event-stream" in value
+            for name, value in self._started[1]
+        )
+        return 0 if events else self._wait
+
+    def _decide(self, body: bytes) -> None:
+        if self._started is None:
+            raise AssertionError("start_response() was not called before the body began")
+        transaction = self._transaction
+        status, headers = self._started
+        request = transaction.stream.request
+        response = Response(
+            int(status.partition(" ")[0]),
+            request.version if request else "1.1",
+            [(name, _text(value)) for name, value in headers],
+            body[: self._wants()],
+        )
+        self._reply = _perform(transaction.response(response))
+        self._decided = True
+        if self._reply is not None:
+            _start_reply(self._start_response, self._reply)
+            return
+        if transaction.changed:
+            headers = _native(response.headers)
+        self._write = self._start_response(status, headers)
+
+    def _instead(self, result: Iterable[bytes]) -> Iterable[bytes]:
+        _close(result)
+        assert self._reply is not None
+        return [self._reply.body]
+
+    def _write_now(self, data: bytes) -> None:
+        if not self._decided:
+            self._decide(data)
+        if self._write is not None:
+            self._write(data)
+
+
+class _Body:
+    """Chunks, and what is to be closed after them."""
+
+    def __init__(self, chunks: Iterator[bytes], result: Iterable[bytes]) -> None:
+        self._chunks = chunks
+        self._result = result
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+    def close(self) -> None:
+        _close(self._result)
+
+
+def _perform(steps: Steps) -> Reply | None:
+    """Step by step, each of which blocks until it is done."""
+    try:
+        step = next(steps)
+        while True:
+            step = steps.send(step)
+    except StopIteration as end:
+        reply: Reply | None = end.value
+        return reply
+
+
+def _start_reply(start_response: StartResponse, reply: Reply) -> Iterable[bytes]:
+    start_response(f"{reply.status} {reply.phrase}", _native(reply.headers))
+    return [reply.body]
+
+
+def _read_ahead(environ: WSGIEnvironment, limit: int) -> bytes | None:
+    """The body, up to a limit, which the application can still read; None: it broke off."""
+    stream: InputStream = environ["wsgi.input"]
+    length = environ.get("CONTENT_LENGTH")
+    if length:
+        known = int(length)
+    elif environ.get("wsgi.input_terminated"):  # Its end shows, as with chunks.
+        known = None
+    else:
+        return b""
+    wanted = limit if known is None else min(limit, known)
+    head = _read(stream, wanted)
+    if known is not None and len(head) < wanted:
+        return None
+    complete = len(head) < limit or len(head) == known
+    environ["wsgi.input"] = BytesIO(head) if complete else _Input(head, stream)
+    return head
+
+
+def _read(stream: InputStream, size: int) -> bytes:
+    """So many bytes, or all up to the end; a stream may return fewer at a time."""
+    parts = bytearray()
+    while len(parts) < size and (data := stream.read(size - len(parts))):
+        parts += data
+    return bytes(parts)
+
+
+def _take_over(transaction: Transaction, environ: WSGIEnvironment) -> None:
+    """The header fields that rules changed; several of a name are one, with commas."""
+    request = transaction.stream.request
+    assert request is not None
+    for name in transaction.changed:
+        key = _key(name)
+        values = [value for other, value in request.headers if _key(other) == key]
+        if values:
+            environ[key] = ",".join(raw(value).decode("latin-1") for value in values)
+        else:
+            environ.pop(key, None)
+
+
+def _key(name: str) -> str:
+    """Where environ has a header."""
+    return _NOT_HTTP.get(name.lower()) or f"HTTP_{name.upper().replace('-', '_')}"
+
+
+def _uri(environ: WSGIEnvironment) -> str:
+    """What the request line had, where the server says it; it has decoded the path."""
+    known = environ.get("REQUEST_URI") or environ.get("RAW_URI")
+    if known:
+        return _text(known)
+    path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    query = environ.get("QUERY_STRING")
+    uri = quote(path.encode("latin-1"), safe=_PATH)
+    return f"{uri}?{_text(query)}" if query else uri
+
+
+def _headers(environ: WSGIEnvironment) -> Iterator[tuple[str, str]]:
+    for key, value in environ.items():
+        if key.startswith("HTTP_"):
+            yield key[5:].replace("_", "-").lower(), _text(value)
+    for name, key in _NOT_HTTP.items():
+        if environ.get(key):
+            yield name, _text(environ[key])
+
+
+def _text(native: str) -> str:
+    """A string of WSGI's, whose characters are bytes, as the engine has it."""
+    return native if native.isascii() else text(native.encode("latin-1"))
+
+
+def _native(headers: Headers) -> list[tuple[str, str]]:
+    return [(name, raw(value).decode("latin-1")) for name, value in headers]
+
+
+def _port(port: str | None) -> int:
+    return int(port) if port and port.isdecimal() else 0
+
+
+def _close(result: Iterable[bytes]) -> None:
+    close = getattr(result, "close", None)
+    if close is not None:
+        close()
