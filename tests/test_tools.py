@@ -20,6 +20,7 @@ from typing import Any
 
 import dpkt
 import pytest
+from haproxy import wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -546,8 +547,9 @@ def test_connections_that_are_lost_are_counted_and_opened_again(agent: Agent) ->
 
         def cut() -> None:
             for _ in range(3):
-                threading.Event().wait(0.3)
                 loop = server._loops[0]
+                wait_until(lambda: bool(loop._connections), "the generator's connections")  # noqa: B023
+                threading.Event().wait(0.3)
                 loop.call_soon(lambda: [loop._lost(c, "cut") for c in list(loop._connections)])  # noqa: B023
 
         cutter = threading.Thread(target=cut)
