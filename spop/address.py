@@ -32,6 +32,13 @@ class Address(NamedTuple):
             raise ValueError(f"address {text!r}: write an IPv6 address as [ADDRESS]:PORT")
         return cls(host, int(port))
 
+    @property
+    def reachable(self) -> Address:
+        """Where to connect to: without a host, on this machine."""
+        if self.path is None and not self.host:
+            return self._replace(host="127.0.0.1")
+        return self
+
     def __str__(self) -> str:
         if self.path is not None:
             return f"unix:{self.path}"

@@ -51,7 +51,8 @@ def dial(endpoint: Endpoint, timeout: float) -> socket.socket:
 
 def _connect(address: Address, timeout: float) -> socket.socket:
     if address.path is None:
-        sock = socket.create_connection((address.host or "127.0.0.1", address.port), timeout)
+        address = address.reachable
+        sock = socket.create_connection((address.host, address.port), timeout)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

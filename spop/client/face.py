@@ -171,7 +171,7 @@ def _endpoints(
     address: str | Iterable[str], tls: ssl.SSLContext | None, server_name: str | None
 ) -> list[Endpoint]:
     texts = [address] if isinstance(address, str) else address
-    addresses = [_reachable(Address.parse(text)) for text in dict.fromkeys(texts)]
+    addresses = [Address.parse(text).reachable for text in dict.fromkeys(texts)]
     if not addresses:
         raise ValueError("a client needs an address")
     if tls is not None and tls.check_hostname and not server_name:
@@ -179,10 +179,3 @@ def _endpoints(
             if unnamed.path is not None:
                 raise ValueError(f"TLS to {unnamed} needs server_name")
     return [Endpoint(address, tls, server_name) for address in addresses]
-
-
-def _reachable(address: Address) -> Address:
-    """An address without a host means this machine's."""
-    if address.path is None and not address.host:
-        return address._replace(host="127.0.0.1")
-    return address

@@ -19,6 +19,7 @@ from spop.engine.samples.patterns import (
     METHODS,
     Predicate,
     any_of,
+    disjunction,
     parse_bound,
     read_map,
     read_patterns,
@@ -185,12 +186,12 @@ def compile_condition(words: Sequence[str], acls: Iterable[Acl] = ()) -> Conditi
             else:
                 alternatives = _named(word, declared, index)
             variables.update(*(acl.variables for acl in alternatives))
-            test = _any_of([acl.matches for acl in alternatives])
+            test = disjunction([acl.matches for acl in alternatives])
             suites[-1].append(_negation(test) if negated else test)
             negated = False
         index = end
     suites = [suite for suite in suites if suite]
-    return Condition(_any_of([_all_of(suite) for suite in suites]), frozenset(variables))
+    return Condition(disjunction([_all_of(suite) for suite in suites]), frozenset(variables))
 
 
 def _closing_brace(words: Sequence[str], opening: int) -> int:
@@ -208,25 +209,12 @@ def _named(name: str, declared: Mapping[str, list[Acl]], index: int) -> list[Acl
     raise AclError(unknown("ACL", name, [*declared, *PREDEFINED]), index)
 
 
-def _any_of(tests: Sequence[Test]) -> Test:
-    if len(tests) == 1:
-        return tests[0]
-
-    def one_holds(stream: Stream) -> bool:
-        for test in tests:  # noqa: SIM110 - any() of a generator takes thrice the time
-            if test(stream):
-                return True
-        return False
-
-    return one_holds
-
-
 def _all_of(tests: Sequence[Test]) -> Test:
     if len(tests) == 1:
         return tests[0]
 
     def all_hold(stream: Stream) -> bool:
-        for test in tests:  # noqa: SIM110
+        for test in tests:  # noqa: SIM110 - as in `disjunction`
             if not test(stream):
                 return False
         return True

@@ -150,9 +150,7 @@ def endpoint(config: ServerConfig) -> Endpoint:
     Raises:
         OSError: a file of certificates can't be read (``ssl.SSLError`` where it has none).
     """
-    address = Address.parse(config.address)
-    if address.path is None and not address.host:
-        address = address._replace(host="127.0.0.1")
+    address = Address.parse(config.address).reachable
     return Endpoint(address, _tls(config) if config.ssl else None, config.sni)
 
 

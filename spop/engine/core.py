@@ -24,7 +24,7 @@ from spop.engine.config import (
     scopes,
 )
 from spop.engine.config.versions import Version
-from spop.engine.filter import REWRITTEN_SINCE, Filter, Processing
+from spop.engine.filter import Filter, Processing
 from spop.engine.health import Checks
 from spop.engine.log import NOTICE, EngineLog, Traffic, line
 
@@ -69,15 +69,14 @@ class EngineCore(ABC):
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         version = None if haproxy_version is None else Version.of_haproxy(haproxy_version)
-        rewritten = version is not None and version.branch >= REWRITTEN_SINCE
+        backend = Backend(_backend(config, backends))
         if isinstance(backends, str | os.PathLike):
             variables = {*variables, *_variables_in(backends)}
-        backend = Backend(_backend(config, backends))
         self.config = config
         self.engine_id = str(uuid.uuid4())
-        self._short_lines = rewritten
         self._log = EngineLog(config)
         self._filter = Filter(config, variables, version, self._log.logger)
+        rewritten = self._filter.rewritten
         self._checks = Checks(backend, self._server_changed)
         self._calls = self._face(
             backend,
@@ -142,7 +141,7 @@ class EngineCore(ABC):
 
     def log_line(self, processing: Processing) -> str:
         """HAProxy's line about what was processed."""
-        return line(self.config.name, processing, self.traffic, short=self._short_lines)
+        return line(self.config.name, processing, self.traffic, short=self._filter.rewritten)
 
     def log(self, processing: Processing) -> None:
         """Log what was processed, if anybody wants to know."""

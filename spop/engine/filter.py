@@ -13,7 +13,6 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from spop.constants import EngineStatus, Status
 from spop.engine.config.model import AgentConfig, Event, MessageConfig
 from spop.engine.config.versions import Version
 from spop.engine.samples import Expression
+from spop.engine.samples.errors import unknown
 from spop.engine.samples.types import SampleType
 from spop.engine.stream import Response, Stream
 from spop.engine.variables import PROCESS, Variables
@@ -41,7 +41,7 @@ from spop.values import SCOPES, UNSET, DecodedValue, Int64
 ANY_VARIABLE_SINCE = (2, 5)
 """The HAProxy from which on agents may set variables that nothing knows, but for ``proc`` ones."""
 
-REWRITTEN_SINCE = (3, 1)
+_REWRITTEN_SINCE = (3, 1)
 """The HAProxy whose engine has neither fragments, async nor rates."""
 
 INT64_MAX = Int64.maximum
@@ -177,7 +177,7 @@ class StreamContext:
         """
         turn = _TURNS.get(event)  # type: ignore[call-overload]
         if turn is None:
-            raise _unknown_event(event)
+            raise ValueError(unknown("event", event, Event))
         if turn < self._turn:
             raise LocalProtocolError(f"{event} after a later event of the stream")
         if event in self._seen:
@@ -200,12 +200,6 @@ class StreamContext:
     def _fail(self, processing: Processing, status: int) -> None:
         self._filter.fail(self, processing, status)
         self._engine.log(processing)
-
-
-def _unknown_event(name: str) -> ValueError:
-    close = get_close_matches(name, list(Event), n=1)
-    hint = f", did you mean '{close[0]}'?" if close else ""
-    return ValueError(f"unknown event {name!r}{hint}")
 
 
 class _Template:
@@ -282,6 +276,9 @@ class Filter:
             an agent may set them.
         haproxy_version: behave as this one where versions differ.
         logger: told of what is wrong, at a limited rate.
+
+    Attributes:
+        rewritten: that version has neither fragments, async nor rates.
     """
 
     def __init__(
@@ -301,7 +298,9 @@ class Filter:
             name: _Occasion(f"GROUP:{name}", self._templates(group.messages))
             for name, group in config.groups.items()
         }
-        rewritten = haproxy_version is not None and haproxy_version.branch >= REWRITTEN_SINCE
+        self.rewritten = rewritten = (
+            haproxy_version is not None and haproxy_version.branch >= _REWRITTEN_SINCE
+        )
         self._refused = EngineStatus.PROTOCOL + Status.IO if rewritten else EngineStatus.RESOURCES
         self._permissions = _Permissions(config, variables, haproxy_version)
         self._timeout = NEVER if config.processing_timeout is None else config.processing_timeout

@@ -151,20 +151,21 @@ def _texts(compile_words: Callable[[tuple[str, ...]], Predicate]) -> CompileAll:
 
 def _each(compile_one: Callable[[str], Predicate]) -> CompileAll:
     """A method that tries one word after the other, and to which case means nothing."""
-    return lambda words, ignore_case: _any_of(list(map(compile_one, words)))
+    return lambda words, ignore_case: disjunction(list(map(compile_one, words)))
 
 
-def _any_of(tests: Sequence[Predicate]) -> Predicate:
+def disjunction(tests: Sequence[Callable[[T], bool]]) -> Callable[[T], bool]:
+    """Whether one of the tests holds."""
     if len(tests) == 1:
         return tests[0]
 
-    def matches(value: Any) -> bool:
+    def one_holds(value: T) -> bool:
         for test in tests:  # noqa: SIM110 - any() of a generator takes thrice the time
             if test(value):
                 return True
         return False
 
-    return matches
+    return one_holds
 
 
 def _equal(words: tuple[str, ...]) -> Predicate:
@@ -184,7 +185,7 @@ def _contains_one(word: str) -> Predicate:
 
 
 def _contains(words: tuple[str, ...]) -> Predicate:
-    return _any_of([_contains_one(word) for word in words])
+    return disjunction([_contains_one(word) for word in words])
 
 
 def _delimited(delimiters: str) -> Callable[[tuple[str, ...]], Predicate]:
@@ -283,7 +284,7 @@ def any_of(method: str, patterns: Sequence[tuple[str, bool]]) -> Predicate:
     words: dict[bool, list[str]] = {}
     for word, ignore_case in patterns:
         words.setdefault(ignore_case, []).append(word)
-    return _any_of([compile_all(some, ignore_case) for ignore_case, some in words.items()])
+    return disjunction([compile_all(some, ignore_case) for ignore_case, some in words.items()])
 
 
 def read_patterns(path: str) -> list[str]:
