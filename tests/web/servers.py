@@ -206,17 +206,17 @@ def waitress_serving(app: Any, threads: int = 8) -> Iterator[int]:
         try:
             yield sock.getsockname()[1]
         finally:
-            # In the thread of its loop, which ends when it has no socket.
-            server.trigger.pull_trigger(lambda: [_close(d) for d in list(sockets.values())])
+            server.trigger.pull_trigger(functools.partial(_leave, sockets))
             thread.join(20)
             server.task_dispatcher.shutdown()
+            server.close()  # With its trigger, which must outlive the pull above.
 
 
-def _close(dispatcher: Any) -> None:
-    if isinstance(dispatcher, HTTPChannel):
-        dispatcher.handle_close()  # With its buffers, which may be files.
-    else:
-        dispatcher.close()
+def _leave(dispatchers: dict[int, Any]) -> None:
+    """Ends waitress' loop, in its own thread: it goes on as long as it has a socket."""
+    for channel in [d for d in dispatchers.values() if isinstance(d, HTTPChannel)]:
+        channel.handle_close()  # With its buffers, which may be files.
+    dispatchers.clear()
 
 
 class _Threads(socketserver.ThreadingMixIn, WSGIServer):
