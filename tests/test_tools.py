@@ -21,7 +21,7 @@ from typing import Any
 import dpkt
 import pytest
 from haproxy import wait_until
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spop import Agent, Message, codec
@@ -579,6 +579,7 @@ acks = st.lists(
 
 
 @settings(max_examples=300)
+@example([bytes(4)], 0, False)
 @given(acks, st.integers(0, 3), st.booleans())
 def test_twins_match_the_same_acks(frames: list[bytes], cut: int, expecting: bool) -> None:
     data = b"".join(frames)

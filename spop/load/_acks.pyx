@@ -6,8 +6,11 @@ from libc.string cimport memcmp
 
 from spop._codec cimport Reader, read_varint
 
+from spop.errors import InvalidFrameError
+
 cdef enum:
     ACK_FRAME = 103
+    SMALLEST = 7
     SUB = 5
 
 SUB_BITS = SUB
@@ -52,8 +55,11 @@ def take_acks(
         data = <const unsigned char *>view.buf
         r.base = data
         while end - offset >= 4:
-            size = 4 + (<Py_ssize_t>data[offset] << 24 | data[offset + 1] << 16
-                        | data[offset + 2] << 8 | data[offset + 3])
+            size = (<Py_ssize_t>data[offset] << 24 | data[offset + 1] << 16
+                    | data[offset + 2] << 8 | data[offset + 3])
+            if size < SMALLEST:
+                raise InvalidFrameError(f"frame of {size} bytes, {SMALLEST} at least")
+            size += 4
             if end - offset < size or data[offset + 4] != ACK_FRAME:
                 break
             r.offset = offset + 9

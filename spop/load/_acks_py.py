@@ -9,10 +9,14 @@ from array import array
 
 from spop import _codec_py as codec
 from spop.constants import FrameType
+from spop.errors import InvalidFrameError
 from spop.values import Buffer
 
 SUB_BITS = 5
 """Each power of two of nanoseconds has so many bits of buckets."""
+
+SMALLEST = 7
+"""Bytes of a frame behind its length: type, flags, two ids."""
 
 
 def bucket(nanoseconds: int) -> int:
@@ -51,7 +55,10 @@ def take_acks(
     offset = strays = wrong = 0
     data = bytes(memoryview(buffer)[:end])
     while end - offset >= 4:
-        size = 4 + int.from_bytes(data[offset : offset + 4], "big")
+        size = int.from_bytes(data[offset : offset + 4], "big")
+        if size < SMALLEST:
+            raise InvalidFrameError(f"frame of {size} bytes, {SMALLEST} at least")
+        size += 4
         if end - offset < size or data[offset + 4] != FrameType.ACK:
             break
         stream_id, payload = _ids(data, offset + 9, offset + size)
