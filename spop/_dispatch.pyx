@@ -5,11 +5,12 @@ malformed one calls no handler; then arguments go straight into the vector of a 
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.exc cimport PyErr_SetFromErrno
+from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint64_t
+from libc.math cimport ceil
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from spop._codec cimport (
@@ -39,6 +40,37 @@ cdef extern from "sys/socket.h" nogil:
     Py_ssize_t send(int, const void *, size_t, int)
     int MSG_DONTWAIT
     int MSG_NOSIGNAL
+
+cdef extern from *:
+    """
+    #include <errno.h>
+    #ifdef __linux__
+    #include <sys/epoll.h>
+    #else  /* Whoever has no epoll asks for no Poller. */
+    enum { EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLLIN = 1, EPOLLOUT = 4 };
+    struct epoll_event { uint32_t events; union { int fd; } data; };
+    static int epoll_create1(int flags) { errno = ENOSYS; return -1; }
+    static int epoll_ctl(int e, int how, int fd, struct epoll_event *event) { return -1; }
+    static int epoll_wait(int e, struct epoll_event *events, int size, int timeout) { return -1; }
+    #endif
+    """
+    union epoll_data:
+        int fd
+    struct epoll_event:
+        uint32_t events
+        epoll_data data
+    int EPOLL_CLOEXEC
+    int EPOLL_CTL_ADD
+    int EPOLL_CTL_MOD
+    int EPOLL_CTL_DEL
+    uint32_t EPOLLIN
+    uint32_t EPOLLOUT
+    int epoll_create1(int)
+    int epoll_ctl(int, int, int, epoll_event *)
+    int epoll_wait(int, epoll_event *, int, int) nogil
+
+cdef extern from "unistd.h":
+    int close_fd "close"(int)
 
 cdef extern from "errno.h" nogil:
     int errno
@@ -74,6 +106,9 @@ cdef enum:
     T_STRING = 8
     T_BINARY = 9
     READ = 1
+    WRITE = 2
+    EVENTS = 128
+    LONGEST_WAIT = 86400
     MOST_HELD = 32768
     MOST_SPARE = 262144
     LEARNED_NAMES = 1024
@@ -897,6 +932,93 @@ cdef class Port:
         self.dispatcher.row[BYTES_SENT] += sent
         self.active = True
         return sent
+
+
+cdef class Poller:
+    """Waits for sockets with epoll, as `spop.server.poller.EpollPoller` does, and has ports
+    exchange with nothing of Python in between."""
+
+    cdef int epoll
+    cdef list ready  # by file descriptor
+
+    def __cinit__(self):
+        self.ready = []
+        self.epoll = epoll_create1(EPOLL_CLOEXEC)
+        if self.epoll < 0:
+            PyErr_SetFromErrno(OSError)
+
+    def __dealloc__(self):
+        self.close()
+
+    def register(self, int fd, int events, ready):
+        self.control(EPOLL_CTL_ADD, fd, events)
+        while len(self.ready) <= fd:
+            self.ready.append(None)
+        self.ready[fd] = ready
+
+    def modify(self, int fd, int events):
+        self.control(EPOLL_CTL_MOD, fd, events)
+
+    def unregister(self, int fd):
+        if not 0 <= fd < len(self.ready) or self.ready[fd] is None:
+            raise KeyError(fd)
+        self.ready[fd] = None
+        self.control(EPOLL_CTL_DEL, fd, 0)
+
+    def run(self, timeout):
+        cdef epoll_event events[EVENTS]
+        cdef int i
+        for i in range(self.wait(events, timeout)):
+            ready = self.ready[events[i].data.fd]
+            if type(ready) is Port and events[i].events == EPOLLIN and (<Port>ready).open:
+                (<Port>ready).exchange()
+            elif ready is not None:
+                ready(read_and_write(&events[i]))
+
+    def poll(self, timeout):
+        cdef epoll_event events[EVENTS]
+        cdef int i
+        cdef list found = []
+        for i in range(self.wait(events, timeout)):
+            ready = self.ready[events[i].data.fd]
+            if ready is not None:
+                found.append((ready, read_and_write(&events[i])))
+        return found
+
+    def close(self):
+        if self.epoll >= 0:
+            close_fd(self.epoll)
+        self.epoll = -1
+
+    cdef int control(self, int how, int fd, int events) except -1:
+        cdef epoll_event event
+        event.events = (EPOLLIN if events & READ else 0) | (EPOLLOUT if events & WRITE else 0)
+        event.data.fd = fd
+        if epoll_ctl(self.epoll, how, fd, &event) < 0:
+            PyErr_SetFromErrno(OSError)
+        return 0
+
+    cdef int wait(self, epoll_event *events, timeout) except -1:
+        """How many events there are now; none as well when a signal came."""
+        cdef int milliseconds = -1
+        cdef int count
+        if self.epoll < 0:
+            raise ValueError("the poller is closed")
+        if timeout is not None:
+            milliseconds = <int>ceil(min(timeout, LONGEST_WAIT) * 1000)
+        with nogil:
+            count = epoll_wait(self.epoll, events, EVENTS, milliseconds)
+        if count >= 0:
+            return count
+        if errno != EINTR:
+            PyErr_SetFromErrno(OSError)
+        PyErr_CheckSignals()
+        return 0
+
+
+cdef inline int read_and_write(epoll_event *event) noexcept:
+    """Hang-ups and errors come without EPOLLOUT, and reading finds out what they are."""
+    return READ | WRITE if event.events & EPOLLOUT else READ
 
 
 cdef object _os_error():

@@ -1,15 +1,19 @@
 """Waiting for sockets: epoll where there is one, else whatever `selectors` finds.
 
 `selectors` makes an object and a named tuple for each ready socket, which costs as much as
-answering a frame; epoll needs neither.
+answering a frame; epoll needs neither, and the compiled one no Python at all between sockets.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import select
 import selectors
 from collections.abc import Callable
 from typing import Protocol
+
+from spop import codec
 
 READ, WRITE = 1, 2
 
@@ -105,4 +109,11 @@ _READ_AND_WRITE = {0: READ, _EPOLLOUT: READ | WRITE}
 
 def new_poller() -> Poller:
     """The best there is on this system."""
-    return EpollPoller() if hasattr(select, "epoll") else SelectorPoller()
+    if not hasattr(select, "epoll"):
+        return SelectorPoller()
+    if codec.IMPLEMENTATION == "c":
+        with contextlib.suppress(ModuleNotFoundError):
+            compiled = importlib.import_module("spop._dispatch")
+            poller: Poller = compiled.Poller()
+            return poller
+    return EpollPoller()

@@ -1,0 +1,120 @@
+"""The pollers: the compiled one, epoll from Python, and the standard library's selectors."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from spop import codec
+from spop.server.poller import READ, WRITE, EpollPoller, Poller, SelectorPoller, new_poller
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture(params=dict.fromkeys([EpollPoller, SelectorPoller, new_poller]))
+def poller(request: pytest.FixtureRequest) -> Iterator[Poller]:
+    poller: Poller = request.param()
+    yield poller
+    poller.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    one, other = socket.socketpair()
+    with one, other:
+        yield one, other
+
+
+def noting(found: list[Any], name: str = "") -> Callable[[int], object]:
+    return lambda events: found.append((name, events) if name else events)
+
+
+def test_the_best_is_compiled_where_the_codec_is() -> None:
+    module = "spop._dispatch" if codec.IMPLEMENTATION == "c" else "spop.server.poller"
+    assert type(new_poller()).__module__ == module
+
+
+def test_it_tells_what_a_socket_is_ready_for(poller: Poller, pair: Pair) -> None:
+    found: list[int] = []
+    poller.register(pair[0].fileno(), READ, noting(found))
+    poller.run(0)
+    assert found == []
+    pair[1].send(b"x")
+    poller.run(None)
+    poller.modify(pair[0].fileno(), READ | WRITE)
+    poller.run(None)
+    pair[0].recv(1)
+    assert found == [READ, READ | WRITE]
+    poller.unregister(pair[0].fileno())
+    pair[1].send(b"x")
+    poller.run(0)
+    assert len(found) == 2
+
+
+def test_an_end_is_something_to_read(poller: Poller, pair: Pair) -> None:
+    found: list[int] = []
+    poller.register(pair[0].fileno(), READ, noting(found))
+    pair[1].close()
+    poller.run(None)
+    assert found == [READ]
+
+
+def test_one_that_was_unregistered_in_the_round_is_left_out(poller: Poller, pair: Pair) -> None:
+    found: list[int] = []
+
+    def forget(number: int) -> Callable[[int], object]:
+        def call(_: int) -> None:
+            found.append(number)
+            poller.unregister(pair[1 - number].fileno())
+
+        return call
+
+    for number, sock in enumerate(pair):
+        poller.register(sock.fileno(), READ, forget(number))
+        pair[1 - number].send(b"x")
+    poller.run(None)
+    assert len(found) == 1
+
+
+def test_whoever_was_not_registered_cannot_be_unregistered(poller: Poller, pair: Pair) -> None:
+    with pytest.raises(KeyError):
+        poller.unregister(pair[0].fileno())
+
+
+def test_errors_come_out(poller: Poller, pair: Pair) -> None:
+    def fail(_: int) -> None:
+        raise LookupError("told")
+
+    poller.register(pair[0].fileno(), READ, fail)
+    pair[1].send(b"x")
+    with pytest.raises(LookupError, match="told"):
+        poller.run(None)
+
+
+def test_waits_may_be_of_any_length(poller: Poller, pair: Pair) -> None:
+    found: list[int] = []
+    poller.register(pair[0].fileno(), READ, noting(found))
+    pair[1].send(b"x")
+    poller.run(1e6)
+    poller.run(0.001)
+    assert found == [READ, READ]
+
+
+def test_waiting_and_calling_can_be_apart(poller: Poller, pair: Pair) -> None:
+    found: list[int] = []
+    ready = noting(found)
+    poller.register(pair[0].fileno(), READ, ready)
+    assert poller.poll(0) == []
+    pair[1].send(b"x")
+    assert poller.poll(None) == [(ready, READ)]
+    assert found == []
+
+
+@pytest.mark.parametrize("poller", dict.fromkeys([EpollPoller, new_poller]), indirect=True)
+def test_a_closed_one_waits_for_nothing(poller: Poller) -> None:
+    poller.close()
+    with pytest.raises(ValueError, match="closed"):
+        poller.poll(0)
