@@ -7,10 +7,10 @@ SOURCES := setup.py pyproject.toml spop/_codec.pyx spop/_codec.pxd spop/_dispatc
 # pip shows nothing of what the build had to say.
 SAY_CODEC := $(BIN)/python -c 'import spop.codec as c; print("spop is installed with the " + {"c": "compiled codec", "python": "codec in Python: no compiled one could be built, or SPOP_PURE is set"}[c.IMPLEMENTATION])'
 
-.PHONY: help demo test lint bench docs clean
+.PHONY: help demo test fuzz lint bench docs clean
 
 help:
-	@echo "make demo | test | lint | bench | docs | clean"
+	@echo "make demo | test | fuzz | lint | bench | docs | clean"
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV) || { ci/install_venv.sh && $(PYTHON) -m venv --clear $(VENV); }
@@ -36,6 +36,10 @@ demo: $(VENV)/demo.stamp
 test: $(VENV)/dev.stamp
 	SPOP_PURE=1 $(BIN)/python -m pytest -q
 	$(BIN)/python -m pytest -q
+
+# The properties, with examples that no run before had.
+fuzz: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -q -m hypothesis --hypothesis-profile search
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

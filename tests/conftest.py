@@ -5,10 +5,18 @@ from collections.abc import Iterator
 from types import ModuleType
 
 import haproxy
+import hypothesis
 import pytest
 
 from spop import codec
 from spop.engine.variables import PROCESS
+
+# The same examples each time; `make fuzz` looks for new ones.
+hypothesis.settings.register_profile(
+    "steady", max_examples=300, derandomize=True, deadline=None, database=None
+)
+hypothesis.settings.register_profile("search", max_examples=20_000, deadline=None)
+hypothesis.settings.load_profile("steady")
 
 
 def twins(name: str) -> list[object]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import haproxy
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from spop.engine.config import (
@@ -570,7 +570,6 @@ def test_a_version_that_is_none() -> None:
         parse_spoe("", haproxy_version="new")
 
 
-@settings(max_examples=300)
 @given(st.lists(st.sampled_from([*"abc\"'\\$#{}[]-=.\t\r\0 ", "\\x4", "${", "[*]", "\udcff"])))
 def test_no_line_makes_it_fail_otherwise(parts: list[str]) -> None:
     line = "".join(parts)

@@ -21,7 +21,7 @@ from typing import Any
 import dpkt
 import pytest
 from haproxy import wait_until
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spop import Agent, Message, codec
@@ -435,7 +435,6 @@ def test_raw_bytes_that_end_inside_of_a_frame() -> None:
     assert spop("decode", "-", stdin=bytes(NOTIFY + NOTIFY[:7])).returncode == 1
 
 
-@settings(max_examples=200)
 @given(st.binary(max_size=200), st.integers(0, 200))
 def test_no_bytes_make_the_decoder_fail(data: bytes, cut: int) -> None:
     decoder = Decoder()
@@ -578,7 +577,6 @@ acks = st.lists(
 )
 
 
-@settings(max_examples=300)
 @example([bytes(4)], 0, False)
 @given(acks, st.integers(0, 3), st.booleans())
 def test_twins_match_the_same_acks(frames: list[bytes], cut: int, expecting: bool) -> None:

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from spop import UNSET, Message, _codec_py, _dispatch_py, codec
@@ -111,7 +111,6 @@ def damaged_frames(draw: st.DrawFn) -> bytes:
     return bytes(frame)
 
 
-@settings(max_examples=500)
 @given(st.one_of(st.binary(max_size=100), damaged_frames()), st.booleans())
 def test_arbitrary_bytes_give_the_same_frames_or_the_same_error(
     data: bytes, little_endian: bool
@@ -137,7 +136,6 @@ def dispatcher(module: Any, failures: list[str]) -> Any:
     return module([route], lambda name, error: failures.append(f"{name}: {error}"))
 
 
-@settings(max_examples=300)
 @given(
     st.lists(
         st.builds(
@@ -203,7 +201,6 @@ def answers(subject: Any, data: bytes, fragments: Any) -> list[Any]:
     return found
 
 
-@settings(max_examples=500)
 @given(fragmented(), st.sampled_from([40, 10_000]), st.booleans())
 def test_dispatchers_put_the_same_payloads_together(
     data: bytes, max_size: int, allowed: bool
