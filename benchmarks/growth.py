@@ -1,7 +1,7 @@
 """The agent's CPU per frame as the work grows: connections, depth, arguments, payload; memory.
 
 Connections grow in ping-pong, so that what a socket costs shows in each point; all else grows on 16
-connections. As connections and depth grow, the agent in C shows what of it is the kernel's.
+connections. The agent in C, beside it, shows what of it is the kernel's.
 
 python benchmarks/growth.py
 """
@@ -24,7 +24,7 @@ from spop.load.generator import Generator, Plan
 ADDRESS = ipaddress.IPv4Address("192.0.2.10")
 SMALL = [Message("inline", ip=ADDRESS)]
 
-AGAINST_C = ("connections", "depth")
+LOGARITHMIC = ("connections", "depth")
 
 
 class Point(NamedTuple):
@@ -32,7 +32,7 @@ class Point(NamedTuple):
     x: int
     microseconds: float
     rss: float
-    sink: float | None = None
+    sink: float
 
 
 def plans(base: Plan) -> Iterator[tuple[str, int, Plan]]:
@@ -64,31 +64,30 @@ def measure(seconds: float = 0.5) -> list[Point]:
         )  # fmt: skip
         for series, x, plan in plans(base):
             if plan.connections < limits[1] - 100:
-                point = _point(series, x, plan, agent)
-                if series in AGAINST_C:
-                    beside = _point(series, x, replace(plan, address=sink.address), sink)
-                    point = point._replace(sink=beside.microseconds)
-                points.append(point)
+                beside = replace(plan, address=sink.address)
+                points.append(
+                    Point(series, x, _cost(plan, agent), agent.memory(), _cost(beside, sink))
+                )
     return points
 
 
-def _point(series: str, x: int, plan: Plan, agent: Running) -> Point:
+def _cost(plan: Plan, agent: Running) -> float:
+    """Microseconds of CPU per frame."""
     marks: list[float] = []
     generator = Generator(
         plan, lambda frames, measuring: marks.append(agent.cpu_seconds()) if measuring else None
     )
     result = generator.run()
     used = agent.cpu_seconds() - (marks[0] if marks else 0.0)
-    return Point(series, x, used / max(1, result.frames) * 1e6, agent.memory())
+    return used / max(1, result.frames) * 1e6
 
 
 def table(points: list[Point]) -> str:
     lines = ["| what grows | | CPU per frame | C | memory |", "|---|---|---|---|---|"]
-    for p in points:
-        sink = f"{p.sink:.2f} µs" if p.sink is not None else ""
-        lines.append(
-            f"| {p.series} | {p.x:,} | {p.microseconds:.2f} µs | {sink} | {p.rss:.0f} MiB |"
-        )
+    lines += [
+        f"| {p.series} | {p.x:,} | {p.microseconds:.2f} µs | {p.sink:.2f} µs | {p.rss:.0f} MiB |"
+        for p in points
+    ]
     return "\n".join(lines)
 
 
@@ -100,10 +99,10 @@ def plot(points: list[Point], path: Path) -> None:
     for name, axes in zip(names, all_axes.flat, strict=True):
         mine = [point for point in points if point.series == name]
         axes.plot([p.x for p in mine], [p.microseconds for p in mine], marker="o", label="spop")
-        if name in AGAINST_C:
-            axes.plot([p.x for p in mine], [p.sink for p in mine], marker=".", label="C")
+        axes.plot([p.x for p in mine], [p.sink for p in mine], marker=".", label="C")
+        axes.legend()
+        if name in LOGARITHMIC:
             axes.set_xscale("log")
-            axes.legend()
         axes.set(xlabel=name, ylabel="µs of CPU per frame", ylim=(0, None))
         axes.grid(visible=True, alpha=0.3)
     figure.savefig(path)

@@ -935,7 +935,7 @@ cdef class Port:
 
 
 cdef class Poller:
-    """Waits for sockets with epoll, as `spop.server.poller.EpollPoller` does, and has ports
+    """Waits for sockets with epoll, as `spop.poller.EpollPoller` does, and has ports
     exchange with nothing of Python in between."""
 
     cdef int epoll

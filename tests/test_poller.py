@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from spop import codec
-from spop.server.poller import READ, WRITE, EpollPoller, Poller, SelectorPoller, new_poller
+from spop.poller import READ, WRITE, EpollPoller, Poller, SelectorPoller, new_poller
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -33,7 +33,7 @@ def noting(found: list[Any], name: str = "") -> Callable[[int], object]:
 
 
 def test_the_best_is_compiled_where_the_codec_is() -> None:
-    module = "spop._dispatch" if codec.IMPLEMENTATION == "c" else "spop.server.poller"
+    module = "spop._dispatch" if codec.IMPLEMENTATION == "c" else "spop.poller"
     assert type(new_poller()).__module__ == module
 
 

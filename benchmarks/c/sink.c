@@ -19,7 +19,9 @@ struct connection {
     int fd;
     int greeted;
     size_t used;
+    size_t held; /* of a payload whose last fragment has not come */
     uint8_t data[BUFFER];
+    uint8_t payload[BUFFER];
 };
 
 /* Walks one argument; notes the last byte of an IPv4 address. */
@@ -77,7 +79,7 @@ static uint8_t *answer_hello(uint8_t *out, const uint8_t *p, const uint8_t *end,
     q = put_varint(q, max_frame < MAX_FRAME ? max_frame : MAX_FRAME);
     q = put_text(q, "capabilities");
     *q++ = 8;
-    return finish_frame(out, put_text(q, *healthcheck ? "" : "pipelining,async"));
+    return finish_frame(out, put_text(q, *healthcheck ? "" : "fragmentation,pipelining,async"));
 }
 
 static uint8_t *answer_notify(uint8_t *out, const uint8_t *p, const uint8_t *end)
@@ -105,6 +107,37 @@ static uint8_t *answer_notify(uint8_t *out, const uint8_t *p, const uint8_t *end
     return finish_frame(out, q);
 }
 
+/* Adds a fragment to what is held, which begins with the ids. Returns 0 where it does not fit. */
+static int hold(struct connection *c, const uint8_t *p, const uint8_t *end)
+{
+    uint64_t id;
+    if (c->held)
+        p = get_varint(get_varint(p, end, &id), end, &id);
+    if (!p || (size_t)(end - p) > BUFFER - c->held)
+        return 0;
+    memcpy(c->payload + c->held, p, end - p);
+    c->held += end - p;
+    return 1;
+}
+
+/* Answers a NOTIFY, or its last fragment. Returns NULL where the connection is over. */
+static uint8_t *take_frame(struct connection *c, uint8_t *out, const uint8_t *frame,
+                           const uint8_t *end)
+{
+    uint32_t flags = get32(frame + 1);
+    if (frame[0] != (c->held ? UNSET : NOTIFY) || flags > FIN)
+        return NULL;
+    if (flags == FIN && !c->held)
+        return answer_notify(out, frame + 5, end);
+    if (!hold(c, frame + 5, end))
+        return NULL;
+    if (flags == FIN) {
+        out = answer_notify(out, c->payload, c->payload + c->held);
+        c->held = 0;
+    }
+    return out;
+}
+
 /* Returns 0 where the connection is over. */
 static int serve(struct connection *c)
 {
@@ -125,11 +158,10 @@ static int serve(struct connection *c)
         const uint8_t *frame = p + 4;
         p = frame + length;
         /* Only ACKs are sure to fit, so a connection gets one HELLO. */
-        if (frame[0] == (c->greeted ? NOTIFY : HAPROXY_HELLO))
-            q = c->greeted ? answer_notify(q, frame + 5, p)
-                           : answer_hello(q, frame + 5, p, &healthcheck);
+        if (c->greeted)
+            q = take_frame(c, q, frame, p);
         else
-            return 0;
+            q = frame[0] == HAPROXY_HELLO ? answer_hello(q, frame + 5, p, &healthcheck) : NULL;
         if (!q)
             return 0;
         c->greeted = 1;

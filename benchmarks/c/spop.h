@@ -6,7 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { HAPROXY_HELLO = 1, HAPROXY_DISCONNECT = 2, NOTIFY = 3, AGENT_HELLO = 101, ACK = 103 };
+enum { UNSET = 0, HAPROXY_HELLO = 1, HAPROXY_DISCONNECT = 2, NOTIFY = 3, AGENT_HELLO = 101, ACK = 103 };
+enum { FIN = 1 };
 
 static inline uint32_t get32(const uint8_t *p)
 {

@@ -28,7 +28,7 @@ from spop.connection import Peer
 from spop.constants import Status
 from spop.errors import LocalProtocolError
 from spop.frames import Ack, Message
-from spop.server.poller import READ, WRITE, Poller, Ready, new_poller
+from spop.poller import READ, WRITE, Poller, Ready, new_poller
 from spop.values import Value
 
 RECV_SIZE = 256 * 1024

@@ -28,6 +28,7 @@ from spop.counters import Cell, Cells, status_cell
 from spop.dispatch import Deferred, Port
 from spop.errors import FrameTooBigError, LocalProtocolError
 from spop.frames import Notify
+from spop.poller import READ, WRITE, new_poller
 from spop.server.admission import Admission
 from spop.server.engines import Engines
 from spop.server.exchange import Exchange
@@ -35,7 +36,6 @@ from spop.server.executor import Executor
 from spop.server.frame_log import LoggedConnection
 from spop.server.listeners import peer_host, peer_name
 from spop.server.options import Options
-from spop.server.poller import READ, WRITE, new_poller
 from spop.server.tls import TLSSocket
 
 logger = logging.getLogger("spop.server")
