@@ -25,6 +25,8 @@ import in_front
 import kinds
 import latency
 import neighbours
+import soak
+import web
 from running import HERE, pin
 
 RESULTS = HERE / "results"
@@ -99,7 +101,7 @@ def as_work_grows() -> Iterator[str]:
 
 def latencies() -> Iterator[str]:
     """Latency at half of the saturating rate."""
-    yield latency.table(latency.measure())
+    yield latency.table(latency.measure(rounds=3))
 
 
 def behind_haproxy() -> Iterator[str]:
@@ -120,9 +122,19 @@ def of_the_engine() -> Iterator[str]:
     yield engine.table(list(engine.measure(seconds=0.5, rounds=2)))
 
 
+def of_the_middleware() -> Iterator[str]:
+    """What the middleware adds to a request."""
+    yield web.table(list(web.measure(seconds=0.5)))
+
+
 def beside_others() -> Iterator[str]:
     """Beside peers that misbehave."""
     yield neighbours.table(list(neighbours.measure(exchanges=5000, rounds=1)))
+
+
+def without_growing() -> Iterator[str]:
+    """Memory under all kinds of load, for half a minute."""
+    yield soak.table(list(soak.soak(0.5)))
 
 
 def in_instructions() -> Iterator[str]:
@@ -132,7 +144,7 @@ def in_instructions() -> Iterator[str]:
 
 PARTS = (
     micro, over_sockets, by_kind, as_work_grows, latencies, behind_haproxy, of_clients, of_the_engine,
-    beside_others, in_instructions,
+    of_the_middleware, beside_others, without_growing, in_instructions,
 )  # fmt: skip
 
 
@@ -161,7 +173,7 @@ def main() -> None:
     for part in PARTS:
         title = str(part.__doc__).rstrip(".")
         print(f"{title} …", flush=True)
-        if part not in (micro, by_kind, beside_others):
+        if part not in (micro, by_kind, beside_others, latencies, without_growing):
             pin(1)
         sections.append(f"## {title}\n\n" + "\n".join(part()))
         os.sched_setaffinity(0, range(os.cpu_count() or 1))

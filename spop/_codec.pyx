@@ -9,7 +9,6 @@ from cpython.bytearray cimport (
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.dict cimport PyDict_GetItemWithError
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
 from cpython.tuple cimport PyTuple_New
@@ -697,32 +696,30 @@ cdef struct Variable:
 cdef Variable _variables[VARIABLES_KEPT]
 
 
-cdef inline PyObject *target_of(object name) except NULL:
+cdef inline object target_of(object name):
     """Scope and name of a variable as an action has them."""
     cdef Variable *kept = &_variables[(<size_t><void *>name >> 4) % VARIABLES_KEPT]
     if kept.name is <PyObject *>name:
-        return kept.target
+        return <object>kept.target
     return find_target(name, kept)
 
 
-cdef PyObject *find_target(object name, Variable *kept) except NULL:
-    cdef PyObject *found = PyDict_GetItemWithError(_targets, name)
-    cdef object target
-    if found is NULL:
+cdef object find_target(object name, Variable *kept):
+    cdef object target = _targets.get(name)
+    if target is None:
         target = _codec_py._target(name)
-        found = <PyObject *>target
     if HAS_GIL and type(name) is str:
         Py_XDECREF(kept.name)
         Py_XDECREF(kept.target)
         kept.name = <PyObject *>name
-        kept.target = found
+        kept.target = <PyObject *>target
         Py_INCREF(kept.name)
         Py_INCREF(kept.target)
-    return found
+    return target
 
 
 cdef int write_action(Writer *w, object variable, object value) except -1:
-    cdef object target = <object>target_of(variable)
+    cdef object target = target_of(variable)
     reserve(w, 2)
     w.data[w.length] = UNSET_VAR if value is _unset else SET_VAR
     w.data[w.length + 1] = 2 if value is _unset else 3
