@@ -27,7 +27,7 @@ import latency
 import neighbours
 import soak
 import web
-from running import HERE, pin
+from running import HERE, PROCESSORS, pin
 
 RESULTS = HERE / "results"
 PEERS = ("haproxyspoa", "spoe-forge")
@@ -176,7 +176,7 @@ def main() -> None:
         if part not in (micro, by_kind, beside_others, latencies, without_growing):
             pin(1)
         sections.append(f"## {title}\n\n" + "\n".join(part()))
-        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+        os.sched_setaffinity(0, PROCESSORS)
     path = RESULTS / "report.md"
     path.write_text("\n\n".join(sections) + "\n")
     print(f"written to {path}")

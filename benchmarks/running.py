@@ -17,6 +17,8 @@ from spop.address import Address
 HERE = Path(__file__).parent
 BUILD = HERE / "build"
 TICK = os.sysconf("SC_CLK_TCK")
+PROCESSORS = sorted(os.sched_getaffinity(0))
+"""Before any pinning, which what is started inherits."""
 
 
 class Running(NamedTuple):
@@ -100,9 +102,8 @@ def free_port() -> int:
 
 def pin(processor: int) -> None:
     """Have this process, and what it starts, run on one processor."""
-    available = sorted(os.sched_getaffinity(0))
-    if len(available) > 1:
-        os.sched_setaffinity(0, {available[processor]})
+    if len(PROCESSORS) > 1:
+        os.sched_setaffinity(0, {PROCESSORS[processor]})
 
 
 def cpu_seconds(session: int) -> float:
