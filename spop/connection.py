@@ -107,6 +107,7 @@ class State(Enum):
 
 
 _OPEN = State.OPEN
+_NOTIFIES = (Notify, Deferred)
 UNORDERED = frozenset({Capability.PIPELINING, Capability.ASYNC})
 """With either of these, more than one NOTIFY may wait for its ACK."""
 
@@ -520,12 +521,10 @@ class AgentConnection(_Connection):
             self.stalled = len(acks) >= self._dispatcher.max_answer_size
 
     def _handle(self, frame: Frame | Deferred, events: list[AgentEvent]) -> None:
-        if not self._advance(frame):
-            return
-        if isinstance(frame, Notify | Deferred):
+        if isinstance(frame, _NOTIFIES) and self.state is _OPEN:
             self.in_flight += 1
             events.append(frame)
-        elif isinstance(frame, Control):
+        elif self._advance(frame) and isinstance(frame, Control):
             self._control(frame, events)
 
     def _control(self, frame: Control, events: list[AgentEvent]) -> None:

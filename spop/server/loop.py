@@ -16,7 +16,7 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -198,8 +198,10 @@ class Loop:
         self._calls.append(call)
         if not self._woken:
             self._woken = True
-            with contextlib.suppress(OSError):  # Full: it wakes up anyway. Closed: it has ended.
+            try:  # noqa: SIM105 - a suppress costs as much as the send.
                 self._waker.send(b"\0")
+            except OSError:  # Full: it wakes up anyway. Closed: it has ended.
+                pass
 
     def start(self) -> None:
         self.thread.start()
@@ -282,21 +284,22 @@ class Loop:
 
     def _run(self) -> None:
         set_source(lambda: self._dispatcher.running)
-        run = self._poller.run
+        run, wait = self._poller.run, 0.0 if self._timers else None
         while self._running:
-            run(self._timeout() if self._timers else None)
-            if self._timers:
-                self._run_timers()
+            run(wait)
             if self._acknowledged:
                 self._send_acks()
+            wait = self._run_timers() if self._timers else None
         self._close()
 
     def _ready(self, connection: Connection, events: int) -> None:
-        with self._failing(connection):
+        try:
             if events & WRITE:
                 self._flush(connection)
             if events & READ and connection.events & READ:
                 self._read(connection)
+        except Exception as error:
+            self._failed(connection, error)
 
     def _taken(
         self,
@@ -308,9 +311,10 @@ class Loop:
         error: Exception | None,
     ) -> None:
         """Go on with what the connection's port can't do."""
-        with self._failing(connection):
-            if isinstance(error, OSError):
-                raise error
+        if isinstance(error, OSError):
+            self._failed(connection, error)
+            return
+        try:
             if size == 0:
                 self._end_of_file(connection)
                 return
@@ -318,16 +322,15 @@ class Loop:
                 connection,
                 connection.protocol.receive_taken(self._buffer, size, left, consumed, acks, error),
             )
+        except Exception as failure:
+            self._failed(connection, failure)
 
-    @contextlib.contextmanager
-    def _failing(self, connection: Connection) -> Iterator[None]:
-        """Whatever goes wrong in it, ends this connection and no other."""
-        try:
-            yield
-        except OSError as error:
+    def _failed(self, connection: Connection, error: Exception) -> None:
+        """Whatever goes wrong with a connection, ends this one and no other."""
+        if isinstance(error, OSError):
             self._lost(connection, error.strerror or str(error))
-        except Exception:
-            logger.exception("connection failed")
+        else:
+            logger.error("connection failed", exc_info=error)
             self._lost(connection, "internal error")
 
     def _read(self, connection: Connection) -> None:
@@ -592,8 +595,10 @@ class Loop:
         while self._acknowledged:
             connection, _ = self._acknowledged.popitem()
             if connection in self._connections:
-                with self._failing(connection):
+                try:
                     self._received(connection, connection.protocol.resume())
+                except Exception as error:
+                    self._failed(connection, error)
 
     def _answer_elsewhere(self, exchange: Exchange, actions: bytearray) -> None:
         peer = exchange.connection.protocol.peer
@@ -741,21 +746,23 @@ class Loop:
     # --- calls and timers ---
 
     def _run_calls(self, _: int) -> None:
-        with contextlib.suppress(BlockingIOError):
+        try:  # noqa: SIM105
             self._wakened.recv(4096)
+        except BlockingIOError:
+            pass
         self._woken = False
         for _ in range(len(self._calls)):
             self._call(self._calls.popleft())
 
-    def _timeout(self) -> float:
-        return max(0.0, self._timers[0][0] - time.monotonic())
-
-    def _run_timers(self) -> None:
+    def _run_timers(self) -> float | None:
+        """Run the timers that are due. Returns the seconds until the next."""
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             call = heapq.heappop(self._timers)[2].call
             if call is not None:
                 self._call(call)
+                self._send_acks()
+        return self._timers[0][0] - now if self._timers else None
 
     def _call(self, call: Callable[[], object]) -> None:
         try:
