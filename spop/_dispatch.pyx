@@ -4,6 +4,8 @@ The same as `_dispatch_py`, its twin. A NOTIFY is first read whole into `Field`s
 malformed one calls no handler; then arguments go straight into the vector of a call.
 """
 
+from cython cimport critical_section
+
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -46,12 +48,18 @@ cdef extern from *:
     #include <errno.h>
     #ifdef __linux__
     #include <sys/epoll.h>
+    #include <sys/eventfd.h>
     #else  /* Whoever has no epoll asks for no Poller. */
-    enum { EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLLIN = 1, EPOLLOUT = 4 };
+    enum {
+        EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLLIN = 1, EPOLLOUT = 4,
+        EPOLLET, EFD_CLOEXEC, EFD_NONBLOCK
+    };
     struct epoll_event { uint32_t events; union { int fd; } data; };
     static int epoll_create1(int flags) { errno = ENOSYS; return -1; }
     static int epoll_ctl(int e, int how, int fd, struct epoll_event *event) { return -1; }
     static int epoll_wait(int e, struct epoll_event *events, int size, int timeout) { return -1; }
+    static int eventfd(unsigned int value, int flags) { errno = ENOSYS; return -1; }
+    static int eventfd_write(int fd, uint64_t value) { return -1; }
     #endif
     """
     union epoll_data:
@@ -65,6 +73,11 @@ cdef extern from *:
     int EPOLL_CTL_DEL
     uint32_t EPOLLIN
     uint32_t EPOLLOUT
+    uint32_t EPOLLET
+    int EFD_CLOEXEC
+    int EFD_NONBLOCK
+    int eventfd(unsigned int, int)
+    int eventfd_write(int, uint64_t)
     int epoll_create1(int)
     int epoll_ctl(int, int, int, epoll_event *)
     int epoll_wait(int, epoll_event *, int, int) nogil
@@ -939,25 +952,32 @@ cdef class Poller:
     exchange with nothing of Python in between."""
 
     cdef int epoll
+    cdef int wakeups
     cdef list ready  # by file descriptor
 
     def __cinit__(self):
         self.ready = []
+        self.wakeups = -1
         self.epoll = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll < 0:
             PyErr_SetFromErrno(OSError)
+        self.wakeups = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        if self.wakeups < 0:
+            PyErr_SetFromErrno(OSError)
+        # It is never read: each write is an edge.
+        self.control(EPOLL_CTL_ADD, self.wakeups, EPOLLIN | EPOLLET)
 
     def __dealloc__(self):
         self.close()
 
     def register(self, int fd, int events, ready):
-        self.control(EPOLL_CTL_ADD, fd, events)
+        self.control(EPOLL_CTL_ADD, fd, epoll_events(events))
         while len(self.ready) <= fd:
             self.ready.append(None)
         self.ready[fd] = ready
 
     def modify(self, int fd, int events):
-        self.control(EPOLL_CTL_MOD, fd, events)
+        self.control(EPOLL_CTL_MOD, fd, epoll_events(events))
 
     def unregister(self, int fd):
         if not 0 <= fd < len(self.ready) or self.ready[fd] is None:
@@ -969,7 +989,7 @@ cdef class Poller:
         cdef epoll_event events[EVENTS]
         cdef int i
         for i in range(self.wait(events, timeout)):
-            ready = self.ready[events[i].data.fd]
+            ready = self.ready_at(&events[i])
             if type(ready) is Port and events[i].events == EPOLLIN and (<Port>ready).open:
                 (<Port>ready).exchange()
             elif ready is not None:
@@ -980,19 +1000,32 @@ cdef class Poller:
         cdef int i
         cdef list found = []
         for i in range(self.wait(events, timeout)):
-            ready = self.ready[events[i].data.fd]
+            ready = self.ready_at(&events[i])
             if ready is not None:
                 found.append((ready, read_and_write(&events[i])))
         return found
 
-    def close(self):
-        if self.epoll >= 0:
-            close_fd(self.epoll)
-        self.epoll = -1
+    def wake(self):
+        with critical_section(self):
+            eventfd_write(self.wakeups, 1)  # It fails where all is closed.
 
-    cdef int control(self, int how, int fd, int events) except -1:
+    def close(self):
+        with critical_section(self):
+            if self.epoll >= 0:
+                close_fd(self.epoll)
+            if self.wakeups >= 0:
+                close_fd(self.wakeups)
+            self.epoll = self.wakeups = -1
+
+    cdef object ready_at(self, epoll_event *event):
+        """Whom to tell of an event; None where it was to wake up or is unregistered since."""
+        if event.data.fd < len(self.ready):
+            return self.ready[event.data.fd]
+        return None
+
+    cdef int control(self, int how, int fd, uint32_t events) except -1:
         cdef epoll_event event
-        event.events = (EPOLLIN if events & READ else 0) | (EPOLLOUT if events & WRITE else 0)
+        event.events = events
         event.data.fd = fd
         if epoll_ctl(self.epoll, how, fd, &event) < 0:
             PyErr_SetFromErrno(OSError)
@@ -1014,6 +1047,10 @@ cdef class Poller:
             PyErr_SetFromErrno(OSError)
         PyErr_CheckSignals()
         return 0
+
+
+cdef inline uint32_t epoll_events(int events) noexcept:
+    return (EPOLLIN if events & READ else 0) | (EPOLLOUT if events & WRITE else 0)
 
 
 cdef inline int read_and_write(epoll_event *event) noexcept:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import select
 import selectors
+import socket
 from collections.abc import Callable
 from typing import Protocol
 
@@ -26,7 +28,8 @@ class Poller(Protocol):
 
     ``run()`` waits for sockets to be ready and calls their functions. One that an earlier
     function of the same round has unregistered is left out. ``poll()`` waits and leaves the
-    calls to the caller, who may have to take a lock first.
+    calls to the caller, who may have to take a lock first. ``wake()`` has one thread that waits
+    return, or the next that would; it may be called from any thread, and when all is closed.
     """
 
     def register(self, fd: int, events: int, ready: Ready) -> None: ...
@@ -34,6 +37,7 @@ class Poller(Protocol):
     def unregister(self, fd: int) -> None: ...
     def run(self, timeout: float | None) -> None: ...
     def poll(self, timeout: float | None) -> list[tuple[Ready, int]]: ...
+    def wake(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -43,6 +47,9 @@ class EpollPoller:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._ready: dict[int, Ready] = {}
+        self._wakeups = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        # It is never read: each write is an edge.
+        self._epoll.register(self._wakeups, _EPOLLIN | select.EPOLLET)
 
     def register(self, fd: int, events: int, ready: Ready) -> None:
         self._epoll.register(fd, _EPOLL_EVENTS[events])
@@ -69,8 +76,15 @@ class EpollPoller:
                 found.append((ready, _READ_AND_WRITE[events & _EPOLLOUT]))
         return found
 
+    def wake(self) -> None:
+        with contextlib.suppress(OSError, ValueError):  # It is closed.
+            os.eventfd_write(self._wakeups, 1)
+
     def close(self) -> None:
         self._epoll.close()
+        if self._wakeups >= 0:
+            os.close(self._wakeups)
+            self._wakeups = -1
 
 
 class SelectorPoller:
@@ -78,6 +92,10 @@ class SelectorPoller:
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
+        self._waker, self._wakened = socket.socketpair()
+        self._waker.setblocking(False)
+        self._wakened.setblocking(False)
+        self.register(self._wakened.fileno(), READ, self._wake_up)
 
     def register(self, fd: int, events: int, ready: Ready) -> None:
         self._selector.register(fd, events, ready)
@@ -94,10 +112,24 @@ class SelectorPoller:
                 key.data(events)
 
     def poll(self, timeout: float | None) -> list[tuple[Ready, int]]:
-        return [(key.data, events) for key, events in self._selector.select(timeout)]
+        found = [(key.data, events) for key, events in self._selector.select(timeout)]
+        if (self._wake_up, READ) in found:
+            found.remove((self._wake_up, READ))
+            self._wake_up(READ)
+        return found
+
+    def wake(self) -> None:
+        with contextlib.suppress(OSError):  # It is full, and wakes up anyway, or closed.
+            self._waker.send(b"\0")
+
+    def _wake_up(self, _: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wakened.recv(4096)
 
     def close(self) -> None:
         self._selector.close()
+        self._waker.close()
+        self._wakened.close()
 
 
 _EPOLLIN: int = getattr(select, "EPOLLIN", 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -111,6 +113,27 @@ def test_waiting_and_calling_can_be_apart(poller: Poller, pair: Pair) -> None:
     pair[1].send(b"x")
     assert poller.poll(None) == [(ready, READ)]
     assert found == []
+
+
+@pytest.mark.parametrize("way", ["run", "poll"])
+def test_whoever_waits_is_woken(poller: Poller, way: str) -> None:
+    wait = getattr(poller, way)
+    timer = threading.Timer(0.05, poller.wake)
+    timer.start()
+    assert not wait(None)
+    timer.join()
+    poller.wake()
+    poller.wake()
+    assert not wait(None)
+    started = time.monotonic()
+    assert not wait(0.05)
+    assert time.monotonic() - started > 0.04
+
+
+def test_a_closed_one_may_be_woken_and_closed(poller: Poller) -> None:
+    poller.close()
+    poller.wake()
+    poller.close()
 
 
 @pytest.mark.parametrize("poller", dict.fromkeys([EpollPoller, new_poller]), indirect=True)

@@ -11,7 +11,6 @@ opened and left in threads of their own, so that no call waits for more than it 
 from __future__ import annotations
 
 import contextlib
-import socket
 import ssl
 import threading
 import weakref
@@ -68,13 +67,7 @@ class Client(Face):
         with self._lock:
             if not self._started:
                 self._poller = new_poller()
-                self._waker, wakened = socket.socketpair()
-                self._waker.setblocking(False)
-                wakened.setblocking(False)
-                self._poller.register(wakened.fileno(), READ, partial(_drain, wakened))
-                self._release = weakref.finalize(
-                    self, _close_all, self._poller, self._waker, wakened
-                )
+                self._release = weakref.finalize(self, self._poller.close)
                 self._started = True
 
     # --- for callers ---
@@ -231,10 +224,10 @@ class Client(Face):
             self._start()
         if self._leader is None and not self._pool.closed:
             self._heard_at = monotonic()
-            with contextlib.suppress(ValueError):  # It is closed at this moment.
-                ready = self._poller.poll(0)
-                with self._lock:
-                    self._handle(ready)
+            # A leader who began to sleep now could lose a wake-up to this.
+            with contextlib.suppress(ValueError), self._lock:  # It is closed at this moment.
+                if self._leader is None:
+                    self._handle(self._poller.poll(0))
 
     def _wait(self, exchange: Exchange, deadline: float) -> None:
         """Lead or follow, until something happens."""
@@ -294,8 +287,7 @@ class Client(Face):
             self._returning[exchange] = None
             self._lock.wake(baton)
         elif exchange is self._leader and self._leader_sleeps:
-            with contextlib.suppress(OSError):
-                self._waker.send(b"\0")
+            self._poller.wake()
 
     # --- bytes ---
 
@@ -495,13 +487,3 @@ class _Lock:
         self._lock.release()
         if first is not None:
             first.release()
-
-
-def _drain(wakened: socket.socket, _: int) -> None:
-    with contextlib.suppress(OSError):
-        wakened.recv(4096)
-
-
-def _close_all(*closed: Poller | socket.socket) -> None:
-    for each in closed:
-        each.close()

@@ -66,7 +66,7 @@ class Exchange:
         running = Running(handler.name, deferred.stream_id, deferred.frame_id, peer)
         job = Job(call, running, self._done)
         try:
-            self.loop.executor.submit(job)
+            self.loop.submit(job)
         except HandlerError as error:
             self._fail(call, error)
             return False

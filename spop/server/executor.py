@@ -32,7 +32,7 @@ class Job:
         done: takes the job, the encoded actions and what went wrong, in that thread.
     """
 
-    __slots__ = ("_done", "call", "cancel_task", "cancelled", "running")
+    __slots__ = ("_done", "_error", "_payload", "call", "cancel_task", "cancelled", "running")
 
     def __init__(
         self,
@@ -43,6 +43,8 @@ class Job:
         self.call = call
         self.running = running
         self.cancelled = False
+        self._payload = bytearray()
+        self._error: BaseException | None = None
         self._done = done
         self.cancel_task: Callable[[], object] | None = None
 
@@ -55,28 +57,25 @@ class Job:
     def run(self) -> None:
         """Call a blocking handler, in this thread."""
         set_source(lambda: self.running)
-        payload = bytearray()
         try:
-            encode_results(self.call, self.call.route.call(self.call.values), payload)
+            encode_results(self.call, self.call.route.call(self.call.values), self._payload)
         except BaseException as error:  # Whatever it is, the thread goes on and the peer waits.
-            self._done(self, payload, error)
-        else:
-            self._done(self, payload, None)
+            self._error = error
 
     async def run_async(self) -> None:
         """Call an ``async def`` handler, in a task of its own."""
         set_source(lambda: self.running)
-        payload = bytearray()
         try:
-            encode_results(self.call, await self.call.route.call(self.call.values), payload)
-        except (Exception, SystemExit) as error:
-            self._done(self, payload, error)
-        except asyncio.CancelledError as error:
-            if not self.cancelled:
-                self._done(self, payload, error)
-            raise
-        else:
-            self._done(self, payload, None)
+            encode_results(self.call, await self.call.route.call(self.call.values), self._payload)
+        except BaseException as error:
+            self._error = error
+            if not isinstance(error, Exception | SystemExit):
+                raise
+
+    def tell(self) -> None:
+        """Give what came of it to who waits for it, if anyone does."""
+        if not self.cancelled:
+            self._done(self, self._payload, self._error)
 
 
 class _Line:
@@ -91,9 +90,9 @@ class _Line:
 class _Threads:
     """Threads that run jobs, each in the order of their coming; they start as they are needed.
 
-    To wake a thread costs more than most handlers. So one at most is being woken, and before it
-    begins its first job it wakes the next, where there is more: short jobs are run by few
-    threads, and one that blocks holds up no other.
+    To wake a thread costs more than most handlers. So whoever submits jobs wakes once for all of
+    them, and one thread at most is being woken; before it begins its first job it wakes the next,
+    where there is more: short jobs are run by few threads, and one that blocks holds up no other.
     """
 
     def __init__(self, size: int, run: Callable[[Job], object]) -> None:
@@ -108,8 +107,11 @@ class _Threads:
         self._started = 0
 
     def submit(self, job: Job) -> None:
+        """Have a job run after the next `wake`."""
         self._jobs.append(job)
-        if not self._waking:
+
+    def wake(self) -> None:
+        if self._jobs and not self._waking:
             self._wake()
 
     def stop(self) -> None:
@@ -150,8 +152,7 @@ class _Threads:
                 job = self._jobs.popleft()
             except IndexError:  # Another thread was faster.
                 return
-            if self._jobs and not self._waking:
-                self._wake()
+            self.wake()
             self._run(job)
 
 
@@ -195,7 +196,7 @@ class Executor:
             self._asyncio_thread.start()
 
     def submit(self, job: Job) -> None:
-        """Run a job, once there is room for it.
+        """Run a job after the next `start_jobs`, once there is room for it.
 
         Raises:
             HandlerError: too many wait already.
@@ -216,6 +217,14 @@ class Executor:
             self._count()
         self._launch(handler, job)
 
+    def start_jobs(self) -> None:
+        """Have the other threads begin what was submitted."""
+        self._threads.wake()
+        if self._starting and not self._start_ordered:
+            assert self._asyncio is not None
+            self._start_ordered = True
+            self._asyncio.call_soon_threadsafe(self._start_tasks)
+
     def stop(self) -> None:
         """Cancel what still runs and end the threads."""
         loop, thread = self._asyncio, self._asyncio_thread
@@ -229,11 +238,7 @@ class Executor:
 
     def _launch(self, handler: HandlerInfo, job: Job) -> None:
         if handler.asynchronous:
-            assert self._asyncio is not None
             self._starting.append(job)
-            if not self._start_ordered:
-                self._start_ordered = True
-                self._asyncio.call_soon_threadsafe(self._start_tasks)
         else:
             self._threads.submit(job)
 
@@ -253,11 +258,10 @@ class Executor:
             self._queued -= 1
             self.busy += 1
             self._count()
-        try:
-            if not job.cancelled:
-                job.run()
-        finally:
-            self._next(job, blocking=True)
+        if not job.cancelled:
+            job.run()
+        self._next(job, blocking=True)
+        job.tell()  # Last, as its loop takes over.
 
     async def _run_task(self, job: Job) -> None:
         with self._lock:
@@ -269,6 +273,7 @@ class Executor:
                 await job.run_async()
         finally:
             self._next(job, blocking=False)
+            job.tell()
 
     def _next(self, job: Job, blocking: bool) -> None:
         """A job has ended: the first in its line may run."""
@@ -284,6 +289,7 @@ class Executor:
             self._count()
         if following is not None:
             self._launch(handler, following)
+            self.start_jobs()
 
     def _count(self) -> None:
         self._cells[Cell.QUEUED] = self._queued

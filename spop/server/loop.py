@@ -32,7 +32,7 @@ from spop.poller import READ, WRITE, new_poller
 from spop.server.admission import Admission
 from spop.server.engines import Engines
 from spop.server.exchange import Exchange
-from spop.server.executor import Executor
+from spop.server.executor import Executor, Job
 from spop.server.frame_log import LoggedConnection
 from spop.server.listeners import peer_host, peer_name
 from spop.server.options import Options
@@ -176,10 +176,7 @@ class Loop:
         self._handshakes = Deadlines(self, options.handshake_timeout, self._end_handshake)
         self._lingering = Deadlines(self, LINGER, self._remove)
         self._sweeping = False
-        self._waker, self._wakened = socket.socketpair()
-        self._waker.setblocking(False)
-        self._wakened.setblocking(False)
-        self._poller.register(self._wakened.fileno(), READ, self._run_calls)
+        self._submitted = False
         self._running = True
         self._draining = False
         self._give_away: GiveAway | None = None
@@ -198,10 +195,7 @@ class Loop:
         self._calls.append(call)
         if not self._woken:
             self._woken = True
-            try:  # noqa: SIM105 - a suppress costs as much as the send.
-                self._waker.send(b"\0")
-            except OSError:  # Full: it wakes up anyway. Closed: it has ended.
-                pass
+            self._poller.wake()
 
     def start(self) -> None:
         self.thread.start()
@@ -287,9 +281,14 @@ class Loop:
         run, wait = self._poller.run, 0.0 if self._timers else None
         while self._running:
             run(wait)
+            if self._calls:
+                self._run_calls()
             if self._acknowledged:
                 self._send_acks()
             wait = self._run_timers() if self._timers else None
+            if self._submitted:
+                self._submitted = False
+                self.executor.start_jobs()
         self._close()
 
     def _ready(self, connection: Connection, events: int) -> None:
@@ -564,6 +563,11 @@ class Loop:
         _close_port(connection)
         exchange.run()
 
+    def submit(self, job: Job) -> None:
+        """Have the executor run a job after this round. Raises as `Executor.submit` does."""
+        self.executor.submit(job)
+        self._submitted = True
+
     def answer(self, exchange: Exchange, actions: bytearray) -> None:
         """Send the ACK of an exchange, on its own connection or another of the engine."""
         connection = exchange.connection
@@ -740,16 +744,10 @@ class Loop:
                 self._ended(connection, reason)
             self._remove(connection)
         self._poller.close()
-        self._waker.close()
-        self._wakened.close()
 
     # --- calls and timers ---
 
-    def _run_calls(self, _: int) -> None:
-        try:  # noqa: SIM105
-            self._wakened.recv(4096)
-        except BlockingIOError:
-            pass
+    def _run_calls(self) -> None:
         self._woken = False
         for _ in range(len(self._calls)):
             self._call(self._calls.popleft())
