@@ -1039,8 +1039,11 @@ cdef class Poller:
             raise ValueError("the poller is closed")
         if timeout is not None:
             milliseconds = <int>ceil(min(timeout, LONGEST_WAIT) * 1000)
-        with nogil:
-            count = epoll_wait(self.epoll, events, EVENTS, milliseconds)
+        if milliseconds == 0:
+            count = epoll_wait(self.epoll, events, EVENTS, 0)
+        else:
+            with nogil:
+                count = epoll_wait(self.epoll, events, EVENTS, milliseconds)
         if count >= 0:
             return count
         if errno != EINTR:
