@@ -60,16 +60,19 @@ cdef extern from *:
         *(PyObject **)((char *)instance + offset) = Py_NewRef(value);
     }
 
-    /* `*spare`, where nobody else has it, else a new instance, which is the next spare one. */
+    /* `*spare`, where nobody else has it, else a new instance, which is the next spare one.
+       Without a GIL there is no spare one. */
     static inline PyObject *spare_instance(PyObject **spare, PyObject *type) {
-    #ifndef Py_GIL_DISABLED
+    #ifdef Py_GIL_DISABLED
+        return PyType_GenericAlloc((PyTypeObject *)type, 0);
+    #else
         Py_ssize_t weak = ((PyTypeObject *)type)->tp_weaklistoffset;
         if (*spare != NULL && Py_REFCNT(*spare) == 1 && !*(PyObject **)((char *)*spare + weak))
             return Py_NewRef(*spare);
-    #endif
         PyObject *instance = PyType_GenericAlloc((PyTypeObject *)type, 0);
         Py_XSETREF(*spare, Py_XNewRef(instance));
         return instance;
+    #endif
     }
 
     static inline void refill_slot(PyObject *instance, Py_ssize_t offset, PyObject *value) {
