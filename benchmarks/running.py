@@ -77,13 +77,14 @@ def running(
     port: int,
     environment: dict[str, str] | None = None,
     stderr: int | None = None,
+    processors: int = 1,
 ) -> Iterator[Running]:
-    """An agent on processor 0, from when it listens to the end of the block."""
+    """An agent on the first processors, from when it listens to the end of the block."""
     process = subprocess.Popen(
         command,
         env={**os.environ, **(environment or {})},
         stderr=stderr,
-        preexec_fn=lambda: pin(0),
+        preexec_fn=lambda: pin(*range(processors)),
         start_new_session=True,
     )
     try:
@@ -100,10 +101,10 @@ def free_port() -> int:
         return port
 
 
-def pin(processor: int) -> None:
-    """Have this process, and what it starts, run on one processor."""
-    if len(PROCESSORS) > 1:
-        os.sched_setaffinity(0, {PROCESSORS[processor]})
+def pin(*processors: int) -> None:
+    """Have this process, and what it starts, run on these processors, where there are as many."""
+    if len(PROCESSORS) > max(processors):
+        os.sched_setaffinity(0, {PROCESSORS[each] for each in processors})
 
 
 def cpu_seconds(session: int) -> float:

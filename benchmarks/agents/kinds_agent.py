@@ -31,6 +31,12 @@ def sleeping(ip: IPv4Address) -> dict[str, int]:
     return {"sess.ip_score": ip.packed[-1]}
 
 
+@agent.message("busy")
+def busy(ip: IPv4Address) -> dict[str, int]:
+    sum(range(10_000))
+    return {"sess.ip_score": ip.packed[-1]}
+
+
 @agent.message("any")
 def anything(message: Message) -> dict[str, int]:
     return {"sess.arguments": len(message.names)}
