@@ -147,7 +147,7 @@ async def load(port: int, seconds: float) -> int:
 def uvicorn_command(port: int, app: str) -> list[str]:
     return [
         sys.executable, "-m", "uvicorn", "--app-dir", str(HERE), "--factory", f"web:{app}",
-        "--port", str(port), "--no-access-log", "--log-level", "error",
+        "--port", str(port), "--no-access-log", "--log-level", "critical",
     ]  # fmt: skip
 
 
