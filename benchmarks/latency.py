@@ -4,9 +4,9 @@
 
 The load is open: frames fall due at a fixed rate, and one that has to wait counts from then. It
 is in C and never sleeps, as one in Python would be what is slow in its slowest hundredth. A
-second one has a blocking handler sleep all the time, as a slow neighbour; it disturbs the first
-too, so the agent in C is measured beside it as well. What saturates is found first, for the agent
-in Python; both get half of that.
+second one has a blocking handler sleep all the time, as a slow neighbour, for half a second or for
+50 ms; it disturbs the first too, so the agent in C is measured beside it as well, which answers at
+once. What saturates is found first, for the agent in Python; both get half of that.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from typing import Any
 from frames import CONNECTIONS, compile_c
 from running import BUILD, Running, free_port, pin, running, sink_command, spop_command
 
-SLEEPS = 20
-"""Messages a second for a handler that sleeps for 50 ms: one sleeps all the time."""
-
-BESIDE = {"C sink": "beside the same load, not sleeping", "spop": "beside a handler that sleeps"}
+BESIDE = {
+    "beside a handler that sleeps 0.5 s": ("sleeping-long", 2),
+    "beside a handler that sleeps 50 ms": ("sleeping", 20),
+}
+"""Messages, and how many a second have one sleep all the time."""
 
 
 @contextlib.contextmanager
@@ -40,9 +41,9 @@ def agents() -> Iterator[dict[str, Running]]:
 
 
 @contextlib.contextmanager
-def sleeping_beside(agent: Running) -> Iterator[None]:
+def sleeping_beside(agent: Running, message: str, rate: int) -> Iterator[None]:
     process = subprocess.Popen(
-        _command(agent, 10**6, "sleeping", SLEEPS, connections=2),
+        _command(agent, 10**6, message, rate, connections=2),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=lambda: pin(1),
     )  # fmt: skip
     try:
@@ -75,9 +76,10 @@ def measure(rounds: int = 20, seconds: float = 0.5) -> dict[str, tuple[float, ..
         for _ in range(rounds):
             for name, agent in those.items():
                 found.setdefault(name, []).append(_load(agent, frames, rate))
-                with sleeping_beside(agent):
-                    results = found.setdefault(f"{name}, {BESIDE[name]}", [])
-                    results.append(_load(agent, frames, rate))
+                for beside, (message, times) in BESIDE.items():
+                    with sleeping_beside(agent, message, times):
+                        results = found.setdefault(f"{name}, {beside}", [])
+                        results.append(_load(agent, frames, rate))
     return {
         name: tuple(_undisturbed(results, quantile) for quantile in ("p50", "p99", "p999"))
         for name, results in found.items()
@@ -91,7 +93,7 @@ def _undisturbed(results: list[dict[str, Any]], quantile: str) -> float:
 
 def table(found: dict[str, tuple[float, ...]]) -> str:
     lines = ["| agent | p50 | p99 | p99.9 | p99 / C |", "|---|---|---|---|---|"]
-    yardsticks = [p99 for _, p99, _ in found.values()][:2] * 2
+    yardsticks = [p99 for _, p99, _ in found.values()][: 1 + len(BESIDE)] * 2
     lines += [
         f"| {name} | {p50:.0f} µs | {p99:.0f} µs | {p999:.0f} µs | {p99 / yardstick:.2f} × |"
         for (name, (p50, p99, p999)), yardstick in zip(found.items(), yardsticks, strict=True)

@@ -31,6 +31,12 @@ def sleeping(ip: IPv4Address) -> dict[str, int]:
     return {"sess.ip_score": ip.packed[-1]}
 
 
+@agent.message("sleeping-long", blocking=True)
+def sleeping_long(ip: IPv4Address) -> dict[str, int]:
+    time.sleep(0.5)
+    return {"sess.ip_score": ip.packed[-1]}
+
+
 @agent.message("busy")
 def busy(ip: IPv4Address) -> dict[str, int]:
     sum(range(10_000))

@@ -280,15 +280,17 @@ class Loop:
         set_source(lambda: self._dispatcher.running)
         run, wait = self._poller.run, 0.0 if self._timers else None
         while self._running:
-            run(wait)
-            if self._calls:
-                self._run_calls()
+            # One thing between two looks at the sockets, as it may take longer than many frames.
+            calls = len(self._calls)
+            run(0.0 if calls or self._acknowledged or self._submitted else wait)
             if self._acknowledged:
                 self._send_acks()
-            wait = self._run_timers() if self._timers else None
-            if self._submitted:
+            elif self._submitted:
                 self._submitted = False
                 self.executor.start_jobs()
+            elif calls:
+                self._run_calls(calls)
+            wait = self._run_timers() if self._timers else None
         self._close()
 
     def _ready(self, connection: Connection, events: int) -> None:
@@ -561,10 +563,16 @@ class Loop:
             connection.exchanges = set()
         connection.exchanges.add(exchange)
         _close_port(connection)
-        exchange.run()
+        self._calls.append(partial(self._run_exchange, exchange))
+
+    def _run_exchange(self, exchange: Exchange) -> None:
+        try:
+            exchange.run()
+        except Exception as error:
+            self._failed(exchange.connection, error)
 
     def submit(self, job: Job) -> None:
-        """Have the executor run a job after this round. Raises as `Executor.submit` does."""
+        """Have the executor run a job soon. Raises as `Executor.submit` does."""
         self.executor.submit(job)
         self._submitted = True
 
@@ -738,6 +746,7 @@ class Loop:
         self._running = False
 
     def _close(self) -> None:
+        self._send_acks()
         for connection in list(self._connections):
             if connection.peer is not None:
                 reason = Disconnect(Status.NORMAL, "the agent stopped", False)
@@ -747,9 +756,9 @@ class Loop:
 
     # --- calls and timers ---
 
-    def _run_calls(self) -> None:
+    def _run_calls(self, count: int) -> None:
         self._woken = False
-        for _ in range(len(self._calls)):
+        for _ in range(count):
             self._call(self._calls.popleft())
 
     def _run_timers(self) -> float | None:
