@@ -181,6 +181,8 @@ class _Connection:
     def data_to_send(self) -> bytes | bytearray:
         """The bytes to send now; empty when there are none. They are given once."""
         out = self._out
+        if not out:
+            return b""
         if len(out) == 1:
             return out.pop()
         data = b"".join(out)

@@ -63,7 +63,7 @@ class Exchange:
         handler = self.loop.agent.handlers[call.route.name]
         deferred = self.deferred
         peer = self.connection.protocol.peer
-        running = Running(handler.name, deferred.stream_id, deferred.frame_id, peer)
+        running = partial(Running, handler.name, deferred.stream_id, deferred.frame_id, peer)
         job = Job(call, running, self._done)
         try:
             self.loop.submit(job)

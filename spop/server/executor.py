@@ -28,20 +28,20 @@ class Job:
     """A call of a handler in another thread.
 
     Args:
-        running: what its logs say.
+        running: makes what its logs say.
         done: takes the job, the encoded actions and what went wrong, in that thread.
     """
 
-    __slots__ = ("_done", "_error", "_payload", "call", "cancel_task", "cancelled", "running")
+    __slots__ = ("_done", "_error", "_payload", "_running", "call", "cancel_task", "cancelled")
 
     def __init__(
         self,
         call: Call,
-        running: Running,
+        running: Callable[[], Running],
         done: Callable[[Job, bytearray, BaseException | None], None],
     ) -> None:
         self.call = call
-        self.running = running
+        self._running = running
         self.cancelled = False
         self._payload = bytearray()
         self._error: BaseException | None = None
@@ -56,7 +56,7 @@ class Job:
 
     def run(self) -> None:
         """Call a blocking handler, in this thread."""
-        set_source(lambda: self.running)
+        set_source(self._running)
         try:
             encode_results(self.call, self.call.route.call(self.call.values), self._payload)
         except BaseException as error:  # Whatever it is, the thread goes on and the peer waits.
@@ -64,7 +64,7 @@ class Job:
 
     async def run_async(self) -> None:
         """Call an ``async def`` handler, in a task of its own."""
-        set_source(lambda: self.running)
+        set_source(self._running)
         try:
             encode_results(self.call, await self.call.route.call(self.call.values), self._payload)
         except BaseException as error:

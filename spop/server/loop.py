@@ -372,9 +372,9 @@ class Loop:
             self._send(connection)
         if connection.unsent or protocol.in_flight or connection.events != READ:
             self._watch(connection)
-        if self._is_simple(connection):
+        if not protocol.in_flight and self._is_simple(connection):
             connection.port.open = True
-        else:
+        elif connection.port.open:
             _close_port(connection)
         if protocol.should_close and not connection.unsent:
             self._linger(connection)
