@@ -67,8 +67,9 @@ def _load(agent: Running, frames: int, rate: float | None = None) -> dict[str, A
     return found
 
 
-def measure(rounds: int = 20, seconds: float = 0.5) -> dict[str, tuple[float, ...]]:
-    """Microseconds: p50, p99 and p99.9, of the rounds that the machine disturbed least."""
+def measure(rounds: int = 20, seconds: float = 0.5) -> tuple[float, dict[str, tuple[float, ...]]]:
+    """Frames a second; microseconds, p50, p99 and p99.9, of the rounds that the machine disturbed
+    least."""
     found: dict[str, list[dict[str, Any]]] = {}
     with agents() as those:
         rate = _load(those["spop"], 100_000)["rate"] / 2
@@ -80,7 +81,7 @@ def measure(rounds: int = 20, seconds: float = 0.5) -> dict[str, tuple[float, ..
                     with sleeping_beside(agent, message, times):
                         results = found.setdefault(f"{name}, {beside}", [])
                         results.append(_load(agent, frames, rate))
-    return {
+    return rate, {
         name: tuple(_undisturbed(results, quantile) for quantile in ("p50", "p99", "p999"))
         for name, results in found.items()
     }
@@ -91,8 +92,9 @@ def _undisturbed(results: list[dict[str, Any]], quantile: str) -> float:
     return statistics.quantiles([result[quantile] for result in results])[0] * 1e6
 
 
-def table(found: dict[str, tuple[float, ...]]) -> str:
-    lines = ["| agent | p50 | p99 | p99.9 | p99 / C |", "|---|---|---|---|---|"]
+def table(rate: float, found: dict[str, tuple[float, ...]]) -> str:
+    lines = [f"{rate:,.0f} frames a second.\n"]
+    lines += ["| agent | p50 | p99 | p99.9 | p99 / C |", "|---|---|---|---|---|"]
     yardsticks = [p99 for _, p99, _ in found.values()][: 1 + len(BESIDE)] * 2
     lines += [
         f"| {name} | {p50:.0f} µs | {p99:.0f} µs | {p999:.0f} µs | {p99 / yardstick:.2f} × |"
@@ -103,4 +105,4 @@ def table(found: dict[str, tuple[float, ...]]) -> str:
 
 if __name__ == "__main__":
     compile_c()
-    print(table(measure()))
+    print(table(*measure()))

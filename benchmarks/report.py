@@ -103,7 +103,7 @@ def as_work_grows() -> Iterator[str]:
 
 def latencies() -> Iterator[str]:
     """Latency at half of the saturating rate."""
-    yield latency.table(latency.measure(rounds=8))
+    yield latency.table(*latency.measure(rounds=8))
 
 
 def behind_haproxy() -> Iterator[str]:
