@@ -89,7 +89,8 @@ def measure(rounds: int = 20, seconds: float = 0.5) -> tuple[float, dict[str, tu
 
 def _undisturbed(results: list[dict[str, Any]], quantile: str) -> float:
     """The lower quartile: what others do on the machine only ever adds."""
-    return statistics.quantiles([result[quantile] for result in results])[0] * 1e6
+    least: float = statistics.quantiles([result[quantile] for result in results])[0]
+    return least * 1e6
 
 
 def table(rate: float, found: dict[str, tuple[float, ...]]) -> str:
