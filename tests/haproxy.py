@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Self
 
-CONFIG = """
+GLOBAL = """
 global
     stats socket {folder}/stats.sock level admin
     {global_options}
@@ -28,7 +28,9 @@ defaults
     timeout connect 5s
     timeout client 30s
     timeout server 30s
+"""
 
+CONFIG = """
 frontend www
     bind fd@{fd}
     {frontend_options}
@@ -36,7 +38,7 @@ frontend www
     {frontend_rules}
 
 backend agents
-    mode {agent_mode}
+    mode {mode}
     option spop-check
     timeout connect 5s
     timeout server 1m
@@ -86,42 +88,31 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float = 15) ->
         time.sleep(0.01)
 
 
-class HAProxy:
-    """A running HAProxy whose filter asks an agent, for a ``with`` statement.
+class Process:
+    """A running HAProxy, for a ``with`` statement; it listens on `port`.
 
     Args:
-        agent: the agent's address as HAProxy writes it: ``HOST:PORT`` or ``unix@PATH``.
-        spoe: the SPOE file, the scope ``[test]`` and its ``use-backend`` line left out.
-        rules: what to do with a request once the agent answered.
+        config: what follows ``global`` and ``defaults``; ``{fd}``, ``{folder}`` and ``{mode}``,
+            that of agents' backends, are filled in, and `more`.
+        spoe: the SPOE file, ``spoe.cfg`` of the folder.
     """
 
     def __init__(
-        self,
-        binary: str,
-        folder: Path,
-        *,
-        agent: str,
-        spoe: str,
-        rules: str,
-        frontend_options: str = "",
-        global_options: str = "",
+        self, binary: str, folder: Path, *, config: str, spoe: str, global_options: str, **more: str
     ) -> None:
         self.version = version(binary)
         self._binary = binary
         self._folder = folder
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.port: int = self._listener.getsockname()[1]
-        header, _, body = spoe.strip().partition("\n")
-        (folder / "spoe.cfg").write_text(f"[test]\n{header}\n    use-backend agents\n{body}\n")
+        (folder / "spoe.cfg").write_text(spoe)
         (folder / "haproxy.cfg").write_text(
-            CONFIG.format(
+            (GLOBAL + config).format(
                 folder=folder,
                 fd=self._listener.fileno(),
-                agent=agent,
-                agent_mode="spop" if self.version >= (3, 1) else "tcp",
-                frontend_options=frontend_options,
-                frontend_rules=rules,
+                mode="spop" if self.version >= (3, 1) else "tcp",
                 global_options=global_options,
+                **more,
             )
         )
         self._log = (folder / "haproxy.log").open("w+")
@@ -173,6 +164,39 @@ class HAProxy:
             sock.sendall(text.encode() + b"\n")
             with sock.makefile() as answer:
                 return answer.read()
+
+
+class HAProxy(Process):
+    """A running HAProxy whose filter asks an agent, for a ``with`` statement.
+
+    Args:
+        agent: the agent's address as HAProxy writes it: ``HOST:PORT`` or ``unix@PATH``.
+        spoe: the SPOE file, the scope ``[test]`` and its ``use-backend`` line left out.
+        rules: what to do with a request once the agent answered.
+    """
+
+    def __init__(
+        self,
+        binary: str,
+        folder: Path,
+        *,
+        agent: str,
+        spoe: str,
+        rules: str,
+        frontend_options: str = "",
+        global_options: str = "",
+    ) -> None:
+        header, _, body = spoe.strip().partition("\n")
+        super().__init__(
+            binary,
+            folder,
+            config=CONFIG,
+            spoe=f"[test]\n{header}\n    use-backend agents\n{body}\n",
+            global_options=global_options,
+            agent=agent,
+            frontend_options=frontend_options,
+            frontend_rules=rules,
+        )
 
     def server_state(self) -> tuple[str, str]:
         """Status of the agent's server and result of its last check: ``("UP", "L7OK")``."""

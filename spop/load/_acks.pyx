@@ -4,14 +4,13 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcmp
 
-from spop._codec cimport Reader, read_varint
-
-from spop.errors import InvalidFrameError
+from spop._codec cimport Reader, frame_length, read_varint
 
 cdef enum:
     ACK_FRAME = 103
-    SMALLEST = 7
     SUB = 5
+
+cdef Py_ssize_t ANY_SIZE = 1 << 32
 
 SUB_BITS = SUB
 
@@ -43,7 +42,7 @@ def take_acks(
     cdef Py_buffer view
     cdef Reader r
     cdef const unsigned char *data
-    cdef Py_ssize_t offset = 0, strays = 0, wrong = 0, size
+    cdef Py_ssize_t offset = 0, strays = 0, wrong = 0, length
     cdef uint64_t stream_id, frame_id
     cdef const unsigned char *wanted = NULL
     cdef Py_ssize_t wanted_size = 0
@@ -54,16 +53,12 @@ def take_acks(
     try:
         data = <const unsigned char *>view.buf
         r.base = data
-        while end - offset >= 4:
-            size = (<Py_ssize_t>data[offset] << 24 | data[offset + 1] << 16
-                    | data[offset + 2] << 8 | data[offset + 3])
-            if size < SMALLEST:
-                raise InvalidFrameError(f"frame of {size} bytes, {SMALLEST} at least")
-            size += 4
-            if end - offset < size or data[offset + 4] != ACK_FRAME:
+        while True:
+            length = frame_length(data, offset, end, ANY_SIZE)
+            if length < 0 or data[offset + 4] != ACK_FRAME:
                 break
             r.offset = offset + 9
-            offset += size
+            offset += 4 + length
             r.end = offset
             read_varint(&r, &stream_id)
             read_varint(&r, &frame_id)

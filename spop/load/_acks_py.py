@@ -9,14 +9,12 @@ from array import array
 
 from spop import _codec_py as codec
 from spop.constants import FrameType
-from spop.errors import InvalidFrameError
 from spop.values import Buffer
 
 SUB_BITS = 5
 """Each power of two of nanoseconds has so many bits of buckets."""
 
-SMALLEST = 7
-"""Bytes of a frame behind its length: type, flags, two ids."""
+ANY_SIZE = 2**32
 
 
 def bucket(nanoseconds: int) -> int:
@@ -54,13 +52,10 @@ def take_acks(
     """
     offset = strays = wrong = 0
     data = bytes(memoryview(buffer)[:end])
-    while end - offset >= 4:
-        size = int.from_bytes(data[offset : offset + 4], "big")
-        if size < SMALLEST:
-            raise InvalidFrameError(f"frame of {size} bytes, {SMALLEST} at least")
-        size += 4
-        if end - offset < size or data[offset + 4] != FrameType.ACK:
+    while (length := codec._whole_frame(data, offset, ANY_SIZE)) >= 0:
+        if data[offset + 4] != FrameType.ACK:
             break
+        size = 4 + length
         stream_id, payload = _ids(data, offset + 9, offset + size)
         offset += size
         if not first <= stream_id < len(sent) or not sent[stream_id]:

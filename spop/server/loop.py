@@ -372,7 +372,7 @@ class Loop:
             self._send(connection)
         if connection.unsent or protocol.in_flight or connection.events != READ:
             self._watch(connection)
-        if not protocol.in_flight and self._is_simple(connection):
+        if self._is_simple(connection):
             connection.port.open = True
         elif connection.port.open:
             _close_port(connection)

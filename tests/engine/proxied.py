@@ -9,45 +9,22 @@ import threading
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
-from haproxy import HAProxy
-
-GLOBAL = """
-global
-    stats socket {folder}/stats.sock level admin
-    {nbthread}
-    {global_options}
-
-defaults
-    mode http
-    timeout connect 5s
-    timeout client 30s
-    timeout server 30s
-"""
+from haproxy import Process, version
 
 
-class Proxied(HAProxy):
-    """A running HAProxy; ``{port}`` in its configuration is where `connect` connects to.
-
-    Args:
-        config: what follows ``global`` and ``defaults``; ``{fd}``, ``{folder}`` and ``{mode}``,
-            that of agents' backends, are filled in.
-        spoe: the SPOE file, ``spoe.cfg`` of the folder.
-    """
+class Proxied(Process):
+    """A running HAProxy of one thread, with a configuration of its own."""
 
     def __init__(
         self, binary: str, folder: Path, *, config: str, spoe: str, global_options: str = ""
     ) -> None:
-        super().__init__(binary, folder, agent="", spoe="", rules="")
-        modern = self.version >= (3, 1)
-        (folder / "spoe.cfg").write_text(spoe)
-        (folder / "haproxy.cfg").write_text(
-            (GLOBAL + config).format(
-                folder=folder,
-                fd=self._listener.fileno(),
-                mode="spop" if modern else "tcp",
-                nbthread="nbthread 1" if self.version >= (2, 0) else "",
-                global_options=global_options,
-            )
+        nbthread = "nbthread 1" if version(binary) >= (2, 0) else ""
+        super().__init__(
+            binary,
+            folder,
+            config=config,
+            spoe=spoe,
+            global_options=f"{nbthread}\n    {global_options}",
         )
 
     def connect(self, source: str = "127.0.0.1") -> socket.socket:

@@ -260,6 +260,17 @@ CASES_OF_3_1 |= {"big-unsplittable", "abort-unsplit", "wrong-id", "wrong-id-asyn
 
 HELLO = dict.fromkeys((case.name for case in CASES if case.name.startswith("hello-")), 1)
 MALFORMED = {"unknown-action": 0, "cut-action": 0}
+SINCE_2 = {
+    **HELLO,
+    **MALFORMED,
+    "disconnect-async": 1,
+    "hang-up-async": 1,
+    "refused": 1,
+    "big-unsplittable": 1,
+    "no-fin": 256,
+    "notify-back": 1,
+    "wrong-id-lock-step": 256,
+}
 OTHERWISE: dict[tuple[int, int], dict[str, int]] = {
     (1, 8): {
         **HELLO,
@@ -273,29 +284,8 @@ OTHERWISE: dict[tuple[int, int], dict[str, int]] = {
         "short": 1,
         "wrong-id-lock-step": 1,
     },
-    (2, 6): {
-        **HELLO,
-        **MALFORMED,
-        "disconnect-async": 1,
-        "hang-up-async": 1,
-        "refused": 1,
-        "big-unsplittable": 1,
-        "no-fin": 256,
-        "notify-back": 1,
-        "short": 1,
-        "wrong-id-lock-step": 256,
-    },
-    (3, 0): {
-        **HELLO,
-        **MALFORMED,
-        "disconnect-async": 1,
-        "hang-up-async": 1,
-        "refused": 1,
-        "big-unsplittable": 1,
-        "no-fin": 256,
-        "notify-back": 1,
-        "wrong-id-lock-step": 256,
-    },
+    (2, 6): {**SINCE_2, "short": 1},
+    (3, 0): SINCE_2,
     (3, 4): {"unknown-action": 0},
 }
 """The number that HAProxy gives first, where the engine knows better.
