@@ -122,35 +122,7 @@ cdef extern from *:
     Py_ssize_t name_hash(const unsigned char *data, Py_ssize_t length)
     bint HAS_GIL
 
-# The protocol's numbers; a test holds them against `spop.constants`.
-cdef enum:
-    UNSET_FRAME = 0
-    HAPROXY_HELLO = 1
-    HAPROXY_DISCONNECT = 2
-    NOTIFY = 3
-    AGENT_HELLO = 101
-    AGENT_DISCONNECT = 102
-    ACK = 103
-
-    FIN = 1
-    ABORT = 2
-
-    T_NULL = 0
-    T_BOOL = 1
-    T_INT32 = 2
-    T_UINT32 = 3
-    T_INT64 = 4
-    T_UINT64 = 5
-    T_IPV4 = 6
-    T_IPV6 = 7
-    T_STRING = 8
-    T_BINARY = 9
-
-    SET_VAR = 1
-    UNSET_VAR = 2
-
-    DEFAULT_MAX_FRAME_SIZE = 1048576
-
+# The protocol's numbers stand in the .pxd; a test compares these with `spop.constants`.
 C_CONSTANTS = {
     "FrameType": (UNSET_FRAME, HAPROXY_HELLO, HAPROXY_DISCONNECT, NOTIFY, AGENT_HELLO,
                   AGENT_DISCONNECT, ACK),
@@ -159,6 +131,7 @@ C_CONSTANTS = {
                  T_STRING, T_BINARY),
     "ActionType": (SET_VAR, UNSET_VAR),
     "DEFAULT_MAX_FRAME_SIZE": DEFAULT_MAX_FRAME_SIZE,
+    "MAX_CONTROL_SIZE": MAX_CONTROL_SIZE,
 }
 
 cdef Py_ssize_t message_name = slot_offset(Message, "name")
@@ -290,7 +263,7 @@ cdef Py_ssize_t frame_length(
     cdef Py_ssize_t length
     if end - offset < 4:
         return -1
-    length = <uint32_t>p[0] << 24 | p[1] << 16 | p[2] << 8 | p[3]
+    length = announced_length(p)
     if length > max_frame_size:
         raise FrameTooBigError(f"frame of {length} bytes, {max_frame_size} at most")
     if length < 7:
@@ -791,15 +764,6 @@ cdef uint64_t as_uint64(object value) except? 0xFFFFFFFFFFFFFFFF:
             f"{value} is not in 0 to 2**64 - 1, the range of a varint") from None
 
 
-cdef inline Writer writer(unsigned char *data, Py_ssize_t capacity) noexcept:
-    cdef Writer w
-    w.data = data
-    w.length = 0
-    w.capacity = capacity
-    w.heap = False
-    return w
-
-
 # --- the public functions, documented in `_codec_py` -----------------------------------------
 
 # A function of the twin that takes `out` differs from the next only in what it writes.
@@ -808,7 +772,8 @@ ctypedef int (*Write)(Writer *, object) except -1
 
 cdef bytearray written(Write write, object value, bytearray out):
     cdef unsigned char stack[512]
-    cdef Writer w = writer(stack, sizeof(stack))
+    cdef Writer w
+    use_stack(&w, stack, sizeof(stack))
     try:
         write(&w, value)
         return append(out, &w)
@@ -821,8 +786,9 @@ cdef bytearray written_frame(
     object frame_id, bytearray out, bint little_endian,
 ):
     cdef unsigned char stack[1024]
-    cdef Writer w = writer(stack, sizeof(stack))
+    cdef Writer w
     cdef Py_ssize_t start
+    use_stack(&w, stack, sizeof(stack))
     try:
         start = begin_frame(
             &w, type, flags, as_uint64(stream_id), as_uint64(frame_id), little_endian)

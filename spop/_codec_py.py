@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from spop.constants import DEFAULT_MAX_FRAME_SIZE, FrameType
+from spop.constants import CONTROL_TYPES, DEFAULT_MAX_FRAME_SIZE, FrameType
 from spop.errors import FragmentationError, FrameTooBigError, InvalidFrameError
 from spop.frames import Ack, Action, Actions, Control, Frame, Message, Notify, RawFrame
 from spop.values import (
@@ -33,7 +33,6 @@ from spop.values import (
     Value,
 )
 
-_HELLO_AND_DISCONNECT = (1, 2, 101, 102)
 _FIN, _ABORT = 1, 2
 
 # --- varints (section 3.1) ---------------------------------------------------------------
@@ -356,14 +355,20 @@ def decode_messages(buffer: Buffer) -> list[Message]:
 def _messages(data: bytes, offset: int, end: int, stream_id: int, frame_id: int) -> list[Message]:
     messages = []
     while offset < end:
-        message = Message.__new__(Message)
-        message.name, offset = _string(data, offset, end)
-        message.stream_id = stream_id
-        message.frame_id = frame_id
-        message.connection = None
-        offset = _args(message, data, offset, end)
+        message, offset = _message_at(data, offset, end, stream_id, frame_id)
         messages.append(message)
     return messages
+
+
+def _message_at(
+    data: bytes, offset: int, end: int, stream_id: int, frame_id: int
+) -> tuple[Message, int]:
+    message = Message.__new__(Message)
+    message.name, offset = _string(data, offset, end)
+    message.stream_id = stream_id
+    message.frame_id = frame_id
+    message.connection = None
+    return message, _args(message, data, offset, end)
 
 
 def _args(message: Message, data: bytes, offset: int, end: int) -> int:
@@ -613,13 +618,13 @@ def encode_frame(
 def _begin(
     type_: int, flags: int, stream_id: int, frame_id: int, out: bytearray, little_endian: bool
 ) -> None:
-    out += _header(type_, flags, little_endian)
+    out += _frame_start(type_, flags, little_endian)
     encode_varint(stream_id, out)
     encode_varint(frame_id, out)
 
 
 @functools.lru_cache(maxsize=64)
-def _header(type_: int, flags: int, little_endian: bool) -> bytes:
+def _frame_start(type_: int, flags: int, little_endian: bool) -> bytes:
     """A frame up to its identifiers, the length left open."""
     return bytes([0, 0, 0, 0, type_]) + flags.to_bytes(4, "little" if little_endian else "big")
 
@@ -668,8 +673,10 @@ def decode_frames(
     offset = 0
     try:
         while (length := _whole_frame(data, offset, max_frame_size)) >= 0:
-            frames.append(_frame(data, offset + 4, offset + 4 + length, little_endian))
-            offset += 4 + length
+            end_of_frame = offset + 4 + length
+            *header, payload = _header(data, offset + 4, end_of_frame, little_endian)
+            frames.append(_frame(*header, data, payload, end_of_frame))
+            offset = end_of_frame
     except (FrameTooBigError, FragmentationError, InvalidFrameError):
         if not frames:
             raise
@@ -688,13 +695,23 @@ def _whole_frame(data: bytes, offset: int, max_frame_size: int) -> int:
     return length if length <= len(data) - offset - 4 else -1
 
 
-def _frame(data: bytes, offset: int, end: int, little_endian: bool) -> Frame:
+def _header(
+    data: bytes, offset: int, end: int, little_endian: bool
+) -> tuple[int, int, int, int, int]:
+    """Type, flags, stream-id and frame-id of a frame, and the offset of its payload."""
     type_ = data[offset]
     flags = (_LITTLE_ENDIAN if little_endian else _LENGTH).unpack_from(data, offset + 1)[0]
     stream_id, offset = _varint(data, offset + 5, end)
     frame_id, offset = _varint(data, offset, end)
     if flags & _ABORT and not flags & _FIN:
         raise InvalidFrameError("ABORT without FIN")
+    return type_, flags, stream_id, frame_id, offset
+
+
+def _frame(
+    type_: int, flags: int, stream_id: int, frame_id: int, data: bytes, offset: int, end: int
+) -> Frame:
+    """The frame whose payload is at `offset`."""
     final = flags & _FIN
     if type_ == 3 and final:
         notify = Notify.__new__(Notify)
@@ -707,7 +724,7 @@ def _frame(data: bytes, offset: int, end: int, little_endian: bool) -> Frame:
             raise FragmentationError("an ACK may not be fragmented")
         actions = _actions(data, offset, end)
         return Ack(stream_id, frame_id, actions, flags & _ABORT != 0)
-    if type_ in _HELLO_AND_DISCONNECT:
+    if type_ in CONTROL_TYPES:
         if not final:
             raise FragmentationError("HELLO and DISCONNECT may not be fragmented")
         if stream_id or frame_id:

@@ -19,15 +19,15 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from spop import codec
-from spop.connection import MAX_IN_FLIGHT, Disconnect, Peer
+from spop.connection import MAX_IN_FLIGHT, Disconnect
 from spop.constants import (
     DEFAULT_MAX_FRAME_SIZE,
     DEFAULT_MAX_PAYLOAD_SIZE,
     MIN_FRAME_SIZE,
     DataType,
 )
-from spop.dispatch import ACK, ARGUMENT, MESSAGE, MISSING, Dispatcher, Parameter, Route
-from spop.frames import Ack, Message
+from spop.dispatch import ACK, ARGUMENT, MESSAGE, MISSING, Dispatcher, Intake, Parameter, Route
+from spop.frames import Ack, Message, Peer
 from spop.logs import escaped_traceback
 from spop.rate_limited_log import RateLimitedLog
 from spop.values import Value, type_unset
@@ -233,8 +233,10 @@ class Agent:
         )
         size = self.max_payload_size
         notify = codec.encode_notify(1, 1, [Message(name, args)])
-        peer = Peer("test", "2.0", self.max_frame_size, frozenset())
-        _, _, acks = dispatcher.answer_frames(notify, 0, len(notify), size, size, False, 1, peer)
+        intake = Intake(size)
+        intake.peer = Peer("test", "2.0", self.max_frame_size, frozenset())
+        intake.is_open = True
+        _, acks = dispatcher.receive(intake, notify)
         if errors:
             raise errors[0]
         (ack,), _ = codec.decode_frames(acks, max_frame_size=size)

@@ -7,7 +7,6 @@ answering a frame; epoll needs neither, and the compiled one no Python at all be
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import select
 import selectors
@@ -15,7 +14,7 @@ import socket
 from collections.abc import Callable
 from typing import Protocol
 
-from spop import codec
+from spop.twins import IMPLEMENTATION, twin
 
 READ, WRITE = 1, 2
 
@@ -27,7 +26,8 @@ class Poller(Protocol):
     """Sockets by file descriptor, each with the function to call when it is ready.
 
     ``run()`` waits for sockets to be ready and calls their functions. One that an earlier
-    function of the same round has unregistered is left out. ``poll()`` waits and leaves the
+    function of the same round has unregistered is left out. It returns after that round, the
+    compiled one only after a round in which anything but fast paths was called. ``poll()`` waits and leaves the
     calls to the caller, who may have to take a lock first. ``wake()`` has one thread that waits
     return, or the next that would; it may be called from any thread, and when all is closed.
     """
@@ -143,9 +143,7 @@ def new_poller() -> Poller:
     """The best there is on this system."""
     if not hasattr(select, "epoll"):
         return SelectorPoller()
-    if codec.IMPLEMENTATION == "c":
-        with contextlib.suppress(ModuleNotFoundError):
-            compiled = importlib.import_module("spop._dispatch")
-            poller: Poller = compiled.Poller()
-            return poller
+    if IMPLEMENTATION == "c":
+        poller: Poller = twin("spop._port").Poller()
+        return poller
     return EpollPoller()

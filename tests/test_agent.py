@@ -13,8 +13,8 @@ from typing import Annotated, Any, Optional
 import pytest
 
 import spop.rate_limited_log
-from spop import UNSET, Ack, Action, Agent, HandlerError, Message, codec
-from spop.connection import Disconnect, Peer
+from spop import UNSET, Ack, Action, Agent, HandlerError, Message, Peer, ProtocolError, codec
+from spop.connection import Disconnect
 from spop.counters import Cell
 from spop.dispatch import Deferred
 from spop.errors import FrameTooBigError
@@ -31,15 +31,17 @@ class Exchange:
             for h in agent.handlers.values()
         ]
         self.dispatcher = module.Dispatcher(routes, agent.failed)
+        self.intake = module.Intake(16380)
+        self.intake.peer = PEER
+        self.intake.max_in_flight = 10
+        self.intake.is_open = True
 
-    def __call__(self, *messages: Message, max_ack_size: int = 16380) -> Any:
-        data = codec.encode_notify(7, 3, messages)
-        left, consumed, acks = self.dispatcher.answer_frames(
-            data, 0, len(data), 16380, max_ack_size, False, 10, PEER
-        )
-        assert consumed == len(data)
-        if left:
-            return left[0]
+    def __call__(self, *messages: Message, max_frame_size: int = 16380) -> Any:
+        self.intake.max_frame_size = max_frame_size
+        frames, acks = self.dispatcher.receive(self.intake, codec.encode_notify(7, 3, messages))
+        assert self.intake.unread == 0
+        if frames:
+            return frames[0]
         ((ack,), _) = codec.decode_frames(acks)
         assert (ack.stream_id, ack.frame_id) == (7, 3)
         return ack.variables
@@ -326,9 +328,9 @@ def test_an_ack_too_big_for_a_frame_is_an_empty_one(agent: Agent, ask: Any) -> N
     told: list[BaseException] = []
     agent.on_error(lambda name, error: told.append(error))
     agent.message("m")(lambda: {"sess.x": bytes(300)})
-    assert ask(Message("m"), max_ack_size=256) == {}
+    assert ask(Message("m"), max_frame_size=256) == {}
     assert isinstance(told[0], FrameTooBigError)
-    assert len(ask(Message("m"), max_ack_size=400)) == 1
+    assert len(ask(Message("m"), max_frame_size=400)) == 1
 
 
 def test_a_malformed_notify_calls_no_handler(agent: Agent, dispatch: ModuleType) -> None:
@@ -336,12 +338,13 @@ def test_a_malformed_notify_calls_no_handler(agent: Agent, dispatch: ModuleType)
     agent.message("m")(lambda: calls.append(1))
     good = codec.encode_notify(1, 1, [Message("m")])
     bad = codec.encode_raw_frame(3, 1, 2, 1, codec.encode_messages([Message("m")]) + b"\x01")
-    left, consumed, acks = Exchange(agent, dispatch).dispatcher.answer_frames(
-        good + bad, 0, len(good + bad), 16380, 16380, False, 10, PEER
-    )
-    assert (left, consumed) == ([], len(good))
+    exchange = Exchange(agent, dispatch)
+    frames, acks = exchange.dispatcher.receive(exchange.intake, good + bad)
+    assert (frames, exchange.intake.unread) == ([], len(bad))
     assert acks == codec.encode_ack(1, 1)
     assert calls == [1]
+    with pytest.raises(ProtocolError):
+        exchange.dispatcher.receive(exchange.intake, b"")
 
 
 def test_hooks_that_fail_are_logged_and_no_more(

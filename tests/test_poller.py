@@ -35,7 +35,7 @@ def noting(found: list[Any], name: str = "") -> Callable[[int], object]:
 
 
 def test_the_best_is_compiled_where_the_codec_is() -> None:
-    module = "spop._dispatch" if codec.IMPLEMENTATION == "c" else "spop.poller"
+    module = "spop._port" if codec.IMPLEMENTATION == "c" else "spop.poller"
     assert type(new_poller()).__module__ == module
 
 

@@ -23,7 +23,7 @@ from typing import Any, Self
 from spop.client.dial import Endpoint, dial, greet, receive_before
 from spop.client.face import LINGER, Face, reason
 from spop.client.pool import Exchange, Link, MessageOrMessages, Servers, in_notify
-from spop.connection import Peer
+from spop.frames import Peer
 from spop.constants import Status
 from spop.errors import LocalProtocolError
 from spop.frames import Ack, Message

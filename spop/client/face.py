@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from spop.address import Address
 from spop.client.dial import Endpoint
 from spop.client.pool import Driver, Exchange, InTurn, Limits, Link, Pool, Servers
-from spop.connection import ALL_CAPABILITIES, EngineConnection, Peer
+from spop.connection import ALL_CAPABILITIES, EngineConnection
+from spop.frames import Peer
 from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE
 from spop.errors import (
     LocalProtocolError,

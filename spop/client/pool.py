@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from spop.client.dial import Endpoint
-from spop.connection import UNORDERED, Disconnect, EngineConnection, EngineEvent, Peer
+from spop.connection import UNORDERED, Disconnect, EngineConnection, EngineEvent
+from spop.frames import Peer
 from spop.errors import DisconnectedError, LocalProtocolError, SpopError, UnreachableError
 from spop.frames import Ack, Message
 from spop.values import Value

@@ -36,7 +36,7 @@ class LoggedConnection(AgentConnection):
             frames, consumed = codec.decode_frames(
                 data,
                 max_frame_size=max(self.max_frame_size, len(data)),
-                little_endian=self._little_endian,
+                little_endian=self.intake.little_endian,
             )
         except ProtocolError as error:
             logger.info("%s %s: damaged frame: %s", direction, self.address, error)

@@ -21,14 +21,15 @@ from functools import partial
 from typing import Any, Protocol
 
 from spop.agent import Agent
-from spop.connection import AgentConnection, AgentEvent, Disconnect, Hello, Peer, State
-from spop.constants import Capability, Status
+from spop.connection import AgentConnection, AgentEvent, Disconnect, Hello, State
+from spop.constants import Status
 from spop.context import set_source
 from spop.counters import Cell, Cells, status_cell
-from spop.dispatch import Deferred, Port
-from spop.errors import FrameTooBigError, LocalProtocolError
-from spop.frames import Notify
+from spop.dispatch import Deferred
+from spop.errors import FrameTooBigError, LocalProtocolError, ProtocolError
+from spop.frames import Frame, Notify, Peer
 from spop.poller import READ, WRITE, new_poller
+from spop.port import FastPath, FastPaths
 from spop.server.admission import Admission
 from spop.server.engines import Engines
 from spop.server.exchange import Exchange
@@ -71,14 +72,14 @@ class Connection:
     """A socket, its protocol, and what is still to be sent.
 
     Attributes:
-        port: answers what comes in while there is nothing else to do.
+        fast_path: answers what comes in, where it may.
         quiet: sweeps for idle connections since it last sent something.
         exchanges: NOTIFY frames whose handlers run elsewhere; None where there are none.
     """
 
     __slots__ = (
-        "events", "exchanges", "host", "opened", "peer", "port", "protocol", "quiet", "sock",
-        "unsent",
+        "events", "exchanges", "fast_path", "host", "opened", "peer", "protocol", "quiet",
+        "sock", "unsent",
     )  # fmt: skip
 
     def __init__(
@@ -93,7 +94,7 @@ class Connection:
         self.opened = time.time()
         self.quiet = 0
         self.exchanges: set[Exchange] | None = None
-        self.port: Port
+        self.fast_path: FastPath
 
 
 class Timer:
@@ -161,11 +162,11 @@ class Loop:
         self._buffer = bytearray(RECV_SIZE)
         self._dispatcher = shared.agent.dispatcher(
             cells=cells,
-            buffer=self._buffer,
             max_answer_size=options.max_unsent,
             max_messages=options.max_messages,
             max_arguments=options.max_arguments,
         )
+        self._fast_paths = FastPaths(self._dispatcher, self._buffer, self._ready, self._go_on)
         self._poller = new_poller()
         self._connections: set[Connection] = set()
         self._acknowledged: dict[Connection, None] = {}
@@ -254,12 +255,13 @@ class Loop:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         served = TLSSocket(sock, tls) if tls and sock.family != socket.AF_UNIX else sock
         connection = Connection(served, host, self._new_protocol(address))
-        connection.port = Port(
-            self._dispatcher, served.fileno(), connection, self._ready, self._taken
-        )
+        protocol, fd = connection.protocol, served.fileno()
+        connection.fast_path = FastPath(self._fast_paths, protocol.intake, fd, connection)
+        # TLS is Python's, and a connection that logs its frames has to see them.
+        connection.fast_path.enabled = served is sock and type(protocol) is AgentConnection
         self._connections.add(connection)
         self.cells[Cell.CONNECTIONS_OPENED] += 1
-        self._poller.register(served.fileno(), READ, connection.port)
+        self._poller.register(fd, READ, connection.fast_path)
         if not self._sweeping and self._options.idle_timeout:
             self._sweeping = True
             self.call_later(self._options.idle_timeout / SWEEPS, self._sweep)
@@ -302,27 +304,22 @@ class Loop:
         except Exception as error:
             self._failed(connection, error)
 
-    def _taken(
+    def _go_on(
         self,
         connection: Connection,
-        size: int,
-        left: list[Any],
-        consumed: int,
-        acks: bytes,
+        frames: list[Frame | Deferred],
+        unsent: bytes,
         error: Exception | None,
     ) -> None:
-        """Go on with what the connection's port can't do."""
-        if isinstance(error, OSError):
-            self._failed(connection, error)
-            return
+        """Go on with what the connection's fast path can't do."""
         try:
-            if size == 0:
+            if isinstance(error, EOFError):
                 self._end_of_file(connection)
                 return
-            self._received(
-                connection,
-                connection.protocol.receive_taken(self._buffer, size, left, consumed, acks, error),
-            )
+            if error is not None and not isinstance(error, ProtocolError):
+                raise error
+            connection.unsent = unsent
+            self._received(connection, connection.protocol.go_on(frames, b"", error))
         except Exception as failure:
             self._failed(connection, failure)
 
@@ -372,24 +369,10 @@ class Loop:
             self._send(connection)
         if connection.unsent or protocol.in_flight or connection.events != READ:
             self._watch(connection)
-        if self._is_simple(connection):
-            connection.port.open = True
-        elif connection.port.open:
-            _close_port(connection)
         if protocol.should_close and not connection.unsent:
             self._linger(connection)
         elif self._give_away is not None and not connection.unsent and protocol.at_rest:
             self._give(connection, self._give_away)
-
-    def _is_simple(self, connection: Connection) -> bool:
-        """The port can answer what comes next."""
-        return (
-            connection.protocol.is_simple
-            and not connection.unsent
-            and not self._leaving
-            and type(connection.protocol) is AgentConnection
-            and not isinstance(connection.sock, TLSSocket)
-        )
 
     def _send(self, connection: Connection) -> None:
         data = connection.protocol.data_to_send()
@@ -402,7 +385,7 @@ class Loop:
         except (BlockingIOError, InterruptedError):
             sent = 0
         if sent:
-            connection.port.active = True
+            connection.fast_path.active = True
             self.cells[Cell.BYTES_SENT] += sent
         connection.unsent = data[sent:] if sent < len(data) else b""
 
@@ -424,7 +407,7 @@ class Loop:
         if not events:
             self._poller.unregister(fd)
         elif not connection.events:
-            self._poller.register(fd, events, connection.port)
+            self._poller.register(fd, events, connection.fast_path)
         else:
             self._poller.modify(fd, events)
         connection.events = events
@@ -453,14 +436,6 @@ class Loop:
     def _greeted(self, connection: Connection, peer: Peer) -> None:
         self._handshakes.discard(connection)
         connection.peer = peer
-        protocol = connection.protocol
-        connection.port.agree(
-            protocol.max_frame_size,
-            protocol.little_endian,
-            protocol.room,
-            peer,
-            protocol.fragments,
-        )
         if peer.healthcheck:
             self.cells[Cell.HEALTHCHECKS] += 1
             logger.debug("health check from %s", peer.address)
@@ -473,8 +448,8 @@ class Loop:
             ",".join(sorted(peer.capabilities)) or "no capabilities",
             peer.engine_id,
         )
-        if peer.engine_id and Capability.ASYNC in peer.capabilities:
-            self._engines.add(peer.engine_id, connection, self)
+        if peer.async_engine_id:
+            self._engines.add(peer.async_engine_id, connection, self)
         self.agent.connected(peer)
 
     def _ended(self, connection: Connection, reason: Disconnect) -> None:
@@ -515,6 +490,7 @@ class Loop:
         if connection not in self._connections:
             return
         self._forget(connection)
+        connection.fast_path.close()
         connection.sock.close()
 
     def _forget(self, connection: Connection) -> None:
@@ -547,8 +523,8 @@ class Loop:
         for connection in list(self._connections):
             if connection.protocol.in_flight and not connection.unsent:
                 continue
-            connection.quiet = 0 if connection.port.active else connection.quiet + 1
-            connection.port.active = False
+            connection.quiet = 0 if connection.fast_path.active else connection.quiet + 1
+            connection.fast_path.active = False
             if connection.quiet > SWEEPS:
                 self._time_out(connection, Cell.IDLE_TIMEOUTS, "idle for too long")
         self._sweeping = bool(self._connections)
@@ -562,7 +538,6 @@ class Loop:
         if connection.exchanges is None:
             connection.exchanges = set()
         connection.exchanges.add(exchange)
-        _close_port(connection)
         self._calls.append(partial(self._run_exchange, exchange))
 
     def _run_exchange(self, exchange: Exchange) -> None:
@@ -615,8 +590,8 @@ class Loop:
     def _answer_elsewhere(self, exchange: Exchange, actions: bytearray) -> None:
         peer = exchange.connection.protocol.peer
         other = None
-        if peer is not None and peer.engine_id and Capability.ASYNC in peer.capabilities:
-            other = self._engines.another(peer.engine_id, exchange)
+        if peer is not None and peer.async_engine_id:
+            other = self._engines.another(peer.async_engine_id, exchange)
         if other is None:
             self.cells[Cell.ACKS_DROPPED] += 1
             return
@@ -638,8 +613,8 @@ class Loop:
         peer = connection.protocol.peer
         exchanges = connection.exchanges or set()
         connection.exchanges = None
-        if peer is not None and peer.engine_id and Capability.ASYNC in peer.capabilities:
-            exchanges = self._engines.remove(peer.engine_id, connection, exchanges)
+        if peer is not None and peer.async_engine_id:
+            exchanges = self._engines.remove(peer.async_engine_id, connection, exchanges)
         for exchange in exchanges:
             exchange.loop.call_soon(exchange.cancel)
 
@@ -692,7 +667,7 @@ class Loop:
     def _begin_to_leave(self) -> None:
         self._leaving = True
         for connection in self._connections:
-            _close_port(connection)
+            connection.fast_path.enabled = False
 
     def _hand_over(self, give_away: GiveAway, timeout: float) -> None:
         self._give_away = give_away
@@ -724,7 +699,6 @@ class Loop:
     def _say_goodbye(self, connection: Connection, code: Status, message: str) -> None:
         if connection.protocol.should_close:
             return
-        _close_port(connection)
         connection.protocol.disconnect(code, message if code else "normal")
         self._ended(connection, Disconnect(code, message, False))
         self._ready(connection, WRITE)
@@ -736,6 +710,7 @@ class Loop:
         peer, connection.peer = connection.peer, None
         self.cells[Cell.HANDED_OVER] += 1
         self._forget(connection)
+        connection.fast_path.close()
         give_away(sock, {"host": connection.host, **connection.protocol.negotiated()})
         sock.close()
         if peer is not None:
@@ -776,13 +751,6 @@ class Loop:
             call()
         except Exception:
             logger.exception("call in the loop failed")
-
-
-def _close_port(connection: Connection) -> None:
-    """From now on what arrives goes to the protocol, and what is half received too."""
-    held = connection.port.close()
-    if held:
-        connection.protocol.hold(held)
 
 
 def _wants_write(connection: Connection) -> bool:
