@@ -174,9 +174,7 @@ def test_sighup_waits_for_what_is_half_received(tmp_path: Path, address: str) ->
     with serving(tmp_path) as process, socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(10)
         sock.connect(address.removeprefix("unix:"))
-        sock.sendall(engine.data_to_send())
-        while engine.peer is None:
-            engine.receive_data(sock.recv(65536))
+        say_hello(engine, sock)
         message = Message("check", ip=IPv4Address(7), body=bytes(1000))
         for stream_id in range(2):
             engine.notify(stream_id, 1, [message])
@@ -198,12 +196,74 @@ def test_sighup_waits_for_what_is_half_received(tmp_path: Path, address: str) ->
         assert receive_ack(engine, sock)["txn.version"] == 2
 
 
+def say_hello(engine: EngineConnection, sock: socket.socket) -> None:
+    sock.sendall(engine.data_to_send())
+    while engine.peer is None:
+        engine.receive_data(sock.recv(65536))
+
+
 def receive_ack(engine: EngineConnection, sock: socket.socket) -> dict[str, object]:
     events: list[Any] = []
     while not events:
         events = engine.receive_data(sock.recv(65536))
     (ack,) = events
     return dict(ack.variables)
+
+
+@pytest.mark.parametrize("option", ["--max-connections", "--max-connections-per-peer"])
+def test_the_limit_of_connections_outlasts_sighup(tmp_path: Path, option: str) -> None:
+    """A worker that has reached its limit is given more: it serves and counts them."""
+    with serving(tmp_path, "--bind", "127.0.0.1:0", option, "3") as process:
+        (port,) = re.findall(r"127.0.0.1:(\d+)", process.log)
+        old = process.workers()
+        with contextlib.ExitStack() as stack:
+            kept = admitted(port, 3, stack)
+            rests = [begin_notify(*each) for each in kept]
+            process.send_signal(signal.SIGHUP)
+            while not admitted(port, 1, stack):  # The old worker has no room.
+                assert process.poll() is None, process.log
+            assert len(admitted(port, 8, stack)) == 2
+            for (engine, sock), rest in zip(kept, rests, strict=True):
+                sock.sendall(rest)
+                receive_ack(engine, sock)
+            wait_until(lambda: not set(old) & set(process.workers()), "the old worker's end")
+            for engine, sock in kept:
+                sock.sendall(begin_notify(engine, sock))
+                assert receive_ack(engine, sock)["txn.pid"] not in old
+            assert admitted(port, 1, stack) == []
+        wait_until(lambda: has_no_connections(process), "the connections' end")
+        with contextlib.ExitStack() as stack:
+            assert len(admitted(port, 8, stack)) == 3
+
+
+EngineSocket = tuple[EngineConnection, socket.socket]
+
+
+def admitted(port: str, count: int, stack: contextlib.ExitStack) -> list[EngineSocket]:
+    """Those of so many connections that are not refused."""
+    connections = []
+    for _ in range(count):
+        engine = EngineConnection()
+        sock = stack.enter_context(socket.create_connection(("127.0.0.1", int(port)), 10))
+        with contextlib.suppress(ConnectionError):
+            sock.sendall(engine.data_to_send())
+            if hello := sock.recv(65536):
+                engine.receive_data(hello)
+                connections.append((engine, sock))
+    return connections
+
+
+def begin_notify(engine: EngineConnection, sock: socket.socket) -> bytes:
+    """Send the front of a frame. Returns the rest."""
+    engine.notify(1, 1, [Message("check", ip=IPv4Address(7))])
+    data = bytes(engine.data_to_send())
+    sock.sendall(data[:10])
+    return data[10:]
+
+
+def has_no_connections(process: Served) -> bool:
+    process.send_signal(signal.SIGUSR1)
+    return " 0 connections" in process.log
 
 
 def test_broken_code_replaces_nothing(tmp_path: Path, address: str) -> None:

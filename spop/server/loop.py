@@ -239,7 +239,10 @@ class Loop:
     def adopt(self, sock: socket.socket, host: str | None, negotiated: dict[str, Any]) -> None:
         """Serve a connection that another process gave away."""
         connection = self._new_connection(sock, host, negotiated["address"], None)
-        self._greeted(connection, connection.protocol.resume_from(negotiated))
+        try:
+            self._greeted(connection, connection.protocol.resume_from(negotiated))
+        except Exception as error:
+            self._failed(connection, error)
 
     def _new_connection(
         self,
@@ -257,9 +260,9 @@ class Loop:
         connection.port = Port(
             self._dispatcher, served.fileno(), connection, self._ready, self._taken
         )
+        self._poller.register(served.fileno(), READ, connection.port)
         self._connections.add(connection)
         self.cells[Cell.CONNECTIONS_OPENED] += 1
-        self._poller.register(served.fileno(), READ, connection.port)
         if not self._sweeping and self._options.idle_timeout:
             self._sweeping = True
             self.call_later(self._options.idle_timeout / SWEEPS, self._sweep)
