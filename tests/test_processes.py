@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
+import pwd
+import re
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address
@@ -331,6 +335,83 @@ def test_a_second_signal_does_not_wait_for_handlers(tmp_path: Path, address: str
         assert process.wait(10) == 0, process.log
         with pytest.raises((DisconnectedError, OSError)):
             ask(client)
+
+
+# --- what workers may do ---
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize(
+    "options",
+    [("--user", "{user}"), ("--user", "{uid}"), ("--user", "{user}", "--group", "{gid}")],
+    ids=["name", "number", "group"],
+)
+def test_workers_run_as_the_user_with_its_groups(options: tuple[str, ...]) -> None:
+    """Unless the options name a group: it is the only one then."""
+    user = user_with_groups()
+    words = [word.format(user=user.pw_name, uid=user.pw_uid, gid=user.pw_gid) for word in options]
+    groups = [] if "--group" in words else os.getgrouplist(user.pw_name, user.pw_gid)
+    with public_folder() as folder, serving(folder, *words, "--processes", "2") as process:
+        for _ in range(2):
+            old = set(process.workers())
+            for pid in old:
+                assert identity(pid, "Uid") == [user.pw_uid] * 4
+                assert identity(pid, "Gid") == [user.pw_gid] * 4
+                assert sorted(identity(pid, "Groups")) == sorted(groups)
+            process.send_signal(signal.SIGHUP)
+            wait_until(lambda old=old: not old & set(process.workers()), "the old workers' end")  # type: ignore[misc]
+
+
+def user_with_groups() -> pwd.struct_passwd:
+    """A user of this machine who is in a group beside its own; nobody where there is none."""
+    named = {name for group in grp.getgrall() for name in group.gr_mem}
+    users = (user for user in pwd.getpwall() if user.pw_uid and user.pw_name in named)
+    return next(users, pwd.getpwnam("nobody"))
+
+
+@contextlib.contextmanager
+def public_folder() -> Iterator[Path]:
+    """A folder that all may read; those of pytest are the user's alone."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+def identity(pid: int, which: str) -> list[int]:
+    """Real, effective, saved and file system ids, or the other groups, of a process."""
+    (line,) = re.findall(rf"(?m)^{which}:(.*)$", Path(f"/proc/{pid}/status").read_text())
+    return [int(number) for number in line.split()]
+
+
+def test_a_child_has_nothing_of_the_supervisors_but_its_listeners(tmp_path: Path) -> None:
+    """With a byte in its pipe a worker that runs as nobody could end the service."""
+    options = ("--processes", "2", "--bind", "127.0.0.1:0", "--admin", "127.0.0.1:0")
+    with serving(tmp_path, *options) as process:
+        wait_until(lambda: len(process.workers()) == 3, "the admin process and both workers")
+        shared = [open_files(pid) & open_files(process.pid) for pid in process.workers()]
+        assert sorted(map(len, shared)) == [1, 2, 2], shared
+        assert all(name.startswith("socket:") for name in set().union(*shared))
+
+
+def open_files(pid: int) -> set[str]:
+    """Pipes and sockets of a process, those of the standard streams left out."""
+    found = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        name = os.readlink(link)
+        if int(link.name) > 2 and name.startswith(("pipe:", "socket:")):
+            found.add(name)
+    return found
+
+
+def test_a_socket_file_of_another_server_is_left(tmp_path: Path, address: str) -> None:
+    """As after a file was removed by hand: the next one to listen there owns it."""
+    with serving(tmp_path) as first:
+        (tmp_path / "agent.sock").unlink()
+        with serving(tmp_path):
+            first.terminate()
+            assert first.wait(10) == 0, first.log
+            with Client(address) as client:
+                assert ask(client)["txn.score"] == 7
 
 
 # --- systemd ---
