@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
+import pwd
+import re
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address
@@ -174,9 +178,7 @@ def test_sighup_waits_for_what_is_half_received(tmp_path: Path, address: str) ->
     with serving(tmp_path) as process, socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(10)
         sock.connect(address.removeprefix("unix:"))
-        sock.sendall(engine.data_to_send())
-        while engine.peer is None:
-            engine.receive_data(sock.recv(65536))
+        say_hello(engine, sock)
         message = Message("check", ip=IPv4Address(7), body=bytes(1000))
         for stream_id in range(2):
             engine.notify(stream_id, 1, [message])
@@ -198,12 +200,74 @@ def test_sighup_waits_for_what_is_half_received(tmp_path: Path, address: str) ->
         assert receive_ack(engine, sock)["txn.version"] == 2
 
 
+def say_hello(engine: EngineConnection, sock: socket.socket) -> None:
+    sock.sendall(engine.data_to_send())
+    while engine.peer is None:
+        engine.receive_data(sock.recv(65536))
+
+
 def receive_ack(engine: EngineConnection, sock: socket.socket) -> dict[str, object]:
     events: list[Any] = []
     while not events:
         events = engine.receive_data(sock.recv(65536))
     (ack,) = events
     return dict(ack.variables)
+
+
+@pytest.mark.parametrize("option", ["--max-connections", "--max-connections-per-peer"])
+def test_the_limit_of_connections_outlasts_sighup(tmp_path: Path, option: str) -> None:
+    """A worker that has reached its limit is given more: it serves and counts them."""
+    with serving(tmp_path, "--bind", "127.0.0.1:0", option, "3") as process:
+        (port,) = re.findall(r"127.0.0.1:(\d+)", process.log)
+        old = process.workers()
+        with contextlib.ExitStack() as stack:
+            kept = admitted(port, 3, stack)
+            rests = [begin_notify(*each) for each in kept]
+            process.send_signal(signal.SIGHUP)
+            while not admitted(port, 1, stack):  # The old worker has no room.
+                assert process.poll() is None, process.log
+            assert len(admitted(port, 8, stack)) == 2
+            for (engine, sock), rest in zip(kept, rests, strict=True):
+                sock.sendall(rest)
+                receive_ack(engine, sock)
+            wait_until(lambda: not set(old) & set(process.workers()), "the old worker's end")
+            for engine, sock in kept:
+                sock.sendall(begin_notify(engine, sock))
+                assert receive_ack(engine, sock)["txn.pid"] not in old
+            assert admitted(port, 1, stack) == []
+        wait_until(lambda: has_no_connections(process), "the connections' end")
+        with contextlib.ExitStack() as stack:
+            assert len(admitted(port, 8, stack)) == 3
+
+
+EngineSocket = tuple[EngineConnection, socket.socket]
+
+
+def admitted(port: str, count: int, stack: contextlib.ExitStack) -> list[EngineSocket]:
+    """Those of so many connections that are not refused."""
+    connections = []
+    for _ in range(count):
+        engine = EngineConnection()
+        sock = stack.enter_context(socket.create_connection(("127.0.0.1", int(port)), 10))
+        with contextlib.suppress(ConnectionError):
+            sock.sendall(engine.data_to_send())
+            if hello := sock.recv(65536):
+                engine.receive_data(hello)
+                connections.append((engine, sock))
+    return connections
+
+
+def begin_notify(engine: EngineConnection, sock: socket.socket) -> bytes:
+    """Send the front of a frame. Returns the rest."""
+    engine.notify(1, 1, [Message("check", ip=IPv4Address(7))])
+    data = bytes(engine.data_to_send())
+    sock.sendall(data[:10])
+    return data[10:]
+
+
+def has_no_connections(process: Served) -> bool:
+    process.send_signal(signal.SIGUSR1)
+    return " 0 connections" in process.log
 
 
 def test_broken_code_replaces_nothing(tmp_path: Path, address: str) -> None:
@@ -271,6 +335,83 @@ def test_a_second_signal_does_not_wait_for_handlers(tmp_path: Path, address: str
         assert process.wait(10) == 0, process.log
         with pytest.raises((DisconnectedError, OSError)):
             ask(client)
+
+
+# --- what workers may do ---
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize(
+    "options",
+    [("--user", "{user}"), ("--user", "{uid}"), ("--user", "{user}", "--group", "{gid}")],
+    ids=["name", "number", "group"],
+)
+def test_workers_run_as_the_user_with_its_groups(options: tuple[str, ...]) -> None:
+    """Unless the options name a group: it is the only one then."""
+    user = user_with_groups()
+    words = [word.format(user=user.pw_name, uid=user.pw_uid, gid=user.pw_gid) for word in options]
+    groups = [] if "--group" in words else os.getgrouplist(user.pw_name, user.pw_gid)
+    with public_folder() as folder, serving(folder, *words, "--processes", "2") as process:
+        for _ in range(2):
+            old = set(process.workers())
+            for pid in old:
+                assert identity(pid, "Uid") == [user.pw_uid] * 4
+                assert identity(pid, "Gid") == [user.pw_gid] * 4
+                assert sorted(identity(pid, "Groups")) == sorted(groups)
+            process.send_signal(signal.SIGHUP)
+            wait_until(lambda old=old: not old & set(process.workers()), "the old workers' end")  # type: ignore[misc]
+
+
+def user_with_groups() -> pwd.struct_passwd:
+    """A user of this machine who is in a group beside its own; nobody where there is none."""
+    named = {name for group in grp.getgrall() for name in group.gr_mem}
+    users = (user for user in pwd.getpwall() if user.pw_uid and user.pw_name in named)
+    return next(users, pwd.getpwnam("nobody"))
+
+
+@contextlib.contextmanager
+def public_folder() -> Iterator[Path]:
+    """A folder that all may read; those of pytest are the user's alone."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+def identity(pid: int, which: str) -> list[int]:
+    """Real, effective, saved and file system ids, or the other groups, of a process."""
+    (line,) = re.findall(rf"(?m)^{which}:(.*)$", Path(f"/proc/{pid}/status").read_text())
+    return [int(number) for number in line.split()]
+
+
+def test_a_child_has_nothing_of_the_supervisors_but_its_listeners(tmp_path: Path) -> None:
+    """With a byte in its pipe a worker that runs as nobody could end the service."""
+    options = ("--processes", "2", "--bind", "127.0.0.1:0", "--admin", "127.0.0.1:0")
+    with serving(tmp_path, *options) as process:
+        wait_until(lambda: len(process.workers()) == 3, "the admin process and both workers")
+        shared = [open_files(pid) & open_files(process.pid) for pid in process.workers()]
+        assert sorted(map(len, shared)) == [1, 2, 2], shared
+        assert all(name.startswith("socket:") for name in set().union(*shared))
+
+
+def open_files(pid: int) -> set[str]:
+    """Pipes and sockets of a process, those of the standard streams left out."""
+    found = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        name = os.readlink(link)
+        if int(link.name) > 2 and name.startswith(("pipe:", "socket:")):
+            found.add(name)
+    return found
+
+
+def test_a_socket_file_of_another_server_is_left(tmp_path: Path, address: str) -> None:
+    """As after a file was removed by hand: the next one to listen there owns it."""
+    with serving(tmp_path) as first:
+        (tmp_path / "agent.sock").unlink()
+        with serving(tmp_path):
+            first.terminate()
+            assert first.wait(10) == 0, first.log
+            with Client(address) as client:
+                assert ask(client)["txn.score"] == 7
 
 
 # --- systemd ---

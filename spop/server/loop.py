@@ -240,7 +240,10 @@ class Loop:
     def adopt(self, sock: socket.socket, host: str | None, negotiated: dict[str, Any]) -> None:
         """Serve a connection that another process gave away."""
         connection = self._new_connection(sock, host, negotiated["address"], None)
-        self._greeted(connection, connection.protocol.resume_from(negotiated))
+        try:
+            self._greeted(connection, connection.protocol.resume_from(negotiated))
+        except Exception as error:
+            self._failed(connection, error)
 
     def _new_connection(
         self,
@@ -259,9 +262,9 @@ class Loop:
         connection.fast_path = FastPath(self._fast_paths, protocol.intake, fd, connection)
         # TLS is Python's, and a connection that logs its frames has to see them.
         connection.fast_path.enabled = served is sock and type(protocol) is AgentConnection
+        self._poller.register(fd, READ, connection.fast_path)
         self._connections.add(connection)
         self.cells[Cell.CONNECTIONS_OPENED] += 1
-        self._poller.register(fd, READ, connection.fast_path)
         if not self._sweeping and self._options.idle_timeout:
             self._sweeping = True
             self.call_later(self._options.idle_timeout / SWEEPS, self._sweep)

@@ -9,7 +9,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Self
 
@@ -154,17 +154,25 @@ class Server:
             self._refuse(sock, host, refusal)
             return True
         loop = min(self._loops, key=lambda loop: loop.load)
-        self._give(loop, partial(loop.add, sock, sockaddr), sock, host)
+        add = self._adding(partial(loop.add, sock, sockaddr), sock, host)
+        if loop is self._loops[0]:
+            add()
+        else:
+            loop.call_soon(add)
         return True
 
     def adopt(self, sock: socket.socket, state: dict[str, Any]) -> None:
         """Go on serving a connection that another process gave away."""
         host = state["host"]
-        self.admission.admit(host)
+        self.admission.adopt(host)
         loop = min(self._loops, key=lambda loop: loop.load)
-        loop.call_soon(partial(loop.adopt, sock, host, state))
+        loop.call_soon(self._adding(partial(loop.adopt, sock, host, state), sock, host))
 
-    def _give(self, loop: Loop, add: Any, sock: socket.socket, host: str | None) -> None:
+    def _adding(
+        self, add: Callable[[], None], sock: socket.socket, host: str | None
+    ) -> Callable[[], None]:
+        """`add`, which a loop calls for an admitted connection; a failure closes that one."""
+
         def add_or_close() -> None:
             try:
                 add()
@@ -173,10 +181,7 @@ class Server:
                 self.admission.release(host)
                 sock.close()
 
-        if loop is self._loops[0]:
-            add_or_close()
-        else:
-            loop.call_soon(add_or_close)
+        return add_or_close
 
     def _refuse(self, sock: socket.socket, host: str | None, reason: Cell) -> None:
         self._rows[0][reason] += 1
