@@ -2,6 +2,7 @@
 and writing with no Python objects."""
 
 from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
 
 
 # The numbers of `spop.constants`; a test compares them.
@@ -116,6 +117,13 @@ cdef object text(const unsigned char *data, Py_ssize_t length)
 
 cdef inline int reserve(Writer *w, Py_ssize_t more) except -1:
     return 0 if w.length + more <= w.capacity else grow(w, more)
+
+
+cdef inline int write_bytes(Writer *w, const void *data, Py_ssize_t length) except -1:
+    reserve(w, length)
+    memcpy(w.data + w.length, data, length)
+    w.length += length
+    return 0
 
 
 cdef int grow(Writer *w, Py_ssize_t more) except -1

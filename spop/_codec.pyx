@@ -512,13 +512,6 @@ cdef void release(Writer *w) noexcept:
         w.heap = False
 
 
-cdef inline int write_bytes(Writer *w, const void *data, Py_ssize_t length) except -1:
-    reserve(w, length)
-    memcpy(w.data + w.length, data, length)
-    w.length += length
-    return 0
-
-
 cdef int write_varint(Writer *w, uint64_t value) except -1:
     cdef unsigned char *p
     reserve(w, 10)

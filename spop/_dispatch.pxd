@@ -61,7 +61,7 @@ cdef class Route:
     cdef readonly tuple parameters
     cdef readonly tuple keywords
     cdef readonly bint deferred
-    cdef readonly dict on_error
+    cdef readonly bytes on_error
     cdef public Py_ssize_t base
     cdef bytes raw_name
     cdef dict slots            # by name as bytes; -1: no parameter wants it

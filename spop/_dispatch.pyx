@@ -16,7 +16,7 @@ from spop._codec cimport (
     MAX_CONTROL_SIZE, NOTIFY, T_BINARY, T_INT32, T_NULL, T_STRING, T_UINT64, UNSET_FRAME,
     Field, Header, Reader, Writer, announced_length, argument_value, begin_frame, decode_frame,
     field_value, finish_frame, frame_length, name_text, new_message, read_field, read_header,
-    read_span, release, text, use_stack, write_actions,
+    read_span, release, text, use_stack, write_actions, write_bytes,
 )
 
 from spop._dispatch_py import MISSING, Call, Deferred, Running
@@ -83,7 +83,7 @@ cdef class Route:
     """A handler, ready to be called."""
 
     def __cinit__(
-        self, str name, function, parameters=(), bint deferred=False, on_error=None,
+        self, str name, function, parameters=(), bint deferred=False, bytes on_error=b"",
     ):
         cdef int slot
         self.name = name
@@ -92,7 +92,7 @@ cdef class Route:
         self.parameters = tuple(sorted(parameters, key=_keyword_only))
         self.keywords = tuple([p.name for p in self.parameters if p.keyword_only])
         self.deferred = deferred
-        self.on_error = dict(on_error or {})
+        self.on_error = on_error
         self.size = len(self.parameters)
         self.positional = self.size - len(self.keywords)
         self.accepts = <long *>PyMem_Malloc(max(1, self.size) * sizeof(long))
@@ -679,10 +679,11 @@ cdef class Dispatcher:
                         write_actions(w, (<object>values[i]).actions)
             if result is not None:
                 write_actions(w, result)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # Whatever it is, the loop goes on and the peer waits.
             w.length = start
             self.fail(route, error)
-            write_actions(w, route.on_error)
+            write_bytes(
+                w, PyBytes_AS_STRING(route.on_error), PyBytes_GET_SIZE(route.on_error))
         finally:
             self.running_route = NULL
             free_values(route, values, stack)
@@ -716,7 +717,7 @@ cdef class Dispatcher:
                 calls.append(Call(route, self.bound(route, &self.spans[i], header, connection)))
             except HandlerError as error:
                 self.fail(route, error)
-                calls.append(Call(_constant(route), []))
+                calls.append(Call(route, None))
         return Deferred(header.stream_id, header.frame_id, calls)
 
     cdef object as_notify(self, Header *header, object connection):
@@ -753,8 +754,3 @@ cdef class Dispatcher:
         if name in self.unknown or len(self.unknown) < 100:
             self.unknown[name] = self.unknown.get(name, 0) + 1
         return 0
-
-
-def _constant(Route route):
-    """A route that answers what `route` answers when it fails."""
-    return Route(route.name, lambda: route.on_error)

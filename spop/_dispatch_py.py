@@ -9,7 +9,7 @@ encodes what it returns. Handlers that may not run here are left to the caller a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address
 from time import perf_counter_ns
 from typing import Any, Final, NamedTuple
@@ -67,6 +67,7 @@ class Route:
     """A handler, ready to be called.
 
     Attributes:
+        on_error: the encoded actions that answer a message that it fails to handle.
         base: where its cells begin in the row of its dispatcher.
     """
 
@@ -80,14 +81,14 @@ class Route:
         function: Callable[..., Any],
         parameters: Iterable[Parameter] = (),
         deferred: bool = False,
-        on_error: Mapping[str, Any] | None = None,
+        on_error: bytes = b"",
     ) -> None:
         self.name = name
         self.function = function
         self.parameters = tuple(sorted(parameters, key=lambda p: p.keyword_only))
         self.keywords = tuple(p.name for p in self.parameters if p.keyword_only)
         self.deferred = deferred
-        self.on_error = dict(on_error or {})
+        self.on_error = on_error
         self.base = 0
         self._slots = {p.name: slot for slot, p in enumerate(self.parameters) if p.kind == ARGUMENT}
 
@@ -154,14 +155,21 @@ def _type_name(types: int) -> str:
 
 
 class Call(NamedTuple):
-    """One message of a `Deferred`: its handler and the values for the handler's parameters."""
+    """One message of a `Deferred`: its handler and the values for the handler's parameters.
+
+    Without values the message has failed already, and only its `on_error` is to be answered.
+    """
 
     route: Route
-    values: list[Any]
+    values: list[Any] | None
+
+    def run(self) -> Any:
+        """Call the handler and return what it returns."""
+        return self.route.call(self.values or [])
 
     def results(self, returned: Any) -> list[Any]:
         """What to encode for the handler: its `Ack`, if it took one, and what it returned."""
-        filled = [value.actions for value in self.values if type(value) is Ack]
+        filled = [value.actions for value in self.values or [] if type(value) is Ack]
         return filled if returned is None else [*filled, returned]
 
 
@@ -173,8 +181,8 @@ class Deferred(NamedTuple):
     calls: list[Call]
 
 
-Failed = Callable[[str, Exception | SystemExit], None]
-"""Told of a message's name and what went wrong with it."""
+Failed = Callable[[str, BaseException], None]
+"""Told of a message's name and what went wrong with it. It must not raise."""
 
 
 class Running(NamedTuple):
@@ -553,12 +561,12 @@ class Dispatcher:
             self.running = Running(
                 message.name, message.stream_id, message.frame_id, message.connection
             )
-            for result in call.results(route.call(call.values)):
+            for result in call.results(call.run()):
                 codec.encode_actions(result, ack)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # Whatever it is, the loop goes on and the peer waits.
             del ack[start:]
             self.fail(route, error)
-            codec.encode_actions(route.on_error, ack)
+            ack += route.on_error
         finally:
             self.running = None
         now = perf_counter_ns()
@@ -575,10 +583,10 @@ class Dispatcher:
                 calls.append(Call(route, route.bind(message)))
             except HandlerError as error:
                 self.fail(route, error)
-                calls.append(Call(_constant(route), []))
+                calls.append(Call(route, None))
         return Deferred(notify.stream_id, notify.frame_id, calls)
 
-    def fail(self, route: Route, error: Exception | SystemExit) -> None:
+    def fail(self, route: Route, error: BaseException) -> None:
         """Count a failure of a route and tell of it."""
         self.cells[route.base + RouteCell.ERRORS] += 1
         if self._failed is not None:
@@ -592,8 +600,3 @@ class Dispatcher:
         self.cells[Cell.UNKNOWN_MESSAGES] += 1
         if name in self.unknown or len(self.unknown) < 100:
             self.unknown[name] = self.unknown.get(name, 0) + 1
-
-
-def _constant(route: Route) -> Route:
-    """A route that answers what `route` answers when it fails."""
-    return Route(route.name, lambda: route.on_error)

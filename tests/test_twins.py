@@ -129,7 +129,7 @@ def dispatcher(module: Any, failures: list[str]) -> Any:
         "m",
         handler,
         [Parameter("a"), Parameter("b", accepts=0x3C, default=5, keyword_only=True)],
-        on_error={"txn.failed": True},
+        on_error=bytes(codec.encode_actions({"txn.failed": True})),
     )
     return module.Dispatcher([route], lambda name, error: failures.append(f"{name}: {error}"))
 

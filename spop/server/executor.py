@@ -22,6 +22,9 @@ from spop.context import set_source
 from spop.counters import Cell, Cells
 from spop.dispatch import Call, Running
 from spop.errors import HandlerError
+from spop.logs import SafeLogger
+
+logger = SafeLogger("spop.server")
 
 
 class Job:
@@ -58,7 +61,7 @@ class Job:
         """Call a blocking handler, in this thread."""
         set_source(self._running)
         try:
-            encode_results(self.call, self.call.route.call(self.call.values), self._payload)
+            encode_results(self.call, self.call.run(), self._payload)
         except BaseException as error:  # Whatever it is, the thread goes on and the peer waits.
             self._error = error
 
@@ -66,11 +69,9 @@ class Job:
         """Call an ``async def`` handler, in a task of its own."""
         set_source(self._running)
         try:
-            encode_results(self.call, await self.call.route.call(self.call.values), self._payload)
-        except BaseException as error:
+            encode_results(self.call, await self.call.run(), self._payload)
+        except BaseException as error:  # The task ends here; asyncio would end its thread.
             self._error = error
-            if not isinstance(error, Exception | SystemExit):
-                raise
 
     def tell(self) -> None:
         """Give what came of it to who waits for it, if anyone does."""
@@ -191,7 +192,7 @@ class Executor:
         if any(handler.asynchronous for handler in self._handlers.values()):
             self._asyncio = asyncio.new_event_loop()
             self._asyncio_thread = threading.Thread(
-                target=self._asyncio.run_forever, name="spop-asyncio", daemon=True
+                target=_run_asyncio, args=(self._asyncio,), name="spop-asyncio", daemon=True
             )
             self._asyncio_thread.start()
 
@@ -294,6 +295,17 @@ class Executor:
     def _count(self) -> None:
         self._cells[Cell.QUEUED] = self._queued
         self._cells[Cell.RUNNING] = self.busy + self._tasks
+
+
+def _run_asyncio(loop: asyncio.AbstractEventLoop) -> None:
+    """Run the loop until it is stopped, whatever a task that a handler left behind raises."""
+    while True:
+        try:
+            loop.run_forever()
+        except (KeyboardInterrupt, SystemExit) as error:  # asyncio lets these two through.
+            logger.failure(error, "a task of a handler failed")
+        else:
+            return
 
 
 async def _cancel_all() -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-
 from spop import codec
 from spop.connection import AgentConnection, AgentEvent
 from spop.errors import ProtocolError
+from spop.logs import SafeLogger
 from spop.values import Buffer
 
-logger = logging.getLogger("spop.frames")
+logger = SafeLogger("spop.frames")
 
 
 class LoggedConnection(AgentConnection):

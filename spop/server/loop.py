@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import logging
 import socket
 import ssl
 import threading
@@ -28,6 +27,7 @@ from spop.counters import Cell, Cells, status_cell
 from spop.dispatch import Deferred
 from spop.errors import FrameTooBigError, LocalProtocolError, ProtocolError
 from spop.frames import Frame, Notify, Peer
+from spop.logs import SafeLogger
 from spop.poller import READ, WRITE, new_poller
 from spop.port import FastPath, FastPaths
 from spop.server.admission import Admission
@@ -39,7 +39,7 @@ from spop.server.listeners import peer_host, peer_name
 from spop.server.options import Options
 from spop.server.tls import TLSSocket
 
-logger = logging.getLogger("spop.server")
+logger = SafeLogger("spop.server")
 
 RECV_SIZE = 256 * 1024
 LINGER = 2.0
@@ -331,7 +331,7 @@ class Loop:
         if isinstance(error, OSError):
             self._lost(connection, error.strerror or str(error))
         else:
-            logger.error("connection failed", exc_info=error)
+            logger.failure(error, "connection failed")
             self._lost(connection, "internal error")
 
     def _read(self, connection: Connection) -> None:
@@ -752,8 +752,8 @@ class Loop:
     def _call(self, call: Callable[[], object]) -> None:
         try:
             call()
-        except Exception:
-            logger.exception("call in the loop failed")
+        except Exception as error:
+            logger.failure(error, "call in the loop failed")
 
 
 def _wants_write(connection: Connection) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import signal
 import socket
 import ssl
@@ -17,6 +16,7 @@ from spop import codec
 from spop.address import Address
 from spop.agent import Agent
 from spop.counters import Cell, Cells, Totals, new_row, quantile, row_size
+from spop.logs import SafeLogger
 from spop.rate_limited_log import RateLimitedLog
 from spop.server.admission import Admission
 from spop.server.balance import Balance
@@ -29,7 +29,7 @@ from spop.server.signals import Signals
 from spop.server.tls import server_context
 from spop.version import __version__
 
-logger = logging.getLogger("spop.server")
+logger = SafeLogger("spop.server")
 
 YIELD = 0.005
 """Seconds for which a process leaves a new connection to one that has fewer."""
@@ -176,8 +176,8 @@ class Server:
         def add_or_close() -> None:
             try:
                 add()
-            except Exception:
-                logger.exception("connection could not be set up")
+            except Exception as error:
+                logger.failure(error, "connection could not be set up")
                 self.admission.release(host)
                 sock.close()
 
