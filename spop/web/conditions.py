@@ -9,18 +9,24 @@ import operator
 import os
 import re
 from collections.abc import Callable, Container
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, Protocol, overload
 
 from spop.engine.acl import AclError, compile_condition
 from spop.engine.config.words import WordError, split_words
+from spop.engine.stream import Stream
 from spop.values import DecodedValue
 
-if TYPE_CHECKING:
-    from spop.web.transaction import Transaction
-
-Test = Callable[["Transaction"], bool]
-
 _NAME = re.compile(r"(?:proc|sess|txn|req|res)\.[A-Za-z0-9_.]+", re.ASCII)
+
+
+class Subject(Protocol):
+    """What a condition is asked about; `spop.web.transaction.Transaction` is one."""
+
+    stream: Stream
+    failed: bool
+
+
+Test = Callable[[Subject], bool]
 
 
 class Condition:
@@ -110,7 +116,7 @@ class Variable:
     def _when(self, test: Callable[[DecodedValue], bool]) -> Condition:
         name = self.name
 
-        def holds(transaction: Transaction) -> bool:
+        def holds(transaction: Subject) -> bool:
             value = transaction.stream.variables.get(name)
             try:
                 return value is not None and test(value)

@@ -6,18 +6,14 @@ lines collects; the next line is read all the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from spop.engine.config.model import Location
 from spop.errors import SpopError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
 
 
 class Severity(Enum):

@@ -9,13 +9,11 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from spop.engine.samples.errors import ArgumentError, SampleError
 from spop.engine.samples.types import CASTS, SampleType, cast, clamp, ipv4_of, ipv6_of
-
-if TYPE_CHECKING:
-    from spop.engine.stream import Stream
+from spop.engine.stream import Stream
 
 _ESCAPES = {"r": "\r", "n": "\n", "t": "\t"} | {char: char for char in "\\'\" "}
 _INTEGER = re.compile(r"[-+]?[0-9]+", re.ASCII)
