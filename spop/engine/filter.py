@@ -23,7 +23,7 @@ from spop.constants import EngineStatus, Status
 from spop.engine.config.model import AgentConfig, Event, MessageConfig
 from spop.engine.config.versions import Version
 from spop.engine.samples import Expression
-from spop.engine.samples.errors import unknown
+from spop.engine.samples.errors import did_you_mean, with_hint
 from spop.engine.samples.types import SampleType
 from spop.engine.stream import Response, Stream
 from spop.engine.variables import PROCESS, Variables
@@ -177,7 +177,7 @@ class StreamContext:
         """
         turn = _TURNS.get(event)  # type: ignore[call-overload]
         if turn is None:
-            raise ValueError(unknown("event", event, Event))
+            raise ValueError(with_hint(f"unknown event '{event}'", did_you_mean(event, Event)))
         if turn < self._turn:
             raise LocalProtocolError(f"{event} after a later event of the stream")
         if event in self._seen:

@@ -9,10 +9,13 @@ import operator
 import os
 import re
 from collections.abc import Callable, Container
+from functools import partial
 from typing import Any, Protocol, overload
 
 from spop.engine.acl import AclError, compile_condition
-from spop.engine.config.words import WordError, split_words
+from spop.engine.config.diagnostics import ConfigError
+from spop.engine.config.model import Location
+from spop.engine.config.words import split_words
 from spop.engine.stream import Stream
 from spop.values import DecodedValue
 
@@ -152,9 +155,11 @@ def condition_of(when: Condition | str | None) -> Condition | None:
     if not isinstance(when, str):
         return when
     try:
-        words = [word.text for word in split_words(when, os.environ.get)]
-        compiled = compile_condition(words)
-    except (WordError, AclError) as error:
-        raise ValueError(f"{when!r}: {error.message}") from None
+        words = split_words(when, os.environ.get, partial(Location, when, 1))
+        compiled = compile_condition([word.text for word in words])
+    except ConfigError as error:
+        raise ValueError(f"{when!r}: {error.diagnostics[0].message}") from None
+    except AclError as error:
+        raise ValueError(f"{when!r}: {error}") from None
     holds = compiled.holds
     return Condition(lambda transaction: holds(transaction.stream), compiled.variables, when)

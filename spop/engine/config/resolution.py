@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from spop.engine.config.diagnostics import Collector, ConfigError, did_you_mean, listed
+from spop.engine.config.diagnostics import Collector, ConfigError, listed, refusal
 from spop.engine.config.model import (
     AgentConfig,
     Argument,
@@ -28,6 +28,7 @@ from spop.engine.config.sections import (
 )
 from spop.engine.config.versions import IGNORED_SINCE, Version
 from spop.engine.samples import Place
+from spop.engine.samples.errors import did_you_mean
 
 _SCOPES = ("proc", "sess", "txn", "req", "res")
 
@@ -81,12 +82,11 @@ def group_for_rule(config: AgentConfig, name: str, place: Place) -> GroupConfig:
     Raises:
         ConfigError: the engine has no such group, or an argument can't be had there.
     """
-    collector = Collector()
     group = config.groups.get(name)
     if group is None:
         message = f"the engine '{config.engine}' has no group '{name}'"
-        collector.error(config.location, message, did_you_mean(name, config.groups))
-        raise ConfigError(collector.all())
+        raise refusal(config.location, message, did_you_mean(name, config.groups))
+    collector = Collector()
     for sent in group.messages:
         for index in misplaced(sent.arguments, place):
             text = sent.arguments[index].expression.text
