@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import operator
 import os
-import re
 from collections.abc import Callable, Container
 from functools import partial
 from typing import Any, Protocol, overload
@@ -17,9 +16,7 @@ from spop.engine.config.diagnostics import ConfigError
 from spop.engine.config.model import Location
 from spop.engine.config.words import split_words
 from spop.engine.stream import Stream
-from spop.values import DecodedValue
-
-_NAME = re.compile(r"(?:proc|sess|txn|req|res)\.[A-Za-z0-9_.]+", re.ASCII)
+from spop.values import VARIABLE, DecodedValue
 
 
 class Subject(Protocol):
@@ -135,7 +132,7 @@ def var(name: str) -> Variable:
     Raises:
         ValueError: there is no such scope, or a variable can't be named so.
     """
-    if not _NAME.fullmatch(name):
+    if not VARIABLE.fullmatch(name):
         raise ValueError(f"{name!r} names no variable: 'txn.waf.action' would")
     return Variable(name)
 

@@ -29,8 +29,7 @@ from spop.engine.config.sections import (
 from spop.engine.config.versions import IGNORED_SINCE, Version
 from spop.engine.samples import Place
 from spop.engine.samples.errors import did_you_mean
-
-_SCOPES = ("proc", "sess", "txn", "req", "res")
+from spop.values import SCOPES
 
 _FRONTEND_ONLY = (
     Event.ON_CLIENT_SESSION,
@@ -298,7 +297,7 @@ class _Resolver:
         for section in self._scope.messages.values():
             yield from section.variables
         for mention in self._agent.registered:
-            yield from (f"{scope}.{self._prefix}.{mention.name}" for scope in _SCOPES)
+            yield from (f"{scope}.{self._prefix}.{mention.name}" for scope in SCOPES)
         for name in self._agent.set_variables.values():
             yield f"txn.{self._prefix}.{name}"
 

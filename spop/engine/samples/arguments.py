@@ -14,11 +14,11 @@ from typing import Any
 from spop.engine.samples.errors import SampleError
 from spop.engine.samples.types import CASTS, SampleType, cast, clamp, ipv4_of, ipv6_of
 from spop.engine.stream import Stream
+from spop.values import VARIABLE
 
 _ESCAPES = {"r": "\r", "n": "\n", "t": "\t"} | {char: char for char in "\\'\" "}
 _INTEGER = re.compile(r"[-+]?[0-9]+", re.ASCII)
 _HEX = re.compile(r"(?:[0-9A-Fa-f]{2})*", re.ASCII)
-_VARIABLE = re.compile(r"(?:proc|sess|txn|req|res)\.[A-Za-z0-9._]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def parse_int(word: str) -> int:
 
 
 def parse_variable(word: str) -> Variable:
-    if not _VARIABLE.fullmatch(word):
+    if not VARIABLE.fullmatch(word):
         raise ValueError(
             f"'{word}' is no variable: a scope (proc, sess, txn, req, res), a dot, "
             "and a name of letters, digits, '.' and '_'"
@@ -65,7 +65,7 @@ def parse_variable_if_any(word: str) -> Variable | None:
 
 
 def parse_operand(word: str) -> Operand:
-    if _VARIABLE.fullmatch(word):
+    if VARIABLE.fullmatch(word):
         return Variable(word)
     if word in ("", "+", "-"):
         return 0
