@@ -45,6 +45,8 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/python ci/sizes.py
 
 # A report of all benchmarks in benchmarks/results, in under ten minutes.
 bench: $(VENV)/bench.stamp

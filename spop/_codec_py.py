@@ -10,7 +10,6 @@ it raises, `out` is as it was. Every ``decode_*`` reads any object with the buff
 from __future__ import annotations
 
 import functools
-import re
 import struct
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address
@@ -23,6 +22,7 @@ from spop.values import (
     SCOPE_NAMES,
     SCOPES,
     UNSET,
+    VARIABLE,
     Buffer,
     DecodedValue,
     Int32,
@@ -440,7 +440,6 @@ def _action(variable: str, value: Any, out: bytearray) -> None:
             raise type(error)(f"{variable}: {error}") from None
 
 
-_VARIABLE = re.compile(r"(proc|sess|txn|req|res)\.([A-Za-z0-9_.]+)")
 _TARGETS_KEPT = 4096
 _targets: dict[str, bytes] = {}
 
@@ -449,7 +448,7 @@ def _target(variable: str) -> bytes:
     """Scope and name of a variable as an action has them. Agents use few: they are kept."""
     if not isinstance(variable, str):
         raise TypeError(f"a variable is named by a str, not {type(variable).__name__}")
-    match = _VARIABLE.fullmatch(variable)
+    match = VARIABLE.fullmatch(variable)
     if match is None:
         raise ValueError(
             f"{variable!r} names no variable: write scope.name, the scope one of "
