@@ -673,8 +673,10 @@ def decode_frames(
     try:
         while (length := _whole_frame(data, offset, max_frame_size)) >= 0:
             end_of_frame = offset + 4 + length
-            *header, payload = _header(data, offset + 4, end_of_frame, little_endian)
-            frames.append(_frame(*header, data, payload, end_of_frame))
+            type_, flags, stream_id, frame_id, payload = _header(
+                data, offset + 4, end_of_frame, little_endian
+            )
+            frames.append(_frame(type_, flags, stream_id, frame_id, data, payload, end_of_frame))
             offset = end_of_frame
     except (FrameTooBigError, FragmentationError, InvalidFrameError):
         if not frames:

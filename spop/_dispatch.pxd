@@ -1,5 +1,6 @@
 """What `_dispatch.pyx` shares with `_port.pyx`."""
 
+cimport cython
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint64_t
 
@@ -55,6 +56,7 @@ cdef enum Step:
     TOO_BIG = 2
 
 
+@cython.final
 cdef class Route:
     cdef readonly str name
     cdef readonly object function
@@ -84,6 +86,7 @@ cdef class Route:
         self, int slot, Field *fields, Span *span, Header *header, object connection)
 
 
+@cython.final
 cdef class Intake:
     cdef public Py_ssize_t max_frame_size
     cdef public Py_ssize_t max_payload_size
@@ -108,6 +111,7 @@ cdef class Intake:
     cdef void end_payload(self) noexcept
 
 
+@cython.final
 cdef class Dispatcher:
     cdef readonly dict routes
     cdef readonly object cells

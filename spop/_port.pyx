@@ -4,6 +4,7 @@ The same as `_port_py` and `poller`, its twins. A round of epoll in which all th
 NOTIFY frames for inline handlers runs no Python but these handlers.
 """
 
+cimport cython
 from cython cimport critical_section
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -84,6 +85,7 @@ cdef enum:
     LONGEST_WAIT = 86400
 
 
+@cython.final
 cdef class FastPaths:
     """What the fast paths of a loop have in common, as the twin describes it."""
 
@@ -99,6 +101,7 @@ cdef class FastPaths:
         self.go_on = go_on
 
 
+@cython.final
 cdef class FastPath:
     """A socket whose NOTIFY frames are answered as they come, as the twin describes it."""
 
@@ -201,6 +204,7 @@ cdef class FastPath:
         return w.length == 0
 
 
+@cython.final
 cdef class Poller:
     """Waits for sockets with epoll, as `spop.poller.EpollPoller` does. As long as only fast
     paths have something to do, nothing of Python runs in between."""

@@ -50,7 +50,6 @@ class Peer:
         return "HAProxy 1.8 or later"
 
 
-
 class _Plain:
     """Equality and repr over ``__slots__``, as a dataclass would give them."""
 

@@ -164,9 +164,8 @@ def test_dispatchers_send_the_same_bytes(
         failures: list[str] = []
         subject = dispatcher(module, failures)
         intake = open_intake(module, max_frame_size)
-        answers = []
-        for _ in range(3):  # The compiled one has learned the names the second time.
-            answers.append(outcome(subject.receive, intake, data, end))
+        # The compiled one has learned the names the second time.
+        answers = [outcome(subject.receive, intake, data, end) for _ in range(3)]
         state = answers, intake.unread, intake.size, intake.in_flight
         results.append((state, failures, list(subject.cells[:64]), subject.unknown))
     assert results[0] == results[1]
@@ -193,7 +192,12 @@ def fragmented(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-@given(fragmented(), st.lists(st.integers(0, 400), max_size=4), st.sampled_from([40, 10_000]), st.booleans())
+@given(
+    fragmented(),
+    st.lists(st.integers(0, 400), max_size=4),
+    st.sampled_from([40, 10_000]),
+    st.booleans(),
+)
 def test_dispatchers_put_the_same_payloads_together(
     data: bytes, cuts: list[int], max_size: int, allowed: bool
 ) -> None:

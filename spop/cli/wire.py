@@ -10,9 +10,8 @@ from typing import Any, Self
 from spop.address import Address
 from spop.client.dial import Endpoint, dial
 from spop.connection import Disconnect, EngineConnection, Hello
-from spop.frames import Peer
 from spop.errors import DisconnectedError, SpopTimeoutError
-from spop.frames import Ack, Message
+from spop.frames import Ack, Message, Peer
 
 Trace = Callable[[bool, bytes], object]
 """Told of bytes: whether they were sent, and which."""

@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 
 from spop.client.dial import Endpoint
 from spop.connection import UNORDERED, Disconnect, EngineConnection, EngineEvent
-from spop.frames import Peer
 from spop.errors import DisconnectedError, LocalProtocolError, SpopError, UnreachableError
-from spop.frames import Ack, Message
+from spop.frames import Ack, Message, Peer
 from spop.values import Value
 
 FRAME_ID = 1
