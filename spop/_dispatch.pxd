@@ -16,6 +16,7 @@ cdef enum:
     BYTES_SENT = 4
     PAYLOADS_TOO_BIG = 13
     TOO_MANY_MESSAGES = 16
+    ROUND_BEGAN = 25
     CALLS = 0
     ERRORS = 1
     NANOSECONDS = 3
@@ -47,6 +48,9 @@ cdef struct Seen:
     const char *name
     Py_ssize_t length
     int slot
+
+
+cdef int64_t now() noexcept nogil
 
 
 # What a fragment does to the payload it belongs to.

@@ -10,11 +10,13 @@ from cython cimport critical_section
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from libc.math cimport ceil
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memmove
 
 from spop._codec cimport Writer, release, use_stack
-from spop._dispatch cimport BYTES_RECEIVED, BYTES_SENT, Dispatcher, Intake
+from spop._dispatch cimport BYTES_RECEIVED, BYTES_SENT, ROUND_BEGAN, Dispatcher, Intake, now
+
+from spop.counters import new_row
 
 cdef extern from "sys/socket.h" nogil:
     Py_ssize_t recv(int, void *, size_t, int)
@@ -25,7 +27,6 @@ cdef extern from "sys/socket.h" nogil:
 cdef extern from *:
     """
     #include <errno.h>
-    #include <time.h>
     #ifdef __linux__
     #include <sys/epoll.h>
     #include <sys/eventfd.h>
@@ -42,11 +43,6 @@ cdef extern from *:
     static int eventfd_write(int fd, uint64_t value) { return -1; }
     #endif
 
-    static double seconds(void) {
-        struct timespec t;
-        clock_gettime(CLOCK_MONOTONIC, &t);
-        return t.tv_sec + t.tv_nsec / 1e9;
-    }
     """
     union epoll_data:
         int fd
@@ -67,7 +63,6 @@ cdef extern from *:
     int epoll_create1(int)
     int epoll_ctl(int, int, int, epoll_event *)
     int epoll_wait(int, epoll_event *, int, int) nogil
-    double seconds() nogil
 
 cdef extern from "unistd.h":
     int close_fd "close"(int)
@@ -212,9 +207,11 @@ cdef class Poller:
     cdef int epoll
     cdef int wakeups
     cdef list ready  # by file descriptor
+    cdef int64_t[::1] row
 
-    def __cinit__(self):
+    def __cinit__(self, cells=None):
         self.ready = []
+        self.row = new_row(0) if cells is None else cells
         self.wakeups = -1
         self.epoll = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll < 0:
@@ -245,14 +242,14 @@ cdef class Poller:
 
     def run(self, timeout):
         cdef double left = -1.0 if timeout is None else min(timeout, LONGEST_WAIT)
-        cdef double end
+        cdef int64_t end
         if left <= 0:
             while self.round(left) and left < 0:
                 pass
             return
-        end = seconds() + left
+        end = now() + <int64_t>(left * 1e9)
         while left > 0 and self.round(left):
-            left = end - seconds()
+            left = (end - now()) / 1e9
 
     cdef bint round(self, double timeout) except -1:
         """One wait, and what it found. True: that was for fast paths alone, which saw to it."""
@@ -316,8 +313,10 @@ cdef class Poller:
         if milliseconds == 0:  # Not to wait keeps the GIL.
             count = epoll_wait(self.epoll, events, EVENTS, 0)
         else:
+            self.row[ROUND_BEGAN] = 0
             with nogil:
                 count = epoll_wait(self.epoll, events, EVENTS, milliseconds)
+        self.row[ROUND_BEGAN] = now()
         if count >= 0:
             return count
         if errno != EINTR:

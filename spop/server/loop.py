@@ -167,7 +167,7 @@ class Loop:
             max_arguments=options.max_arguments,
         )
         self._fast_paths = FastPaths(self._dispatcher, self._buffer, self._ready, self._go_on)
-        self._poller = new_poller()
+        self._poller = new_poller(cells)
         self._connections: set[Connection] = set()
         self._acknowledged: dict[Connection, None] = {}
         self._calls: deque[Callable[[], object]] = deque()
