@@ -66,6 +66,8 @@ class Shared(Protocol):
     admission: Admission
     tls: ssl.SSLContext | None
 
+    def thread_died(self, error: BaseException) -> None: ...
+
 
 class Connection:
     """A socket, its protocol, and what is still to be sent.
@@ -158,6 +160,7 @@ class Loop:
         self._engines = shared.engines
         self._admission = shared.admission
         self._tls = shared.tls
+        self._died = shared.thread_died
         self._buffer = bytearray(RECV_SIZE)
         self._dispatcher = shared.agent.dispatcher(
             cells=cells,
@@ -189,6 +192,11 @@ class Loop:
     def load(self) -> int:
         """How many connections it has."""
         return len(self._connections)
+
+    @property
+    def alive(self) -> bool:
+        """It serves, or will once it is started."""
+        return self._running
 
     def call_soon(self, call: Callable[[], object]) -> None:
         """Have `call` run in the loop's thread."""
@@ -277,6 +285,15 @@ class Loop:
         )
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:
+            self._running = False
+            self._died(error)
+        finally:
+            self._close()
+
+    def _serve(self) -> None:
         set_source(lambda: self._dispatcher.running)
         run, wait = self._poller.run, 0.0 if self._timers else None
         while self._running:
@@ -291,7 +308,6 @@ class Loop:
             elif calls:
                 self._run_calls(calls)
             wait = self._run_timers() if self._timers else None
-        self._close()
 
     def _ready(self, connection: Connection, events: int) -> None:
         try:
