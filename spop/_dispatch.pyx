@@ -868,18 +868,20 @@ cdef class Port:
         """One recv, one pass, one send."""
         cdef Dispatcher d = self.dispatcher
         cdef unsigned char *buffer = &d.room_for_bytes[0]
-        cdef Py_ssize_t size = self.receive(buffer), consumed = 0, sent = 0
+        cdef Py_ssize_t size = 0, consumed = 0, sent = 0
         cdef bint partial
         cdef unsigned char stack[4096]
         cdef Writer w
-        cdef list left = []
-        if size < 0:
-            return 0
+        cdef list left = None
         w.data = stack
         w.length = 0
         w.capacity = sizeof(stack)
         w.heap = False
         try:
+            size = self.receive(buffer)
+            if size < 0:
+                return 0
+            left = []
             consumed = d.answer_received(self, size, left, &w)
             partial = size - consumed <= MOST_HELD and w.length < d.max_answer_size
             if (consumed == size or partial) and not left:
@@ -889,7 +891,7 @@ cdef class Port:
                     return 0
             acks = PyBytes_FromStringAndSize(<const char *>w.data + sent, w.length - sent)
             error = None
-        except ProtocolError as failure:
+        except (ProtocolError, MemoryError) as failure:
             acks, error = b"", failure
         finally:
             release(&w)

@@ -473,7 +473,8 @@ class Port:
     While it is `open` a call does just that, and keeps a partial frame for the next. What it
     can't do, it leaves to `taken`: the connection, the bytes received, then what
     `Dispatcher.answer_frames` returned, with the ACKs that are still to be sent, and what went
-    wrong. While it is closed a call is passed to `ready`, with the connection.
+    wrong: a ProtocolError, an OSError or a MemoryError. While it is closed a call is passed to
+    `ready`, with the connection.
 
     Attributes:
         open: nothing is unsent or unanswered, and the state is open.
@@ -526,7 +527,10 @@ class Port:
     def __call__(self, events: int) -> None:
         """The socket is ready for something."""
         if self.open and events == READ:
-            self._exchange()
+            try:
+                self._exchange()
+            except MemoryError as error:
+                self._taken(self.connection, 0, [], 0, b"", error)
         else:
             self._ready(self.connection, events)
 

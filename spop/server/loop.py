@@ -328,7 +328,7 @@ class Loop:
         error: Exception | None,
     ) -> None:
         """Go on with what the connection's port can't do."""
-        if isinstance(error, OSError):
+        if isinstance(error, OSError | MemoryError):
             self._failed(connection, error)
             return
         try:
@@ -517,9 +517,11 @@ class Loop:
             logger.info("disconnected %s: %d %r", address, reason.code, reason.message)
 
     def _lost(self, connection: Connection, reason: str) -> None:
-        if connection.peer is not None:
-            self._ended(connection, Disconnect(Status.IO, reason, True))
-        self._remove(connection)
+        try:
+            if connection.peer is not None:
+                self._ended(connection, Disconnect(Status.IO, reason, True))
+        finally:
+            self._remove(connection)
 
     def _linger(self, connection: Connection) -> None:
         """Close in a way that lets the peer read what was sent, even if it still sends."""
@@ -682,9 +684,10 @@ class Loop:
                     return
             except (BlockingIOError, ConnectionAbortedError):
                 return
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 self.cells[Cell.ACCEPT_ERRORS] += 1
-                logger.error("cannot accept connections: %s", error.strerror)
+                why = getattr(error, "strerror", "out of memory")
+                logger.error("cannot accept connections: %s", why)
                 self.pause_listener(listener, hand_out, 0.5)
                 return
 
