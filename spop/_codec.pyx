@@ -727,15 +727,26 @@ cdef int write_action(Writer *w, object variable, object value) except -1:
 
 
 cdef int write_actions(Writer *w, object actions) except -1:
+    return write_actions_with(w, actions, None)
+
+
+cdef int write_answer(Writer *w, object answer) except -1:
+    """What a handler answers, where None removes the variable."""
+    return write_actions_with(w, answer, _unset)
+
+
+cdef int write_actions_with(Writer *w, object actions, object null) except -1:
+    """Write actions, with `null` in the place of None."""
     if type(actions) is dict:
         for variable, value in (<dict>actions).items():
-            write_action(w, variable, value)
+            write_action(w, variable, null if value is None else value)
     elif isinstance(actions, Mapping):
         for variable, value in actions.items():
-            write_action(w, variable, value)
+            write_action(w, variable, null if value is None else value)
     else:
         for action in actions:
-            write_action(w, action.variable, action.value)
+            value = action.value
+            write_action(w, action.variable, null if value is None else value)
     return 0
 
 
@@ -912,6 +923,10 @@ def decode_messages(buffer):
 
 def encode_actions(actions, bytearray out=None):
     return written(write_actions, actions, out)
+
+
+def encode_answer(answer, bytearray out=None):
+    return written(write_answer, answer, out)
 
 
 def decode_actions(buffer):

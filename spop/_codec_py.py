@@ -405,16 +405,31 @@ def encode_actions(actions: Actions, out: bytearray | None = None) -> bytearray:
         TypeError, OverflowError: a value can't be encoded; the error names its variable.
         ValueError: a variable has no known scope or no valid name.
     """
+    return _encode_actions(actions, None, out)
+
+
+def encode_answer(answer: Actions, out: bytearray | None = None) -> bytearray:
+    """Append what a handler answers: as `encode_actions`, but None removes the variable.
+
+    A variable that is set to NULL makes HAProxy 1.8.0 read freed memory, and misleads 2.2.0. From
+    2.6 on it is removed, as every version does with UNSET-VAR.
+    """
+    return _encode_actions(answer, UNSET, out)
+
+
+def _encode_actions(actions: Actions, null: Any, out: bytearray | None) -> bytearray:
+    """Append actions, with `null` in the place of None."""
     if out is None:
         out = bytearray()
     start = len(out)
     try:
         if type(actions) is dict or isinstance(actions, Mapping):
             for variable, value in actions.items():
-                _action(variable, value, out)
+                _action(variable, null if value is None else value, out)
         else:
             for action in actions:
-                _action(action.variable, action.value, out)
+                value = action.value
+                _action(action.variable, null if value is None else value, out)
     except BaseException:
         del out[start:]
         raise

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from spop.agent import Agent, HandlerInfo
-from spop.codec import encode_actions
+from spop.codec import encode_answer
 from spop.context import set_source
 from spop.counters import Cell, Cells
 from spop.dispatch import Call, Running
@@ -335,7 +335,7 @@ def encode_results(call: Call, returned: Any, payload: bytearray) -> None:
     start = len(payload)
     try:
         for result in call.results(returned):
-            encode_actions(result, payload)
+            encode_answer(result, payload)
     except BaseException:
         del payload[start:]
         raise
