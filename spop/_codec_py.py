@@ -181,14 +181,24 @@ def encode_value(value: Value, out: bytearray | None = None) -> bytearray:
         encode_varint(len(raw), out)
         out += raw
     elif isinstance(value, IPv4Address):
+        packed = _packed(value, 4)
         out.append(6)
-        out += value.packed
+        out += packed
     elif isinstance(value, IPv6Address):
+        packed = _packed(value, 16)
         out.append(7)
-        out += value.packed
+        out += packed
     else:
         raise TypeError(f"{type(value).__name__} has no SPOP type")
     return out
+
+
+def _packed(address: IPv4Address | IPv6Address, size: int) -> bytes:
+    """The bytes of an address, which a subclass may have of any type and length."""
+    packed = address.packed
+    if type(packed) is not bytes or len(packed) != size:
+        raise TypeError(f"{type(address).__name__}.packed is not {size} bytes")
+    return packed
 
 
 def _integer_type(value: int) -> int:
