@@ -640,6 +640,7 @@ def decode_frames(
     *,
     max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
     little_endian: bool = False,
+    whole: bool = False,
 ) -> tuple[list[Frame], int]:
     """Read all whole frames between `start` and `end` of the buffer.
 
@@ -650,6 +651,7 @@ def decode_frames(
         max_frame_size: a frame announced as longer is an error, before it has arrived.
         little_endian: how flags are written; true for HAProxy 1.7 and early 1.8 on x86,
             whose SPOP 1.0 had them in the host's order.
+        whole: take every frame as if it had FIN; true for HAProxy 1.7, which sets no flags.
 
     Returns:
         The frames, and the offset of the first byte that belongs to none of them.
@@ -668,7 +670,7 @@ def decode_frames(
     offset = 0
     try:
         while (length := _whole_frame(data, offset, max_frame_size)) >= 0:
-            frames.append(_frame(data, offset + 4, offset + 4 + length, little_endian))
+            frames.append(_frame(data, offset + 4, offset + 4 + length, little_endian, whole))
             offset += 4 + length
     except (FrameTooBigError, FragmentationError, InvalidFrameError):
         if not frames:
@@ -688,9 +690,11 @@ def _whole_frame(data: bytes, offset: int, max_frame_size: int) -> int:
     return length if length <= len(data) - offset - 4 else -1
 
 
-def _frame(data: bytes, offset: int, end: int, little_endian: bool) -> Frame:
+def _frame(data: bytes, offset: int, end: int, little_endian: bool, whole: bool) -> Frame:
     type_ = data[offset]
     flags = (_LITTLE_ENDIAN if little_endian else _LENGTH).unpack_from(data, offset + 1)[0]
+    if whole:
+        flags |= _FIN
     stream_id, offset = _varint(data, offset + 5, end)
     frame_id, offset = _varint(data, offset, end)
     if flags & _ABORT and not flags & _FIN:

@@ -485,7 +485,7 @@ cdef class Dispatcher:
     def answer_frames(
         self, buffer, Py_ssize_t start, Py_ssize_t end, Py_ssize_t max_frame_size,
         Py_ssize_t max_ack_size, bint little_endian, Py_ssize_t room, connection,
-        Fragments fragments=None,
+        Fragments fragments=None, bint whole=False,
     ):
         """Answer the NOTIFY frames at the front of a buffer, as the twin describes it."""
         cdef Py_buffer view
@@ -506,7 +506,7 @@ cdef class Dispatcher:
                 raise ValueError(f"{start} to {end} is outside a buffer of {view.len} bytes")
             start += self.answer(
                 <const unsigned char *>view.buf + start, end - start, max_frame_size,
-                max_ack_size, little_endian, room, connection, fragments, left, &w)
+                max_ack_size, little_endian, room, connection, fragments, whole, left, &w)
             return left, start, PyBytes_FromStringAndSize(<const char *>w.data, w.length)
         finally:
             self.busy = False
@@ -516,7 +516,7 @@ cdef class Dispatcher:
     cdef Py_ssize_t answer(
         self, const unsigned char *base, Py_ssize_t end, Py_ssize_t max_frame_size,
         Py_ssize_t max_ack_size, bint little_endian, Py_ssize_t room, object connection,
-        Fragments fragments, list left, Writer *w,
+        Fragments fragments, bint whole, list left, Writer *w,
     ) except -1:
         cdef Reader r
         cdef Header header
@@ -529,7 +529,7 @@ cdef class Dispatcher:
                     break
                 r.offset = offset + 4
                 r.end = r.offset + length
-                read_header(&r, &header, little_endian)
+                read_header(&r, &header, little_endian, whole)
                 if header.type == NOTIFY_FRAME and header.flags & FIN:
                     if fragments is not None and fragments.begun:
                         raise InterlacedFramesError
@@ -561,7 +561,7 @@ cdef class Dispatcher:
         try:
             return self.answer(
                 &self.room_for_bytes[0], size, port.max_frame_size, port.max_frame_size,
-                port.little_endian, port.room, port.peer, port.fragments, left, w)
+                port.little_endian, port.room, port.peer, port.fragments, port.whole, left, w)
         finally:
             self.busy = False
 
@@ -823,6 +823,7 @@ cdef class Port:
     cdef public bint open
     cdef public bint active
     cdef bint little_endian
+    cdef bint whole
     cdef Dispatcher dispatcher
     cdef Fragments fragments
     cdef object ready
@@ -845,7 +846,7 @@ cdef class Port:
 
     def agree(
         self, Py_ssize_t max_frame_size, bint little_endian, Py_ssize_t room, peer,
-        Fragments fragments,
+        Fragments fragments, bint whole=False,
     ):
         """What HELLO agreed on."""
         self.max_frame_size = max_frame_size
@@ -853,6 +854,7 @@ cdef class Port:
         self.room = room
         self.peer = peer
         self.fragments = fragments
+        self.whole = whole
 
     def close(self):
         """Leave the socket to `ready`. Returns the partial frame, for who reads it now."""

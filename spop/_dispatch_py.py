@@ -293,6 +293,7 @@ class Dispatcher:
         room: int,
         connection: Any,
         fragments: Fragments | None = None,
+        whole: bool = False,
     ) -> tuple[list[Frame | Deferred], int, bytes]:
         """Answer the NOTIFY frames at the front of a buffer.
 
@@ -317,7 +318,7 @@ class Dispatcher:
                 if length < 0:
                     break
                 frame: Frame | None = codec._frame(
-                    data, offset + 4, offset + 4 + length, little_endian
+                    data, offset + 4, offset + 4 + length, little_endian, whole
                 )
                 if isinstance(frame, RawFrame) and frame.type in (_NOTIFY, _UNSET):
                     frame = self._put_together(frame, fragments, out, little_endian)
@@ -479,7 +480,7 @@ class Port:
 
     __slots__ = (
         "_dispatcher", "_fragments", "_held", "_little_endian", "_max_frame_size", "_peer",
-        "_ready", "_room", "_taken", "active", "connection", "fd", "open",
+        "_ready", "_room", "_taken", "_whole", "active", "connection", "fd", "open",
     )  # fmt: skip
 
     def __init__(
@@ -506,6 +507,7 @@ class Port:
         room: int,
         peer: Any,
         fragments: Fragments | None,
+        whole: bool = False,
     ) -> None:
         """What HELLO agreed on."""
         self._max_frame_size = max_frame_size
@@ -513,6 +515,7 @@ class Port:
         self._room = room
         self._peer = peer
         self._fragments = fragments
+        self._whole = whole
 
     def close(self) -> bytes:
         """Leave the socket to `ready`. Returns the partial frame, for who reads it now."""
@@ -557,6 +560,7 @@ class Port:
                 self._room,
                 self._peer,
                 self._fragments,
+                self._whole,
             )
         except ProtocolError as error:
             self._taken(self.connection, size, [], 0, b"", error)

@@ -236,6 +236,9 @@ class AgentConnection(_Connection):
             waits. It is 1 while pipelining is not in force, so that ACKs keep their order.
         dispatcher: answers NOTIFY frames at once. Without it each becomes a `Notify` event.
         address: the peer's, for `Peer`.
+
+    Attributes:
+        whole: the peer sets no flags, not even FIN: HAProxy 1.7. It sends no fragments.
     """
 
     __slots__ = (
@@ -248,6 +251,7 @@ class AgentConnection(_Connection):
         "fragments",
         "in_flight",
         "stalled",
+        "whole",
     )
     _states = _AGENT_STATES
     _disconnect_type = FrameType.AGENT_DISCONNECT
@@ -270,6 +274,7 @@ class AgentConnection(_Connection):
         self.address = address
         self.fragments: Fragments | None = None
         self._room = 1
+        self.whole = False
         self.in_flight = 0
         self.stalled = False
 
@@ -338,6 +343,7 @@ class AgentConnection(_Connection):
             "capabilities": sorted(self.peer.capabilities),
             "engine_id": self.peer.engine_id,
             "little_endian": self._little_endian,
+            "whole": self.whole,
         }
 
     def resume_from(self, negotiated: dict[str, Any]) -> Peer:
@@ -352,6 +358,7 @@ class AgentConnection(_Connection):
         )
         self._max_frame_size = negotiated["max_frame_size"]
         self._little_endian = negotiated["little_endian"]
+        self.whole = negotiated["whole"]
         self._open(capabilities)
         return self.peer
 
@@ -489,8 +496,7 @@ class AgentConnection(_Connection):
         if self.state is State.HELLO:
             if end - start < 9:
                 return [], start
-            # SPOP 1.0 wrote its flags in the host's order: FIN shows which one that is.
-            self._little_endian = data[start + 5] != 0 and data[start + 8] == 0
+            self._see_flags(data, start)
             # It alone: what it says decides how the next ones are read.
             length = int.from_bytes(data[start : start + 4], "big")
             return codec.decode_frames(
@@ -499,8 +505,13 @@ class AgentConnection(_Connection):
                 min(end, start + 4 + length),
                 max_frame_size=self._max_frame_size,
                 little_endian=self._little_endian,
+                whole=self.whole,
             )
         return self._answer(data, start, end)
+
+    def _see_flags(self, data: Buffer, start: int) -> None:
+        self._little_endian, none = flags_of_hello(data, start)
+        self.whole = none and data[start + 4] == FrameType.HAPROXY_HELLO
 
     def _answer(self, data: Buffer, start: int, end: int) -> tuple[list[Any], int]:
         left, consumed, acks = self._dispatcher.answer_frames(
@@ -513,6 +524,7 @@ class AgentConnection(_Connection):
             self._room - self.in_flight,
             self.peer,
             self.fragments,
+            self.whole,
         )
         self._made(acks)
         return left, consumed
@@ -539,7 +551,8 @@ class AgentConnection(_Connection):
 
     def _hello(self, items: dict[str, DecodedValue]) -> Hello:
         """Answer HAPROXY-HELLO with AGENT-HELLO (sections 3.2.4 and 3.2.5)."""
-        version = _common_version(_item(items, "supported-versions", str, Status.NO_VERSION))
+        announced = _item(items, "supported-versions", str, Status.NO_VERSION)
+        version = _common_version(announced, ("1.0",) if self.whole else SUPPORTED_VERSIONS)
         offered = _item(items, "max-frame-size", int, Status.NO_FRAME_SIZE)
         theirs = _names(_item(items, "capabilities", str, Status.NO_CAPABILITIES))
         engine_id = _item(items, "engine-id", str, None)
@@ -570,13 +583,16 @@ class AgentConnection(_Connection):
         self, theirs: frozenset[str], engine_id: str | None, healthcheck: bool
     ) -> frozenset[str]:
         """Fragmentation is the receiver's own to announce; the rest takes both (3.2.1)."""
-        if healthcheck:  # HAProxy 1.8 and 1.9 crash on capabilities in a health check.
+        # HAProxy 1.8 and 1.9 crash on capabilities in a health check, 1.7 has none.
+        if healthcheck or self.whole:
             return frozenset()
         shared = self._capabilities & (theirs | {Capability.FRAGMENTATION})
         return shared if engine_id else shared - {Capability.ASYNC}
 
     def _fail(self, error: ProtocolError, events: list[AgentEvent]) -> None:
-        self._send_disconnect(error.status, str(error)[:200])
+        # HAProxy 1.7.0 crashes on a status that it has no text for in a health check's answer.
+        if self.peer is not None or not self.whole:
+            self._send_disconnect(error.status, str(error)[:200])
         self.state = State.CLOSING
         self.fragments = None
         events.append(Disconnect(error.status, str(error), False))
@@ -800,6 +816,17 @@ class EngineConnection(_Connection):
         return Hello(self.peer)
 
 
+def flags_of_hello(data: Buffer, start: int = 0) -> tuple[bool, bool]:
+    """How a connection writes flags, by those of its HELLO at `start`.
+
+    Returns:
+        Two booleans. The order is little-endian: SPOP 1.0 had the host's, as FIN shows. There
+        are no flags: HAProxy 1.7 sets none, and each of its frames is whole.
+    """
+    flags = bytes(data[start + 5 : start + 9])
+    return flags[0] != 0 and flags[3] == 0, not any(flags)
+
+
 def _item(items: dict[str, DecodedValue], key: str, type_: type, missing: Status | None) -> Any:
     """An item of a HELLO. `missing` is the error where it isn't there; None: it is optional."""
     if key not in items:
@@ -823,10 +850,10 @@ def _version(text: str) -> tuple[int, int] | None:
     return None
 
 
-def _common_version(announced: str) -> str:
+def _common_version(announced: str, supported: Iterable[str]) -> str:
     """The highest version of both sides. A peer has all minor ones up to what it announces."""
     theirs = {version for text in announced.split(",") if (version := _version(text))}
-    for ours in SUPPORTED_VERSIONS:
+    for ours in supported:
         major = int(ours.partition(".")[0])
         if any(version[0] == major for version in theirs):
             return ours

@@ -111,11 +111,11 @@ def damaged_frames(draw: st.DrawFn) -> bytes:
     return bytes(frame)
 
 
-@given(st.one_of(st.binary(max_size=100), damaged_frames()), st.booleans())
+@given(st.one_of(st.binary(max_size=100), damaged_frames()), st.booleans(), st.booleans())
 def test_arbitrary_bytes_give_the_same_frames_or_the_same_error(
-    data: bytes, little_endian: bool
+    data: bytes, little_endian: bool, whole: bool
 ) -> None:
-    limits = {"max_frame_size": 1000, "little_endian": little_endian}
+    limits = {"max_frame_size": 1000, "little_endian": little_endian, "whole": whole}
     compiled = outcome(_codec.decode_frames, data, **limits)
     assert compiled == outcome(_codec_py.decode_frames, data, **limits)
     for name in ("decode_kv_list", "decode_messages", "decode_actions", "decode_value"):
@@ -185,14 +185,14 @@ def fragmented(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-def answers(subject: Any, data: bytes, fragments: Any) -> list[Any]:
+def answers(subject: Any, data: bytes, fragments: Any, whole: bool) -> list[Any]:
     """What each call gave, until one gets no further."""
     found: list[Any] = []
     offset, before = 0, -1
     while offset != before:
         answer = outcome(
             subject.answer_frames,
-            data, offset, len(data), 10**6, 16380, False, 10, None, fragments,
+            data, offset, len(data), 10**6, 16380, False, 10, None, fragments, whole,
         )  # fmt: skip
         found.append((answer, fragments and (fragments.begun, fragments.idle)))
         before = offset
@@ -201,14 +201,16 @@ def answers(subject: Any, data: bytes, fragments: Any) -> list[Any]:
     return found
 
 
-@given(fragmented(), st.sampled_from([40, 10_000]), st.booleans())
+@given(fragmented(), st.sampled_from([40, 10_000]), st.booleans(), st.booleans())
 def test_dispatchers_put_the_same_payloads_together(
-    data: bytes, max_size: int, allowed: bool
+    data: bytes, max_size: int, allowed: bool, whole: bool
 ) -> None:
     results = []
     for module in (_dispatch_py, _dispatch):
         failures: list[str] = []
         subject = dispatcher(module.Dispatcher, failures)
         fragments = module.Fragments(max_size) if allowed else None
-        results.append((answers(subject, data, fragments), failures, list(subject.cells[:64])))
+        results.append(
+            (answers(subject, data, fragments, whole), failures, list(subject.cells[:64]))
+        )
     assert results[0] == results[1]

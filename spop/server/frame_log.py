@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from spop import codec
-from spop.connection import AgentConnection, AgentEvent
+from spop.connection import AgentConnection, AgentEvent, State
 from spop.errors import ProtocolError
 from spop.values import Buffer
 
@@ -20,6 +20,8 @@ class LoggedConnection(AgentConnection):
     def receive_data(self, data: Buffer, end: int | None = None) -> list[AgentEvent]:
         received = bytes(data) if end is None else bytes(memoryview(data)[:end])
         partial: bytes = getattr(self, "_partial", b"") + received
+        if self.state is State.HELLO and len(partial) >= 9:
+            self._see_flags(partial, 0)
         self._partial = partial[self._log("from", partial) :]
         return super().receive_data(data, end)
 
@@ -32,11 +34,11 @@ class LoggedConnection(AgentConnection):
     def _log(self, direction: str, data: Buffer) -> int:
         """Log the frames at the front of `data`; returns how many bytes they were."""
         try:
-            # A HELLO says which order its flags are in; they are of no interest here.
             frames, consumed = codec.decode_frames(
                 data,
                 max_frame_size=max(self.max_frame_size, len(data)),
                 little_endian=self._little_endian,
+                whole=self.whole,
             )
         except ProtocolError as error:
             logger.info("%s %s: damaged frame: %s", direction, self.address, error)

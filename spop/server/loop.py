@@ -463,6 +463,7 @@ class Loop:
             protocol.room,
             peer,
             protocol.fragments,
+            protocol.whole,
         )
         if peer.healthcheck:
             self.cells[Cell.HEALTHCHECKS] += 1
