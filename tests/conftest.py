@@ -35,11 +35,25 @@ def twin(request: pytest.FixtureRequest) -> ModuleType:
     return module
 
 
-@pytest.fixture(params=twins("_dispatch"))
-def dispatch(request: pytest.FixtureRequest) -> ModuleType:
-    """Each implementation of the dispatcher."""
-    module: ModuleType = request.param
-    return module
+@pytest.fixture(params=["python", "c"])
+def implementation(request: pytest.FixtureRequest) -> str:
+    """Each implementation that there is."""
+    if request.param == "c" and codec.IMPLEMENTATION == "python":
+        pytest.skip("there is one implementation only")
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def dispatch(implementation: str) -> ModuleType:
+    """The dispatcher's module of an implementation."""
+    return importlib.import_module("spop._dispatch" + ("" if implementation == "c" else "_py"))
+
+
+@pytest.fixture
+def port(implementation: str) -> ModuleType:
+    """The fast path's module of the same implementation as `dispatch`."""
+    return importlib.import_module("spop._port" + ("" if implementation == "c" else "_py"))
 
 
 @pytest.fixture(
