@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import haproxy
@@ -63,6 +65,30 @@ def haproxy_binary(request: pytest.FixtureRequest) -> str:
     """Each HAProxy of this machine."""
     path: str = request.param
     return path
+
+
+@pytest.fixture
+def haproxy_2_6() -> str:
+    """HAProxy 2.6, whose samples and verdicts are compared with ours."""
+    for path in haproxy.installed():
+        if haproxy.version(path)[:2] == (2, 6):
+            return path
+    pytest.skip("needs HAProxy 2.6")
+
+
+@pytest.fixture
+def haproxy_in_path(haproxy_binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each HAProxy of this machine, as the one that is found by its name."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "haproxy").symlink_to(haproxy_binary)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    return haproxy_binary
+
+
+def pytest_itemcollected(item: pytest.Function) -> None:
+    """Mark what `make haproxy` runs on every version: each test that asks for a HAProxy."""
+    if not {"haproxy_binary", "haproxy_2_6"}.isdisjoint(item.fixturenames):
+        item.add_marker(pytest.mark.haproxy)
 
 
 @pytest.fixture(autouse=True)

@@ -277,7 +277,7 @@ def _captured(data: bytes, port: int | None) -> Iterator[tuple[Source, Found]]:
     try:
         from spop.capture import CaptureError, Gap, read_conversations
     except ModuleNotFoundError:
-        message = "captures need an extra: pip install 'spop[cli]'"
+        message = "captures need an extra: pip install 'haproxy-spop[cli]'"
         raise click.UsageError(message) from None
     try:
         conversations = read_conversations(io.BytesIO(data))
