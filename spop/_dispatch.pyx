@@ -815,7 +815,7 @@ cdef class Port:
     """A socket whose NOTIFY frames are answered as they come, as the twin describes it."""
 
     cdef readonly int fd
-    cdef readonly object connection
+    cdef public object connection
     cdef public bint open
     cdef public bint active
     cdef bint little_endian

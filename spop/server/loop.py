@@ -545,6 +545,7 @@ class Loop:
         if connection.events:
             self._poller.unregister(connection.sock.fileno())
         self._abandon(connection)
+        connection.port.connection = None  # It may have MBs, which no cycle is to keep.
         if self._leaving and not self._connections:
             self._running = False
 
