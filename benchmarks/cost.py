@@ -44,15 +44,14 @@ def answering(message: str, arguments: dict[str, Any]) -> Callable[[int], None]:
         from spop_agent import agent
 
         from spop import Message, codec
-        from spop.connection import Peer
 
         dispatcher = agent.dispatcher()
         batch = b"".join(
             codec.encode_notify(number, 1, [Message(message, arguments)]) for number in range(BATCH)
         )
-        peer = Peer("", "2.0", 16380, frozenset())
+        intake = open_intake()
         for _ in range(count // BATCH):
-            dispatcher.answer_frames(batch, 0, len(batch), 16380, 16380, False, 1, peer)
+            dispatcher.receive(intake, batch)
 
     return answer
 
@@ -62,21 +61,30 @@ def ping_pong(count: int) -> None:
     from spop_agent import agent
 
     from spop import Message, codec
-    from spop.connection import Peer
-    from spop.dispatch import Fragments, Port
+    from spop.port import FastPath, FastPaths
 
-    dispatcher = agent.dispatcher(buffer=bytearray(65536))
+    shared = FastPaths(agent.dispatcher(), bytearray(65536), unexpected, unexpected)
     notify = codec.encode_notify(1, 1, [Message("check-client-ip", ip=IPv4Address("192.0.2.10"))])
-    peer = Peer("", "2.0", 16380, frozenset())
     engine, ours = socket.socketpair()
     with engine, ours:
-        port = Port(dispatcher, ours.fileno(), None, unexpected, unexpected)
-        port.agree(16380, False, 1, peer, Fragments(2**20))
-        port.open = True
+        fast_path = FastPath(shared, open_intake(), ours.fileno(), None)
+        fast_path.enabled = True
         for _ in range(count):
             engine.send(notify)
-            port(1)
+            fast_path(1)
             engine.recv(1024)
+
+
+def open_intake() -> Any:
+    """A connection's intake as it is after HELLO."""
+    from spop import Peer
+    from spop.dispatch import Intake
+
+    intake = Intake(16380, 2**20)
+    intake.peer = Peer("", "2.0", 16380, frozenset())
+    intake.takes_fragments = True
+    intake.is_open = True
+    return intake
 
 
 def unexpected(*args: object) -> None:

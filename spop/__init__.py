@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from spop.agent import Agent
 from spop.client import Client
-from spop.connection import Peer
 from spop.errors import (
     DisconnectedError,
     HandlerError,
@@ -20,7 +19,7 @@ from spop.errors import (
     SpopTimeoutError,
     UnreachableError,
 )
-from spop.frames import Ack, Action, Message
+from spop.frames import Ack, Action, Message, Peer
 from spop.values import UNSET, Binary, Int32, Int64, String, UInt32, UInt64
 from spop.version import __version__
 

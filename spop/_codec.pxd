@@ -1,6 +1,39 @@
-"""What `_codec.pyx` shares with `_dispatch.pyx`: reading and writing with no Python objects."""
+"""What `_codec.pyx` shares with the other compiled modules: the protocol's numbers, and reading
+and writing with no Python objects."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
+
+
+# The numbers of `spop.constants`; a test compares them.
+cdef enum:
+    UNSET_FRAME = 0
+    HAPROXY_HELLO = 1
+    HAPROXY_DISCONNECT = 2
+    NOTIFY = 3
+    AGENT_HELLO = 101
+    AGENT_DISCONNECT = 102
+    ACK = 103
+
+    FIN = 1
+    ABORT = 2
+
+    T_NULL = 0
+    T_BOOL = 1
+    T_INT32 = 2
+    T_UINT32 = 3
+    T_INT64 = 4
+    T_UINT64 = 5
+    T_IPV4 = 6
+    T_IPV6 = 7
+    T_STRING = 8
+    T_BINARY = 9
+
+    SET_VAR = 1
+    UNSET_VAR = 2
+
+    DEFAULT_MAX_FRAME_SIZE = 1048576
+    MAX_CONTROL_SIZE = 16384
 
 
 cdef struct Reader:
@@ -33,6 +66,18 @@ cdef struct Writer:
     Py_ssize_t length
     Py_ssize_t capacity
     bint heap
+
+
+cdef inline void use_stack(Writer *w, unsigned char *data, Py_ssize_t capacity) noexcept:
+    w.data = data
+    w.length = 0
+    w.capacity = capacity
+    w.heap = False
+
+
+cdef inline Py_ssize_t announced_length(const unsigned char *p) noexcept:
+    """The first four bytes of a frame; they do not count themselves."""
+    return <uint32_t>p[0] << 24 | p[1] << 16 | p[2] << 8 | p[3]
 
 
 cdef inline int read_varint(Reader *r, uint64_t *value) except -1:
@@ -74,9 +119,16 @@ cdef inline int reserve(Writer *w, Py_ssize_t more) except -1:
     return 0 if w.length + more <= w.capacity else grow(w, more)
 
 
+cdef inline int write_bytes(Writer *w, const void *data, Py_ssize_t length) except -1:
+    reserve(w, length)
+    memcpy(w.data + w.length, data, length)
+    w.length += length
+    return 0
+
+
 cdef int grow(Writer *w, Py_ssize_t more) except -1
 cdef void release(Writer *w) noexcept
-cdef int write_actions(Writer *w, object actions) except -1
+cdef int write_answer(Writer *w, object answer) except -1
 cdef int write_varint(Writer *w, uint64_t value) except -1
 cdef Py_ssize_t begin_frame(
     Writer *w, int type, unsigned int flags, uint64_t stream_id, uint64_t frame_id,

@@ -122,35 +122,7 @@ cdef extern from *:
     Py_ssize_t name_hash(const unsigned char *data, Py_ssize_t length)
     bint HAS_GIL
 
-# The protocol's numbers; a test holds them against `spop.constants`.
-cdef enum:
-    UNSET_FRAME = 0
-    HAPROXY_HELLO = 1
-    HAPROXY_DISCONNECT = 2
-    NOTIFY = 3
-    AGENT_HELLO = 101
-    AGENT_DISCONNECT = 102
-    ACK = 103
-
-    FIN = 1
-    ABORT = 2
-
-    T_NULL = 0
-    T_BOOL = 1
-    T_INT32 = 2
-    T_UINT32 = 3
-    T_INT64 = 4
-    T_UINT64 = 5
-    T_IPV4 = 6
-    T_IPV6 = 7
-    T_STRING = 8
-    T_BINARY = 9
-
-    SET_VAR = 1
-    UNSET_VAR = 2
-
-    DEFAULT_MAX_FRAME_SIZE = 1048576
-
+# The protocol's numbers stand in the .pxd; a test compares these with `spop.constants`.
 C_CONSTANTS = {
     "FrameType": (UNSET_FRAME, HAPROXY_HELLO, HAPROXY_DISCONNECT, NOTIFY, AGENT_HELLO,
                   AGENT_DISCONNECT, ACK),
@@ -159,6 +131,7 @@ C_CONSTANTS = {
                  T_STRING, T_BINARY),
     "ActionType": (SET_VAR, UNSET_VAR),
     "DEFAULT_MAX_FRAME_SIZE": DEFAULT_MAX_FRAME_SIZE,
+    "MAX_CONTROL_SIZE": MAX_CONTROL_SIZE,
 }
 
 cdef Py_ssize_t message_name = slot_offset(Message, "name")
@@ -290,7 +263,7 @@ cdef Py_ssize_t frame_length(
     cdef Py_ssize_t length
     if end - offset < 4:
         return -1
-    length = <uint32_t>p[0] << 24 | p[1] << 16 | p[2] << 8 | p[3]
+    length = announced_length(p)
     if length > max_frame_size:
         raise FrameTooBigError(f"frame of {length} bytes, {max_frame_size} at most")
     if length < 7:
@@ -539,13 +512,6 @@ cdef void release(Writer *w) noexcept:
         w.heap = False
 
 
-cdef inline int write_bytes(Writer *w, const void *data, Py_ssize_t length) except -1:
-    reserve(w, length)
-    memcpy(w.data + w.length, data, length)
-    w.length += length
-    return 0
-
-
 cdef int write_varint(Writer *w, uint64_t value) except -1:
     cdef unsigned char *p
     reserve(w, 10)
@@ -624,8 +590,15 @@ cdef int write_signed(Writer *w, long long number) except -1:
     return write_varint(w, <uint64_t>number)
 
 
+cdef int write_address(Writer *w, int type_, object address, Py_ssize_t size) except -1:
+    cdef object packed = address.packed  # A subclass may have it of any type and length.
+    if type(packed) is not bytes or PyBytes_GET_SIZE(packed) != size:
+        raise TypeError(f"{type(address).__name__}.packed is not {size} bytes")
+    write_type(w, type_)
+    return write_bytes(w, PyBytes_AS_STRING(packed), size)
+
+
 cdef int write_value(Writer *w, object value) except -1:
-    cdef bytes raw
     if type(value) is int:
         write_plain_integer(w, value)
     elif value is None:
@@ -641,13 +614,9 @@ cdef int write_value(Writer *w, object value) except -1:
         write_type(w, T_STRING if isinstance(value, String) else T_BINARY)
         write_blob(w, bytes(value))
     elif isinstance(value, IPv4Address):
-        write_type(w, T_IPV4)
-        raw = value.packed
-        write_bytes(w, PyBytes_AS_STRING(raw), 4)
+        write_address(w, T_IPV4, value, 4)
     elif isinstance(value, IPv6Address):
-        write_type(w, T_IPV6)
-        raw = value.packed
-        write_bytes(w, PyBytes_AS_STRING(raw), 16)
+        write_address(w, T_IPV6, value, 16)
     else:
         raise TypeError(f"{type(value).__name__} has no SPOP type")
     return 0
@@ -734,15 +703,26 @@ cdef int write_action(Writer *w, object variable, object value) except -1:
 
 
 cdef int write_actions(Writer *w, object actions) except -1:
+    return write_actions_with(w, actions, None)
+
+
+cdef int write_answer(Writer *w, object answer) except -1:
+    """What a handler answers, where None removes the variable."""
+    return write_actions_with(w, answer, _unset)
+
+
+cdef int write_actions_with(Writer *w, object actions, object null) except -1:
+    """Write actions, with `null` in the place of None."""
     if type(actions) is dict:
         for variable, value in (<dict>actions).items():
-            write_action(w, variable, value)
+            write_action(w, variable, null if value is None else value)
     elif isinstance(actions, Mapping):
         for variable, value in actions.items():
-            write_action(w, variable, value)
+            write_action(w, variable, null if value is None else value)
     else:
         for action in actions:
-            write_action(w, action.variable, action.value)
+            value = action.value
+            write_action(w, action.variable, null if value is None else value)
     return 0
 
 
@@ -791,15 +771,6 @@ cdef uint64_t as_uint64(object value) except? 0xFFFFFFFFFFFFFFFF:
             f"{value} is not in 0 to 2**64 - 1, the range of a varint") from None
 
 
-cdef inline Writer writer(unsigned char *data, Py_ssize_t capacity) noexcept:
-    cdef Writer w
-    w.data = data
-    w.length = 0
-    w.capacity = capacity
-    w.heap = False
-    return w
-
-
 # --- the public functions, documented in `_codec_py` -----------------------------------------
 
 # A function of the twin that takes `out` differs from the next only in what it writes.
@@ -808,7 +779,8 @@ ctypedef int (*Write)(Writer *, object) except -1
 
 cdef bytearray written(Write write, object value, bytearray out):
     cdef unsigned char stack[512]
-    cdef Writer w = writer(stack, sizeof(stack))
+    cdef Writer w
+    use_stack(&w, stack, sizeof(stack))
     try:
         write(&w, value)
         return append(out, &w)
@@ -821,8 +793,9 @@ cdef bytearray written_frame(
     object frame_id, bytearray out, bint little_endian,
 ):
     cdef unsigned char stack[1024]
-    cdef Writer w = writer(stack, sizeof(stack))
+    cdef Writer w
     cdef Py_ssize_t start
+    use_stack(&w, stack, sizeof(stack))
     try:
         start = begin_frame(
             &w, type, flags, as_uint64(stream_id), as_uint64(frame_id), little_endian)
@@ -919,6 +892,10 @@ def decode_messages(buffer):
 
 def encode_actions(actions, bytearray out=None):
     return written(write_actions, actions, out)
+
+
+def encode_answer(answer, bytearray out=None):
+    return written(write_answer, answer, out)
 
 
 def decode_actions(buffer):

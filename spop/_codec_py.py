@@ -10,19 +10,19 @@ it raises, `out` is as it was. Every ``decode_*`` reads any object with the buff
 from __future__ import annotations
 
 import functools
-import re
 import struct
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from spop.constants import DEFAULT_MAX_FRAME_SIZE, FrameType
+from spop.constants import CONTROL_TYPES, DEFAULT_MAX_FRAME_SIZE, FrameType
 from spop.errors import FragmentationError, FrameTooBigError, InvalidFrameError
 from spop.frames import Ack, Action, Actions, Control, Frame, Message, Notify, RawFrame
 from spop.values import (
     SCOPE_NAMES,
     SCOPES,
     UNSET,
+    VARIABLE,
     Buffer,
     DecodedValue,
     Int32,
@@ -33,7 +33,6 @@ from spop.values import (
     Value,
 )
 
-_HELLO_AND_DISCONNECT = (1, 2, 101, 102)
 _FIN, _ABORT = 1, 2
 
 # --- varints (section 3.1) ---------------------------------------------------------------
@@ -181,14 +180,24 @@ def encode_value(value: Value, out: bytearray | None = None) -> bytearray:
         encode_varint(len(raw), out)
         out += raw
     elif isinstance(value, IPv4Address):
+        packed = _packed(value, 4)
         out.append(6)
-        out += value.packed
+        out += packed
     elif isinstance(value, IPv6Address):
+        packed = _packed(value, 16)
         out.append(7)
-        out += value.packed
+        out += packed
     else:
         raise TypeError(f"{type(value).__name__} has no SPOP type")
     return out
+
+
+def _packed(address: IPv4Address | IPv6Address, size: int) -> bytes:
+    """The bytes of an address, which a subclass may have of any type and length."""
+    packed = address.packed
+    if type(packed) is not bytes or len(packed) != size:
+        raise TypeError(f"{type(address).__name__}.packed is not {size} bytes")
+    return packed
 
 
 def _integer_type(value: int) -> int:
@@ -356,14 +365,20 @@ def decode_messages(buffer: Buffer) -> list[Message]:
 def _messages(data: bytes, offset: int, end: int, stream_id: int, frame_id: int) -> list[Message]:
     messages = []
     while offset < end:
-        message = Message.__new__(Message)
-        message.name, offset = _string(data, offset, end)
-        message.stream_id = stream_id
-        message.frame_id = frame_id
-        message.connection = None
-        offset = _args(message, data, offset, end)
+        message, offset = _message_at(data, offset, end, stream_id, frame_id)
         messages.append(message)
     return messages
+
+
+def _message_at(
+    data: bytes, offset: int, end: int, stream_id: int, frame_id: int
+) -> tuple[Message, int]:
+    message = Message.__new__(Message)
+    message.name, offset = _string(data, offset, end)
+    message.stream_id = stream_id
+    message.frame_id = frame_id
+    message.connection = None
+    return message, _args(message, data, offset, end)
 
 
 def _args(message: Message, data: bytes, offset: int, end: int) -> int:
@@ -405,16 +420,31 @@ def encode_actions(actions: Actions, out: bytearray | None = None) -> bytearray:
         TypeError, OverflowError: a value can't be encoded; the error names its variable.
         ValueError: a variable has no known scope or no valid name.
     """
+    return _encode_actions(actions, None, out)
+
+
+def encode_answer(answer: Actions, out: bytearray | None = None) -> bytearray:
+    """Append what a handler answers: as `encode_actions`, but None removes the variable.
+
+    A variable that is set to NULL makes HAProxy 1.8.0 read freed memory, and misleads 2.2.0. From
+    2.6 on it is removed, as every version does with UNSET-VAR.
+    """
+    return _encode_actions(answer, UNSET, out)
+
+
+def _encode_actions(actions: Actions, null: Any, out: bytearray | None) -> bytearray:
+    """Append actions, with `null` in the place of None."""
     if out is None:
         out = bytearray()
     start = len(out)
     try:
         if type(actions) is dict or isinstance(actions, Mapping):
             for variable, value in actions.items():
-                _action(variable, value, out)
+                _action(variable, null if value is None else value, out)
         else:
             for action in actions:
-                _action(action.variable, action.value, out)
+                value = action.value
+                _action(action.variable, null if value is None else value, out)
     except BaseException:
         del out[start:]
         raise
@@ -435,7 +465,6 @@ def _action(variable: str, value: Any, out: bytearray) -> None:
             raise type(error)(f"{variable}: {error}") from None
 
 
-_VARIABLE = re.compile(r"(proc|sess|txn|req|res)\.([A-Za-z0-9_.]+)")
 _TARGETS_KEPT = 4096
 _targets: dict[str, bytes] = {}
 
@@ -444,7 +473,7 @@ def _target(variable: str) -> bytes:
     """Scope and name of a variable as an action has them. Agents use few: they are kept."""
     if not isinstance(variable, str):
         raise TypeError(f"a variable is named by a str, not {type(variable).__name__}")
-    match = _VARIABLE.fullmatch(variable)
+    match = VARIABLE.fullmatch(variable)
     if match is None:
         raise ValueError(
             f"{variable!r} names no variable: write scope.name, the scope one of "
@@ -613,13 +642,13 @@ def encode_frame(
 def _begin(
     type_: int, flags: int, stream_id: int, frame_id: int, out: bytearray, little_endian: bool
 ) -> None:
-    out += _header(type_, flags, little_endian)
+    out += _frame_start(type_, flags, little_endian)
     encode_varint(stream_id, out)
     encode_varint(frame_id, out)
 
 
 @functools.lru_cache(maxsize=64)
-def _header(type_: int, flags: int, little_endian: bool) -> bytes:
+def _frame_start(type_: int, flags: int, little_endian: bool) -> bytes:
     """A frame up to its identifiers, the length left open."""
     return bytes([0, 0, 0, 0, type_]) + flags.to_bytes(4, "little" if little_endian else "big")
 
@@ -668,8 +697,12 @@ def decode_frames(
     offset = 0
     try:
         while (length := _whole_frame(data, offset, max_frame_size)) >= 0:
-            frames.append(_frame(data, offset + 4, offset + 4 + length, little_endian))
-            offset += 4 + length
+            end_of_frame = offset + 4 + length
+            type_, flags, stream_id, frame_id, payload = _header(
+                data, offset + 4, end_of_frame, little_endian
+            )
+            frames.append(_frame(type_, flags, stream_id, frame_id, data, payload, end_of_frame))
+            offset = end_of_frame
     except (FrameTooBigError, FragmentationError, InvalidFrameError):
         if not frames:
             raise
@@ -688,13 +721,23 @@ def _whole_frame(data: bytes, offset: int, max_frame_size: int) -> int:
     return length if length <= len(data) - offset - 4 else -1
 
 
-def _frame(data: bytes, offset: int, end: int, little_endian: bool) -> Frame:
+def _header(
+    data: bytes, offset: int, end: int, little_endian: bool
+) -> tuple[int, int, int, int, int]:
+    """Type, flags, stream-id and frame-id of a frame, and the offset of its payload."""
     type_ = data[offset]
     flags = (_LITTLE_ENDIAN if little_endian else _LENGTH).unpack_from(data, offset + 1)[0]
     stream_id, offset = _varint(data, offset + 5, end)
     frame_id, offset = _varint(data, offset, end)
     if flags & _ABORT and not flags & _FIN:
         raise InvalidFrameError("ABORT without FIN")
+    return type_, flags, stream_id, frame_id, offset
+
+
+def _frame(
+    type_: int, flags: int, stream_id: int, frame_id: int, data: bytes, offset: int, end: int
+) -> Frame:
+    """The frame whose payload is at `offset`."""
     final = flags & _FIN
     if type_ == 3 and final:
         notify = Notify.__new__(Notify)
@@ -707,7 +750,7 @@ def _frame(data: bytes, offset: int, end: int, little_endian: bool) -> Frame:
             raise FragmentationError("an ACK may not be fragmented")
         actions = _actions(data, offset, end)
         return Ack(stream_id, frame_id, actions, flags & _ABORT != 0)
-    if type_ in _HELLO_AND_DISCONNECT:
+    if type_ in CONTROL_TYPES:
         if not final:
             raise FragmentationError("HELLO and DISCONNECT may not be fragmented")
         if stream_id or frame_id:

@@ -9,14 +9,23 @@ encodes what it returns. Handlers that may not run here are left to the caller a
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address
 from time import perf_counter_ns
 from typing import Any, Final, NamedTuple
 
 from spop import _codec_py as codec
-from spop.constants import MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, DataType
+from spop.constants import (
+    CONTROL_TYPES,
+    DEFAULT_MAX_PAYLOAD_SIZE,
+    MAX_ANSWER_SIZE,
+    MAX_ARGUMENTS,
+    MAX_CONTROL_SIZE,
+    MAX_MESSAGES,
+    DataType,
+    FrameFlag,
+    FrameType,
+)
 from spop.counters import Cell, Cells, RouteCell, new_row, observe, row_size
 from spop.errors import (
     FragmentationError,
@@ -25,11 +34,12 @@ from spop.errors import (
     InterlacedFramesError,
     ProtocolError,
 )
-from spop.frames import Ack, Frame, Message, Notify, RawFrame
+from spop.frames import Ack, Frame, Message, Notify, Peer, RawFrame
 from spop.values import Buffer
 
-_UNSET, _NOTIFY = 0, 3
-_FIN, _ABORT = 1, 2
+# Members of an enum take several times as long to look up.
+_UNSET, _NOTIFY = int(FrameType.UNSET), int(FrameType.NOTIFY)
+_FIN, _ABORT = int(FrameFlag.FIN), int(FrameFlag.ABORT)
 
 MISSING: Final[Any] = object()
 """As the default of a `Parameter`: there is none."""
@@ -57,6 +67,7 @@ class Route:
     """A handler, ready to be called.
 
     Attributes:
+        on_error: the encoded actions that answer a message that it fails to handle.
         base: where its cells begin in the row of its dispatcher.
     """
 
@@ -70,14 +81,14 @@ class Route:
         function: Callable[..., Any],
         parameters: Iterable[Parameter] = (),
         deferred: bool = False,
-        on_error: Mapping[str, Any] | None = None,
+        on_error: bytes = b"",
     ) -> None:
         self.name = name
         self.function = function
         self.parameters = tuple(sorted(parameters, key=lambda p: p.keyword_only))
         self.keywords = tuple(p.name for p in self.parameters if p.keyword_only)
         self.deferred = deferred
-        self.on_error = dict(on_error or {})
+        self.on_error = on_error
         self.base = 0
         self._slots = {p.name: slot for slot, p in enumerate(self.parameters) if p.kind == ARGUMENT}
 
@@ -144,14 +155,21 @@ def _type_name(types: int) -> str:
 
 
 class Call(NamedTuple):
-    """One message of a `Deferred`: its handler and the values for the handler's parameters."""
+    """One message of a `Deferred`: its handler and the values for the handler's parameters.
+
+    Without values the message has failed already, and only its `on_error` is to be answered.
+    """
 
     route: Route
-    values: list[Any]
+    values: list[Any] | None
+
+    def run(self) -> Any:
+        """Call the handler and return what it returns."""
+        return self.route.call(self.values or [])
 
     def results(self, returned: Any) -> list[Any]:
         """What to encode for the handler: its `Ack`, if it took one, and what it returned."""
-        filled = [value.actions for value in self.values if type(value) is Ack]
+        filled = [value.actions for value in self.values or [] if type(value) is Ack]
         return filled if returned is None else [*filled, returned]
 
 
@@ -163,8 +181,8 @@ class Deferred(NamedTuple):
     calls: list[Call]
 
 
-Failed = Callable[[str, Exception | SystemExit], None]
-"""Told of a message's name and what went wrong with it."""
+Failed = Callable[[str, BaseException], None]
+"""Told of a message's name and what went wrong with it. It must not raise."""
 
 
 class Running(NamedTuple):
@@ -176,36 +194,112 @@ class Running(NamedTuple):
     connection: Any
 
 
-class Fragments:
-    """A payload that comes in fragments, on one connection (section 3.2).
+class Intake:
+    """What one connection has received and not dealt with yet, and what it may receive.
+
+    It is the only owner of these. A `Dispatcher` takes the bytes in and answers what it can;
+    the connection's state machine sets the limits when HELLO agrees on them, and counts down
+    what it acknowledges.
 
     Args:
-        max_size: bytes that it may have; of one that is larger the rest is ignored.
+        max_frame_size: the largest frame in bytes; HELLO may lower it (section 3.2.4).
+        max_payload_size: the largest payload in bytes that is put together from fragments.
 
     Attributes:
-        begun: a payload is on its way.
-        idle: neither that, nor is the rest of one being ignored.
+        is_open: HELLO is done, so NOTIFY frames may come. Before that, and after it is false
+            again, every frame is left to the caller.
+        little_endian: flags are in the order of SPOP 1.0 on x86.
+        takes_fragments: NOTIFY frames may come in fragments.
+        max_in_flight: NOTIFY frames that may be given out and not yet be acknowledged.
+        in_flight: those that are.
+        suspended: bytes are kept and not looked at, as earlier answers wait to be sent.
+        peer: what HELLO agreed on; handlers find it as ``message.connection``.
     """
 
-    __slots__ = ("_data", "_ids", "begun", "max_size")
+    __slots__ = (
+        "_ids", "_payload", "_unread", "begun", "in_flight", "is_open", "little_endian",
+        "max_frame_size", "max_in_flight", "max_payload_size", "peer", "suspended",
+        "takes_fragments",
+    )  # fmt: skip
 
-    def __init__(self, max_size: int) -> None:
-        self.max_size = max_size
-        self.begun = False
-        self._data = bytearray()
+    def __init__(
+        self, max_frame_size: int, max_payload_size: int = DEFAULT_MAX_PAYLOAD_SIZE
+    ) -> None:
+        self.max_frame_size = max_frame_size
+        self.max_payload_size = max_payload_size
+        self.is_open = False
+        self.little_endian = False
+        self.takes_fragments = False
+        self.max_in_flight = 1
+        self.in_flight = 0
+        self.suspended = False
+        self.peer: Peer | None = None
+        self._unread = bytearray()
+        self._payload = bytearray()
         self._ids: tuple[int, int] | None = None
+        self.begun = False
 
     @property
-    def idle(self) -> bool:
-        return self._ids is None
+    def unread(self) -> int:
+        """Bytes that were received and belong to no frame that was dealt with."""
+        return len(self._unread)
 
-    def take(self, frame: RawFrame) -> bytes | None:
-        """Add a fragment. Returns the payload where it is whole.
+    @property
+    def size(self) -> int:
+        """Bytes that are kept: those unread, and the fragments of a payload."""
+        return len(self._unread) + len(self._payload)
+
+    @property
+    def paused(self) -> bool:
+        """Nothing more is answered until an ACK was made, or earlier ones were sent."""
+        return self.suspended or self.in_flight >= self.max_in_flight
+
+    @property
+    def at_rest(self) -> bool:
+        """Open, with nothing half received and nothing that waits for an answer."""
+        return (
+            self.is_open
+            and not self.in_flight
+            and not self.suspended
+            and not self._unread
+            and self._ids is None
+        )
+
+    @property
+    def frame_limit(self) -> int:
+        """Bytes that the next frame may have. Before HELLO is done it is a control frame."""
+        return self.max_frame_size if self.is_open else min(self.max_frame_size, MAX_CONTROL_SIZE)
+
+    def close(self) -> None:
+        """Forget what was received: nobody will read it."""
+        self.is_open = False
+        self._unread.clear()
+        self._end_payload()
+
+    def _complete_frame(self, data: Buffer) -> int:
+        """Add what the first unread frame lacks. Returns how much of `data` that was."""
+        unread, taken = self._unread, 0
+        if len(unread) < 4:
+            taken = min(4 - len(unread), len(data))
+            unread += data[:taken]
+        missing = 4 + int.from_bytes(unread[:4], "big") - len(unread)
+        # Of a frame above the limit no more is kept, as its length is the error.
+        if len(unread) < 4 or not 0 < missing <= self.frame_limit:
+            return taken
+        end = min(taken + missing, len(data))
+        unread += data[taken:end]
+        return end
+
+    def _take_fragment(self, frame: RawFrame) -> bytes | None:
+        """Add a fragment to the payload (section 3.2). Returns it where it is whole.
 
         Raises:
-            InterlacedFramesError: it is none of the payload that was begun.
-            FrameTooBigError: the payload has become too large.
+            FragmentationError: HELLO did not allow any.
+            InterlacedFramesError: it belongs to another payload than the one that was begun.
+            FrameTooBigError: the payload became too large; what comes of it is passed over.
         """
+        if not self.takes_fragments:
+            raise FragmentationError
         ids = frame.stream_id, frame.frame_id
         final = frame.flags & _FIN
         if frame.type == _NOTIFY:
@@ -216,22 +310,22 @@ class Fragments:
             raise InterlacedFramesError(f"fragment of {ids} where none or another was begun")
         elif not self.begun or frame.flags & _ABORT:
             if final:
-                self.end()
+                self._end_payload()
             return None
-        self._data += frame.payload
-        if len(self._data) > self.max_size:
-            self.end()
+        self._payload += frame.payload
+        if len(self._payload) > self.max_payload_size:
+            self._end_payload()
             self._ids = None if final else ids
             raise FrameTooBigError
-        return bytes(self._data) if final else None
+        return bytes(self._payload) if final else None
 
-    def take_back(self, frame: RawFrame) -> None:
+    def _take_back(self, frame: RawFrame) -> None:
         """Remove the last fragment, to take it once more later."""
-        del self._data[len(self._data) - len(frame.payload) :]
+        del self._payload[len(self._payload) - len(frame.payload) :]
 
-    def end(self) -> None:
+    def _end_payload(self) -> None:
         """Be ready for another payload."""
-        self._data.clear()
+        self._payload.clear()
         self._ids, self.begun = None, False
 
 
@@ -242,19 +336,21 @@ class Dispatcher:
         routes: None leaves every NOTIFY to the caller, as `Notify`.
         failed: told of each failure.
         cells: the row that it counts in; one of its own where None.
-        max_answer_size: bytes of ACKs after which `answer_frames` stops.
+        max_answer_size: bytes of ACKs after which `receive` stops.
         max_messages: messages that a NOTIFY may have.
         max_arguments: arguments that the messages of a NOTIFY may have together.
-        buffer: what each `Port` receives into.
 
     Attributes:
         routes: by message name.
         unknown: messages without a route, by name to a bounded number of names.
         running: the message whose handler is being called, else None.
+
+    Raises:
+        ValueError: the row has fewer cells than the routes need.
     """
 
     __slots__ = (
-        "_clock", "_failed", "_max_arguments", "_max_messages", "buffer", "cells",
+        "_busy", "_clock", "_failed", "_max_arguments", "_max_messages", "cells",
         "max_answer_size", "routes", "running", "unknown",
     )  # fmt: skip
 
@@ -267,139 +363,193 @@ class Dispatcher:
         max_answer_size: int = MAX_ANSWER_SIZE,
         max_messages: int = MAX_MESSAGES,
         max_arguments: int = MAX_ARGUMENTS,
-        buffer: bytearray | None = None,
     ) -> None:
-        self.buffer = buffer
         self.routes = None if routes is None else {route.name: route for route in routes}
         self.cells = new_row(len(self.routes or ())) if cells is None else cells
+        if len(self.cells) < row_size(len(self.routes or ())):
+            raise ValueError("too few cells")
         for index, route in enumerate((self.routes or {}).values()):
             route.base = row_size(index)
         self._failed = failed
         self.max_answer_size = max_answer_size
         self._max_messages = max_messages
         self._max_arguments = max_arguments
+        self._busy = False
         self._clock = 0
         self.unknown: dict[str, int] = {}
         self.running: Running | None = None
 
-    def answer_frames(
-        self,
-        buffer: Buffer,
-        start: int,
-        end: int,
-        max_frame_size: int,
-        max_ack_size: int,
-        little_endian: bool,
-        room: int,
-        connection: Any,
-        fragments: Fragments | None = None,
-    ) -> tuple[list[Frame | Deferred], int, bytes]:
-        """Answer the NOTIFY frames at the front of a buffer.
+    def receive(
+        self, intake: Intake, data: Buffer, end: int | None = None
+    ) -> tuple[list[Frame | Deferred], bytes]:
+        """Take in `data`, or its first `end` bytes, and answer the NOTIFY frames there are.
 
-        Fragments are put together in `fragments`, where the connection takes any. Stops at a
-        partial frame, behind `room` deferred ones, behind `max_answer_size` bytes of ACKs, and
-        behind any frame that is no NOTIFY, as that may change what the next ones mean.
+        It stops at a partial frame, when the intake is `paused`, behind `max_answer_size` bytes
+        of ACKs, and behind any other frame, as that may change how the next ones are read. The
+        intake keeps the rest. A further call without data goes on with it; that is worth while
+        until one returns nothing.
 
         Returns:
-            What the caller has to see to, how far it came, and the ACKs to send.
+            The frames that the caller has to see to, and the ACKs to send.
 
         Raises:
-            ProtocolError: the first frame is no good, as in `decode_frames`.
+            ProtocolError: the first frame that was not dealt with is malformed. The call has
+                answered nothing; the next one raises the same.
+            RuntimeError: a handler that this dispatcher runs has called it.
+            ValueError: `end` is not in the buffer.
         """
-        data = bytes(memoryview(buffer)[start:end])
-        self._clock = perf_counter_ns()
-        left: list[Frame | Deferred] = []
+        if end is None:
+            end = len(data)
+        if not 0 <= end <= len(data):
+            raise ValueError(f"end is {end}, outside a buffer of {len(data)} bytes")
+        if self._busy:
+            raise RuntimeError("a dispatcher can't be used inside of a handler it called")
+        frames: list[Frame | Deferred] = []
         out = bytearray()
+        self._busy = True
+        self._clock = perf_counter_ns()
+        try:
+            with memoryview(data)[:end] as view:
+                self._take(intake, view, frames, out)
+        finally:
+            self._busy = False
+        return frames, bytes(out)
+
+    def _take(
+        self, intake: Intake, data: memoryview, frames: list[Frame | Deferred], out: bytearray
+    ) -> None:
+        unread, used = intake._unread, 0
+        if unread:
+            # Only the first frame is completed there; those behind it are read where they are.
+            if not intake.paused:
+                used = intake._complete_frame(data)
+            del unread[: self._answer(intake, bytes(unread), frames, out)]
+        if not unread and not frames:
+            used += self._answer(intake, bytes(data[used:]), frames, out)
+        unread += data[used:]
+
+    def _answer(
+        self, intake: Intake, data: bytes, frames: list[Frame | Deferred], out: bytearray
+    ) -> int:
+        """Answer the frames at the front of `data`. Returns how many bytes they are."""
         offset = 0
-        while len(left) < room and len(out) < self.max_answer_size:
-            try:
-                length = codec._whole_frame(data, offset, max_frame_size)
+        try:
+            while not intake.paused and len(out) < self.max_answer_size:
+                length = codec._whole_frame(data, offset, intake.frame_limit)
                 if length < 0:
                     break
-                frame: Frame | None = codec._frame(
-                    data, offset + 4, offset + 4 + length, little_endian
-                )
-                if isinstance(frame, RawFrame) and frame.type in (_NOTIFY, _UNSET):
-                    frame = self._put_together(frame, fragments, out, little_endian)
-                elif isinstance(frame, Notify):
-                    if fragments is not None and fragments.begun:
-                        raise InterlacedFramesError
-                    self._check_counts(frame)
-            except ProtocolError:
-                if offset == 0:
-                    raise
-                break
-            offset += 4 + length
-            if isinstance(frame, Notify):
-                self._notify(frame, left, out, max_ack_size, little_endian, connection)
-            elif frame is not None:
-                left.append(frame)
-                break
-        return left, start + offset, bytes(out)
+                more = self._answer_frame(intake, data, offset + 4, length, frames, out)
+                offset += 4 + length
+                if not more:
+                    break
+        except ProtocolError:
+            if not frames and not out:
+                raise  # Else the next call begins with it, when these were sent.
+        return offset
 
-    def _put_together(
-        self, frame: RawFrame, fragments: Fragments | None, out: bytearray, little_endian: bool
-    ) -> Notify | None:
-        """The NOTIFY that a fragment is the last of, else None."""
-        if fragments is None:
-            raise FragmentationError
+    def _answer_frame(
+        self,
+        intake: Intake,
+        data: bytes,
+        offset: int,
+        length: int,
+        frames: list[Frame | Deferred],
+        out: bytearray,
+    ) -> bool:
+        """Answer one frame, or add it to `frames`. False: it is no NOTIFY."""
+        end = offset + length
+        if not intake.is_open:
+            # SPOP 1.0 wrote its flags in the host's order: FIN shows which one that is.
+            intake.little_endian = data[offset + 1] != 0 and data[offset + 4] == 0
+        type_, flags, stream_id, frame_id, offset = codec._header(
+            data, offset, end, intake.little_endian
+        )
+        if not intake.is_open or (type_ != _NOTIFY and type_ != _UNSET):
+            if type_ in CONTROL_TYPES and length > MAX_CONTROL_SIZE:
+                raise FrameTooBigError(f"frame of {length} bytes, {MAX_CONTROL_SIZE} at most")
+            frames.append(codec._frame(type_, flags, stream_id, frame_id, data, offset, end))
+            return False
+        if type_ == _NOTIFY and flags & _FIN:
+            if intake.begun:
+                raise InterlacedFramesError
+            notify = Notify(stream_id, frame_id, ())
+            notify.messages = self._messages(data, offset, end, stream_id, frame_id)
+        else:
+            fragment = RawFrame(type_, flags, stream_id, frame_id, data[offset:end])
+            whole = self._put_together(intake, fragment, out)
+            if whole is None:
+                return True
+            notify = whole
+        self._notify(intake, notify, frames, out)
+        return True
+
+    def _put_together(self, intake: Intake, frame: RawFrame, out: bytearray) -> Notify | None:
+        """The NOTIFY that a fragment completes, else None."""
         ids = frame.stream_id, frame.frame_id
         try:
-            payload = fragments.take(frame)
+            payload = intake._take_fragment(frame)
         except FrameTooBigError:
             self.cells[Cell.PAYLOADS_TOO_BIG] += 1
-            codec.encode_ack(*ids, (), out, abort=True, little_endian=little_endian)
+            codec.encode_ack(*ids, (), out, abort=True, little_endian=intake.little_endian)
             return None
         if payload is None:
             return None
+        notify = Notify(*ids, ())
         try:
-            notify = Notify(*ids, codec._messages(payload, 0, len(payload), *ids))
-            self._check_counts(notify)
+            notify.messages = self._messages(payload, 0, len(payload), *ids)
         except ProtocolError:
-            fragments.take_back(frame)
+            intake._take_back(frame)  # It is taken once more, when it is the first frame.
             raise
-        fragments.end()
+        intake._end_payload()
         return notify
 
-    def _check_counts(self, notify: Notify) -> None:
-        if len(notify.messages) > self._max_messages:
-            self._too_many(f"{len(notify.messages)} messages", self._max_messages)
-        arguments = sum(len(message.names) for message in notify.messages)
-        if arguments > self._max_arguments:
-            self._too_many(f"{arguments} arguments", self._max_arguments)
+    def _messages(
+        self, data: bytes, offset: int, end: int, stream_id: int, frame_id: int
+    ) -> list[Message]:
+        """Read the messages of a NOTIFY, up to the limits."""
+        messages: list[Message] = []
+        arguments = 0
+        while offset < end:
+            if len(messages) == self._max_messages:
+                self._too_many("messages", self._max_messages)
+            message, offset = codec._message_at(data, offset, end, stream_id, frame_id)
+            arguments += len(message.names)
+            if arguments > self._max_arguments:
+                self._too_many("arguments", self._max_arguments)
+            messages.append(message)
+        return messages
 
     def _too_many(self, what: str, limit: int) -> None:
         self.cells[Cell.TOO_MANY_MESSAGES] += 1
-        raise FrameTooBigError(f"NOTIFY of {what}, {limit} at most")
+        raise FrameTooBigError(f"NOTIFY of more than {limit} {what}")
 
     def _notify(
-        self,
-        notify: Notify,
-        left: list[Frame | Deferred],
-        out: bytearray,
-        max_ack_size: int,
-        little_endian: bool,
-        connection: Any,
+        self, intake: Intake, notify: Notify, frames: list[Frame | Deferred], out: bytearray
     ) -> None:
         self.cells[Cell.NOTIFIES] += 1
         for message in notify.messages:
-            message.connection = connection
+            message.connection = intake.peer
         if self.routes is None:
-            left.append(notify)
+            intake.in_flight += 1
+            frames.append(notify)
             return
         routes = [self.routes.get(message.name) for message in notify.messages]
         if any(route is not None and route.deferred for route in routes):
-            left.append(self._deferred(notify, routes))
+            intake.in_flight += 1
+            frames.append(self._deferred(notify, routes))
             return
-        ack = codec.encode_ack(notify.stream_id, notify.frame_id, little_endian=little_endian)
+        ack = codec.encode_ack(
+            notify.stream_id, notify.frame_id, little_endian=intake.little_endian
+        )
         empty = bytes(ack)
         for message, route in zip(notify.messages, routes, strict=True):
             if route is None:
                 self._unknown(message.name)
             else:
                 self._run(route, message, ack)
-        if len(ack) - 4 > max_ack_size:
-            self._too_big(notify.messages[0].name, len(ack) - 4, max_ack_size)
+        # HAProxy takes no fragments of an ACK (section 3.2.7).
+        if len(ack) - 4 > intake.max_frame_size:
+            self._too_big(notify.messages[0].name, len(ack) - 4, intake.max_frame_size)
             ack = bytearray(empty)
         self.cells[Cell.ACKS] += 1
         out += codec._finish(0, ack)
@@ -411,12 +561,12 @@ class Dispatcher:
             self.running = Running(
                 message.name, message.stream_id, message.frame_id, message.connection
             )
-            for result in call.results(route.call(call.values)):
-                codec.encode_actions(result, ack)
-        except (Exception, SystemExit) as error:
+            for result in call.results(call.run()):
+                codec.encode_answer(result, ack)
+        except BaseException as error:  # Whatever it is, the loop goes on and the peer waits.
             del ack[start:]
             self.fail(route, error)
-            codec.encode_actions(route.on_error, ack)
+            ack += route.on_error
         finally:
             self.running = None
         now = perf_counter_ns()
@@ -433,10 +583,10 @@ class Dispatcher:
                 calls.append(Call(route, route.bind(message)))
             except HandlerError as error:
                 self.fail(route, error)
-                calls.append(Call(_constant(route), []))
+                calls.append(Call(route, None))
         return Deferred(notify.stream_id, notify.frame_id, calls)
 
-    def fail(self, route: Route, error: Exception | SystemExit) -> None:
+    def fail(self, route: Route, error: BaseException) -> None:
         """Count a failure of a route and tell of it."""
         self.cells[route.base + RouteCell.ERRORS] += 1
         if self._failed is not None:
@@ -450,130 +600,3 @@ class Dispatcher:
         self.cells[Cell.UNKNOWN_MESSAGES] += 1
         if name in self.unknown or len(self.unknown) < 100:
             self.unknown[name] = self.unknown.get(name, 0) + 1
-
-
-def _constant(route: Route) -> Route:
-    """A route that answers what `route` answers when it fails."""
-    return Route(route.name, lambda: route.on_error)
-
-
-READ = 1
-MOST_HELD = 32 * 1024
-"""Bytes of a partial frame that a `Port` keeps."""
-
-Taken = Callable[[Any, int, list[Frame | Deferred], int, bytes, Exception | None], object]
-
-
-class Port:
-    """A socket whose NOTIFY frames are answered as they come: one recv, one pass, one send.
-
-    While it is `open` a call does just that, and keeps a partial frame for the next. What it
-    can't do, it leaves to `taken`: the connection, the bytes received, then what
-    `Dispatcher.answer_frames` returned, with the ACKs that are still to be sent, and what went
-    wrong. While it is closed a call is passed to `ready`, with the connection.
-
-    Attributes:
-        open: nothing is unsent or unanswered, and the state is open.
-        active: something was sent since somebody set it to false.
-    """
-
-    __slots__ = (
-        "_dispatcher", "_fragments", "_held", "_little_endian", "_max_frame_size", "_peer",
-        "_ready", "_room", "_taken", "active", "connection", "fd", "open",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        dispatcher: Dispatcher,
-        fd: int,
-        connection: Any,
-        ready: Callable[[Any, int], object],
-        taken: Taken,
-    ) -> None:
-        self._dispatcher = dispatcher
-        self.fd = fd
-        self.connection = connection
-        self._ready = ready
-        self._taken = taken
-        self._held = b""
-        self.open = False
-        self.active = False
-
-    def agree(
-        self,
-        max_frame_size: int,
-        little_endian: bool,
-        room: int,
-        peer: Any,
-        fragments: Fragments | None,
-    ) -> None:
-        """What HELLO agreed on."""
-        self._max_frame_size = max_frame_size
-        self._little_endian = little_endian
-        self._room = room
-        self._peer = peer
-        self._fragments = fragments
-
-    def close(self) -> bytes:
-        """Leave the socket to `ready`. Returns the partial frame, for who reads it now."""
-        self.open = False
-        held, self._held = self._held, b""
-        return held
-
-    def __call__(self, events: int) -> None:
-        """The socket is ready for something."""
-        if self.open and events == READ:
-            self._exchange()
-        else:
-            self._ready(self.connection, events)
-
-    def _exchange(self) -> None:
-        dispatcher, held = self._dispatcher, len(self._held)
-        cells, buffer = dispatcher.cells, dispatcher.buffer
-        assert buffer is not None
-        try:
-            with memoryview(buffer) as view:
-                received = os.readv(self.fd, [view[held:]])
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError as error:
-            self._taken(self.connection, 0, [], 0, b"", error)
-            return
-        if not received:
-            self._taken(self.connection, 0, [], 0, b"", None)
-            return
-        cells[Cell.BYTES_RECEIVED] += received
-        size = held + received
-        buffer[:held] = self._held
-        self._held = b""
-        try:
-            left, consumed, acks = dispatcher.answer_frames(
-                buffer,
-                0,
-                size,
-                self._max_frame_size,
-                self._max_frame_size,
-                self._little_endian,
-                self._room,
-                self._peer,
-                self._fragments,
-            )
-        except ProtocolError as error:
-            self._taken(self.connection, size, [], 0, b"", error)
-            return
-        partial = size - consumed <= MOST_HELD and len(acks) < dispatcher.max_answer_size
-        if (consumed == size or partial) and not left:
-            acks = acks[self._send(acks) :]
-            if not acks:
-                self._held = bytes(buffer[consumed:size])
-                return
-        self._taken(self.connection, size, left, consumed, acks, None)
-
-    def _send(self, acks: bytes) -> int:
-        try:
-            sent = os.write(self.fd, acks) if acks else 0
-        except OSError:  # Whoever sends the rest finds out what it is.
-            return 0
-        self._dispatcher.cells[Cell.BYTES_SENT] += sent
-        self.active = True
-        return sent

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import threading
 import types
 import typing
@@ -19,23 +18,23 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from spop import codec
-from spop.connection import MAX_IN_FLIGHT, Disconnect, Peer
+from spop.connection import MAX_IN_FLIGHT, Disconnect
 from spop.constants import (
     DEFAULT_MAX_FRAME_SIZE,
     DEFAULT_MAX_PAYLOAD_SIZE,
     MIN_FRAME_SIZE,
     DataType,
 )
-from spop.dispatch import ACK, ARGUMENT, MESSAGE, MISSING, Dispatcher, Parameter, Route
-from spop.frames import Ack, Message
-from spop.logs import escaped_traceback
+from spop.dispatch import ACK, ARGUMENT, MESSAGE, MISSING, Dispatcher, Intake, Parameter, Route
+from spop.frames import Ack, Message, Peer
+from spop.logs import SafeLogger, text_of
 from spop.rate_limited_log import RateLimitedLog
 from spop.values import Value, type_unset
 
 if TYPE_CHECKING:
     from spop.server import Server
 
-logger = logging.getLogger("spop.agent")
+logger = SafeLogger("spop.agent")
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
@@ -60,16 +59,20 @@ _ACCEPTED: dict[Any, int] = {
 
 
 class HandlerInfo(typing.NamedTuple):
-    """A registered handler."""
+    """A registered handler.
+
+    Attributes:
+        on_error, on_timeout: the encoded actions that answer for it.
+    """
 
     name: str
     function: Callable[..., Any]
     parameters: tuple[Parameter, ...]
     blocking: bool
     asynchronous: bool
-    on_error: Mapping[str, Value | type_unset]
+    on_error: bytes
     timeout: float | None = None
-    on_timeout: Mapping[str, Value | type_unset] = types.MappingProxyType({})
+    on_timeout: bytes = b""
     concurrency: int | None = None
 
     @property
@@ -134,7 +137,7 @@ class Agent:
         become "_". A parameter annotated `Message` is given the message, one annotated `Ack`
         the answer to fill in. An argument that the message lacks, or that is NULL where the
         annotation excludes None, is the parameter's default. The handler returns
-        ``{"scope.name": value}``, where `UNSET` removes a variable, or None.
+        ``{"scope.name": value}``, where `UNSET` or None removes a variable, or None.
 
         Args:
             name: as in ``spoe-message``.
@@ -149,8 +152,10 @@ class Agent:
         `timeout` and `concurrency` are for handlers that are blocking or ``async def``.
 
         Raises:
-            TypeError: the signature can't be served, or the options don't fit the handler.
-            ValueError: the message has a handler already, or a limit is not positive.
+            TypeError: the signature can't be served, the options don't fit the handler, or
+                `on_error` or `on_timeout` has a value of a type that SPOP has not.
+            ValueError: the message has a handler already, a limit is not positive, or `on_error`
+                or `on_timeout` can't be encoded otherwise.
         """
         if timeout is not None and timeout <= 0:
             raise ValueError(f"message {name!r}: timeout is {timeout:g}, more than 0 is needed")
@@ -174,9 +179,9 @@ class Agent:
                 _parameters(name, function),
                 blocking,
                 asynchronous,
-                dict(on_error or {}),
+                _encoded(f"message {name!r}: on_error", on_error, function),
                 timeout,
-                dict(on_timeout or {}),
+                _encoded(f"message {name!r}: on_timeout", on_timeout, function),
                 concurrency,
             )
             return function
@@ -233,8 +238,10 @@ class Agent:
         )
         size = self.max_payload_size
         notify = codec.encode_notify(1, 1, [Message(name, args)])
-        peer = Peer("test", "2.0", self.max_frame_size, frozenset())
-        _, _, acks = dispatcher.answer_frames(notify, 0, len(notify), size, size, False, 1, peer)
+        intake = Intake(size)
+        intake.peer = Peer("test", "2.0", self.max_frame_size, frozenset())
+        intake.is_open = True
+        _, acks = dispatcher.receive(intake, notify)
         if errors:
             raise errors[0]
         (ack,), _ = codec.decode_frames(acks, max_frame_size=size)
@@ -256,15 +263,16 @@ class Agent:
         with self._errors_lock:
             self.errors[name] += 1
         if self._error_log.allows() is not None:
-            _log_failure(name, error)
+            summary = repr(f"{type(error).__name__}: {text_of(error)}")
+            logger.failure(error, "message %r failed: %s", name, summary)
         for hook in self._error_hooks:
             self._run_hook(hook, name, error)
 
     def _run_hook(self, hook: Callable[..., object], *args: object) -> None:
         try:
             hook(*args)
-        except Exception:
-            logger.exception("hook %s failed", getattr(hook, "__name__", hook))
+        except BaseException as error:  # As with a handler: the loop goes on.
+            logger.failure(error, "hook %s failed", text_of(hook, _function_name))
 
     def serve(self, bind: str | list[str] = "127.0.0.1:9000", **options: Any) -> None:
         """Serve until SIGINT or SIGTERM; `spop.server.Server` has the options."""
@@ -279,15 +287,27 @@ class Agent:
         return Server(self, bind, **options)
 
 
-def _log_failure(name: str, error: BaseException) -> None:
-    """Log with the traceback, whose text may hold what a peer sent, and so is escaped."""
-    summary = repr(f"{type(error).__name__}: {error}")
-    record = logger.makeRecord(
-        logger.name, logging.ERROR, __file__, 0, "message %r failed: %s", (name, summary),
-        (type(error), error, error.__traceback__), "failed",
-    )  # fmt: skip
-    record.exc_text = escaped_traceback(error)
-    logger.handle(record)
+def _encoded(
+    name: str, actions: Mapping[str, Value | type_unset] | None, function: Callable[..., Any]
+) -> bytes:
+    """What answers for a handler, encoded now, as no one could answer for an error in it."""
+    try:
+        return bytes(codec.encode_answer(actions or {}))
+    except Exception as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name} of the handler in {_place(function)}: {error}") from None
+
+
+def _place(function: Callable[..., Any]) -> str:
+    """File and line of a function, or its name where it has none."""
+    code = getattr(inspect.unwrap(_annotated(function)), "__code__", None)
+    if code is None:
+        return text_of(function, _function_name)
+    return f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def _function_name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", None) or repr(function)
 
 
 def _awaited(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -319,14 +339,18 @@ def _parameters(message: str, function: Callable[..., Any]) -> tuple[Parameter, 
 
 
 def _hints(message: str, function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations, resolved, of a function or of what a partial or an object calls."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    annotated = function if inspect.isroutine(function) else type(function).__call__
+    """The annotations, resolved."""
     try:
-        return typing.get_type_hints(annotated)
+        return typing.get_type_hints(_annotated(function))
     except NameError as error:
         raise TypeError(f"message {message!r}: annotation can't be resolved: {error}") from None
+
+
+def _annotated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, or what a partial or an object calls."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function if inspect.isroutine(function) else type(function).__call__
 
 
 def _parameter(message: str, parameter: inspect.Parameter, annotation: Any) -> Parameter:

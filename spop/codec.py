@@ -1,23 +1,20 @@
-"""The codec: the compiled twin where it was built, else the one in Python.
+"""The codec, in the twin that `spop.twins` chooses.
 
-``SPOP_PURE=1`` in the environment forces the latter. `IMPLEMENTATION` says which it is,
-``"c"`` or ``"python"``. The functions are documented in `spop._codec_py`.
+`IMPLEMENTATION` says which it is, ``"c"`` or ``"python"``. The functions are documented in
+`spop._codec_py`.
 """
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-if TYPE_CHECKING or os.environ.get("SPOP_PURE", "") not in ("", "0"):
+from spop.twins import IMPLEMENTATION as IMPLEMENTATION
+from spop.twins import twin
+
+if TYPE_CHECKING:
     from spop import _codec_py as _codec
 else:
-    try:
-        import spop._codec as _codec
-    except ModuleNotFoundError:
-        from spop import _codec_py as _codec
-
-IMPLEMENTATION: Final[str] = "python" if _codec.__name__.endswith("_py") else "c"
+    _codec = twin("spop._codec")
 
 encode_varint = _codec.encode_varint
 decode_varint = _codec.decode_varint
@@ -30,6 +27,7 @@ decode_kv_list = _codec.decode_kv_list
 encode_messages = _codec.encode_messages
 decode_messages = _codec.decode_messages
 encode_actions = _codec.encode_actions
+encode_answer = _codec.encode_answer
 decode_actions = _codec.decode_actions
 encode_notify = _codec.encode_notify
 encode_ack = _codec.encode_ack

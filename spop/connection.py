@@ -21,13 +21,14 @@ from spop.constants import (
     DEFAULT_MAX_FRAME_SIZE,
     DEFAULT_MAX_PAYLOAD_SIZE,
     HAPROXY_FRAME_SIZE,
+    MAX_TEXT_SIZE,
     MIN_FRAME_SIZE,
     Capability,
     FrameFlag,
     FrameType,
     Status,
 )
-from spop.dispatch import Deferred, Dispatcher, Fragments
+from spop.dispatch import Deferred, Dispatcher, Intake
 from spop.errors import (
     FrameTooBigError,
     HandshakeError,
@@ -35,44 +36,13 @@ from spop.errors import (
     LocalProtocolError,
     ProtocolError,
 )
-from spop.frames import Ack, Actions, Control, Frame, Message, Notify, RawFrame
+from spop.frames import Ack, Actions, Control, Frame, Message, Notify, Peer, RawFrame
 from spop.values import Buffer, DecodedValue, UInt32
 
 ALL_CAPABILITIES = frozenset({Capability.FRAGMENTATION, Capability.PIPELINING, Capability.ASYNC})
 SUPPORTED_VERSIONS = ("2.0", "1.0")
 MAX_IN_FLIGHT = 1000
 """NOTIFY frames of one connection that may wait for their handlers, unless told otherwise."""
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """What a connection's HELLO agreed on; handlers find it as ``message.connection``.
-
-    Attributes:
-        address: of the socket's other end, as a person would write it.
-        version: the protocol's, "1.0" or "2.0".
-        max_frame_size: in bytes, the lower of both sides' limits.
-        capabilities: those that are in force.
-        engine_id: names the engine that the connection belongs to, if the peer told.
-        healthcheck: the connection is only there to see that the agent lives.
-    """
-
-    address: str
-    version: str
-    max_frame_size: int
-    capabilities: frozenset[str]
-    engine_id: str | None = None
-    healthcheck: bool = False
-
-    @property
-    def software(self) -> str:
-        """What the peer seems to be. HAProxy does not tell its version, but what it speaks
-        and announces changed with it."""
-        if self.version == "1.0":
-            return "HAProxy 1.7 or 1.8"
-        if Capability.ASYNC in self.capabilities:
-            return "HAProxy 1.8 to 3.0"
-        return "HAProxy 1.8 or later"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +122,9 @@ def _frame_type(frame: Frame | Deferred) -> int:
 
 
 class _Connection:
-    """What both ends share: the state, bytes held back, bytes to send."""
+    """What both ends share: the state, and the bytes to send."""
 
-    __slots__ = ("_held", "_little_endian", "_max_frame_size", "_out", "peer", "state")
+    __slots__ = ("_out", "state")
     _states: dict[State, dict[FrameType, State]]
     _disconnect_type: FrameType
 
@@ -162,16 +132,7 @@ class _Connection:
         if max_frame_size < MIN_FRAME_SIZE:
             raise ValueError(f"max_frame_size is {max_frame_size}, {MIN_FRAME_SIZE} at least")
         self.state = State.HELLO
-        self.peer: Peer | None = None
-        self._max_frame_size = max_frame_size
-        self._little_endian = False
-        self._held: bytearray | None = None
         self._out: list[bytes | bytearray] = []
-
-    @property
-    def max_frame_size(self) -> int:
-        """The largest frame in bytes: one's own limit until HELLO, then what was agreed on."""
-        return self._max_frame_size
 
     @property
     def should_close(self) -> bool:
@@ -201,23 +162,8 @@ class _Connection:
         self.state = state
         return True
 
-    def _hold(self, data: Buffer, consumed: int, end: int) -> None:
-        """Keep what was not consumed for the next time."""
-        if data is self._held:
-            del self._held[:consumed]
-            if not self._held:
-                self._held = None
-        elif consumed < end:
-            self._held = bytearray(memoryview(data)[consumed:end])
-
-    def _join_held(self, data: Buffer, end: int) -> tuple[Buffer, int]:
-        if self._held is None:
-            return data, end
-        self._held += memoryview(data)[:end]
-        return self._held, len(self._held)
-
     def _send_control(self, type_: FrameType, items: dict[str, Any]) -> None:
-        self._out.append(codec.encode_control(type_, items, little_endian=self._little_endian))
+        self._out.append(codec.encode_control(type_, items))
 
     def _send_disconnect(self, code: int, message: str) -> None:
         items = {"status-code": UInt32(code), "message": message}
@@ -238,17 +184,7 @@ class AgentConnection(_Connection):
         address: the peer's, for `Peer`.
     """
 
-    __slots__ = (
-        "_capabilities",
-        "_dispatcher",
-        "_max_in_flight",
-        "_max_payload_size",
-        "_room",
-        "address",
-        "fragments",
-        "in_flight",
-        "stalled",
-    )
+    __slots__ = ("_capabilities", "_dispatcher", "_max_in_flight", "address", "intake")
     _states = _AGENT_STATES
     _disconnect_type = FrameType.AGENT_DISCONNECT
 
@@ -263,70 +199,42 @@ class AgentConnection(_Connection):
         address: str = "",
     ) -> None:
         super().__init__(max_frame_size)
-        self._max_payload_size = max_payload_size
         self._capabilities = capabilities
         self._max_in_flight = max_in_flight
         self._dispatcher = dispatcher or Dispatcher()
         self.address = address
-        self.fragments: Fragments | None = None
-        self._room = 1
-        self.in_flight = 0
-        self.stalled = False
+        self.intake = Intake(max_frame_size, max_payload_size)
+
+    @property
+    def peer(self) -> Peer | None:
+        """What HELLO agreed on; None before it."""
+        return self.intake.peer
+
+    @property
+    def max_frame_size(self) -> int:
+        """The largest frame in bytes: one's own limit until HELLO, then what was agreed on."""
+        return self.intake.max_frame_size
+
+    @property
+    def in_flight(self) -> int:
+        """NOTIFY frames that were given out and are not acknowledged."""
+        return self.intake.in_flight
+
+    @property
+    def stalled(self) -> bool:
+        """What there is to send must be sent before more is taken; `resume` afterwards."""
+        return self.intake.suspended
 
     @property
     def paused(self) -> bool:
         """Nothing more is taken until an `acknowledge`, or, where it is `stalled`, until what
         there is to send was sent. Reading the socket can wait; then comes `resume`."""
-        return self.stalled or self.in_flight >= self._room
-
-    @property
-    def room(self) -> int:
-        """NOTIFY frames that may be given out and not yet acknowledged."""
-        return self._room
-
-    @property
-    def little_endian(self) -> bool:
-        """The peer writes flags in the order of SPOP 1.0."""
-        return self._little_endian
-
-    def receive_taken(
-        self,
-        data: Buffer,
-        end: int,
-        left: list[Any],
-        consumed: int,
-        acks: bytes,
-        error: Exception | None,
-    ) -> list[AgentEvent]:
-        """As `receive_data`, of what a `Port` began: it got as far as `consumed`, to frames that
-        are `left` and `acks` to be sent, or to an error."""
-        if isinstance(error, ProtocolError):
-            return self._failed(error)
-        self._made(acks)
-        return self._receive(data, end, left, consumed)
+        return self.intake.paused
 
     @property
     def at_rest(self) -> bool:
         """Open, with nothing half received, waiting for a handler or to be sent."""
-        return (
-            self.state is State.OPEN
-            and not self.in_flight
-            and not self.stalled
-            and not self._out
-            and self._held is None
-            and (self.fragments is None or self.fragments.idle)
-        )
-
-    @property
-    def is_simple(self) -> bool:
-        """`at_rest` but for fragments, so that a `Port` can go on."""
-        return (
-            self.state is _OPEN
-            and not self.in_flight
-            and not self.stalled
-            and not self._out
-            and self._held is None
-        )
+        return self.intake.at_rest and not self._out
 
     def negotiated(self) -> dict[str, Any]:
         """What HELLO agreed on, as JSON can have it, for `resume_from` in another process."""
@@ -334,33 +242,40 @@ class AgentConnection(_Connection):
         return {
             "address": self.peer.address,
             "version": self.peer.version,
-            "max_frame_size": self._max_frame_size,
+            "max_frame_size": self.peer.max_frame_size,
             "capabilities": sorted(self.peer.capabilities),
             "engine_id": self.peer.engine_id,
-            "little_endian": self._little_endian,
+            "little_endian": self.intake.little_endian,
         }
 
     def resume_from(self, negotiated: dict[str, Any]) -> Peer:
         """Be open, as the connection was that is `at_rest` in another process."""
-        capabilities = frozenset(negotiated["capabilities"])
-        self.peer = Peer(
+        peer = Peer(
             negotiated["address"],
             negotiated["version"],
             negotiated["max_frame_size"],
-            capabilities,
+            frozenset(negotiated["capabilities"]),
             negotiated["engine_id"],
         )
-        self._max_frame_size = negotiated["max_frame_size"]
-        self._little_endian = negotiated["little_endian"]
-        self._open(capabilities)
-        return self.peer
+        self.intake.little_endian = negotiated["little_endian"]
+        self._open(peer)
+        return peer
 
-    def _open(self, capabilities: frozenset[str]) -> None:
+    def _open(self, peer: Peer) -> None:
+        """NOTIFY frames may come, within what HELLO agreed on."""
         self.state = State.OPEN
-        if not capabilities.isdisjoint(UNORDERED):
-            self._room = self._max_in_flight
-        if Capability.FRAGMENTATION in capabilities:
-            self.fragments = Fragments(self._max_payload_size)
+        intake = self.intake
+        intake.peer = peer
+        intake.max_frame_size = peer.max_frame_size
+        intake.takes_fragments = Capability.FRAGMENTATION in peer.capabilities
+        if not peer.capabilities.isdisjoint(UNORDERED):
+            intake.max_in_flight = self._max_in_flight
+        intake.is_open = True
+
+    def _close(self) -> None:
+        """Whatever still comes is passed over."""
+        self.state = State.CLOSING
+        self.intake.close()
 
     def receive_data(self, data: Buffer, end: int | None = None) -> list[AgentEvent]:
         """Take what arrived: `data`, or its first `end` bytes.
@@ -368,74 +283,47 @@ class AgentConnection(_Connection):
         Returns:
             What happened. NOTIFY frames that the dispatcher answered are not among it.
         """
-        if end is None:
-            end = len(data)
-        if self._held is not None:
-            return self._receive_behind(self._held, data, end)
-        if self.state is _OPEN:
-            # Nearly always all there is are NOTIFY frames that the dispatcher can answer.
-            try:
-                left, consumed = self._answer(data, 0, end)
-            except ProtocolError as error:
-                return self._failed(error)
-            if consumed == end and not left:
-                return []
-            return self._receive(data, end, left, consumed)
-        return self._receive(data, end, [], 0)
-
-    def hold(self, data: bytes) -> None:
-        """Take the partial frame that a `Port` had."""
-        self._held = bytearray(data)
-
-    def _receive_behind(self, held: bytearray, data: Buffer, end: int) -> list[AgentEvent]:
-        """Receive what follows on what is held, of which only the first frame is completed."""
-        taken = 0
-        with memoryview(data) as view:
-            if len(held) < 4:
-                taken = min(4 - len(held), end)
-                held += view[:taken]
-            missing = 4 + int.from_bytes(held[:4], "big") - len(held)
-            if len(held) >= 4 and missing > 0:
-                held += view[taken : min(taken + missing, end)]
-                taken = min(taken + missing, end)
-            events = self._receive(held, len(held), [], 0)
-            if taken < end and self._held is None:
-                events += self._receive(data, end, [], taken)
-            elif taken < end:
-                held += view[taken:end]
-                events += self._receive(held, len(held), [], 0)
-        return events
-
-    def _failed(self, error: ProtocolError) -> list[AgentEvent]:
-        events: list[AgentEvent] = []
-        self._fail(error, events)
-        return events
-
-    def _receive(self, data: Buffer, end: int, left: list[Any], consumed: int) -> list[AgentEvent]:
-        """Handle `left`, which came of what is consumed, and go on with the rest."""
-        events: list[AgentEvent] = []
-        try:
-            for frame in left:
-                self._handle(frame, events)
-            while consumed < end and not self.should_close and not self.stalled:
-                before = consumed
-                left, consumed = self._decode(data, consumed, end)
-                for frame in left:
-                    self._handle(frame, events)
-                if consumed == before:
-                    break
-        except ProtocolError as error:
-            self._fail(error, events)
         if self.should_close:
-            consumed = end
-        if consumed < end or self._held is not None:
-            self._hold(data, consumed, end)
+            return []
+        try:
+            frames, acks = self._dispatcher.receive(self.intake, data, end)
+        except ProtocolError as error:
+            return self.go_on([], b"", error)
+        # Nearly always all there is are NOTIFY frames that the dispatcher can answer.
+        return self.go_on(frames, acks) if acks or frames else []
+
+    def go_on(
+        self,
+        frames: list[Frame | Deferred],
+        acks: bytes,
+        error: ProtocolError | None = None,
+    ) -> list[AgentEvent]:
+        """Go on after `Dispatcher.receive` gave `frames` and `acks`, or raised an error.
+
+        A fast path calls it, which has the dispatcher receive into this connection's `intake`.
+        """
+        events: list[AgentEvent] = []
+        intake = self.intake
+        try:
+            if error is not None:
+                raise error
+            while acks or frames:
+                if acks:
+                    self._out.append(acks)
+                    intake.suspended = len(acks) >= self._dispatcher.max_answer_size
+                for frame in frames:
+                    self._handle(frame, events)
+                if self.should_close or intake.paused or not intake.unread:
+                    break
+                frames, acks = self._dispatcher.receive(intake, b"")
+        except ProtocolError as failure:
+            self._fail(failure, events)
         return events
 
     def resume(self) -> list[AgentEvent]:
         """Go on with what was held back while `paused`."""
-        self.stalled = False
-        return self.receive_data(b"") if self._held is not None else []
+        self.intake.suspended = False
+        return self.receive_data(b"") if self.intake.unread else []
 
     def receive_eof(self) -> list[AgentEvent]:
         """The peer closed its side. A partial frame or payload is lost."""
@@ -443,7 +331,7 @@ class AgentConnection(_Connection):
             return []
         was_open = not self.should_close
         self.state = State.CLOSED
-        self._held = self.fragments = None
+        self.intake.close()
         return [Disconnect(Status.IO, "connection closed by peer", True)] if was_open else []
 
     def acknowledge(self, stream_id: int, frame_id: int, actions: Actions = ()) -> None:
@@ -460,7 +348,7 @@ class AgentConnection(_Connection):
     def acknowledge_encoded(self, stream_id: int, frame_id: int, actions: Buffer) -> None:
         """As `acknowledge`, with actions that `encode_actions` made."""
         self.acknowledge_other(stream_id, frame_id, actions)
-        self.in_flight -= 1
+        self.intake.in_flight -= 1
 
     def acknowledge_other(self, stream_id: int, frame_id: int, actions: Buffer) -> None:
         """Answer a NOTIFY that came on another connection of the engine, where both are
@@ -473,58 +361,24 @@ class AgentConnection(_Connection):
             stream_id,
             frame_id,
             actions,
-            little_endian=self._little_endian,
+            little_endian=self.intake.little_endian,
         )
-        if len(ack) - 4 > self._max_frame_size:
-            raise FrameTooBigError(f"ACK of {len(ack) - 4} bytes, {self._max_frame_size} at most")
+        if len(ack) - 4 > self.max_frame_size:
+            raise FrameTooBigError(f"ACK of {len(ack) - 4} bytes, {self.max_frame_size} at most")
         self._out.append(ack)
 
     def disconnect(self, code: int = Status.NORMAL, message: str = "normal") -> None:
         """End the connection with an AGENT-DISCONNECT frame, if it was not ending yet."""
         if not self.should_close:
             self._send_disconnect(code, message)
-            self.state = State.CLOSING
+            self._close()
 
-    def _decode(self, data: Buffer, start: int, end: int) -> tuple[list[Any], int]:
-        if self.state is State.HELLO:
-            if end - start < 9:
-                return [], start
-            # SPOP 1.0 wrote its flags in the host's order: FIN shows which one that is.
-            self._little_endian = data[start + 5] != 0 and data[start + 8] == 0
-            # It alone: what it says decides how the next ones are read.
-            length = int.from_bytes(data[start : start + 4], "big")
-            return codec.decode_frames(
-                data,
-                start,
-                min(end, start + 4 + length),
-                max_frame_size=self._max_frame_size,
-                little_endian=self._little_endian,
-            )
-        return self._answer(data, start, end)
-
-    def _answer(self, data: Buffer, start: int, end: int) -> tuple[list[Any], int]:
-        left, consumed, acks = self._dispatcher.answer_frames(
-            data,
-            start,
-            end,
-            self._max_frame_size,
-            self._max_frame_size,
-            self._little_endian,
-            self._room - self.in_flight,
-            self.peer,
-            self.fragments,
-        )
-        self._made(acks)
-        return left, consumed
-
-    def _made(self, acks: bytes) -> None:
-        if acks:
-            self._out.append(acks)
-            self.stalled = len(acks) >= self._dispatcher.max_answer_size
+    def _send_control(self, type_: FrameType, items: dict[str, Any]) -> None:
+        little_endian = self.intake.little_endian
+        self._out.append(codec.encode_control(type_, items, little_endian=little_endian))
 
     def _handle(self, frame: Frame | Deferred, events: list[AgentEvent]) -> None:
         if isinstance(frame, _NOTIFIES) and self.state is _OPEN:
-            self.in_flight += 1
             events.append(frame)
         elif self._advance(frame) and isinstance(frame, Control):
             self._control(frame, events)
@@ -535,6 +389,7 @@ class AgentConnection(_Connection):
             return
         code, message = _disconnect_reason(frame.items)
         self._send_disconnect(Status.NORMAL, Status.NORMAL.message)
+        self._close()
         events.append(Disconnect(code, message, True))
 
     def _hello(self, items: dict[str, DecodedValue]) -> Hello:
@@ -548,23 +403,26 @@ class AgentConnection(_Connection):
             raise HandshakeError(
                 f"max-frame-size is {offered}, {MIN_FRAME_SIZE} at least", Status.BAD_FRAME_SIZE
             )
-        self._max_frame_size = min(offered, self._max_frame_size)
-        capabilities = self._negotiated(theirs, engine_id, healthcheck)
-        self.peer = Peer(
-            self.address, version, self._max_frame_size, capabilities, engine_id, healthcheck
+        peer = Peer(
+            self.address,
+            version,
+            min(offered, self.max_frame_size),
+            self._negotiated(theirs, engine_id, healthcheck),
+            engine_id and engine_id[:MAX_TEXT_SIZE],
+            healthcheck,
         )
         self._send_control(
             FrameType.AGENT_HELLO,
             {
                 "version": version,
-                "max-frame-size": UInt32(self._max_frame_size),
-                "capabilities": ",".join(sorted(capabilities)),
+                "max-frame-size": UInt32(peer.max_frame_size),
+                "capabilities": ",".join(sorted(peer.capabilities)),
             },
         )
-        self._open(capabilities)
+        self._open(peer)
         if healthcheck:
-            self.state = State.CLOSING
-        return Hello(self.peer)
+            self._close()
+        return Hello(peer)
 
     def _negotiated(
         self, theirs: frozenset[str], engine_id: str | None, healthcheck: bool
@@ -573,13 +431,16 @@ class AgentConnection(_Connection):
         if healthcheck:  # HAProxy 1.8 and 1.9 crash on capabilities in a health check.
             return frozenset()
         shared = self._capabilities & (theirs | {Capability.FRAGMENTATION})
-        return shared if engine_id else shared - {Capability.ASYNC}
+        # Async connections are found by their engine-id, so it must be there whole.
+        if not engine_id or len(engine_id.encode("utf-8", "surrogateescape")) > MAX_TEXT_SIZE:
+            return shared - {Capability.ASYNC}
+        return shared
 
     def _fail(self, error: ProtocolError, events: list[AgentEvent]) -> None:
-        self._send_disconnect(error.status, str(error)[:200])
-        self.state = State.CLOSING
-        self.fragments = None
-        events.append(Disconnect(error.status, str(error), False))
+        text = str(error)[:MAX_TEXT_SIZE]
+        self._send_disconnect(error.status, text)
+        self._close()
+        events.append(Disconnect(error.status, text, False))
 
 
 class EngineConnection(_Connection):
@@ -604,7 +465,10 @@ class EngineConnection(_Connection):
         "_engine_id",
         "_fragments",
         "_healthcheck",
+        "_max_frame_size",
+        "_partial",
         "asynchronous",
+        "peer",
         "pipelined",
         "waiting",
     )
@@ -621,6 +485,9 @@ class EngineConnection(_Connection):
         healthcheck: bool = False,
     ) -> None:
         super().__init__(max_frame_size)
+        self.peer: Peer | None = None
+        self._max_frame_size = max_frame_size
+        self._partial = bytearray()
         self._capabilities = capabilities
         self._fragments = fragments
         self._engine_id = engine_id
@@ -628,6 +495,11 @@ class EngineConnection(_Connection):
         self.waiting: set[tuple[int, int]] = set()
         self.pipelined = self.asynchronous = False
         self._send_hello()
+
+    @property
+    def max_frame_size(self) -> int:
+        """The largest frame in bytes: one's own limit until HELLO, then what was agreed on."""
+        return self._max_frame_size
 
     def _send_hello(self) -> None:
         items: dict[str, Any] = {
@@ -724,8 +596,9 @@ class EngineConnection(_Connection):
         """Take what arrived: `data`, or its first `end` bytes. Returns what happened."""
         if end is None:
             end = len(data)
-        if self._held is not None:
-            data, end = self._join_held(data, end)
+        if self._partial:
+            self._partial += memoryview(data)[:end]
+            data, end = self._partial, len(self._partial)
         events: list[EngineEvent] = []
         consumed = 0
         try:
@@ -750,8 +623,10 @@ class EngineConnection(_Connection):
             events.append(Disconnect(error.status, message, False))
         if self.state is State.CLOSED:
             consumed = end
-        if consumed < end or self._held is not None:
-            self._hold(data, consumed, end)
+        if data is self._partial:
+            del self._partial[:consumed]
+        elif consumed < end:
+            self._partial += memoryview(data)[consumed:end]
         return events
 
     def receive_eof(self) -> list[EngineEvent]:
@@ -840,4 +715,4 @@ def _disconnect_reason(items: dict[str, DecodedValue]) -> tuple[int, str]:
     code, message = items.get("status-code"), items.get("message")
     if not isinstance(code, int) or not isinstance(message, str):
         raise InvalidFrameError("DISCONNECT without status-code or message")
-    return code, message
+    return code, message[:MAX_TEXT_SIZE]

@@ -20,6 +20,17 @@ class FrameType(IntEnum):
     ACK = 103
 
 
+CONTROL_TYPES = frozenset(
+    {
+        FrameType.HAPROXY_HELLO,
+        FrameType.HAPROXY_DISCONNECT,
+        FrameType.AGENT_HELLO,
+        FrameType.AGENT_DISCONNECT,
+    }
+)
+"""Types of the frames that have a KV-LIST, of which a connection sees few."""
+
+
 class FrameFlag(IntFlag):
     """Flags of a frame (section 3.2). ``ABORT`` implies ``FIN``."""
 
@@ -136,6 +147,12 @@ DEFAULT_MAX_PAYLOAD_SIZE = 16 * 1024 * 1024
 
 HAPROXY_FRAME_SIZE = 16380
 """What HAProxy announces by default: ``tune.bufsize - 4``."""
+
+MAX_CONTROL_SIZE = 16 * 1024
+"""Bytes that a HELLO or DISCONNECT frame may have; larger ones are refused."""
+
+MAX_TEXT_SIZE = 256
+"""Characters of a peer's text (engine-id, reason of a DISCONNECT) that are kept and logged."""
 
 MAX_ANSWER_SIZE = 256 * 1024
 """Bytes of ACKs after which they are sent before more frames are handled. Small NOTIFY frames

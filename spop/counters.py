@@ -44,6 +44,10 @@ class Cell(IntEnum):
     RUNNING = auto()
     REJECTED = auto()
     FRAMES_TOO_BIG = auto()
+    ROUND_BEGAN = auto()
+    """When the loop's present round began, in ns of CLOCK_MONOTONIC; 0 while it waits."""
+    OLDEST_JOB = auto()
+    """When the job that waits longest for a thread of the pool came, likewise; 0: none."""
     DISCONNECTS_SENT = 32
     DISCONNECTS_RECEIVED = 48
 
@@ -66,8 +70,8 @@ BUCKET_SHIFT = 10
 before has not; the last has all others."""
 
 _STATUS_CELLS = {status: index for index, status in enumerate(Status)}
-GAUGES = frozenset({Cell.QUEUED, Cell.RUNNING})
-"""Cells that say how many there are now, not how many there were."""
+GAUGES = frozenset({Cell.QUEUED, Cell.RUNNING, Cell.ROUND_BEGAN, Cell.OLDEST_JOB})
+"""Cells that say how it is now, not how many there were."""
 
 
 def row_size(routes: int) -> int:

@@ -1,10 +1,9 @@
-"""The dispatcher: the compiled twin where the compiled codec is used, else the one in Python."""
+"""The dispatcher, in the twin that `spop.twins` chooses."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spop import codec
 from spop._dispatch_py import (
     ACK,
     ARGUMENT,
@@ -15,14 +14,13 @@ from spop._dispatch_py import (
     Parameter,
     Running,
 )
+from spop.twins import twin
 
-if TYPE_CHECKING or codec.IMPLEMENTATION == "python":
-    from spop._dispatch_py import Dispatcher, Fragments, Port, Route
+if TYPE_CHECKING:
+    from spop._dispatch_py import Dispatcher, Intake, Route
 else:
-    try:
-        from spop._dispatch import Dispatcher, Fragments, Port, Route
-    except ModuleNotFoundError:
-        from spop._dispatch_py import Dispatcher, Fragments, Port, Route
+    _dispatch = twin("spop._dispatch")
+    Dispatcher, Intake, Route = _dispatch.Dispatcher, _dispatch.Intake, _dispatch.Route
 
 __all__ = [
     "ACK",
@@ -32,9 +30,8 @@ __all__ = [
     "Call",
     "Deferred",
     "Dispatcher",
-    "Fragments",
+    "Intake",
     "Parameter",
-    "Port",
     "Route",
     "Running",
 ]

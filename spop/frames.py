@@ -7,13 +7,47 @@ with their key/value list, `RawFrame` all whose payload can't be decoded by itse
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
-from spop.constants import FrameType
+from spop.constants import Capability, FrameType
 from spop.values import SCOPES, UNSET, DecodedValue, Value, type_unset
 
-if TYPE_CHECKING:
-    from spop.connection import Peer
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """What a connection's HELLO agreed on; handlers find it as ``message.connection``.
+
+    Attributes:
+        address: of the socket's other end, as a person would write it.
+        version: the protocol's, "1.0" or "2.0".
+        max_frame_size: in bytes, the lower of both sides' limits.
+        capabilities: those that are in force.
+        engine_id: names the engine that the connection belongs to, if the peer told.
+        healthcheck: the connection is only there to see that the agent lives.
+    """
+
+    address: str
+    version: str
+    max_frame_size: int
+    capabilities: frozenset[str]
+    engine_id: str | None = None
+    healthcheck: bool = False
+
+    @property
+    def async_engine_id(self) -> str | None:
+        """The engine whose connections may carry each other's ACKs; None without async."""
+        return self.engine_id if Capability.ASYNC in self.capabilities else None
+
+    @property
+    def software(self) -> str:
+        """What the peer seems to be. HAProxy does not tell its version, but what it speaks
+        and announces changed with it."""
+        if self.version == "1.0":
+            return "HAProxy 1.7 or 1.8"
+        if Capability.ASYNC in self.capabilities:
+            return "HAProxy 1.8 to 3.0"
+        return "HAProxy 1.8 or later"
 
 
 class _Plain:
@@ -168,12 +202,12 @@ class Ack(_Plain):
         self.aborted = aborted
 
     def set(self, scope: str, name: str, value: Value) -> Self:
-        """Have HAProxy set variable `name` of `scope` (``"proc"`` … ``"res"``).
+        """Have HAProxy set variable `name` of `scope` (``"proc"`` … ``"res"``); None removes it.
 
         Raises:
             ValueError: there is no such scope.
         """
-        return self._act(scope, name, value)
+        return self._act(scope, name, UNSET if value is None else value)
 
     def unset(self, scope: str, name: str) -> Self:
         """Have HAProxy remove variable `name` of `scope`.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,10 +20,50 @@ def escaped(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def text_of(value: object, show: Callable[[Any], str] = str) -> str:
+    """`show(value)`, or, where that raises, what raised what."""
+    try:
+        return show(value)
+    except BaseException as error:
+        return f"<{type(value).__name__} that raises {type(error).__name__} when it is shown>"
+
+
+def traceback_of(error: BaseException) -> str:
+    """The traceback as Python prints it, or the place alone where the exception prevents that."""
+    try:
+        return "".join(traceback.format_exception(error))
+    except BaseException:
+        place = "".join(traceback.format_tb(error.__traceback__))
+        return f"{place}{type(error).__name__}: {text_of(error)}"
+
+
 def escaped_traceback(error: BaseException) -> str:
     """A traceback of which each line is marked as one, so that none can pass for a log line."""
-    lines = "".join(traceback.format_exception(error)).splitlines()
-    return "\n".join(f"  | {escaped(line)}" for line in lines)
+    return "\n".join(f"  | {escaped(line)}" for line in traceback_of(error).splitlines())
+
+
+class SafeLogger(logging.LoggerAdapter[logging.Logger]):
+    """A logger that never raises, whatever filters, handlers and what is logged do."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(logging.getLogger(name), {})
+
+    def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
+        with contextlib.suppress(BaseException):
+            super().log(level, msg, *args, **kwargs)
+
+    def failure(self, error: BaseException, message: str, *args: object) -> None:
+        """Log an error with its traceback, whose text may hold what a peer sent, and so is
+        escaped."""
+        with contextlib.suppress(BaseException):
+            if not self.isEnabledFor(logging.ERROR):
+                return
+            record = self.logger.makeRecord(
+                self.logger.name, logging.ERROR, __file__, 0, message, args,
+                (type(error), error, error.__traceback__), "failure",
+            )  # fmt: skip
+            record.exc_text = escaped_traceback(error)
+            self.logger.handle(record)
 
 
 class TextFormatter(logging.Formatter):
@@ -59,7 +100,7 @@ class JSONFormatter(logging.Formatter):
             if value is not None:
                 fields[name] = value
         if record.exc_info and record.exc_info[1]:
-            fields["exception"] = "".join(traceback.format_exception(record.exc_info[1]))
+            fields["exception"] = traceback_of(record.exc_info[1])
         return json.dumps(fields, ensure_ascii=True, default=str)
 
 

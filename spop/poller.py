@@ -7,15 +7,16 @@ answering a frame; epoll needs neither, and the compiled one no Python at all be
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import select
 import selectors
 import socket
+import time
 from collections.abc import Callable
 from typing import Protocol
 
-from spop import codec
+from spop.counters import Cell, Cells, new_row
+from spop.twins import IMPLEMENTATION, twin
 
 READ, WRITE = 1, 2
 
@@ -27,8 +28,10 @@ class Poller(Protocol):
     """Sockets by file descriptor, each with the function to call when it is ready.
 
     ``run()`` waits for sockets to be ready and calls their functions. One that an earlier
-    function of the same round has unregistered is left out. ``poll()`` waits and leaves the
-    calls to the caller, who may have to take a lock first. ``wake()`` has one thread that waits
+    function of the same round has unregistered is left out. It returns after that round, the
+    compiled one only after a round in which anything but fast paths was called. ``poll()`` waits and leaves the
+    calls to the caller, who may have to take a lock first. Both write `Cell.ROUND_BEGAN` of the
+    row of cells that a poller was made with: 0 when they wait, and afterwards the time. ``wake()`` has one thread that waits
     return, or the next that would; it may be called from any thread, and when all is closed.
     """
 
@@ -44,7 +47,8 @@ class Poller(Protocol):
 class EpollPoller:
     """`Poller` over epoll."""
 
-    def __init__(self) -> None:
+    def __init__(self, cells: Cells | None = None) -> None:
+        self._cells = new_row(0) if cells is None else cells
         self._epoll = select.epoll()
         self._ready: dict[int, Ready] = {}
         self._wakeups = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -63,17 +67,24 @@ class EpollPoller:
         self._epoll.unregister(fd)
 
     def run(self, timeout: float | None) -> None:
-        for fd, events in self._epoll.poll(timeout):
+        for fd, events in self._wait(timeout):
             ready = self._ready.get(fd)
             if ready is not None:
                 ready(READ if events == _EPOLLIN else _READ_AND_WRITE[events & _EPOLLOUT])
 
     def poll(self, timeout: float | None) -> list[tuple[Ready, int]]:
         found = []
-        for fd, events in self._epoll.poll(timeout):
+        for fd, events in self._wait(timeout):
             ready = self._ready.get(fd)
             if ready is not None:
                 found.append((ready, _READ_AND_WRITE[events & _EPOLLOUT]))
+        return found
+
+    def _wait(self, timeout: float | None) -> list[tuple[int, int]]:
+        if timeout != 0:
+            self._cells[Cell.ROUND_BEGAN] = 0
+        found = self._epoll.poll(timeout)
+        self._cells[Cell.ROUND_BEGAN] = time.monotonic_ns()
         return found
 
     def wake(self) -> None:
@@ -90,7 +101,8 @@ class EpollPoller:
 class SelectorPoller:
     """`Poller` over the standard library's selectors."""
 
-    def __init__(self) -> None:
+    def __init__(self, cells: Cells | None = None) -> None:
+        self._cells = new_row(0) if cells is None else cells
         self._selector = selectors.DefaultSelector()
         self._waker, self._wakened = socket.socketpair()
         self._waker.setblocking(False)
@@ -107,15 +119,22 @@ class SelectorPoller:
         self._selector.unregister(fd)
 
     def run(self, timeout: float | None) -> None:
-        for key, events in self._selector.select(timeout):
+        for key, events in self._wait(timeout):
             if key.fd in self._selector.get_map():
                 key.data(events)
 
     def poll(self, timeout: float | None) -> list[tuple[Ready, int]]:
-        found = [(key.data, events) for key, events in self._selector.select(timeout)]
+        found = [(key.data, events) for key, events in self._wait(timeout)]
         if (self._wake_up, READ) in found:
             found.remove((self._wake_up, READ))
             self._wake_up(READ)
+        return found
+
+    def _wait(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout != 0:
+            self._cells[Cell.ROUND_BEGAN] = 0
+        found = self._selector.select(timeout)
+        self._cells[Cell.ROUND_BEGAN] = time.monotonic_ns()
         return found
 
     def wake(self) -> None:
@@ -139,13 +158,11 @@ _EPOLL_EVENTS = {READ: _EPOLLIN, WRITE: _EPOLLOUT, READ | WRITE: _EPOLLIN | _EPO
 _READ_AND_WRITE = {0: READ, _EPOLLOUT: READ | WRITE}
 
 
-def new_poller() -> Poller:
-    """The best there is on this system."""
+def new_poller(cells: Cells | None = None) -> Poller:
+    """The best there is on this system, with the row of cells to write to."""
     if not hasattr(select, "epoll"):
-        return SelectorPoller()
-    if codec.IMPLEMENTATION == "c":
-        with contextlib.suppress(ModuleNotFoundError):
-            compiled = importlib.import_module("spop._dispatch")
-            poller: Poller = compiled.Poller()
-            return poller
-    return EpollPoller()
+        return SelectorPoller(cells)
+    if IMPLEMENTATION == "c":
+        poller: Poller = twin("spop._port").Poller(cells)
+        return poller
+    return EpollPoller(cells)

@@ -6,11 +6,13 @@ import logging
 import threading
 import time
 
+from spop.logs import SafeLogger
+
 
 class RateLimitedLog:
     """Logs so many lines a second, and how many it left out. Threads share it."""
 
-    def __init__(self, logger: logging.Logger, per_second: int) -> None:
+    def __init__(self, logger: logging.Logger | SafeLogger, per_second: int) -> None:
         self._logger = logger
         self._per_second = per_second
         self._lock = threading.Lock()

@@ -16,6 +16,7 @@ value is: ``UInt32(5) == 5``. Decoding gives the plain Python types.
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
 from typing import ClassVar, Final, Literal, Self
@@ -126,6 +127,9 @@ SCOPES: Final = {"proc": 0, "sess": 1, "txn": 2, "req": 3, "res": 4}
 """Variable scopes by the name that HAProxy's configuration gives them."""
 
 SCOPE_NAMES: Final = tuple(SCOPES)
+
+VARIABLE: Final = re.compile(rf"({'|'.join(SCOPES)})\.([A-Za-z0-9_.]+)", re.ASCII)
+"""The whole name of a variable, such as ``"txn.user"``: its scope and the rest."""
 
 Buffer = bytes | bytearray | memoryview
 """What the decoders read."""

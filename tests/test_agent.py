@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import functools
 import pickle
@@ -13,8 +14,8 @@ from typing import Annotated, Any, Optional
 import pytest
 
 import spop.rate_limited_log
-from spop import UNSET, Ack, Action, Agent, HandlerError, Message, codec
-from spop.connection import Disconnect, Peer
+from spop import UNSET, Ack, Action, Agent, HandlerError, Message, Peer, ProtocolError, codec
+from spop.connection import Disconnect
 from spop.counters import Cell
 from spop.dispatch import Deferred
 from spop.errors import FrameTooBigError
@@ -31,15 +32,17 @@ class Exchange:
             for h in agent.handlers.values()
         ]
         self.dispatcher = module.Dispatcher(routes, agent.failed)
+        self.intake = module.Intake(16380)
+        self.intake.peer = PEER
+        self.intake.max_in_flight = 10
+        self.intake.is_open = True
 
-    def __call__(self, *messages: Message, max_ack_size: int = 16380) -> Any:
-        data = codec.encode_notify(7, 3, messages)
-        left, consumed, acks = self.dispatcher.answer_frames(
-            data, 0, len(data), 16380, max_ack_size, False, 10, PEER
-        )
-        assert consumed == len(data)
-        if left:
-            return left[0]
+    def __call__(self, *messages: Message, max_frame_size: int = 16380) -> Any:
+        self.intake.max_frame_size = max_frame_size
+        frames, acks = self.dispatcher.receive(self.intake, codec.encode_notify(7, 3, messages))
+        assert self.intake.unread == 0
+        if frames:
+            return frames[0]
         ((ack,), _) = codec.decode_frames(acks)
         assert (ack.stream_id, ack.frame_id) == (7, 3)
         return ack.variables
@@ -134,8 +137,8 @@ def test_defaults_stand_in_for_what_is_missing_or_null(agent: Agent, ask: Any) -
     assert ask(Message("m")) == {"sess.a": "-", "sess.b": "-", "sess.c": "-"}
     assert ask(Message("m", a=None, b=None, c=None)) == {
         "sess.a": "-",
-        "sess.b": None,
-        "sess.c": None,
+        "sess.b": UNSET,
+        "sess.c": UNSET,
     }
 
 
@@ -151,6 +154,20 @@ def test_message_and_ack_are_given_by_annotation(agent: Agent, ask: Any) -> None
         return {"sess.a": a}
 
     assert ask(Message("m", a=1, b=2)) == {"txn.args": 2, "req.gone": UNSET, "sess.a": 1}
+
+
+def test_none_removes_a_variable(agent: Agent, ask: Any) -> None:
+    answers: list[Ack] = []
+
+    @agent.message("m", on_error={"txn.c": None})
+    def handler(answer: Ack, fails: bool = False) -> dict[str, Any]:
+        answers.append(answer.set("txn", "a", None))
+        answer.actions.append(Action("txn", "d", None))
+        return {"txn.b": object() if fails else None}
+
+    assert ask(Message("m")) == agent.test("m") == dict.fromkeys(["txn.a", "txn.b", "txn.d"], UNSET)
+    assert ask(Message("m", fails=True)) == {"txn.c": UNSET}
+    assert answers[0].variables["txn.a"] is UNSET
 
 
 def test_text_is_given_as_bytes_to_who_wants_bytes(agent: Agent, ask: Any) -> None:
@@ -263,7 +280,14 @@ def failing(error: BaseException) -> Any:
     return handler
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), SystemExit(1), RecursionError()], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("x"), SystemExit(1), RecursionError(), BaseException(), KeyboardInterrupt(),
+        GeneratorExit(), asyncio.CancelledError(), StopIteration(),
+    ],
+    ids=repr,
+)  # fmt: skip
 def test_a_handler_that_raises_is_answered_for(agent: Agent, ask: Any, error: Any) -> None:
     told: list[tuple[str, BaseException]] = []
     agent.on_error(lambda name, error: told.append((name, error)))
@@ -326,9 +350,9 @@ def test_an_ack_too_big_for_a_frame_is_an_empty_one(agent: Agent, ask: Any) -> N
     told: list[BaseException] = []
     agent.on_error(lambda name, error: told.append(error))
     agent.message("m")(lambda: {"sess.x": bytes(300)})
-    assert ask(Message("m"), max_ack_size=256) == {}
+    assert ask(Message("m"), max_frame_size=256) == {}
     assert isinstance(told[0], FrameTooBigError)
-    assert len(ask(Message("m"), max_ack_size=400)) == 1
+    assert len(ask(Message("m"), max_frame_size=400)) == 1
 
 
 def test_a_malformed_notify_calls_no_handler(agent: Agent, dispatch: ModuleType) -> None:
@@ -336,12 +360,13 @@ def test_a_malformed_notify_calls_no_handler(agent: Agent, dispatch: ModuleType)
     agent.message("m")(lambda: calls.append(1))
     good = codec.encode_notify(1, 1, [Message("m")])
     bad = codec.encode_raw_frame(3, 1, 2, 1, codec.encode_messages([Message("m")]) + b"\x01")
-    left, consumed, acks = Exchange(agent, dispatch).dispatcher.answer_frames(
-        good + bad, 0, len(good + bad), 16380, 16380, False, 10, PEER
-    )
-    assert (left, consumed) == ([], len(good))
+    exchange = Exchange(agent, dispatch)
+    frames, acks = exchange.dispatcher.receive(exchange.intake, good + bad)
+    assert (frames, exchange.intake.unread) == ([], len(bad))
     assert acks == codec.encode_ack(1, 1)
     assert calls == [1]
+    with pytest.raises(ProtocolError):
+        exchange.dispatcher.receive(exchange.intake, b"")
 
 
 def test_hooks_that_fail_are_logged_and_no_more(
@@ -388,7 +413,8 @@ def test_a_deferred_message_that_cannot_be_bound_answers_on_error(agent: Agent, 
     def slow(a: int) -> None: ...
 
     (call,) = ask(Message("slow")).calls
-    assert call.route.call(call.values) == {"sess.failed": True}
+    assert call.values is None
+    assert codec.decode_actions(call.route.on_error) == [Action("sess", "failed", True)]
     assert agent.errors == {"slow": 1}
 
 

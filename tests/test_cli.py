@@ -66,6 +66,33 @@ def test_a_module_that_cannot_be_imported(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("more", [[], ["--check-config"]])
+@pytest.mark.parametrize("option", ["on_error", "on_timeout"])
+def test_an_answer_that_cannot_be_encoded_is_a_line_that_names_the_handler(
+    tmp_path: Path, option: str, more: list[str]
+) -> None:
+    module = tmp_path / "app.py"
+    module.write_text(
+        "import spop\n\nagent = spop.Agent()\n\n"
+        f"@agent.message('m', blocking=True, {option}={{'score': 3}})\n"
+        "def check(): ...\n"
+    )
+    result = spop("serve", f"{module}:agent", *more)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"Error: cannot import '{module}': ValueError: message 'm': {option}")
+    assert line.count(f"{module}:5") == 1
+
+
+def test_an_error_of_a_signature_names_the_agents_line(tmp_path: Path) -> None:
+    module = tmp_path / "app.py"
+    module.write_text(
+        "import spop\n\nagent = spop.Agent()\n\n@agent.message('m')\ndef check(a: float): ...\n"
+    )
+    result = spop("serve", f"{module}:agent")
+    assert result.stderr.endswith(f"({module}:5)\n")
+
+
 def test_a_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

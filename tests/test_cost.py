@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from spop import Agent, Message, codec
-from spop.connection import EngineConnection, Peer
+from spop.connection import EngineConnection
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
@@ -45,11 +45,11 @@ def test_answering_frames_leaves_no_memory_behind() -> None:
     dispatcher = agent.dispatcher()
     message = Message("m", ip=IPv4Address("192.0.2.1"), text="x" * 100, other=b"y" * 100)
     batch = b"".join(codec.encode_notify(number, 1, [message]) for number in range(20))
-    peer = Peer("", "2.0", 16380, frozenset())
+    intake = cost.open_intake()
 
     def work(times: int) -> None:
         for _ in range(times):
-            dispatcher.answer_frames(batch, 0, len(batch), 16380, 16380, False, 1, peer)
+            dispatcher.receive(intake, batch)
 
     work(50)
     tracemalloc.start()

@@ -545,6 +545,31 @@ def test_unix_sockets_have_the_mode_and_owner_that_were_asked_for(
         assert (found.st_uid, found.st_gid) == (os.getuid(), os.getgid())
 
 
+def test_a_socket_file_is_removed_by_the_server_that_owns_it_alone(
+    agent: Agent, tmp_path: Path
+) -> None:
+    path = tmp_path / "agent.sock"
+    with agent.serve_in_background(f"unix:{path}") as first:
+        path.unlink()
+        with agent.serve_in_background(f"unix:{path}") as second:
+            first.stop()
+            assert serves(second)
+        assert not path.exists()
+
+
+@pytest.mark.parametrize("state", [{}, {"address": "unix"}], ids=["socket", "protocol"])
+def test_a_connection_that_cannot_be_adopted_does_not_count(
+    agent: Agent, state: dict[str, Any]
+) -> None:
+    ours, theirs = socket.socketpair()
+    ours.settimeout(10)
+    with agent.serve_in_background() as server, ours:
+        server.adopt(theirs, {"host": None, **state})
+        assert received(ours) == []
+        assert server.admission.connections == 0
+        assert serves(server)
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from spop import codec
+from spop.counters import Cell, new_row
 from spop.poller import READ, WRITE, EpollPoller, Poller, SelectorPoller, new_poller
 
 Pair = tuple[socket.socket, socket.socket]
@@ -35,7 +36,7 @@ def noting(found: list[Any], name: str = "") -> Callable[[int], object]:
 
 
 def test_the_best_is_compiled_where_the_codec_is() -> None:
-    module = "spop._dispatch" if codec.IMPLEMENTATION == "c" else "spop.poller"
+    module = "spop._port" if codec.IMPLEMENTATION == "c" else "spop.poller"
     assert type(new_poller()).__module__ == module
 
 
@@ -141,3 +142,20 @@ def test_a_closed_one_waits_for_nothing(poller: Poller) -> None:
     poller.close()
     with pytest.raises(ValueError, match="closed"):
         poller.poll(0)
+
+
+@pytest.mark.parametrize("new", dict.fromkeys([EpollPoller, SelectorPoller, new_poller]))
+def test_it_writes_when_the_present_round_began(new: Callable[..., Poller], pair: Pair) -> None:
+    cells, seen = new_row(0), []
+    poller = new(cells)
+    before = time.monotonic_ns()
+    poller.register(pair[0].fileno(), READ, lambda events: seen.append(cells[Cell.ROUND_BEGAN]))
+    waiting = threading.Timer(0.05, lambda: (seen.append(cells[Cell.ROUND_BEGAN]), poller.wake()))
+    waiting.start()
+    poller.run(None)
+    pair[1].send(b"x")
+    poller.run(None)
+    waiting.join()
+    assert seen[0] == 0
+    assert before <= seen[1] <= time.monotonic_ns()
+    poller.close()

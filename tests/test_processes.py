@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
+import pwd
+import re
 import signal
 import socket
+import tempfile
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address
@@ -59,6 +65,35 @@ def write_agent(folder: Path, version: int = 1) -> Path:
     path = folder / "tested_agent.py"
     path.write_text(AGENT.format(version=version))
     return path
+
+
+DYING_AGENT = """
+import ctypes, os, threading
+from spop import Agent
+
+agent = Agent("dying")
+
+class Death(BaseException):
+    pass
+
+def kill(name):
+    (thread,) = (t for t in threading.enumerate() if t.name == name)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident), ctypes.py_object(Death))
+    return {"txn.pid": os.getpid()}
+
+@agent.message("kill", blocking=True)
+def kill_loop(name: str):
+    return kill(name)
+
+@agent.message("kill-from-loop")
+def kill_pool(name: str):
+    return kill(name)
+
+@agent.message("pid", blocking=True)
+def pid():
+    return {"txn.pid": os.getpid()}
+"""
 
 
 @pytest.fixture
@@ -124,6 +159,43 @@ def test_a_killed_worker_is_replaced_and_its_frames_are_counted(
             assert ask(another)["txn.score"] == 7
 
 
+@pytest.mark.parametrize(
+    ("message", "thread"), [("kill", "spop-loop-0"), ("kill-from-loop", "spop-pool-1")]
+)
+def test_a_worker_with_a_thread_that_dies_ends_and_is_restarted(
+    tmp_path: Path, address: str, message: str, thread: str
+) -> None:
+    path = tmp_path / "dying_agent.py"
+    path.write_text(DYING_AGENT)
+    with served("--bind", address, target=f"{path}:agent") as process:
+        wait_until_serving(process)
+        with Client(address, timeout=10) as client:
+            victim = client.notify("pid").variables["txn.pid"]
+            with contextlib.suppress(SpopError, OSError):
+                client.notify(message, name=thread)
+                client.notify("pid")
+        process.wait_for_log(f"worker {victim} died: exit status 1")
+        assert f"{thread} died" in process.log
+        assert "  | Traceback" in process.log
+        wait_until(lambda: process.workers() not in ([], [victim]), "the new worker")
+        with Client(address, timeout=10) as client:
+            assert client.notify("pid").variables["txn.pid"] != victim
+
+
+def test_a_program_that_serves_ends_with_a_thread_that_dies(tmp_path: Path, address: str) -> None:
+    path = tmp_path / "dying_agent.py"
+    path.write_text(DYING_AGENT + f"\nagent.serve({address!r})\n")
+    with subprocess.Popen([sys.executable, path], stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: os.path.exists(address.removeprefix("unix:")), "the socket")
+        with contextlib.suppress(SpopError, OSError), Client(address, timeout=10) as client:
+            client.notify("kill", name="spop-loop-0")
+            client.notify("pid")
+        _, told = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "spop-loop-0 died" in told
+    assert "Death" in told
+
+
 def test_service_goes_on_when_a_worker_is_killed_under_load(
     haproxy_binary: str, tmp_path: Path
 ) -> None:
@@ -174,9 +246,7 @@ def test_sighup_waits_for_what_is_half_received(tmp_path: Path, address: str) ->
     with serving(tmp_path) as process, socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(10)
         sock.connect(address.removeprefix("unix:"))
-        sock.sendall(engine.data_to_send())
-        while engine.peer is None:
-            engine.receive_data(sock.recv(65536))
+        say_hello(engine, sock)
         message = Message("check", ip=IPv4Address(7), body=bytes(1000))
         for stream_id in range(2):
             engine.notify(stream_id, 1, [message])
@@ -198,12 +268,74 @@ def test_sighup_waits_for_what_is_half_received(tmp_path: Path, address: str) ->
         assert receive_ack(engine, sock)["txn.version"] == 2
 
 
+def say_hello(engine: EngineConnection, sock: socket.socket) -> None:
+    sock.sendall(engine.data_to_send())
+    while engine.peer is None:
+        engine.receive_data(sock.recv(65536))
+
+
 def receive_ack(engine: EngineConnection, sock: socket.socket) -> dict[str, object]:
     events: list[Any] = []
     while not events:
         events = engine.receive_data(sock.recv(65536))
     (ack,) = events
     return dict(ack.variables)
+
+
+@pytest.mark.parametrize("option", ["--max-connections", "--max-connections-per-peer"])
+def test_the_limit_of_connections_outlasts_sighup(tmp_path: Path, option: str) -> None:
+    """A worker that has reached its limit is given more: it serves and counts them."""
+    with serving(tmp_path, "--bind", "127.0.0.1:0", option, "3") as process:
+        (port,) = re.findall(r"127.0.0.1:(\d+)", process.log)
+        old = process.workers()
+        with contextlib.ExitStack() as stack:
+            kept = admitted(port, 3, stack)
+            rests = [begin_notify(*each) for each in kept]
+            process.send_signal(signal.SIGHUP)
+            while not admitted(port, 1, stack):  # The old worker has no room.
+                assert process.poll() is None, process.log
+            assert len(admitted(port, 8, stack)) == 2
+            for (engine, sock), rest in zip(kept, rests, strict=True):
+                sock.sendall(rest)
+                receive_ack(engine, sock)
+            wait_until(lambda: not set(old) & set(process.workers()), "the old worker's end")
+            for engine, sock in kept:
+                sock.sendall(begin_notify(engine, sock))
+                assert receive_ack(engine, sock)["txn.pid"] not in old
+            assert admitted(port, 1, stack) == []
+        wait_until(lambda: has_no_connections(process), "the connections' end")
+        with contextlib.ExitStack() as stack:
+            assert len(admitted(port, 8, stack)) == 3
+
+
+EngineSocket = tuple[EngineConnection, socket.socket]
+
+
+def admitted(port: str, count: int, stack: contextlib.ExitStack) -> list[EngineSocket]:
+    """Those of so many connections that are not refused."""
+    connections = []
+    for _ in range(count):
+        engine = EngineConnection()
+        sock = stack.enter_context(socket.create_connection(("127.0.0.1", int(port)), 10))
+        with contextlib.suppress(ConnectionError):
+            sock.sendall(engine.data_to_send())
+            if hello := sock.recv(65536):
+                engine.receive_data(hello)
+                connections.append((engine, sock))
+    return connections
+
+
+def begin_notify(engine: EngineConnection, sock: socket.socket) -> bytes:
+    """Send the front of a frame. Returns the rest."""
+    engine.notify(1, 1, [Message("check", ip=IPv4Address(7))])
+    data = bytes(engine.data_to_send())
+    sock.sendall(data[:10])
+    return data[10:]
+
+
+def has_no_connections(process: Served) -> bool:
+    process.send_signal(signal.SIGUSR1)
+    return " 0 connections" in process.log
 
 
 def test_broken_code_replaces_nothing(tmp_path: Path, address: str) -> None:
@@ -271,6 +403,83 @@ def test_a_second_signal_does_not_wait_for_handlers(tmp_path: Path, address: str
         assert process.wait(10) == 0, process.log
         with pytest.raises((DisconnectedError, OSError)):
             ask(client)
+
+
+# --- what workers may do ---
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize(
+    "options",
+    [("--user", "{user}"), ("--user", "{uid}"), ("--user", "{user}", "--group", "{gid}")],
+    ids=["name", "number", "group"],
+)
+def test_workers_run_as_the_user_with_its_groups(options: tuple[str, ...]) -> None:
+    """Unless the options name a group: it is the only one then."""
+    user = user_with_groups()
+    words = [word.format(user=user.pw_name, uid=user.pw_uid, gid=user.pw_gid) for word in options]
+    groups = [] if "--group" in words else os.getgrouplist(user.pw_name, user.pw_gid)
+    with public_folder() as folder, serving(folder, *words, "--processes", "2") as process:
+        for _ in range(2):
+            old = set(process.workers())
+            for pid in old:
+                assert identity(pid, "Uid") == [user.pw_uid] * 4
+                assert identity(pid, "Gid") == [user.pw_gid] * 4
+                assert sorted(identity(pid, "Groups")) == sorted(groups)
+            process.send_signal(signal.SIGHUP)
+            wait_until(lambda old=old: not old & set(process.workers()), "the old workers' end")  # type: ignore[misc]
+
+
+def user_with_groups() -> pwd.struct_passwd:
+    """A user of this machine who is in a group beside its own; nobody where there is none."""
+    named = {name for group in grp.getgrall() for name in group.gr_mem}
+    users = (user for user in pwd.getpwall() if user.pw_uid and user.pw_name in named)
+    return next(users, pwd.getpwnam("nobody"))
+
+
+@contextlib.contextmanager
+def public_folder() -> Iterator[Path]:
+    """A folder that all may read; those of pytest are the user's alone."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+def identity(pid: int, which: str) -> list[int]:
+    """Real, effective, saved and file system ids, or the other groups, of a process."""
+    (line,) = re.findall(rf"(?m)^{which}:(.*)$", Path(f"/proc/{pid}/status").read_text())
+    return [int(number) for number in line.split()]
+
+
+def test_a_child_has_nothing_of_the_supervisors_but_its_listeners(tmp_path: Path) -> None:
+    """With a byte in its pipe a worker that runs as nobody could end the service."""
+    options = ("--processes", "2", "--bind", "127.0.0.1:0", "--admin", "127.0.0.1:0")
+    with serving(tmp_path, *options) as process:
+        wait_until(lambda: len(process.workers()) == 3, "the admin process and both workers")
+        shared = [open_files(pid) & open_files(process.pid) for pid in process.workers()]
+        assert sorted(map(len, shared)) == [1, 2, 2], shared
+        assert all(name.startswith("socket:") for name in set().union(*shared))
+
+
+def open_files(pid: int) -> set[str]:
+    """Pipes and sockets of a process, those of the standard streams left out."""
+    found = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        name = os.readlink(link)
+        if int(link.name) > 2 and name.startswith(("pipe:", "socket:")):
+            found.add(name)
+    return found
+
+
+def test_a_socket_file_of_another_server_is_left(tmp_path: Path, address: str) -> None:
+    """As after a file was removed by hand: the next one to listen there owns it."""
+    with serving(tmp_path) as first:
+        (tmp_path / "agent.sock").unlink()
+        with serving(tmp_path):
+            first.terminate()
+            assert first.wait(10) == 0, first.log
+            with Client(address) as client:
+                assert ask(client)["txn.score"] == 7
 
 
 # --- systemd ---

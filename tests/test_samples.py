@@ -635,6 +635,17 @@ def test_an_error_says_what_and_where(expression: str, offset: int, message: str
     assert (caught.value.message, caught.value.offset) == (message, offset)
 
 
+@pytest.mark.parametrize("compiled", [compile_expression, lambda name: compile_acl(["a", name])])
+def test_an_error_carries_its_hint_as_data(compiled: Callable[[str], object]) -> None:
+    with pytest.raises(SampleError) as caught:
+        compiled("pth")
+    assert (caught.value.problem, caught.value.hint) == (
+        "unknown fetch 'pth'",
+        "did you mean 'path'?",
+    )
+    assert str(caught.value) == "unknown fetch 'pth', did you mean 'path'?"
+
+
 @pytest.mark.parametrize(
     "regex", [r"a\Kb", r"(?R)", r"\p{L}", "(?|a|b)", "a(?i)b", "(?<=a|bc)d", r"\Gb", "(*UTF)a"]
 )
@@ -736,6 +747,20 @@ def test_own_fetches_and_converters_take_their_types_from_annotations() -> None:
     assert compile_expression("int(7),test.repeat(2)").evaluate(Stream()) == "77"
     with pytest.raises(SampleError, match=r"'test\.repeat' needs the argument 'times'"):
         compile_expression("test.tenant,test.repeat")
+
+
+def test_a_value_error_of_an_own_function_is_an_error_of_the_expression() -> None:
+    @converter("test.limit")
+    def limit(length: int) -> Callable[[str], str]:
+        if length < 1:
+            raise ValueError("the length is at least 1")
+        return lambda value: value[:length]
+
+    assert compile_expression("str(abc),test.limit(2)").evaluate(Stream()) == "ab"
+    with pytest.raises(SampleError) as caught:
+        compile_expression("path,test.limit(0)")
+    error = caught.value
+    assert (str(error), error.offset) == ("'test.limit': the length is at least 1", 16)
 
 
 def test_a_function_without_a_haproxy_type_can_not_register() -> None:

@@ -12,9 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spop import UNSET, Message, _codec_py, _dispatch_py, codec
-from spop._dispatch_py import Dispatcher as PythonDispatcher
 from spop._dispatch_py import Parameter
-from spop._dispatch_py import Route as PythonRoute
 from spop.errors import ProtocolError
 
 _codec = pytest.importorskip("spop._codec", reason="there is one implementation only")
@@ -95,6 +93,15 @@ def test_ack(stream_id: int, frame_id: int, sent: dict[str, Any], abort: bool) -
         assert ack.aborted == abort
 
 
+@given(actions)
+def test_answers(sent: dict[str, Any]) -> None:
+    encoded = _codec.encode_answer(sent)
+    assert encoded == _codec_py.encode_answer(sent)
+    assert encoded == codec.encode_actions(
+        {name: UNSET if value is None else value for name, value in sent.items()}
+    )
+
+
 def outcome(function: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         return function(*args, **kwargs)
@@ -127,13 +134,20 @@ def dispatcher(module: Any, failures: list[str]) -> Any:
     def handler(a: Any, *, b: Any = 5) -> dict[str, Any]:
         return {"sess.a": a, "txn.b": b}
 
-    route = (PythonRoute if module is PythonDispatcher else _dispatch.Route)(
+    route = module.Route(
         "m",
         handler,
         [Parameter("a"), Parameter("b", accepts=0x3C, default=5, keyword_only=True)],
-        on_error={"txn.failed": True},
+        on_error=bytes(codec.encode_actions({"txn.failed": True})),
     )
-    return module([route], lambda name, error: failures.append(f"{name}: {error}"))
+    return module.Dispatcher([route], lambda name, error: failures.append(f"{name}: {error}"))
+
+
+def open_intake(module: Any, max_frame_size: int, max_payload_size: int = 10**6) -> Any:
+    intake = module.Intake(max_frame_size, max_payload_size)
+    intake.max_in_flight = 10
+    intake.is_open = True
+    return intake
 
 
 @given(
@@ -149,18 +163,20 @@ def dispatcher(module: Any, failures: list[str]) -> Any:
     st.integers(-3, 0),
 )
 def test_dispatchers_send_the_same_bytes(
-    sent: list[Message], max_ack_size: int, missing: int
+    sent: list[Message], max_frame_size: int, missing: int
 ) -> None:
     frame = _codec_py.encode_notify(1, 2, sent)
     data = bytes(frame + frame)
     end = len(data) + missing
     results = []
-    for module in (PythonDispatcher, _dispatch.Dispatcher):
+    for module in (_dispatch_py, _dispatch):
         failures: list[str] = []
         subject = dispatcher(module, failures)
-        for _ in range(2):  # The compiled one has learned the names the second time.
-            answer = subject.answer_frames(data, 0, end, 10**6, max_ack_size, False, 10, None)
-        results.append((answer, failures, list(subject.cells[:64]), subject.unknown))
+        intake = open_intake(module, max_frame_size)
+        # The compiled one has learned the names the second time.
+        answers = [outcome(subject.receive, intake, data, end) for _ in range(3)]
+        state = answers, intake.unread, intake.size, intake.in_flight
+        results.append((state, failures, list(subject.cells[:64]), subject.unknown))
     assert results[0] == results[1]
 
 
@@ -185,30 +201,29 @@ def fragmented(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-def answers(subject: Any, data: bytes, fragments: Any) -> list[Any]:
-    """What each call gave, until one gets no further."""
-    found: list[Any] = []
-    offset, before = 0, -1
-    while offset != before:
-        answer = outcome(
-            subject.answer_frames,
-            data, offset, len(data), 10**6, 16380, False, 10, None, fragments,
-        )  # fmt: skip
-        found.append((answer, fragments and (fragments.begun, fragments.idle)))
-        before = offset
-        if isinstance(answer[0], list):
-            offset = answer[1]
-    return found
-
-
-@given(fragmented(), st.sampled_from([40, 10_000]), st.booleans())
+@given(
+    fragmented(),
+    st.lists(st.integers(0, 400), max_size=4),
+    st.sampled_from([40, 10_000]),
+    st.booleans(),
+)
 def test_dispatchers_put_the_same_payloads_together(
-    data: bytes, max_size: int, allowed: bool
+    data: bytes, cuts: list[int], max_size: int, allowed: bool
 ) -> None:
+    """Whatever the pieces are in which the bytes arrive."""
+    places = sorted(min(cut, len(data)) for cut in cuts)
+    pieces = [data[a:b] for a, b in zip([0, *places], [*places, len(data)], strict=True)]
     results = []
     for module in (_dispatch_py, _dispatch):
         failures: list[str] = []
-        subject = dispatcher(module.Dispatcher, failures)
-        fragments = module.Fragments(max_size) if allowed else None
-        results.append((answers(subject, data, fragments), failures, list(subject.cells[:64])))
+        subject = dispatcher(module, failures)
+        intake = open_intake(module, 10**6, max_size)
+        intake.takes_fragments = allowed
+        found = []
+        for piece in [*pieces, b"", b""]:
+            answer = outcome(subject.receive, intake, piece)
+            found.append((answer, intake.unread, intake.size, intake.begun, intake.at_rest))
+            if isinstance(answer[0], type):
+                break
+        results.append((found, failures, list(subject.cells[:64])))
     assert results[0] == results[1]

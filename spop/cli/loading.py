@@ -12,6 +12,16 @@ from types import ModuleType
 import click
 
 from spop.agent import Agent
+from spop.logs import text_of
+
+# Frames of these say nothing to who wrote the agent.
+_OURS = (str(Path(__file__).parents[1]), importlib.__file__, "<frozen importlib")
+
+
+class StartFailure(click.ClickException):
+    """The command is right, but the agent can't be served. The message, a line, says why."""
+
+    exit_code = 2
 
 
 def load_agent(target: str) -> Agent:
@@ -19,6 +29,7 @@ def load_agent(target: str) -> Agent:
 
     Raises:
         click.UsageError: there is none. The message says why.
+        StartFailure: the module can't be imported.
     """
     module_name, colon, attribute = target.rpartition(":")
     if not colon or not module_name or not attribute:
@@ -38,11 +49,18 @@ def _load_module(name: str) -> ModuleType:
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raise click.UsageError(
-            f"cannot import {name!r}: {type(error).__name__}: {error} "
-            f"({place.filename}:{place.lineno})"
+        told, place = " ".join(text_of(error).split()), _place(error)
+        where = "" if place in told else f" ({place})"
+        raise StartFailure(
+            f"cannot import {name!r}: {type(error).__name__}: {told}{where}"
         ) from None
+
+
+def _place(error: BaseException) -> str:
+    """File and line of the agent's code, or of what it imports, where an error comes from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = ([frame for frame in frames if not frame.filename.startswith(_OURS)] or frames)[-1]
+    return f"{place.filename}:{place.lineno}"
 
 
 def _import(name: str) -> ModuleType:

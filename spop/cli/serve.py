@@ -18,7 +18,7 @@ import click
 
 from spop import logs
 from spop.cli.configuration import read_configuration
-from spop.cli.loading import load_agent
+from spop.cli.loading import StartFailure, load_agent
 from spop.context import ContextFilter
 from spop.server.options import Options
 from spop.server.supervisor import StartError, Supervisor
@@ -125,7 +125,7 @@ def serve(
     try:
         supervisor.run()
     except StartError as error:
-        raise click.UsageError(str(error)) from None
+        raise StartFailure(str(error)) from None
 
 
 def _show(context: click.Context, options: Options, name: str) -> None:

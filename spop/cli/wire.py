@@ -18,9 +18,9 @@ from spop.client.dial import (
     say_goodbye,
     send_before,
 )
-from spop.connection import Disconnect, EngineConnection, Peer
+from spop.connection import Disconnect, EngineConnection
 from spop.errors import DisconnectedError, SpopTimeoutError
-from spop.frames import Ack, Message
+from spop.frames import Ack, Message, Peer
 
 GOODBYE = 0.1
 """Seconds that an agent has to answer a DISCONNECT."""

@@ -11,10 +11,9 @@ from typing import Any, Self, cast
 from spop.client.dial import Endpoint, hear_hello
 from spop.client.face import LINGER, Face, reason
 from spop.client.pool import Exchange, Link, MessageOrMessages, Servers, in_notify
-from spop.connection import Peer
 from spop.constants import Status
 from spop.errors import DisconnectedError
-from spop.frames import Ack, Message
+from spop.frames import Ack, Message, Peer
 from spop.values import Value
 
 RECV_SIZE = 256 * 1024

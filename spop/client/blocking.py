@@ -23,10 +23,9 @@ from typing import Any, Self
 from spop.client.dial import Endpoint, dial, greet, say_goodbye
 from spop.client.face import LINGER, Face, reason
 from spop.client.pool import Exchange, Link, MessageOrMessages, Servers, in_notify
-from spop.connection import Peer
 from spop.constants import Status
 from spop.errors import LocalProtocolError
-from spop.frames import Ack, Message
+from spop.frames import Ack, Message, Peer
 from spop.poller import READ, WRITE, Poller, Ready, new_poller
 from spop.values import Value
 

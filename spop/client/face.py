@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from spop.address import Address
 from spop.client.dial import Endpoint
 from spop.client.pool import Driver, Exchange, InTurn, Limits, Link, Pool, Servers
-from spop.connection import ALL_CAPABILITIES, EngineConnection, Peer
+from spop.connection import ALL_CAPABILITIES, EngineConnection
 from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE
 from spop.errors import (
     LocalProtocolError,
@@ -21,6 +21,7 @@ from spop.errors import (
     SpopTimeoutError,
     UnreachableError,
 )
+from spop.frames import Peer
 
 LINGER = 1.0
 """Seconds that an agent has to answer a DISCONNECT."""

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from spop.client.dial import Endpoint
-from spop.connection import UNORDERED, Disconnect, EngineConnection, EngineEvent, Peer
+from spop.connection import UNORDERED, Disconnect, EngineConnection, EngineEvent
 from spop.errors import DisconnectedError, LocalProtocolError, SpopError, UnreachableError
-from spop.frames import Ack, Message
+from spop.frames import Ack, Message, Peer
 from spop.values import Value
 
 FRAME_ID = 1

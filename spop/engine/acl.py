@@ -13,7 +13,7 @@ from itertools import takewhile
 from typing import Any
 
 from spop.engine.samples import Expression, SampleError, compile_expression
-from spop.engine.samples.errors import ArgumentError, unknown
+from spop.engine.samples.errors import did_you_mean
 from spop.engine.samples.expression import is_converter
 from spop.engine.samples.patterns import (
     METHODS,
@@ -26,7 +26,6 @@ from spop.engine.samples.patterns import (
 )
 from spop.engine.samples.types import CASTS, Cast, SampleType, cast, castable, unchanged
 from spop.engine.stream import Stream
-from spop.errors import SpopError
 
 Test = Callable[[Stream], bool]
 
@@ -95,17 +94,15 @@ PREDEFINED = {
 """ACLs that needn't be declared (section 7.4)."""
 
 
-class AclError(SpopError):
-    """An ACL or condition that can't be compiled.
+class AclError(SampleError):
+    """An ACL or condition that HAProxy would refuse.
 
     Attributes:
-        message: one sentence for the person who wrote it.
         word_index: which of the words is wrong, from 0.
     """
 
-    def __init__(self, message: str, word_index: int) -> None:
-        super().__init__(message)
-        self.message = message
+    def __init__(self, problem: str, word_index: int, hint: str | None = None) -> None:
+        super().__init__(problem, hint=hint)
         self.word_index = word_index
 
 
@@ -206,7 +203,8 @@ def _named(name: str, declared: Mapping[str, list[Acl]], index: int) -> list[Acl
         return declared[name]
     if name in PREDEFINED:
         return [compile_acl([name, *PREDEFINED[name].split()])]
-    raise AclError(unknown("ACL", name, [*declared, *PREDEFINED]), index)
+    hint = did_you_mean(name, [*declared, *PREDEFINED])
+    raise AclError(f"unknown ACL '{name}'", index, hint)
 
 
 def _all_of(tests: Sequence[Test]) -> Test:
@@ -274,7 +272,7 @@ class _AclParser:
         try:
             expression = compile_expression(source + text[len(name) :])
         except SampleError as error:
-            raise AclError(error.message, start) from None
+            raise AclError(error.problem, start, error.hint) from None
         if method is None or expression.converted:
             method = _DEFAULT_METHODS.get(expression.gives)
         return expression, method
@@ -314,7 +312,8 @@ class _AclParser:
         if self._loaded:
             raise AclError("'-m' has to come before files of patterns", index)
         if name not in METHODS or name == "meth":
-            raise AclError(unknown("match method", name, METHODS), index)
+            hint = did_you_mean(name, METHODS)
+            raise AclError(f"unknown match method '{name}'", index, hint)
         takes = METHODS[name].takes
         if takes and not castable(self._gives, takes):
             raise AclError(f"'{name}' can't match a sample of type {self._gives.value}", index)
@@ -325,7 +324,7 @@ class _AclParser:
             self._refuse_without_method()
         try:
             keys = [key for key, _ in read_map(path)] if self._as_map else read_patterns(path)
-        except ArgumentError as error:
+        except ValueError as error:
             raise AclError(str(error), self._index - 1) from None
         self._loaded = True
         for key in keys:
@@ -335,7 +334,7 @@ class _AclParser:
         assert self._method
         try:
             any_of(self._method, [(word, self._ignore_case)])
-        except ArgumentError as error:
+        except ValueError as error:
             raise AclError(str(error), self._index if index is None else index) from None
         self._patterns.append((word, self._ignore_case))
 
@@ -354,7 +353,7 @@ class _AclParser:
             return word
         try:
             number = parse_bound(word)
-        except ArgumentError as error:
+        except ValueError as error:
             raise AclError(str(error), self._index) from None
         return {
             "ge": f"{number}:",

@@ -27,13 +27,14 @@ from spop.engine.config.versions import Version
 from spop.engine.filter import Filter, Processing
 from spop.engine.health import Checks
 from spop.engine.log import NOTICE, EngineLog, Traffic, line
+from spop.values import VARIABLE
 
 Backends = Mapping[str, str | Iterable[str] | BackendConfig] | str | os.PathLike[str]
 """By name: an address, several or a whole backend; or the path of a ``haproxy.cfg``."""
 
 MAX_CONNECTIONS = 1000
 
-_VARIABLE = re.compile(r"\b(?:proc|sess|txn|req|res)\.[A-Za-z0-9_.]+", re.ASCII)
+_MENTIONED = re.compile(rf"\b{VARIABLE.pattern}", re.ASCII)
 
 
 class EngineCore(ABC):
@@ -190,7 +191,8 @@ def _capabilities(config: AgentConfig, rewritten: bool) -> frozenset[str]:
 
 def _variables_in(path: str | os.PathLike[str]) -> set[str]:
     """The variables that a ``haproxy.cfg`` mentions."""
-    return set(_VARIABLE.findall(Path(path).read_text("utf-8", "surrogateescape")))
+    text = Path(path).read_text("utf-8", "surrogateescape")
+    return {found[0] for found in _MENTIONED.finditer(text)}
 
 
 def _shortest(*timeouts: float | None) -> float | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from time import monotonic
@@ -23,7 +22,7 @@ from spop.constants import EngineStatus, Status
 from spop.engine.config.model import AgentConfig, Event, MessageConfig
 from spop.engine.config.versions import Version
 from spop.engine.samples import Expression
-from spop.engine.samples.errors import unknown
+from spop.engine.samples.errors import did_you_mean, with_hint
 from spop.engine.samples.types import SampleType
 from spop.engine.stream import Response, Stream
 from spop.engine.variables import PROCESS, Variables
@@ -36,7 +35,7 @@ from spop.errors import (
 )
 from spop.frames import Action, Message
 from spop.rate_limited_log import RateLimitedLog
-from spop.values import SCOPES, UNSET, DecodedValue, Int64
+from spop.values import SCOPES, UNSET, VARIABLE, DecodedValue, Int64
 
 ANY_VARIABLE_SINCE = (2, 5)
 """The HAProxy from which on agents may set variables that nothing knows, but for ``proc`` ones."""
@@ -48,8 +47,6 @@ INT64_MAX = Int64.maximum
 
 _NEVER_QUEUED = (EngineStatus.RESOURCES, EngineStatus.TOO_BIG)
 """HAProxy finds these before it counts the time that messages took to be evaluated."""
-
-_VARIABLE = re.compile(r"[A-Za-z0-9_.]+", re.ASCII)
 
 _TURNS = {
     Event.ON_CLIENT_SESSION: 0,
@@ -177,7 +174,7 @@ class StreamContext:
         """
         turn = _TURNS.get(event)  # type: ignore[call-overload]
         if turn is None:
-            raise ValueError(unknown("event", event, Event))
+            raise ValueError(with_hint(f"unknown event '{event}'", did_you_mean(event, Event)))
         if turn < self._turn:
             raise LocalProtocolError(f"{event} after a later event of the stream")
         if event in self._seen:
@@ -474,7 +471,7 @@ class _Permissions:
         variable = f"{scope}.{self.prefix}.{name}"
         if scope == "proc":
             return variable if variable in PROCESS else None
-        return variable if self._takes_all and _VARIABLE.fullmatch(name) else None
+        return variable if self._takes_all and VARIABLE.fullmatch(f"{scope}.{name}") else None
 
 
 def _was_fragmented(processing: Processing) -> bool:

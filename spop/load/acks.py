@@ -1,18 +1,16 @@
-"""Matching ACKs: the compiled twin where the compiled codec is used, else the one in Python."""
+"""Matching ACKs, in the twin that `spop.twins` chooses."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spop import codec
 from spop.load._acks_py import SUB_BITS
+from spop.twins import twin
 
-if TYPE_CHECKING or codec.IMPLEMENTATION == "python":
+if TYPE_CHECKING:
     from spop.load._acks_py import bucket, take_acks
 else:
-    try:
-        from spop.load._acks import bucket, take_acks
-    except ModuleNotFoundError:
-        from spop.load._acks_py import bucket, take_acks
+    _acks = twin("spop.load._acks")
+    bucket, take_acks = _acks.bucket, _acks.take_acks
 
 __all__ = ["SUB_BITS", "bucket", "take_acks"]

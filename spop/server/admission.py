@@ -34,24 +34,27 @@ class Admission:
         with self._lock:
             if self.connections >= self._limit:
                 return Cell.REFUSED_CONNECTIONS
-            if host is not None and self._limit_per_peer:
-                if self._by_host[host] >= self._limit_per_peer:
-                    return Cell.REFUSED_PER_PEER
-                self._by_host[host] += 1
-            self._count(1)
+            if host is not None and 0 < self._limit_per_peer <= self._by_host[host]:
+                return Cell.REFUSED_PER_PEER
+            self._count(host, 1)
         return None
+
+    def adopt(self, host: str | None) -> None:
+        """Count a connection that another process admitted, even beyond the limits."""
+        with self._lock:
+            self._count(host, 1)
 
     def release(self, host: str | None) -> None:
         """The connection is gone."""
         with self._lock:
-            self._count(-1)
-            if host is not None and self._limit_per_peer:
-                self._by_host[host] -= 1
-                if not self._by_host[host]:
-                    del self._by_host[host]
+            self._count(host, -1)
 
-    def _count(self, change: int) -> None:
+    def _count(self, host: str | None, change: int) -> None:
         self.connections += change
+        if host is not None and self._limit_per_peer:
+            self._by_host[host] += change
+            if not self._by_host[host]:
+                del self._by_host[host]
         if self._balance is not None:
             self._balance.tell(self.connections)
 

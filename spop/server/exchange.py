@@ -10,7 +10,6 @@ from functools import partial
 from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
-from spop.codec import encode_actions
 from spop.counters import Cell, RouteCell, observe
 from spop.dispatch import Call, Deferred, Running
 from spop.errors import HandlerError, SpopTimeoutError
@@ -44,7 +43,9 @@ class Exchange:
         while self._index < len(calls):
             call = calls[self._index]
             self._since = perf_counter_ns()
-            if call.route.deferred:
+            if call.values is None:
+                self._payload += call.route.on_error
+            elif call.route.deferred:
                 if self._submit(call):
                     return
             else:
@@ -78,11 +79,10 @@ class Exchange:
 
     def _run_here(self, call: Call) -> None:
         try:
-            encode_results(call, call.route.call(call.values), self._payload)
-        except (Exception, SystemExit) as error:
+            encode_results(call, call.run(), self._payload)
+        except BaseException as error:  # As in `Dispatcher`, of which this is the other half.
             self._fail(call, error)
-        if call.route.base:
-            self._observe(call)
+        self._observe(call)
 
     def _done(self, job: Job, payload: bytearray, error: BaseException | None) -> None:
         """Called by the executor, in another thread."""
@@ -108,7 +108,7 @@ class Exchange:
         self._observe(job.call)
         error = SpopTimeoutError(f"no result in {handler.timeout:g} s")
         self.loop.agent.failed(handler.name, error)
-        encode_actions(handler.on_timeout, self._payload)
+        self._payload += handler.on_timeout
         self._go_on()
 
     def _go_on(self) -> None:
@@ -118,7 +118,7 @@ class Exchange:
     def _fail(self, call: Call, error: BaseException) -> None:
         self.loop.cells[call.route.base + RouteCell.ERRORS] += 1
         self.loop.agent.failed(call.route.name, error)
-        encode_actions(call.route.on_error, self._payload)
+        self._payload += call.route.on_error
 
     def _observe(self, call: Call) -> None:
         observe(self.loop.cells, call.route.base, perf_counter_ns() - self._since)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-
 from spop import codec
 from spop.connection import AgentConnection, AgentEvent
 from spop.errors import ProtocolError
+from spop.logs import SafeLogger
 from spop.values import Buffer
 
-logger = logging.getLogger("spop.frames")
+logger = SafeLogger("spop.frames")
 
 
 class LoggedConnection(AgentConnection):
@@ -36,7 +35,7 @@ class LoggedConnection(AgentConnection):
             frames, consumed = codec.decode_frames(
                 data,
                 max_frame_size=max(self.max_frame_size, len(data)),
-                little_endian=self._little_endian,
+                little_endian=self.intake.little_endian,
             )
         except ProtocolError as error:
             logger.info("%s %s: damaged frame: %s", direction, self.address, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import grp
 import os
 import pwd
@@ -36,10 +37,9 @@ def listen_all(options: Options) -> list[socket.socket]:
 def close_all(listeners: list[socket.socket]) -> None:
     """Close them, and remove the files of unix sockets."""
     for listener in listeners:
-        path = listener.getsockname() if listener.family == socket.AF_UNIX else None
+        if isinstance(listener, _UnixListener):
+            listener.remove_file()
         listener.close()
-        if path and os.path.exists(path):
-            os.unlink(path)
 
 
 def listen(address: Address) -> socket.socket:
@@ -67,16 +67,30 @@ def _listen_tcp(address: Address) -> socket.socket:
     return socket.create_server(sockaddr, family=family, backlog=BACKLOG)
 
 
+class _UnixListener(socket.socket):
+    """A unix socket that knows its file from one that has taken its place."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self.bind(path)
+            self._file = os.lstat(path)
+            self.listen(BACKLOG)
+        except BaseException:
+            self.close()
+            raise
+
+    def remove_file(self) -> None:
+        """To be called before `close`: until then no other file has the same inode."""
+        path = self.getsockname()
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.lstat(path), self._file):
+                os.unlink(path)
+
+
 def _listen_unix(path: str) -> socket.socket:
     _remove_stale(path)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(path)
-        listener.listen(BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
+    return _UnixListener(path)
 
 
 def _remove_stale(path: str) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import logging
 import socket
 import ssl
 import threading
@@ -21,14 +20,16 @@ from functools import partial
 from typing import Any, Protocol
 
 from spop.agent import Agent
-from spop.connection import AgentConnection, AgentEvent, Disconnect, Hello, Peer, State
-from spop.constants import Capability, Status
+from spop.connection import AgentConnection, AgentEvent, Disconnect, Hello, State
+from spop.constants import Status
 from spop.context import set_source
 from spop.counters import Cell, Cells, status_cell
-from spop.dispatch import Deferred, Port
-from spop.errors import FrameTooBigError, LocalProtocolError
-from spop.frames import Notify
+from spop.dispatch import Deferred
+from spop.errors import FrameTooBigError, LocalProtocolError, ProtocolError
+from spop.frames import Frame, Notify, Peer
+from spop.logs import SafeLogger
 from spop.poller import READ, WRITE, new_poller
+from spop.port import FastPath, FastPaths
 from spop.server.admission import Admission
 from spop.server.engines import Engines
 from spop.server.exchange import Exchange
@@ -38,7 +39,7 @@ from spop.server.listeners import peer_host, peer_name
 from spop.server.options import Options
 from spop.server.tls import TLSSocket
 
-logger = logging.getLogger("spop.server")
+logger = SafeLogger("spop.server")
 
 RECV_SIZE = 256 * 1024
 LINGER = 2.0
@@ -66,19 +67,21 @@ class Shared(Protocol):
     admission: Admission
     tls: ssl.SSLContext | None
 
+    def thread_died(self, error: BaseException) -> None: ...
+
 
 class Connection:
     """A socket, its protocol, and what is still to be sent.
 
     Attributes:
-        port: answers what comes in while there is nothing else to do.
+        fast_path: answers what comes in, where it may.
         quiet: sweeps for idle connections since it last sent something.
         exchanges: NOTIFY frames whose handlers run elsewhere; None where there are none.
     """
 
     __slots__ = (
-        "events", "exchanges", "host", "opened", "peer", "port", "protocol", "quiet", "sock",
-        "unsent",
+        "events", "exchanges", "fast_path", "host", "opened", "peer", "protocol", "quiet",
+        "sock", "unsent",
     )  # fmt: skip
 
     def __init__(
@@ -93,7 +96,7 @@ class Connection:
         self.opened = time.time()
         self.quiet = 0
         self.exchanges: set[Exchange] | None = None
-        self.port: Port
+        self.fast_path: FastPath
 
 
 class Timer:
@@ -158,15 +161,16 @@ class Loop:
         self._engines = shared.engines
         self._admission = shared.admission
         self._tls = shared.tls
+        self._died = shared.thread_died
         self._buffer = bytearray(RECV_SIZE)
         self._dispatcher = shared.agent.dispatcher(
             cells=cells,
-            buffer=self._buffer,
             max_answer_size=options.max_unsent,
             max_messages=options.max_messages,
             max_arguments=options.max_arguments,
         )
-        self._poller = new_poller()
+        self._fast_paths = FastPaths(self._dispatcher, self._buffer, self._ready, self._go_on)
+        self._poller = new_poller(cells)
         self._connections: set[Connection] = set()
         self._acknowledged: dict[Connection, None] = {}
         self._calls: deque[Callable[[], object]] = deque()
@@ -189,6 +193,11 @@ class Loop:
     def load(self) -> int:
         """How many connections it has."""
         return len(self._connections)
+
+    @property
+    def alive(self) -> bool:
+        """It serves, or will once it is started."""
+        return self._running
 
     def call_soon(self, call: Callable[[], object]) -> None:
         """Have `call` run in the loop's thread."""
@@ -239,7 +248,10 @@ class Loop:
     def adopt(self, sock: socket.socket, host: str | None, negotiated: dict[str, Any]) -> None:
         """Serve a connection that another process gave away."""
         connection = self._new_connection(sock, host, negotiated["address"], None)
-        self._greeted(connection, connection.protocol.resume_from(negotiated))
+        try:
+            self._greeted(connection, connection.protocol.resume_from(negotiated))
+        except Exception as error:
+            self._failed(connection, error)
 
     def _new_connection(
         self,
@@ -254,12 +266,13 @@ class Loop:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         served = TLSSocket(sock, tls) if tls and sock.family != socket.AF_UNIX else sock
         connection = Connection(served, host, self._new_protocol(address))
-        connection.port = Port(
-            self._dispatcher, served.fileno(), connection, self._ready, self._taken
-        )
+        protocol, fd = connection.protocol, served.fileno()
+        connection.fast_path = FastPath(self._fast_paths, protocol.intake, fd, connection)
+        # TLS is Python's, and a connection that logs its frames has to see them.
+        connection.fast_path.enabled = served is sock and type(protocol) is AgentConnection
+        self._poller.register(fd, READ, connection.fast_path)
         self._connections.add(connection)
         self.cells[Cell.CONNECTIONS_OPENED] += 1
-        self._poller.register(served.fileno(), READ, connection.port)
         if not self._sweeping and self._options.idle_timeout:
             self._sweeping = True
             self.call_later(self._options.idle_timeout / SWEEPS, self._sweep)
@@ -277,6 +290,15 @@ class Loop:
         )
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:
+            self._running = False
+            self._died(error)
+        finally:
+            self._close()
+
+    def _serve(self) -> None:
         set_source(lambda: self._dispatcher.running)
         run, wait = self._poller.run, 0.0 if self._timers else None
         while self._running:
@@ -291,7 +313,6 @@ class Loop:
             elif calls:
                 self._run_calls(calls)
             wait = self._run_timers() if self._timers else None
-        self._close()
 
     def _ready(self, connection: Connection, events: int) -> None:
         try:
@@ -302,27 +323,22 @@ class Loop:
         except Exception as error:
             self._failed(connection, error)
 
-    def _taken(
+    def _go_on(
         self,
         connection: Connection,
-        size: int,
-        left: list[Any],
-        consumed: int,
-        acks: bytes,
+        frames: list[Frame | Deferred],
+        unsent: bytes,
         error: Exception | None,
     ) -> None:
-        """Go on with what the connection's port can't do."""
-        if isinstance(error, OSError):
-            self._failed(connection, error)
-            return
+        """Go on with what the connection's fast path can't do."""
         try:
-            if size == 0:
+            if isinstance(error, EOFError):
                 self._end_of_file(connection)
                 return
-            self._received(
-                connection,
-                connection.protocol.receive_taken(self._buffer, size, left, consumed, acks, error),
-            )
+            if error is not None and not isinstance(error, ProtocolError):
+                raise error
+            connection.unsent = unsent
+            self._received(connection, connection.protocol.go_on(frames, b"", error))
         except Exception as failure:
             self._failed(connection, failure)
 
@@ -331,7 +347,7 @@ class Loop:
         if isinstance(error, OSError):
             self._lost(connection, error.strerror or str(error))
         else:
-            logger.error("connection failed", exc_info=error)
+            logger.failure(error, "connection failed")
             self._lost(connection, "internal error")
 
     def _read(self, connection: Connection) -> None:
@@ -372,24 +388,10 @@ class Loop:
             self._send(connection)
         if connection.unsent or protocol.in_flight or connection.events != READ:
             self._watch(connection)
-        if self._is_simple(connection):
-            connection.port.open = True
-        elif connection.port.open:
-            _close_port(connection)
         if protocol.should_close and not connection.unsent:
             self._linger(connection)
         elif self._give_away is not None and not connection.unsent and protocol.at_rest:
             self._give(connection, self._give_away)
-
-    def _is_simple(self, connection: Connection) -> bool:
-        """The port can answer what comes next."""
-        return (
-            connection.protocol.is_simple
-            and not connection.unsent
-            and not self._leaving
-            and type(connection.protocol) is AgentConnection
-            and not isinstance(connection.sock, TLSSocket)
-        )
 
     def _send(self, connection: Connection) -> None:
         data = connection.protocol.data_to_send()
@@ -402,7 +404,7 @@ class Loop:
         except (BlockingIOError, InterruptedError):
             sent = 0
         if sent:
-            connection.port.active = True
+            connection.fast_path.active = True
             self.cells[Cell.BYTES_SENT] += sent
         connection.unsent = data[sent:] if sent < len(data) else b""
 
@@ -424,7 +426,7 @@ class Loop:
         if not events:
             self._poller.unregister(fd)
         elif not connection.events:
-            self._poller.register(fd, events, connection.port)
+            self._poller.register(fd, events, connection.fast_path)
         else:
             self._poller.modify(fd, events)
         connection.events = events
@@ -453,14 +455,6 @@ class Loop:
     def _greeted(self, connection: Connection, peer: Peer) -> None:
         self._handshakes.discard(connection)
         connection.peer = peer
-        protocol = connection.protocol
-        connection.port.agree(
-            protocol.max_frame_size,
-            protocol.little_endian,
-            protocol.room,
-            peer,
-            protocol.fragments,
-        )
         if peer.healthcheck:
             self.cells[Cell.HEALTHCHECKS] += 1
             logger.debug("health check from %s", peer.address)
@@ -473,8 +467,8 @@ class Loop:
             ",".join(sorted(peer.capabilities)) or "no capabilities",
             peer.engine_id,
         )
-        if peer.engine_id and Capability.ASYNC in peer.capabilities:
-            self._engines.add(peer.engine_id, connection, self)
+        if peer.async_engine_id:
+            self._engines.add(peer.async_engine_id, connection, self)
         self.agent.connected(peer)
 
     def _ended(self, connection: Connection, reason: Disconnect) -> None:
@@ -501,9 +495,11 @@ class Loop:
             logger.info("disconnected %s: %d %r", address, reason.code, reason.message)
 
     def _lost(self, connection: Connection, reason: str) -> None:
-        if connection.peer is not None:
-            self._ended(connection, Disconnect(Status.IO, reason, True))
-        self._remove(connection)
+        try:
+            if connection.peer is not None:
+                self._ended(connection, Disconnect(Status.IO, reason, True))
+        finally:
+            self._remove(connection)
 
     def _linger(self, connection: Connection) -> None:
         """Close in a way that lets the peer read what was sent, even if it still sends."""
@@ -515,6 +511,7 @@ class Loop:
         if connection not in self._connections:
             return
         self._forget(connection)
+        connection.fast_path.close()
         connection.sock.close()
 
     def _forget(self, connection: Connection) -> None:
@@ -547,8 +544,8 @@ class Loop:
         for connection in list(self._connections):
             if connection.protocol.in_flight and not connection.unsent:
                 continue
-            connection.quiet = 0 if connection.port.active else connection.quiet + 1
-            connection.port.active = False
+            connection.quiet = 0 if connection.fast_path.active else connection.quiet + 1
+            connection.fast_path.active = False
             if connection.quiet > SWEEPS:
                 self._time_out(connection, Cell.IDLE_TIMEOUTS, "idle for too long")
         self._sweeping = bool(self._connections)
@@ -562,7 +559,6 @@ class Loop:
         if connection.exchanges is None:
             connection.exchanges = set()
         connection.exchanges.add(exchange)
-        _close_port(connection)
         self._calls.append(partial(self._run_exchange, exchange))
 
     def _run_exchange(self, exchange: Exchange) -> None:
@@ -615,8 +611,8 @@ class Loop:
     def _answer_elsewhere(self, exchange: Exchange, actions: bytearray) -> None:
         peer = exchange.connection.protocol.peer
         other = None
-        if peer is not None and peer.engine_id and Capability.ASYNC in peer.capabilities:
-            other = self._engines.another(peer.engine_id, exchange)
+        if peer is not None and peer.async_engine_id:
+            other = self._engines.another(peer.async_engine_id, exchange)
         if other is None:
             self.cells[Cell.ACKS_DROPPED] += 1
             return
@@ -638,8 +634,8 @@ class Loop:
         peer = connection.protocol.peer
         exchanges = connection.exchanges or set()
         connection.exchanges = None
-        if peer is not None and peer.engine_id and Capability.ASYNC in peer.capabilities:
-            exchanges = self._engines.remove(peer.engine_id, connection, exchanges)
+        if peer is not None and peer.async_engine_id:
+            exchanges = self._engines.remove(peer.async_engine_id, connection, exchanges)
         for exchange in exchanges:
             exchange.loop.call_soon(exchange.cancel)
 
@@ -666,9 +662,10 @@ class Loop:
                     return
             except (BlockingIOError, ConnectionAbortedError):
                 return
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 self.cells[Cell.ACCEPT_ERRORS] += 1
-                logger.error("cannot accept connections: %s", error.strerror)
+                why = getattr(error, "strerror", "out of memory")
+                logger.error("cannot accept connections: %s", why)
                 self.pause_listener(listener, hand_out, 0.5)
                 return
 
@@ -692,7 +689,7 @@ class Loop:
     def _begin_to_leave(self) -> None:
         self._leaving = True
         for connection in self._connections:
-            _close_port(connection)
+            connection.fast_path.enabled = False
 
     def _hand_over(self, give_away: GiveAway, timeout: float) -> None:
         self._give_away = give_away
@@ -724,7 +721,6 @@ class Loop:
     def _say_goodbye(self, connection: Connection, code: Status, message: str) -> None:
         if connection.protocol.should_close:
             return
-        _close_port(connection)
         connection.protocol.disconnect(code, message if code else "normal")
         self._ended(connection, Disconnect(code, message, False))
         self._ready(connection, WRITE)
@@ -736,6 +732,7 @@ class Loop:
         peer, connection.peer = connection.peer, None
         self.cells[Cell.HANDED_OVER] += 1
         self._forget(connection)
+        connection.fast_path.close()
         give_away(sock, {"host": connection.host, **connection.protocol.negotiated()})
         sock.close()
         if peer is not None:
@@ -774,15 +771,8 @@ class Loop:
     def _call(self, call: Callable[[], object]) -> None:
         try:
             call()
-        except Exception:
-            logger.exception("call in the loop failed")
-
-
-def _close_port(connection: Connection) -> None:
-    """From now on what arrives goes to the protocol, and what is half received too."""
-    held = connection.port.close()
-    if held:
-        connection.protocol.hold(held)
+        except Exception as error:
+            logger.failure(error, "call in the loop failed")
 
 
 def _wants_write(connection: Connection) -> bool:

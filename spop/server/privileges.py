@@ -21,10 +21,16 @@ def check_privileges(options: Options) -> None:
 
 
 def drop_privileges(options: Options) -> None:
-    """Run as the user and the group of the options from now on, for good."""
+    """Run as the user and the group of the options from now on, for good.
+
+    The user's other groups come with it, unless the options name a group.
+    """
     user, group = _ids(options)
     if group is not None:
-        os.setgroups([])
+        if user is not None and not options.group:
+            os.initgroups(pwd.getpwuid(user).pw_name, group)
+        else:
+            os.setgroups([])
         os.setgid(group)
     if user is not None:
         os.setuid(user)

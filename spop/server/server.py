@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import signal
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ from spop import codec
 from spop.address import Address
 from spop.agent import Agent
 from spop.counters import Cell, Cells, Totals, new_row, quantile, row_size
+from spop.logs import SafeLogger
 from spop.rate_limited_log import RateLimitedLog
 from spop.server.admission import Admission
 from spop.server.balance import Balance
@@ -29,7 +31,7 @@ from spop.server.signals import Signals
 from spop.server.tls import server_context
 from spop.version import __version__
 
-logger = logging.getLogger("spop.server")
+logger = SafeLogger("spop.server")
 
 YIELD = 0.005
 """Seconds for which a process leaves a new connection to one that has fewer."""
@@ -72,7 +74,11 @@ class Server:
         self.tls = tls or server_context(self.options)
         self._rows = _rows(cells, self.options.threads + 1, row_size(len(agent.handlers)))
         self.executor = Executor(
-            agent, self.options.pool_size, self.options.max_queue, self._rows[-1]
+            agent,
+            self.options.pool_size,
+            self.options.max_queue,
+            self._rows[-1],
+            self.thread_died,
         )
         self._owns_listeners = listeners is None
         self._listeners = listeners or []
@@ -83,6 +89,10 @@ class Server:
         self._refusals = RateLimitedLog(logger, per_second=1)
         self._admin: Any = None
         self.draining = False
+        self.alive = True
+        """No thread has died of what it can't go on with."""
+        self.ends_process = False
+        """Such a death ends the process with status 1. Else it ends accepting and readiness."""
 
     @property
     def addresses(self) -> list[Address]:
@@ -154,29 +164,34 @@ class Server:
             self._refuse(sock, host, refusal)
             return True
         loop = min(self._loops, key=lambda loop: loop.load)
-        self._give(loop, partial(loop.add, sock, sockaddr), sock, host)
+        add = self._adding(partial(loop.add, sock, sockaddr), sock, host)
+        if loop is self._loops[0]:
+            add()
+        else:
+            loop.call_soon(add)
         return True
 
     def adopt(self, sock: socket.socket, state: dict[str, Any]) -> None:
         """Go on serving a connection that another process gave away."""
         host = state["host"]
-        self.admission.admit(host)
+        self.admission.adopt(host)
         loop = min(self._loops, key=lambda loop: loop.load)
-        loop.call_soon(partial(loop.adopt, sock, host, state))
+        loop.call_soon(self._adding(partial(loop.adopt, sock, host, state), sock, host))
 
-    def _give(self, loop: Loop, add: Any, sock: socket.socket, host: str | None) -> None:
+    def _adding(
+        self, add: Callable[[], None], sock: socket.socket, host: str | None
+    ) -> Callable[[], None]:
+        """`add`, which a loop calls for an admitted connection; a failure closes that one."""
+
         def add_or_close() -> None:
             try:
                 add()
-            except Exception:
-                logger.exception("connection could not be set up")
+            except Exception as error:
+                logger.failure(error, "connection could not be set up")
                 self.admission.release(host)
                 sock.close()
 
-        if loop is self._loops[0]:
-            add_or_close()
-        else:
-            loop.call_soon(add_or_close)
+        return add_or_close
 
     def _refuse(self, sock: socket.socket, host: str | None, reason: Cell) -> None:
         self._rows[0][reason] += 1
@@ -204,6 +219,20 @@ class Server:
             loop.call_soon(event.set)
         return all(event.wait(timeout) for event in events)
 
+    def thread_died(self, error: BaseException) -> None:
+        """Called by a loop or a thread of the executor that can't go on, in that thread.
+
+        The service without it would be half dead, so something has to start it again.
+        """
+        logger.failure(error, "%s died", threading.current_thread().name)
+        self.alive = False
+        if self.ends_process:
+            try:
+                logging.shutdown()
+            finally:
+                os._exit(1)
+        self.stop_accepting()
+
     def status(self, *, connections: bool = True) -> dict[str, Any]:
         """All there is to see, as JSON can have it."""
         return {
@@ -211,7 +240,8 @@ class Server:
             "version": __version__,
             "codec": codec.IMPLEMENTATION,
             "started": self._started,
-            "ready": bool(self._loops) and not self.draining,
+            "alive": self.alive,
+            "ready": bool(self._loops) and self.alive and not self.draining,
             "workers": [],
             "restarts": 0,
             "frames_lost": 0,
@@ -237,7 +267,10 @@ class Server:
             stopped.set()
 
         first.call_soon(stop)
-        stopped.wait()
+        while not stopped.wait(0.1):
+            if not first.alive:
+                self._close_listeners()
+                return
 
     def hand_over(self, give_away: GiveAway) -> None:
         """Stop, and have every connection go on in another process. As `stop` otherwise."""
@@ -278,6 +311,7 @@ class Server:
         Raises:
             OSError: an address can't be listened on.
         """
+        self.ends_process = True
         with Signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) as signals, self:
             while signals.wait() == signal.SIGUSR1:
                 self.log_connections()

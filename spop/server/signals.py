@@ -40,9 +40,13 @@ class Signals:
         numbers = os.read(self._read_end, 1024)
         return [signal.Signals(number) for number in numbers if number in self._numbers]
 
+    def close(self) -> None:
+        """Close the pipe. A child process calls it, as a byte in the pipe is a signal."""
+        os.close(self._read_end)
+        os.close(self._write_end)
+
     def __exit__(self, *exc_info: object) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
-        os.close(self._read_end)
-        os.close(self._write_end)
+        self.close()

@@ -110,6 +110,9 @@ class Supervisor:
         self._load = load
         self._options = options
         self._watch = watch
+        self._signals = Signals(
+            signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD
+        )
         self._selector = selectors.DefaultSelector()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._ids = itertools.count()
@@ -141,13 +144,10 @@ class Supervisor:
             StartError: an address can't be listened on, or the agent can't be loaded.
         """
         _raise_file_limit()
-        numbers = (
-            signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD,
-        )  # fmt: skip
         try:
             self._listen()
-            with Signals(*numbers) as signals:
-                self._serve(signals)
+            with self._signals:
+                self._serve()
         finally:
             self._close()
 
@@ -164,8 +164,8 @@ class Supervisor:
         except (OSError, ValueError) as error:
             raise StartError(getattr(error, "strerror", None) or str(error)) from None
 
-    def _serve(self, signals: Signals) -> None:
-        self._selector.register(signals, selectors.EVENT_READ, partial(self._signalled, signals))
+    def _serve(self) -> None:
+        self._selector.register(self._signals, selectors.EVENT_READ, self._signalled)
         self._start_admin()
         self._spawn()
         if interval := systemd.watchdog_interval():
@@ -191,8 +191,8 @@ class Supervisor:
         self._selector.close()
         self._close_listeners()
 
-    def _signalled(self, signals: Signals) -> None:
-        for number in signals.received():
+    def _signalled(self) -> None:
+        for number in self._signals.received():
             if number == signal.SIGCHLD:
                 self._reap()
             elif number == signal.SIGHUP:
@@ -213,6 +213,8 @@ class Supervisor:
         def run() -> int:
             self._forget_parent()
             ours.close()
+            if self._admin_listener is not None:
+                self._admin_listener.close()
             cells = memoryview(memory).cast("q")
             balance = Balance(memoryview(self._board).cast("q"), place)
             return run_worker(self._options, self._load, self._listeners, theirs, cells, balance)
@@ -227,7 +229,11 @@ class Supervisor:
         return next(place for place in itertools.count() if place not in taken)
 
     def _forget_parent(self) -> None:
-        """In a child: close what is the supervisor's, whose end must be seen by all."""
+        """In a child: close what is the supervisor's alone.
+
+        All must see its end, and none may signal it: a child may run as another user.
+        """
+        self._signals.close()
         for worker in self._workers:
             worker.channel.close()
         if self._admin is not None:
@@ -535,6 +541,7 @@ class Supervisor:
             "version": __version__,
             "codec": codec.IMPLEMENTATION,
             "started": self._started,
+            "alive": True,
             "ready": bool(self._current(ready=True)) and not self._stopping,
             "workers": [
                 {

@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import operator
 import os
-import re
 from collections.abc import Callable, Container
-from typing import TYPE_CHECKING, Any, overload
+from functools import partial
+from typing import Any, Protocol, overload
 
 from spop.engine.acl import AclError, compile_condition
-from spop.engine.config.words import WordError, split_words
-from spop.values import DecodedValue
+from spop.engine.config.diagnostics import ConfigError
+from spop.engine.config.model import Location
+from spop.engine.config.words import split_words
+from spop.engine.stream import Stream
+from spop.values import VARIABLE, DecodedValue
 
-if TYPE_CHECKING:
-    from spop.web.transaction import Transaction
 
-Test = Callable[["Transaction"], bool]
+class Subject(Protocol):
+    """What a condition is asked about; `spop.web.transaction.Transaction` is one."""
 
-_NAME = re.compile(r"(?:proc|sess|txn|req|res)\.[A-Za-z0-9_.]+", re.ASCII)
+    stream: Stream
+    failed: bool
+
+
+Test = Callable[[Subject], bool]
 
 
 class Condition:
@@ -110,7 +116,7 @@ class Variable:
     def _when(self, test: Callable[[DecodedValue], bool]) -> Condition:
         name = self.name
 
-        def holds(transaction: Transaction) -> bool:
+        def holds(transaction: Subject) -> bool:
             value = transaction.stream.variables.get(name)
             try:
                 return value is not None and test(value)
@@ -126,7 +132,7 @@ def var(name: str) -> Variable:
     Raises:
         ValueError: there is no such scope, or a variable can't be named so.
     """
-    if not _NAME.fullmatch(name):
+    if not VARIABLE.fullmatch(name):
         raise ValueError(f"{name!r} names no variable: 'txn.waf.action' would")
     return Variable(name)
 
@@ -146,9 +152,11 @@ def condition_of(when: Condition | str | None) -> Condition | None:
     if not isinstance(when, str):
         return when
     try:
-        words = [word.text for word in split_words(when, os.environ.get)]
-        compiled = compile_condition(words)
-    except (WordError, AclError) as error:
-        raise ValueError(f"{when!r}: {error.message}") from None
+        words = split_words(when, os.environ.get, partial(Location, when, 1))
+        compiled = compile_condition([word.text for word in words])
+    except ConfigError as error:
+        raise ValueError(f"{when!r}: {error.diagnostics[0].message}") from None
+    except AclError as error:
+        raise ValueError(f"{when!r}: {error}") from None
     holds = compiled.holds
     return Condition(lambda transaction: holds(transaction.stream), compiled.variables, when)

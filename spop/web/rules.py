@@ -165,7 +165,7 @@ def set_var(name: str, expression: str, *, when: Condition | str | None = None) 
     try:
         return SetVar(condition_of(when), var(name).name, compile_expression(expression))
     except SampleError as error:
-        raise ValueError(f"{expression!r}: {error.message}") from None
+        raise ValueError(f"{expression!r}: {error}") from None
 
 
 def send_group(name: str, *, when: Condition | str | None = None) -> Rule:

@@ -59,7 +59,7 @@ def text_of(value: str | Variable) -> Text:
     try:
         return Text(list(_parts(text)), text)
     except SampleError as error:
-        raise ValueError(f"{text!r}: {error.message}") from None
+        raise ValueError(f"{text!r}: {error}") from None
 
 
 def header_value(text: str) -> str:

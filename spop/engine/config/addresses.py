@@ -14,10 +14,6 @@ _HOST_NAME = re.compile(r"(?!(?:global|stdout|stderr)\Z)[A-Za-z0-9_.-]+", re.ASC
 _SYSLOG_PORT = 514
 
 
-class AddressError(ValueError):
-    """An address that HAProxy would refuse."""
-
-
 class _Split(NamedTuple):
     """An address without its family; a port that isn't there is None."""
 
@@ -30,15 +26,15 @@ def read_server_address(text: str) -> str:
     """A server's address as ``HOST:PORT`` or ``unix:PATH``.
 
     Raises:
-        AddressError: it is of another kind, has no port, or is none.
+        ValueError: it is of another kind, has no port, or is none.
     """
     if path := _unix_path(text):
         return f"unix:{path}"
     family, host, port = _split(text)
     if family in ("abns", "fd", "sockpair", "ring"):
-        raise AddressError(f"'{text}': a server is at HOST:PORT, unix@PATH or /PATH")
+        raise ValueError(f"'{text}': a server is at HOST:PORT, unix@PATH or /PATH")
     if not port:
-        raise AddressError(f"'{text}' has no port")
+        raise ValueError(f"'{text}' has no port")
     return str(Address(_host(text, family, host), _port(text, port)))
 
 
@@ -46,7 +42,7 @@ def read_log_address(text: str) -> str:
     """Where a log goes: ``stdout``, ``stderr``, ``HOST:PORT``, ``abns@NAME`` or a path.
 
     Raises:
-        AddressError: HAProxy would refuse it, as it does rings and TCP in SPOE files.
+        ValueError: HAProxy would refuse it, as it does rings and TCP in SPOE files.
     """
     if text in _STANDARD_STREAMS:
         return _STANDARD_STREAMS[text]
@@ -54,11 +50,11 @@ def read_log_address(text: str) -> str:
         return path
     family, host, port = _split(text)
     if family.startswith(("ring", "tcp")):
-        raise AddressError(f"'{text}': an agent can't log to rings or over TCP")
+        raise ValueError(f"'{text}': an agent can't log to rings or over TCP")
     if family in ("abns", "fd"):
         return f"{family}@{host}"
     if family == "sockpair":
-        raise AddressError(f"'{text}': there is no such socket")
+        raise ValueError(f"'{text}': there is no such socket")
     return str(Address(_host(text, family, host), _port(text, port or "") or _SYSLOG_PORT))
 
 
@@ -88,16 +84,16 @@ def _host(text: str, family: str, host: str) -> str:
     elif _HOST_NAME.fullmatch(bare):
         return bare
     else:
-        raise AddressError(f"'{host}' in '{text}' is no address")
+        raise ValueError(f"'{host}' in '{text}' is no address")
     try:
         return str(kind(bare))
     except AddressValueError:
-        raise AddressError(f"'{host}' in '{text}' is no address") from None
+        raise ValueError(f"'{host}' in '{text}' is no address") from None
 
 
 def _port(text: str, port: str) -> int:
     if not port:
         return 0
     if not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise AddressError(f"'{port}' in '{text}' is no port")
+        raise ValueError(f"'{port}' in '{text}' is no port")
     return int(port)

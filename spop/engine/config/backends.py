@@ -11,18 +11,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
 
-from spop.engine.config.diagnostics import (
-    Collector,
-    ConfigError,
-    Refusal,
-    did_you_mean,
-    listed,
-)
+from spop.engine.config.diagnostics import Collector, ConfigError, listed, refusal
 from spop.engine.config.lines import Line, Modifier, Reader, not_in_names
 from spop.engine.config.model import AgentConfig, BackendConfig, Location, ServerConfig
 from spop.engine.config.servers import NO_SERVER, TlsDefaults, read_default, read_server
 from spop.engine.config.spoe import read_file
 from spop.engine.config.values import leading_integer, seconds
+from spop.engine.samples.errors import did_you_mean
 
 SECTIONS = frozenset(
     (
@@ -89,19 +84,16 @@ def backend_of(agent: AgentConfig, backends: Mapping[str, BackendConfig]) -> Bac
     Raises:
         ConfigError: there is none, or its mode isn't one that SPOE can use.
     """
-    collector = Collector()
     backend = backends.get(agent.backend)
     if backend is None:
         hint = did_you_mean(agent.backend, backends)
         message = f"agent '{agent.name}' uses a backend '{agent.backend}', which there isn't"
-        collector.error(agent.location, message, hint)
-    elif backend.mode not in ("tcp", "spop"):
+        raise refusal(agent.location, message, hint)
+    if backend.mode not in ("tcp", "spop"):
         message = f"backend '{backend.name}' is in mode {backend.mode}"
         hint = f"agent '{agent.name}' needs 'mode tcp', or 'mode spop' since HAProxy 3.1"
-        collector.error(backend.location or agent.location, message, hint)
-    else:
-        return backend
-    raise ConfigError(collector.all())
+        raise refusal(backend.location or agent.location, message, hint)
+    return backend
 
 
 @dataclass(slots=True)
@@ -133,7 +125,7 @@ class _Proxy:
     def _add_server(self, line: Line, tls: TlsDefaults) -> None:
         server = read_server(line, self.server, tls)
         if any(server.name == other.name for other in self.servers):
-            raise Refusal(line.at(1), f"another server has the name '{server.name}'")
+            raise refusal(line.at(1), f"another server has the name '{server.name}'")
         self.servers.append(server)
 
     def set_balance(self, line: Line) -> None:
@@ -143,7 +135,7 @@ class _Proxy:
         word = line.arguments[0]
         name, parenthesis, _ = word.partition("(")
         if name not in _BALANCE or (parenthesis and name != "random"):
-            raise Refusal(
+            raise refusal(
                 line.at(1), f"an engine has no 'balance {word}'", f"it has {listed(list(_BALANCE))}"
             )
         self.balance = _BALANCE[name]
@@ -155,7 +147,7 @@ class _Proxy:
         if name == "spop-check":
             line.take(1)
             if line.modifier is not Modifier.NONE:
-                raise Refusal(line.at(1), f"'{line.modifier.value}' is not for 'option {name}'")
+                raise refusal(line.at(1), f"'{line.modifier.value}' is not for 'option {name}'")
             self.spop_check = True
         elif name in _CHECKS:
             self.spop_check = False
@@ -165,11 +157,9 @@ class _Proxy:
             return
         name, *value = line.take(2)
         if not value:
-            raise Refusal(line.at(2), f"'timeout {name}' needs a time, as '5s'")
-        try:
+            raise refusal(line.at(2), f"'timeout {name}' needs a time, as '5s'")
+        with line.refusing(2):
             self.timeouts[name] = seconds(value[0]) or None
-        except ValueError as error:
-            raise Refusal(line.at(2), str(error)) from None
 
     def set_mode(self, line: Line) -> None:
         self.mode = "".join(line.arguments[:1])
@@ -201,10 +191,10 @@ def _draws(line: Line, word: str) -> int:
     """How many servers ``random(N)`` compares."""
     match = _RANDOM.fullmatch(word)
     if match is None or not (match[1] or "1").isdecimal():
-        raise Refusal(line.at(1), f"'{word}' is not as 'random(2)'")
+        raise refusal(line.at(1), f"'{word}' is not as 'random(2)'")
     draws = leading_integer(match[1]) if match[1] else 2
     if draws < 1:
-        raise Refusal(line.at(1), "'random' compares one server or more")
+        raise refusal(line.at(1), "'random' compares one server or more")
     return draws
 
 
@@ -253,12 +243,12 @@ class _Sections:
 
     def _open_backend(self, line: Line) -> _Proxy | None:
         if not line.arguments:
-            raise Refusal(line.at(1), f"'{line.keyword}' needs a name")
+            raise refusal(line.at(1), f"'{line.keyword}' needs a name")
         name = line.arguments[0]
         if self._names is not None and name not in self._names:
             return None
         if bad := not_in_names(name):
-            raise Refusal(line.at(1, name.index(bad)), f"a backend's name can't have '{bad}'")
+            raise refusal(line.at(1, name.index(bad)), f"a backend's name can't have '{bad}'")
         origin = self._named_defaults(line) or self._last_defaults or self._fresh()
         backend = origin.copy(name, line.at(1))
         if name in self.backends:
@@ -282,5 +272,5 @@ class _Sections:
         if found is None:
             what = "several sections" if name in self._defaults else "no section"
             hint = None if name in self._defaults else did_you_mean(name, self._defaults)
-            raise Refusal(line.at(index), f"{what} 'defaults {name}'", hint)
+            raise refusal(line.at(index), f"{what} 'defaults {name}'", hint)
         return found

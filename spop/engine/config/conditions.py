@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from spop.engine.config.diagnostics import ConfigError, refusal
+from spop.engine.config.model import Location
 from spop.engine.config.versions import Version
 from spop.engine.samples.arguments import split_arguments
 from spop.engine.samples.errors import SampleError
@@ -19,27 +21,19 @@ _FEATURES = ("OPENSSL",)
 """Of what HAProxy may be built with, that which the engine has too."""
 
 
-class ConditionError(Exception):
-    """A condition that can't be parsed, and where, in characters from 0."""
-
-    def __init__(self, message: str, offset: int) -> None:
-        super().__init__(message)
-        self.message = message
-        self.offset = offset
-
-
 class Surroundings(NamedTuple):
-    """What conditions ask about."""
+    """What conditions ask about, and where a character of the text is in the file."""
 
     environment: Mapping[str, str]
     version: Version
+    at: Callable[[int], Location]
 
 
 def evaluate(text: str, surroundings: Surroundings) -> bool:
     """Whether a condition holds; an empty one doesn't.
 
     Raises:
-        ConditionError: it can't be parsed, be it in a part that doesn't matter.
+        ConfigError: it can't be parsed, be it in a part that doesn't matter.
     """
     if not text:
         return False
@@ -63,9 +57,11 @@ class _Parser:
 
     def finish(self) -> None:
         if self._position < len(self._text):
-            raise ConditionError(
-                f"unexpected '{self._text[self._position]}' after the condition", self._position
-            )
+            unexpected = self._text[self._position]
+            raise self._refuse(f"unexpected '{unexpected}' after the condition", self._position)
+
+    def _refuse(self, message: str, offset: int) -> ConfigError:
+        return refusal(self._surroundings.at(offset), message)
 
     def _conjunction(self, depth: int) -> bool:
         result = self._term(depth)
@@ -88,10 +84,10 @@ class _Parser:
             return number[0].strip("+-0xX") != ""
         if self._skip("("):
             if depth == _MAX_DEPTH:
-                raise ConditionError("too many parentheses inside of one another", start)
+                raise self._refuse("too many parentheses inside of one another", start)
             result = self.disjunction(depth + 1)
             if not self._skip(")"):
-                raise ConditionError("missing ')' after a condition", self._position)
+                raise self._refuse("missing ')' after a condition", self._position)
             return result
         return self._predicate(start)
 
@@ -100,20 +96,20 @@ class _Parser:
         assert name
         if name[0] not in _PREDICATES:
             known = ", ".join(_PREDICATES)
-            raise ConditionError(f"'{name[0]}' is neither a number nor one of {known}", start)
+            raise self._refuse(f"'{name[0]}' is neither a number nor one of {known}", start)
         count, test = _PREDICATES[name[0]]
         try:
             words, self._position = split_arguments(self._text, name.end())
         except SampleError as error:
-            raise ConditionError(error.message, error.offset) from None
+            raise self._refuse(error.message, error.offset) from None
         texts = [word.text for word in words] or [""]
         if len(texts) != count:
-            raise ConditionError(f"'{name[0]}' takes {count} arguments", start)
+            raise self._refuse(f"'{name[0]}' takes {count} arguments", start)
         self._skip("")
         try:
             return test(self._surroundings, *texts)
         except ValueError as error:
-            raise ConditionError(str(error), start) from None
+            raise self._refuse(str(error), start) from None
 
     def _skip(self, token: str) -> bool:
         """Step over a token with spaces around it, if it comes next; spaces in any case."""

@@ -1,23 +1,18 @@
 """What is wrong with a configuration: diagnostics, how they are collected, and the error.
 
-A reader leaves a line at its first mistake by raising a `Refusal`, which whoever reads the
-lines collects; the next line is read all the same.
+A reader raises a `refusal` at the first mistake of a line. A `Collector` keeps it, and the reader
+goes on with the next line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from enum import Enum
-from typing import TYPE_CHECKING
 
 from spop.engine.config.model import Location
 from spop.errors import SpopError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
 
 
 class Severity(Enum):
@@ -59,12 +54,9 @@ class ConfigError(SpopError):
         super().__init__("\n".join(map(str, errors)))
 
 
-class Refusal(Exception):
-    """A mistake that makes the rest of its line pointless; for use inside of the readers."""
-
-    def __init__(self, location: Location, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.diagnostic = Diagnostic(Severity.ERROR, location, message, hint)
+def refusal(location: Location, message: str, hint: str | None = None) -> ConfigError:
+    """The error for one mistake."""
+    return ConfigError([Diagnostic(Severity.ERROR, location, message, hint)])
 
 
 class Collector:
@@ -81,11 +73,11 @@ class Collector:
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """Take in the refusal of what is done inside of the ``with`` statement."""
+        """Keep the diagnostics of an error that is raised in the ``with`` statement."""
         try:
             yield
-        except Refusal as refusal:
-            self._found.append(refusal.diagnostic)
+        except ConfigError as error:
+            self._found += error.diagnostics
 
     def all(self) -> tuple[Diagnostic, ...]:
         """What was found, in the order of the file."""
@@ -95,18 +87,6 @@ class Collector:
     def failed(self) -> bool:
         """Whether there was an error."""
         return any(d.severity is Severity.ERROR for d in self._found)
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str | None:
-    """The hint for a name that doesn't exist; None where nothing is like it."""
-    close = get_close_matches(name, known, n=1)
-    return f"did you mean '{close[0]}'?" if close else None
-
-
-def with_its_hint(message: str) -> tuple[str, str | None]:
-    """A message of the samples' or ACLs', with the hint in it apart."""
-    text, found, hint = message.partition(", did you mean ")
-    return text, f"did you mean {hint}" if found else None
 
 
 def listed(names: Sequence[str], last: str = "and") -> str:

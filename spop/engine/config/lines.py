@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from spop.engine.config.conditions import ConditionError, Surroundings, evaluate
-from spop.engine.config.diagnostics import Collector, Refusal, did_you_mean
+from spop.engine.config.conditions import Surroundings, evaluate
+from spop.engine.config.diagnostics import Collector, refusal
 from spop.engine.config.model import Location
 from spop.engine.config.versions import DEFAULT, FINAL_NEWLINE, Version, drawback
-from spop.engine.config.words import Word, WordError, split_words
+from spop.engine.config.words import Word, split_words
+from spop.engine.samples.errors import did_you_mean
 
 _SPACE = " \t\v\f\r"
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.:-]", re.ASCII)
@@ -84,14 +86,22 @@ class Line:
         """The arguments.
 
         Raises:
-            Refusal: there are more than `most`.
+            ConfigError: there are more than `most`.
         """
         if len(self.arguments) > most:
             unexpected = self.arguments[most]
-            raise Refusal(
+            raise refusal(
                 self.at(most + 1), f"unexpected '{unexpected}' after '{self._before(most)}'"
             )
         return self.arguments
+
+    @contextmanager
+    def refusing(self, index: int) -> Iterator[None]:
+        """Refuse a word where a ValueError is raised in the ``with`` statement."""
+        try:
+            yield
+        except ValueError as error:
+            raise refusal(self.at(index), str(error)) from None
 
     def _before(self, count: int) -> str:
         return " ".join(word.text for word in self.words[: count + 1])
@@ -154,7 +164,7 @@ class Reader:
                 if text.lstrip(_SPACE).startswith("["):
                     self._enter_scope(text)
                     continue
-                words = self._split(text)
+                words = split_words(text, self._variable, self._at)
                 if not words or not words[0].text or self._directive(words):
                     continue
                 line = self._in_section(self._modified(words))
@@ -186,12 +196,6 @@ class Reader:
     def _at(self, column: int) -> Location:
         return Location(self._file, self._number, column)
 
-    def _split(self, text: str) -> list[Word]:
-        try:
-            return split_words(text, self._variable)
-        except WordError as error:
-            raise Refusal(self._at(error.column), error.message) from None
-
     def _variable(self, name: str) -> str | None:
         internal = {
             ".FILE": self._file,
@@ -204,15 +208,15 @@ class Reader:
         start = len(text) - len(text.lstrip(_SPACE)) + 1
         name, bracket, rest = text[start:].partition("]")
         if not bracket or not name:
-            raise Refusal(self._at(start), "a scope needs a name, as in '[name]'")
+            raise refusal(self._at(start), "a scope needs a name, as in '[name]'")
         if bad := not_in_names(name):
-            raise Refusal(
+            raise refusal(
                 self._at(start + name.index(bad) + 1), f"a scope's name can't have '{bad}'"
             )
         after = rest.lstrip(_SPACE)
         if after and after[0] != "#":
             column = len(text) - len(after) + 1
-            raise Refusal(self._at(column), f"unexpected '{after.rstrip()}' after a scope")
+            raise refusal(self._at(column), f"unexpected '{after.rstrip()}' after a scope")
         self._scope = name
 
     def _modified(self, words: list[Word]) -> Line:
@@ -284,12 +288,12 @@ class Reader:
     def _close_branch(self, line: Line, location: Location) -> None:
         name = line.keyword
         if not self._blocks:
-            raise Refusal(location, f"'{name}' without an '.if'")
+            raise refusal(location, f"'{name}' without an '.if'")
         block = self._blocks[-1]
         if name == ".endif":
             self._blocks.pop()
         elif block.in_else:
-            raise Refusal(location, f"'{name}' after '.else'")
+            raise refusal(location, f"'{name}' after '.else'")
         elif name == ".else":
             block.in_else = True
             block.taken = not block.done
@@ -302,26 +306,23 @@ class Reader:
     def _holds(self, line: Line) -> bool:
         """Whether the condition of a line does."""
         words = line.words[1:]
-        text = " ".join(word.text for word in words)
-        surroundings = Surroundings(self._environment, self._version or DEFAULT)
-        try:
-            return evaluate(text, surroundings)
-        except ConditionError as error:
-            columns = [
-                column for word in words for column in [*word.columns[:-1], word.column(10**9)]
-            ]
-            column = columns[min(error.offset, len(columns) - 1)]
-            raise Refusal(self._at(column), error.message) from None
+
+        def at(offset: int) -> Location:
+            columns = [column for word in words for column in word.columns]
+            return self._at(columns[min(offset, len(columns) - 1)])
+
+        surroundings = Surroundings(self._environment, self._version or DEFAULT, at)
+        return evaluate(" ".join(word.text for word in words), surroundings)
 
     def _say(self, line: Line, location: Location) -> None:
         name = line.keyword
         if name not in _DIRECTIVES:
-            raise Refusal(location, f"unknown directive '{name}'", did_you_mean(name, _DIRECTIVES))
+            raise refusal(location, f"unknown directive '{name}'", did_you_mean(name, _DIRECTIVES))
         if len(line.arguments) > 1:
-            raise Refusal(line.at(2), f"'{name}' takes one word", "put the text in quotes")
+            raise refusal(line.at(2), f"'{name}' takes one word", "put the text in quotes")
         text = "".join(line.arguments)
         if name == ".alert":
-            raise Refusal(location, text)
+            raise refusal(location, text)
         if name == ".warning":
             self._collector.warning(location, text)
 

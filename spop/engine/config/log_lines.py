@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
-from spop.engine.config.addresses import AddressError, read_log_address
-from spop.engine.config.diagnostics import Refusal, did_you_mean
+from spop.engine.config.addresses import read_log_address
+from spop.engine.config.diagnostics import ConfigError, refusal
 from spop.engine.config.lines import Line
 from spop.engine.config.model import LogTarget
 from spop.engine.config.values import leading_integer
+from spop.engine.samples.errors import did_you_mean
 
 FACILITIES = (
     "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "auth2",
@@ -28,7 +29,7 @@ def read_log(line: Line) -> LogTarget:
     """What a ``log`` line other than ``log global`` says.
 
     Raises:
-        Refusal: HAProxy would refuse it. Host names aren't looked up.
+        ConfigError: HAProxy would refuse it. Host names aren't looked up.
     """
     return _LogLine(line).read()
 
@@ -55,10 +56,8 @@ class _LogLine:
         return LogTarget(self._address(), facility, level, min_level, form, length, ranges, size)
 
     def _address(self) -> str:
-        try:
+        with self._line.refusing(1):
             return read_log_address(self._arguments[0])
-        except AddressError as error:
-            raise Refusal(self._line.at(1), str(error)) from None
 
     def _left(self) -> bool:
         return self._index < len(self._arguments)
@@ -73,9 +72,9 @@ class _LogLine:
         self._index += 1
         return word
 
-    def _refuse(self, message: str, hint: str | None = None) -> Refusal:
+    def _refuse(self, message: str, hint: str | None = None) -> ConfigError:
         """A refusal for the word that was read last."""
-        return Refusal(self._line.at(self._index), message, hint)
+        return refusal(self._line.at(self._index), message, hint)
 
     def _choice(self, what: str, known: tuple[str, ...]) -> str:
         word = self._next()

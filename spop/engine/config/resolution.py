@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from spop.engine.config.diagnostics import Collector, ConfigError, did_you_mean, listed
+from spop.engine.config.diagnostics import Collector, ConfigError, listed, refusal
 from spop.engine.config.model import (
     AgentConfig,
     Argument,
@@ -28,8 +28,8 @@ from spop.engine.config.sections import (
 )
 from spop.engine.config.versions import IGNORED_SINCE, Version
 from spop.engine.samples import Place
-
-_SCOPES = ("proc", "sess", "txn", "req", "res")
+from spop.engine.samples.errors import did_you_mean
+from spop.values import SCOPES
 
 _FRONTEND_ONLY = (
     Event.ON_CLIENT_SESSION,
@@ -81,12 +81,11 @@ def group_for_rule(config: AgentConfig, name: str, place: Place) -> GroupConfig:
     Raises:
         ConfigError: the engine has no such group, or an argument can't be had there.
     """
-    collector = Collector()
     group = config.groups.get(name)
     if group is None:
         message = f"the engine '{config.engine}' has no group '{name}'"
-        collector.error(config.location, message, did_you_mean(name, config.groups))
-        raise ConfigError(collector.all())
+        raise refusal(config.location, message, did_you_mean(name, config.groups))
+    collector = Collector()
     for sent in group.messages:
         for index in misplaced(sent.arguments, place):
             text = sent.arguments[index].expression.text
@@ -298,7 +297,7 @@ class _Resolver:
         for section in self._scope.messages.values():
             yield from section.variables
         for mention in self._agent.registered:
-            yield from (f"{scope}.{self._prefix}.{mention.name}" for scope in _SCOPES)
+            yield from (f"{scope}.{self._prefix}.{mention.name}" for scope in SCOPES)
         for name in self._agent.set_variables.values():
             yield f"txn.{self._prefix}.{name}"
 

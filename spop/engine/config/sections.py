@@ -12,19 +12,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from spop.engine.acl import Acl, AclError, Condition, compile_acl, compile_condition
-from spop.engine.config.diagnostics import (
-    Collector,
-    Refusal,
-    did_you_mean,
-    listed,
-    with_its_hint,
-)
+from spop.engine.config.diagnostics import Collector, ConfigError, listed, refusal
 from spop.engine.config.lines import Line, Modifier, not_in_names
 from spop.engine.config.log_lines import read_log
 from spop.engine.config.model import Argument, Event, Location, LogTarget
 from spop.engine.config.values import seconds, unsigned
 from spop.engine.config.versions import Version, drawback
 from spop.engine.samples import SampleError, compile_expression
+from spop.engine.samples.errors import did_you_mean
 
 NOT_IN_VARIABLES = re.compile(r"[^A-Za-z0-9_.]", re.ASCII)
 
@@ -63,10 +58,10 @@ class Section:
 
     def _read_name(self, line: Line) -> str:
         if not line.arguments:
-            raise Refusal(line.at(0), f"a name is missing after '{self.kind}'")
+            raise refusal(line.at(0), f"a name is missing after '{self.kind}'")
         (name,) = line.take(1)
         if bad := not_in_names(name):
-            raise Refusal(
+            raise refusal(
                 line.at(1, name.index(bad)),
                 f"'{bad}' in '{name}': a name has letters, digits and '-_.:' only",
             )
@@ -76,7 +71,7 @@ class Section:
         """Read a line of the section's.
 
         Raises:
-            Refusal: HAProxy would refuse it.
+            ConfigError: HAProxy would refuse it.
         """
         raise NotImplementedError
 
@@ -84,10 +79,10 @@ class Section:
         if self._version and (reason := drawback(keyword, self._version)):
             self._collector.warning(location, reason)
 
-    def _unknown_keyword(self, line: Line) -> Refusal:
+    def _unknown_keyword(self, line: Line) -> ConfigError:
         known = sorted(self.KEYWORDS)
         hint = did_you_mean(line.keyword, known) or f"it has {listed(known)}"
-        return Refusal(line.at(0), f"unknown keyword '{line.keyword}' in {self.kind}", hint)
+        return refusal(line.at(0), f"unknown keyword '{line.keyword}' in {self.kind}", hint)
 
 
 def _add_mentions(line: Line, mentions: list[Mention], what: str) -> None:
@@ -95,7 +90,7 @@ def _add_mentions(line: Line, mentions: list[Mention], what: str) -> None:
         location = line.at(index)
         before = next((mention for mention in mentions if mention.name == name), None)
         if before:
-            raise Refusal(
+            raise refusal(
                 location, f"{what} '{name}' is already used in line {before.location.line}"
             )
         mentions.append(Mention(name, location))
@@ -143,7 +138,7 @@ class AgentSection(Section):
 
     def _value(self, line: Line, what: str) -> str:
         if not line.arguments:
-            raise Refusal(line.at(1), f"'{line.keyword}' needs {what}")
+            raise refusal(line.at(1), f"'{line.keyword}' needs {what}")
         return line.take(1)[0]
 
     def _maxconnrate(self, line: Line) -> None:
@@ -155,7 +150,7 @@ class AgentSection(Section):
     def _max_frame_size(self, line: Line) -> None:
         size = unsigned(self._value(line, "a number"))
         if size not in _FRAME_SIZES:
-            raise Refusal(
+            raise refusal(
                 line.at(1), f"'{line.arguments[0]}' is no size of frames, from 256 to 16380"
             )
         self.max_frame_size = size
@@ -163,33 +158,31 @@ class AgentSection(Section):
     def _max_waiting_frames(self, line: Line) -> None:
         count = unsigned(self._value(line, "a number"))
         if count < 1:
-            raise Refusal(line.at(1), f"'{line.arguments[0]}' is no number of frames, from 1")
+            raise refusal(line.at(1), f"'{line.arguments[0]}' is no number of frames, from 1")
         self.max_waiting_frames = count
 
     def _register_var_names(self, line: Line) -> None:
         if not line.arguments:
-            raise Refusal(line.at(1), "'register-var-names' needs names of variables")
+            raise refusal(line.at(1), "'register-var-names' needs names of variables")
         for index, name in enumerate(line.arguments, 1):
             self.registered.append(Mention(name, line.at(index)))
 
     def _timeout(self, line: Line) -> None:
         which, *value = line.take(2) or [""]
         if which == "ack":
-            raise Refusal(
+            raise refusal(
                 line.at(1),
                 "there is no 'timeout ack' any more: all it did is done by 'timeout processing'",
                 "delete the line",
             )
         if which not in self.timeouts:
             hint = did_you_mean(which, self.timeouts)
-            raise Refusal(line.at(1), f"'timeout' is one of {listed(list(self.timeouts))}", hint)
+            raise refusal(line.at(1), f"'timeout' is one of {listed(list(self.timeouts))}", hint)
         self._warn_of_drawbacks(f"timeout {which}", line.at(0))
         if not value:
-            raise Refusal(line.at(2), f"'timeout {which}' needs a time, as '100ms'")
-        try:
+            raise refusal(line.at(2), f"'timeout {which}' needs a time, as '100ms'")
+        with line.refusing(2):
             self.timeouts[which] = seconds(value[0]) or None
-        except ValueError as error:
-            raise Refusal(line.at(2), str(error)) from None
 
     def _log(self, line: Line) -> None:
         if line.modifier is Modifier.NO:
@@ -203,18 +196,18 @@ class AgentSection(Section):
 
     def _option(self, line: Line) -> None:
         if not line.arguments:
-            raise Refusal(line.at(1), "'option' needs the name of one")
+            raise refusal(line.at(1), "'option' needs the name of one")
         name = line.arguments[0]
         if name in _SWITCHES or (name in _FLAGS and line.modifier is not Modifier.NO):
             self._switch(name, line)
         elif line.modifier is Modifier.NO:
-            raise Refusal(line.at(1), f"'no' is not for the option '{name}'")
+            raise refusal(line.at(1), f"'no' is not for the option '{name}'")
         elif name in _NAMING:
             self._set_name(name, line)
         else:
             known = [*_SWITCHES, *_FLAGS, *_NAMING]
             hint = did_you_mean(name, known) or f"there are {listed(known)}"
-            raise Refusal(line.at(1), f"unknown option '{name}'", hint)
+            raise refusal(line.at(1), f"unknown option '{name}'", hint)
         self._warn_of_drawbacks(f"option {name}", line.at(0))
 
     def _switch(self, name: str, line: Line) -> None:
@@ -226,10 +219,10 @@ class AgentSection(Section):
 
     def _set_name(self, option: str, line: Line) -> None:
         if len(line.arguments) < 2:
-            raise Refusal(line.at(2), f"'option {option}' needs a name")
+            raise refusal(line.at(2), f"'option {option}' needs a name")
         name = line.take(2)[1]
         if bad := NOT_IN_VARIABLES.search(name):
-            raise Refusal(
+            raise refusal(
                 line.at(2, bad.start()),
                 f"'{bad[0]}' in '{name}': a variable's name has letters, digits, '_' and '.' only",
             )
@@ -323,8 +316,8 @@ class MessageSection(Section):
         try:
             expression = compile_expression(text)
         except SampleError as error:
-            message, hint = with_its_hint(error.message)
-            raise Refusal(line.at(index, start + error.offset), message, hint) from None
+            location = line.at(index, start + error.offset)
+            raise refusal(location, error.problem, error.hint) from None
         self.arguments.append((Argument(name, expression), line.at(index)))
         self.variables |= expression.variables
 
@@ -339,19 +332,19 @@ class MessageSection(Section):
 
     def _event(self, line: Line) -> None:
         if not line.arguments:
-            raise Refusal(line.at(1), "the name of an event is missing")
+            raise refusal(line.at(1), "the name of an event is missing")
         name, *rest = line.arguments
         known = [event.value for event in Event]
         if name not in known:
             hint = did_you_mean(name, known) or f"there are {listed(known)}"
-            raise Refusal(line.at(1), f"unknown event '{name}'", hint)
+            raise refusal(line.at(1), f"unknown event '{name}'", hint)
         self.event = Event(name)
         if rest:
             self._set_condition(line, rest[0])
 
     def _set_condition(self, line: Line, word: str) -> None:
         if word not in ("if", "unless"):
-            raise Refusal(line.at(2), f"'if' or 'unless' may follow an event, not '{word}'")
+            raise refusal(line.at(2), f"'if' or 'unless' may follow an event, not '{word}'")
         self._warn_of_drawbacks("conditions", line.at(2))
         self.condition = self._compiled(line)
         self.unless = word == "unless"
@@ -367,9 +360,8 @@ class MessageSection(Section):
         except AclError as error:
             raise self._refused(line, 3, error) from None
 
-    def _refused(self, line: Line, first: int, error: AclError) -> Refusal:
-        message, hint = with_its_hint(error.message)
-        return Refusal(line.at(first + error.word_index), message, hint)
+    def _refused(self, line: Line, first: int, error: AclError) -> ConfigError:
+        return refusal(line.at(first + error.word_index), error.problem, error.hint)
 
     KEYWORDS: ClassVar[Keywords] = {
         "acl": _acl,

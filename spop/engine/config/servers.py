@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from spop.engine.config.addresses import AddressError, read_server_address
-from spop.engine.config.diagnostics import Refusal
+from spop.engine.config.addresses import read_server_address
+from spop.engine.config.diagnostics import ConfigError, refusal
 from spop.engine.config.lines import Line, not_in_names
 from spop.engine.config.model import ServerConfig
 from spop.engine.config.values import leading_integer, seconds
@@ -63,21 +63,19 @@ def read_server(line: Line, template: ServerConfig, tls: TlsDefaults) -> ServerC
         template: what the lines ``default-server`` before it said.
 
     Raises:
-        Refusal: HAProxy would refuse it, or it is at no address that an engine can reach.
+        ConfigError: HAProxy would refuse it, or it is at no address that an engine can reach.
     """
     if len(line.arguments) < 2:
-        raise Refusal(line.at(len(line.arguments) + 1), "a server needs a name and an address")
+        raise refusal(line.at(len(line.arguments) + 1), "a server needs a name and an address")
     name, address = line.arguments[:2]
     if bad := not_in_names(name):
-        raise Refusal(line.at(1, name.index(bad)), f"a server's name can't have '{bad}'")
-    try:
+        raise refusal(line.at(1, name.index(bad)), f"a server's name can't have '{bad}'")
+    with line.refusing(2):
         template = replace(template, name=name, address=read_server_address(address))
-    except AddressError as error:
-        raise Refusal(line.at(2), str(error)) from None
     server = _Parameters(line, 3, tls).apply(template)
     if server.ssl and server.verify and not server.ca_file:
         hint = "add 'ca-file FILE' or 'verify none'"
-        raise Refusal(line.at(1), f"nothing verifies the certificate of server '{name}'", hint)
+        raise refusal(line.at(1), f"nothing verifies the certificate of server '{name}'", hint)
     return server
 
 
@@ -85,7 +83,7 @@ def read_default(line: Line, template: ServerConfig, tls: TlsDefaults) -> Server
     """The template for the servers after a ``default-server`` line.
 
     Raises:
-        Refusal: HAProxy would refuse it.
+        ConfigError: HAProxy would refuse it.
     """
     return _Parameters(line, 1, tls).apply(template)
 
@@ -114,18 +112,16 @@ class _Parameters:
 
     def _value(self, keyword: str) -> str:
         if self.index > len(self.line.arguments):
-            raise Refusal(self.line.at(self.index), f"'{keyword}' needs a value")
+            raise refusal(self.line.at(self.index), f"'{keyword}' needs a value")
         self.index += 1
         return self.line.arguments[self.index - 2]
 
-    def _refuse(self, message: str) -> Refusal:
-        return Refusal(self.line.at(self.index - 1), message)
+    def _refuse(self, message: str) -> ConfigError:
+        return refusal(self.line.at(self.index - 1), message)
 
     def _inter(self, value: str) -> None:
-        try:
+        with self.line.refusing(self.index - 1):
             self.changes["inter"] = seconds(value)
-        except ValueError as error:
-            raise self._refuse(str(error)) from None
         if not self.changes["inter"]:
             raise self._refuse("'inter' is more than 0")
 

@@ -10,13 +10,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from spop.engine.config.diagnostics import (
-    Collector,
-    ConfigError,
-    Diagnostic,
-    Refusal,
-    Severity,
-)
+from spop.engine.config.diagnostics import Collector, ConfigError, Diagnostic, refusal
 from spop.engine.config.lines import Line, Reader
 from spop.engine.config.model import AgentConfig, Location, Proxy
 from spop.engine.config.resolution import Scope, no_agent, resolve
@@ -143,9 +137,8 @@ def read_file(path: str | PathLike[str]) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        location = Location(str(path), 1)
         message = f"can't be read: {error.strerror or error}"
-        raise ConfigError([Diagnostic(Severity.ERROR, location, message)]) from None
+        raise refusal(Location(str(path), 1), message) from None
 
 
 def _enter(scope: Scope, section: Section, line: Line, collector: Collector) -> None:
@@ -180,13 +173,13 @@ def _take(line: Line, open_sections: Mapping[str, Section]) -> None:
     """Have a line read by the section that it belongs to.
 
     Raises:
-        Refusal: HAProxy would refuse it, or crash: the section may have begun in another scope.
+        ConfigError: HAProxy would refuse it, or crash: the section may have begun in another scope.
     """
     assert line.section
     section = open_sections.get(line.section)
     if section:
         section.take(line)
     elif line.section != MessageSection.kind or line.keyword in MessageSection.KEYWORDS:
-        raise Refusal(
+        raise refusal(
             line.at(0), f"'{line.keyword}' is in no {line.section} of the scope it stands in"
         )

@@ -10,6 +10,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from spop.engine.config.diagnostics import ConfigError, refusal
+from spop.engine.config.model import Location
+
 MAX_WORDS = 64
 
 _SPACE = " \t\v\f"
@@ -33,31 +36,28 @@ class Word:
         return self.columns[min(offset, len(self.columns) - 1)]
 
 
-class WordError(Exception):
-    """A line that can't be split."""
-
-    def __init__(self, message: str, column: int) -> None:
-        super().__init__(message)
-        self.message = message
-        self.column = column
-
-
-def split_words(line: str, variable: Callable[[str], str | None]) -> list[Word]:
+def split_words(
+    line: str, variable: Callable[[str], str | None], at: Callable[[int], Location]
+) -> list[Word]:
     """The words of a line, without those of a comment.
 
     Args:
         variable: the value of an environment variable; names may begin with a dot.
+        at: where a column of the line is.
 
     Raises:
-        WordError: an unmatched quote, a bad escape or variable, or too many words.
+        ConfigError: an unmatched quote, a bad escape or variable, or too many words.
     """
-    return _Splitter(line, variable).split()
+    return _Splitter(line, variable, at).split()
 
 
 class _Splitter:
-    def __init__(self, line: str, variable: Callable[[str], str | None]) -> None:
+    def __init__(
+        self, line: str, variable: Callable[[str], str | None], at: Callable[[int], Location]
+    ) -> None:
         self._line = line
         self._variable = variable
+        self._at = at
         self._position = 0
         self._quote = ""
         self._opened = 0
@@ -72,14 +72,18 @@ class _Splitter:
         while self._step():
             pass
         if self._quote:
-            raise WordError("unmatched quote", self._opened + 1)
+            raise self._refuse("unmatched quote", self._opened)
         self._end_word()
+        last = self._words[-1]
         # A word beyond the limit counts even if it is nothing but the space before it.
         if len(self._words) > MAX_WORDS:
-            raise WordError(f"too many words, {MAX_WORDS} at most", self._words[-1].column())
-        if not self._words[-1].text:
+            raise self._refuse(f"too many words, {MAX_WORDS} at most", last.column() - 1)
+        if not last.text:
             self._words.pop()
         return self._words
+
+    def _refuse(self, message: str, position: int) -> ConfigError:
+        return refusal(self._at(position + 1), message)
 
     def _step(self) -> bool:
         """Read the next character, escape or variable; False at the end of the line."""
@@ -140,7 +144,7 @@ class _Splitter:
     def _hexadecimal(self, start: int) -> str:
         digits = _HEX.match(self._line, start + 1)
         if digits is None:
-            raise WordError(r"an escape of the form \xHH needs two hexadecimal digits", start + 1)
+            raise self._refuse(r"an escape of the form \xHH needs two hexadecimal digits", start)
         self._position = digits.end()
         return bytes.fromhex(digits[1]).decode("utf-8", "surrogateescape")
 
@@ -164,11 +168,11 @@ class _Splitter:
     def _name(self) -> str:
         start = self._position
         if not _FIRST_OF_NAME.match(self._line, start):
-            raise WordError("no environment variable's name begins like this", start + 1)
+            raise self._refuse("no environment variable's name begins like this", start)
         match = _NAME.match(self._line, start)
         assert match
         if match[0].startswith(".") and self._variable(match[0]) is None:
-            raise WordError(f"unknown variable '{match[0]}'", start + 1)
+            raise self._refuse(f"unknown variable '{match[0]}'", start)
         self._position = match.end()
         return match[0]
 
@@ -176,7 +180,7 @@ class _Splitter:
         if self._line[self._position : self._position + 1] != "[":
             return False
         if self._line[self._position : self._position + 3] != "[*]":
-            raise WordError("'[*]' is what makes words of a variable", self._position + 1)
+            raise self._refuse("'[*]' is what makes words of a variable", self._position)
         self._position += 3
         return True
 
@@ -185,7 +189,7 @@ class _Splitter:
         closing = self._line.find("}", self._position)
         has_default = self._line[self._position : self._position + 1] == "-"
         if closing < 0 or (closing > self._position and not has_default):
-            raise WordError("unmatched brace of a variable", opening + 1)
+            raise self._refuse("unmatched brace of a variable", opening)
         default = self._line[self._position + 1 : closing] if has_default else None
         self._position = closing + 1
         return default if value is None else value

@@ -9,18 +9,16 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from spop.engine.samples.errors import ArgumentError, SampleError
+from spop.engine.samples.errors import SampleError
 from spop.engine.samples.types import CASTS, SampleType, cast, clamp, ipv4_of, ipv6_of
-
-if TYPE_CHECKING:
-    from spop.engine.stream import Stream
+from spop.engine.stream import Stream
+from spop.values import VARIABLE
 
 _ESCAPES = {"r": "\r", "n": "\n", "t": "\t"} | {char: char for char in "\\'\" "}
 _INTEGER = re.compile(r"[-+]?[0-9]+", re.ASCII)
 _HEX = re.compile(r"(?:[0-9A-Fa-f]{2})*", re.ASCII)
-_VARIABLE = re.compile(r"(?:proc|sess|txn|req|res)\.[A-Za-z0-9._]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +47,13 @@ class Mask6(int):
 
 def parse_int(word: str) -> int:
     if not _INTEGER.fullmatch(word):
-        raise ArgumentError(f"'{word}' is not an integer")
+        raise ValueError(f"'{word}' is not an integer")
     return clamp(int(word))
 
 
 def parse_variable(word: str) -> Variable:
-    if not _VARIABLE.fullmatch(word):
-        raise ArgumentError(
+    if not VARIABLE.fullmatch(word):
+        raise ValueError(
             f"'{word}' is no variable: a scope (proc, sess, txn, req, res), a dot, "
             "and a name of letters, digits, '.' and '_'"
         )
@@ -67,12 +65,12 @@ def parse_variable_if_any(word: str) -> Variable | None:
 
 
 def parse_operand(word: str) -> Operand:
-    if _VARIABLE.fullmatch(word):
+    if VARIABLE.fullmatch(word):
         return Variable(word)
     if word in ("", "+", "-"):
         return 0
     if not _INTEGER.fullmatch(word):
-        raise ArgumentError(f"'{word}' is neither an integer nor a variable")
+        raise ValueError(f"'{word}' is neither an integer nor a variable")
     return clamp(int(word))
 
 
@@ -85,27 +83,27 @@ _UNITS = {"s": Unit(1), "ms": Unit(1000), "us": Unit(1_000_000)}
 
 def parse_unit(word: str) -> Unit:
     if word not in _UNITS:
-        raise ArgumentError(f"'{word}' is none of the units {', '.join(_UNITS)}")
+        raise ValueError(f"'{word}' is none of the units {', '.join(_UNITS)}")
     return _UNITS[word]
 
 
 def parse_hex(word: str) -> bytes:
     if not _HEX.fullmatch(word):
-        raise ArgumentError(f"'{word}' is no sequence of hexadecimal pairs")
+        raise ValueError(f"'{word}' is no sequence of hexadecimal pairs")
     return bytes.fromhex(word)
 
 
 def parse_ipv4(word: str) -> IPv4Address:
     address = ipv4_of(word)
     if address is None:
-        raise ArgumentError(f"'{word}' is not an IPv4 address")
+        raise ValueError(f"'{word}' is not an IPv4 address")
     return address
 
 
 def parse_ipv6(word: str) -> IPv6Address:
     address = ipv6_of(word)
     if address is None:
-        raise ArgumentError(f"'{word}' is not an IPv6 address")
+        raise ValueError(f"'{word}' is not an IPv6 address")
     return address
 
 
@@ -115,7 +113,7 @@ def parse_mask4(word: str) -> Mask4:
     try:
         return Mask4(int(IPv4Address(word)))
     except AddressValueError:
-        raise ArgumentError(f"'{word}' is not an IPv4 mask") from None
+        raise ValueError(f"'{word}' is not an IPv4 mask") from None
 
 
 def parse_mask6(word: str) -> Mask6:
@@ -124,7 +122,7 @@ def parse_mask6(word: str) -> Mask6:
     try:
         return Mask6(int(IPv6Address(word)))
     except AddressValueError:
-        raise ArgumentError(f"'{word}' is not an IPv6 mask") from None
+        raise ValueError(f"'{word}' is not an IPv6 mask") from None
 
 
 def parse_mask6_if_any(word: str) -> Mask6 | None:
@@ -147,7 +145,7 @@ PARSERS: Mapping[Any, Callable[[str], Any]] = {
     Mask6 | None: parse_mask6_if_any,
     Unit: parse_unit,
 }
-"""How to read an argument, by the annotation of its parameter. Each raises ArgumentError."""
+"""How to read an argument, by the annotation of its parameter. Each raises ValueError."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,24 +9,29 @@ from spop.errors import SpopError
 
 
 class SampleError(SpopError):
-    """An expression that can't be compiled.
+    """An expression that HAProxy would refuse.
 
     Attributes:
-        message: one sentence for the person who wrote it.
-        offset: where in the text, in characters from 0.
+        message: one sentence for the person who wrote it, with the hint at its end.
+        offset: where the mistake is in the text, in characters from 0.
+        problem: the message without the hint.
+        hint: the name that was probably meant; None where no known name is similar.
     """
 
-    def __init__(self, message: str, offset: int = 0) -> None:
-        super().__init__(message)
-        self.message = message
+    def __init__(self, problem: str, offset: int = 0, hint: str | None = None) -> None:
+        self.message = with_hint(problem, hint)
+        super().__init__(self.message)
         self.offset = offset
+        self.problem = problem
+        self.hint = hint
 
 
-class ArgumentError(ValueError):
-    """An argument that its function can't take; the parser makes it a `SampleError`."""
+def with_hint(problem: str, hint: str | None) -> str:
+    """One sentence of a problem and its hint."""
+    return f"{problem}, {hint}" if hint else problem
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that doesn't exist, with the one that may have been meant."""
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
+    """The hint for an unknown name; None where no known name is similar."""
     close = get_close_matches(name, known, n=1)
-    return f"unknown {what} '{name}'" + (f", did you mean '{close[0]}'?" if close else "")
+    return f"did you mean '{close[0]}'?" if close else None

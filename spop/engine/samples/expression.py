@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spop.engine.samples.arguments import Variable, Word, parse_int, split_arguments
-from spop.engine.samples.errors import ArgumentError, SampleError, unknown
+from spop.engine.samples.errors import SampleError, did_you_mean
 from spop.engine.samples.places import Place, Source
 from spop.engine.samples.registry import CONVERTERS, FETCHES, Converter, Fetch, Parameter
 from spop.engine.samples.types import CASTS, Cast, SampleType, cast, castable, unchanged
@@ -193,7 +193,7 @@ def _find(known: Mapping[str, Any], what: str, name: str, offset: int) -> Any:
         return known[name]
     if _STICK_TABLE.match(name):
         raise SampleError(f"'{name}' needs a stick table, and the engine has none", offset)
-    raise SampleError(unknown(what, name, known), offset)
+    raise SampleError(f"unknown {what} '{name}'", offset, did_you_mean(name, known))
 
 
 def _bind(
@@ -221,7 +221,7 @@ def _bind(
     try:
         args = tuple(_parse_all(words, parameters))
         return args, function.make(*args)
-    except ArgumentError as error:
+    except ValueError as error:
         where = words[0].offset if words else offset
         raise SampleError(f"'{function.name}': {error}", where) from None
 
@@ -237,7 +237,7 @@ def _parse_all(words: list[Word], parameters: tuple[Parameter, ...]) -> Iterator
             text = "0"
         try:
             yield parameter.parse(text)
-        except ArgumentError as error:
+        except ValueError as error:
             raise SampleError(str(error), word.offset) from None
 
 

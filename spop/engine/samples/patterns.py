@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from spop.engine.samples.arguments import parse_hex, parse_int, parse_ipv6, parse_mask4, parse_mask6
-from spop.engine.samples.errors import ArgumentError
 from spop.engine.samples.regexes import compile_regex
 from spop.engine.samples.types import SampleType, byte_length, raw
 
@@ -48,7 +47,7 @@ def parse_range(word: str) -> tuple[float, float]:
     """The inclusive bounds of ``5``, ``5:8``, ``5:`` or ``:8``; a hyphen also separates.
 
     Raises:
-        ArgumentError: it is none of these, or a number has more than 64 bits.
+        ValueError: it is none of these, or a number has more than 64 bits.
     """
     match = re.search("[:-]", word)
     if not match:
@@ -56,11 +55,11 @@ def parse_range(word: str) -> tuple[float, float]:
         return number, number
     low_text, high_text = word[: match.start()], word[match.end() :]
     if not low_text and not high_text:
-        raise ArgumentError(f"'{word}' is not a number or range")
+        raise ValueError(f"'{word}' is not a number or range")
     low = parse_bound(low_text) if low_text else float("-inf")
     high = parse_bound(high_text) if high_text else float("inf")
     if low > high:
-        raise ArgumentError(f"'{word}' is not a range: it ends before it starts")
+        raise ValueError(f"'{word}' is not a range: it ends before it starts")
     return low, high
 
 
@@ -68,7 +67,7 @@ def parse_bound(word: str) -> int:
     """An integer of 64 bits, without a plus sign."""
     number = parse_int(word) if not word.startswith("+") else None
     if number is None or number != int(word):
-        raise ArgumentError(f"'{word}' is not an integer of 64 bits")
+        raise ValueError(f"'{word}' is not an integer of 64 bits")
     return number
 
 
@@ -119,20 +118,20 @@ def parse_network(word: str) -> Network:
     """An address, maybe with a mask; IPv4 also in the short forms as ``10.12/8``.
 
     Raises:
-        ArgumentError: it isn't one. Host names are none: nothing is looked up.
+        ValueError: it isn't one. Host names are none: nothing is looked up.
     """
     address, slash, mask = word.partition("/")
     if ":" in address:
         if not re.fullmatch("[0-9]+", mask or "128", re.ASCII):
-            raise ArgumentError(f"'{mask}' is not the number of bits of a mask")
+            raise ValueError(f"'{mask}' is not the number of bits of a mask")
         bits = parse_mask6(mask) if slash else parse_mask6("128")
         return Network(int(parse_ipv6(address)), bits, 128)
     if not re.fullmatch(r"[0-9.]+", address, re.ASCII):
-        raise ArgumentError(f"'{word}' is not an address or network")
+        raise ValueError(f"'{word}' is not an address or network")
     try:
         packed = socket.inet_aton(address)
     except OSError:
-        raise ArgumentError(f"'{word}' is not an address or network") from None
+        raise ValueError(f"'{word}' is not an address or network") from None
     bits = parse_mask4(mask) if slash else parse_mask4("32")  # type: ignore[assignment]
     return Network(int.from_bytes(packed, "big"), bits, 32)
 
@@ -276,7 +275,7 @@ def any_of(method: str, patterns: Sequence[tuple[str, bool]]) -> Predicate:
     """Whether a value matches one of the patterns, each with whether it ignores case.
 
     Raises:
-        ArgumentError: a pattern is none of this method.
+        ValueError: a pattern is none of this method.
     """
     compile_all = METHODS[method].compile_all
     if compile_all is None:
@@ -291,12 +290,12 @@ def read_patterns(path: str) -> list[str]:
     """The lines of a pattern file, without blank ones and comments.
 
     Raises:
-        ArgumentError: it can't be read.
+        ValueError: it can't be read.
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise ArgumentError(f"can't read '{path}': {error.strerror}") from None
+        raise ValueError(f"can't read '{path}': {error.strerror}") from None
     lines = data.decode("utf-8", "surrogateescape").replace("\r", "\n").split("\n")
     stripped = (line.lstrip(" \t") for line in lines if not line.startswith("#"))
     return [line for line in stripped if line]
@@ -306,7 +305,7 @@ def read_map(path: str) -> list[tuple[str, str]]:
     """The keys and values of a map file, in order.
 
     Raises:
-        ArgumentError: it can't be read.
+        ValueError: it can't be read.
     """
     entries = []
     for line in read_patterns(path):

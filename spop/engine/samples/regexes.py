@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from spop.engine.samples.errors import ArgumentError
 from spop.engine.samples.types import raw
 
 _POSIX_CLASSES = {
@@ -71,13 +70,13 @@ def compile_regex(
         not_at_line_start: ``^`` matches nowhere, as with PCRE2_NOTBOL.
 
     Raises:
-        ArgumentError: it isn't one, or is beyond what Python's ``re`` can do.
+        ValueError: it isn't one, or is beyond what Python's ``re`` can do.
     """
     try:
         translated = "".join(_translate(pattern, not_at_line_start))
         return re.compile(raw(translated), re.IGNORECASE if ignore_case else 0)
     except re.error as error:
-        raise ArgumentError(f"'{pattern}' is no regular expression of Python's: {error}") from None
+        raise ValueError(f"'{pattern}' is no regular expression of Python's: {error}") from None
 
 
 def _translate(pattern: str, not_at_line_start: bool) -> Iterator[str]:

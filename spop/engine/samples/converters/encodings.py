@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable
 from urllib.parse import quote_from_bytes
 
-from spop.engine.samples.errors import ArgumentError
 from spop.engine.samples.registry import converter
 from spop.engine.samples.types import raw, text
 
@@ -48,7 +47,7 @@ def _chunks(value: bytes, size: int, truncate: int) -> list[bytes]:
 
 def _check_truncate(truncate: int) -> None:
     if truncate not in (0, 1):
-        raise ArgumentError("whether to truncate is 0 or 1")
+        raise ValueError("whether to truncate is 0 or 1")
 
 
 @converter("be2hex")
@@ -56,7 +55,7 @@ def be2hex(
     separator: str = "", size: int | None = None, truncate: int = 0
 ) -> Callable[[bytes], str]:
     if size is not None and (size < 0 or (separator and not size)):
-        raise ArgumentError("a chunk has at least one byte")
+        raise ValueError("a chunk has at least one byte")
     _check_truncate(truncate)
     if not size:
         return hexadecimal
@@ -70,7 +69,7 @@ def be2hex(
 @converter("be2dec")
 def be2dec(separator: str, size: int, truncate: int = 0) -> Callable[[bytes], str]:
     if not 1 <= size <= 8:
-        raise ArgumentError("a chunk has 1 to 8 bytes")
+        raise ValueError("a chunk has 1 to 8 bytes")
     _check_truncate(truncate)
 
     def write(value: bytes) -> str:
@@ -130,7 +129,7 @@ def url_dec(value: str, in_form: int = 0) -> str | None:
 @converter("url_enc")
 def url_enc(kind: str = "query") -> Callable[[str], str]:
     if kind not in ("", "query"):
-        raise ArgumentError(f"'{kind}' is no way to encode; 'query' is")
+        raise ValueError(f"'{kind}' is no way to encode; 'query' is")
     return lambda value: quote_from_bytes(raw(value), safe="")
 
 
@@ -139,7 +138,7 @@ def json(decoder: str = "ascii") -> Callable[[str], str | None]:
     """Escaped for a JSON string; None for what the decoder refuses or 4 digits can't say."""
     decoder = decoder or "ascii"
     if decoder not in _JSON_DECODERS:
-        raise ArgumentError(f"'{decoder}' is none of {', '.join(_JSON_DECODERS)}")
+        raise ValueError(f"'{decoder}' is none of {', '.join(_JSON_DECODERS)}")
     return lambda value: _json(value, decoder)
 
 

@@ -6,7 +6,6 @@ import hashlib
 import zlib
 from collections.abc import Callable
 
-from spop.engine.samples.errors import ArgumentError
 from spop.engine.samples.registry import converter
 from spop.engine.samples.xxhash64 import xxhash64
 
@@ -82,14 +81,14 @@ def sha1(value: bytes) -> bytes:
 @converter("sha2")
 def sha2(bits: int = 256) -> Callable[[bytes], bytes]:
     if bits not in (224, 256, 384, 512):
-        raise ArgumentError("SHA-2 has 224, 256, 384 or 512 bits")
+        raise ValueError("SHA-2 has 224, 256, 384 or 512 bits")
     return digest(f"sha{bits}")
 
 
 @converter("digest")
 def digest(algorithm: str) -> Callable[[bytes], bytes]:
     if algorithm.lower() not in hashlib.algorithms_available:
-        raise ArgumentError(f"'{algorithm}' is no digest algorithm")
+        raise ValueError(f"'{algorithm}' is no digest algorithm")
     return lambda value: hashlib.new(algorithm, value).digest()
 
 

@@ -7,7 +7,6 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from spop.engine.samples.arguments import parse_int
-from spop.engine.samples.errors import ArgumentError
 from spop.engine.samples.patterns import (
     any_of,
     expand_references,
@@ -26,7 +25,7 @@ Parse = Callable[[str], Any]
 def _parse_address(word: str) -> IPv4Address | IPv6Address:
     address: IPv4Address | IPv6Address | None = cast(word, CASTS[SampleType.ADDR])
     if address is None:
-        raise ArgumentError(f"'{word}' is not an address")
+        raise ValueError(f"'{word}' is not an address")
     return address
 
 

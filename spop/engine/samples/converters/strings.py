@@ -7,7 +7,6 @@ from collections.abc import Callable
 from hmac import compare_digest
 
 from spop.engine.samples.arguments import Variable
-from spop.engine.samples.errors import ArgumentError
 from spop.engine.samples.patterns import ascii_lower, expand_references
 from spop.engine.samples.regexes import compile_regex
 from spop.engine.samples.registry import converter
@@ -65,9 +64,9 @@ def cut_crlf(value: str) -> str:
 def _delimiter(index: int, delimiters: str) -> re.Pattern[str]:
     """Finds a delimiter, once the arguments of a selection are known to be good."""
     if index == 0:
-        raise ArgumentError("an index counts from 1, or from the end as -1")
+        raise ValueError("an index counts from 1, or from the end as -1")
     if not delimiters:
-        raise ArgumentError("there has to be a delimiter")
+        raise ValueError("there has to be a delimiter")
     return re.compile(f"[{re.escape(delimiters)}]")
 
 
@@ -132,9 +131,9 @@ def _word(index: int, delimiters: str, count: int) -> Convert:
 @converter("regsub")
 def regsub(regex: str, replacement: str, flags: str = "") -> Callable[[str], str]:
     if set(flags) - {"g", "i"}:
-        raise ArgumentError(f"'{flags}': the flags are 'g' and 'i'")
+        raise ValueError(f"'{flags}': the flags are 'g' and 'i'")
     if not regex:
-        raise ArgumentError("the regular expression is empty")
+        raise ValueError("the regular expression is empty")
     template, ignore_case = raw(replacement), "i" in flags
     first = compile_regex(regex, ignore_case)
     if "g" not in flags:
@@ -185,7 +184,7 @@ def add_item(
     delimiter: str, name: Variable | None = None, suffix: str = ""
 ) -> Callable[[str, Stream], str]:
     if not name and not suffix:
-        raise ArgumentError("a variable, a suffix or both are needed")
+        raise ValueError("a variable, a suffix or both are needed")
     read = _text_of(name)
 
     def add(value: str, stream: Stream) -> str:

@@ -12,7 +12,6 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TypeVar
 
 from spop.engine.samples.arguments import Unit, Variable, parse_hex
-from spop.engine.samples.errors import ArgumentError
 from spop.engine.samples.places import Source
 from spop.engine.samples.registry import fetch
 from spop.engine.samples.types import Method
@@ -71,14 +70,14 @@ def meth(value: str) -> Callable[[Stream], Method]:
 @fetch("bool", of=Source.CONSTANT)
 def boolean(word: str) -> Callable[[Stream], bool]:
     if word.lower() not in _BOOLEANS:
-        raise ArgumentError(f"'{word}' is none of true, 1, false and 0")
+        raise ValueError(f"'{word}' is none of true, 1, false and 0")
     return _always(_BOOLEANS[word.lower()])
 
 
 @fetch("bin", of=Source.CONSTANT)
 def binary(word: str) -> Callable[[Stream], bytes]:
     if not word:
-        raise ArgumentError("the sequence of hexadecimal pairs is empty")
+        raise ValueError("the sequence of hexadecimal pairs is empty")
     return _always(parse_hex(word))
 
 
@@ -109,7 +108,7 @@ def rand(stream: Stream, below: int = 2**32) -> int:
 @fetch("uuid")
 def uuid(version: int = 4) -> Callable[[Stream], str]:
     if version != 4:
-        raise ArgumentError("only UUIDs of version 4 are supported")
+        raise ValueError("only UUIDs of version 4 are supported")
     return lambda stream: str(uuids.uuid4())
 
 

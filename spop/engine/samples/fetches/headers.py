@@ -13,7 +13,6 @@ from itertools import chain, islice
 from operator import attrgetter
 from typing import Any
 
-from spop.engine.samples.errors import ArgumentError
 from spop.engine.samples.places import Source
 from spop.engine.samples.registry import fetch
 from spop.engine.samples.types import CASTS, SampleType, cast, ipv6_of, raw
@@ -135,7 +134,7 @@ def address(value: str) -> IPv4Address | IPv6Address | None:
 def _read(message_of: MessageOf, view: View, name: str | None, occurrence: int) -> Read:
     """Reads one value, or None; of any header for an empty name, of none without a name."""
     if occurrence < -MAX_OCCURRENCE:
-        raise ArgumentError(f"an occurrence must be at least -{MAX_OCCURRENCE}")
+        raise ValueError(f"an occurrence must be at least -{MAX_OCCURRENCE}")
     if name is None:
         return lambda stream: None
     name = name.lower()

@@ -1,0 +1,175 @@
+"""What `_dispatch.pyx` shares with `_port.pyx`."""
+
+cimport cython
+from cpython.object cimport PyObject
+from libc.stdint cimport int64_t, uint64_t
+
+from spop._codec cimport Field, Header, Reader, Writer
+
+
+# Cells of a row; `C_CELLS` compares them with `spop.counters`.
+cdef enum:
+    NOTIFIES = 0
+    ACKS = 1
+    UNKNOWN_MESSAGES = 2
+    BYTES_RECEIVED = 3
+    BYTES_SENT = 4
+    PAYLOADS_TOO_BIG = 13
+    TOO_MANY_MESSAGES = 16
+    ROUND_BEGAN = 25
+    CALLS = 0
+    ERRORS = 1
+    NANOSECONDS = 3
+    FIRST_BUCKET = 4
+    BUCKETS = 28
+    BUCKET_SHIFT = 10
+
+
+# Bytes that are kept: what is at `start` was not read yet.
+cdef struct Bytes:
+    unsigned char *data
+    Py_ssize_t start
+    Py_ssize_t end
+    Py_ssize_t capacity
+
+
+# A message as it stands in the buffer: its name, where its arguments are in the fields, and
+# its route, where there is one.
+cdef struct Span:
+    const unsigned char *name
+    Py_ssize_t name_length
+    Py_ssize_t first
+    int count
+    PyObject *route
+
+
+# The name of an argument as it was seen last, in bytes that `Route.names_seen` keeps.
+cdef struct Seen:
+    const char *name
+    Py_ssize_t length
+    int slot
+
+
+cdef int64_t now() noexcept nogil
+
+
+# What a fragment does to the payload it belongs to.
+cdef enum Step:
+    WAITING = 0
+    WHOLE = 1
+    TOO_BIG = 2
+
+
+@cython.final
+cdef class Route:
+    cdef readonly str name
+    cdef readonly object function
+    cdef readonly tuple parameters
+    cdef readonly tuple keywords
+    cdef readonly bint deferred
+    cdef readonly bytes on_error
+    cdef public Py_ssize_t base
+    cdef bytes raw_name
+    cdef dict slots            # by name as bytes; -1: no parameter wants it
+    cdef list names_seen       # last, by position of the argument
+    cdef Seen seen[256]
+    cdef int seen_count
+    cdef int size
+    cdef int positional
+    cdef long *accepts
+    cdef int *kinds
+    cdef bint takes_ack
+
+    cdef int slot_of(self, int position, Field *field) except -2
+    cdef int learn_slot(self, int position, Field *field) except -2
+    cdef object accepted(self, int slot, Field *field)
+    cdef int bind(
+        self, PyObject **values, Field *fields, Span *span, Header *header, object connection
+    ) except -1
+    cdef object supplied(
+        self, int slot, Field *fields, Span *span, Header *header, object connection)
+
+
+@cython.final
+cdef class Intake:
+    cdef public Py_ssize_t max_frame_size
+    cdef public Py_ssize_t max_payload_size
+    cdef public Py_ssize_t max_in_flight
+    cdef public Py_ssize_t in_flight
+    cdef public bint is_open
+    cdef public bint suspended
+    cdef public bint little_endian
+    cdef public bint takes_fragments
+    cdef public object peer
+    cdef readonly bint begun
+    cdef bint ignored
+    cdef uint64_t stream_id
+    cdef uint64_t frame_id
+    cdef Bytes received
+    cdef Bytes payload
+
+    cdef bint is_paused(self) noexcept
+    cdef Py_ssize_t frame_limit(self) noexcept
+    cdef Py_ssize_t complete_frame(self, const unsigned char *data, Py_ssize_t size) except -1
+    cdef Step take_fragment(self, Reader *r, Header *header) except? WAITING
+    cdef void end_payload(self) noexcept
+
+
+@cython.final
+cdef class Dispatcher:
+    cdef readonly dict routes
+    cdef readonly object cells
+    cdef readonly dict unknown
+    cdef readonly Py_ssize_t max_answer_size
+    cdef object failed
+    cdef int64_t[::1] row
+    cdef int64_t clock
+    cdef Py_ssize_t max_messages
+    cdef Py_ssize_t max_arguments
+    cdef dict by_raw_name
+    cdef Route last
+    cdef Field *fields
+    cdef Py_ssize_t fields_size
+    cdef Span *spans
+    cdef Py_ssize_t spans_size
+    cdef Py_ssize_t span_count
+    cdef bint any_deferred
+    cdef bint busy
+    cdef Bytes spare  # The memory of the last payload in fragments, for the next.
+    cdef PyObject *running_route
+    cdef PyObject *running_connection
+    cdef Header *running_header
+
+    cdef int take(
+        self, Intake intake, const unsigned char *data, Py_ssize_t size, list frames, Writer *w
+    ) except -1
+    cdef int take_behind(
+        self, Intake intake, const unsigned char *data, Py_ssize_t size, list frames, Writer *w
+    ) except -1
+    cdef int answer_and_keep(
+        self, Intake intake, const unsigned char *data, Py_ssize_t size, list frames, Writer *w
+    ) except -1
+    cdef Py_ssize_t answer(
+        self, Intake intake, const unsigned char *data, Py_ssize_t end, list frames, Writer *w
+    ) except -1
+    cdef int leave(self, Reader *r, Header *header, Py_ssize_t length, list frames) except -1
+    cdef bint put_together(self, Intake intake, Reader *r, Header *header, Writer *w) except -1
+    cdef void keep_spare(self, Intake intake) noexcept
+    cdef void shrink(self) noexcept
+    cdef int read_spans(self, Reader *r) except -1
+    cdef int too_many(self, str what, Py_ssize_t limit) except -1
+    cdef int grow_spans(self) except -1
+    cdef int grow_fields(self, Py_ssize_t needed) except -1
+    cdef PyObject *route_of(self, Span *span) except? NULL
+    cdef PyObject *find_route(self, Span *span) except? NULL
+    cdef int notify(self, Intake intake, Header *header, list frames, Writer *w) except -1
+    cdef int run(
+        self, Route route, Span *span, Header *header, object connection, Writer *w
+    ) except -1
+    cdef int observe(self, Py_ssize_t base) except -1
+    cdef object deferred(self, Header *header, object connection)
+    cdef object as_notify(self, Header *header, object connection)
+    cdef list bound(self, Route route, Span *span, Header *header, object connection)
+    cpdef fail(self, Route route, error)
+    cdef int too_big(self, Py_ssize_t size, Py_ssize_t limit) except -1
+    cdef int count_unknown(self, Span *span) except -1

@@ -1,0 +1,124 @@
+"""The fast path between a socket and the dispatcher, in pure Python.
+
+`_port.pyx` is the compiled twin, `spop.port` chooses. `spop.poller` tells when a socket is ready.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from spop._dispatch_py import Deferred, Dispatcher, Intake
+from spop.counters import Cell
+from spop.frames import Frame
+
+READ = 1
+
+GoOn = Callable[[Any, list[Frame | Deferred], bytes, Exception | None], object]
+
+
+class FastPaths:
+    """What the fast paths of a loop have in common.
+
+    Args:
+        dispatcher: answers NOTIFY frames.
+        buffer: what is received goes here first.
+        ready: called with the connection and what its socket is ready for, when the fast path
+            can't be used.
+        go_on: called with the connection when the fast path can't finish: the frames that
+            `Dispatcher.receive` left, the bytes that could not be sent, and what went wrong, an
+            `EOFError` where the peer has closed its side.
+    """
+
+    __slots__ = ("buffer", "dispatcher", "go_on", "ready")
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        buffer: bytearray,
+        ready: Callable[[Any, int], object],
+        go_on: GoOn,
+    ) -> None:
+        self.dispatcher = dispatcher
+        self.buffer = buffer
+        self.ready = ready
+        self.go_on = go_on
+
+
+class FastPath:
+    """A socket whose NOTIFY frames are answered as they come: one recv, one pass, one send.
+
+    It is called with what the socket is ready for. The connection's intake says whether there
+    may be answers now.
+
+    Attributes:
+        enabled: the loop has nothing else to do with what is received.
+        active: something was sent since somebody set it to false.
+    """
+
+    __slots__ = ("_intake", "_shared", "active", "connection", "enabled", "fd")
+
+    def __init__(self, shared: FastPaths, intake: Intake, fd: int, connection: Any) -> None:
+        self._shared = shared
+        self._intake = intake
+        self.fd = fd
+        self.connection = connection
+        self.enabled = False
+        self.active = False
+
+    def close(self) -> None:
+        """Have nothing more to do with the connection."""
+        self.enabled = False
+        self.connection = None
+
+    def __call__(self, events: int) -> None:
+        """The socket is ready for something."""
+        if events == READ and self.enabled and self._intake.is_open and not self._intake.paused:
+            self._exchange()
+        else:
+            self._shared.ready(self.connection, events)
+
+    def _exchange(self) -> None:
+        frames: list[Frame | Deferred] = []
+        unsent, error = b"", None
+        try:
+            frames, unsent = self._receive()
+        except Exception as failure:
+            error = failure
+        if frames or unsent or error is not None:
+            self._shared.go_on(self.connection, frames, unsent, error)
+
+    def _receive(self) -> tuple[list[Frame | Deferred], bytes]:
+        """The frames that are left, and the ACKs that could not be sent."""
+        dispatcher, buffer = self._shared.dispatcher, self._shared.buffer
+        try:
+            size = os.readv(self.fd, [buffer])
+        except (BlockingIOError, InterruptedError):
+            return [], b""
+        if size == 0:
+            raise EOFError
+        dispatcher.cells[Cell.BYTES_RECEIVED] += size
+        frames, acks = dispatcher.receive(self._intake, buffer, size)
+        while acks or frames:
+            acks = self._send(acks)
+            if acks or frames:
+                break
+            if not self._intake.unread:
+                break
+            # Behind what was answered there is a partial frame, one that is malformed, or more
+            # than there may be answers for at a time.
+            frames, acks = dispatcher.receive(self._intake, b"")
+        return frames, acks
+
+    def _send(self, acks: bytes) -> bytes:
+        """Send ACKs. Returns what could not be sent; whoever sends that finds out why."""
+        if not acks:
+            return acks
+        try:
+            sent = os.write(self.fd, acks)
+        except OSError:
+            return acks
+        self._shared.dispatcher.cells[Cell.BYTES_SENT] += sent
+        self.active = True
+        return acks[sent:]

@@ -1,0 +1,26 @@
+"""Which twins are used: the compiled modules where they were built, else those in Python.
+
+``SPOP_PURE=1`` in the environment forces the latter. `IMPLEMENTATION` says which they are.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from typing import Any, Final
+
+
+def _implementation() -> str:
+    if os.environ.get("SPOP_PURE", "") not in ("", "0"):
+        return "python"
+    return "python" if importlib.util.find_spec("spop._codec") is None else "c"
+
+
+IMPLEMENTATION: Final = _implementation()
+""""c" or "python"."""
+
+
+def twin(name: str) -> Any:
+    """The module `name`, ``"spop._codec"`` for one, in the implementation that is used."""
+    return importlib.import_module(name if IMPLEMENTATION == "c" else f"{name}_py")
