@@ -153,6 +153,9 @@ def run_(
     if json_file is None or str(json_file) != "-":
         _print(shown)
     _write(shown, json_file, csv_file, plot)
+    if count is not None and result.frames < count:
+        missed = f"no ACK in {plan.timeout:g} s, {result.frames} of {count} frames were answered"
+        click.echo(f"Error: {address}: {missed}", err=True)
     sys.exit(1 if result.errors else 0)
 
 

@@ -275,7 +275,7 @@ def _xxd_columns(line: str) -> str:
 
 def _captured(data: bytes, port: int | None) -> Iterator[tuple[Source, Found]]:
     try:
-        from spop.capture import CaptureError, Gap, read_conversations
+        from spop.cli.capture import CaptureError, Gap, read_conversations
     except ModuleNotFoundError:
         message = "captures need an extra: pip install 'haproxy-spop[cli]'"
         raise click.UsageError(message) from None

@@ -20,7 +20,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, Self
 
-from spop.client.dial import Endpoint, dial, greet, receive_before
+from spop.client.dial import Endpoint, dial, greet, say_goodbye
 from spop.client.face import LINGER, Face, reason
 from spop.client.pool import Exchange, Link, MessageOrMessages, Servers, in_notify
 from spop.constants import Status
@@ -141,7 +141,7 @@ class Client(Face):
     def close(self) -> None:
         """Say DISCONNECT on all connections and close them. Calls in progress fail.
 
-        Agents have two seconds to answer.
+        Agents have a second to answer.
         """
         with self._lock:
             if self._pool.closed:
@@ -395,13 +395,8 @@ class Client(Face):
 
     def _say_goodbye(self, link: Link) -> None:
         """Send DISCONNECT and wait for the agent's, in a thread of its own."""
-        sock, protocol = link.transport, link.protocol
-        deadline = monotonic() + LINGER
-        with contextlib.suppress(OSError), sock:
-            sock.settimeout(LINGER)
-            sock.sendall(b"".join((link.unsent, protocol.data_to_send())))
-            while not protocol.should_close:
-                receive_before(deadline, sock, protocol)
+        with link.transport as sock:
+            say_goodbye(sock, link.protocol, LINGER, unsent=link.unsent)
         with self._lock:
             self._partings.discard(threading.current_thread())
 
