@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from spop.engine import AsyncEngine
 from spop.engine.samples.types import raw, text
 from spop.engine.stream import Headers, Request, Response, Stream, Tls
-from spop.web.policy import Policy
+from spop.web.policy import MAX_BODY, Policy
 from spop.web.rules import Rule
 from spop.web.transaction import (
     VARIABLES,
@@ -29,8 +29,6 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-MAX_BODY = 64 * 1024
 
 _TLS_VERSIONS = {0x301: "TLSv1", 0x302: "TLSv1.1", 0x303: "TLSv1.2", 0x304: "TLSv1.3"}
 _PATH = "/!$&'()*+,:;=@~"

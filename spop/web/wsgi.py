@@ -12,8 +12,7 @@ from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvir
 from spop.engine import Engine
 from spop.engine.samples.types import raw, text
 from spop.engine.stream import Headers, Request, Response, Stream, Tls
-from spop.web.asgi import MAX_BODY
-from spop.web.policy import Policy
+from spop.web.policy import MAX_BODY, Policy
 from spop.web.rules import Rule
 from spop.web.transaction import (
     BROKEN_OFF,
