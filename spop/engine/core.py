@@ -26,7 +26,7 @@ from spop.engine.config import (
 from spop.engine.config.versions import Version
 from spop.engine.filter import Filter, Processing
 from spop.engine.health import Checks
-from spop.engine.log import NOTICE, EngineLog, Traffic, line
+from spop.engine.log import NOTICE, EngineLog, Traffic, log_line
 from spop.values import VARIABLE
 
 Backends = Mapping[str, str | Iterable[str] | BackendConfig] | str | os.PathLike[str]
@@ -149,7 +149,7 @@ class EngineCore(ABC):
 
     def log_line(self, processing: Processing) -> str:
         """HAProxy's line about what was processed."""
-        return line(self.config.name, processing, self.traffic, short=self._filter.rewritten)
+        return log_line(self.config.name, processing, self.traffic, short=self._filter.rewritten)
 
     def log(self, processing: Processing) -> None:
         """Log what was processed, if anybody wants to know."""
