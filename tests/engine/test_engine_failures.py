@@ -627,7 +627,7 @@ def variables_of(context: StreamContext) -> tuple[str, str]:
 
 
 def is_down(engine: Engine | AsyncEngine) -> bool:
-    return not any(server.up for server in engine._checks._backend.servers)
+    return not any(server.up for server in engine.servers)
 
 
 def through_engine(folder: Path, version: str, variant: Variant) -> Outcome:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
-from spop.engine.acl import Condition
+from spop.engine.acl import AclCondition
 from spop.engine.samples import Expression
 from spop.engine.stream import Stream
 
@@ -70,7 +70,7 @@ class MessageConfig:
     location: Location
     arguments: tuple[Argument, ...] = ()
     event: Event | None = None
-    condition: Condition | None = None
+    condition: AclCondition | None = None
     unless: bool = False
 
     def applies(self, stream: Stream) -> bool:
