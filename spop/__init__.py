@@ -21,6 +21,7 @@ from spop.errors import (
     UnreachableError,
 )
 from spop.frames import Ack, Action, Message
+from spop.headers import Headers
 from spop.values import UNSET, Binary, Int32, Int64, String, UInt32, UInt64
 from spop.version import __version__
 
@@ -37,6 +38,7 @@ __all__ = [
     "Client",
     "DisconnectedError",
     "HandlerError",
+    "Headers",
     "Int32",
     "Int64",
     "LocalProtocolError",

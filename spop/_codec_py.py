@@ -27,6 +27,7 @@ from spop.values import (
     DecodedValue,
     Int32,
     Int64,
+    SentAsBinary,
     String,
     UInt32,
     UInt64,
@@ -154,6 +155,7 @@ def encode_value(value: Value, out: bytearray | None = None) -> bytearray:
     Raises:
         TypeError: no SPOP type can hold the value.
         OverflowError: an integer outside -2**63 to 2**64 - 1.
+        ValueError: `Headers` that can't be sent.
     """
     if out is None:
         out = bytearray()
@@ -187,8 +189,19 @@ def encode_value(value: Value, out: bytearray | None = None) -> bytearray:
         out.append(7)
         out += value.packed
     else:
-        raise TypeError(f"{type(value).__name__} has no SPOP type")
+        raw = _packed(value)
+        out.append(9)
+        encode_varint(len(raw), out)
+        out += raw
     return out
+
+
+def _packed(value: SentAsBinary) -> bytes:
+    """What is sent for a value of a class that the codec does not know."""
+    pack = getattr(type(value), "__spop_binary__", None)
+    if pack is None:
+        raise TypeError(f"{type(value).__name__} has no SPOP type")
+    return bytes(pack(value))
 
 
 def _integer_type(value: int) -> int:
@@ -292,7 +305,9 @@ def encode_kv_list(
 def _named_value(name: str, value: Value, out: bytearray) -> None:
     try:
         encode_value(value, out)
-    except (TypeError, OverflowError) as error:
+    except UnicodeError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
         raise type(error)(f"{name}: {error}") from None
 
 
@@ -429,10 +444,7 @@ def _action(variable: str, value: Any, out: bytearray) -> None:
     else:
         out += b"\x01\x03"
         out += target
-        try:
-            encode_value(value, out)
-        except (TypeError, OverflowError) as error:
-            raise type(error)(f"{variable}: {error}") from None
+        _named_value(variable, value, out)
 
 
 _VARIABLE = re.compile(r"(proc|sess|txn|req|res)\.([A-Za-z0-9_.]+)")

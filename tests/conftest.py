@@ -42,6 +42,13 @@ def dispatch(request: pytest.FixtureRequest) -> ModuleType:
     return module
 
 
+@pytest.fixture(params=twins("_headers"))
+def headers_twin(request: pytest.FixtureRequest) -> ModuleType:
+    """Each implementation of `Headers`."""
+    module: ModuleType = request.param
+    return module
+
+
 @pytest.fixture(
     params=haproxy.installed(), ids=lambda path: ".".join(map(str, haproxy.version(path)))
 )
