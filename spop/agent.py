@@ -26,8 +26,9 @@ from spop.constants import (
     MIN_FRAME_SIZE,
     DataType,
 )
-from spop.dispatch import ACK, ARGUMENT, MESSAGE, MISSING, Dispatcher, Parameter, Route
+from spop.dispatch import ACK, ARGUMENT, HEADERS, MESSAGE, MISSING, Dispatcher, Parameter, Route
 from spop.frames import Ack, Message
+from spop.headers import Headers
 from spop.logs import escaped_traceback
 from spop.rate_limited_log import RateLimitedLog
 from spop.values import Value, type_unset
@@ -53,10 +54,13 @@ _ACCEPTED: dict[Any, int] = {
     IPv6Address: 1 << DataType.IPV6,
     str: 1 << DataType.STRING,
     bytes: 1 << DataType.BINARY,
+    Headers: HEADERS,
     object: _ANY,
     Any: _ANY,
     inspect.Parameter.empty: _ANY,
 }
+
+_TEXT = _ACCEPTED[str] | _ACCEPTED[bytes]
 
 
 class HandlerInfo(typing.NamedTuple):
@@ -340,7 +344,8 @@ def _parameter(message: str, parameter: inspect.Parameter, annotation: Any) -> P
         raise TypeError(
             f"message {message!r}: parameter {parameter.name} is annotated {annotation!r}, "
             "which no SPOP value can be; use None, bool, int, str, bytes, IPv4Address, "
-            "IPv6Address, a union of these, Message or Ack"
+            "IPv6Address, Headers, a union of these (Headers with neither str nor bytes), "
+            "Message or Ack"
         )
     default = MISSING if parameter.default is parameter.empty else parameter.default
     return Parameter(parameter.name, ARGUMENT, accepts, default, keyword_only)
@@ -355,7 +360,9 @@ def _accepted(annotation: Any) -> int | None:
             if accepts is None:
                 return None
             union |= accepts
-        return union
+        # Which of the two a STRING or BINARY is to be can't be told.
+        ambiguous = union != _ANY and union & HEADERS and union & _TEXT
+        return None if ambiguous else union
     if typing.get_origin(annotation) is typing.Annotated:
         return _accepted(typing.get_args(annotation)[0])
     try:

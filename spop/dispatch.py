@@ -8,6 +8,7 @@ from spop import codec
 from spop._dispatch_py import (
     ACK,
     ARGUMENT,
+    HEADERS,
     MESSAGE,
     MISSING,
     Call,
@@ -27,6 +28,7 @@ else:
 __all__ = [
     "ACK",
     "ARGUMENT",
+    "HEADERS",
     "MESSAGE",
     "MISSING",
     "Call",
