@@ -13,7 +13,7 @@ import threading
 import types
 import typing
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -31,7 +31,7 @@ from spop.frames import Ack, Message
 from spop.headers import Headers
 from spop.logs import escaped_traceback
 from spop.rate_limited_log import RateLimitedLog
-from spop.values import Value, type_unset
+from spop.values import UNSET, Value, type_unset
 
 if TYPE_CHECKING:
     from spop.server import Server
@@ -75,6 +75,7 @@ class HandlerInfo(typing.NamedTuple):
     timeout: float | None = None
     on_timeout: Mapping[str, Value | type_unset] = types.MappingProxyType({})
     concurrency: int | None = None
+    sets: tuple[str, ...] = ()
 
     @property
     def deferred(self) -> bool:
@@ -131,6 +132,7 @@ class Agent:
         timeout: float | None = None,
         on_timeout: Mapping[str, Value | type_unset] | None = None,
         concurrency: int | None = None,
+        sets: Sequence[str] = (),
     ) -> Callable[[Handler], Handler]:
         """Register the handler of a message, as a decorator.
 
@@ -149,12 +151,14 @@ class Agent:
                 later is dropped, an ``async def`` handler is cancelled.
             on_timeout: what to answer then; nothing by default.
             concurrency: how many calls of the handler may run at a time; others wait.
+            sets: the variables that it may set, as ``"scope.name"``; for tools.
 
         `timeout` and `concurrency` are for handlers that are blocking or ``async def``.
 
         Raises:
             TypeError: the signature can't be served, or the options don't fit the handler.
-            ValueError: the message has a handler already, or a limit is not positive.
+            ValueError: the message has a handler already, a limit is not positive, or `sets`
+                names no variable.
         """
         if timeout is not None and timeout <= 0:
             raise ValueError(f"message {name!r}: timeout is {timeout:g}, more than 0 is needed")
@@ -182,6 +186,7 @@ class Agent:
                 timeout,
                 dict(on_timeout or {}),
                 concurrency,
+                _variables(name, function, sets),
             )
             return function
 
@@ -306,6 +311,33 @@ def _awaited(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _variables(message: str, function: Callable[..., Any], sets: Any) -> tuple[str, ...]:
+    """The names of variables that `sets` has."""
+    try:
+        if not isinstance(sets, Sequence) or isinstance(sets, (str, bytes)):
+            raise TypeError(f"a sequence of variables is needed, not {sets!r}")
+        codec.encode_actions(dict.fromkeys(sets, UNSET))
+    except (TypeError, ValueError) as error:
+        where = _place(function)
+        raise type(error)(f"message {message!r}: sets= of handler {where}: {error}") from None
+    return tuple(sets)
+
+
+def _place(function: Callable[..., Any]) -> str:
+    """Name, file and line of a handler."""
+    function = inspect.unwrap(_called(function))
+    code = getattr(function, "__code__", None)
+    where = f" ({code.co_filename}:{code.co_firstlineno})" if code else ""
+    return f"{function.__qualname__}{where}"
+
+
+def _called(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function itself, or what a partial or an object calls."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function if inspect.isroutine(function) else type(function).__call__
+
+
 def _parameters(message: str, function: Callable[..., Any]) -> tuple[Parameter, ...]:
     """What a handler's signature asks for."""
     hints = _hints(message, function)
@@ -323,12 +355,9 @@ def _parameters(message: str, function: Callable[..., Any]) -> tuple[Parameter, 
 
 
 def _hints(message: str, function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations, resolved, of a function or of what a partial or an object calls."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    annotated = function if inspect.isroutine(function) else type(function).__call__
+    """The annotations of a handler, resolved."""
     try:
-        return typing.get_type_hints(annotated)
+        return typing.get_type_hints(_called(function))
     except NameError as error:
         raise TypeError(f"message {message!r}: annotation can't be resolved: {error}") from None
 

@@ -257,6 +257,59 @@ def test_headers_that_can_not_be_sent_are_an_error_of_the_message(agent: Agent, 
     assert [str(error) for error in told] == ["txn.add: header 'a': CR, LF or NUL in its value"]
 
 
+# --- which variables it sets ---
+
+
+def test_the_variables_that_a_handler_may_set_are_kept(agent: Agent) -> None:
+    agent.message("m", sets=["txn.add", "sess.a.b"])(lambda: None)
+    agent.message("n")(lambda: None)
+    assert agent.handlers["m"].sets == ("txn.add", "sess.a.b")
+    assert agent.handlers["n"].sets == ()
+
+
+class CallableObject:
+    def __call__(self, a: int) -> None: ...
+
+
+def takes_one(a: int) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("handler", "function"),
+    [
+        (takes_one, takes_one),
+        (functools.partial(takes_one), takes_one),
+        (CallableObject(), CallableObject.__call__),
+        (CallableObject().__call__, CallableObject.__call__),
+    ],
+    ids=["function", "partial", "object", "method"],
+)
+@pytest.mark.parametrize(
+    ("sets", "error", "complaint"),
+    [
+        ("txn.a", TypeError, "a sequence of variables"),
+        (5, TypeError, "a sequence of variables"),
+        (None, TypeError, "a sequence of variables"),
+        ({"txn.a": 1}, TypeError, "a sequence of variables"),
+        ([5], TypeError, "named by a str, not int"),
+        ([["txn.a"]], TypeError, "list"),
+        (["txn.a", "a"], ValueError, "'a' names no variable"),
+        (["global.a"], ValueError, "'global.a' names no variable"),
+        (["txn."], ValueError, "names no variable"),
+        (["txn.a-b"], ValueError, "names no variable"),
+    ],
+    ids=str,
+)
+def test_what_is_no_list_of_variables_is_refused_with_its_place(
+    agent: Agent, handler: Any, function: Any, sets: Any, error: type[Exception], complaint: str
+) -> None:
+    with pytest.raises(error, match=complaint) as caught:
+        agent.message("m", sets=sets)(handler)
+    place = f"{function.__qualname__} ({__file__}:{function.__code__.co_firstlineno})"
+    assert f"message 'm': sets= of handler {place}: " in str(caught.value)
+    assert not agent.handlers
+
+
 # --- what a signature may not be ---
 
 
