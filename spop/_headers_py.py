@@ -1,4 +1,4 @@
-"""Header fields, in pure Python: kept as they came, and read one at a time when asked for.
+"""Header fields, in pure Python: kept as they came, and looked up there.
 
 `_headers.pyx` is the compiled twin, `spop.headers` chooses. The dispatcher makes a `Headers` of
 an argument, the codec sends one as BINARY; neither needs to know how it is kept.
@@ -40,31 +40,30 @@ class Headers:
         TypeError: a name or a value is neither str nor bytes.
     """
 
-    # `_data` has "name: value" lines, or to `_end` strings with their lengths, in pairs.
-    __slots__ = ("_data", "_end", "_lines")
+    # `_lines` are "name: value" lines, as bytes, until they are read into `_fields`.
+    __slots__ = ("_fields", "_lines")
 
     def __init__(self, fields: Headers | Fields = ()) -> None:
-        self._lines = isinstance(fields, str)
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._lines = b""
         if isinstance(fields, str):
-            self._data = _raw(fields)
-            self._end = len(self._data)
+            self._lines = _raw(fields)
         elif isinstance(fields, (bytes, bytearray, memoryview)):
-            self._data = bytes(fields)
-            self._end = _end_of_list(self._data)
+            self._fields = _of_strings(bytes(fields))
         else:
-            self._keep(fields.items() if isinstance(fields, (Mapping, Headers)) else fields)
+            pairs = fields.items() if isinstance(fields, (Mapping, Headers)) else fields
+            self._fields = [_pair(name, value) for name, value in pairs]
 
-    def _keep(self, fields: Iterable[tuple[Text, Text]]) -> None:
-        self._data = b"".join([_pair(name, value) for name, value in fields])
-        self._end = len(self._data)
-        self._lines = False
-
-    def _fields(self) -> Iterator[tuple[bytes, bytes]]:
-        return _of_lines(self._data) if self._lines else _of_strings(self._data, self._end)
+    def _read(self) -> list[tuple[bytes, bytes]]:
+        if self._lines:
+            self._fields, self._lines = list(_of_lines(self._lines)), b""
+        return self._fields
 
     def _values(self, name: Text) -> Iterator[str]:
         wanted = _raw(name).lower()
-        return (_text(value) for found, value in self._fields() if found.lower() == wanted)
+        if self._lines:
+            return (_text(value) for value in _in_lines(self._lines, wanted))
+        return (_text(value) for found, value in self._fields if found.lower() == wanted)
 
     @overload
     def get(self, name: Text) -> str | None: ...
@@ -88,28 +87,25 @@ class Headers:
         return self.get(name) is not None
 
     def __len__(self) -> int:
-        return sum(1 for _ in self._fields())
+        return len(self._read())
 
     def __iter__(self) -> Iterator[str]:
         """The name of each field, as often as it comes."""
-        return iter([_text(name) for name, _ in self._fields()])
+        return iter([_text(name) for name, _ in self._read()])
 
     def items(self) -> list[tuple[str, str]]:
         """Name and value of each field, as often as a name comes."""
-        return [(_text(name), _text(value)) for name, value in self._fields()]
+        return [(_text(name), _text(value)) for name, value in self._read()]
 
     @property
     def raw(self) -> list[tuple[bytes, bytes]]:
         """Name and value of each field, as bytes."""
-        return list(self._fields())
+        return list(self._read())
 
     def add(self, name: Text, value: Text) -> None:
         """Add a field behind the others."""
         pair = _pair(name, value)
-        if self._lines:
-            self._keep(self._fields())
-        self._data = self._data[: self._end] + pair
-        self._end = len(self._data)
+        self._read().append(pair)
 
     def names(self) -> bytes:
         """The names alone, as ``del-headers-bin`` takes them.
@@ -118,7 +114,7 @@ class Headers:
             ValueError: a name is no token.
         """
         out = bytearray()
-        for name, _ in self._fields():
+        for name, _ in self._read():
             _check_name(name)
             codec.encode_string(name, out)
         return bytes(out + b"\0")
@@ -126,7 +122,7 @@ class Headers:
     def __spop_binary__(self) -> bytes:
         """What the codec sends."""
         out = bytearray()
-        for name, value in self._fields():
+        for name, value in self._read():
             _check_name(name)
             if _UNSAFE.search(value):
                 raise ValueError(f"header {_text(name)!r}: CR, LF or NUL in its value")
@@ -160,40 +156,48 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
 
 
-def _pair(name: Text, value: Text) -> bytes:
-    return bytes(codec.encode_string(_raw(value), codec.encode_string(_raw(name))))
+def _pair(name: Text, value: Text) -> tuple[bytes, bytes]:
+    raw = _raw(value)
+    return _raw(name), raw
 
 
 def _of_lines(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """What stands in ``name: value`` lines; a line without a name or a colon is passed over."""
-    start = 0
-    while start < len(data):
-        stop = data.find(b"\n", start)
-        stop = len(data) if stop < 0 else stop
-        name, colon, value = data[start:stop].partition(b":")
+    """The fields of ``name: value`` lines. One without a name or a colon is passed over."""
+    for line in data.split(b"\n"):
+        name, colon, value = line.partition(b":")
         if name and colon:
-            yield name, value.removesuffix(b"\r").strip(b" \t")
-        start = stop + 1
+            yield name, _stripped(value)
 
 
-def _of_strings(data: bytes, end: int) -> Iterator[tuple[bytes, bytes]]:
-    offset = 0
-    while offset < end:
-        start, stop = codec._span(data, offset, end)
-        value, offset = codec._span(data, stop, end)
-        yield data[start:stop], data[value:offset]
+def _in_lines(data: bytes, wanted: bytes) -> Iterator[bytes]:
+    """The values of one name, in lower case; of the other lines nothing is made."""
+    if not wanted or b":" in wanted or b"\n" in wanted:
+        return
+    lines, key = b"\n" + data.lower(), b"\n" + wanted + b":"
+    start = lines.find(key)
+    while start >= 0:
+        start += len(key) - 1
+        stop = data.find(b"\n", start)
+        yield _stripped(data[start : stop if stop >= 0 else None])
+        start = lines.find(key, start)
 
 
-def _end_of_list(data: bytes) -> int:
-    """Where the two empty strings stand that end a list. HAProxy looks no further, either."""
-    offset = 0
+def _stripped(value: bytes) -> bytes:
+    return value.removesuffix(b"\r").strip(b" \t")
+
+
+def _of_strings(data: bytes) -> list[tuple[bytes, bytes]]:
+    """The fields before two empty strings, which end a list. HAProxy looks no further, either."""
+    fields: list[tuple[bytes, bytes]] = []
+    offset, end = 0, len(data)
     while True:
-        start, stop = codec._span(data, offset, len(data))
-        value, after = codec._span(data, stop, len(data))
+        start, stop = codec._span(data, offset, end)
+        value, after = codec._span(data, stop, end)
         if start == stop:
             if value != after:
                 raise InvalidFrameError(f"header without a name at byte {offset}")
-            return offset
+            return fields
+        fields.append((data[start:stop], data[value:after]))
         offset = after
 
 
