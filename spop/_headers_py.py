@@ -16,7 +16,7 @@ from spop.values import Buffer
 
 Default = TypeVar("Default")
 Text = str | bytes
-Fields = str | Buffer | Mapping[Text, Text] | Iterable[tuple[Text, Text]]
+Fields = str | Buffer | Mapping[str, Text] | Mapping[bytes, Text] | Iterable[tuple[Text, Text]]
 
 _TOKEN = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _UNSAFE = re.compile(rb"[\r\n\0]")

@@ -216,6 +216,23 @@ def test_both_forms_of_headers_are_given_as_headers(agent: Agent, ask: Any, sent
     }
 
 
+@pytest.mark.parametrize("sent", HDRS, ids=["req.hdrs", "req.hdrs_bin"])
+def test_handlers_that_wait_are_given_headers_as_well(agent: Agent, ask: Any, sent: Any) -> None:
+    agent.message("m", blocking=True)(headers_and_text)
+    ((route, values),) = ask(Message("m", hdrs=sent, text="x")).calls
+    assert route.call(values) == {"txn.all": "1,2,x"}
+
+
+def headers_and_text(hdrs: Headers, text: str) -> dict[str, str]:
+    return {"txn.all": ",".join([*hdrs.getlist("A"), text])}
+
+
+def test_a_test_gives_headers_to_a_handler(agent: Agent) -> None:
+    agent.message("m")(headers_and_text)
+    given = Headers([("a", "1"), ("A", "2")])
+    assert agent.test("m", hdrs=given, text="x") == {"txn.all": "1,2,x"}
+
+
 def test_headers_are_missing_as_other_arguments_are(agent: Agent, ask: Any) -> None:
     @agent.message("m")
     def handler(hdrs: Headers | None = None) -> dict[str, Any]:
