@@ -128,7 +128,7 @@ cdef inline int write_bytes(Writer *w, const void *data, Py_ssize_t length) exce
 
 cdef int grow(Writer *w, Py_ssize_t more) except -1
 cdef void release(Writer *w) noexcept
-cdef int write_actions(Writer *w, object actions) except -1
+cdef int write_answer(Writer *w, object answer) except -1
 cdef int write_varint(Writer *w, uint64_t value) except -1
 cdef Py_ssize_t begin_frame(
     Writer *w, int type, unsigned int flags, uint64_t stream_id, uint64_t frame_id,

@@ -590,8 +590,15 @@ cdef int write_signed(Writer *w, long long number) except -1:
     return write_varint(w, <uint64_t>number)
 
 
+cdef int write_address(Writer *w, int type_, object address, Py_ssize_t size) except -1:
+    cdef object packed = address.packed  # A subclass may have it of any type and length.
+    if type(packed) is not bytes or PyBytes_GET_SIZE(packed) != size:
+        raise TypeError(f"{type(address).__name__}.packed is not {size} bytes")
+    write_type(w, type_)
+    return write_bytes(w, PyBytes_AS_STRING(packed), size)
+
+
 cdef int write_value(Writer *w, object value) except -1:
-    cdef bytes raw
     if type(value) is int:
         write_plain_integer(w, value)
     elif value is None:
@@ -607,13 +614,9 @@ cdef int write_value(Writer *w, object value) except -1:
         write_type(w, T_STRING if isinstance(value, String) else T_BINARY)
         write_blob(w, bytes(value))
     elif isinstance(value, IPv4Address):
-        write_type(w, T_IPV4)
-        raw = value.packed
-        write_bytes(w, PyBytes_AS_STRING(raw), 4)
+        write_address(w, T_IPV4, value, 4)
     elif isinstance(value, IPv6Address):
-        write_type(w, T_IPV6)
-        raw = value.packed
-        write_bytes(w, PyBytes_AS_STRING(raw), 16)
+        write_address(w, T_IPV6, value, 16)
     else:
         raise TypeError(f"{type(value).__name__} has no SPOP type")
     return 0
@@ -700,15 +703,26 @@ cdef int write_action(Writer *w, object variable, object value) except -1:
 
 
 cdef int write_actions(Writer *w, object actions) except -1:
+    return write_actions_with(w, actions, None)
+
+
+cdef int write_answer(Writer *w, object answer) except -1:
+    """What a handler answers, where None removes the variable."""
+    return write_actions_with(w, answer, _unset)
+
+
+cdef int write_actions_with(Writer *w, object actions, object null) except -1:
+    """Write actions, with `null` in the place of None."""
     if type(actions) is dict:
         for variable, value in (<dict>actions).items():
-            write_action(w, variable, value)
+            write_action(w, variable, null if value is None else value)
     elif isinstance(actions, Mapping):
         for variable, value in actions.items():
-            write_action(w, variable, value)
+            write_action(w, variable, null if value is None else value)
     else:
         for action in actions:
-            write_action(w, action.variable, action.value)
+            value = action.value
+            write_action(w, action.variable, null if value is None else value)
     return 0
 
 
@@ -878,6 +892,10 @@ def decode_messages(buffer):
 
 def encode_actions(actions, bytearray out=None):
     return written(write_actions, actions, out)
+
+
+def encode_answer(answer, bytearray out=None):
+    return written(write_answer, answer, out)
 
 
 def decode_actions(buffer):

@@ -180,14 +180,24 @@ def encode_value(value: Value, out: bytearray | None = None) -> bytearray:
         encode_varint(len(raw), out)
         out += raw
     elif isinstance(value, IPv4Address):
+        packed = _packed(value, 4)
         out.append(6)
-        out += value.packed
+        out += packed
     elif isinstance(value, IPv6Address):
+        packed = _packed(value, 16)
         out.append(7)
-        out += value.packed
+        out += packed
     else:
         raise TypeError(f"{type(value).__name__} has no SPOP type")
     return out
+
+
+def _packed(address: IPv4Address | IPv6Address, size: int) -> bytes:
+    """The bytes of an address, which a subclass may have of any type and length."""
+    packed = address.packed
+    if type(packed) is not bytes or len(packed) != size:
+        raise TypeError(f"{type(address).__name__}.packed is not {size} bytes")
+    return packed
 
 
 def _integer_type(value: int) -> int:
@@ -410,16 +420,31 @@ def encode_actions(actions: Actions, out: bytearray | None = None) -> bytearray:
         TypeError, OverflowError: a value can't be encoded; the error names its variable.
         ValueError: a variable has no known scope or no valid name.
     """
+    return _encode_actions(actions, None, out)
+
+
+def encode_answer(answer: Actions, out: bytearray | None = None) -> bytearray:
+    """Append what a handler answers: as `encode_actions`, but None removes the variable.
+
+    A variable that is set to NULL makes HAProxy 1.8.0 read freed memory, and misleads 2.2.0. From
+    2.6 on it is removed, as every version does with UNSET-VAR.
+    """
+    return _encode_actions(answer, UNSET, out)
+
+
+def _encode_actions(actions: Actions, null: Any, out: bytearray | None) -> bytearray:
+    """Append actions, with `null` in the place of None."""
     if out is None:
         out = bytearray()
     start = len(out)
     try:
         if type(actions) is dict or isinstance(actions, Mapping):
             for variable, value in actions.items():
-                _action(variable, value, out)
+                _action(variable, null if value is None else value, out)
         else:
             for action in actions:
-                _action(action.variable, action.value, out)
+                value = action.value
+                _action(action.variable, null if value is None else value, out)
     except BaseException:
         del out[start:]
         raise

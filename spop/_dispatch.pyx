@@ -16,7 +16,7 @@ from spop._codec cimport (
     MAX_CONTROL_SIZE, NOTIFY, T_BINARY, T_INT32, T_NULL, T_STRING, T_UINT64, UNSET_FRAME,
     Field, Header, Reader, Writer, announced_length, argument_value, begin_frame, decode_frame,
     field_value, finish_frame, frame_length, name_text, new_message, read_field, read_header,
-    read_span, release, text, use_stack, write_actions, write_bytes,
+    read_span, release, text, use_stack, write_answer, write_bytes,
 )
 
 from spop._dispatch_py import MISSING, Call, Deferred, Running
@@ -676,9 +676,9 @@ cdef class Dispatcher:
             if route.takes_ack:
                 for i in range(route.size):
                     if route.kinds[i] == KIND_ACK:
-                        write_actions(w, (<object>values[i]).actions)
+                        write_answer(w, (<object>values[i]).actions)
             if result is not None:
-                write_actions(w, result)
+                write_answer(w, result)
         except BaseException as error:  # Whatever it is, the loop goes on and the peer waits.
             w.length = start
             self.fail(route, error)

@@ -562,7 +562,7 @@ class Dispatcher:
                 message.name, message.stream_id, message.frame_id, message.connection
             )
             for result in call.results(call.run()):
-                codec.encode_actions(result, ack)
+                codec.encode_answer(result, ack)
         except BaseException as error:  # Whatever it is, the loop goes on and the peer waits.
             del ack[start:]
             self.fail(route, error)

@@ -132,11 +132,12 @@ cdef class FastPath:
         """One recv, one pass, one send. True: that was all."""
         cdef unsigned char stack[4096]
         cdef Writer w
-        cdef list frames = []
+        cdef list frames = None
         cdef bint done
         error, acks = None, b""
         use_stack(&w, stack, sizeof(stack))
         try:
+            frames = []
             done = self.receive(frames, &w)
             if not done:
                 acks = PyBytes_FromStringAndSize(<const char *>w.data, w.length)

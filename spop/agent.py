@@ -137,7 +137,7 @@ class Agent:
         become "_". A parameter annotated `Message` is given the message, one annotated `Ack`
         the answer to fill in. An argument that the message lacks, or that is NULL where the
         annotation excludes None, is the parameter's default. The handler returns
-        ``{"scope.name": value}``, where `UNSET` removes a variable, or None.
+        ``{"scope.name": value}``, where `UNSET` or None removes a variable, or None.
 
         Args:
             name: as in ``spoe-message``.
@@ -292,7 +292,7 @@ def _encoded(
 ) -> bytes:
     """What answers for a handler, encoded now, as no one could answer for an error in it."""
     try:
-        return bytes(codec.encode_actions(actions or {}))
+        return bytes(codec.encode_answer(actions or {}))
     except Exception as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{name} of the handler in {_place(function)}: {error}") from None

@@ -27,6 +27,7 @@ decode_kv_list = _codec.decode_kv_list
 encode_messages = _codec.encode_messages
 decode_messages = _codec.decode_messages
 encode_actions = _codec.encode_actions
+encode_answer = _codec.encode_answer
 decode_actions = _codec.decode_actions
 encode_notify = _codec.encode_notify
 encode_ack = _codec.encode_ack

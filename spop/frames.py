@@ -202,12 +202,12 @@ class Ack(_Plain):
         self.aborted = aborted
 
     def set(self, scope: str, name: str, value: Value) -> Self:
-        """Have HAProxy set variable `name` of `scope` (``"proc"`` … ``"res"``).
+        """Have HAProxy set variable `name` of `scope` (``"proc"`` … ``"res"``); None removes it.
 
         Raises:
             ValueError: there is no such scope.
         """
-        return self._act(scope, name, value)
+        return self._act(scope, name, UNSET if value is None else value)
 
     def unset(self, scope: str, name: str) -> Self:
         """Have HAProxy remove variable `name` of `scope`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -22,7 +24,7 @@ from haproxy import wait_until
 from prometheus_client.parser import text_string_to_metric_families
 from serving import Served, served, wait_until_serving
 
-from spop import Agent, Client, Message
+from spop import Agent, Client, Message, RefusedError, SpopError
 from spop.constants import Capability
 
 AGENT = """
@@ -108,6 +110,50 @@ def test_the_pages_of_a_server_in_a_program(agent: Agent) -> None:
         assert metrics(base)["spop_message_seconds_count", "check"] == 1
     with pytest.raises(OSError, match="refused"):
         get(base, "/healthz")
+
+
+def is_answered(client: Client) -> bool:
+    try:
+        return client.notify("check", ip=IPv4Address(1)).variables == {"txn.score": 1}
+    except (SpopError, OSError):
+        return False
+
+
+def is_refused(address: str) -> bool:
+    try:
+        with Client(address):
+            return False
+    except RefusedError:
+        return True
+
+
+@pytest.mark.parametrize("dead", ["spop-loop-0", "spop-loop-1"])
+def test_a_server_in_a_program_whose_thread_dies_is_neither_healthy_nor_ready(
+    agent: Agent, dead: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Death(BaseException):
+        pass
+
+    with (
+        agent.serve_in_background(admin="127.0.0.1:0", threads=2) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        address = str(server.address)
+        clients = [stack.enter_context(Client(address)) for _ in range(2)]
+        assert all(map(is_answered, clients))  # One in each loop.
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == dead)
+        assert thread.ident is not None
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(thread.ident), ctypes.py_object(Death)
+        )
+        server.connections()  # Wakes the loops.
+        base = str(server.admin_address)
+        wait_until(lambda: get(base, "/healthz")[0] == 503, "the end of health")
+        assert get(base, "/readyz")[0] == 503
+        wait_until(lambda: is_refused(address), "the end of accepting")
+        assert sorted(map(is_answered, clients)) == [False, True]
+    assert f"{dead} died" in caplog.text
+    assert not any(thread.name.startswith("spop-") for thread in threading.enumerate())
 
 
 def test_metrics_are_right_over_processes(tmp_path: Path) -> None:

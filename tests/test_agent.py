@@ -137,8 +137,8 @@ def test_defaults_stand_in_for_what_is_missing_or_null(agent: Agent, ask: Any) -
     assert ask(Message("m")) == {"sess.a": "-", "sess.b": "-", "sess.c": "-"}
     assert ask(Message("m", a=None, b=None, c=None)) == {
         "sess.a": "-",
-        "sess.b": None,
-        "sess.c": None,
+        "sess.b": UNSET,
+        "sess.c": UNSET,
     }
 
 
@@ -154,6 +154,20 @@ def test_message_and_ack_are_given_by_annotation(agent: Agent, ask: Any) -> None
         return {"sess.a": a}
 
     assert ask(Message("m", a=1, b=2)) == {"txn.args": 2, "req.gone": UNSET, "sess.a": 1}
+
+
+def test_none_removes_a_variable(agent: Agent, ask: Any) -> None:
+    answers: list[Ack] = []
+
+    @agent.message("m", on_error={"txn.c": None})
+    def handler(answer: Ack, fails: bool = False) -> dict[str, Any]:
+        answers.append(answer.set("txn", "a", None))
+        answer.actions.append(Action("txn", "d", None))
+        return {"txn.b": object() if fails else None}
+
+    assert ask(Message("m")) == agent.test("m") == dict.fromkeys(["txn.a", "txn.b", "txn.d"], UNSET)
+    assert ask(Message("m", fails=True)) == {"txn.c": UNSET}
+    assert answers[0].variables["txn.a"] is UNSET
 
 
 def test_text_is_given_as_bytes_to_who_wants_bytes(agent: Agent, ask: Any) -> None:

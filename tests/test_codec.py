@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv6Address
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any
 
 import pytest
@@ -194,6 +194,34 @@ def test_set_var_and_unset_var_are_those_of_the_table(twin: ModuleType) -> None:
     assert twin.encode_actions(actions) == raw
     assert twin.encode_actions({"sess.a": 5, "txn.b": UNSET}) == raw
     assert twin.decode_actions(raw) == actions
+
+
+@pytest.mark.parametrize("packed", [b"", b"abc", b"abcde", b"a" * 17, None, "abcd", bytearray(4)])
+@pytest.mark.parametrize("kind", [IPv4Address, IPv6Address])
+def test_an_address_of_another_length_than_its_type_is_an_error(
+    twin: ModuleType, kind: type, packed: Any
+) -> None:
+    address = type("Odd", (kind,), {"packed": packed})(1)
+    size = 4 if kind is IPv4Address else 16
+    with pytest.raises(TypeError, match=rf"^Odd\.packed is not {size} bytes$"):
+        twin.encode_value(address)
+    out = bytearray(b"before")
+    with pytest.raises(TypeError, match=rf"^sess\.a: Odd\.packed is not {size} bytes$"):
+        twin.encode_actions({"sess.a": address}, out)
+    assert out == b"before"
+
+
+def test_none_is_null_for_the_codec_and_unset_in_an_answer(twin: ModuleType) -> None:
+    null, unset = bytes.fromhex("0103010161" + "00"), bytes.fromhex("0202010161")
+    for actions in ({"sess.a": None}, MappingProxyType({"sess.a": None})):
+        assert (twin.encode_actions(actions), twin.encode_answer(actions)) == (null, unset)
+    actions = [Action("sess", "a", None)]
+    assert (twin.encode_actions(actions), twin.encode_answer(actions)) == (null, unset)
+    assert twin.encode_ack(1, 1, actions).endswith(null)
+    assert twin.encode_answer({"sess.a": UNSET}) == unset
+    assert twin.encode_answer({"sess.a": False, "sess.b": 0, "sess.c": ""}) == (
+        twin.encode_actions({"sess.a": False, "sess.b": 0, "sess.c": ""})
+    )
 
 
 @pytest.mark.parametrize(

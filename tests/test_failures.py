@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
+import socket
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from haproxy import wait_until
+from serving import served, wait_until_serving
 
-from spop import Agent, Client, Message
-from spop.connection import Disconnect, Peer
+from spop import Agent, Client, Message, codec
+from spop.connection import Disconnect, EngineConnection, Peer
 from spop.counters import RouteCell
 from spop.logs import FORMATTERS
+from spop.poller import READ
 
 PEER = Peer("peer:1", "2.0", 16380, frozenset())
 
@@ -161,6 +167,82 @@ def test_a_task_that_a_handler_started_does_not_end_the_asyncio_thread(
         for _ in range(2):
             assert client.notify("async").variables == {"txn.async": 1}
     assert failures(caplog) == ["a task of a handler failed"]
+
+
+# --- memory ---
+
+
+def test_a_port_tells_of_memory_that_it_cannot_have(dispatch: ModuleType) -> None:
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    told: list[Any] = []
+    route = dispatch.Route("m", raising(ValueError()))
+    dispatcher = dispatch.Dispatcher([route], no_memory, buffer=bytearray(4096))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        port = dispatch.Port(dispatcher, ours.fileno(), "it", None, lambda *what: told.append(what))
+        port.agree(16380, False, 1, PEER, None)
+        port.open = True
+        theirs.sendall(codec.encode_notify(1, 1, [Message("m")]))
+        port(READ)
+    ((connection, *_, error),) = told
+    assert connection == "it"
+    assert isinstance(error, MemoryError)
+
+
+GREEDY = """
+import os, re, resource
+from spop import Agent
+
+agent = Agent("limited", max_payload_size=1 << 30)
+
+@agent.message("limit")
+def limit():
+    size = 1024 * int(re.search("VmSize:\\s*([0-9]+)", open("/proc/self/status").read())[1])
+    size += 200 * 1024 * 1024
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+
+@agent.message("check")
+def check():
+    return {"txn.pid": os.getpid()}
+"""
+
+
+def ends_while_it_sends(sock: socket.socket) -> bool:
+    """Send 48 MB in fragments, and not the last one. True: the connection ended before."""
+    protocol = EngineConnection()
+    sock.sendall(protocol.data_to_send())
+    protocol.receive_data(sock.recv(4096))
+    protocol.begin_fragments(1, 1, bytes(16_000))
+    try:
+        for _ in range(3_000):
+            sock.sendall(protocol.data_to_send())
+            protocol.continue_fragments(1, 1, bytes(16_000), final=False)
+    except OSError:
+        return True
+    return False
+
+
+def test_a_peer_that_takes_the_last_memory_loses_its_connection_and_no_more(
+    tmp_path: Path,
+) -> None:
+    module, path = tmp_path / "limited.py", f"{tmp_path}/agent.sock"
+    module.write_text(GREEDY)
+    with served("--bind", f"unix:{path}", target=f"{module}:agent") as process:
+        wait_until_serving(process)
+        with Client(f"unix:{path}") as client:
+            pid = client.notify("check").variables["txn.pid"]
+            client.notify("limit")
+        with contextlib.ExitStack() as greedy:
+            ended = False
+            while not ended:
+                sock = greedy.enter_context(socket.socket(socket.AF_UNIX))
+                sock.connect(path)
+                ended = ends_while_it_sends(sock)
+        with Client(f"unix:{path}") as client:
+            assert client.notify("check").variables["txn.pid"] == pid
+        assert "MemoryError" in process.log
 
 
 # --- hooks ---

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from haproxy import HAProxy, Load, installed, version, wait_until
 
-from spop import Agent, Message
+from spop import Ack, Agent, Message
 from spop.counters import Cell
 from spop.server import Server
 
@@ -219,6 +219,30 @@ def test_a_handler_that_fails_costs_no_timeout(haproxy_binary: str, tmp_path: Pa
     assert answer.location == "/failed"
     assert answer.seconds < 5
     assert agent.errors == {"check": 1}
+
+
+def test_none_removes_a_variable(haproxy_binary: str, tmp_path: Path) -> None:
+    agent = Agent()
+
+    @agent.message("check")
+    def check(ip: IPv4Address, ack: Ack) -> dict[str, None]:
+        ack.set("txn", "score", ip.packed[-1])
+        return {} if ip.packed[-1] == 1 else {"txn.score": None}
+
+    with (
+        agent.serve_in_background() as server,
+        HAProxy(
+            haproxy_binary,
+            tmp_path,
+            agent=str(server.address),
+            spoe=SPOE.format(options=""),
+            rules="http-request redirect location /set if { var(txn.test.score) -m found }\n"
+            "    http-request redirect location /unset if !{ var(txn.test.score) -m str 1 }",
+        ) as proxy,
+    ):
+        proxy.wait_until_up()
+        assert proxy.request("127.0.0.1").location == "/set"
+        assert proxy.request("127.0.0.2").location == "/unset"
 
 
 def test_requests_during_the_stop_of_an_agent_are_answered(

@@ -10,6 +10,8 @@ import re
 import signal
 import socket
 import tempfile
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address
@@ -63,6 +65,35 @@ def write_agent(folder: Path, version: int = 1) -> Path:
     path = folder / "tested_agent.py"
     path.write_text(AGENT.format(version=version))
     return path
+
+
+DYING_AGENT = """
+import ctypes, os, threading
+from spop import Agent
+
+agent = Agent("dying")
+
+class Death(BaseException):
+    pass
+
+def kill(name):
+    (thread,) = (t for t in threading.enumerate() if t.name == name)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident), ctypes.py_object(Death))
+    return {"txn.pid": os.getpid()}
+
+@agent.message("kill", blocking=True)
+def kill_loop(name: str):
+    return kill(name)
+
+@agent.message("kill-from-loop")
+def kill_pool(name: str):
+    return kill(name)
+
+@agent.message("pid", blocking=True)
+def pid():
+    return {"txn.pid": os.getpid()}
+"""
 
 
 @pytest.fixture
@@ -126,6 +157,43 @@ def test_a_killed_worker_is_replaced_and_its_frames_are_counted(
         wait_until(lambda: len(process.workers()) == 2, "the new worker")
         with Client(address) as another:
             assert ask(another)["txn.score"] == 7
+
+
+@pytest.mark.parametrize(
+    ("message", "thread"), [("kill", "spop-loop-0"), ("kill-from-loop", "spop-pool-1")]
+)
+def test_a_worker_with_a_thread_that_dies_ends_and_is_restarted(
+    tmp_path: Path, address: str, message: str, thread: str
+) -> None:
+    path = tmp_path / "dying_agent.py"
+    path.write_text(DYING_AGENT)
+    with served("--bind", address, target=f"{path}:agent") as process:
+        wait_until_serving(process)
+        with Client(address, timeout=10) as client:
+            victim = client.notify("pid").variables["txn.pid"]
+            with contextlib.suppress(SpopError, OSError):
+                client.notify(message, name=thread)
+                client.notify("pid")
+        process.wait_for_log(f"worker {victim} died: exit status 1")
+        assert f"{thread} died" in process.log
+        assert "  | Traceback" in process.log
+        wait_until(lambda: process.workers() not in ([], [victim]), "the new worker")
+        with Client(address, timeout=10) as client:
+            assert client.notify("pid").variables["txn.pid"] != victim
+
+
+def test_a_program_that_serves_ends_with_a_thread_that_dies(tmp_path: Path, address: str) -> None:
+    path = tmp_path / "dying_agent.py"
+    path.write_text(DYING_AGENT + f"\nagent.serve({address!r})\n")
+    with subprocess.Popen([sys.executable, path], stderr=subprocess.PIPE, text=True) as process:
+        wait_until(lambda: os.path.exists(address.removeprefix("unix:")), "the socket")
+        with contextlib.suppress(SpopError, OSError), Client(address, timeout=10) as client:
+            client.notify("kill", name="spop-loop-0")
+            client.notify("pid")
+        _, told = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "spop-loop-0 died" in told
+    assert "Death" in told
 
 
 def test_service_goes_on_when_a_worker_is_killed_under_load(

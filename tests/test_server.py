@@ -20,6 +20,7 @@ from haproxy import wait_until
 from serving import served, wait_until_serving
 
 from spop import (
+    UNSET,
     Ack,
     Agent,
     Client,
@@ -160,6 +161,34 @@ def test_kinds_of_handlers_may_be_mixed_in_a_notify(agent: Agent, gate: Gate) ->
         )
     assert [action[1:] for action in ack.actions] == [("n", 1), ("score", 5), ("n", 2)]
     assert agent.errors == {"failing-async": 1}
+
+
+@pytest.mark.parametrize("kind", ["inline", "blocking", "async"])
+def test_none_in_an_answer_removes_the_variable(gate: Gate, kind: str) -> None:
+    agent = Agent()
+    limits: dict[str, Any] = (
+        {} if kind == "inline" else {"timeout": 1, "on_timeout": {"txn.c": None}}
+    )
+    answers = {"on_error": {"txn.b": None}, **limits}
+
+    def answer(ack: Ack, fails: bool = False, hangs: bool = False) -> dict[str, Any]:
+        if hangs:
+            gate.wait()
+        ack.set("txn", "a", None)
+        return {"txn.d": 1.5 if fails else None}
+
+    if kind == "async":
+
+        @agent.message("m", **answers)
+        async def handler(ack: Ack, fails: bool = False, hangs: bool = False) -> dict[str, Any]:
+            return await asyncio.to_thread(answer, ack, fails, hangs)
+    else:
+        agent.message("m", blocking=kind == "blocking", **answers)(answer)
+    with agent.serve_in_background() as server, Client(str(server.address)) as client:
+        assert client.notify("m").variables == {"txn.a": UNSET, "txn.d": UNSET}
+        assert client.notify("m", fails=True).variables == {"txn.b": UNSET}
+        if kind != "inline":
+            assert client.notify("m", hangs=True).variables == {"txn.c": UNSET}
 
 
 def test_an_answer_too_big_for_a_frame_is_empty(agent: Agent) -> None:

@@ -93,6 +93,15 @@ def test_ack(stream_id: int, frame_id: int, sent: dict[str, Any], abort: bool) -
         assert ack.aborted == abort
 
 
+@given(actions)
+def test_answers(sent: dict[str, Any]) -> None:
+    encoded = _codec.encode_answer(sent)
+    assert encoded == _codec_py.encode_answer(sent)
+    assert encoded == codec.encode_actions(
+        {name: UNSET if value is None else value for name, value in sent.items()}
+    )
+
+
 def outcome(function: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         return function(*args, **kwargs)

@@ -120,7 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.OK, type_, body)
 
     def _health(self) -> None:
-        if self.server.status(connections=False) is None:
+        status = self.server.status(connections=False)
+        if status is None or not status["alive"]:
             self._unavailable()
         else:
             self._answer(HTTPStatus.OK, TEXT, "ok\n")

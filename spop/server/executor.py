@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from spop.agent import Agent, HandlerInfo
-from spop.codec import encode_actions
+from spop.codec import encode_answer
 from spop.context import set_source
 from spop.counters import Cell, Cells
 from spop.dispatch import Call, Running
@@ -25,6 +25,10 @@ from spop.errors import HandlerError
 from spop.logs import SafeLogger
 
 logger = SafeLogger("spop.server")
+
+
+Died = Callable[[BaseException], object]
+"""Told by a thread of the server's why it can't go on."""
 
 
 class Job:
@@ -96,9 +100,10 @@ class _Threads:
     where there is more: short jobs are run by few threads, and one that blocks holds up no other.
     """
 
-    def __init__(self, size: int, run: Callable[[Job], object]) -> None:
+    def __init__(self, size: int, run: Callable[[Job], object], died: Died) -> None:
         self._size = size
         self._run = run
+        self._died = died
         self._jobs: deque[Job] = deque()
         self._wakeups: SimpleQueue[None] = SimpleQueue()
         self._lock = threading.Lock()
@@ -138,14 +143,17 @@ class _Threads:
             # Else all are at work, and whoever is done first goes on with it.
 
     def _work(self) -> None:
-        while not self._stopped:
-            self._waking = False
-            self._run_all()
-            with self._lock:
-                if self._jobs:
-                    continue
-                self._idle += 1
-            self._wakeups.get()
+        try:
+            while not self._stopped:
+                self._waking = False
+                self._run_all()
+                with self._lock:
+                    if self._jobs:
+                        continue
+                    self._idle += 1
+                self._wakeups.get()
+        except BaseException as error:
+            self._died(error)
 
     def _run_all(self) -> None:
         while self._jobs:
@@ -164,11 +172,15 @@ class Executor:
         pool_size: threads for blocking handlers; they start as they are needed.
         max_queue: jobs that may wait for a thread, and asynchronous ones that may run.
         cells: the row in which it counts.
+        died: called by a thread that can't go on.
     """
 
-    def __init__(self, agent: Agent, pool_size: int, max_queue: int, cells: Cells) -> None:
+    def __init__(
+        self, agent: Agent, pool_size: int, max_queue: int, cells: Cells, died: Died
+    ) -> None:
         self._handlers = agent.handlers
-        self._threads = _Threads(pool_size, self._run)
+        self._died = died
+        self._threads = _Threads(pool_size, self._run, died)
         self._max_queue = max_queue
         self._cells = cells
         self._lock = threading.Lock()
@@ -183,6 +195,7 @@ class Executor:
         self._asyncio_thread: threading.Thread | None = None
         self._starting: deque[Job] = deque()
         self._start_ordered = False
+        self._stopped = False
         self._running_tasks: set[asyncio.Task[None]] = set()
         self.busy = 0
         """Blocking handlers that run now."""
@@ -192,9 +205,20 @@ class Executor:
         if any(handler.asynchronous for handler in self._handlers.values()):
             self._asyncio = asyncio.new_event_loop()
             self._asyncio_thread = threading.Thread(
-                target=_run_asyncio, args=(self._asyncio,), name="spop-asyncio", daemon=True
+                target=self._run_asyncio, args=(self._asyncio,), name="spop-asyncio", daemon=True
             )
             self._asyncio_thread.start()
+
+    def _run_asyncio(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Run the loop until `stop`, whatever handlers, and tasks they left behind, do to it."""
+        while not self._stopped:
+            try:
+                loop.run_forever()
+            except (KeyboardInterrupt, SystemExit) as error:  # asyncio lets these two through.
+                logger.failure(error, "a task of a handler failed")
+            except BaseException as error:
+                self._died(error)
+                return
 
     def submit(self, job: Job) -> None:
         """Run a job after the next `start_jobs`, once there is room for it.
@@ -230,7 +254,9 @@ class Executor:
         """Cancel what still runs and end the threads."""
         loop, thread = self._asyncio, self._asyncio_thread
         if loop is not None and thread is not None:
-            asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result()
+            if thread.is_alive():
+                asyncio.run_coroutine_threadsafe(_cancel_all(), loop).result()
+            self._stopped = True
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
             loop.close()
@@ -297,17 +323,6 @@ class Executor:
         self._cells[Cell.RUNNING] = self.busy + self._tasks
 
 
-def _run_asyncio(loop: asyncio.AbstractEventLoop) -> None:
-    """Run the loop until it is stopped, whatever a task that a handler left behind raises."""
-    while True:
-        try:
-            loop.run_forever()
-        except (KeyboardInterrupt, SystemExit) as error:  # asyncio lets these two through.
-            logger.failure(error, "a task of a handler failed")
-        else:
-            return
-
-
 async def _cancel_all() -> None:
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
@@ -320,7 +335,7 @@ def encode_results(call: Call, returned: Any, payload: bytearray) -> None:
     start = len(payload)
     try:
         for result in call.results(returned):
-            encode_actions(result, payload)
+            encode_answer(result, payload)
     except BaseException:
         del payload[start:]
         raise

@@ -67,6 +67,8 @@ class Shared(Protocol):
     admission: Admission
     tls: ssl.SSLContext | None
 
+    def thread_died(self, error: BaseException) -> None: ...
+
 
 class Connection:
     """A socket, its protocol, and what is still to be sent.
@@ -159,6 +161,7 @@ class Loop:
         self._engines = shared.engines
         self._admission = shared.admission
         self._tls = shared.tls
+        self._died = shared.thread_died
         self._buffer = bytearray(RECV_SIZE)
         self._dispatcher = shared.agent.dispatcher(
             cells=cells,
@@ -190,6 +193,11 @@ class Loop:
     def load(self) -> int:
         """How many connections it has."""
         return len(self._connections)
+
+    @property
+    def alive(self) -> bool:
+        """It serves, or will once it is started."""
+        return self._running
 
     def call_soon(self, call: Callable[[], object]) -> None:
         """Have `call` run in the loop's thread."""
@@ -282,6 +290,15 @@ class Loop:
         )
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:
+            self._running = False
+            self._died(error)
+        finally:
+            self._close()
+
+    def _serve(self) -> None:
         set_source(lambda: self._dispatcher.running)
         run, wait = self._poller.run, 0.0 if self._timers else None
         while self._running:
@@ -296,7 +313,6 @@ class Loop:
             elif calls:
                 self._run_calls(calls)
             wait = self._run_timers() if self._timers else None
-        self._close()
 
     def _ready(self, connection: Connection, events: int) -> None:
         try:
@@ -479,9 +495,11 @@ class Loop:
             logger.info("disconnected %s: %d %r", address, reason.code, reason.message)
 
     def _lost(self, connection: Connection, reason: str) -> None:
-        if connection.peer is not None:
-            self._ended(connection, Disconnect(Status.IO, reason, True))
-        self._remove(connection)
+        try:
+            if connection.peer is not None:
+                self._ended(connection, Disconnect(Status.IO, reason, True))
+        finally:
+            self._remove(connection)
 
     def _linger(self, connection: Connection) -> None:
         """Close in a way that lets the peer read what was sent, even if it still sends."""
@@ -644,9 +662,10 @@ class Loop:
                     return
             except (BlockingIOError, ConnectionAbortedError):
                 return
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 self.cells[Cell.ACCEPT_ERRORS] += 1
-                logger.error("cannot accept connections: %s", error.strerror)
+                why = getattr(error, "strerror", "out of memory")
+                logger.error("cannot accept connections: %s", why)
                 self.pause_listener(listener, hand_out, 0.5)
                 return
 

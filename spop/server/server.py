@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import os
 import signal
 import socket
 import ssl
@@ -72,7 +74,11 @@ class Server:
         self.tls = tls or server_context(self.options)
         self._rows = _rows(cells, self.options.threads + 1, row_size(len(agent.handlers)))
         self.executor = Executor(
-            agent, self.options.pool_size, self.options.max_queue, self._rows[-1]
+            agent,
+            self.options.pool_size,
+            self.options.max_queue,
+            self._rows[-1],
+            self.thread_died,
         )
         self._owns_listeners = listeners is None
         self._listeners = listeners or []
@@ -83,6 +89,10 @@ class Server:
         self._refusals = RateLimitedLog(logger, per_second=1)
         self._admin: Any = None
         self.draining = False
+        self.alive = True
+        """No thread has died of what it can't go on with."""
+        self.ends_process = False
+        """Such a death ends the process with status 1. Else it ends accepting and readiness."""
 
     @property
     def addresses(self) -> list[Address]:
@@ -209,6 +219,20 @@ class Server:
             loop.call_soon(event.set)
         return all(event.wait(timeout) for event in events)
 
+    def thread_died(self, error: BaseException) -> None:
+        """Called by a loop or a thread of the executor that can't go on, in that thread.
+
+        The service without it would be half dead, so something has to start it again.
+        """
+        logger.failure(error, "%s died", threading.current_thread().name)
+        self.alive = False
+        if self.ends_process:
+            try:
+                logging.shutdown()
+            finally:
+                os._exit(1)
+        self.stop_accepting()
+
     def status(self, *, connections: bool = True) -> dict[str, Any]:
         """All there is to see, as JSON can have it."""
         return {
@@ -216,7 +240,8 @@ class Server:
             "version": __version__,
             "codec": codec.IMPLEMENTATION,
             "started": self._started,
-            "ready": bool(self._loops) and not self.draining,
+            "alive": self.alive,
+            "ready": bool(self._loops) and self.alive and not self.draining,
             "workers": [],
             "restarts": 0,
             "frames_lost": 0,
@@ -242,7 +267,10 @@ class Server:
             stopped.set()
 
         first.call_soon(stop)
-        stopped.wait()
+        while not stopped.wait(0.1):
+            if not first.alive:
+                self._close_listeners()
+                return
 
     def hand_over(self, give_away: GiveAway) -> None:
         """Stop, and have every connection go on in another process. As `stop` otherwise."""
@@ -283,6 +311,7 @@ class Server:
         Raises:
             OSError: an address can't be listened on.
         """
+        self.ends_process = True
         with Signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) as signals, self:
             while signals.wait() == signal.SIGUSR1:
                 self.log_connections()

@@ -541,6 +541,7 @@ class Supervisor:
             "version": __version__,
             "codec": codec.IMPLEMENTATION,
             "started": self._started,
+            "alive": True,
             "ready": bool(self._current(ready=True)) and not self._stopping,
             "workers": [
                 {

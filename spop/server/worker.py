@@ -49,6 +49,7 @@ def run_worker(
         server = Server(
             load(), listeners=listeners, cells=cells, balance=balance, tls=tls, options=options
         )
+        server.ends_process = True
     except Exception as error:
         channel.send({"type": "failed", "error": str(error) or type(error).__name__})
         return 2
