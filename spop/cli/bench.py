@@ -15,6 +15,7 @@ from spop.address import Address
 from spop.cli.notation import parse_argument, parse_messages
 from spop.cli.parameters import ADDRESS, timeout_option
 from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE
+from spop.errors import reason
 from spop.frames import Message
 from spop.load import report
 from spop.load.generator import MODES, Plan
@@ -208,7 +209,7 @@ def _write(
         if plot is not None:
             report.write_plot(plot, {shown["plan"]["address"]: shown})
     except OSError as error:
-        raise click.UsageError(f"cannot write {error.filename}: {error.strerror}") from None
+        raise click.UsageError(f"cannot write {error.filename}: {reason(error)}") from None
 
 
 class _Progress:

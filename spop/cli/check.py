@@ -10,10 +10,10 @@ from typing import Any
 import click
 
 from spop.address import Address
-from spop.cli.parameters import ADDRESS, reason, timeout_option
+from spop.cli.parameters import ADDRESS, timeout_option
 from spop.cli.wire import Wire
 from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE
-from spop.errors import SpopError
+from spop.errors import SpopError, reason
 
 
 @click.command()

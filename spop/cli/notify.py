@@ -15,10 +15,10 @@ from spop.cli import tree
 from spop.cli.decode import Decoder, Found
 from spop.cli.notation import as_json as value_as_json
 from spop.cli.notation import parse_messages, show, type_name
-from spop.cli.parameters import ADDRESS, reason, timeout_option
+from spop.cli.parameters import ADDRESS, timeout_option
 from spop.cli.wire import Wire
 from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE, Status
-from spop.errors import SpopError
+from spop.errors import DisconnectedError, SpopError, reason
 from spop.frames import Ack, Message
 from spop.values import UNSET
 
@@ -86,14 +86,19 @@ def _exchange(wire: Wire, messages: list[Message], address: str, as_json: bool) 
         try:
             ack = stack.enter_context(wire).notify(messages)
         except (OSError, SpopError) as error:
-            status = getattr(error, "code", None)
-            shown = f" (status {status})" if status is not None else ""
-            click.echo(f"Error: {address}: {reason(error)}{shown}", err=True)
+            click.echo(f"Error: {address}: {_why(error)}", err=True)
             sys.exit(1)
         _print(ack, as_json)
     end = wire.end
     if end is not None and end.code not in (Status.NORMAL, Status.IO):
-        click.echo(f"{address}: after the ACK: {end.message} (status {end.code})", err=True)
+        click.echo(
+            f"{address}: after the ACK: {_why(DisconnectedError(end.message, end.code))}", err=True
+        )
+
+
+def _why(error: Exception) -> str:
+    status = getattr(error, "code", None)
+    return reason(error) + (f" (status {status})" if status is not None else "")
 
 
 def _print(ack: Ack, as_json: bool) -> None:

@@ -35,9 +35,3 @@ def timeout_option(seconds: float) -> Callable[[Any], Any]:
         "--timeout", type=click.FloatRange(0.001), default=seconds, show_default=True,
         help="Seconds to wait for a connection, a HELLO or an ACK.",
     )  # fmt: skip
-
-
-def reason(error: BaseException) -> str:
-    """Why, in words, on one line."""
-    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from spop.engine.samples.arguments import parse_hex, parse_int, parse_ipv6, parse_mask4, parse_mask6
 from spop.engine.samples.regexes import compile_regex
 from spop.engine.samples.types import SampleType, byte_length, raw
+from spop.errors import reason
 
 T = TypeVar("T")
 Address = IPv4Address | IPv6Address
@@ -295,7 +296,7 @@ def read_patterns(path: str) -> list[str]:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise ValueError(f"can't read '{path}': {error.strerror}") from None
+        raise ValueError(f"can't read '{path}': {reason(error)}") from None
     lines = data.decode("utf-8", "surrogateescape").replace("\r", "\n").split("\n")
     stripped = (line.lstrip(" \t") for line in lines if not line.startswith("#"))
     return [line for line in stripped if line]
