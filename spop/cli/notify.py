@@ -15,9 +15,9 @@ from spop.cli import tree
 from spop.cli.decode import Decoder, Found
 from spop.cli.notation import as_json as value_as_json
 from spop.cli.notation import parse_messages, show, type_name
-from spop.cli.parameters import ADDRESS, timeout_option
+from spop.cli.parameters import ADDRESS, max_frame_size_option, timeout_option
 from spop.cli.wire import Wire
-from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE, Status
+from spop.constants import Status
 from spop.errors import DisconnectedError, SpopError, reason
 from spop.frames import Ack, Message
 from spop.values import UNSET
@@ -31,10 +31,7 @@ from spop.values import UNSET
 @click.option("--hex", "as_hex", is_flag=True, help="Print the bytes of each frame, too.")
 @click.option("-v", "--verbose", is_flag=True, help="Show each frame of both directions.")
 @click.option("--engine-id", help="The engine that the connection belongs to.")
-@click.option(
-    "--max-frame-size", type=click.IntRange(MIN_FRAME_SIZE), default=HAPROXY_FRAME_SIZE,
-    show_default=True, help="What to offer, in bytes.",
-)  # fmt: skip
+@max_frame_size_option
 @click.option("--dry-run", is_flag=True, help="Print the NOTIFY as hex and send nothing.")
 def notify(
     address: Address,
