@@ -669,6 +669,7 @@ def decode_frames(
     *,
     max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
     little_endian: bool = False,
+    whole: bool = False,
 ) -> tuple[list[Frame], int]:
     """Read all whole frames between `start` and `end` of the buffer.
 
@@ -679,6 +680,7 @@ def decode_frames(
         max_frame_size: a frame announced as longer is an error, before it has arrived.
         little_endian: how flags are written; true for HAProxy 1.7 and early 1.8 on x86,
             whose SPOP 1.0 had them in the host's order.
+        whole: take every frame as if it had FIN; true for HAProxy 1.7, which sets no flags.
 
     Returns:
         The frames, and the offset of the first byte that belongs to none of them.
@@ -699,7 +701,7 @@ def decode_frames(
         while (length := _whole_frame(data, offset, max_frame_size)) >= 0:
             end_of_frame = offset + 4 + length
             type_, flags, stream_id, frame_id, payload = _header(
-                data, offset + 4, end_of_frame, little_endian
+                data, offset + 4, end_of_frame, little_endian, whole
             )
             frames.append(_frame(type_, flags, stream_id, frame_id, data, payload, end_of_frame))
             offset = end_of_frame
@@ -722,11 +724,13 @@ def _whole_frame(data: bytes, offset: int, max_frame_size: int) -> int:
 
 
 def _header(
-    data: bytes, offset: int, end: int, little_endian: bool
+    data: bytes, offset: int, end: int, little_endian: bool, whole: bool
 ) -> tuple[int, int, int, int, int]:
     """Type, flags, stream-id and frame-id of a frame, and the offset of its payload."""
     type_ = data[offset]
     flags = (_LITTLE_ENDIAN if little_endian else _LENGTH).unpack_from(data, offset + 1)[0]
+    if whole:
+        flags |= _FIN
     stream_id, offset = _varint(data, offset + 5, end)
     frame_id, offset = _varint(data, offset, end)
     if flags & _ABORT and not flags & _FIN:

@@ -99,6 +99,7 @@ cdef class Intake:
     cdef public bint is_open
     cdef public bint suspended
     cdef public bint little_endian
+    cdef public bint whole
     cdef public bint takes_fragments
     cdef public object peer
     cdef readonly bint begun
@@ -110,6 +111,7 @@ cdef class Intake:
 
     cdef bint is_paused(self) noexcept
     cdef Py_ssize_t frame_limit(self) noexcept
+    cdef void see_flags(self, const unsigned char *frame) noexcept
     cdef Py_ssize_t complete_frame(self, const unsigned char *data, Py_ssize_t size) except -1
     cdef Step take_fragment(self, Reader *r, Header *header) except? WAITING
     cdef void end_payload(self) noexcept

@@ -325,6 +325,12 @@ cdef class Intake:
             return self.max_frame_size
         return MAX_CONTROL_SIZE
 
+    cdef void see_flags(self, const unsigned char *frame) noexcept:
+        """A HELLO shows how the connection writes flags."""
+        self.little_endian = frame[1] != 0 and frame[4] == 0
+        self.whole = frame[0] == HAPROXY_HELLO and not (
+            frame[1] or frame[2] or frame[3] or frame[4])
+
     cdef Py_ssize_t complete_frame(self, const unsigned char *data, Py_ssize_t size) except -1:
         """Add what the first unread frame lacks. Returns how much of `data` that was."""
         cdef Bytes *received = &self.received
@@ -479,15 +485,14 @@ cdef class Dispatcher:
         r.base = data
         try:
             while not intake.is_paused() and w.length < self.max_answer_size:
+                if not intake.is_open and end - offset >= 9:
+                    intake.see_flags(data + offset + 4)
                 length = frame_length(data, offset, end, intake.frame_limit())
                 if length < 0:
                     break
                 r.offset = offset + 4
                 r.end = r.offset + length
-                if not intake.is_open:
-                    # SPOP 1.0 wrote its flags in the host's order: FIN shows which one that is.
-                    intake.little_endian = data[r.offset + 1] != 0 and data[r.offset + 4] == 0
-                read_header(&r, &header, intake.little_endian)
+                read_header(&r, &header, intake.little_endian, intake.whole)
                 if not intake.is_open or header.type not in (NOTIFY, UNSET_FRAME):
                     self.leave(&r, &header, length, frames)
                     offset = r.end

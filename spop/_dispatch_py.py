@@ -194,6 +194,17 @@ class Running(NamedTuple):
     connection: Any
 
 
+def flags_of_hello(data: Buffer, offset: int) -> tuple[bool, bool]:
+    """How a connection writes flags, by those of its HELLO, whose type is at `offset`.
+
+    Returns:
+        Two booleans. The order is little-endian: SPOP 1.0 had the host's, as FIN shows. There
+        are no flags: HAProxy 1.7 sets none, and each of its frames is whole.
+    """
+    flags = bytes(data[offset + 1 : offset + 5])
+    return flags[0] != 0 and flags[3] == 0, not any(flags)
+
+
 class Intake:
     """What one connection has received and not dealt with yet, and what it may receive.
 
@@ -209,6 +220,7 @@ class Intake:
         is_open: HELLO is done, so NOTIFY frames may come. Before that, and after it is false
             again, every frame is left to the caller.
         little_endian: flags are in the order of SPOP 1.0 on x86.
+        whole: the peer sets no flags, as HAProxy 1.7, and each of its frames is whole.
         takes_fragments: NOTIFY frames may come in fragments.
         max_in_flight: NOTIFY frames that may be given out and not yet be acknowledged.
         in_flight: those that are.
@@ -219,7 +231,7 @@ class Intake:
     __slots__ = (
         "_ids", "_payload", "_unread", "begun", "in_flight", "is_open", "little_endian",
         "max_frame_size", "max_in_flight", "max_payload_size", "peer", "suspended",
-        "takes_fragments",
+        "takes_fragments", "whole",
     )  # fmt: skip
 
     def __init__(
@@ -229,6 +241,7 @@ class Intake:
         self.max_payload_size = max_payload_size
         self.is_open = False
         self.little_endian = False
+        self.whole = False
         self.takes_fragments = False
         self.max_in_flight = 1
         self.in_flight = 0
@@ -275,6 +288,11 @@ class Intake:
         self.is_open = False
         self._unread.clear()
         self._end_payload()
+
+    def _see_flags(self, data: bytes, offset: int) -> None:
+        """A HELLO shows how the connection writes flags."""
+        self.little_endian, none = flags_of_hello(data, offset)
+        self.whole = none and data[offset] == FrameType.HAPROXY_HELLO
 
     def _complete_frame(self, data: Buffer) -> int:
         """Add what the first unread frame lacks. Returns how much of `data` that was."""
@@ -435,6 +453,8 @@ class Dispatcher:
         offset = 0
         try:
             while not intake.paused and len(out) < self.max_answer_size:
+                if not intake.is_open and len(data) - offset >= 9:
+                    intake._see_flags(data, offset + 4)
                 length = codec._whole_frame(data, offset, intake.frame_limit)
                 if length < 0:
                     break
@@ -458,11 +478,8 @@ class Dispatcher:
     ) -> bool:
         """Answer one frame, or add it to `frames`. False: it is no NOTIFY."""
         end = offset + length
-        if not intake.is_open:
-            # SPOP 1.0 wrote its flags in the host's order: FIN shows which one that is.
-            intake.little_endian = data[offset + 1] != 0 and data[offset + 4] == 0
         type_, flags, stream_id, frame_id, offset = codec._header(
-            data, offset, end, intake.little_endian
+            data, offset, end, intake.little_endian, intake.whole
         )
         if not intake.is_open or (type_ != _NOTIFY and type_ != _UNSET):
             if type_ in CONTROL_TYPES and length > MAX_CONTROL_SIZE:

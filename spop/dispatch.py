@@ -13,6 +13,7 @@ from spop._dispatch_py import (
     Deferred,
     Parameter,
     Running,
+    flags_of_hello,
 )
 from spop.twins import twin
 
@@ -34,4 +35,5 @@ __all__ = [
     "Parameter",
     "Route",
     "Running",
+    "flags_of_hello",
 ]

@@ -120,7 +120,7 @@ class SelectorPoller:
 
     def run(self, timeout: float | None) -> None:
         for key, events in self._wait(timeout):
-            if key.fd in self._selector.get_map():
+            if self._selector.get_map().get(key.fd) is key:
                 key.data(events)
 
     def poll(self, timeout: float | None) -> list[tuple[Ready, int]]:

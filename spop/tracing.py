@@ -1,4 +1,4 @@
-"""OpenTelemetry spans for the messages of an agent; needs ``pip install 'spop[otel]'``.
+"""OpenTelemetry spans for the messages of an agent; needs ``pip install 'haproxy-spop[otel]'``.
 
 HAProxy can send the trace context of a request as an argument of a message, say
 ``traceparent=req.hdr(traceparent)``. `trace` makes each message that is handled a span of that

@@ -9,20 +9,21 @@ import pwd
 import re
 import signal
 import socket
-import tempfile
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
+import haproxy_1_7
 import pytest
 from haproxy import HAProxy, Load, wait_until
 from serving import Served, served, wait_until_serving
 
-from spop import Client, DisconnectedError, Message, SpopError
+from spop import Client, DisconnectedError, Message, SpopError, codec
 from spop.connection import EngineConnection
 
 AGENT = """
@@ -266,6 +267,25 @@ def test_sighup_waits_for_what_is_half_received(tmp_path: Path, address: str) ->
         engine.notify(2, 1, [message])
         sock.sendall(engine.data_to_send())
         assert receive_ack(engine, sock)["txn.version"] == 2
+
+
+def test_sighup_keeps_connections_of_haproxy_1_7(tmp_path: Path, address: str) -> None:
+    """Which sets no flags; its HELLO is not heard by the new worker."""
+    notify = haproxy_1_7.notify(1, Message("check", ip=IPv4Address(7)))
+    with serving(tmp_path) as process, socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(10)
+        sock.connect(address.removeprefix("unix:"))
+        sock.sendall(haproxy_1_7.hello())
+        assert sock.recv(4096)
+        for _ in range(2):
+            old = process.workers()
+            sock.sendall(notify)
+            ((ack,), _) = codec.decode_frames(sock.recv(4096))
+            assert ack.variables["txn.pid"] in old
+            process.send_signal(signal.SIGHUP)
+            wait_until(
+                lambda old=old: not set(old) & set(process.workers()), "the old worker's end"
+            )  # type: ignore[misc]
 
 
 def say_hello(engine: EngineConnection, sock: socket.socket) -> None:

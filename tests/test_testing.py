@@ -85,6 +85,7 @@ def test_fixtures_serve_and_ask(
     assert_actions(client.notify("plain", n=1), {"txn.old": UNSET, "sess.n": 1})
 
 
+@pytest.mark.usefixtures("haproxy_in_path")
 def test_fixture_runs_haproxy(agent: Agent, run_haproxy: Callable[..., HAProxy]) -> None:
     haproxy = run_haproxy(
         agent,

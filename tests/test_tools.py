@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import dpkt
+import haproxy_1_7
 import pytest
 from haproxy import wait_until
 from hypothesis import example, given
@@ -27,6 +28,7 @@ from hypothesis import strategies as st
 from spop import Agent, Message, codec
 from spop.cli.decode import Decoder, read_hex
 from spop.cli.notation import parse_argument
+from spop.constants import FrameType
 from spop.load import _acks_py
 from spop.load import acks as chosen
 from spop.load.histogram import Histogram, bounds
@@ -220,7 +222,7 @@ def test_notify_prints_the_actions(server: Server, tmp_path: Path) -> None:
         "set txn.body = hex:00ff (binary)",
         "set txn.n = 5 (int)",
         r"set txn.t = 'x\x1b[31m' (string)",
-        "set txn.nothing = null (null)",
+        "unset txn.nothing",
         "set txn.yes = true (bool)",
         "set sess.ip_score = 9 (int)",
     ]
@@ -362,6 +364,58 @@ def test_a_gap_in_a_capture_is_marked_and_decoding_goes_on(tmp_path: Path) -> No
     counts = Counter(frame["type"] for frame in frames)
     assert counts["ACK"] == 3
     assert counts["NOTIFY"] < 3
+
+
+def test_the_frames_of_haproxy_1_7() -> None:
+    """It sets no flags: without FIN each frame is whole all the same."""
+    notify = haproxy_1_7.notify(1, Message("m", n=1))
+    data = haproxy_1_7.HEALTH_CHECK + haproxy_1_7.hello() + notify + haproxy_1_7.DISCONNECT
+    types = ["HAPROXY-HELLO", "HAPROXY-HELLO", "NOTIFY", "HAPROXY-DISCONNECT"]
+    frames = decoded("-", stdin=data.hex().encode())
+    assert [frame["type"] for frame in frames] == types
+    assert frames[2]["messages"][0]["name"] == "m"
+
+
+def test_a_hello_of_spop_2_0_without_fin_is_damaged() -> None:
+    (frame,) = decoded("-", stdin=haproxy_1_7.hello(supported_versions="2.0").hex().encode())
+    assert frame["error"] == "HELLO and DISCONNECT may not be fragmented"
+
+
+@pytest.mark.parametrize("agents_flags", [0, 1])
+def test_a_capture_of_haproxy_1_7(tmp_path: Path, agents_flags: int) -> None:
+    """Agents of its time set no flags either; later ones may."""
+    items = {"version": "1.0", "max-frame-size": 16384, "capabilities": ""}
+    answer = codec.encode_control(FrameType.AGENT_HELLO, items)
+    ack = codec.encode_ack(1, 1, {"txn.n": 1})
+    answer[8] = ack[8] = agents_flags
+    notify = haproxy_1_7.notify(1, Message("m", n=1))
+    path = tmp_path / "old.pcap"
+    write_conversation(path, [haproxy_1_7.hello(), answer, notify, ack, notify, ack])
+    frames = decoded(str(path))
+    types = ["HAPROXY-HELLO", "AGENT-HELLO", *["NOTIFY", "ACK"] * 2]
+    assert [frame["type"] for frame in frames] == types
+    assert frames[-1]["actions"][0]["variable"] == "txn.n"
+
+
+def write_conversation(path: Path, pieces: list[bytes]) -> None:
+    """A capture of a connection whose ends speak in turn, the engine first."""
+    ports, sent = (40000, 9000), [1, 1]
+    with path.open("wb") as file:
+        writer = dpkt.pcap.Writer(file)
+        for number, data in enumerate(pieces):
+            mine = number % 2
+            tcp = dpkt.tcp.TCP(
+                sport=ports[mine],
+                dport=ports[1 - mine],
+                seq=sent[mine],
+                ack=sent[1 - mine],
+                flags=dpkt.tcp.TH_ACK,
+                data=bytes(data),
+            )
+            sent[mine] += len(data)
+            host = b"\x7f\0\0\1"
+            ip = dpkt.ip.IP(src=host, dst=host, p=dpkt.ip.IP_PROTO_TCP, data=tcp)
+            writer.writepkt(bytes(dpkt.ethernet.Ethernet(data=ip)), float(number))
 
 
 NOTIFY = codec.encode_notify(5, 1, [Message("m", n=1)])

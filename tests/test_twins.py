@@ -118,11 +118,11 @@ def damaged_frames(draw: st.DrawFn) -> bytes:
     return bytes(frame)
 
 
-@given(st.one_of(st.binary(max_size=100), damaged_frames()), st.booleans())
+@given(st.one_of(st.binary(max_size=100), damaged_frames()), st.booleans(), st.booleans())
 def test_arbitrary_bytes_give_the_same_frames_or_the_same_error(
-    data: bytes, little_endian: bool
+    data: bytes, little_endian: bool, whole: bool
 ) -> None:
-    limits = {"max_frame_size": 1000, "little_endian": little_endian}
+    limits = {"max_frame_size": 1000, "little_endian": little_endian, "whole": whole}
     compiled = outcome(_codec.decode_frames, data, **limits)
     assert compiled == outcome(_codec_py.decode_frames, data, **limits)
     for name in ("decode_kv_list", "decode_messages", "decode_actions", "decode_value"):
@@ -206,9 +206,10 @@ def fragmented(draw: st.DrawFn) -> bytes:
     st.lists(st.integers(0, 400), max_size=4),
     st.sampled_from([40, 10_000]),
     st.booleans(),
+    st.booleans(),
 )
 def test_dispatchers_put_the_same_payloads_together(
-    data: bytes, cuts: list[int], max_size: int, allowed: bool
+    data: bytes, cuts: list[int], max_size: int, allowed: bool, whole: bool
 ) -> None:
     """Whatever the pieces are in which the bytes arrive."""
     places = sorted(min(cut, len(data)) for cut in cuts)
@@ -219,6 +220,7 @@ def test_dispatchers_put_the_same_payloads_together(
         subject = dispatcher(module, failures)
         intake = open_intake(module, 10**6, max_size)
         intake.takes_fragments = allowed
+        intake.whole = whole
         found = []
         for piece in [*pieces, b"", b""]:
             answer = outcome(subject.receive, intake, piece)

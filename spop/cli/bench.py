@@ -188,7 +188,7 @@ def _check_plot(path: Path | None) -> None:
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError:
-        raise click.UsageError("plots need an extra: pip install 'spop[bench]'") from None
+        raise click.UsageError("plots need an extra: pip install 'haproxy-spop[bench]'") from None
 
 
 def _print(shown: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, NamedTuple
 
@@ -14,8 +15,9 @@ import click
 from spop import codec
 from spop.cli import tree
 from spop.constants import FrameFlag, FrameType
+from spop.dispatch import flags_of_hello
 from spop.errors import ProtocolError
-from spop.frames import Frame, Notify, RawFrame
+from spop.frames import Control, Frame, Notify, RawFrame
 
 MAX_FRAME_SIZE = 64 * 1024 * 1024
 """A longer one is taken for damage."""
@@ -41,11 +43,23 @@ class Found(NamedTuple):
     payload: Frame | None = None
 
 
-class Decoder:
-    """Takes the bytes of one direction and gives frames, going on behind damaged ones."""
+@dataclass
+class Flags:
+    """How a connection writes flags: as its HELLO frames do."""
 
-    def __init__(self) -> None:
-        self.little_endian = False
+    little_endian: bool = False
+    whole: bool = False
+
+
+class Decoder:
+    """Takes the bytes of one direction and gives frames, going on behind damaged ones.
+
+    Args:
+        flags: shared with the decoder of the other direction.
+    """
+
+    def __init__(self, flags: Flags | None = None) -> None:
+        self._flags = flags or Flags()
         self._data = bytearray()
         self._offset = 0
         self._fragments: dict[tuple[int, int], bytearray] = {}
@@ -82,17 +96,25 @@ class Decoder:
     def _frame(self, size: int) -> Found:
         offset, data = self._offset, self._take(size)
         if data[4] in (FrameType.HAPROXY_HELLO, FrameType.AGENT_HELLO):
-            # SPOP 1.0 wrote its flags in the host's order.
-            self.little_endian = data[5] != 0 and data[8] == 0
+            self._see_flags(data)
         try:
             ((frame,), _) = self._decode(data)
         except ProtocolError as error:
             return Found(offset, data, None, str(error))
         return Found(offset, data, frame, "", self._payload(frame))
 
+    def _see_flags(self, hello: bytes) -> None:
+        self._flags.little_endian, none = flags_of_hello(hello, 4)
+        if none and _speaks_1_0(hello):
+            self._flags.whole = True
+
     def _decode(self, data: bytes) -> tuple[list[Frame], int]:
+        flags = self._flags
         return codec.decode_frames(
-            data, max_frame_size=MAX_FRAME_SIZE, little_endian=self.little_endian
+            data,
+            max_frame_size=MAX_FRAME_SIZE,
+            little_endian=flags.little_endian,
+            whole=flags.whole,
         )
 
     def _payload(self, frame: Frame) -> Frame | None:
@@ -127,6 +149,17 @@ class Decoder:
             return bool(self._decode(bytes(data))[0])
         except ProtocolError:
             return False
+
+
+def _speaks_1_0(hello: bytes) -> bool:
+    """So no flags are no damage."""
+    try:
+        ((frame,), _) = codec.decode_frames(hello, max_frame_size=MAX_FRAME_SIZE, whole=True)
+    except ProtocolError:
+        return False
+    assert isinstance(frame, Control)
+    versions = frame.items.get("supported-versions", frame.items.get("version"))
+    return any(each.strip().startswith("1.") for each in str(versions).split(","))
 
 
 def _notify(stream_id: int, frame_id: int, payload: bytearray) -> Frame | None:
@@ -244,7 +277,7 @@ def _captured(data: bytes, port: int | None) -> Iterator[tuple[Source, Found]]:
     try:
         from spop.cli.capture import CaptureError, Gap, read_conversations
     except ModuleNotFoundError:
-        message = "captures need an extra: pip install 'spop[cli]'"
+        message = "captures need an extra: pip install 'haproxy-spop[cli]'"
         raise click.UsageError(message) from None
     try:
         conversations = read_conversations(io.BytesIO(data))
@@ -256,7 +289,8 @@ def _captured(data: bytes, port: int | None) -> Iterator[tuple[Source, Found]]:
         if port is None and not _speaks_spop(each):
             continue
         ends = {each.first: each.second, each.second: each.first}
-        decoders = {end: Decoder() for end in ends}
+        flags = Flags()
+        decoders = {end: Decoder(flags) for end in ends}
         last = None
         for piece in each.pieces:
             decoder = decoders[piece.source]
@@ -265,10 +299,7 @@ def _captured(data: bytes, port: int | None) -> Iterator[tuple[Source, Found]]:
             if isinstance(piece.data, Gap):
                 yield from ((source, found) for found in decoder.skip(piece.data.size))
                 continue
-            for found in decoder.feed(piece.data):
-                for other in decoders.values():
-                    other.little_endian = decoder.little_endian
-                yield source, found
+            yield from ((source, found) for found in decoder.feed(piece.data))
         for end, decoder in decoders.items():
             source = Source(f"{end} → {ends[end]}", last)
             yield from ((source, found) for found in decoder.finish())

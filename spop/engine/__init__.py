@@ -4,6 +4,7 @@
 """
 
 from spop.engine.asynchronous import AsyncEngine, AsyncStream
+from spop.engine.balance import BackendServer
 from spop.engine.blocking import BlockingStream, Engine
 from spop.engine.config import AgentConfig, BackendConfig, ConfigError
 from spop.engine.config.model import Event, ServerConfig
@@ -18,6 +19,7 @@ __all__ = [
     "AsyncEngine",
     "AsyncStream",
     "BackendConfig",
+    "BackendServer",
     "BlockingStream",
     "ConfigError",
     "Engine",

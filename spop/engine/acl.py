@@ -120,7 +120,7 @@ class Acl:
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
+class AclCondition:
     """A disjunction of conjunctions of ACLs, each maybe negated.
 
     Attributes:
@@ -148,7 +148,7 @@ def compile_acl(words: Sequence[str]) -> Acl:
     return _AclParser(words, 1).parse(name)
 
 
-def compile_condition(words: Sequence[str], acls: Iterable[Acl] = ()) -> Condition:
+def compile_condition(words: Sequence[str], acls: Iterable[Acl] = ()) -> AclCondition:
     """Compile the words after ``if`` or ``unless``.
 
     Args:
@@ -188,7 +188,7 @@ def compile_condition(words: Sequence[str], acls: Iterable[Acl] = ()) -> Conditi
             negated = False
         index = end
     suites = [suite for suite in suites if suite]
-    return Condition(disjunction([_all_of(suite) for suite in suites]), frozenset(variables))
+    return AclCondition(disjunction([_all_of(suite) for suite in suites]), frozenset(variables))
 
 
 def _closing_brace(words: Sequence[str], opening: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from spop.client import AsyncClient
 from spop.constants import EngineStatus
-from spop.engine.balance import Server
+from spop.engine.balance import BackendServer
 from spop.engine.core import EngineCore
 from spop.engine.filter import Processing, StreamContext
 from spop.engine.stream import Stream
@@ -91,7 +91,7 @@ class AsyncEngine(EngineCore):
         self._close()
         await self._calls.close()
 
-    def _server_changed(self, server: Server) -> None:
+    def _server_changed(self, server: BackendServer) -> None:
         """In a thread of the checks."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._calls.pump)

@@ -1,7 +1,7 @@
 """A backend's servers: which one takes the next connection.
 
 `Backend` is what the pool of connections asks. Health is `spop.engine.health`'s business; here
-it is a flag of each `Server`.
+it is a flag of each `BackendServer`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from spop.client.pool import FIRST_BACKOFF, LAST_BACKOFF, Servers
 from spop.engine.config.model import BackendConfig, ServerConfig
 
 
-class Server:
+class BackendServer:
     """A server of a backend, and how it fares.
 
     Attributes:
-        up: what its checks say; where there are none, whether it is enabled.
-        connections: those that are open.
+        config: its ``server`` line.
+        up: whether its checks succeed; without checks, whether it is enabled.
+        connections: how many are open.
     """
 
     __slots__ = ("backoff", "config", "connections", "endpoint", "retry_at", "turn", "up")
@@ -54,7 +55,7 @@ class Backend(Servers):
 
     def __init__(self, config: BackendConfig) -> None:
         self.config = config
-        self.servers = tuple(Server(server) for server in config.servers)
+        self.servers = tuple(BackendServer(server) for server in config.servers)
         self._by_endpoint = {server.endpoint: server for server in self.servers}
         self._choose = _CHOICES.get(config.balance) or _Random(config.random_draws)
 
@@ -83,17 +84,17 @@ class Backend(Servers):
     def closed(self, endpoint: Endpoint) -> None:
         self._by_endpoint[endpoint].connections -= 1
 
-    def _usable(self) -> Sequence[Server]:
+    def _usable(self) -> Sequence[BackendServer]:
         up = [server for server in self.servers if server.up and server.config.weight > 0]
         main = [server for server in up if not server.config.backup]
         return [server for server in main or up[:1] if not server.full]
 
 
-def _retry_at(server: Server) -> float:
+def _retry_at(server: BackendServer) -> float:
     return server.retry_at
 
 
-def _roundrobin(servers: Sequence[Server]) -> Server:
+def _roundrobin(servers: Sequence[BackendServer]) -> BackendServer:
     """In turn, smoothly by weight: each gains its weight, and who has most pays for all."""
     for server in servers:
         server.turn += server.config.weight
@@ -102,16 +103,16 @@ def _roundrobin(servers: Sequence[Server]) -> Server:
     return chosen
 
 
-def _leastconn(servers: Sequence[Server]) -> Server:
+def _leastconn(servers: Sequence[BackendServer]) -> BackendServer:
     least = min(server.load for server in servers)
     return _roundrobin([server for server in servers if server.load == least])
 
 
-def _first(servers: Sequence[Server]) -> Server:
+def _first(servers: Sequence[BackendServer]) -> BackendServer:
     return servers[0]
 
 
-_CHOICES: dict[str, Callable[[Sequence[Server]], Server]] = {
+_CHOICES: dict[str, Callable[[Sequence[BackendServer]], BackendServer]] = {
     "roundrobin": _roundrobin,
     "leastconn": _leastconn,
     "first": _first,
@@ -124,7 +125,7 @@ class _Random:
     def __init__(self, draws: int) -> None:
         self._draws = draws
 
-    def __call__(self, servers: Sequence[Server]) -> Server:
+    def __call__(self, servers: Sequence[BackendServer]) -> BackendServer:
         weights = [server.config.weight for server in servers]
         drawn = random.choices(servers, weights, k=self._draws)
         return min(drawn, key=lambda server: server.load)

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from spop.client import Client
 from spop.constants import EngineStatus
-from spop.engine.balance import Server
+from spop.engine.balance import BackendServer
 from spop.engine.core import EngineCore
 from spop.engine.filter import Processing, StreamContext
 from spop.engine.stream import Stream
@@ -93,7 +93,7 @@ class Engine(EngineCore):
         self._close()
         self._calls.close()
 
-    def _server_changed(self, server: Server) -> None:
+    def _server_changed(self, server: BackendServer) -> None:
         self._calls.pump()
 
     def __enter__(self) -> Self:

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from spop.client.face import Face
 from spop.constants import Capability
-from spop.engine.balance import Backend, Server, of_addresses
+from spop.engine.balance import Backend, BackendServer, of_addresses
 from spop.engine.config import (
     AgentConfig,
     BackendConfig,
@@ -26,7 +26,7 @@ from spop.engine.config import (
 from spop.engine.config.versions import Version
 from spop.engine.filter import Filter, Processing
 from spop.engine.health import Checks
-from spop.engine.log import NOTICE, EngineLog, Traffic, line
+from spop.engine.log import NOTICE, EngineLog, Traffic, log_line
 from spop.values import VARIABLE
 
 Backends = Mapping[str, str | Iterable[str] | BackendConfig] | str | os.PathLike[str]
@@ -51,6 +51,12 @@ class EngineCore(ABC):
             fragments nor async exchanges, `maxconnrate` nor `maxerrrate`.
         max_connections: to agents, at a time.
 
+    Attributes:
+        config: what the SPOE file says.
+        engine_id: what HELLO frames call the engine.
+        servers: the servers of the backend, in its order. `up` and `connections` of each change
+            while the engine runs.
+
     Raises:
         ConfigError: there is no such backend, or the ``haproxy.cfg`` can't be read.
         ValueError: an address or the version makes no sense.
@@ -74,6 +80,7 @@ class EngineCore(ABC):
         if isinstance(backends, str | os.PathLike):
             variables = {*variables, *_variables_in(backends)}
         self.config = config
+        self.servers = backend.servers
         self.engine_id = str(uuid.uuid4())
         self._log = EngineLog(config)
         self._filter = Filter(config, variables, version, self._log.logger)
@@ -142,7 +149,7 @@ class EngineCore(ABC):
 
     def log_line(self, processing: Processing) -> str:
         """HAProxy's line about what was processed."""
-        return line(self.config.name, processing, self.traffic, short=self._filter.rewritten)
+        return log_line(self.config.name, processing, self.traffic, short=self._filter.rewritten)
 
     def log(self, processing: Processing) -> None:
         """Log what was processed, if anybody wants to know."""
@@ -162,7 +169,7 @@ class EngineCore(ABC):
         self._log.close()
 
     @abstractmethod
-    def _server_changed(self, server: Server) -> None: ...
+    def _server_changed(self, server: BackendServer) -> None: ...
 
 
 def _backend(config: AgentConfig, backends: Backends) -> BackendConfig:

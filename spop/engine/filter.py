@@ -79,15 +79,12 @@ class Processing(Exchange):
     def __init__(
         self, ids: tuple[int, int], messages: Sequence[Message], label: str, started_at: float
     ) -> None:
-        self.ids = ids
-        self.messages = messages
+        super().__init__(ids, messages)
         self.label = label
         self.started_at = started_at
         self.queued_at = monotonic()
-        self.sent_at = self.acked_at = self.ended_at = 0.0
+        self.acked_at = self.ended_at = 0.0
         self.status = 0
-        self.link = self.ack = self.error = self.waiter = None
-        self.done = False
 
     @property
     def actions(self) -> Sequence[Action]:
@@ -223,6 +220,8 @@ class _Template:
             values = tuple([evaluate(stream) for evaluate in self._evaluators])
         except Exception as error:  # A fetch, converter or ACL of the user's.
             values = tuple(self._values(stream, error))
+        # Without the constructor, which takes names and values apart again: that would be 1 µs
+        # more for two arguments, and 13 µs in place of 15 for a whole event in asyncio.
         message = Message.__new__(Message)
         message.name = self._name
         message.names = self._names

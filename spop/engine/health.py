@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from spop.client.dial import Endpoint, dial, greet
 from spop.connection import EngineConnection
-from spop.engine.balance import Backend, Server
+from spop.engine.balance import Backend, BackendServer
 from spop.errors import SpopError, reason
 
 logger = logging.getLogger("spop.engine")
@@ -67,7 +67,7 @@ class Checks:
         changed: called in a thread of the checks when a server went down or came up.
     """
 
-    def __init__(self, backend: Backend, changed: Callable[[Server], object]) -> None:
+    def __init__(self, backend: Backend, changed: Callable[[BackendServer], object]) -> None:
         self._backend = backend
         self._changed = changed
         self._stopped = threading.Event()
@@ -87,7 +87,7 @@ class Checks:
         """End them; a check on its way is not waited for."""
         self._stopped.set()
 
-    def _watch(self, server: Server) -> None:
+    def _watch(self, server: BackendServer) -> None:
         config = server.config
         health = Health(config.rise, config.fall)
         timeout = self._backend.config.check_timeout or config.inter
@@ -106,7 +106,7 @@ class Checks:
                 self._changed(server)
             self._stopped.wait(config.inter)
 
-    def _check(self, server: Server, timeout: float) -> str | None:
+    def _check(self, server: BackendServer, timeout: float) -> str | None:
         """What is wrong; None where all is well."""
         try:
             probe(server.endpoint, timeout, spop=self._backend.config.spop_check)

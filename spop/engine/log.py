@@ -48,7 +48,7 @@ class Traffic(NamedTuple):
     nb_processed: int
 
 
-def line(agent: str, processing: Processing, traffic: Traffic, *, short: bool = False) -> str:
+def log_line(agent: str, processing: Processing, traffic: Traffic, *, short: bool = False) -> str:
     """The line of HAProxy's log; the short form is that of 3.1 and later."""
     beginning = (
         f"SPOE: [{agent}] <{processing.label}> sid={processing.ids[0]} st={processing.status:d}"

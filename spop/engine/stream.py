@@ -13,11 +13,11 @@ from ipaddress import IPv4Address, IPv6Address
 
 from spop.engine.variables import Session, Variables
 
-Address = IPv4Address | IPv6Address
-Headers = list[tuple[str, str]]
+IPAddress = IPv4Address | IPv6Address
+HeaderFields = list[tuple[str, str]]
 
 
-Indexed = tuple[Headers | None, int, dict[str, list[str]]]
+Indexed = tuple[HeaderFields | None, int, dict[str, list[str]]]
 """The list that was indexed, its length, and the values by name in lower case."""
 
 
@@ -28,7 +28,7 @@ class Request:
     method: str = "GET"
     uri: str = "/"
     version: str = "1.1"
-    headers: Headers = field(default_factory=list)
+    headers: HeaderFields = field(default_factory=list)
     body: bytes = b""
     _indexed: Indexed = field(default=(None, 0, {}), init=False, repr=False, compare=False)
 
@@ -39,7 +39,7 @@ class Response:
 
     status: int = 200
     version: str = "1.1"
-    headers: Headers = field(default_factory=list)
+    headers: HeaderFields = field(default_factory=list)
     body: bytes = b""
     _indexed: Indexed = field(default=(None, 0, {}), init=False, repr=False, compare=False)
 
@@ -88,9 +88,9 @@ class Stream:
         session: the client's connection, where streams share one.
     """
 
-    source: Address | None = None
+    source: IPAddress | None = None
     source_port: int = 0
-    destination: Address | None = None
+    destination: IPAddress | None = None
     destination_port: int = 0
     frontend: str | None = None
     backend: str | None = None

@@ -12,12 +12,12 @@ from typing import Any
 
 from spop.values import SCOPES, DecodedValue
 
-Scope = dict[str, DecodedValue]
+Values = dict[str, DecodedValue]
 
-PROCESS: Scope = {}
+PROCESS: Values = {}
 """The variables of scope ``proc``."""
 
-_NOTHING: Scope = {}
+_NOTHING: Values = {}
 
 
 class Session:
@@ -26,7 +26,7 @@ class Session:
     __slots__ = ("variables",)
 
     def __init__(self) -> None:
-        self.variables: Scope = {}
+        self.variables: Values = {}
 
 
 class Variables(MutableMapping[str, DecodedValue]):
@@ -48,10 +48,10 @@ class Variables(MutableMapping[str, DecodedValue]):
     def __init__(
         self, initial: Mapping[str, DecodedValue] | None = None, session: Session | None = None
     ) -> None:
-        self._stream: Scope = {}
-        self._session: Scope | None = None if session is None else session.variables
+        self._stream: Values = {}
+        self._session: Values | None = None if session is None else session.variables
         self.in_response = False
-        self.ignored: Scope | None = None
+        self.ignored: Values | None = None
         if initial:
             self.update(initial)
 
@@ -85,7 +85,7 @@ class Variables(MutableMapping[str, DecodedValue]):
         if scope is not None:
             scope.pop(name, None)
 
-    def _scope(self, name: str) -> Scope | None:
+    def _scope(self, name: str) -> Values | None:
         """Where the variable is, or would be."""
         if name[0] == "s":
             if self._session is None:

@@ -79,8 +79,9 @@ class Job:
 
     def tell(self) -> None:
         """Give what came of it to who waits for it, if anyone does."""
+        error, self._error = self._error, None  # Its traceback has this job, and is not kept.
         if not self.cancelled:
-            self._done(self, self._payload, self._error)
+            self._done(self, self._payload, error)
 
 
 class _Line:

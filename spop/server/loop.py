@@ -511,7 +511,6 @@ class Loop:
         if connection not in self._connections:
             return
         self._forget(connection)
-        connection.fast_path.close()
         connection.sock.close()
 
     def _forget(self, connection: Connection) -> None:
@@ -524,6 +523,7 @@ class Loop:
         if connection.events:
             self._poller.unregister(connection.sock.fileno())
         self._abandon(connection)
+        connection.fast_path.close()  # It may have MBs, which no cycle is to keep.
         if self._leaving and not self._connections:
             self._running = False
 
@@ -732,7 +732,6 @@ class Loop:
         peer, connection.peer = connection.peer, None
         self.cells[Cell.HANDED_OVER] += 1
         self._forget(connection)
-        connection.fast_path.close()
         give_away(sock, {"host": connection.host, **connection.protocol.negotiated()})
         sock.close()
         if peer is not None:

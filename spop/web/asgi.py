@@ -11,8 +11,8 @@ from weakref import WeakKeyDictionary
 
 from spop.engine import AsyncEngine
 from spop.engine.samples.types import raw, text
-from spop.engine.stream import Headers, Request, Response, Stream, Tls
-from spop.web.policy import Policy
+from spop.engine.stream import HeaderFields, Request, Response, Stream, Tls
+from spop.web.policy import MAX_BODY, Policy
 from spop.web.rules import Rule
 from spop.web.transaction import (
     VARIABLES,
@@ -24,13 +24,11 @@ from spop.web.transaction import (
     new_unique_id,
 )
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-MAX_BODY = 64 * 1024
+ASGIScope = MutableMapping[str, Any]
+ASGIMessage = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[ASGIMessage]]
+Send = Callable[[ASGIMessage], Awaitable[None]]
+ASGIApp = Callable[[ASGIScope, Receive, Send], Awaitable[None]]
 
 _TLS_VERSIONS = {0x301: "TLSv1", 0x302: "TLSv1.1", 0x303: "TLSv1.2", 0x304: "TLSv1.3"}
 _PATH = "/!$&'()*+,:;=@~"
@@ -90,7 +88,7 @@ class ASGIMiddleware:
             wait_for_response_body=wait_for_response_body,
         )
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         """An ASGI application."""
         if scope["type"] == "http":
             await self._http(scope, receive, send)
@@ -101,7 +99,7 @@ class ASGIMiddleware:
         else:
             await self.app(scope, receive, send)
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _http(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         scope, transaction = self._begin(scope)
         if self._policy.request_body:
             received = _Received(receive)
@@ -127,7 +125,7 @@ class ASGIMiddleware:
         else:
             await responder.finish()
 
-    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _websocket(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         scope, transaction = self._begin(scope)
         received = _Received(receive)
         if not await received.connect():
@@ -166,7 +164,7 @@ class ASGIMiddleware:
     def _closing(self, send: Send) -> Send:
         """Closes the engine before it is said that the application has shut down."""
 
-        async def send_and_close(message: Message) -> None:
+        async def send_and_close(message: ASGIMessage) -> None:
             if message["type"].startswith("lifespan.shutdown"):
                 engine = self._engine()
                 del self._engines[asyncio.get_running_loop()]
@@ -175,7 +173,7 @@ class ASGIMiddleware:
 
         return send_and_close
 
-    def _begin(self, scope: Scope) -> tuple[Scope, Transaction]:
+    def _begin(self, scope: ASGIScope) -> tuple[ASGIScope, Transaction]:
         """A scope of the application's own, and what happens in it."""
         raw_headers = list(scope["headers"])
         unique_id = _value(raw_headers, self._unique_id_header)
@@ -209,7 +207,7 @@ class _Received:
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self._messages: deque[Message] = deque()
+        self._messages: deque[ASGIMessage] = deque()
 
     async def body(self, limit: int) -> bytes | None:
         """The body, up to a limit; None: the client disconnected before its end."""
@@ -227,12 +225,12 @@ class _Received:
         """Whether a WebSocket is to be opened."""
         return bool((await self._next())["type"] == "websocket.connect")
 
-    async def _next(self) -> Message:
+    async def _next(self) -> ASGIMessage:
         message = await self._receive()
         self._messages.append(message)
         return message
 
-    async def __call__(self) -> Message:
+    async def __call__(self) -> ASGIMessage:
         return self._messages.popleft() if self._messages else await self._receive()
 
 
@@ -248,13 +246,13 @@ class _Responder:
         self._transaction = transaction
         self._wait = wait
         self._send = send
-        self._held: list[Message] = []
+        self._held: list[ASGIMessage] = []
         self._body = bytearray()
         self._response = Response()
         self._decided = self._replaced = self.refused = False
         self._lock = asyncio.Lock()
 
-    async def __call__(self, message: Message) -> None:
+    async def __call__(self, message: ASGIMessage) -> None:
         if not self._decided:
             async with self._lock:  # Some applications send from several tasks.
                 if not self._decided:
@@ -271,7 +269,7 @@ class _Responder:
         if self._held and not self._decided:
             await self._decide()
 
-    async def _hold(self, message: Message) -> None:
+    async def _hold(self, message: ASGIMessage) -> None:
         kind = message["type"]
         if kind == "http.response.start":
             message = {**message, "headers": list(message.get("headers", ()))}
@@ -285,7 +283,7 @@ class _Responder:
         if len(self._body) >= self._wait or not self._awaits_more(message):
             await self._decide()
 
-    def _begin(self, message: Message) -> None:
+    def _begin(self, message: ASGIMessage) -> None:
         headers = _headers(message["headers"])
         request = self._transaction.stream.request
         version = request.version if request else "1.1"
@@ -294,7 +292,7 @@ class _Responder:
             self._wait = 0
 
     @staticmethod
-    def _awaits_more(message: Message) -> bool:
+    def _awaits_more(message: ASGIMessage) -> bool:
         if message["type"] == "http.response.body":
             return bool(message.get("more_body", False))
         return bool(message["type"] == "http.response.start")  # Else a file, say: no body to see.
@@ -332,28 +330,28 @@ async def _send_reply(send: Send, reply: Reply, kind: str = "http.response") -> 
     await send({"type": f"{kind}.body", "body": reply.body})
 
 
-def _take_over(transaction: Transaction, scope: Scope) -> None:
+def _take_over(transaction: Transaction, scope: ASGIScope) -> None:
     """The header fields that rules changed."""
     if transaction.changed:
         assert transaction.stream.request is not None
         scope["headers"] = _raw_headers(transaction.stream.request.headers)
 
 
-def _uri(scope: Scope) -> str:
+def _uri(scope: ASGIScope) -> str:
     """What the request line had; servers that don't say what it was have decoded the path."""
     path = scope.get("raw_path") or quote(scope["path"], safe=_PATH).encode()
     query = scope.get("query_string")
     return text(path + b"?" + query if query else path)
 
 
-def _headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+def _headers(headers: Iterable[tuple[bytes, bytes]]) -> HeaderFields:
     return [
         (name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
         for name, value in headers
     ]
 
 
-def _raw_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
+def _raw_headers(headers: HeaderFields) -> list[tuple[bytes, bytes]]:
     return [(raw(name.lower()), raw(value)) for name, value in headers]
 
 
@@ -363,7 +361,7 @@ def _value(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> str | None:
     return next((text(value) for name, value in headers if name == wanted), None)
 
 
-def _tls(scope: Scope) -> Tls | None:
+def _tls(scope: ASGIScope) -> Tls | None:
     """What ASGI's TLS extension says, where a server has it."""
     if scope.get("scheme") not in ("https", "wss"):
         return None

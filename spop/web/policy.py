@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from spop.engine.config.model import AgentConfig, Event, MessageConfig
 from spop.web.rules import Rule, SendGroup
 
+MAX_BODY = 64 * 1024
+"""Bytes of a body that are waited for, by default."""
+
 _REQUEST_EVENTS = (
     Event.ON_CLIENT_SESSION,
     Event.ON_FRONTEND_TCP_REQUEST,

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from spop.engine.asynchronous import AsyncStream
 from spop.engine.blocking import BlockingStream
 from spop.engine.filter import Processing
-from spop.engine.stream import Address, Headers, Response, Stream
+from spop.engine.stream import HeaderFields, IPAddress, Response, Stream
 from spop.web.policy import Policy
 from spop.web.rules import Allow, Deny, Redirect, Rule, SendGroup, SetHeader, SetVar
 from spop.web.texts import header_value, url
@@ -36,7 +36,7 @@ class Reply(NamedTuple):
     """What is answered in the application's stead."""
 
     status: int
-    headers: Headers
+    headers: HeaderFields
     body: bytes
 
     @property
@@ -141,7 +141,7 @@ class Transaction:
         location = rule.location.render(self.stream) or ""
         return self._reply(rule.status, [("location", url(location)), _PLAIN], b"")
 
-    def _reply(self, status: int, headers: Headers, body: bytes) -> Reply:
+    def _reply(self, status: int, headers: HeaderFields, body: bytes) -> Reply:
         """Nobody else is to get it from a cache, unless the rule says so."""
         if not any(name.lower() == "cache-control" for name, _ in headers):
             headers.append(("cache-control", "no-cache"))
@@ -157,7 +157,7 @@ def _alike(name: str) -> str:
 
 
 @functools.lru_cache(1024)
-def address(host: str | None) -> Address | None:
+def address(host: str | None) -> IPAddress | None:
     """A host as servers name it, where it is an address."""
     try:
         return ip_address((host or "").partition("%")[0])

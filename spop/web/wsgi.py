@@ -11,9 +11,8 @@ from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvir
 
 from spop.engine import Engine
 from spop.engine.samples.types import raw, text
-from spop.engine.stream import Headers, Request, Response, Stream, Tls
-from spop.web.asgi import MAX_BODY
-from spop.web.policy import Policy
+from spop.engine.stream import HeaderFields, Request, Response, Stream, Tls
+from spop.web.policy import MAX_BODY, Policy
 from spop.web.rules import Rule
 from spop.web.transaction import (
     BROKEN_OFF,
@@ -339,7 +338,7 @@ def _text(native: str) -> str:
     return native if native.isascii() else text(native.encode("latin-1"))
 
 
-def _native(headers: Headers) -> list[tuple[str, str]]:
+def _native(headers: HeaderFields) -> list[tuple[str, str]]:
     return [(name, raw(value).decode("latin-1")) for name, value in headers]
 
 

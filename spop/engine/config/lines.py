@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from spop.engine.config.conditions import Surroundings, evaluate
+from spop.engine.config.conditionals import Surroundings, evaluate
 from spop.engine.config.diagnostics import Collector, refusal
 from spop.engine.config.model import Location
 from spop.engine.config.versions import DEFAULT, FINAL_NEWLINE, Version, drawback

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
 from spop.constants import HAPROXY_FRAME_SIZE
-from spop.engine.acl import Condition
+from spop.engine.acl import AclCondition
 from spop.engine.samples import Expression
 from spop.engine.stream import Stream
 
@@ -71,7 +71,7 @@ class MessageConfig:
     location: Location
     arguments: tuple[Argument, ...] = ()
     event: Event | None = None
-    condition: Condition | None = None
+    condition: AclCondition | None = None
     unless: bool = False
 
     def applies(self, stream: Stream) -> bool:

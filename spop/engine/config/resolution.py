@@ -57,7 +57,7 @@ _PLACES = {
 
 
 @dataclass(slots=True)
-class Scope:
+class ScopeSections:
     """The sections of one scope. Those without a valid name are read, but are not in here."""
 
     agent: AgentSection | None = None
@@ -99,7 +99,7 @@ def group_for_rule(config: AgentConfig, name: str, place: Place) -> GroupConfig:
 
 
 def resolve(
-    scope: Scope,
+    scope: ScopeSections,
     engine: str | None,
     proxy: Proxy,
     version: Version | None,
@@ -114,7 +114,7 @@ def resolve(
 class _Resolver:
     def __init__(
         self,
-        scope: Scope,
+        scope: ScopeSections,
         agent: AgentSection,
         proxy: Proxy,
         version: Version | None,

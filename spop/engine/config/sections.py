@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE
-from spop.engine.acl import Acl, AclError, Condition, compile_acl, compile_condition
+from spop.engine.acl import Acl, AclCondition, AclError, compile_acl, compile_condition
 from spop.engine.config.diagnostics import Collector, ConfigError, listed, refusal
 from spop.engine.config.lines import Line, Modifier, not_in_names
-from spop.engine.config.log_lines import read_log
+from spop.engine.config.log_targets import read_log_target
 from spop.engine.config.model import Argument, Event, Location, LogTarget
 from spop.engine.config.values import seconds, unsigned
 from spop.engine.config.versions import Version, drawback
@@ -192,7 +192,7 @@ class AgentSection(Section):
         elif line.arguments == ["global"]:
             self.log_global = True
         else:
-            self.log_targets.append(read_log(line))
+            self.log_targets.append(read_log_target(line))
 
     def _option(self, line: Line) -> None:
         if not line.arguments:
@@ -289,7 +289,7 @@ class MessageSection(Section):
         self.arguments: list[tuple[Argument, Location]] = []
         self.acls: list[Acl] = []
         self.event: Event | None = None
-        self.condition: Condition | None = None
+        self.condition: AclCondition | None = None
         self.unless = False
         self.variables: set[str] = set()
 
@@ -350,11 +350,11 @@ class MessageSection(Section):
         self.unless = word == "unless"
         self.variables |= self.condition.variables
 
-    def _compiled(self, line: Line) -> Condition:
+    def _compiled(self, line: Line) -> AclCondition:
         words = line.arguments[2:]
         if all(word.lower() in ("or", "||") or not word.strip("!") for word in words):
             self._collector.warning(line.at(2), "the condition names no ACL, so it never holds")
-            return Condition(holds=lambda stream: False)
+            return AclCondition(holds=lambda stream: False)
         try:
             return compile_condition(words, self.acls)
         except AclError as error:

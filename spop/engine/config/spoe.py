@@ -13,7 +13,7 @@ from pathlib import Path
 from spop.engine.config.diagnostics import Collector, ConfigError, Diagnostic, refusal
 from spop.engine.config.lines import Line, Reader
 from spop.engine.config.model import AgentConfig, Location, Proxy
-from spop.engine.config.resolution import Scope, no_agent, resolve
+from spop.engine.config.resolution import ScopeSections, no_agent, resolve
 from spop.engine.config.sections import (
     SECTIONS,
     AgentSection,
@@ -98,7 +98,7 @@ def parse_spoe(
     """As `check_spoe`, of a text. `file` is its name in locations."""
     version = None if haproxy_version is None else Version.of_haproxy(haproxy_version)
     collector = Collector()
-    scope = Scope()
+    scope = ScopeSections()
     open_sections: dict[str, Section] = {}
     others: list[str | None] = []
     for line in Reader(text, file, collector, SECTIONS, version=version):
@@ -141,7 +141,7 @@ def read_file(path: str | PathLike[str]) -> bytes:
         raise refusal(Location(str(path), 1), f"can't be read: {reason(error)}") from None
 
 
-def _enter(scope: Scope, section: Section, line: Line, collector: Collector) -> None:
+def _enter(scope: ScopeSections, section: Section, line: Line, collector: Collector) -> None:
     """Make a section known by its name, if it is the first that has it."""
     if isinstance(section, AgentSection):
         if scope.agent is not None:

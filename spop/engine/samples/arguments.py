@@ -22,7 +22,7 @@ _HEX = re.compile(r"(?:[0-9A-Fa-f]{2})*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Variable:
+class VariableArgument:
     """A variable's name with its scope, as an argument."""
 
     name: str
@@ -33,7 +33,7 @@ class Variable:
         return lambda stream: cast(stream.variables.get(name), casts)
 
 
-Operand = int | Variable
+Operand = int | VariableArgument
 """An integer argument: a number, or the variable that holds one."""
 
 
@@ -51,22 +51,22 @@ def parse_int(word: str) -> int:
     return clamp(int(word))
 
 
-def parse_variable(word: str) -> Variable:
+def parse_variable(word: str) -> VariableArgument:
     if not VARIABLE.fullmatch(word):
         raise ValueError(
             f"'{word}' is no variable: a scope (proc, sess, txn, req, res), a dot, "
             "and a name of letters, digits, '.' and '_'"
         )
-    return Variable(word)
+    return VariableArgument(word)
 
 
-def parse_variable_if_any(word: str) -> Variable | None:
+def parse_variable_if_any(word: str) -> VariableArgument | None:
     return parse_variable(word) if word else None
 
 
 def parse_operand(word: str) -> Operand:
     if VARIABLE.fullmatch(word):
-        return Variable(word)
+        return VariableArgument(word)
     if word in ("", "+", "-"):
         return 0
     if not _INTEGER.fullmatch(word):
@@ -136,8 +136,8 @@ def _leading_ones(count: int, width: int) -> int:
 PARSERS: Mapping[Any, Callable[[str], Any]] = {
     str: str,
     int: parse_int,
-    Variable: parse_variable,
-    Variable | None: parse_variable_if_any,
+    VariableArgument: parse_variable,
+    VariableArgument | None: parse_variable_if_any,
     Operand: parse_operand,
     IPv4Address: parse_ipv4,
     IPv6Address: parse_ipv6,
@@ -149,14 +149,14 @@ PARSERS: Mapping[Any, Callable[[str], Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
+class RawArgument:
     """One argument as written, and where."""
 
     text: str
     offset: int
 
 
-def split_arguments(text: str, start: int) -> tuple[list[Word], int]:
+def split_arguments(text: str, start: int) -> tuple[list[RawArgument], int]:
     """Read a parenthesized list, quotes and backslashes resolved.
 
     Returns:
@@ -166,13 +166,13 @@ def split_arguments(text: str, start: int) -> tuple[list[Word], int]:
     Raises:
         SampleError: a quote or the parenthesis is not closed.
     """
-    words: list[Word] = []
+    words: list[RawArgument] = []
     if text[start : start + 1] != "(":
         return words, start
     position = start + 1
     while True:
         word, end = _read_argument(text, position)
-        words.append(Word(word, position))
+        words.append(RawArgument(word, position))
         if end >= len(text):
             raise SampleError("missing closing ')' after arguments", start)
         position = end + 1

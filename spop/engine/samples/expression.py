@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from spop.engine.samples.arguments import Variable, Word, parse_int, split_arguments
+from spop.engine.samples.arguments import RawArgument, VariableArgument, parse_int, split_arguments
 from spop.engine.samples.errors import SampleError, did_you_mean
 from spop.engine.samples.places import Place, Source
 from spop.engine.samples.registry import CONVERTERS, FETCHES, Converter, Fetch, Parameter
@@ -197,7 +197,7 @@ def _find(known: Mapping[str, Any], what: str, name: str, offset: int) -> Any:
 
 
 def _bind(
-    function: Fetch | Converter, words: list[Word], offset: int
+    function: Fetch | Converter, words: list[RawArgument], offset: int
 ) -> tuple[tuple[Any, ...], Callable[..., Any]]:
     """The arguments, and what the function makes of them.
 
@@ -209,7 +209,7 @@ def _bind(
     if len(words) == 1 and not words[0].text and not (parameters and parameters[0].is_text):
         words = []
     elif not words and required == 1 and parameters[0].is_text:
-        words = [Word("", offset)]
+        words = [RawArgument("", offset)]
     if len(words) > len(parameters):
         raise SampleError(
             f"'{function.name}' takes {_at_most(len(parameters))}", words[len(parameters)].offset
@@ -230,7 +230,7 @@ def _at_most(count: int) -> str:
     return f"at most {count} arguments" if count else "no arguments"
 
 
-def _parse_all(words: list[Word], parameters: tuple[Parameter, ...]) -> Iterator[Any]:
+def _parse_all(words: list[RawArgument], parameters: tuple[Parameter, ...]) -> Iterator[Any]:
     for number, (word, parameter) in enumerate(zip(words, parameters, strict=False), 1):
         text = word.text
         if not text and number == len(words) and parameter.parse is parse_int:
@@ -242,4 +242,4 @@ def _parse_all(words: list[Word], parameters: tuple[Parameter, ...]) -> Iterator
 
 
 def _variables(args: tuple[Any, ...]) -> Iterator[str]:
-    return (arg.name for arg in args if isinstance(arg, Variable))
+    return (arg.name for arg in args if isinstance(arg, VariableArgument))

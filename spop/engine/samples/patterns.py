@@ -6,17 +6,16 @@ import re
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, TypeVar
 
 from spop.engine.samples.arguments import parse_hex, parse_int, parse_ipv6, parse_mask4, parse_mask6
 from spop.engine.samples.regexes import compile_regex
 from spop.engine.samples.types import SampleType, byte_length, raw
+from spop.engine.stream import IPAddress
 from spop.errors import reason
 
 T = TypeVar("T")
-Address = IPv4Address | IPv6Address
 Predicate = Callable[[Any], bool]
 CompileAll = Callable[[Sequence[str], bool], Predicate]
 """Makes a predicate of patterns; the second argument is whether case is ignored."""
@@ -81,7 +80,7 @@ class Network:
     width: int
 
 
-def narrowest_network(entries: Iterable[tuple[Network, T]]) -> Callable[[Address], T | None]:
+def narrowest_network(entries: Iterable[tuple[Network, T]]) -> Callable[[IPAddress], T | None]:
     """Looks an address up in networks; of those with equal masks, the first counts."""
     tables: dict[tuple[int, int], dict[int, T]] = {}
     for network, value in entries:
@@ -89,7 +88,7 @@ def narrowest_network(entries: Iterable[tuple[Network, T]]) -> Callable[[Address
         table.setdefault(network.address & network.mask, value)
     by_mask = sorted(tables.items(), key=lambda item: -item[0][0].bit_count())
 
-    def lookup(address: Address) -> T | None:
+    def lookup(address: IPAddress) -> T | None:
         for (mask, width), table in by_mask:
             number = _number(address, width)
             if number is not None and (found := table.get(number & mask)) is not None:
@@ -99,7 +98,7 @@ def narrowest_network(entries: Iterable[tuple[Network, T]]) -> Callable[[Address
     return lookup
 
 
-def _number(address: Address, width: int) -> int | None:
+def _number(address: IPAddress, width: int) -> int | None:
     """An address as that of a width, where it has a form of it."""
     if address.max_prefixlen == width:
         return int(address)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from hmac import compare_digest
 
-from spop.engine.samples.arguments import Variable
+from spop.engine.samples.arguments import VariableArgument
 from spop.engine.samples.patterns import ascii_lower, expand_references
 from spop.engine.samples.regexes import compile_regex
 from spop.engine.samples.registry import converter
@@ -163,7 +163,7 @@ def _substitute(
     return b"".join(out) + data
 
 
-def _text_of(name: Variable | None) -> Callable[[Stream], str]:
+def _text_of(name: VariableArgument | None) -> Callable[[Stream], str]:
     """Reads a variable's text, empty if there is none."""
     if name is None:
         return lambda stream: ""
@@ -173,7 +173,7 @@ def _text_of(name: Variable | None) -> Callable[[Stream], str]:
 
 @converter("concat")
 def concat(
-    start: str = "", name: Variable | None = None, end: str = ""
+    start: str = "", name: VariableArgument | None = None, end: str = ""
 ) -> Callable[[str, Stream], str]:
     read = _text_of(name)
     return lambda value, stream: value + start + read(stream) + end
@@ -181,7 +181,7 @@ def concat(
 
 @converter("add_item")
 def add_item(
-    delimiter: str, name: Variable | None = None, suffix: str = ""
+    delimiter: str, name: VariableArgument | None = None, suffix: str = ""
 ) -> Callable[[str, Stream], str]:
     if not name and not suffix:
         raise ValueError("a variable, a suffix or both are needed")
@@ -195,7 +195,7 @@ def add_item(
 
 
 @converter("strcmp")
-def strcmp(variable: Variable) -> Callable[[str, Stream], int | None]:
+def strcmp(variable: VariableArgument) -> Callable[[str, Stream], int | None]:
     """Below, at or above 0 as the value sorts before, equals or sorts after the variable."""
     read = variable.reader(SampleType.STR)
 
@@ -214,7 +214,7 @@ def _difference(left: bytes, right: bytes) -> int:
 
 
 @converter("secure_memcmp")
-def secure_memcmp(variable: Variable) -> Callable[[bytes, Stream], bool | None]:
+def secure_memcmp(variable: VariableArgument) -> Callable[[bytes, Stream], bool | None]:
     read = variable.reader(SampleType.BIN)
 
     def compare(value: bytes, stream: Stream) -> bool | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import TypeVar
 
-from spop.engine.samples.arguments import Unit, Variable, parse_hex
+from spop.engine.samples.arguments import Unit, VariableArgument, parse_hex
 from spop.engine.samples.places import Source
 from spop.engine.samples.registry import fetch
 from spop.engine.samples.types import Method
@@ -82,7 +82,7 @@ def binary(word: str) -> Callable[[Stream], bytes]:
 
 
 @fetch("var")
-def var(name: Variable, default: str | None = None) -> Callable[[Stream], object]:
+def var(name: VariableArgument, default: str | None = None) -> Callable[[Stream], object]:
     whole = name.name
     if default is None:
         return lambda stream: stream.variables.get(whole)

@@ -22,8 +22,8 @@ from spop.engine.stream import Request, Response, Stream, header_fields
 MAX_OCCURRENCE = 10
 """How far a negative occurrence may look back from the last one."""
 
-Message = Request | Response
-MessageOf = Callable[[Stream], Message | None]
+HttpMessage = Request | Response
+MessageOf = Callable[[Stream], HttpMessage | None]
 Read = Callable[[Stream], str | None]
 ReadEvery = Callable[[Stream], Iterable[str]]
 
@@ -32,7 +32,7 @@ _IPV4_AND_PORT = re.compile(r"([0-9.]+)(?::([0-9]+))?", re.ASCII)
 _ONLY_DIGITS = re.compile(r"(-?)([0-9]+)(?=[:-~]|$)", re.ASCII)
 
 
-def _of_either(stream: Stream) -> Message | None:
+def _of_either(stream: Stream) -> HttpMessage | None:
     """The response once there is one."""
     return stream.response or stream.request
 
@@ -81,14 +81,14 @@ VALUES = View(split_values, last_value)
 WHOLE_FIELDS = View(lambda field: (field,), str)
 
 
-def fields(message: Message | None, name: str) -> Sequence[str]:
+def fields(message: HttpMessage | None, name: str) -> Sequence[str]:
     """The fields of this name, which is in lower case; all for an empty name."""
     if message is None:
         return ()
     return header_fields(message, name) if name else [value for _, value in message.headers]
 
 
-def values(message: Message | None, name: str, view: View = VALUES) -> Iterator[str]:
+def values(message: HttpMessage | None, name: str, view: View = VALUES) -> Iterator[str]:
     """The values of the fields of this name; of all for an empty name."""
     return chain.from_iterable(map(view.split, fields(message, name)))
 

@@ -25,7 +25,7 @@ _USAGE = "log <address> [len <n>] [format <f>] [sample <r>:<n>] <facility> [<lev
 _RANGE = re.compile(r"([0-9]+)(?:-([0-9]+))?", re.ASCII)
 
 
-def read_log(line: Line) -> LogTarget:
+def read_log_target(line: Line) -> LogTarget:
     """What a ``log`` line other than ``log global`` says.
 
     Raises:
