@@ -196,6 +196,7 @@ AGENTS = {
     "resets": Odd(answer=resets),
     "dies": Odd(dies=True),
     "disconnect": Odd(answer=says(disconnect(13, "no memory"), then=closes)),
+    "disconnect-unprintable": Odd(answer=says(disconnect(13, "no\udcff\x1b[31m"), then=closes)),
     "disconnect-open": Odd(answer=says(disconnect(13, "no memory"))),
     "empty-frame": Odd(answer=says(EMPTY_FRAME)),
     "unknown-frame": Odd(answer=says(UNKNOWN_FRAME)),

@@ -80,6 +80,7 @@ EXPECTED = {
     "resets": no_ack("Connection reset by peer"),
     "dies": no_ack(CLOSED_OR_RESET),
     "disconnect": no_ack(NO_MEMORY),
+    "disconnect-unprintable": no_ack(r"no(?:\\udcff\\x1b|\udcff\x1b)\[31m"),
     "disconnect-open": no_ack(NO_MEMORY),
     "empty-frame": no_ack("frame of 0 bytes, 7 at least"),
     "unknown-frame": no_ack("no ACK in 1 s"),
@@ -302,6 +303,7 @@ def notify_says_so(expected: Expected, outcome: Outcome) -> None:
     printed = f"set {VARIABLE} = true (bool)\n" if expected.ack else ""
     assert outcome.said == printed
     wanted = rf"127\.0\.0\.1:\d+: after the ACK: {expected.after} \(status \d+\)\n"
+    assert outcome.errors.removesuffix("\n").isprintable()
     if not expected.ack:
         wanted = rf"Error: 127\.0\.0\.1:\d+: .*(?:{expected.line}).*\n"
     assert re.fullmatch(wanted if expected.after or not expected.ack else "", outcome.errors), (

@@ -80,6 +80,8 @@ def spop(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[str
     [
         (["check"], "Missing argument 'ADDRESS'"),
         (["check", "nowhere"], "neither HOST:PORT nor unix:PATH"),
+        (["check", "127.0.0.1:1", "--max-frame-size", "4G"], "is not in the range"),
+        (["check", "127.0.0.1:1", "--max-frame-size", "-1"], "'-1' is no size"),
         (["notify", "127.0.0.1:1", "x=1"], "a message's name is missing"),
         (["notify", "127.0.0.1:1", "m", "x"], "'x' is no argument"),
         (["notify", "127.0.0.1:1", "m", "x:int=abc"], "'x:int=abc'"),
@@ -123,10 +125,10 @@ def test_check_tells_what_the_agent_can_do(server: Server) -> None:
         "async,fragmentation,pipelining, " in result.stdout
     )
     shown = json.loads(
-        spop("check", str(server.address), "--json", "--max-frame-size", "999").stdout
+        spop("check", str(server.address), "--json", "--max-frame-size", "1K").stdout
     )
     assert shown["well"]
-    assert shown["max_frame_size"] == 999
+    assert shown["max_frame_size"] == 1024
     assert shown["seconds"] > 0
 
 

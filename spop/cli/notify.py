@@ -15,10 +15,10 @@ from spop.cli import tree
 from spop.cli.decode import Decoder, Found
 from spop.cli.notation import as_json as value_as_json
 from spop.cli.notation import parse_messages, show, type_name
-from spop.cli.parameters import ADDRESS, reason, timeout_option
+from spop.cli.parameters import ADDRESS, max_frame_size_option, timeout_option
 from spop.cli.wire import Wire
-from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE, Status
-from spop.errors import SpopError
+from spop.constants import Status
+from spop.errors import DisconnectedError, SpopError, reason
 from spop.frames import Ack, Message
 from spop.values import UNSET
 
@@ -31,10 +31,7 @@ from spop.values import UNSET
 @click.option("--hex", "as_hex", is_flag=True, help="Print the bytes of each frame, too.")
 @click.option("-v", "--verbose", is_flag=True, help="Show each frame of both directions.")
 @click.option("--engine-id", help="The engine that the connection belongs to.")
-@click.option(
-    "--max-frame-size", type=click.IntRange(MIN_FRAME_SIZE), default=HAPROXY_FRAME_SIZE,
-    show_default=True, help="What to offer, in bytes.",
-)  # fmt: skip
+@max_frame_size_option
 @click.option("--dry-run", is_flag=True, help="Print the NOTIFY as hex and send nothing.")
 def notify(
     address: Address,
@@ -86,14 +83,19 @@ def _exchange(wire: Wire, messages: list[Message], address: str, as_json: bool) 
         try:
             ack = stack.enter_context(wire).notify(messages)
         except (OSError, SpopError) as error:
-            status = getattr(error, "code", None)
-            shown = f" (status {status})" if status is not None else ""
-            click.echo(f"Error: {address}: {reason(error)}{shown}", err=True)
+            click.echo(f"Error: {address}: {_why(error)}", err=True)
             sys.exit(1)
         _print(ack, as_json)
     end = wire.end
     if end is not None and end.code not in (Status.NORMAL, Status.IO):
-        click.echo(f"{address}: after the ACK: {end.message} (status {end.code})", err=True)
+        click.echo(
+            f"{address}: after the ACK: {_why(DisconnectedError(end.message, end.code))}", err=True
+        )
+
+
+def _why(error: Exception) -> str:
+    status = getattr(error, "code", None)
+    return reason(error) + (f" (status {status})" if status is not None else "")
 
 
 def _print(ack: Ack, as_json: bool) -> None:

@@ -21,10 +21,10 @@ from time import monotonic
 from typing import Any, Self
 
 from spop.client.dial import Endpoint, dial, greet, say_goodbye
-from spop.client.face import LINGER, Face, reason
+from spop.client.face import LINGER, Face
 from spop.client.pool import Exchange, Link, MessageOrMessages, Servers, in_notify
 from spop.constants import Status
-from spop.errors import LocalProtocolError
+from spop.errors import LocalProtocolError, reason
 from spop.frames import Ack, Message, Peer
 from spop.poller import READ, WRITE, Poller, Ready, new_poller
 from spop.values import Value

@@ -20,6 +20,7 @@ from spop.errors import (
     SpopError,
     SpopTimeoutError,
     UnreachableError,
+    reason,
 )
 from spop.frames import Peer
 
@@ -161,11 +162,6 @@ class Face(ABC):
             return error
         kind = RefusedError if isinstance(error, ConnectionRefusedError) else UnreachableError
         return kind(f"{address}: {reason(error)}")
-
-
-def reason(error: Exception) -> str:
-    """Why, in words."""
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _endpoints(

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from spop.client.dial import Endpoint, dial, greet
 from spop.connection import EngineConnection
 from spop.engine.balance import Backend, BackendServer
-from spop.errors import SpopError
+from spop.errors import SpopError, reason
 
 logger = logging.getLogger("spop.engine")
 
@@ -92,8 +92,8 @@ class Checks:
         health = Health(config.rise, config.fall)
         timeout = self._backend.config.check_timeout or config.inter
         while not self._stopped.is_set():
-            reason = self._check(server, timeout)
-            up = health.count(reason is None)
+            problem = self._check(server, timeout)
+            up = health.count(problem is None)
             if self._stopped.is_set():
                 return
             if up is not server.up:
@@ -102,7 +102,7 @@ class Checks:
                     logger.info("server %s/%s is up", self._backend.config.name, config.name)
                 else:
                     name = self._backend.config.name
-                    logger.warning("server %s/%s is down: %s", name, config.name, reason)
+                    logger.warning("server %s/%s is down: %s", name, config.name, problem)
                 self._changed(server)
             self._stopped.wait(config.inter)
 
@@ -111,5 +111,5 @@ class Checks:
         try:
             probe(server.endpoint, timeout, spop=self._backend.config.spop_check)
         except (OSError, ValueError, SpopError) as error:
-            return str(error) or type(error).__name__
+            return reason(error)
         return None

@@ -144,7 +144,7 @@ class Generator:
         self._expected = None
         if plan.expected is not None:
             self._expected = bytes(codec.encode_actions(plan.expected))
-        self._buffer = bytearray(max(RECV_SIZE, 2 * plan.max_frame_size))
+        self._buffer = bytearray(RECV_SIZE)
         self._epoll = select.epoll()
         self._lost: deque[tuple[float, _Connection]] = deque()
         self._due: deque[int] = deque()
@@ -208,6 +208,8 @@ class Generator:
         sock.setblocking(False)
         connection.sock, connection.unsent, connection.held = sock, b"", b""
         connection.max_frame_size = protocol.max_frame_size
+        if len(self._buffer) < 4 + protocol.max_frame_size:
+            self._buffer = bytearray(4 + protocol.max_frame_size)
         connection.free = deque(range(connection.first, connection.last))
         if not protocol.pipelined:
             connection.free = deque([connection.first])

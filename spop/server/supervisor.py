@@ -27,7 +27,7 @@ from typing import Any
 
 from spop import codec
 from spop.counters import Totals, row_size
-from spop.errors import SpopError
+from spop.errors import SpopError, reason
 from spop.server import systemd
 from spop.server.balance import Balance
 from spop.server.channel import Channel
@@ -162,7 +162,7 @@ class Supervisor:
 
                 self._admin_listener = admin_listener(self._options.admin)
         except (OSError, ValueError) as error:
-            raise StartError(getattr(error, "strerror", None) or str(error)) from None
+            raise StartError(reason(error)) from None
 
     def _serve(self) -> None:
         self._selector.register(self._signals, selectors.EVENT_READ, self._signalled)

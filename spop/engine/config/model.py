@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
+from spop.constants import HAPROXY_FRAME_SIZE
 from spop.engine.acl import AclCondition
 from spop.engine.samples import Expression
 from spop.engine.stream import Stream
@@ -133,7 +134,7 @@ class AgentConfig:
     processing_timeout: float | None = None
     maxconnrate: int = 0
     maxerrrate: int = 0
-    max_frame_size: int = 16380
+    max_frame_size: int = HAPROXY_FRAME_SIZE
     max_waiting_frames: int = 20
     pipelining: bool = True
     asynchronous: bool = True

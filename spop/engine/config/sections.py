@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE
 from spop.engine.acl import Acl, AclCondition, AclError, compile_acl, compile_condition
 from spop.engine.config.diagnostics import Collector, ConfigError, listed, refusal
 from spop.engine.config.lines import Line, Modifier, not_in_names
@@ -26,7 +27,7 @@ NOT_IN_VARIABLES = re.compile(r"[^A-Za-z0-9_.]", re.ASCII)
 Keywords = Mapping[str, Callable[..., None]]
 """What reads each line of a section, by its keyword: methods that take the line."""
 
-_FRAME_SIZES = range(256, 16381)
+_FRAME_SIZES = range(MIN_FRAME_SIZE, HAPROXY_FRAME_SIZE + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ class AgentSection(Section):
         self.set_variables: dict[str, str] = {}
         self.maxconnrate = 0
         self.maxerrrate = 0
-        self.max_frame_size = 16380
+        self.max_frame_size = HAPROXY_FRAME_SIZE
         self.max_waiting_frames = 20
         self.options = {"pipelining", "async", "send-frag-payload"}
         self.log_targets: list[LogTarget] = []
@@ -150,9 +151,8 @@ class AgentSection(Section):
     def _max_frame_size(self, line: Line) -> None:
         size = unsigned(self._value(line, "a number"))
         if size not in _FRAME_SIZES:
-            raise refusal(
-                line.at(1), f"'{line.arguments[0]}' is no size of frames, from 256 to 16380"
-            )
+            sizes = f"from {MIN_FRAME_SIZE} to {HAPROXY_FRAME_SIZE}"
+            raise refusal(line.at(1), f"'{line.arguments[0]}' is no size of frames, {sizes}")
         self.max_frame_size = size
 
     def _max_waiting_frames(self, line: Line) -> None:

@@ -22,6 +22,7 @@ from spop.engine.config.sections import (
     Section,
 )
 from spop.engine.config.versions import Version
+from spop.errors import reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +138,7 @@ def read_file(path: str | PathLike[str]) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        message = f"can't be read: {error.strerror or error}"
-        raise refusal(Location(str(path), 1), message) from None
+        raise refusal(Location(str(path), 1), f"can't be read: {reason(error)}") from None
 
 
 def _enter(scope: ScopeSections, section: Section, line: Line, collector: Collector) -> None:

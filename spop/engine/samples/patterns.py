@@ -13,6 +13,7 @@ from spop.engine.samples.arguments import parse_hex, parse_int, parse_ipv6, pars
 from spop.engine.samples.regexes import compile_regex
 from spop.engine.samples.types import SampleType, byte_length, raw
 from spop.engine.stream import IPAddress
+from spop.errors import reason
 
 T = TypeVar("T")
 Predicate = Callable[[Any], bool]
@@ -294,7 +295,7 @@ def read_patterns(path: str) -> list[str]:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise ValueError(f"can't read '{path}': {error.strerror}") from None
+        raise ValueError(f"can't read '{path}': {reason(error)}") from None
     lines = data.decode("utf-8", "surrogateescape").replace("\r", "\n").split("\n")
     stripped = (line.lstrip(" \t") for line in lines if not line.startswith("#"))
     return [line for line in stripped if line]
