@@ -28,7 +28,10 @@ from spop.constants import (
 from spop.dispatch import (
     ACK,
     ARGUMENT,
+    ASYNC,
     HEADERS,
+    INLINE,
+    LEFT,
     MESSAGE,
     MISSING,
     Dispatcher,
@@ -91,8 +94,11 @@ class HandlerInfo(typing.NamedTuple):
     sets: tuple[str, ...] = ()
 
     @property
-    def deferred(self) -> bool:
-        return self.blocking or self.asynchronous
+    def kind(self) -> int:
+        """How a dispatcher calls it; what waits for its turn is left to the server."""
+        if self.blocking or self.concurrency is not None:
+            return LEFT
+        return ASYNC if self.asynchronous else INLINE
 
 
 class Agent:
@@ -228,7 +234,7 @@ class Agent:
     def dispatcher(self, **limits: Any) -> Dispatcher:
         """A dispatcher with all handlers, for one thread. `Dispatcher` has the limits."""
         routes = [
-            Route(info.name, info.function, info.parameters, info.deferred, info.on_error)
+            Route(info.name, info.function, info.parameters, info.kind, info.on_error)
             for info in self.handlers.values()
         ]
         return Dispatcher(routes, self.failed, **limits)

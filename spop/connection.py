@@ -309,9 +309,9 @@ class AgentConnection(_Connection):
         """
         events: list[AgentEvent] = []
         intake = self.intake
+        if error is not None:
+            self._fail(error, events)
         try:
-            if error is not None:
-                raise error
             while acks or frames:
                 if acks:
                     self._out.append(acks)

@@ -39,7 +39,7 @@ class Exchange:
 
     def __init__(self, agent: Agent, module: ModuleType) -> None:
         routes = [
-            module.Route(h.name, h.function, h.parameters, h.deferred, h.on_error)
+            module.Route(h.name, h.function, h.parameters, h.kind, h.on_error)
             for h in agent.handlers.values()
         ]
         self.dispatcher = module.Dispatcher(routes, agent.failed)
