@@ -13,6 +13,7 @@ from itertools import chain, islice
 from operator import attrgetter
 from typing import Any
 
+from spop import codec
 from spop.engine.samples.places import Source
 from spop.engine.samples.registry import fetch
 from spop.engine.samples.types import CASTS, SampleType, cast, ipv6_of, raw
@@ -236,8 +237,11 @@ def _register_blocks(source: Source, prefix: str) -> None:
         message = message_of(stream)
         if message is None:
             return None
-        strings = [raw(part) for name, value in message.headers for part in (name.lower(), value)]
-        return b"".join(_varint(len(s)) + s for s in strings) + b"\0\0"
+        out = bytearray()
+        for name, value in message.headers:
+            codec.encode_string(name.lower(), out)
+            codec.encode_string(value, out)
+        return bytes(out + b"\0\0")
 
     def hdr_names(separator: str = ",") -> Callable[[Stream], str | None]:
         one = separator[:1] or "\0"
@@ -253,19 +257,6 @@ def _register_blocks(source: Source, prefix: str) -> None:
     fetch(f"{prefix}.hdrs", of=source)(hdrs)
     fetch(f"{prefix}.hdrs_bin", of=source)(hdrs_bin)
     fetch(f"{prefix}.hdr_names", of=source)(hdr_names)
-
-
-def _varint(value: int) -> bytes:
-    """A length as in SPOP (section 3.1 of the specification)."""
-    if value < 240:
-        return bytes((value,))
-    out = bytearray((value & 0xFF | 0xF0,))
-    value = value - 240 >> 4
-    while value >= 128:
-        out.append(value & 0xFF | 0x80)
-        value = value - 128 >> 7
-    out.append(value)
-    return bytes(out)
 
 
 _ADDRESS = IPv4Address | IPv6Address
