@@ -8,7 +8,7 @@ from typing import Any, Self
 from spop.client import AsyncClient
 from spop.constants import EngineStatus
 from spop.engine.balance import BackendServer
-from spop.engine.core import EngineCore
+from spop.engine.core import EngineCore, stream_of
 from spop.engine.filter import Processing, StreamContext
 from spop.engine.stream import Stream
 from spop.errors import SpopTimeoutError
@@ -73,11 +73,7 @@ class AsyncEngine(EngineCore):
         """
         if asyncio.get_running_loop() is not self._loop:
             self._bind()
-        if stream is None:
-            stream = Stream(**fields)
-        elif fields:
-            raise TypeError("a Stream has its own fields: give either it or them")
-        return AsyncStream(self, self._filter, stream)
+        return AsyncStream(self, self._filter, stream_of(stream, fields))
 
     def _bind(self) -> None:
         """Attach the engine to the running event loop."""

@@ -7,7 +7,7 @@ from typing import Any, Self
 from spop.client import Client
 from spop.constants import EngineStatus
 from spop.engine.balance import BackendServer
-from spop.engine.core import EngineCore
+from spop.engine.core import EngineCore, stream_of
 from spop.engine.filter import Processing, StreamContext
 from spop.engine.stream import Stream
 from spop.errors import SpopTimeoutError
@@ -83,11 +83,7 @@ class Engine(EngineCore):
         """
         if not self._started:
             self._start()
-        if stream is None:
-            stream = Stream(**fields)
-        elif fields:
-            raise TypeError("a Stream has its own fields: give either it or them")
-        return BlockingStream(self, self._filter, stream)
+        return BlockingStream(self, self._filter, stream_of(stream, fields))
 
     def close(self) -> None:
         """Send DISCONNECT on all connections, and interrupt all processings."""

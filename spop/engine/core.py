@@ -27,6 +27,7 @@ from spop.engine.config.versions import Version
 from spop.engine.filter import Filter, Processing
 from spop.engine.health import Checks
 from spop.engine.log import NOTICE, EngineLog, Traffic, log_line
+from spop.engine.stream import Stream
 from spop.values import VARIABLE
 
 Backends = Mapping[str, str | Iterable[str] | BackendConfig] | str | os.PathLike[str]
@@ -170,6 +171,19 @@ class EngineCore(ABC):
 
     @abstractmethod
     def _server_changed(self, server: BackendServer) -> None: ...
+
+
+def stream_of(stream: Stream | None, fields: dict[str, Any]) -> Stream:
+    """The stream that is given, or one of these fields.
+
+    Raises:
+        TypeError: both are given, or there is no such field.
+    """
+    if stream is None:
+        return Stream(**fields)
+    if fields:
+        raise TypeError("a Stream has its own fields: give either it or them")
+    return stream
 
 
 def _backend(config: AgentConfig, backends: Backends) -> BackendConfig:

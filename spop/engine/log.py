@@ -68,8 +68,8 @@ def log_line(agent: str, processing: Processing, traffic: Traffic, *, short: boo
 class EngineLog:
     """The targets of an engine's lines.
 
-    Lines go to `logger`, which is ``spop.engine.NAME`` with the name of the engine, and to the targets
-    of the ``log`` lines in the SPOE file. ``log global`` means `logger` alone.
+    Lines go to `logger` and to the targets of the ``log`` lines in the SPOE file. ``log global`` means
+    `logger` alone. Its name is ``spop.engine.NAME``, with the name of the engine.
     """
 
     def __init__(self, config: AgentConfig) -> None:

@@ -83,7 +83,7 @@ class Stream:
         source, source_port: the client's address.
         destination, destination_port: the address that the client connected to.
         frontend, backend: the names of the proxies.
-        response: None until there is one. ``hdr`` and its kin read it from then on.
+        response: None until there is one. ``hdr`` and fetches like it read it from then on.
         variables: values by whole name, such as ``"txn.user"``. Any mapping becomes `Variables`.
         started: when the stream began, in seconds since 1970.
         session: the client's connection, which several streams may share.

@@ -48,7 +48,7 @@ class ASGIMiddleware:
         http_response: rules after the events of the response, before it starts.
         max_body: bytes of a body to wait for. Agents never see more of it.
         wait_for_body: wait for the request's body before its events. None: if a message of an event,
-            or a rule, reads ``req.body`` or its kin.
+            or a rule, reads ``req.body`` or a fetch like it.
         wait_for_response_body: the same for the response and ``res.body``. Server-sent events are
             not waited for.
         websockets: treat handshakes of WebSockets as requests. Otherwise agents don't see them.

@@ -135,8 +135,8 @@ class Reader:
         data: the contents of the file.
         sections: the keywords that open a section.
         version: the HAProxy that decides what is a mistake; None is 2.6.
-        strict: lines before the first section, a modifier of a keyword that has none, and a missing
-            newline at the end are errors, as they are for HAProxy.
+        strict: report what HAProxy refuses: lines before the first section, modifiers of keywords
+            that have none, and a missing newline at the end.
     """
 
     def __init__(

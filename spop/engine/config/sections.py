@@ -75,16 +75,19 @@ class Section:
         Raises:
             ConfigError: HAProxy would refuse the line.
         """
-        raise NotImplementedError
+        if line.keyword in self.KEYWORDS:
+            self.KEYWORDS[line.keyword](self, line)
+        elif line.keyword:
+            self._take_unknown(line)
 
     def _warn_if_unsupported(self, keyword: str, location: Location) -> None:
         if self._version and (reason := unsupported(keyword, self._version)):
             self._collector.warning(location, reason)
 
-    def _unknown_keyword(self, line: Line) -> ConfigError:
+    def _take_unknown(self, line: Line) -> None:
         known = sorted(self.KEYWORDS)
         hint = did_you_mean(line.keyword, known) or f"it has {listed(known)}"
-        return refusal(line.at(0), f"unknown keyword '{line.keyword}' in {self.kind}", hint)
+        raise refusal(line.at(0), f"unknown keyword '{line.keyword}' in {self.kind}", hint)
 
 
 def _add_mentions(line: Line, mentions: list[Mention], what: str) -> None:
@@ -121,13 +124,9 @@ class AgentSection(Section):
         self.log_global = False
 
     def take(self, line: Line) -> None:
-        if not line.keyword:
-            return
-        if line.keyword not in self.KEYWORDS:
-            raise self._unknown_keyword(line)
-        if line.keyword not in ("option", "timeout"):
+        if line.keyword not in ("option", "timeout"):  # These warn of the option or timeout.
             self._warn_if_unsupported(line.keyword, line.at(0))
-        self.KEYWORDS[line.keyword](self, line)
+        super().take(line)
 
     def _use_backend(self, line: Line) -> None:
         self.backend = self._value(line, "the name of a backend")
@@ -262,13 +261,6 @@ class GroupSection(Section):
         super().__init__(line, collector, version)
         self.messages: list[Mention] = []
 
-    def take(self, line: Line) -> None:
-        if not line.keyword:
-            return
-        if line.keyword not in self.KEYWORDS:
-            raise self._unknown_keyword(line)
-        self.KEYWORDS[line.keyword](self, line)
-
     def _messages(self, line: Line) -> None:
         _add_mentions(line, self.messages, "spoe-message")
 
@@ -295,15 +287,13 @@ class MessageSection(Section):
         self.unless = False
         self.variables: set[str] = set()
 
-    def take(self, line: Line) -> None:
-        if line.keyword in self.KEYWORDS:
-            self.KEYWORDS[line.keyword](self, line)
-        elif line.keyword:  # HAProxy refuses an unknown keyword in the other sections only.
-            self._collector.warning(
-                line.at(0),
-                f"'{line.keyword}' means nothing in {self.kind}, and HAProxy passes over it",
-                did_you_mean(line.keyword, self.KEYWORDS),
-            )
+    def _take_unknown(self, line: Line) -> None:
+        # HAProxy refuses an unknown keyword in the other sections only.
+        self._collector.warning(
+            line.at(0),
+            f"'{line.keyword}' means nothing in {self.kind}, and HAProxy passes over it",
+            did_you_mean(line.keyword, self.KEYWORDS),
+        )
 
     def _args(self, line: Line) -> None:
         for index, word in enumerate(line.arguments, 1):

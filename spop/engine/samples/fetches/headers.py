@@ -1,6 +1,6 @@
 """Fetches of header fields, of requests (``req.``) and responses (``res.``); section 7.3.6.
 
-``hdr`` and its kin split a field at commas. ``fhdr`` takes whole fields.
+``hdr`` and fetches like it split a field at commas. ``fhdr`` takes whole fields.
 """
 
 from __future__ import annotations
