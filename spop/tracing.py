@@ -1,8 +1,8 @@
 """OpenTelemetry spans for the messages of an agent; needs ``pip install 'spop[otel]'``.
 
 HAProxy can send the trace context of a request as an argument of a message, such as
-``traceparent=req.hdr(traceparent)``. `trace_messages` makes a span of that trace for each message that
-is handled.
+``traceparent=req.hdr(traceparent)``. `trace_messages` makes a span of that trace for each message
+that is handled.
 """
 
 from __future__ import annotations

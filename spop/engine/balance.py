@@ -1,7 +1,7 @@
 """The servers of a backend, and which one takes the next connection (``balance``).
 
-The pool of connections asks a `Backend`. `spop.engine.health` does the checks, and sets the flag `up` of
-each `BackendServer`.
+The pool of connections asks a `Backend`. `spop.engine.health` does the checks, and sets the flag
+`up` of each `BackendServer`.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class BackendServer:
 class Backend(Servers):
     """The servers of a ``backend`` section, or of a list of addresses.
 
-    A server that is down, full or of weight 0 gets no connection. A server that refused a connection
-    gets none for 0.1 to 10 seconds. If no other server is up, the first ``backup`` server that is up
-    takes the connections.
+    A server that is down, full or of weight 0 gets no connection. A server that refused a
+    connection gets none for 0.1 to 10 seconds. If no other server is up, the first ``backup``
+    server that is up takes the connections.
     """
 
     def __init__(self, config: BackendConfig) -> None:

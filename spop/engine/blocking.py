@@ -68,8 +68,8 @@ class BlockingStream(StreamContext):
 class Engine(EngineCore):
     """HAProxy's SPOE filter for threads. `EngineCore` documents the arguments.
 
-    An engine connects to agents when it needs a connection. Health checks start with the first stream
-    or a ``with`` statement, which also closes the engine.
+    An engine connects to agents when it needs a connection. Health checks start with the first
+    stream or a ``with`` statement, which also closes the engine.
     """
 
     _face = Client

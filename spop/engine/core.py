@@ -45,10 +45,10 @@ class EngineCore(ABC):
         config: the configuration of the SPOE file. `from_file` reads it.
         backends: the backend that ``use-backend`` names.
         variables: whole names that rules outside of the SPOE file read, such as
-            ``"txn.waf.action"``. An agent may set these, and those in the SPOE file. Other variables
-            that it sets are in `StreamContext.ignored`.
-        haproxy_version: the HAProxy to behave as (``"2.6"``), where versions differ. Since 2.5 agents
-            may set any variable, except new ones of scope ``proc``. Since 3.1 there are no
+            ``"txn.waf.action"``. An agent may set these, and those in the SPOE file. Other
+            variables that it sets are in `StreamContext.ignored`.
+        haproxy_version: the HAProxy to behave as (``"2.6"``), where versions differ. Since 2.5
+            agents may set any variable, except new ones of scope ``proc``. Since 3.1 there are no
             fragments, no async exchanges, no `maxconnrate` and no `maxerrrate`.
         max_connections: number of connections to agents at a time.
 
@@ -159,7 +159,8 @@ class EngineCore(ABC):
             self._log.write(level, self.log_line(processing))
 
     def _start(self) -> None:
-        # Threads begin with the first stream: an engine may be made before a server forks its workers.
+        # Threads begin with the first stream: an engine may be made before a server forks its
+        # workers.
         with self._starting:
             if not self._started:
                 self._checks.start()

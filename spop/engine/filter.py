@@ -1,9 +1,10 @@
 """What HAProxy's SPOE filter does, without I/O.
 
 A `Filter` decides which messages an event sends, and what their ACK, or its absence, does to the
-stream. It is made of an `AgentConfig`, and each stream has a `StreamContext`. `spop.engine.blocking`
-and `spop.engine.asynchronous` let `Filter.begin_event` evaluate the messages, exchange them with an
-agent, and let `Filter.end` act on the result. Sections are those of the SPOE document of HAProxy 2.6.
+stream. It is made of an `AgentConfig`, and each stream has a `StreamContext`.
+`spop.engine.blocking` and `spop.engine.asynchronous` let `Filter.begin_event` evaluate the
+messages, exchange them with an agent, and let `Filter.end` act on the result. Sections are those of
+the SPOE document of HAProxy 2.6.
 """
 
 from __future__ import annotations
@@ -93,8 +94,11 @@ class Processing(Exchange):
 
     @property
     def times(self) -> tuple[int, int, int, int, int]:
-        """Milliseconds for each step, as in HAProxy's log (section 4): to evaluate the messages, until
-        they are sent, until the ACK comes, to act on it, and in all. -1 if a step did not happen."""
+        """Milliseconds for each step, as in HAProxy's log (section 4).
+
+        They are: to evaluate the messages, until they are sent, until the ACK comes, to act on it,
+        and in all. A step that did not happen is -1.
+        """
         return (
             _milliseconds(self.started_at, self.queued_at),
             _milliseconds(self.queued_at, self.sent_at),
@@ -353,8 +357,8 @@ class Filter:
                 messages.append(message)
         if not messages:
             return None
-        # As in HAProxy 1.8 to 3.0: one stream-id for all frames of a stream, which are counted. HAProxy
-        # since 3.1 counts stream-ids for each connection. Agents can't tell the difference.
+        # As in HAProxy 1.8 to 3.0: one stream-id for all frames of a stream, which are counted.
+        # HAProxy since 3.1 counts stream-ids for each connection. Agents can't tell the difference.
         context.frame_id += 1
         ids = context.stream_id, context.frame_id
         return Processing(ids, messages, occasion.label, started)

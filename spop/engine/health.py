@@ -1,7 +1,7 @@
 """Health checks of a backend's servers (``check`` in section 5.2 of HAProxy's manual).
 
-`Health` counts the results, `probe` does one check, and `Checks` runs a thread for each server that is
-checked. Both engines use them.
+`Health` counts the results, `probe` does one check, and `Checks` runs a thread for each server that
+is checked. Both engines use them.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ logger = logging.getLogger("spop.engine")
 class Health:
     """The health of a server, from the results of its checks.
 
-    It counts points, as HAProxy does: a success adds one, a failure takes one. `rise` points are up. A
-    change gives all points or takes them, so that the next change takes `fall` failures or `rise`
-    successes. A new server has `rise` points: it is up, and the first failure takes it down.
+    It counts points, as HAProxy does: a success adds one, a failure takes one. `rise` points are
+    up. A change gives all points or takes them, so that the next change takes `fall` failures or
+    `rise` successes. A new server has `rise` points: it is up, and the first failure takes it down.
     """
 
     def __init__(self, rise: int, fall: int) -> None:

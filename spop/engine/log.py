@@ -1,6 +1,7 @@
 """The log of an engine: HAProxy's lines, for Python's `logging` and the targets of the SPOE file.
 
-Lines of successful processings have HAProxy's level NOTICE. Python has no such level: it is 25 here.
+Lines of successful processings have HAProxy's level NOTICE. Python has no such level: it is 25
+here.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ def log_line(agent: str, processing: Processing, traffic: Traffic, *, short: boo
 class EngineLog:
     """The targets of an engine's lines.
 
-    Lines go to `logger` and to the targets of the ``log`` lines in the SPOE file. ``log global`` means
-    `logger` alone. Its name is ``spop.engine.NAME``, with the name of the engine.
+    Lines go to `logger` and to the targets of the ``log`` lines in the SPOE file. ``log global``
+    means `logger` alone. Its name is ``spop.engine.NAME``, with the name of the engine.
     """
 
     def __init__(self, config: AgentConfig) -> None:

@@ -1,8 +1,8 @@
 """The variables of a stream, and how long each lives (section 2.8 of HAProxy 3's manual).
 
-Variables of scope ``proc`` live as long as the process. Those of ``sess`` live as long as the client's
-connection, those of ``txn`` as long as the stream. Those of ``req`` end where the response begins; those of ``res`` begin
-there. Names are whole, such as ``"txn.user"``.
+Variables of scope ``proc`` live as long as the process. Those of ``sess`` live as long as the
+client's connection, those of ``txn`` as long as the stream. Those of ``req`` end where the response
+begins; those of ``res`` begin there. Names are whole, such as ``"txn.user"``.
 """
 
 from __future__ import annotations

@@ -47,12 +47,13 @@ class ASGIMiddleware:
         http_request: rules after the events of the request; see `spop.web.rules`.
         http_response: rules after the events of the response, before it starts.
         max_body: bytes of a body to wait for. Agents never see more of it.
-        wait_for_body: wait for the request's body before its events. None: if a message of an event,
-            or a rule, reads ``req.body`` or a fetch like it.
+        wait_for_body: wait for the request's body before its events. None: if a message of an
+            event, or a rule, reads ``req.body`` or a fetch like it.
         wait_for_response_body: the same for the response and ``res.body``. Server-sent events are
             not waited for.
         websockets: treat handshakes of WebSockets as requests. Otherwise agents don't see them.
-        unique_id_header: the header of the request with ``unique-id``. It is added if it is missing.
+        unique_id_header: the header of the request with ``unique-id``. It is added if it is
+            missing.
 
     Raises:
         ValueError: a rule sends a group that the engine lacks, or `max_body` is less than 1.
@@ -161,7 +162,7 @@ class ASGIMiddleware:
         return engine
 
     def _closing(self, send: Send) -> Send:
-        """A `send` that closes the engine before the server hears that the application shut down."""
+        """A `send` that closes the engine when the application has shut down."""
 
         async def send_and_close(message: ASGIMessage) -> None:
             if message["type"].startswith("lifespan.shutdown"):

@@ -1,4 +1,4 @@
-"""What a middleware has to do: the events that have messages, the rules, and the bodies to wait for.
+"""What a middleware has to do: events that have messages, rules, and bodies to wait for.
 
 It follows from the configuration of the engine and the rules.
 """

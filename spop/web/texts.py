@@ -90,7 +90,7 @@ def _parts(text: str) -> Iterator[str | Expression]:
 
 
 def _end_of_sample(text: str, start: int) -> int:
-    """The position of the bracket that closes a sample. Brackets in parentheses belong to arguments."""
+    """The position of the bracket that closes a sample: the first outside of parentheses."""
     depth = 0
     for position in range(start, len(text)):
         char = text[position]

@@ -190,7 +190,8 @@ class _Responder:
             raise
         if self._reply is not None:
             return self._replaced(result)
-        # The result itself, where it is complete: a server may have a fast path for files and lists.
+        # The result itself, where it is complete: a server may have a fast path for files and
+        # lists.
         if not parts or isinstance(result, list | tuple):
             return result
         return _Body(itertools.chain(parts, chunks), result)

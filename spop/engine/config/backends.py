@@ -1,7 +1,7 @@
 """Reads the backends of a ``haproxy.cfg``, whose servers are an engine's agents: `load_backends`.
 
-It reads the sections ``backend`` and ``listen``, and their settings in ``defaults`` and ``global``. It
-skips what does not matter to SPOE.
+It reads the sections ``backend`` and ``listen``, and their settings in ``defaults`` and ``global``.
+It skips what does not matter to SPOE.
 """
 
 from __future__ import annotations

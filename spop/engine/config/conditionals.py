@@ -1,4 +1,4 @@
-"""Conditional blocks: the expression after ``.if`` or ``.elif`` (section 2.4 of HAProxy's manual)."""
+"""Conditional blocks: the expression after ``.if`` or ``.elif`` (section 2.4 of the manual)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Reads a configuration file as lines of words, each with its section and scope.
 
-The `Reader` decodes the bytes, and handles comments, quotes, conditional blocks, the modifiers ``no``
-and ``default``, scopes and sections. It does not know what the words of a line mean.
+The `Reader` decodes the bytes, and handles comments, quotes, conditional blocks, the modifiers
+``no`` and ``default``, scopes and sections. It does not know what the words of a line mean.
 """
 
 from __future__ import annotations

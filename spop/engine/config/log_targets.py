@@ -91,7 +91,7 @@ class _LogLine:
         return length
 
     def _sample(self) -> tuple[tuple[tuple[int, int], ...], int]:
-        """The ranges of the lines that are logged, and the number of lines that they are part of."""
+        """The ranges of the lines that are logged, and of how many lines they are."""
         text, colon, size_text = self._next().rpartition(":")
         ranges = sorted(map(self._range, text.split(",")))
         size = leading_integer(size_text)

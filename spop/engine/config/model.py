@@ -1,7 +1,7 @@
 """An SPOE configuration as plain data, resolved and compiled.
 
-`spop.engine.config.spoe` makes it from a file, and the engine runs on it. Times are in seconds. Names
-of variables are whole, such as ``"txn.waf.action"``. Sections are those of the SPOE document.
+`spop.engine.config.spoe` makes it from a file, and the engine runs on it. Times are in seconds.
+Names of variables are whole, such as ``"txn.waf.action"``. Sections are those of the SPOE document.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from spop.engine.stream import Stream
 
 
 class Event(StrEnum):
-    """When messages are sent, in the order in which a stream reaches them (sections 2.3 and 3.3)."""
+    """When messages are sent, in the order of a stream (sections 2.3 and 3.3)."""
 
     ON_CLIENT_SESSION = "on-client-session"
     ON_FRONTEND_TCP_REQUEST = "on-frontend-tcp-request"

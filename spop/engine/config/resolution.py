@@ -232,7 +232,7 @@ class _Resolver:
         return message
 
     def _event_of(self, message: MessageConfig) -> Event | None:
-        """The event of a message in this kind of proxy; None, with a warning, if it is never sent."""
+        """The event of a message in this kind of proxy; None, with a warning, if never sent."""
         event = message.event
         if event is None:
             self._collector.warning(

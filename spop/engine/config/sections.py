@@ -1,7 +1,7 @@
 """The three kinds of section of an SPOE file (sections 2.2 to 2.4 of the SPOE document).
 
-Each section is filled line by line. `spop.engine.config.resolution` checks later whether the names in
-it exist.
+Each section is filled line by line. `spop.engine.config.resolution` checks later whether the names
+in it exist.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _add_mentions(line: Line, mentions: list[Mention], what: str) -> None:
 
 
 class AgentSection(Section):
-    """A ``spoe-agent`` section. Its attributes are the fields of `AgentConfig`, not resolved yet."""
+    """A ``spoe-agent`` section. Its attributes become the fields of `AgentConfig`."""
 
     kind = "spoe-agent"
 

@@ -59,8 +59,8 @@ def load_spoe(
     Args:
         engine: the scope ``[ENGINE]``; None is the part of the file before all scopes.
         proxy: the kind of section of the filter. It decides where samples are available.
-        haproxy_version: a version such as ``"3.0"``. What it lacks or ignores is a warning. A missing
-            newline at the end of the file is an error if that version refuses it.
+        haproxy_version: a version such as ``"3.0"``. What it lacks or ignores is a warning. A
+            missing newline at the end of the file is an error if that version refuses it.
 
     Raises:
         ConfigError: the file can't be read, or HAProxy would refuse it.

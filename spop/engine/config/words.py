@@ -1,7 +1,7 @@
 r"""Splits a line into words: quotes, ``\x41``, ``"${VAR-default}"``, comments.
 
-`split_words` does it as HAProxy 2.6 (sections 2.2 and 2.3 of its manual). It knows one line, and not
-what the words mean.
+`split_words` does it as HAProxy 2.6 (sections 2.2 and 2.3 of its manual). It knows one line, and
+not what the words mean.
 """
 
 from __future__ import annotations

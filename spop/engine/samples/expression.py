@@ -1,7 +1,7 @@
 """The compiler of sample expressions: each becomes a chain of closures over the stream.
 
-It knows the grammar (``fetch(args),converter(args),...``) and the rules for types. The registry knows
-the names. The parsers of configurations and ACLs call it.
+It knows the grammar (``fetch(args),converter(args),...``) and the rules for types. The registry
+knows the names. The parsers of configurations and ACLs call it.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ _RESPONSE = _span(Place.BE_RES_CNT, Place.FE_HRS_BDY)
 
 
 class Source(Enum):
-    """What a fetch reads: a description for error messages, and the places where it is available."""
+    """What a fetch reads: a description for messages, and the places where it is available."""
 
     CONSTANT = "a constant", _span(Place.FE_CON_ACC, Place.FE_LOG_END)
     INTERNAL = "internal state", _span(Place.FE_CON_ACC, Place.FE_LOG_END)

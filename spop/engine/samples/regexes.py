@@ -1,7 +1,7 @@
 """Regular expressions in PCRE2's syntax, as HAProxy takes them, on Python's ``re``.
 
-Where only the spelling differs, it is translated. What ``re`` can't do is an error. They match bytes,
-as HAProxy's do. ACLs, maps and ``regsub`` use them.
+Where only the spelling differs, it is translated. What ``re`` can't do is an error. They match
+bytes, as HAProxy's do. ACLs, maps and ``regsub`` use them.
 """
 
 from __future__ import annotations

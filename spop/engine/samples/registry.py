@@ -5,9 +5,9 @@ that it takes, and the return annotation the type that it gives. Further paramet
 optional where they have defaults. A converter that needs the stream names its second parameter
 ``stream``.
 
-A function that returns a ``Callable[[Stream], X]`` or ``Callable[[X], Y]`` is a factory. It takes only
-the arguments, and is called once, when an expression is compiled. A ValueError that it raises is an
-error of the expression.
+A function that returns a ``Callable[[Stream], X]`` or ``Callable[[X], Y]`` is a factory. It takes
+only the arguments, and is called once, when an expression is compiled. A ValueError that it raises
+is an error of the expression.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A sample is a Python value. The bytes of a string are its UTF-8 with surrogateescape. The declared
 type of a fetch and the type of its value may differ: ``src`` declares IPv4 and may give IPv6. So a
-cast is looked up twice: for the declared type when an expression is compiled, and for the value when
-it is evaluated.
+cast is looked up twice: for the declared type when an expression is compiled, and for the value
+when it is evaluated.
 """
 
 from __future__ import annotations

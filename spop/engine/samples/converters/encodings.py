@@ -188,7 +188,8 @@ def _json_character(char: str) -> str:
 @converter("bytes")
 def part(offset: int, length: int | None = None) -> Callable[[str | bytes], str | bytes]:
     """Some bytes of a block, none beyond its end. Of a string, the result is a string."""
-    # HAProxy compares without a sign: a negative offset is beyond the end, a negative length is all.
+    # HAProxy compares without a sign: a negative offset is beyond the end, a negative length is
+    # all.
     if offset < 0:
         offset, length = 0, 0
     end = None if length is None or length < 0 else offset + length

@@ -131,7 +131,8 @@ def _word(index: int, delimiters: str, count: int) -> Convert:
         available = len(words) - abs(index) + 1
         if (count and count <= available) or available <= 0:
             return _select(value, words, index, count) or ""
-        # HAProxy keeps the delimiters behind the last word, or before the first, of all that is left.
+        # HAProxy keeps the delimiters behind the last word, or before the first, of all that is
+        # left.
         return value[words[index - 1][0] :] if index > 0 else value[: words[index][1]]
 
     return select

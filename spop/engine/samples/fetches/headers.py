@@ -192,7 +192,7 @@ def _register_values(source: Source, view: View, *names: str) -> None:
 
 
 def _register_parsed(source: Source, parse: Callable[[str], Any], gives: Any, *names: str) -> None:
-    """Values that are parsed, as addresses or integers. An ACL skips values that can't be parsed."""
+    """Values parsed as addresses or integers. An ACL skips values that can't be parsed."""
     message_of = MESSAGE_OF[source]
 
     def every(name: str | None = None, occurrence: int = 0) -> Callable[[Stream], Iterable[Any]]:
