@@ -97,7 +97,7 @@ def backend_of(agent: AgentConfig, backends: Mapping[str, BackendConfig]) -> Bac
 
 
 @dataclass(slots=True)
-class _Proxy:
+class _ProxySection:
     """A ``backend``, ``listen`` or ``defaults`` section that is being read."""
 
     name: str = ""
@@ -110,7 +110,7 @@ class _Proxy:
     server: ServerConfig = NO_SERVER
     servers: list[ServerConfig] = field(default_factory=list)
 
-    def copy(self, name: str, location: Location) -> _Proxy:
+    def copy(self, name: str, location: Location) -> _ProxySection:
         """A section that starts with the settings of this one."""
         return replace(self, name=name, location=location, timeouts=dict(self.timeouts), servers=[])
 
@@ -179,11 +179,11 @@ class _Proxy:
         )
 
 
-_KEYWORDS: Mapping[str, Callable[[_Proxy, Line], None]] = {
-    "balance": _Proxy.set_balance,
-    "mode": _Proxy.set_mode,
-    "option": _Proxy.set_option,
-    "timeout": _Proxy.set_timeout,
+_KEYWORDS: Mapping[str, Callable[[_ProxySection, Line], None]] = {
+    "balance": _ProxySection.set_balance,
+    "mode": _ProxySection.set_mode,
+    "option": _ProxySection.set_option,
+    "timeout": _ProxySection.set_timeout,
 }
 
 
@@ -202,12 +202,12 @@ class _Sections:
     """Collects the sections of a file, line by line."""
 
     def __init__(self, collector: Collector, names: Collection[str] | None) -> None:
-        self.backends: dict[str, _Proxy] = {}
+        self.backends: dict[str, _ProxySection] = {}
         self._collector = collector
         self._names = names
-        self._defaults: dict[str, _Proxy | None] = {}
-        self._last_defaults: _Proxy | None = None
-        self._open: _Proxy | None = None
+        self._defaults: dict[str, _ProxySection | None] = {}
+        self._last_defaults: _ProxySection | None = None
+        self._open: _ProxySection | None = None
         self._tls = TlsDefaults()
 
     def take(self, line: Line) -> None:
@@ -231,7 +231,7 @@ class _Sections:
         elif line.keyword == "crt-base":
             self._tls.crt_base = value
 
-    def _open_defaults(self, line: Line) -> _Proxy:
+    def _open_defaults(self, line: Line) -> _ProxySection:
         named = line.arguments and line.arguments[0] != "from"
         name = line.arguments[0] if named else ""
         defaults = (self._named_defaults(line) or self._fresh()).copy(name, line.at(0))
@@ -241,7 +241,7 @@ class _Sections:
             self._defaults[name] = None if name in self._defaults else defaults
         return defaults
 
-    def _open_backend(self, line: Line) -> _Proxy | None:
+    def _open_backend(self, line: Line) -> _ProxySection | None:
         if not line.arguments:
             raise refusal(line.at(1), f"'{line.keyword}' needs a name")
         name = line.arguments[0]
@@ -259,10 +259,10 @@ class _Sections:
             self.backends[name] = backend
         return backend
 
-    def _fresh(self) -> _Proxy:
-        return _Proxy(server=replace(NO_SERVER, verify=self._tls.verify))
+    def _fresh(self) -> _ProxySection:
+        return _ProxySection(server=replace(NO_SERVER, verify=self._tls.verify))
 
-    def _named_defaults(self, line: Line) -> _Proxy | None:
+    def _named_defaults(self, line: Line) -> _ProxySection | None:
         """The ``defaults`` section that ``from`` names; None if there is no ``from``."""
         index = 2 if line.arguments[:1] == ["from"] and line.section == "defaults" else 3
         if line.arguments[index - 2 : index - 1] != ["from"] or len(line.arguments) < index:

@@ -14,7 +14,7 @@ from typing import Any
 from spop.engine.samples.arguments import RawArgument, VariableArgument, parse_int, split_arguments
 from spop.engine.samples.errors import SampleError, did_you_mean
 from spop.engine.samples.places import Place, Source
-from spop.engine.samples.registry import CONVERTERS, FETCHES, Converter, Fetch, Parameter
+from spop.engine.samples.registry import CONVERTERS, FETCHES, ArgumentSpec, Converter, Fetch
 from spop.engine.samples.types import CASTS, Cast, SampleType, cast, castable, unchanged
 from spop.engine.stream import Stream
 from spop.values import DecodedValue
@@ -231,7 +231,7 @@ def _at_most(count: int) -> str:
     return f"at most {count} arguments" if count else "no arguments"
 
 
-def _parse_all(words: list[RawArgument], parameters: tuple[Parameter, ...]) -> Iterator[Any]:
+def _parse_all(words: list[RawArgument], parameters: tuple[ArgumentSpec, ...]) -> Iterator[Any]:
     for number, (word, parameter) in enumerate(zip(words, parameters, strict=False), 1):
         text = word.text
         if not text and number == len(words) and parameter.parse is parse_int:

@@ -41,7 +41,7 @@ _ADDRESSES = {IPv4Address, IPv6Address}
 
 
 @dataclass(frozen=True, slots=True)
-class Parameter:
+class ArgumentSpec:
     """An argument that a fetch or converter takes.
 
     Attributes:
@@ -66,7 +66,7 @@ class Fetch:
 
     name: str
     make: Callable[..., Callable[[Stream], Any]]
-    parameters: tuple[Parameter, ...]
+    parameters: tuple[ArgumentSpec, ...]
     gives: SampleType
     source: Source
     every: Callable[..., Callable[[Stream], Iterable[Any]]] | None
@@ -84,7 +84,7 @@ class Converter:
 
     name: str
     make: Callable[..., Callable[..., Any]]
-    parameters: tuple[Parameter, ...]
+    parameters: tuple[ArgumentSpec, ...]
     takes: SampleType
     keeps_type: bool
     gives: SampleType
@@ -202,15 +202,17 @@ def _sample_type(hint: Any, function: Callable[..., Any], address: SampleType) -
 
 def _parameters(
     function: Callable[..., Any], hints: dict[str, Any], skip: int
-) -> tuple[Parameter, ...]:
+) -> tuple[ArgumentSpec, ...]:
     declared = list(inspect.signature(function).parameters.values())[skip:]
     return tuple(_parameter(p, hints.get(p.name), function) for p in declared)
 
 
-def _parameter(declared: inspect.Parameter, hint: Any, function: Callable[..., Any]) -> Parameter:
+def _parameter(
+    declared: inspect.Parameter, hint: Any, function: Callable[..., Any]
+) -> ArgumentSpec:
     choices = set(get_args(hint)) - {type(None)} if isinstance(hint, UnionType) else {hint}
     kind = hint if hint in PARSERS else choices.pop() if len(choices) == 1 else None
     if kind not in PARSERS:
         raise TypeError(f"{function.__qualname__}: no argument is of type {hint!r}")
     required = declared.default is inspect.Parameter.empty
-    return Parameter(declared.name, PARSERS[kind], kind in (str, Operand), required)
+    return ArgumentSpec(declared.name, PARSERS[kind], kind in (str, Operand), required)
