@@ -1,6 +1,7 @@
-"""HAProxy's end of SPOE in Python: what its filter does, for proxies and servers of your own.
+"""HAProxy's end of SPOE in Python, for proxies and servers of your own.
 
-`Engine` is for threads, `AsyncEngine` for asyncio; both are made from HAProxy's own SPOE file.
+An engine does what HAProxy's SPOE filter does, from HAProxy's own SPOE file. `Engine` is for
+threads, `AsyncEngine` for asyncio.
 """
 
 from spop.engine.asynchronous import AsyncEngine, AsyncStream

@@ -1,7 +1,7 @@
-"""A backend's servers: which one takes the next connection.
+"""The servers of a backend, and which one takes the next connection (``balance``).
 
-`Backend` is what the pool of connections asks. Health is `spop.engine.health`'s business; here
-it is a flag of each `BackendServer`.
+The pool of connections asks a `Backend`. `spop.engine.health` does the checks, and sets the flag
+`up` of each `BackendServer`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from spop.engine.config.model import BackendConfig, ServerConfig
 
 
 class BackendServer:
-    """A server of a backend, and how it fares.
+    """A server of a backend, and its state.
 
     Attributes:
         config: its ``server`` line.
@@ -25,7 +25,7 @@ class BackendServer:
         connections: how many are open.
     """
 
-    __slots__ = ("backoff", "config", "connections", "endpoint", "retry_at", "turn", "up")
+    __slots__ = ("backoff", "config", "connections", "current_weight", "endpoint", "retry_at", "up")
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
@@ -34,7 +34,7 @@ class BackendServer:
         self.connections = 0
         self.retry_at = 0.0
         self.backoff = FIRST_BACKOFF
-        self.turn = 0
+        self.current_weight = 0
 
     @property
     def full(self) -> bool:
@@ -48,9 +48,9 @@ class BackendServer:
 class Backend(Servers):
     """The servers of a ``backend`` section, or of a list of addresses.
 
-    A server that is down, full or without weight gets no connection, and one that refused a
-    connection none for 0.1 to 10 seconds. Of the ``backup`` ones, the first that is up stands
-    in where no other is.
+    A server that is down, full or of weight 0 gets no connection. A server that refused a
+    connection gets none for 0.1 to 10 seconds. If no other server is up, the first ``backup``
+    server that is up takes the connections.
     """
 
     def __init__(self, config: BackendConfig) -> None:
@@ -95,11 +95,12 @@ def _retry_at(server: BackendServer) -> float:
 
 
 def _roundrobin(servers: Sequence[BackendServer]) -> BackendServer:
-    """In turn, smoothly by weight: each gains its weight, and who has most pays for all."""
+    """Smooth weighted round-robin."""
+    # Each server gains its weight. The one with the most is chosen, and loses the sum of all.
     for server in servers:
-        server.turn += server.config.weight
-    chosen = max(servers, key=lambda server: server.turn)
-    chosen.turn -= sum(server.config.weight for server in servers)
+        server.current_weight += server.config.weight
+    chosen = max(servers, key=lambda server: server.current_weight)
+    chosen.current_weight -= sum(server.config.weight for server in servers)
     return chosen
 
 
@@ -120,7 +121,7 @@ _CHOICES: dict[str, Callable[[Sequence[BackendServer]], BackendServer]] = {
 
 
 class _Random:
-    """The least loaded of so many draws by weight."""
+    """Draws some servers by weight, and takes the least loaded."""
 
     def __init__(self, draws: int) -> None:
         self._draws = draws
@@ -132,10 +133,10 @@ class _Random:
 
 
 def of_addresses(name: str, addresses: str | Iterable[str]) -> BackendConfig:
-    """A backend of servers that are only addresses.
+    """A backend whose servers are given by their addresses.
 
     Raises:
-        ValueError: there is none, or one is neither HOST:PORT nor unix:PATH.
+        ValueError: there is no address, or one is neither HOST:PORT nor unix:PATH.
     """
     texts = [addresses] if isinstance(addresses, str) else list(addresses)
     if not texts:
@@ -146,10 +147,10 @@ def of_addresses(name: str, addresses: str | Iterable[str]) -> BackendConfig:
 
 
 def endpoint(config: ServerConfig) -> Endpoint:
-    """Where a server is.
+    """How to connect to a server.
 
     Raises:
-        OSError: a file of certificates can't be read (``ssl.SSLError`` where it has none).
+        OSError: a certificate file can't be read; ``ssl.SSLError`` if it has no certificate.
     """
     address = Address.parse(config.address).reachable
     return Endpoint(address, _tls(config) if config.ssl else None, config.sni)
@@ -157,7 +158,7 @@ def endpoint(config: ServerConfig) -> Endpoint:
 
 def _tls(config: ServerConfig) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=config.ca_file)
-    # As in HAProxy, a certificate is checked for a name only where `sni` or `verifyhost` say so.
+    # As in HAProxy, the name in a certificate is checked only if `sni` or `verifyhost` is given.
     context.check_hostname = config.verify and config.sni is not None
     if not config.verify:
         context.verify_mode = ssl.CERT_NONE

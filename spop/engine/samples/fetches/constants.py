@@ -1,4 +1,4 @@
-"""Fetches that don't look at the traffic: literals, variables, time, chance, the process."""
+"""Fetches that read no traffic: literals, variables, time, the process (section 7.3.2)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def always_false() -> Callable[[Stream], bool]:
 
 @fetch("wait_end")
 def wait_end() -> Callable[[Stream], bool]:
-    """Whether nothing more will be waited for: the filter never waits."""
+    """Always true: the SPOE filter does not wait for more data."""
     return _always(True)
 
 
@@ -101,7 +101,7 @@ def env(name: str) -> Callable[[Stream], str | None]:
 
 @fetch("rand")
 def rand(stream: Stream, below: int = 2**32) -> int:
-    """Also for a negative bound what HAProxy's unsigned arithmetic makes of it."""
+    # HAProxy multiplies without a sign: a negative bound is a very large one.
     return (random.getrandbits(32) * below & 2**64 - 1) >> 32
 
 
