@@ -1,13 +1,17 @@
 """What a server counts, as int64 cells in memory that other processes may read.
 
 Each loop has a row of cells that it alone writes, so counting takes no lock; whoever wants
-totals adds the rows up. A row begins with the cells of `Cell`; behind `ROUTES` each handler has
-`ROUTE_CELLS` of its own: those of `RouteCell`, then a histogram of its run times.
+totals adds the rows up, and gets them by name. A row begins with the cells of `Cell`; behind
+`ROUTES` each handler has `ROUTE_CELLS` of its own: those of `RouteCell`, then a histogram of its
+run times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from enum import IntEnum, auto
 
 from spop.constants import Status
@@ -72,6 +76,20 @@ before has not; the last has all others."""
 _STATUS_CELLS = {status: index for index, status in enumerate(Status)}
 GAUGES = frozenset({Cell.QUEUED, Cell.RUNNING, Cell.ROUND_BEGAN, Cell.OLDEST_JOB})
 """Cells that say how it is now, not how many there were."""
+_TIMES = (Cell.ROUND_BEGAN, Cell.OLDEST_JOB)
+_LIMITS = {
+    "max_connections": Cell.REFUSED_CONNECTIONS,
+    "max_connections_per_peer": Cell.REFUSED_PER_PEER,
+    "allow": Cell.REFUSED_NOT_ALLOWED,
+    "handshake_timeout": Cell.HANDSHAKE_TIMEOUTS,
+    "idle_timeout": Cell.IDLE_TIMEOUTS,
+    "max_payload_size": Cell.PAYLOADS_TOO_BIG,
+    "max_in_flight": Cell.PAUSED_IN_FLIGHT,
+    "max_unsent": Cell.PAUSED_UNSENT,
+    "max_messages_or_arguments": Cell.TOO_MANY_MESSAGES,
+    "max_frame_size": Cell.FRAMES_TOO_BIG,
+    "max_queue": Cell.REJECTED,
+}
 
 
 def row_size(routes: int) -> int:
@@ -98,6 +116,59 @@ def observe(cells: Cells, base: int, nanoseconds: int) -> None:
     cells[base + RouteCell.BUCKETS + bucket] += 1
 
 
+def age(nanoseconds: int) -> float:
+    """Seconds that have passed since a time of CLOCK_MONOTONIC; 0.0 since none, which is 0."""
+    return max(0, time.monotonic_ns() - nanoseconds) / 1e9 if nanoseconds else 0.0
+
+
+def _oldest(one: int, other: int) -> int:
+    """The earlier of two times, either of which may be none."""
+    return min(one, other) or max(one, other)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What was counted since the service started, and what is there now."""
+
+    frames_received: int
+    frames_sent: int
+    frames_in_hand: int
+    acks_elsewhere: int
+    acks_dropped: int
+    unknown_messages: int
+    bytes_received: int
+    bytes_sent: int
+    connections: int
+    connections_opened: int
+    connections_handed_over: int
+    health_checks: int
+    accept_errors: int
+    queued: int
+    running: int
+    oldest_job: float
+    """Seconds for which the first message in line for a thread of the pool has waited."""
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerCounts:
+    """What was counted of a handler. Times are in seconds.
+
+    Attributes:
+        p50, p99: a bound below which half of the calls stayed, and 99 % of them.
+        buckets: how many calls stayed below which bound, ``+Inf`` being the last.
+    """
+
+    name: str
+    calls: int
+    errors: int
+    timeouts: int
+    seconds: float
+    mean: float
+    p50: float
+    p99: float
+    buckets: Sequence[tuple[str, int]]
+
+
 class Totals:
     """Rows added up, with the handlers' names.
 
@@ -112,13 +183,16 @@ class Totals:
 
     def add(self, row: Cells, names: Iterable[str]) -> None:
         """Add a row."""
-        for cell in range(ROUTES):
-            self.cells[cell] += row[cell]
+        self._add_cells(row)
         for index, name in enumerate(names):
             base = row_size(index)
-            mine = self.routes.setdefault(name, [0] * ROUTE_CELLS)
-            for cell, count in enumerate(row[base : base + ROUTE_CELLS]):
-                mine[cell] += count
+            self._add_route(name, row[base : base + ROUTE_CELLS])
+
+    def merge(self, other: Totals) -> None:
+        """Add what another has."""
+        self._add_cells(other.cells)
+        for name, theirs in other.routes.items():
+            self._add_route(name, theirs)
 
     def end(self) -> None:
         """These are of a process that has ended: nothing of it is open, waits or runs."""
@@ -126,29 +200,91 @@ class Totals:
             self.cells[cell] = 0
         self.cells[Cell.CONNECTIONS_CLOSED] = self.cells[Cell.CONNECTIONS_OPENED]
 
-    def merge(self, other: Totals) -> None:
-        """Add what another has."""
-        self.cells = [mine + theirs for mine, theirs in zip(self.cells, other.cells, strict=True)]
-        for name, theirs in other.routes.items():
-            mine = self.routes.get(name, [0] * ROUTE_CELLS)
-            self.routes[name] = [a + b for a, b in zip(mine, theirs, strict=True)]
+    def _add_cells(self, theirs: Sequence[int]) -> None:
+        oldest = [(cell, _oldest(self.cells[cell], theirs[cell])) for cell in _TIMES]
+        for cell in range(ROUTES):
+            self.cells[cell] += theirs[cell]
+        for cell, time_ in oldest:
+            self.cells[cell] = time_
 
-    @property
-    def connections(self) -> int:
-        """How many are open."""
-        return self.cells[Cell.CONNECTIONS_OPENED] - self.cells[Cell.CONNECTIONS_CLOSED]
+    def _add_route(self, name: str, theirs: Sequence[int]) -> None:
+        mine = self.routes.get(name, [0] * ROUTE_CELLS)
+        self.routes[name] = [a + b for a, b in zip(mine, theirs, strict=True)]
 
     @property
     def in_hand(self) -> int:
         """NOTIFY frames taken and not yet answered."""
-        return self.cells[Cell.NOTIFIES] - self.cells[Cell.ACKS] - self.cells[Cell.ACKS_DROPPED]
+        # A row may be counting while it is read.
+        cells = self.cells
+        return max(0, cells[Cell.NOTIFIES] - cells[Cell.ACKS] - cells[Cell.ACKS_DROPPED])
 
-    def status_counts(self, base: Cell) -> dict[Status, int]:
-        """DISCONNECTs by status."""
-        return {status: self.cells[base + index] for status, index in _STATUS_CELLS.items()}
+    def counts(self) -> Counts:
+        """The cells by name."""
+        cells = self.cells
+        return Counts(
+            frames_received=cells[Cell.NOTIFIES],
+            frames_sent=cells[Cell.ACKS],
+            frames_in_hand=self.in_hand,
+            acks_elsewhere=cells[Cell.ACKS_ELSEWHERE],
+            acks_dropped=cells[Cell.ACKS_DROPPED],
+            unknown_messages=cells[Cell.UNKNOWN_MESSAGES],
+            bytes_received=cells[Cell.BYTES_RECEIVED],
+            bytes_sent=cells[Cell.BYTES_SENT],
+            connections=cells[Cell.CONNECTIONS_OPENED] - cells[Cell.CONNECTIONS_CLOSED],
+            connections_opened=cells[Cell.CONNECTIONS_OPENED],
+            connections_handed_over=cells[Cell.HANDED_OVER],
+            health_checks=cells[Cell.HEALTHCHECKS],
+            accept_errors=cells[Cell.ACCEPT_ERRORS],
+            queued=cells[Cell.QUEUED],
+            running=cells[Cell.RUNNING],
+            oldest_job=age(cells[Cell.OLDEST_JOB]),
+        )
+
+    def limits(self) -> dict[str, int]:
+        """How often a limit took effect, by the option that sets it."""
+        return {option: self.cells[cell] for option, cell in _LIMITS.items()}
+
+    def disconnects(self) -> dict[str, dict[str, int]]:
+        """DISCONNECTs by who sent them, "agent" or "peer", and status code."""
+        return {
+            sender: {
+                str(int(status)): self.cells[base + index]
+                for status, index in _STATUS_CELLS.items()
+            }
+            for sender, base in (
+                ("agent", Cell.DISCONNECTS_SENT),
+                ("peer", Cell.DISCONNECTS_RECEIVED),
+            )
+        }
+
+    def handlers(self) -> list[HandlerCounts]:
+        """Those of each handler."""
+        return [_handler_counts(name, route) for name, route in self.routes.items()]
 
 
-def quantile(route: list[int], q: float) -> float:
+def _handler_counts(name: str, route: list[int]) -> HandlerCounts:
+    calls, seconds = route[RouteCell.CALLS], route[RouteCell.NANOSECONDS] / 1e9
+    return HandlerCounts(
+        name=name,
+        calls=calls,
+        errors=route[RouteCell.ERRORS],
+        timeouts=route[RouteCell.TIMEOUTS],
+        seconds=seconds,
+        mean=seconds / calls if calls else 0.0,
+        p50=_quantile(route, 0.5),
+        p99=_quantile(route, 0.99),
+        buckets=_buckets(route),
+    )
+
+
+def _buckets(route: list[int]) -> list[tuple[str, int]]:
+    """Cumulated, as Prometheus has them."""
+    bounds = [str(2 ** (index + BUCKET_SHIFT) / 1e9) for index in range(BUCKETS - 1)]
+    counts = itertools.accumulate(route[RouteCell.BUCKETS :])
+    return list(zip([*bounds, "+Inf"], counts, strict=True))
+
+
+def _quantile(route: list[int], q: float) -> float:
     """The run time in seconds that a share `q` of a handler's runs stayed below, roughly."""
     buckets = route[RouteCell.BUCKETS :]
     wanted = q * sum(buckets)

@@ -1,6 +1,6 @@
 """What operators ask over HTTP: /metrics, /healthz, /readyz, and a status page for people.
 
-It answers in threads of its own, from the status that it is given a function for.
+It answers in threads of its own. Health is read from memory; nobody has to answer for it.
 """
 
 from __future__ import annotations
@@ -8,43 +8,49 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import signal
 import socket
 import threading
-from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
 
 from spop.address import Address
+from spop.server.board import Board
 from spop.server.channel import Channel
+from spop.server.health import Health, service_health
 from spop.server.listeners import bound_address, listen
+from spop.server.status import Status
 
 logger = logging.getLogger("spop.server")
 
-Status = Callable[..., dict[str, Any] | None]
-"""Gives what `Server.status` gives; None if it can't be had now."""
-
 TEXT = "text/plain; charset=utf-8"
+STATUS_TIMEOUT = 5.0
 
 
-def admin_listener(address: str) -> socket.socket:
-    """A socket for `AdminServer`.
+class Source(Protocol):
+    """What the pages show."""
+
+    def status(self, *, connections: bool) -> Status | None:
+        """The status; None where nobody answers."""
+
+    def health(self) -> Health: ...
+
+
+class AdminServer:
+    """Serves HTTP on an address or a socket, in threads.
 
     Raises:
         OSError: the address can't be listened on.
     """
-    return listen(Address.parse(address))
 
-
-class AdminServer:
-    """Serves HTTP on an address or a socket, in threads."""
-
-    def __init__(self, where: str | socket.socket, status: Status) -> None:
-        self._listener = admin_listener(where) if isinstance(where, str) else where
+    def __init__(self, where: str | socket.socket, source: Source) -> None:
+        self._listener = listen(Address.parse(where)) if isinstance(where, str) else where
         self._listener.setblocking(True)
         self.address = bound_address(self._listener)
-        self._http = _HTTPServer(self._listener, status)
+        self._http = _HTTPServer(self._listener, source)
         self._thread = threading.Thread(
             target=self._http.serve_forever, name="spop-admin", daemon=True
         )
@@ -65,12 +71,12 @@ class AdminServer:
 class _HTTPServer(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, listener: socket.socket, status: Status) -> None:
+    def __init__(self, listener: socket.socket, source: Source) -> None:
         super().__init__(("", 0), _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = listener
         self.address_family = listener.family
-        self.status = status
+        self.source = source
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -99,11 +105,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(HTTPStatus.OK, "text/html; charset=utf-8", html)
 
     def _status(self) -> None:
-        status = self.server.status(connections=True)
+        status = self.server.source.status(connections=True)
         if status is None:
             self._unavailable()
         else:
-            self._answer(HTTPStatus.OK, "application/json", json.dumps(status))
+            self._answer(HTTPStatus.OK, "application/json", json.dumps(status.to_json()))
 
     def _metrics(self) -> None:
         try:
@@ -112,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
             message = "metrics need an extra: pip install 'haproxy-spop[metrics]'\n"
             self._answer(HTTPStatus.NOT_IMPLEMENTED, TEXT, message)
             return
-        status = self.server.status(connections=False)
+        status = self.server.source.status(connections=False)
         if status is None:
             self._unavailable()
         else:
@@ -120,18 +126,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.OK, type_, body)
 
     def _health(self) -> None:
-        status = self.server.status(connections=False)
-        if status is None or not status["alive"]:
-            self._unavailable()
-        else:
+        if self.server.source.health().alive:
             self._answer(HTTPStatus.OK, TEXT, "ok\n")
+        else:
+            self._unavailable()
 
     def _readiness(self) -> None:
-        status = self.server.status(connections=False)
-        if status is None or not status["ready"]:
-            self._unavailable()
-        else:
+        if self.server.source.health().ready:
             self._answer(HTTPStatus.OK, TEXT, "ready\n")
+        else:
+            self._unavailable()
 
     def _unavailable(self) -> None:
         self._answer(HTTPStatus.SERVICE_UNAVAILABLE, TEXT, "not now\n")
@@ -150,29 +154,37 @@ class _Handler(BaseHTTPRequestHandler):
         logger.debug("admin: %s", format % args)
 
 
-def run_admin(listener: socket.socket, channel: Channel) -> int:
+def run_admin(listener: socket.socket, channel: Channel, board: Board, stuck_timeout: float) -> int:
     """Serve in a process of its own, with the supervisor at the other end of the channel."""
-    supervisor = _SupervisorStatus(channel)
-    admin = AdminServer(listener, supervisor)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # It ends with the supervisor.
+    service = _Service(channel, board, stuck_timeout)
+    admin = AdminServer(listener, service)
     admin.start()
-    supervisor.read_answers()
+    service.read_answers()
     return 0
 
 
-class _SupervisorStatus:
-    """Asks the supervisor; several threads may at a time."""
+class _Service:
+    """The supervisor and its workers, seen from another process. Any thread may ask."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, board: Board, stuck_timeout: float) -> None:
         self._channel = channel
+        self._board = board
+        self._stuck_timeout = stuck_timeout
         self._ids = itertools.count()
-        self._waiting: dict[int, tuple[threading.Event, list[dict[str, Any]]]] = {}
+        self._waiting: dict[int, SimpleQueue[dict[str, Any]]] = {}
 
-    def __call__(self, *, connections: bool = True) -> dict[str, Any] | None:
-        number, answered, answer = next(self._ids), threading.Event(), []  # type: ignore[var-annotated]
-        self._waiting[number] = answered, answer
+    def health(self) -> Health:
+        return service_health(self._board, self._stuck_timeout)
+
+    def status(self, *, connections: bool) -> Status | None:
+        number, answers = next(self._ids), SimpleQueue[dict[str, Any]]()
+        self._waiting[number] = answers
         try:
             self._channel.send({"id": number, "connections": connections})
-            return answer[0] if answered.wait(5) else None
+            return Status.from_json(answers.get(timeout=STATUS_TIMEOUT))
+        except Empty:
+            return None
         finally:
             del self._waiting[number]
 
@@ -181,6 +193,4 @@ class _SupervisorStatus:
         while received := self._channel.receive():
             waiting = self._waiting.get(received.message["id"])
             if waiting is not None:
-                answered, answer = waiting
-                answer.append(received.message["status"])
-                answered.set()
+                waiting.put(received.message["status"])

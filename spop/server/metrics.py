@@ -3,50 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from spop.counters import BUCKET_SHIFT, BUCKETS, Cell, RouteCell, Totals
-
-_COUNTERS = {
-    "spop_frames_received": ("NOTIFY frames received.", Cell.NOTIFIES),
-    "spop_frames_sent": ("ACK frames made.", Cell.ACKS),
-    "spop_acks_elsewhere": (
-        "ACKs sent on another connection of the engine.",
-        Cell.ACKS_ELSEWHERE,
-    ),
-    "spop_acks_dropped": ("ACKs that nobody was left to take.", Cell.ACKS_DROPPED),
-    "spop_unknown_messages": ("Messages that have no handler.", Cell.UNKNOWN_MESSAGES),
-    "spop_received_bytes": ("Bytes received.", Cell.BYTES_RECEIVED),
-    "spop_sent_bytes": ("Bytes sent.", Cell.BYTES_SENT),
-    "spop_connections_opened": ("Connections accepted.", Cell.CONNECTIONS_OPENED),
-    "spop_health_checks": ("Health checks answered.", Cell.HEALTHCHECKS),
-    "spop_connections_handed_over": (
-        "Connections given to a new worker.",
-        Cell.HANDED_OVER,
-    ),
-    "spop_accept_errors": ("Connections that could not be accepted.", Cell.ACCEPT_ERRORS),
-}
-_LIMITS = {
-    "max_connections": Cell.REFUSED_CONNECTIONS,
-    "max_connections_per_peer": Cell.REFUSED_PER_PEER,
-    "allow": Cell.REFUSED_NOT_ALLOWED,
-    "handshake_timeout": Cell.HANDSHAKE_TIMEOUTS,
-    "idle_timeout": Cell.IDLE_TIMEOUTS,
-    "max_payload_size": Cell.PAYLOADS_TOO_BIG,
-    "max_in_flight": Cell.PAUSED_IN_FLIGHT,
-    "max_unsent": Cell.PAUSED_UNSENT,
-    "max_messages_or_arguments": Cell.TOO_MANY_MESSAGES,
-    "max_frame_size": Cell.FRAMES_TOO_BIG,
-    "max_queue": Cell.REJECTED,
-}
+from spop.server.status import Status
 
 
-def exposition(status: dict[str, Any], accept: str) -> tuple[str, str]:
+def exposition(status: Status, accept: str) -> tuple[str, str]:
     """The content type and the text, in the format that `accept` asks for."""
     encode, content_type = choose_encoder(accept)
     registry = CollectorRegistry()
@@ -55,47 +21,73 @@ def exposition(status: dict[str, Any], accept: str) -> tuple[str, str]:
 
 
 class _Collector(Collector):
-    def __init__(self, status: dict[str, Any]) -> None:
+    def __init__(self, status: Status) -> None:
         self._status = status
-        self._totals = Totals()
-        self._totals.cells = status["cells"]
-        self._totals.routes = status["routes"]
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._server()
-        for name, (meaning, cell) in _COUNTERS.items():
-            yield CounterMetricFamily(name, meaning, self._totals.cells[cell])
+        yield from self._gauges()
+        yield from self._counters()
         limits = CounterMetricFamily(
             "spop_limit_reached", "How often a limit took effect.", labels=["limit"]
         )
-        for limit, cell in _LIMITS.items():
-            limits.add_metric([limit], self._totals.cells[cell])
+        for limit, count in self._status.limits.items():
+            limits.add_metric([limit], count)
         yield limits
         yield self._disconnects()
         yield from self._handlers()
 
-    def _server(self) -> Iterator[Metric]:
-        status, totals = self._status, self._totals
+    def _gauges(self) -> Iterator[Metric]:
+        status, counts = self._status, self._status.counts
         info = GaugeMetricFamily("spop_info", "What runs.", labels=["version", "codec", "agent"])
-        info.add_metric([status["version"], status["codec"], status["agent"]], 1)
+        info.add_metric([status.version, status.codec, status.agent], 1)
         yield info
         for name, meaning, value in (
-            ("spop_ready", "Whether connections are served.", int(status["ready"])),
-            ("spop_start_time_seconds", "When it started.", status["started"]),
-            ("spop_connections", "Open connections.", totals.connections),
-            ("spop_frames_in_hand", "NOTIFY frames not yet answered.", totals.in_hand),
-            ("spop_queue_depth", "Messages that wait for a thread.", totals.cells[Cell.QUEUED]),
-            ("spop_handlers_running", "Handlers that run elsewhere.", totals.cells[Cell.RUNNING]),
-            ("spop_workers", "Worker processes.", len(status["workers"])),
+            ("alive", "Whether a worker does its work, as /healthz has it.", status.alive),
+            ("ready", "Whether connections are served, as /readyz has it.", status.ready),
+            ("start_time_seconds", "When it started.", status.started),
+            ("connections", "Open connections.", counts.connections),
+            ("frames_in_hand", "NOTIFY frames not yet answered.", counts.frames_in_hand),
+            ("queue_depth", "Messages that wait for a thread.", counts.queued),
+            (
+                "queue_oldest_seconds",
+                "How long the first of them has waited.",
+                counts.oldest_job,
+            ),
+            ("handlers_running", "Handlers that run elsewhere.", counts.running),
+            ("workers", "Worker processes.", len(status.workers)),
         ):
-            yield GaugeMetricFamily(name, meaning, value)
-        yield CounterMetricFamily(
-            "spop_worker_restarts", "Workers restarted because they died.", status["restarts"]
-        )
-        yield CounterMetricFamily(
-            "spop_frames_lost", "NOTIFY frames in the hands of workers that died.",
-            status["frames_lost"],
-        )  # fmt: skip
+            yield GaugeMetricFamily(f"spop_{name}", meaning, value)
+
+    def _counters(self) -> Iterator[Metric]:
+        status, counts = self._status, self._status.counts
+        for name, meaning, value in (
+            ("worker_restarts", "Workers restarted because they died.", status.restarts),
+            (
+                "frames_lost",
+                "NOTIFY frames in the hands of workers that died.",
+                status.frames_lost,
+            ),
+            ("frames_received", "NOTIFY frames received.", counts.frames_received),
+            ("frames_sent", "ACK frames made.", counts.frames_sent),
+            (
+                "acks_elsewhere",
+                "ACKs sent on another connection of the engine.",
+                counts.acks_elsewhere,
+            ),
+            ("acks_dropped", "ACKs that nobody was left to take.", counts.acks_dropped),
+            ("unknown_messages", "Messages that have no handler.", counts.unknown_messages),
+            ("received_bytes", "Bytes received.", counts.bytes_received),
+            ("sent_bytes", "Bytes sent.", counts.bytes_sent),
+            ("connections_opened", "Connections accepted.", counts.connections_opened),
+            ("health_checks", "Health checks answered.", counts.health_checks),
+            (
+                "connections_handed_over",
+                "Connections given to a new worker.",
+                counts.connections_handed_over,
+            ),
+            ("accept_errors", "Connections that could not be accepted.", counts.accept_errors),
+        ):
+            yield CounterMetricFamily(f"spop_{name}", meaning, value)
 
     def _disconnects(self) -> Metric:
         family = CounterMetricFamily(
@@ -103,12 +95,9 @@ class _Collector(Collector):
             "DISCONNECTs, by who sent them and status code.",
             labels=["sender", "status"],
         )
-        for sender, base in (
-            ("agent", Cell.DISCONNECTS_SENT),
-            ("peer", Cell.DISCONNECTS_RECEIVED),
-        ):
-            for status, count in self._totals.status_counts(base).items():
-                family.add_metric([sender, str(int(status))], count)
+        for sender, counts in self._status.disconnects.items():
+            for code, count in counts.items():
+                family.add_metric([sender, code], count)
         return family
 
     def _handlers(self) -> Iterator[Metric]:
@@ -121,19 +110,8 @@ class _Collector(Collector):
         seconds = HistogramMetricFamily(
             "spop_message_seconds", "Time that messages took.", labels=["message"]
         )
-        for name, route in self._totals.routes.items():
-            errors.add_metric([name], route[RouteCell.ERRORS])
-            timeouts.add_metric([name], route[RouteCell.TIMEOUTS])
-            seconds.add_metric([name], _buckets(route), route[RouteCell.NANOSECONDS] / 1e9)
+        for handler in self._status.handlers:
+            errors.add_metric([handler.name], handler.errors)
+            timeouts.add_metric([handler.name], handler.timeouts)
+            seconds.add_metric([handler.name], handler.buckets, handler.seconds)
         yield from (errors, timeouts, seconds)
-
-
-def _buckets(route: list[int]) -> list[tuple[str, float]]:
-    """Cumulated, as Prometheus has them: upper bound in seconds and count."""
-    counted = 0
-    buckets: list[tuple[str, float]] = []
-    for index, count in enumerate(route[RouteCell.BUCKETS :]):
-        counted += count
-        last = index == BUCKETS - 1
-        buckets.append(("+Inf" if last else str(2 ** (index + BUCKET_SHIFT) / 1e9), counted))
-    return buckets

@@ -49,6 +49,12 @@ class Options:
     drain_timeout: float = _option(
         10.0, "Seconds that handlers have to finish when the server stops.", 0
     )
+    stuck_timeout: float = _option(
+        30.0, "Seconds after which a loop that does not come round is stuck; 0: never.", 0
+    )
+    slow_handler: float = _option(
+        0.1, "Seconds after which an inline handler is logged, as all wait for it; 0: never.", 0
+    )
     max_connections: int = _option(20_000, "Connections of a worker.", 1)
     max_connections_per_peer: int = _option(
         0, "Connections of a worker from one address; 0: no limit of its own.", 0

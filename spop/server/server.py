@@ -17,20 +17,22 @@ from typing import Any, Self
 from spop import codec
 from spop.address import Address
 from spop.agent import Agent
-from spop.counters import Cell, Cells, Totals, new_row, quantile, row_size
+from spop.counters import Cell, Cells, Totals, new_row, row_size
 from spop.logs import SafeLogger
 from spop.rate_limited_log import RateLimitedLog
 from spop.server.admission import Admission
 from spop.server.balance import Balance
 from spop.server.engines import Engines
 from spop.server.executor import Executor
+from spop.server.health import Health, health_of, oldest_round
 from spop.server.leaving import GiveAway
 from spop.server.listeners import bound_address, close_all, listen_all, peer_host
 from spop.server.loop import Loop
 from spop.server.options import DEFAULT_BIND, Options
 from spop.server.signals import Signals
+from spop.server.status import Status
+from spop.server.stuck import StuckLog
 from spop.server.tls import server_context
-from spop.version import __version__
 
 logger = SafeLogger("spop.server")
 
@@ -47,7 +49,7 @@ class Server:
             ``unix:PATH``.
         options: all options; else they are given by name, as `Options` has them.
         listeners: sockets that listen already, instead of `bind`; they are left open.
-        cells: where to count, `row_size` cells for each thread and for the executor.
+        rows: where to count, a row for each loop and one for the executor.
         balance: tells of other processes that accept from the same sockets.
         tls: the context for TCP; made from the options where None.
 
@@ -62,7 +64,7 @@ class Server:
         bind: str | Iterable[str] = DEFAULT_BIND,
         *,
         listeners: list[socket.socket] | None = None,
-        cells: Cells | None = None,
+        rows: list[Cells] | None = None,
         balance: Balance | None = None,
         tls: ssl.SSLContext | None = None,
         options: Options | None = None,
@@ -73,7 +75,7 @@ class Server:
         self.engines = Engines()
         self.admission = Admission(self.options, balance)
         self.tls = tls or server_context(self.options)
-        self._rows = _rows(cells, self.options.threads + 1, row_size(len(agent.handlers)))
+        self._rows = _rows(rows, self.options.threads + 1, len(agent.handlers))
         self.executor = Executor(
             agent,
             self.options.pool_size,
@@ -88,6 +90,7 @@ class Server:
         self._started = 0.0
         self._refusals = RateLimitedLog(logger, per_second=1)
         self._admin: Any = None
+        self._stuck_log: StuckLog | None = None
         self.draining = False
         self.alive = True
         """No thread has died of what it can't go on with."""
@@ -137,6 +140,7 @@ class Server:
         for loop in self._loops:
             loop.start()
         if self._owns_listeners:
+            self._start_stuck_log()
             log_start(self.agent.name, self.addresses, self.options)
 
     def _start_admin(self) -> None:
@@ -144,8 +148,15 @@ class Server:
         if self.options.admin and self._owns_listeners:
             from spop.server.admin import AdminServer
 
-            self._admin = AdminServer(self.options.admin, self.status)
+            self._admin = AdminServer(self.options.admin, self)
             self._admin.start()
+
+    def _start_stuck_log(self) -> None:
+        # A supervisor replaces workers that are stuck.
+        if self.options.stuck_timeout:
+            threads = [loop.thread for loop in self._loops]
+            self._stuck_log = StuckLog(threads, self._rows[:-1], self.options.stuck_timeout)
+            self._stuck_log.start()
 
     # --- connections ---
 
@@ -211,12 +222,35 @@ class Server:
         found = itertools.chain.from_iterable(loop.describe() for loop in self._loops)
         return list(itertools.islice(found, limit))
 
-    def responds(self, timeout: float = 1.0) -> bool:
-        """All loops come round in `timeout` seconds."""
-        events = [threading.Event() for _ in self._loops]
-        for loop, event in zip(self._loops, events, strict=True):
-            loop.call_soon(event.set)
-        return all(event.wait(timeout) for event in events)
+    def wake_loops(self, done: Callable[[], object]) -> None:
+        """Have each loop come round. The last one to do so calls `done`, in its thread."""
+        waiting = set(self._loops)
+
+        def came_round(loop: Loop) -> None:
+            waiting.discard(loop)
+            if not waiting:
+                done()
+
+        for loop in self._loops:
+            loop.call_soon(partial(came_round, loop))
+
+    def health(self) -> Health:
+        """Whether it serves, and whether it takes connections, as its loops themselves tell."""
+        health = self._loops_health()
+        ready = health.ready and bool(self._loops) and not self.draining
+        return Health(health.alive, ready)
+
+    def is_ready(self) -> bool:
+        """Whether each loop has begun its round, if it is in one, a second ago at most.
+
+        This is the answer to a health check by HELLO. It may be asked in any thread, and does
+        not count whether the server drains: the other end has nobody else to ask on reload.
+        """
+        return self._loops_health().ready
+
+    def _loops_health(self) -> Health:
+        health = health_of(oldest_round(self._rows[:-1]), self.options.stuck_timeout)
+        return health if self.alive else Health(False, False)
 
     def thread_died(self, error: BaseException) -> None:
         """Called by a loop or a thread of the executor that can't go on, in that thread.
@@ -232,21 +266,16 @@ class Server:
                 os._exit(1)
         self.stop_accepting()
 
-    def status(self, *, connections: bool = True) -> dict[str, Any]:
-        """All there is to see, as JSON can have it."""
-        return {
-            "agent": self.agent.name,
-            "version": __version__,
-            "codec": codec.IMPLEMENTATION,
-            "started": self._started,
-            "alive": self.alive,
-            "ready": bool(self._loops) and self.alive and not self.draining,
-            "workers": [],
-            "restarts": 0,
-            "frames_lost": 0,
-            **totals_status(self.totals()),
-            "connections": self.connections() if connections else [],
-        }
+    def status(self, *, connections: bool = True) -> Status:
+        """All there is to see."""
+        return Status.of(
+            self.totals(),
+            self.health(),
+            agent=self.agent.name,
+            started=self._started,
+            draining=self.draining,
+            connections=self.connections() if connections else [],
+        )
 
     # --- ending ---
 
@@ -290,6 +319,8 @@ class Server:
             loop.thread.join()
         self.executor.stop()
         self._loops = []
+        if self._stuck_log is not None:
+            self._stuck_log.stop()
         if self._admin is not None:
             self._admin.stop()
             self._admin = None
@@ -313,6 +344,7 @@ class Server:
         self.ends_process = True
         with Signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) as signals, self:
             while signals.wait() == signal.SIGUSR1:
+                logger.info("%s", self.status(connections=False))
                 self.log_connections()
             logger.info("stopping")
 
@@ -338,32 +370,12 @@ _REASONS = {
 }
 
 
-def _rows(cells: Cells | None, count: int, size: int) -> list[Cells]:
-    if cells is None:
-        return [new_row((size - row_size(0)) // (row_size(1) - row_size(0))) for _ in range(count)]
-    if len(cells) < count * size:
-        raise ValueError(f"{count} threads with so many handlers have no room for their counts")
-    return [cells[number * size : (number + 1) * size] for number in range(count)]
-
-
-def totals_status(totals: Totals) -> dict[str, Any]:
-    """Counts and handlers' figures, as JSON can have them."""
-    return {
-        "cells": totals.cells,
-        "routes": totals.routes,
-        "handlers": [
-            {
-                "name": name,
-                "calls": route[0],
-                "errors": route[1],
-                "timeouts": route[2],
-                "mean": route[3] / route[0] / 1e9 if route[0] else 0.0,
-                "p50": quantile(route, 0.5),
-                "p99": quantile(route, 0.99),
-            }
-            for name, route in totals.routes.items()
-        ],
-    }
+def _rows(rows: list[Cells] | None, count: int, handlers: int) -> list[Cells]:
+    if rows is None:
+        return [new_row(handlers) for _ in range(count)]
+    if any(len(row) < row_size(handlers) for row in rows):
+        raise ValueError(f"{handlers} handlers have no room for their counts")
+    return rows
 
 
 def log_start(name: str, addresses: list[Address], options: Options) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import faulthandler
 import logging
 import os
 import selectors
@@ -10,8 +10,8 @@ import signal
 import socket
 import sys
 import sysconfig
-import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from spop.agent import Agent
@@ -37,17 +37,18 @@ def run_worker(
     load: Load,
     listeners: list[socket.socket],
     channel: Channel,
-    cells: Cells,
+    rows: list[Cells],
     balance: Balance,
 ) -> int:
     """Serve until the supervisor says stop or is gone. Returns the exit status."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal sends it to all; one decides.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    faulthandler.enable(2)  # It shows where all threads are when the supervisor sends SIGABRT.
     try:
         tls = server_context(options)
         drop_privileges(options)
         server = Server(
-            load(), listeners=listeners, cells=cells, balance=balance, tls=tls, options=options
+            load(), listeners=listeners, rows=rows, balance=balance, tls=tls, options=options
         )
         server.ends_process = True
     except Exception as error:
@@ -96,8 +97,8 @@ class _Worker:
         elif message["type"] == "status":
             connections = self._server.connections(message["limit"])
             self._answer(message, {"connections": connections})
-        elif message["type"] == "ping":
-            threading.Thread(target=self._ping, args=(message,), daemon=True).start()
+        elif message["type"] == "wake":
+            self._server.wake_loops(partial(self._channel.send, {"type": "awake"}))
         elif message["type"] == "log":
             self._server.log_connections()
         elif message["type"] == "hand-over":
@@ -107,10 +108,6 @@ class _Worker:
 
     def _answer(self, message: dict[str, Any], answer: dict[str, Any]) -> None:
         self._channel.send({"type": "answer", "id": message["id"], **answer})
-
-    def _ping(self, message: dict[str, Any]) -> None:
-        if self._server.responds():
-            self._answer(message, {})
 
     def _give_away(self, sock: socket.socket, state: dict[str, Any]) -> None:
         self._channel.send({"type": "connection", "state": state}, [sock.fileno()])
@@ -124,25 +121,3 @@ def _source_files() -> list[str]:
         if path and not os.path.abspath(path).startswith(_INSTALLED):
             files.append(os.path.abspath(path))
     return files
-
-
-def child(run: Callable[[], int]) -> int:
-    """Fork a process that runs `run` and exits with what it returns. Returns its pid.
-
-    Whatever goes wrong there, it does not come back into the caller's code.
-    """
-    pid = os.fork()
-    if pid:
-        return pid
-    status = 1
-    try:
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
-        status = run()
-    except BaseException:
-        logger.exception("process failed")
-    finally:
-        with contextlib.suppress(Exception):
-            logging.shutdown()
-        os._exit(status)

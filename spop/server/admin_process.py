@@ -1,0 +1,116 @@
+"""The process that answers operators over HTTP. The supervisor starts it, and again if it dies.
+
+It is one of its own because the threads that it has and a process that forks don't go together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import selectors
+import signal
+import socket
+from collections.abc import Callable
+from functools import partial
+
+from spop.server.board import Board
+from spop.server.channel import Channel
+from spop.server.listeners import bound_address
+from spop.server.status import Status
+from spop.server.timers import Timers
+
+logger = logging.getLogger("spop.server")
+
+RESTART_DELAY = 1.0
+
+Fork = Callable[[Callable[[Channel], int]], tuple[int, Channel]]
+"""Starts a child that runs a function with its end of a channel. Gives its pid and our end."""
+AskStatus = Callable[[bool, Callable[[Status], object]], object]
+"""Makes the status, with the connections or without, and calls a function with it."""
+
+
+class AdminProcess:
+    """The process, as the supervisor sees it.
+
+    Args:
+        listener: where it answers; closed here.
+        stuck_timeout: as the option.
+        selector: the supervisor's. The channel to the process is registered there.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        board: Board,
+        stuck_timeout: float,
+        selector: selectors.BaseSelector,
+        timers: Timers,
+        fork: Fork,
+        ask_status: AskStatus,
+    ) -> None:
+        self.listener = listener
+        self._board = board
+        self._stuck_timeout = stuck_timeout
+        self._selector = selector
+        self._timers = timers
+        self._fork = fork
+        self._ask_status = ask_status
+        self._channel: Channel | None = None
+        self.pid: int | None = None
+
+    def start(self) -> None:
+        if self._board.draining:
+            return
+        self.pid, self._channel = self._fork(self._run)
+        asked = partial(self._asked, self._channel)
+        self._selector.register(self._channel, selectors.EVENT_READ, asked)
+
+    def log_start(self) -> None:
+        logger.info("admin on %s", bound_address(self.listener))
+
+    def _run(self, channel: Channel) -> int:
+        """In the process itself."""
+        from spop.server.admin import run_admin
+
+        return run_admin(self.listener, channel, self._board, self._stuck_timeout)
+
+    def _asked(self, channel: Channel) -> None:
+        received = channel.receive()
+        if received is None:
+            self._selector.unregister(channel)
+            return
+        number = received.message["id"]
+
+        def answer(status: Status) -> None:
+            channel.send({"id": number, "status": status.to_json()})
+
+        self._ask_status(received.message["connections"], answer)
+
+    def ended(self) -> None:
+        """It has ended: start it again, unless the service stops."""
+        self._forget()
+        if not self._board.draining:
+            logger.error("the admin process died; it is started again")
+            self._timers.call_later(RESTART_DELAY, self.start)
+
+    def _forget(self) -> None:
+        if self._channel is not None:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(self._channel)
+            self._channel.close()
+        self.pid = self._channel = None
+
+    def close_channel(self) -> None:
+        """In another child of the supervisor, whose affair it is not."""
+        if self._channel is not None:
+            self._channel.close()
+
+    def close(self) -> None:
+        """End it."""
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        self._forget()
+        self.listener.close()

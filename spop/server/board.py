@@ -1,0 +1,114 @@
+"""Memory that the processes of a service share: each writes its own cells, all may read.
+
+The supervisor makes it before it starts any process. So whoever asks for health or counts reads
+them here, and needs no answer from the process that they are about.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from enum import IntEnum, auto
+
+from spop.counters import Cells, row_size
+
+PLACES = 8
+"""Number of places for each worker there is to be, as old workers leave while new ones start."""
+ROW_BYTES = 1024 * 1024
+"""Size of a row, enough for 4094 handlers. Memory that is never written takes no room."""
+
+
+class Place(IntEnum):
+    """What is at a place."""
+
+    FREE = 0
+    STARTING = auto()
+    SERVING = auto()
+    LEAVING = auto()
+
+
+class Board:
+    """The shared memory.
+
+    Args:
+        processes: how many workers there are to be.
+        threads: loops of each worker.
+
+    Attributes:
+        supervisor: the supervisor's row, as a loop has one.
+        places: a `Place` for each place.
+        connections: connections + 1 of each place that accepts, else 0.
+    """
+
+    def __init__(self, processes: int, threads: int) -> None:
+        self._threads = threads
+        self._rows_begin = _whole_pages(8 * (row_size(0) + 1 + 2 * PLACES * processes))
+        count = PLACES * processes
+        self._memory = _shared_memory(self._rows_begin + count * self._place_size)
+        cells = memoryview(self._memory).cast("q")
+        self.supervisor, rest = cells[: row_size(0)], cells[row_size(0) :]
+        self._draining, rest = rest[:1], rest[1:]
+        self.places, rest = rest[:count], rest[count:]
+        self.connections = rest[:count]
+
+    @property
+    def _place_size(self) -> int:
+        return (self._threads + 1) * ROW_BYTES
+
+    @property
+    def draining(self) -> bool:
+        """The service stops."""
+        return bool(self._draining[0])
+
+    @draining.setter
+    def draining(self, draining: bool) -> None:
+        self._draining[0] = draining
+
+    def take(self) -> int:
+        """Begin to use a place.
+
+        Raises:
+            ValueError: all are taken.
+        """
+        place = self.places.tolist().index(Place.FREE)
+        self.places[place] = Place.STARTING
+        return place
+
+    def free(self, place: int) -> None:
+        """The process that was there has ended."""
+        self.places[place] = Place.FREE
+        self.connections[place] = 0
+        start, size = self._rows_begin + place * self._place_size, self._place_size
+        try:
+            self._memory.madvise(mmap.MADV_REMOVE, start, size)
+        except (AttributeError, OSError):  # It is Linux's alone.
+            self._memory[start : start + size] = bytes(size)
+
+    def rows(self, place: int) -> list[Cells]:
+        """A row for each loop of the worker at a place, and one for its executor."""
+        start = self._rows_begin + place * self._place_size
+        with memoryview(self._memory) as memory:
+            return [
+                memory[start + number * ROW_BYTES : start + (number + 1) * ROW_BYTES].cast("q")
+                for number in range(self._threads + 1)
+            ]
+
+    def loops(self, place: int) -> list[Cells]:
+        """The rows of the loops alone."""
+        return self.rows(place)[:-1]
+
+
+def _shared_memory(size: int) -> mmap.mmap:
+    """Zeros, which child processes share. A file's are not reserved before they are written."""
+    if not hasattr(os, "memfd_create"):
+        return mmap.mmap(-1, size)
+    fd = os.memfd_create("spop")
+    try:
+        os.ftruncate(fd, size)
+        return mmap.mmap(fd, size)
+    finally:
+        os.close(fd)
+
+
+def _whole_pages(size: int) -> int:
+    return -(-size // mmap.PAGESIZE) * mmap.PAGESIZE

@@ -1,0 +1,68 @@
+"""Questions that the supervisor asks its workers over their channels."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from spop.server.children import WorkerProcess
+from spop.server.timers import Timers
+
+ANSWER_TIMEOUT = 1.0
+
+Answers = Sequence[dict[str, Any]]
+
+
+class _Question:
+    def __init__(self, asked: set[WorkerProcess], done: Callable[[Answers], object]) -> None:
+        self.asked = asked
+        self.answers: list[dict[str, Any]] = []
+        self.done = done
+
+
+class Questions:
+    """Those that are not answered yet."""
+
+    def __init__(self, timers: Timers) -> None:
+        self._timers = timers
+        self._ids = itertools.count()
+        self._open: dict[int, _Question] = {}
+
+    def ask(
+        self,
+        workers: Iterable[WorkerProcess],
+        message: dict[str, Any],
+        done: Callable[[Answers], object],
+    ) -> None:
+        """Ask workers and call `done` once with the answers that came in `ANSWER_TIMEOUT`."""
+        number = next(self._ids)
+        question = self._open[number] = _Question(set(workers), done)
+        for worker in question.asked:
+            worker.channel.send({**message, "id": number})
+        delay = ANSWER_TIMEOUT if question.asked else 0.0
+        self._timers.call_later(delay, partial(self._close, number))
+
+    def answered(self, worker: WorkerProcess, message: dict[str, Any]) -> None:
+        """A worker has answered."""
+        question = self._open.get(message["id"])
+        if question is not None:
+            question.answers.append({"worker": worker.pid, **message})
+            self._discard(message["id"], worker)
+
+    def ended(self, worker: WorkerProcess) -> None:
+        """A worker will not answer any more."""
+        for number in list(self._open):
+            self._discard(number, worker)
+
+    def _discard(self, number: int, worker: WorkerProcess) -> None:
+        question = self._open[number]
+        question.asked.discard(worker)
+        if not question.asked:
+            self._close(number)
+
+    def _close(self, number: int) -> None:
+        question = self._open.pop(number, None)
+        if question is not None:
+            question.done(question.answers)
