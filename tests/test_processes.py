@@ -160,12 +160,7 @@ def test_a_killed_worker_is_replaced_and_its_frames_are_counted(
             assert ask(another)["txn.score"] == 7
 
 
-@pytest.mark.parametrize(
-    ("message", "thread"), [("kill", "spop-loop-0"), ("kill-from-loop", "spop-pool-1")]
-)
-def test_a_worker_with_a_thread_that_dies_ends_and_is_restarted(
-    tmp_path: Path, address: str, message: str, thread: str
-) -> None:
+def test_a_worker_whose_loop_dies_ends_and_is_restarted(tmp_path: Path, address: str) -> None:
     path = tmp_path / "dying_agent.py"
     path.write_text(DYING_AGENT)
     with served("--bind", address, target=f"{path}:agent") as process:
@@ -173,14 +168,28 @@ def test_a_worker_with_a_thread_that_dies_ends_and_is_restarted(
         with Client(address, timeout=10) as client:
             victim = client.notify("pid").variables["txn.pid"]
             with contextlib.suppress(SpopError, OSError):
-                client.notify(message, name=thread)
+                client.notify("kill", name="spop-loop-0")
                 client.notify("pid")
         process.wait_for_log(f"worker {victim} died: exit status 1")
-        assert f"{thread} died" in process.log
+        assert "spop-loop-0 died" in process.log
         assert "  | Traceback" in process.log
         wait_until(lambda: process.workers() not in ([], [victim]), "the new worker")
         with Client(address, timeout=10) as client:
             assert client.notify("pid").variables["txn.pid"] != victim
+
+
+def test_a_pool_thread_that_dies_is_replaced(tmp_path: Path, address: str) -> None:
+    path = tmp_path / "dying_agent.py"
+    path.write_text(DYING_AGENT)
+    with served("--bind", address, target=f"{path}:agent") as process:
+        wait_until_serving(process)
+        with Client(address, timeout=10) as client:
+            pid = client.notify("pid").variables["txn.pid"]
+            for _ in range(3):
+                client.notify("kill-from-loop", name="spop-pool-1")
+                assert client.notify("pid").variables["txn.pid"] == pid
+        process.wait_for_log("a thread of the pool died and is replaced")
+        assert process.log.count("a thread of the pool died") == 3
 
 
 def test_a_program_that_serves_ends_with_a_thread_that_dies(tmp_path: Path, address: str) -> None:

@@ -113,6 +113,7 @@ class _Threads:
             logger.failure(error, "a thread of the pool died and is replaced")
             with self._lock:
                 self._started -= 1
+                self._waking = False
             self.wake()
 
     def _run_all(self) -> None:
@@ -123,7 +124,11 @@ class _Threads:
                 return
             self._tell_oldest()
             self.wake()
-            self._run(job)
+            try:
+                self._run(job)
+            except BaseException as error:
+                job.exchange.host.job_done(job.exchange, job.call, None, error)
+                raise
 
 
 class Executor:
