@@ -620,7 +620,8 @@ cdef int write_value(Writer *w, object value) except -1:
     elif isinstance(value, IPv6Address):
         write_address(w, T_IPV6, value, 16)
     else:
-        raise TypeError(f"{type(value).__name__} has no SPOP type")
+        write_type(w, T_BINARY)
+        write_blob(w, _codec_py._binary(value))
     return 0
 
 
@@ -633,7 +634,9 @@ cdef int write_named_value(Writer *w, object name, object value) except -1:
             return write_signed(w, number)
     try:
         return write_value(w, value)
-    except (TypeError, OverflowError) as error:
+    except UnicodeError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
         raise type(error)(f"{name}: {error}") from None
 
 

@@ -27,6 +27,7 @@ from spop.values import (
     DecodedValue,
     Int32,
     Int64,
+    SentAsBinary,
     String,
     UInt32,
     UInt64,
@@ -153,6 +154,7 @@ def encode_value(value: Value, out: bytearray | None = None) -> bytearray:
     Raises:
         TypeError: no SPOP type can hold the value.
         OverflowError: an integer outside -2**63 to 2**64 - 1.
+        ValueError: `Headers` that can't be sent.
     """
     if out is None:
         out = bytearray()
@@ -188,8 +190,19 @@ def encode_value(value: Value, out: bytearray | None = None) -> bytearray:
         out.append(7)
         out += packed
     else:
-        raise TypeError(f"{type(value).__name__} has no SPOP type")
+        raw = _binary(value)
+        out.append(9)
+        encode_varint(len(raw), out)
+        out += raw
     return out
+
+
+def _binary(value: SentAsBinary) -> bytes:
+    """What is sent for a value of a class that the codec does not know."""
+    pack = getattr(type(value), "__spop_binary__", None)
+    if pack is None:
+        raise TypeError(f"{type(value).__name__} has no SPOP type")
+    return bytes(pack(value))
 
 
 def _packed(address: IPv4Address | IPv6Address, size: int) -> bytes:
@@ -301,7 +314,9 @@ def encode_kv_list(
 def _named_value(name: str, value: Value, out: bytearray) -> None:
     try:
         encode_value(value, out)
-    except (TypeError, OverflowError) as error:
+    except UnicodeError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
         raise type(error)(f"{name}: {error}") from None
 
 
@@ -459,10 +474,7 @@ def _action(variable: str, value: Any, out: bytearray) -> None:
     else:
         out += b"\x01\x03"
         out += target
-        try:
-            encode_value(value, out)
-        except (TypeError, OverflowError) as error:
-            raise type(error)(f"{variable}: {error}") from None
+        _named_value(variable, value, out)
 
 
 _TARGETS_KEPT = 4096

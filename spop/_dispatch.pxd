@@ -83,6 +83,7 @@ cdef class Route:
     cdef int slot_of(self, int position, Field *field) except -2
     cdef int learn_slot(self, int position, Field *field) except -2
     cdef object accepted(self, int slot, Field *field)
+    cdef object headers(self, int slot, Field *field)
     cdef int bind(
         self, PyObject **values, Field *fields, Span *span, Header *header, object connection
     ) except -1

@@ -19,6 +19,9 @@ from spop._codec cimport (
     read_span, release, text, use_stack, write_answer, write_bytes,
 )
 
+from spop._headers cimport received
+
+from spop._dispatch_py import HEADERS as PY_HEADERS
 from spop._dispatch_py import MISSING, Call, Deferred, Running
 from spop.constants import (
     DEFAULT_MAX_PAYLOAD_SIZE, MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, DataType,
@@ -61,6 +64,7 @@ cdef enum:
     KIND_ARGUMENT = 0
     KIND_MESSAGE = 1
     KIND_ACK = 2
+    HEADERS = 65536
 
 
 C_CELLS = [
@@ -70,6 +74,7 @@ C_CELLS = [
     (RouteCell.ERRORS, ERRORS), (RouteCell.NANOSECONDS, NANOSECONDS),
     (RouteCell.BUCKETS, FIRST_BUCKET), (PY_BUCKETS, BUCKETS), (PY_BUCKET_SHIFT, BUCKET_SHIFT),
     (Cell.PAYLOADS_TOO_BIG, PAYLOADS_TOO_BIG), (Cell.ROUND_BEGAN, ROUND_BEGAN),
+    (PY_HEADERS, HEADERS),
 ]
 
 
@@ -164,11 +169,23 @@ cdef class Route:
         if type == T_STRING and accepts >> T_BINARY & 1:
             return PyBytes_FromStringAndSize(
                 <const char *>field.data, <Py_ssize_t>field.number)
+        if (type == T_STRING or type == T_BINARY) and accepts & HEADERS:
+            return self.headers(slot, field)
         if type == T_NULL:
             return _missing
         named = "an integer" if T_INT32 <= type <= T_UINT64 else DataType(type).name
         raise HandlerError(
             f"message {self.name}: argument {self.parameters[slot].name} may not be {named}")
+
+    cdef object headers(self, int slot, Field *field):
+        cdef bytes data = PyBytes_FromStringAndSize(
+            <const char *>field.data, <Py_ssize_t>field.number)
+        try:
+            return received(data, field.type == T_STRING)
+        except InvalidFrameError as error:
+            raise HandlerError(
+                f"message {self.name}: argument {self.parameters[slot].name} "
+                f"is no list of headers: {error}") from None
 
     cdef int bind(
         self, PyObject **values, Field *fields, Span *span, Header *header, object connection,

@@ -15,6 +15,7 @@ from time import perf_counter_ns
 from typing import Any, Final, NamedTuple
 
 from spop import _codec_py as codec
+from spop._headers_py import Headers
 from spop.constants import (
     CONTROL_TYPES,
     DEFAULT_MAX_PAYLOAD_SIZE,
@@ -32,6 +33,7 @@ from spop.errors import (
     FrameTooBigError,
     HandlerError,
     InterlacedFramesError,
+    InvalidFrameError,
     ProtocolError,
 )
 from spop.frames import Ack, Frame, Message, Notify, Peer, RawFrame
@@ -46,6 +48,10 @@ MISSING: Final[Any] = object()
 
 ARGUMENT, MESSAGE, ACK = range(3)
 """What a parameter is given: an argument of the message, the message itself, an `Ack`."""
+
+HEADERS: Final = 1 << 16
+"""In `Parameter.accepts`: STRING and BINARY are passed as `Headers`, unless they are accepted
+as they are."""
 
 
 class Parameter(NamedTuple):
@@ -122,11 +128,21 @@ class Route:
             return value
         if type_ == _STRING and parameter.accepts & _BINARY:
             return value.encode("utf-8", "surrogateescape")
+        if type_ & (_STRING | _BINARY) and parameter.accepts & HEADERS:
+            return self._headers(parameter, value)
         if value is None:
             return MISSING
         raise HandlerError(
             f"message {self.name}: argument {parameter.name} may not be {_type_name(type_)}"
         )
+
+    def _headers(self, parameter: Parameter, value: str | bytes) -> Headers:
+        try:
+            return Headers(value)
+        except InvalidFrameError as error:
+            raise HandlerError(
+                f"message {self.name}: argument {parameter.name} is no list of headers: {error}"
+            ) from None
 
     def call(self, values: list[Any]) -> Any:
         """Call the handler with bound values and return what it returns."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from spop._dispatch_py import (
     ACK,
     ARGUMENT,
+    HEADERS,
     MESSAGE,
     MISSING,
     Call,
@@ -26,6 +27,7 @@ else:
 __all__ = [
     "ACK",
     "ARGUMENT",
+    "HEADERS",
     "MESSAGE",
     "MISSING",
     "Call",

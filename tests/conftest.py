@@ -58,6 +58,13 @@ def port(implementation: str) -> ModuleType:
     return importlib.import_module("spop._port" + ("" if implementation == "c" else "_py"))
 
 
+@pytest.fixture(params=twins("_headers"))
+def headers_twin(request: pytest.FixtureRequest) -> ModuleType:
+    """Each implementation of `Headers`."""
+    module: ModuleType = request.param
+    return module
+
+
 @pytest.fixture(
     params=haproxy.installed(), ids=lambda path: ".".join(map(str, haproxy.version(path)))
 )
