@@ -29,6 +29,7 @@ from spop import Agent, Message, codec
 from spop.cli.decode import Decoder, read_hex
 from spop.cli.notation import parse_argument
 from spop.constants import FrameType
+from spop.frames import Notify
 from spop.load import _acks_py
 from spop.load import acks as chosen
 from spop.load.histogram import Histogram, bounds
@@ -483,6 +484,39 @@ def test_bytes_between_frames_are_marked_and_decoding_goes_on() -> None:
     found = list(Decoder().feed(bytes(NOTIFY) + b"GET / HTTP/1.1\r\n\r\n" + bytes(NOTIFY)))
     assert [frame.frame is None for frame in found] == [False, True, False]
     assert found[1].data == b"GET / HTTP/1.1\r\n\r\n"
+
+
+def fragment(
+    data: bytes, stream_id: int = 1, flags: int = 0, first: bool = False, *, little: bool = False
+) -> bytes:
+    type_ = 3 if first else 0
+    return bytes(codec.encode_raw_frame(type_, flags, stream_id, 1, data, little_endian=little))
+
+
+@pytest.mark.parametrize("little", [False, True])
+def test_fragments_are_put_together_until_one_that_does_not_belong(little: bool) -> None:
+    payload = bytes(codec.encode_messages([Message("m", n=1)] * 2000))
+    items = {"supported-versions": "1.0" if little else "2.0"}
+    frames = [
+        bytes(codec.encode_control(1, items, little_endian=little)),
+        fragment(b"no beginning", flags=1, little=little),
+        fragment(b"lost", 7, first=True, little=little),  # Its other fragments did not come.
+        fragment(payload[:5000], first=True, little=little),
+        fragment(payload[5000:], flags=1, little=little),
+        fragment(b"nor any more", flags=1, little=little),
+        fragment(b"aborted", first=True, little=little),
+        fragment(b"", flags=3, little=little),
+        fragment(payload[:500], first=True, little=little),
+        fragment(b"of another", 9, flags=1, little=little),
+        fragment(payload[500:], flags=1, little=little),
+        fragment(b"\xff", first=True, little=little),
+        fragment(b"no messages", flags=1, little=little),
+    ]
+    found = list(Decoder().feed(b"".join(frames)))
+    assert [each.damage for each in found] == [""] * len(frames)
+    (whole,) = [each for each in found if each.payload is not None]
+    assert whole is found[4]
+    assert whole.payload == Notify(1, 1, [Message("m", n=1)] * 2000)
 
 
 def test_raw_bytes_that_end_inside_of_a_frame() -> None:

@@ -85,7 +85,7 @@ def says(*frames: tuple[int, int, int, bytes]) -> Move:
                     notify.stream_id,
                     notify.frame_id + wrong,
                     payload,
-                    little_endian=wire.protocol.little_endian,
+                    little_endian=wire.protocol.intake.little_endian,
                 )
             )
 
