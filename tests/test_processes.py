@@ -250,6 +250,49 @@ def test_sighup_imports_the_code_afresh_and_keeps_connections(tmp_path: Path, ad
         assert ask(client)["txn.pid"] != first["txn.pid"]
 
 
+@pytest.mark.parametrize("target", ["{folder}/fresh_agent.py:agent", "fresh_agent:agent"])
+def test_sighup_imports_sources_as_they_are(tmp_path: Path, address: str, target: str) -> None:
+    """Not their bytecode, which is taken to be theirs by size and second of the change."""
+    agent, package = tmp_path / "fresh_agent.py", tmp_path / "fresh_package" / "__init__.py"
+    package.parent.mkdir()
+
+    def write(number: int) -> None:
+        agent.write_text(FRESH_AGENT.format(number=number))
+        package.write_text(f"NUMBER = {number}")
+        for path in (agent, package):
+            os.utime(path, (1_000_000_000, 1_000_000_000))
+
+    write(1)
+    environment = {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
+    command = [sys.executable, "-c", "import fresh_agent"]
+    subprocess.run(command, env={**os.environ, **environment}, check=True)
+    target = target.format(folder=tmp_path)
+    with served("--bind", address, target=target, **environment) as process:
+        wait_until_serving(process)
+        for number in (2, 3):
+            write(number)
+            old = process.workers()
+            process.send_signal(signal.SIGHUP)
+            wait_until(
+                lambda old=old: not set(old) & set(process.workers()), "the old worker's end"
+            )  # type: ignore[misc]
+            with Client(address) as client:
+                variables = client.notify("numbers").variables
+                assert variables == {"txn.module": number, "txn.package": number}
+
+
+FRESH_AGENT = """
+from fresh_package import NUMBER
+from spop import Agent
+
+agent = Agent()
+
+@agent.message("numbers")
+def numbers():
+    return {{"txn.module": {number}, "txn.package": NUMBER}}
+"""
+
+
 def test_sighup_waits_for_what_is_half_received(tmp_path: Path, address: str) -> None:
     engine = EngineConnection(max_frame_size=300)
     with serving(tmp_path) as process, socket.socket(socket.AF_UNIX) as sock:
