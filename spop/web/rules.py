@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from spop.engine.samples import Expression, SampleError, compile_expression
 from spop.web.conditions import Condition, Variable, condition_of, var
@@ -21,6 +21,9 @@ from spop.web.texts import Text, text_of
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
 _REDIRECTS = (301, 302, 303, 307, 308)
 
+Reads = Condition | Text | Expression
+"""A part of a rule that reads samples."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -28,10 +31,12 @@ class Rule:
 
     when: Condition | None
 
-    def readers(self) -> Iterator[Condition | Text | Expression]:
+    def readers(self) -> Iterator[Reads]:
         """The parts of the rule that read samples."""
-        if self.when is not None:
-            yield self.when
+        for field in fields(self):
+            part = getattr(self, field.name)
+            if isinstance(part, Reads):
+                yield part
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +60,8 @@ class Deny(Rule):
     content_type: str
     headers: tuple[tuple[str, Text], ...]
 
-    def readers(self) -> Iterator[Condition | Text | Expression]:
+    def readers(self) -> Iterator[Reads]:
         yield from Rule.readers(self)
-        if isinstance(self.body, Text):
-            yield self.body
         for _, value in self.headers:
             yield value
 
@@ -70,10 +73,6 @@ class Redirect(Rule):
     location: Text
     status: int
 
-    def readers(self) -> Iterator[Condition | Text | Expression]:
-        yield from Rule.readers(self)
-        yield self.location
-
 
 @dataclass(frozen=True, slots=True)
 class SetHeader(Rule):
@@ -83,11 +82,6 @@ class SetHeader(Rule):
     value: Text | None
     beside: bool = False
 
-    def readers(self) -> Iterator[Condition | Text | Expression]:
-        yield from Rule.readers(self)
-        if self.value is not None:
-            yield self.value
-
 
 @dataclass(frozen=True, slots=True)
 class SetVar(Rule):
@@ -95,10 +89,6 @@ class SetVar(Rule):
 
     name: str
     expression: Expression
-
-    def readers(self) -> Iterator[Condition | Text | Expression]:
-        yield from Rule.readers(self)
-        yield self.expression
 
 
 def allow(*, when: Condition | str | None = None) -> Rule:
