@@ -13,7 +13,7 @@ from os import PathLike
 from typing import Any
 
 from spop.engine.config.diagnostics import Collector, ConfigError, listed, refusal
-from spop.engine.config.lines import Line, Modifier, Reader, not_in_names
+from spop.engine.config.lines import Line, Reader, not_in_names
 from spop.engine.config.model import AgentConfig, BackendConfig, Location, ServerConfig
 from spop.engine.config.servers import NO_SERVER, TlsDefaults, read_default, read_server
 from spop.engine.config.spoe import read_file
@@ -141,8 +141,8 @@ class _ProxySection:
         name = line.arguments[0] if line.arguments else ""
         if name == "spop-check":
             line.take(1)
-            if line.modifier is not Modifier.NONE:
-                raise refusal(line.at(1), f"'{line.modifier.value}' is not for 'option {name}'")
+            if line.modifier:
+                raise refusal(line.at(1), f"'{line.modifier}' is not for 'option {name}'")
         if name in _CHECKS:
             self.change(spop_check=name == "spop-check")
 

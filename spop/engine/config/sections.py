@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE
 from spop.engine.acl import Acl, AclCondition, AclError, compile_acl, compile_condition
 from spop.engine.config.diagnostics import Collector, ConfigError, listed, refusal
-from spop.engine.config.lines import Line, Modifier, not_in_names
+from spop.engine.config.lines import Line, not_in_names
 from spop.engine.config.log_targets import read_log_target
 from spop.engine.config.model import Argument, Event, Location, LogTarget
 from spop.engine.config.values import seconds, unsigned
@@ -179,7 +179,7 @@ class AgentSection(Section):
             self.timeouts[which] = seconds(value[0]) or None
 
     def _log(self, line: Line) -> None:
-        if line.modifier is Modifier.NO:
+        if line.modifier == "no":
             line.take(0)
             self.log_targets.clear()
             self.settings["log_global"] = False
@@ -193,11 +193,11 @@ class AgentSection(Section):
             raise refusal(line.at(1), "'option' needs the name of one")
         name = line.arguments[0]
         # Section 2.2: "[no] option ..." is for the switches only.
-        if name in _SWITCHES or (name in _FLAGS and line.modifier is not Modifier.NO):
+        if name in _SWITCHES or (name in _FLAGS and line.modifier != "no"):
             line.take(1)
             field = "asynchronous" if name == "async" else name.replace("-", "_")
-            self.settings[field] = line.modifier is not Modifier.NO
-        elif line.modifier is Modifier.NO:
+            self.settings[field] = line.modifier != "no"
+        elif line.modifier == "no":
             raise refusal(line.at(1), f"'no' is not for the option '{name}'")
         elif name in _NAMING:
             self._set_name(name, line)
