@@ -13,6 +13,7 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -111,6 +112,7 @@ class Processing(Exchange):
         return f"<Processing {self.label} status={self.status:d}>"
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class StreamContext:
     """One stream, as one engine sees it.
 
@@ -123,30 +125,19 @@ class StreamContext:
         total_time: milliseconds of all processings together.
     """
 
-    __slots__ = (
-        "_engine",
-        "_filter",
-        "_reached",
-        "_seen",
-        "enabled",
-        "frame_id",
-        "status",
-        "stream",
-        "stream_id",
-        "total_time",
-    )
+    _engine: Any
+    _filter: Filter
+    stream: Stream
+    stream_id: int = field(init=False)
+    frame_id: int = field(default=0, init=False)
+    status: int = field(default=0, init=False)
+    enabled: bool = field(default=True, init=False)
+    total_time: int = field(default=0, init=False)
+    _seen: tuple[str, ...] = field(default=(), init=False)
+    _reached: int = field(default=0, init=False)
 
-    def __init__(self, engine: Any, filter: Filter, stream: Stream) -> None:
-        self._engine = engine
-        self._filter = filter
-        self.stream = stream
-        self.stream_id = next(filter.stream_ids)
-        self.frame_id = 0
-        self.status = 0
-        self.enabled = True
-        self.total_time = 0
-        self._seen: tuple[str, ...] = ()
-        self._reached = 0
+    def __post_init__(self) -> None:
+        self.stream_id = next(self._filter.stream_ids)
 
     @property
     def response(self) -> Response | None:
@@ -470,16 +461,13 @@ class _Permissions:
 
     def add(self, names: Iterable[str]) -> None:
         """Permit further variables, by their whole names."""
-        names = tuple(names)
-        for scope, known in self.known.items():
-            known.update(self._by_name(scope, names))
-
-    def _by_name(self, scope: str, names: Iterable[str]) -> Iterator[tuple[str, str]]:
         beginning = f"{self.prefix}."
         for name in names:
             its_scope, _, rest = name.partition(".")
-            if rest.startswith(beginning) and (scope != "proc" or its_scope == scope):
-                yield rest.removeprefix(beginning), f"{scope}.{rest}"
+            if rest.startswith(beginning):
+                for scope, known in self.known.items():
+                    if scope != "proc" or its_scope == scope:
+                        known[rest.removeprefix(beginning)] = f"{scope}.{rest}"
 
     def admit(self, scope: str, name: str) -> str | None:
         """The whole name of an unknown variable; None if the agent may not set it."""
