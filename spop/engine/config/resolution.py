@@ -26,7 +26,7 @@ from spop.engine.config.sections import (
     Mention,
     MessageSection,
 )
-from spop.engine.config.versions import IGNORED_SINCE, Version
+from spop.engine.config.versions import Version, unsupported
 from spop.engine.samples import Place
 from spop.engine.samples.errors import did_you_mean
 from spop.values import SCOPES
@@ -159,7 +159,7 @@ class _Resolver:
         missing = [
             name
             for name, value in self.agent.timeouts.items()
-            if value is None and not self._is_ignored(f"timeout {name}")
+            if value is None and not (self.version and unsupported(f"timeout {name}", self.version))
         ]
         if missing:
             self.collector.warning(
@@ -167,10 +167,6 @@ class _Resolver:
                 f"agent '{self.agent.name}' has no timeout {listed(missing)}",
                 "an agent that hangs then keeps streams waiting",
             )
-
-    def _is_ignored(self, keyword: str) -> bool:
-        since = IGNORED_SINCE.get(keyword)
-        return since is not None and self.version is not None and self.version.branch >= since
 
     def _check_names_of_variables(self) -> None:
         # Section 2.2: the prefix is the name of the agent, unless "option var-prefix" sets another.
