@@ -93,7 +93,7 @@ class SetVar(Rule):
 
 def allow(*, when: Condition | str | None = None) -> Rule:
     """Skip the rules after this one."""
-    return Allow(condition_of(when))
+    return Allow(_condition(when))
 
 
 def deny(
@@ -113,7 +113,7 @@ def deny(
     if status is not None and not 200 <= status <= 599:
         raise ValueError(f"status {status}: 200 to 599 ends a request")
     return Deny(
-        condition_of(when),
+        _condition(when),
         status,
         body if isinstance(body, bytes) else text_of(body),
         content_type,
@@ -127,7 +127,7 @@ def redirect(
     """Answer the request with a redirection: 301, 302, 303, 307 or 308."""
     if status not in _REDIRECTS:
         raise ValueError(f"status {status} is no redirection: {', '.join(map(str, _REDIRECTS))}")
-    return Redirect(condition_of(when), text_of(location), status)
+    return Redirect(_condition(when), text_of(location), status)
 
 
 def set_header(name: str, value: str | Variable, *, when: Condition | str | None = None) -> Rule:
@@ -136,30 +136,34 @@ def set_header(name: str, value: str | Variable, *, when: Condition | str | None
     If `value` is a variable or a single sample, and is not set, the fields are removed. So a client
     can't set a field that an agent did not set.
     """
-    return SetHeader(condition_of(when), _token(name), text_of(value))
+    return SetHeader(_condition(when), _token(name), text_of(value))
 
 
 def add_header(name: str, value: str | Variable, *, when: Condition | str | None = None) -> Rule:
     """Add a header field to those of its name."""
-    return SetHeader(condition_of(when), _token(name), text_of(value), beside=True)
+    return SetHeader(_condition(when), _token(name), text_of(value), beside=True)
 
 
 def del_header(name: str, *, when: Condition | str | None = None) -> Rule:
     """Remove all header fields of a name."""
-    return SetHeader(condition_of(when), _token(name), None)
+    return SetHeader(_condition(when), _token(name), None)
 
 
 def set_var(name: str, expression: str, *, when: Condition | str | None = None) -> Rule:
     """Set a variable, such as ``"txn.host"``, to a sample, such as ``"req.hdr(host),lower"``."""
     try:
-        return SetVar(condition_of(when), var(name).name, compile_expression(expression))
+        return SetVar(_condition(when), var(name).name, compile_expression(expression))
     except SampleError as error:
         raise ValueError(f"{expression!r}: {error}") from None
 
 
 def send_group(name: str, *, when: Condition | str | None = None) -> Rule:
     """Send the messages of a ``spoe-group``, and wait for their answer."""
-    return SendGroup(condition_of(when), name)
+    return SendGroup(_condition(when), name)
+
+
+def _condition(when: Condition | str | None) -> Condition | None:
+    return None if when is None else condition_of(when)
 
 
 def _token(name: str) -> str:
