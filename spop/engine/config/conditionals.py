@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -28,7 +29,6 @@ class Surroundings(NamedTuple):
         at: gives the location of a character of the expression, from 0.
     """
 
-    environment: Mapping[str, str]
     version: Version
     at: Callable[[int], Location]
 
@@ -151,7 +151,7 @@ def _openssl_version(text: str) -> tuple[int, ...]:
 
 
 _PREDICATES: Mapping[str, tuple[int, Callable[..., bool]]] = {
-    "defined": (1, lambda about, name: name in about.environment),
+    "defined": (1, lambda about, name: name in os.environ),
     "feature": (1, lambda about, name: name == "" or name in _FEATURES),
     "streq": (2, lambda about, first, second: first == second),
     "strneq": (2, lambda about, first, second: first != second),

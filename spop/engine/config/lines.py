@@ -293,7 +293,7 @@ class Reader:
             columns = [column for word in words for column in word.columns]
             return self._at(columns[min(offset, len(columns) - 1)])
 
-        surroundings = Surroundings(os.environ, self.version or DEFAULT, at)
+        surroundings = Surroundings(self.version or DEFAULT, at)
         return evaluate(" ".join(word.text for word in words), surroundings)
 
     def _report_text(self, line: Line, location: Location) -> None:
