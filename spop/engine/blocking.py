@@ -50,9 +50,9 @@ class BlockingStream(StreamContext):
             calls.submit(processing)
             calls.wait_for(processing, self._filter.deadline(processing))
         except SpopTimeoutError:
-            self._fail(processing, EngineStatus.TIMEOUT)
+            self._end(processing, EngineStatus.TIMEOUT)
         except BaseException:
-            self._fail(processing, EngineStatus.INTERRUPTED)
+            self._end(processing, EngineStatus.INTERRUPTED)
             raise
         else:
             self._end(processing)

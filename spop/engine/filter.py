@@ -183,12 +183,8 @@ class StreamContext:
             self.stream.variables.begin_response()
         return self._filter.begin_group(self, name)
 
-    def _end(self, processing: Processing) -> None:
-        self._filter.end(self, processing)
-        self._engine.log(processing)
-
-    def _fail(self, processing: Processing, status: int) -> None:
-        self._filter.fail(self, processing, status)
+    def _end(self, processing: Processing, failure: int = 0) -> None:
+        self._filter.end(self, processing, failure)
         self._engine.log(processing)
 
 
@@ -272,6 +268,7 @@ class Filter:
 
     Attributes:
         rewritten: that HAProxy has no fragments, no async exchanges and no rates.
+        permissions: the variables that the agent may set.
         stream_ids: the stream-ids of streams to come.
         nb_processed, nb_errors: number of processings, and of those that failed.
     """
@@ -297,7 +294,7 @@ class Filter:
             haproxy_version is not None and haproxy_version.branch >= _REWRITTEN_SINCE
         )
         self._refused = EngineStatus.PROTOCOL + Status.IO if rewritten else EngineStatus.RESOURCES
-        self._permissions = _Permissions(config, variables, haproxy_version)
+        self.permissions = Permissions(config, variables, haproxy_version)
         self._timeout = NEVER if config.processing_timeout is None else config.processing_timeout
         self._maxerrrate = 0 if rewritten else config.maxerrrate
         self._errors = Rate(self._maxerrrate)
@@ -310,10 +307,6 @@ class Filter:
     def _templates(self, messages: Iterable[MessageConfig]) -> tuple[_Template, ...]:
         set_on_error = self.config.set_on_error
         return tuple(_Template(message, set_on_error, self._problems) for message in messages)
-
-    def let_set(self, variables: Iterable[str]) -> None:
-        """Permit the agent to set further variables."""
-        self._permissions.add(variables)
 
     # --- the beginning ---
 
@@ -360,10 +353,12 @@ class Filter:
 
     # --- the end ---
 
-    def end(self, context: StreamContext, processing: Processing) -> None:
-        """Act on the ACK, or on the error."""
+    def end(self, context: StreamContext, processing: Processing, failure: int = 0) -> None:
+        """Act on the ACK, on the error, or on the failure to wait for either."""
         ack = processing.ack
-        if ack is None:
+        if failure:
+            processing.status = failure
+        elif ack is None:
             processing.status = self._status(processing.error)
             if processing.sent_at:
                 processing.acked_at = monotonic()
@@ -374,11 +369,6 @@ class Filter:
         else:
             processing.acked_at = monotonic()
             self._act(context, ack.actions)
-        self._finish(context, processing)
-
-    def fail(self, context: StreamContext, processing: Processing, status: int) -> None:
-        """End a processing that has no ACK."""
-        processing.status = status
         self._finish(context, processing)
 
     def _finish(self, context: StreamContext, processing: Processing) -> None:
@@ -422,7 +412,7 @@ class Filter:
     def _act(self, context: StreamContext, actions: Iterable[Action]) -> None:
         """Set and unset the variables of an ACK (section 3.4)."""
         variables = context.stream.variables
-        permissions = self._permissions
+        permissions = self.permissions
         for scope, name, value in actions:
             variable = permissions.known[scope].get(name) or permissions.admit(scope, name)
             if variable is None:
@@ -436,7 +426,7 @@ class Filter:
                 variables.set(variable, value)  # type: ignore[arg-type]
 
 
-class _Permissions:
+class Permissions:
     """The variables that the agent may set (section 2.2, ``option var-prefix``).
 
     It may set a variable whose name the configuration mentions, in any scope. With ``option
