@@ -321,11 +321,8 @@ class Filter:
         Raises:
             ValueError: there is no such group.
         """
-        found = self._groups.get(name)
-        if found is None:
-            known = ", ".join(self._groups) or "there is none"
-            raise ValueError(f"unknown group {name!r}: {known}")
-        return self._begin(context, found)
+        self.config.group(name)
+        return self._begin(context, self._groups[name])
 
     def _begin(self, context: StreamContext, occasion: _Occasion) -> Processing | None:
         if not context.enabled:
