@@ -75,9 +75,8 @@ class Line:
         """
         if len(self.arguments) > most:
             unexpected = self.arguments[most]
-            raise refusal(
-                self.at(most + 1), f"unexpected '{unexpected}' after '{self._before(most)}'"
-            )
+            before = " ".join(word.text for word in self.words[: most + 1])
+            raise refusal(self.at(most + 1), f"unexpected '{unexpected}' after '{before}'")
         return self.arguments
 
     @contextmanager
@@ -87,9 +86,6 @@ class Line:
             yield
         except ValueError as error:
             raise refusal(self.at(index), str(error)) from None
-
-    def _before(self, count: int) -> str:
-        return " ".join(word.text for word in self.words[: count + 1])
 
 
 def not_in_names(name: str) -> str | None:
