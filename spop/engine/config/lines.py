@@ -152,11 +152,8 @@ class Reader:
 
     def _lines(self) -> Iterator[str]:
         """The lines, each up to its end or a NUL. HAProxy takes a NUL for the end of the file."""
-        text = (
-            self.data
-            if isinstance(self.data, str)
-            else self.data.decode("utf-8", "surrogateescape")
-        )
+        data = self.data
+        text = data if isinstance(data, str) else data.decode("utf-8", "surrogateescape")
         lines = text.split("\n")
         last = lines.pop()
         for number, line in enumerate([*lines, last] if last else lines, 1):
