@@ -128,16 +128,13 @@ class StreamContext:
     _engine: Any
     _filter: Filter
     stream: Stream
-    stream_id: int = field(init=False)
+    stream_id: int
     frame_id: int = field(default=0, init=False)
     status: int = field(default=0, init=False)
     enabled: bool = field(default=True, init=False)
     total_time: int = field(default=0, init=False)
     _seen: tuple[str, ...] = field(default=(), init=False)
     _reached: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        self.stream_id = next(self._filter.stream_ids)
 
     @property
     def response(self) -> Response | None:
