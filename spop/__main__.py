@@ -10,7 +10,7 @@ def main() -> None:
     try:
         import click  # noqa: F401
     except ModuleNotFoundError:
-        sys.exit("spop: the command line needs its extra: pip install 'spop[cli]'")
+        sys.exit("spop: the command line needs its extra: pip install 'haproxy-spop[cli]'")
     from spop.cli import main as cli
 
     cli()

@@ -102,7 +102,7 @@ cdef inline int read_span(Reader *r, const unsigned char **data, Py_ssize_t *len
 cdef int read_long_varint(Reader *r, uint64_t *value) except -1
 cdef int refuse_span(Reader *r, uint64_t size) except -1
 cdef int read_field(Reader *r, Field *field) except -1
-cdef int read_header(Reader *r, Header *header, bint little_endian) except -1
+cdef int read_header(Reader *r, Header *header, bint little_endian, bint whole) except -1
 cdef Py_ssize_t frame_length(
     const unsigned char *base, Py_ssize_t offset, Py_ssize_t end, Py_ssize_t max_frame_size
 ) except -2

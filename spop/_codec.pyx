@@ -240,13 +240,15 @@ cdef int read_field(Reader *r, Field *field) except -1:
     return 0
 
 
-cdef int read_header(Reader *r, Header *header, bint little_endian) except -1:
+cdef int read_header(Reader *r, Header *header, bint little_endian, bint whole) except -1:
     cdef const unsigned char *p = r.base + r.offset
     header.type = p[0]
     if little_endian:
         header.flags = p[1] | p[2] << 8 | p[3] << 16 | <unsigned int>p[4] << 24
     else:
         header.flags = p[4] | p[3] << 8 | p[2] << 16 | <unsigned int>p[1] << 24
+    if whole:
+        header.flags |= FIN
     r.offset += 5
     read_varint(r, &header.stream_id)
     read_varint(r, &header.frame_id)
@@ -618,7 +620,8 @@ cdef int write_value(Writer *w, object value) except -1:
     elif isinstance(value, IPv6Address):
         write_address(w, T_IPV6, value, 16)
     else:
-        raise TypeError(f"{type(value).__name__} has no SPOP type")
+        write_type(w, T_BINARY)
+        write_blob(w, _codec_py._binary(value))
     return 0
 
 
@@ -631,7 +634,9 @@ cdef int write_named_value(Writer *w, object name, object value) except -1:
             return write_signed(w, number)
     try:
         return write_value(w, value)
-    except (TypeError, OverflowError) as error:
+    except UnicodeError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
         raise type(error)(f"{name}: {error}") from None
 
 
@@ -946,7 +951,7 @@ def encode_frame(frame, bytearray out=None, *, bint little_endian=False):
 
 def decode_frames(
     buffer, Py_ssize_t start=0, end=None, *, Py_ssize_t max_frame_size=DEFAULT_MAX_FRAME_SIZE,
-    bint little_endian=False,
+    bint little_endian=False, bint whole=False,
 ):
     cdef Py_buffer view
     cdef Reader reader
@@ -966,7 +971,7 @@ def decode_frames(
                 break
             reader.offset = offset - start + 4
             reader.end = reader.offset + length
-            read_header(&reader, &header, little_endian)
+            read_header(&reader, &header, little_endian, whole)
             frames.append(decode_frame(&reader, &header))
             offset += 4 + length
     except (FrameTooBigError, FragmentationError, InvalidFrameError):

@@ -27,6 +27,7 @@ from spop.values import (
     DecodedValue,
     Int32,
     Int64,
+    SentAsBinary,
     String,
     UInt32,
     UInt64,
@@ -153,6 +154,7 @@ def encode_value(value: Value, out: bytearray | None = None) -> bytearray:
     Raises:
         TypeError: no SPOP type can hold the value.
         OverflowError: an integer outside -2**63 to 2**64 - 1.
+        ValueError: `Headers` that can't be sent.
     """
     if out is None:
         out = bytearray()
@@ -188,8 +190,19 @@ def encode_value(value: Value, out: bytearray | None = None) -> bytearray:
         out.append(7)
         out += packed
     else:
-        raise TypeError(f"{type(value).__name__} has no SPOP type")
+        raw = _binary(value)
+        out.append(9)
+        encode_varint(len(raw), out)
+        out += raw
     return out
+
+
+def _binary(value: SentAsBinary) -> bytes:
+    """What is sent for a value of a class that the codec does not know."""
+    pack = getattr(type(value), "__spop_binary__", None)
+    if pack is None:
+        raise TypeError(f"{type(value).__name__} has no SPOP type")
+    return bytes(pack(value))
 
 
 def _packed(address: IPv4Address | IPv6Address, size: int) -> bytes:
@@ -301,7 +314,9 @@ def encode_kv_list(
 def _named_value(name: str, value: Value, out: bytearray) -> None:
     try:
         encode_value(value, out)
-    except (TypeError, OverflowError) as error:
+    except UnicodeError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
         raise type(error)(f"{name}: {error}") from None
 
 
@@ -459,10 +474,7 @@ def _action(variable: str, value: Any, out: bytearray) -> None:
     else:
         out += b"\x01\x03"
         out += target
-        try:
-            encode_value(value, out)
-        except (TypeError, OverflowError) as error:
-            raise type(error)(f"{variable}: {error}") from None
+        _named_value(variable, value, out)
 
 
 _TARGETS_KEPT = 4096
@@ -669,6 +681,7 @@ def decode_frames(
     *,
     max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
     little_endian: bool = False,
+    whole: bool = False,
 ) -> tuple[list[Frame], int]:
     """Read all whole frames between `start` and `end` of the buffer.
 
@@ -679,6 +692,7 @@ def decode_frames(
         max_frame_size: a frame announced as longer is an error, before it has arrived.
         little_endian: how flags are written; true for HAProxy 1.7 and early 1.8 on x86,
             whose SPOP 1.0 had them in the host's order.
+        whole: take every frame as if it had FIN; true for HAProxy 1.7, which sets no flags.
 
     Returns:
         The frames, and the offset of the first byte that belongs to none of them.
@@ -699,7 +713,7 @@ def decode_frames(
         while (length := _whole_frame(data, offset, max_frame_size)) >= 0:
             end_of_frame = offset + 4 + length
             type_, flags, stream_id, frame_id, payload = _header(
-                data, offset + 4, end_of_frame, little_endian
+                data, offset + 4, end_of_frame, little_endian, whole
             )
             frames.append(_frame(type_, flags, stream_id, frame_id, data, payload, end_of_frame))
             offset = end_of_frame
@@ -722,11 +736,13 @@ def _whole_frame(data: bytes, offset: int, max_frame_size: int) -> int:
 
 
 def _header(
-    data: bytes, offset: int, end: int, little_endian: bool
+    data: bytes, offset: int, end: int, little_endian: bool, whole: bool
 ) -> tuple[int, int, int, int, int]:
     """Type, flags, stream-id and frame-id of a frame, and the offset of its payload."""
     type_ = data[offset]
     flags = (_LITTLE_ENDIAN if little_endian else _LENGTH).unpack_from(data, offset + 1)[0]
+    if whole:
+        flags |= _FIN
     stream_id, offset = _varint(data, offset + 5, end)
     frame_id, offset = _varint(data, offset, end)
     if flags & _ABORT and not flags & _FIN:

@@ -66,7 +66,7 @@ cdef class Route:
     cdef readonly object function
     cdef readonly tuple parameters
     cdef readonly tuple keywords
-    cdef readonly bint deferred
+    cdef readonly int kind
     cdef readonly bytes on_error
     cdef public Py_ssize_t base
     cdef bytes raw_name
@@ -83,11 +83,29 @@ cdef class Route:
     cdef int slot_of(self, int position, Field *field) except -2
     cdef int learn_slot(self, int position, Field *field) except -2
     cdef object accepted(self, int slot, Field *field)
+    cdef object headers(self, int slot, Field *field)
     cdef int bind(
         self, PyObject **values, Field *fields, Span *span, Header *header, object connection
     ) except -1
     cdef object supplied(
         self, int slot, Field *fields, Span *span, Header *header, object connection)
+
+
+@cython.final
+cdef class AsyncCall:
+    cdef object coroutine
+    cdef str name
+    cdef object slow
+    cdef int64_t slow_after
+    cdef public object task
+    cdef public object finished
+    cdef public bint done
+    cdef public object value
+    cdef public object error
+
+    cdef object step(self, value)
+    cdef int observe(self, int64_t began) except -1
+    cdef int end(self) except -1
 
 
 @cython.final
@@ -99,6 +117,7 @@ cdef class Intake:
     cdef public bint is_open
     cdef public bint suspended
     cdef public bint little_endian
+    cdef public bint whole
     cdef public bint takes_fragments
     cdef public object peer
     cdef readonly bint begun
@@ -110,6 +129,7 @@ cdef class Intake:
 
     cdef bint is_paused(self) noexcept
     cdef Py_ssize_t frame_limit(self) noexcept
+    cdef void see_flags(self, const unsigned char *frame) noexcept
     cdef Py_ssize_t complete_frame(self, const unsigned char *data, Py_ssize_t size) except -1
     cdef Step take_fragment(self, Reader *r, Header *header) except? WAITING
     cdef void end_payload(self) noexcept
@@ -121,7 +141,11 @@ cdef class Dispatcher:
     cdef readonly object cells
     cdef readonly dict unknown
     cdef readonly Py_ssize_t max_answer_size
+    cdef public object start
+    cdef public object slow
+    cdef public int64_t slow_after
     cdef object failed
+    cdef object new_deferred
     cdef int64_t[::1] row
     cdef int64_t clock
     cdef Py_ssize_t max_messages
@@ -133,7 +157,6 @@ cdef class Dispatcher:
     cdef Span *spans
     cdef Py_ssize_t spans_size
     cdef Py_ssize_t span_count
-    cdef bint any_deferred
     cdef bint busy
     cdef Bytes spare  # The memory of the last payload in fragments, for the next.
     cdef PyObject *running_route
@@ -163,11 +186,11 @@ cdef class Dispatcher:
     cdef PyObject *route_of(self, Span *span) except? NULL
     cdef PyObject *find_route(self, Span *span) except? NULL
     cdef int notify(self, Intake intake, Header *header, list frames, Writer *w) except -1
-    cdef int run(
-        self, Route route, Span *span, Header *header, object connection, Writer *w
-    ) except -1
-    cdef int observe(self, Py_ssize_t base) except -1
-    cdef object deferred(self, Header *header, object connection)
+    cdef object run(
+        self, Route route, Span *span, Header *header, object connection, Writer *w)
+    cdef AsyncCall begin(self, Route route, coroutine, Header *header, object connection)
+    cdef int observe(self, Route route) except -1
+    cdef list calls(self, waiting, Py_ssize_t first, Header *header, object connection)
     cdef object as_notify(self, Header *header, object connection)
     cdef list bound(self, Route route, Span *span, Header *header, object connection)
     cpdef fail(self, Route route, error)

@@ -19,7 +19,13 @@ from spop._codec cimport (
     read_span, release, text, use_stack, write_answer, write_bytes,
 )
 
-from spop._dispatch_py import MISSING, Call, Deferred, Running
+from spop._headers cimport received
+
+from collections.abc import Coroutine
+
+from spop._dispatch_py import HEADERS as PY_HEADERS
+from spop._dispatch_py import MISSING, RUNNING, Call, Deferred, Running
+from spop._dispatch_py import ASYNC as PY_ASYNC, INLINE as PY_INLINE, LEFT as PY_LEFT
 from spop.constants import (
     DEFAULT_MAX_PAYLOAD_SIZE, MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, DataType,
 )
@@ -33,6 +39,10 @@ from spop.frames import Ack, Notify
 
 cdef extern from "Python.h":
     object PyObject_Vectorcall(object, PyObject **args, size_t nargs, PyObject *names)
+    int PyIter_Send(object, object value, PyObject **result) except -1
+    int PYGEN_NEXT
+    object PyContextVar_Set(object variable, object value)
+    int PyContextVar_Reset(object variable, object token) except -1
     void Py_INCREF(PyObject *)
     void Py_XDECREF(PyObject *)
 
@@ -52,15 +62,22 @@ cdef extern from *:
     int bit_length(uint64_t number) nogil
 
 cdef object _missing = MISSING
+cdef object _running = RUNNING
+cdef object _call = Call
 
 cdef enum:
     MOST_SPARE = 262144    # Bytes of the memory of a payload that is kept for the next.
     FIELDS_KEPT = 1024     # Fields and spans that are kept for the next NOTIFY.
     LEARNED_NAMES = 1024
 
+    INLINE = 0
+    ASYNC = 1
+    LEFT = 2
+
     KIND_ARGUMENT = 0
     KIND_MESSAGE = 1
     KIND_ACK = 2
+    HEADERS = 65536
 
 
 C_CELLS = [
@@ -70,6 +87,7 @@ C_CELLS = [
     (RouteCell.ERRORS, ERRORS), (RouteCell.NANOSECONDS, NANOSECONDS),
     (RouteCell.BUCKETS, FIRST_BUCKET), (PY_BUCKETS, BUCKETS), (PY_BUCKET_SHIFT, BUCKET_SHIFT),
     (Cell.PAYLOADS_TOO_BIG, PAYLOADS_TOO_BIG), (Cell.ROUND_BEGAN, ROUND_BEGAN),
+    (PY_HEADERS, HEADERS), (PY_INLINE, INLINE), (PY_ASYNC, ASYNC), (PY_LEFT, LEFT),
 ]
 
 
@@ -83,7 +101,7 @@ cdef class Route:
     """A handler, ready to be called."""
 
     def __cinit__(
-        self, str name, function, parameters=(), bint deferred=False, bytes on_error=b"",
+        self, str name, function, parameters=(), int kind=INLINE, bytes on_error=b"",
     ):
         cdef int slot
         self.name = name
@@ -91,7 +109,7 @@ cdef class Route:
         self.function = function
         self.parameters = tuple(sorted(parameters, key=_keyword_only))
         self.keywords = tuple([p.name for p in self.parameters if p.keyword_only])
-        self.deferred = deferred
+        self.kind = kind
         self.on_error = on_error
         self.size = len(self.parameters)
         self.positional = self.size - len(self.keywords)
@@ -158,17 +176,29 @@ cdef class Route:
         cdef int type = field.type
         if accepts >> type & 1:
             # Handlers that run later keep their arguments, so a spare address saves nothing.
-            return field_value(field) if self.deferred else argument_value(field)
+            return argument_value(field) if self.kind == INLINE else field_value(field)
         if T_INT32 <= type <= T_UINT64 and accepts & 0x3C:
             return field_value(field)
         if type == T_STRING and accepts >> T_BINARY & 1:
             return PyBytes_FromStringAndSize(
                 <const char *>field.data, <Py_ssize_t>field.number)
+        if (type == T_STRING or type == T_BINARY) and accepts & HEADERS:
+            return self.headers(slot, field)
         if type == T_NULL:
             return _missing
         named = "an integer" if T_INT32 <= type <= T_UINT64 else DataType(type).name
         raise HandlerError(
             f"message {self.name}: argument {self.parameters[slot].name} may not be {named}")
+
+    cdef object headers(self, int slot, Field *field):
+        cdef bytes data = PyBytes_FromStringAndSize(
+            <const char *>field.data, <Py_ssize_t>field.number)
+        try:
+            return received(data, field.type == T_STRING)
+        except InvalidFrameError as error:
+            raise HandlerError(
+                f"message {self.name}: argument {self.parameters[slot].name} "
+                f"is no list of headers: {error}") from None
 
     cdef int bind(
         self, PyObject **values, Field *fields, Span *span, Header *header, object connection,
@@ -219,6 +249,11 @@ cdef inline PyObject **parameter_values(Route route, PyObject **stack) except NU
     return values
 
 
+cdef list values_list(Route route, PyObject **values):
+    cdef int i
+    return [<object>values[i] for i in range(route.size)]
+
+
 cdef inline void free_values(Route route, PyObject **values, PyObject **stack) noexcept:
     cdef int i
     for i in range(route.size):
@@ -238,6 +273,90 @@ cdef object message_of(Field *fields, Span *span, Header *header, object connect
     return new_message(
         name_text(span.name, span.name_length), tuple(names), tuple(values), header.stream_id,
         header.frame_id, connection)
+
+
+cdef class AsyncCall:
+    """The coroutine of an ``async def`` handler, as the twin describes it."""
+
+    def __cinit__(self, coroutine, str name, slow=None, int64_t slow_after=0):
+        self.coroutine = coroutine
+        self.name = name
+        self.slow = slow
+        self.slow_after = slow_after
+
+    def send(self, value):
+        """Run the handler's next step."""
+        yielded = self.step(value)
+        if self.done:
+            raise StopIteration
+        return yielded
+
+    def throw(self, *error):
+        """Run its next step with an exception, `asyncio.CancelledError` for one."""
+        cdef int64_t began = now()
+        try:
+            return self.coroutine.throw(*error)
+        except StopIteration as stop:
+            self.value = stop.value
+        except BaseException as failure:
+            self.error = failure
+        finally:
+            self.observe(began)
+        self.end()
+        raise StopIteration
+
+    def close(self):
+        """End it without a result."""
+        self.coroutine.close()
+
+    def __next__(self):  # A task calls this where it sends None, as no method is looked up.
+        yielded = self.step(None)
+        if self.done:
+            raise StopIteration
+        return yielded
+
+    def __iter__(self):
+        return self
+
+    def __await__(self):
+        return self
+
+    def __getattr__(self, str name):
+        """``cr_frame`` and its like, for those who look into a task."""
+        return getattr(self.coroutine, name)
+
+    cdef object step(self, value):
+        cdef PyObject *result = NULL
+        cdef int64_t began = now()
+        cdef int how
+        try:
+            how = PyIter_Send(self.coroutine, value, &result)
+            yielded = <object>result
+            Py_XDECREF(result)
+            if how == PYGEN_NEXT:
+                return yielded
+            self.value = yielded
+        except BaseException as failure:
+            self.error = failure
+        finally:
+            self.observe(began)
+        self.end()
+        return None
+
+    cdef int observe(self, int64_t began) except -1:
+        cdef int64_t took = now() - began
+        if 0 < self.slow_after < took and self.slow is not None:
+            self.slow(self.name, took)
+        return 0
+
+    cdef int end(self) except -1:
+        self.done = True
+        if self.finished is not None:
+            self.finished(self)
+        return 0
+
+
+Coroutine.register(AsyncCall)
 
 
 # --- what a connection has received -----------------------------------------------------------
@@ -325,6 +444,12 @@ cdef class Intake:
             return self.max_frame_size
         return MAX_CONTROL_SIZE
 
+    cdef void see_flags(self, const unsigned char *frame) noexcept:
+        """A HELLO shows how the connection writes flags."""
+        self.little_endian = frame[1] != 0 and frame[4] == 0
+        self.whole = frame[0] == HAPROXY_HELLO and not (
+            frame[1] or frame[2] or frame[3] or frame[4])
+
     cdef Py_ssize_t complete_frame(self, const unsigned char *data, Py_ssize_t size) except -1:
         """Add what the first unread frame lacks. Returns how much of `data` that was."""
         cdef Bytes *received = &self.received
@@ -381,7 +506,7 @@ cdef class Dispatcher:
     def __cinit__(
         self, routes=None, failed=None, *, cells=None,
         Py_ssize_t max_answer_size=MAX_ANSWER_SIZE, Py_ssize_t max_messages=MAX_MESSAGES,
-        Py_ssize_t max_arguments=MAX_ARGUMENTS,
+        Py_ssize_t max_arguments=MAX_ARGUMENTS, deferred=Deferred,
     ):
         self.routes = None if routes is None else {route.name: route for route in routes}
         self.by_raw_name = {}
@@ -398,6 +523,7 @@ cdef class Dispatcher:
         self.max_messages = max_messages
         self.max_arguments = max_arguments
         self.unknown = {}
+        self.new_deferred = deferred
 
     @property
     def running(self):
@@ -479,15 +605,14 @@ cdef class Dispatcher:
         r.base = data
         try:
             while not intake.is_paused() and w.length < self.max_answer_size:
+                if not intake.is_open and end - offset >= 9:
+                    intake.see_flags(data + offset + 4)
                 length = frame_length(data, offset, end, intake.frame_limit())
                 if length < 0:
                     break
                 r.offset = offset + 4
                 r.end = r.offset + length
-                if not intake.is_open:
-                    # SPOP 1.0 wrote its flags in the host's order: FIN shows which one that is.
-                    intake.little_endian = data[r.offset + 1] != 0 and data[r.offset + 4] == 0
-                read_header(&r, &header, intake.little_endian)
+                read_header(&r, &header, intake.little_endian, intake.whole)
                 if not intake.is_open or header.type not in (NOTIFY, UNSET_FRAME):
                     self.leave(&r, &header, length, frames)
                     offset = r.end
@@ -567,7 +692,6 @@ cdef class Dispatcher:
         cdef Span *span
         cdef int i
         self.span_count = 0
-        self.any_deferred = self.routes is None
         while r.offset < r.end:
             if self.span_count == self.max_messages:
                 self.too_many("messages", self.max_messages)
@@ -590,7 +714,6 @@ cdef class Dispatcher:
                 self.too_many("arguments", self.max_arguments)
             self.span_count += 1
             span.route = self.route_of(span)
-            self.any_deferred |= span.route is not NULL and (<Route>span.route).deferred
         return 0
 
     cdef int too_many(self, str what, Py_ssize_t limit) except -1:
@@ -636,9 +759,9 @@ cdef class Dispatcher:
         cdef Py_ssize_t i, start, payload
         cdef Span *span
         self.row[NOTIFIES] += 1
-        if self.any_deferred:
+        if self.routes is None:
             intake.in_flight += 1
-            frames.append(self.deferred(header, intake.peer))
+            frames.append(self.as_notify(header, intake.peer))
             return 0
         start = begin_frame(
             w, ACK, FIN, header.stream_id, header.frame_id, intake.little_endian)
@@ -647,8 +770,17 @@ cdef class Dispatcher:
             span = &self.spans[i]
             if span.route is NULL:
                 self.count_unknown(span)
-            else:
-                self.run(<Route>span.route, span, header, intake.peer, w)
+                continue
+            waiting = self.run(<Route>span.route, span, header, intake.peer, w)
+            if waiting is not None:
+                intake.in_flight += 1
+                frames.append(self.new_deferred(
+                    header.stream_id, header.frame_id,
+                    PyBytes_FromStringAndSize(
+                        <const char *>w.data + payload, w.length - payload),
+                    self.calls(waiting, i + 1, header, intake.peer)))
+                w.length = start
+                return 0
         # HAProxy takes no fragments of an ACK (section 3.2.7).
         if w.length - start - 4 > intake.max_frame_size:
             self.too_big(w.length - start - 4, intake.max_frame_size)
@@ -657,22 +789,32 @@ cdef class Dispatcher:
         self.row[ACKS] += 1
         return 0
 
-    cdef int run(
+    cdef object run(
         self, Route route, Span *span, Header *header, object connection, Writer *w,
-    ) except -1:
-        """Call a handler and write what it returns."""
+    ):
+        """Call a handler and write what it returns. Returns a call that has to be waited for."""
         cdef PyObject *stack[16]
         cdef PyObject **values = parameter_values(route, stack)
         cdef Py_ssize_t start = w.length
         cdef int i
+        cdef AsyncCall begun
         try:
             route.bind(values, self.fields, span, header, connection)
+            if route.kind == LEFT or (route.kind == ASYNC and self.start is None):
+                return _call(route, values_list(route, values))
             self.running_header = header
             self.running_connection = <PyObject *>connection
             self.running_route = <PyObject *>route
             result = PyObject_Vectorcall(
                 route.function, values, route.positional,
                 <PyObject *>route.keywords if route.keywords else NULL)
+            if route.kind == ASYNC:
+                begun = self.begin(route, result, header, connection)
+                if not begun.done:
+                    return _call(route, values_list(route, values), begun)
+                if begun.error is not None:
+                    raise begun.error
+                result = begun.value
             if route.takes_ack:
                 for i in range(route.size):
                     if route.kinds[i] == KIND_ACK:
@@ -687,38 +829,49 @@ cdef class Dispatcher:
         finally:
             self.running_route = NULL
             free_values(route, values, stack)
-        self.observe(route.base)
-        return 0
+        self.observe(route)
+        return None
 
-    cdef int observe(self, Py_ssize_t base) except -1:
+    cdef AsyncCall begin(self, Route route, coroutine, Header *header, object connection):
+        """Start a task for a handler's coroutine, which may have ended when this returns."""
+        cdef AsyncCall begun = AsyncCall(coroutine, route.name, self.slow, self.slow_after)
+        token = PyContextVar_Set(
+            _running, (route.name, header.stream_id, header.frame_id, connection))
+        try:
+            begun.task = self.start(begun)
+        finally:
+            PyContextVar_Reset(_running, token)
+        return begun
+
+    cdef int observe(self, Route route) except -1:
         """Count a run, from the end of the one before it, and how long it took."""
         cdef int64_t end = now()
         cdef int64_t taken = end - self.clock
         cdef int bucket = min(bit_length(<uint64_t>taken >> BUCKET_SHIFT), BUCKETS - 1)
         self.clock = end
-        self.row[base + CALLS] += 1
-        self.row[base + NANOSECONDS] += taken
-        self.row[base + FIRST_BUCKET + bucket] += 1
+        self.row[route.base + CALLS] += 1
+        self.row[route.base + NANOSECONDS] += taken
+        self.row[route.base + FIRST_BUCKET + bucket] += 1
+        if 0 < self.slow_after < taken and route.kind == INLINE and self.slow is not None:
+            self.slow(route.name, taken)
         return 0
 
-    cdef object deferred(self, Header *header, object connection):
-        """What the caller has to run: the calls of a NOTIFY, or all of it as `Notify`."""
+    cdef list calls(self, waiting, Py_ssize_t first, Header *header, object connection):
+        """The call that has to be waited for and, bound, those of the messages behind it."""
         cdef Py_ssize_t i
         cdef Route route
-        cdef list calls = []
-        if self.routes is None:
-            return self.as_notify(header, connection)
-        for i in range(self.span_count):
+        cdef list calls = [waiting]
+        for i in range(first, self.span_count):
             if self.spans[i].route is NULL:
                 self.count_unknown(&self.spans[i])
                 continue
             route = <Route>self.spans[i].route
             try:
-                calls.append(Call(route, self.bound(route, &self.spans[i], header, connection)))
+                calls.append(_call(route, self.bound(route, &self.spans[i], header, connection)))
             except HandlerError as error:
                 self.fail(route, error)
-                calls.append(Call(route, None))
-        return Deferred(header.stream_id, header.frame_id, calls)
+                calls.append(_call(route, None))
+        return calls
 
     cdef object as_notify(self, Header *header, object connection):
         cdef Py_ssize_t i
@@ -729,10 +882,9 @@ cdef class Dispatcher:
     cdef list bound(self, Route route, Span *span, Header *header, object connection):
         cdef PyObject *stack[16]
         cdef PyObject **values = parameter_values(route, stack)
-        cdef int i
         try:
             route.bind(values, self.fields, span, header, connection)
-            return [<object>values[i] for i in range(route.size)]
+            return values_list(route, values)
         finally:
             free_values(route, values, stack)
 

@@ -9,12 +9,14 @@ encodes what it returns. Handlers that may not run here are left to the caller a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from contextvars import ContextVar
 from ipaddress import IPv4Address, IPv6Address
 from time import perf_counter_ns
 from typing import Any, Final, NamedTuple
 
 from spop import _codec_py as codec
+from spop._headers_py import Headers
 from spop.constants import (
     CONTROL_TYPES,
     DEFAULT_MAX_PAYLOAD_SIZE,
@@ -32,6 +34,7 @@ from spop.errors import (
     FrameTooBigError,
     HandlerError,
     InterlacedFramesError,
+    InvalidFrameError,
     ProtocolError,
 )
 from spop.frames import Ack, Frame, Message, Notify, Peer, RawFrame
@@ -46,6 +49,10 @@ MISSING: Final[Any] = object()
 
 ARGUMENT, MESSAGE, ACK = range(3)
 """What a parameter is given: an argument of the message, the message itself, an `Ack`."""
+
+HEADERS: Final = 1 << 16
+"""In `Parameter.accepts`: STRING and BINARY are passed as `Headers`, unless they are accepted
+as they are."""
 
 
 class Parameter(NamedTuple):
@@ -63,16 +70,35 @@ class Parameter(NamedTuple):
     keyword_only: bool = False
 
 
+INLINE, ASYNC, LEFT = range(3)
+"""How a handler is called: here; here, as the coroutine of a task; or by the dispatcher's caller."""
+
+RUNNING: ContextVar[Callable[[], Running | None] | tuple[str, int, int, Any] | None] = ContextVar(
+    "spop_running"
+)
+"""The message that is handled in this context: the fields of a `Running`, or who knows it."""
+
+
+class Running(NamedTuple):
+    """The message whose handler runs now."""
+
+    name: str
+    stream_id: int
+    frame_id: int
+    connection: Any
+
+
 class Route:
     """A handler, ready to be called.
 
     Attributes:
+        kind: `INLINE`, `ASYNC` or `LEFT`.
         on_error: the encoded actions that answer a message that it fails to handle.
         base: where its cells begin in the row of its dispatcher.
     """
 
     __slots__ = (
-        "_slots", "base", "deferred", "function", "keywords", "name", "on_error", "parameters",
+        "_slots", "base", "function", "keywords", "kind", "name", "on_error", "parameters",
     )  # fmt: skip
 
     def __init__(
@@ -80,14 +106,14 @@ class Route:
         name: str,
         function: Callable[..., Any],
         parameters: Iterable[Parameter] = (),
-        deferred: bool = False,
+        kind: int = INLINE,
         on_error: bytes = b"",
     ) -> None:
         self.name = name
         self.function = function
         self.parameters = tuple(sorted(parameters, key=lambda p: p.keyword_only))
         self.keywords = tuple(p.name for p in self.parameters if p.keyword_only)
-        self.deferred = deferred
+        self.kind = kind
         self.on_error = on_error
         self.base = 0
         self._slots = {p.name: slot for slot, p in enumerate(self.parameters) if p.kind == ARGUMENT}
@@ -122,11 +148,21 @@ class Route:
             return value
         if type_ == _STRING and parameter.accepts & _BINARY:
             return value.encode("utf-8", "surrogateescape")
+        if type_ & (_STRING | _BINARY) and parameter.accepts & HEADERS:
+            return self._headers(parameter, value)
         if value is None:
             return MISSING
         raise HandlerError(
             f"message {self.name}: argument {parameter.name} may not be {_type_name(type_)}"
         )
+
+    def _headers(self, parameter: Parameter, value: str | bytes) -> Headers:
+        try:
+            return Headers(value)
+        except InvalidFrameError as error:
+            raise HandlerError(
+                f"message {self.name}: argument {parameter.name} is no list of headers: {error}"
+            ) from None
 
     def call(self, values: list[Any]) -> Any:
         """Call the handler with bound values and return what it returns."""
@@ -154,14 +190,98 @@ def _type_name(types: int) -> str:
     return "an integer" if types == _INTEGERS else DataType(types.bit_length() - 1).name
 
 
+class AsyncCall(Coroutine[Any, Any, None]):
+    """The coroutine of an ``async def`` handler, as its task runs it.
+
+    It never raises into the event loop, but keeps what came of the handler, and tells of it in
+    the very step in which the handler ends. A callback of the task would come rounds later.
+
+    Args:
+        name: the message's.
+        slow: called with the name and the nanoseconds of a step that took longer than
+            `slow_after` of them; 0: never.
+
+    Attributes:
+        task: the task that runs it.
+        done: the handler has ended.
+        value: what it returned.
+        error: what it raised.
+        finished: called with this object when the handler ends, if it is set by then.
+    """
+
+    __slots__ = (
+        "_coroutine", "_name", "_slow", "_slow_after", "done", "error", "finished", "task", "value",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        coroutine: Coroutine[Any, Any, Any],
+        name: str,
+        slow: Callable[[str, int], object] | None = None,
+        slow_after: int = 0,
+    ) -> None:
+        self._coroutine = coroutine
+        self._name = name
+        self._slow = slow
+        self._slow_after = slow_after
+        self.task: Any = None
+        self.done = False
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.finished: Callable[[AsyncCall], object] | None = None
+
+    def send(self, value: Any) -> Any:
+        """Run the handler's next step."""
+        return self._step(self._coroutine.send, value)
+
+    def throw(self, *error: Any) -> Any:
+        """Run its next step with an exception, `asyncio.CancelledError` for one."""
+        return self._step(self._coroutine.throw, *error)
+
+    def close(self) -> None:
+        """End it without a result."""
+        self._coroutine.close()
+
+    def __next__(self) -> Any:
+        return self.send(None)
+
+    def __iter__(self) -> AsyncCall:
+        return self
+
+    __await__ = __iter__
+
+    def __getattr__(self, name: str) -> Any:
+        """``cr_frame`` and its like, for those who look into a task."""
+        return getattr(self._coroutine, name)
+
+    def _step(self, resume: Callable[..., Any], *args: Any) -> Any:
+        began = perf_counter_ns()
+        try:
+            return resume(*args)
+        except StopIteration as stop:
+            self.value = stop.value
+        except BaseException as error:
+            self.error = error
+        finally:
+            took = perf_counter_ns() - began
+            if 0 < self._slow_after < took and self._slow is not None:
+                self._slow(self._name, took)
+        self.done = True
+        if self.finished is not None:
+            self.finished(self)
+        raise StopIteration
+
+
 class Call(NamedTuple):
     """One message of a `Deferred`: its handler and the values for the handler's parameters.
 
     Without values the message has failed already, and only its `on_error` is to be answered.
+    An asynchronous call that has begun has its `AsyncCall`.
     """
 
     route: Route
     values: list[Any] | None
+    begun: AsyncCall | None = None
 
     def run(self) -> Any:
         """Call the handler and return what it returns."""
@@ -173,25 +293,37 @@ class Call(NamedTuple):
         return filled if returned is None else [*filled, returned]
 
 
-class Deferred(NamedTuple):
-    """A NOTIFY with a handler that may not run in the loop. The caller runs and answers it."""
+class Deferred:
+    """A NOTIFY whose handlers have not all ended. The caller runs the others and answers it.
 
-    stream_id: int
-    frame_id: int
-    calls: list[Call]
+    Attributes:
+        stream_id, frame_id: the NOTIFY's.
+        actions: encoded, of the handlers that have ended.
+        calls: those that have not, in order. The first may have begun.
+    """
+
+    __slots__ = ("actions", "calls", "frame_id", "stream_id")
+
+    def __init__(self, stream_id: int, frame_id: int, actions: bytes, calls: list[Call]) -> None:
+        self.stream_id = stream_id
+        self.frame_id = frame_id
+        self.actions = actions
+        self.calls = calls
 
 
 Failed = Callable[[str, BaseException], None]
 """Told of a message's name and what went wrong with it. It must not raise."""
 
 
-class Running(NamedTuple):
-    """The message whose handler runs now."""
+def flags_of_hello(data: Buffer, offset: int) -> tuple[bool, bool]:
+    """How a connection writes flags, by those of its HELLO, whose type is at `offset`.
 
-    name: str
-    stream_id: int
-    frame_id: int
-    connection: Any
+    Returns:
+        Two booleans. The order is little-endian: SPOP 1.0 had the host's, as FIN shows. There
+        are no flags: HAProxy 1.7 sets none, and each of its frames is whole.
+    """
+    flags = bytes(data[offset + 1 : offset + 5])
+    return flags[0] != 0 and flags[3] == 0, not any(flags)
 
 
 class Intake:
@@ -209,6 +341,7 @@ class Intake:
         is_open: HELLO is done, so NOTIFY frames may come. Before that, and after it is false
             again, every frame is left to the caller.
         little_endian: flags are in the order of SPOP 1.0 on x86.
+        whole: the peer sets no flags, as HAProxy 1.7, and each of its frames is whole.
         takes_fragments: NOTIFY frames may come in fragments.
         max_in_flight: NOTIFY frames that may be given out and not yet be acknowledged.
         in_flight: those that are.
@@ -219,7 +352,7 @@ class Intake:
     __slots__ = (
         "_ids", "_payload", "_unread", "begun", "in_flight", "is_open", "little_endian",
         "max_frame_size", "max_in_flight", "max_payload_size", "peer", "suspended",
-        "takes_fragments",
+        "takes_fragments", "whole",
     )  # fmt: skip
 
     def __init__(
@@ -229,6 +362,7 @@ class Intake:
         self.max_payload_size = max_payload_size
         self.is_open = False
         self.little_endian = False
+        self.whole = False
         self.takes_fragments = False
         self.max_in_flight = 1
         self.in_flight = 0
@@ -275,6 +409,11 @@ class Intake:
         self.is_open = False
         self._unread.clear()
         self._end_payload()
+
+    def _see_flags(self, data: bytes, offset: int) -> None:
+        """A HELLO shows how the connection writes flags."""
+        self.little_endian, none = flags_of_hello(data, offset)
+        self.whole = none and data[offset] == FrameType.HAPROXY_HELLO
 
     def _complete_frame(self, data: Buffer) -> int:
         """Add what the first unread frame lacks. Returns how much of `data` that was."""
@@ -339,9 +478,14 @@ class Dispatcher:
         max_answer_size: bytes of ACKs after which `receive` stops.
         max_messages: messages that a NOTIFY may have.
         max_arguments: arguments that the messages of a NOTIFY may have together.
+        deferred: makes the `Deferred` of a NOTIFY.
 
     Attributes:
         routes: by message name.
+        start: makes the task of an `AsyncCall`. Without it asynchronous handlers are left to
+            the caller too.
+        slow: told of the name and nanoseconds of a call that took more than `slow_after`; 0 is
+            never.
         unknown: messages without a route, by name to a bounded number of names.
         running: the message whose handler is being called, else None.
 
@@ -350,8 +494,8 @@ class Dispatcher:
     """
 
     __slots__ = (
-        "_busy", "_clock", "_failed", "_max_arguments", "_max_messages", "cells",
-        "max_answer_size", "routes", "running", "unknown",
+        "_busy", "_clock", "_deferred", "_failed", "_max_arguments", "_max_messages", "cells",
+        "max_answer_size", "routes", "running", "slow", "slow_after", "start", "unknown",
     )  # fmt: skip
 
     def __init__(
@@ -363,6 +507,7 @@ class Dispatcher:
         max_answer_size: int = MAX_ANSWER_SIZE,
         max_messages: int = MAX_MESSAGES,
         max_arguments: int = MAX_ARGUMENTS,
+        deferred: type[Deferred] = Deferred,
     ) -> None:
         self.routes = None if routes is None else {route.name: route for route in routes}
         self.cells = new_row(len(self.routes or ())) if cells is None else cells
@@ -374,6 +519,10 @@ class Dispatcher:
         self.max_answer_size = max_answer_size
         self._max_messages = max_messages
         self._max_arguments = max_arguments
+        self._deferred = deferred
+        self.start: Callable[[AsyncCall], object] | None = None
+        self.slow: Callable[[str, int], object] | None = None
+        self.slow_after = 0
         self._busy = False
         self._clock = 0
         self.unknown: dict[str, int] = {}
@@ -435,6 +584,8 @@ class Dispatcher:
         offset = 0
         try:
             while not intake.paused and len(out) < self.max_answer_size:
+                if not intake.is_open and len(data) - offset >= 9:
+                    intake._see_flags(data, offset + 4)
                 length = codec._whole_frame(data, offset, intake.frame_limit)
                 if length < 0:
                     break
@@ -458,11 +609,8 @@ class Dispatcher:
     ) -> bool:
         """Answer one frame, or add it to `frames`. False: it is no NOTIFY."""
         end = offset + length
-        if not intake.is_open:
-            # SPOP 1.0 wrote its flags in the host's order: FIN shows which one that is.
-            intake.little_endian = data[offset + 1] != 0 and data[offset + 4] == 0
         type_, flags, stream_id, frame_id, offset = codec._header(
-            data, offset, end, intake.little_endian
+            data, offset, end, intake.little_endian, intake.whole
         )
         if not intake.is_open or (type_ != _NOTIFY and type_ != _UNSET):
             if type_ in CONTROL_TYPES and length > MAX_CONTROL_SIZE:
@@ -533,35 +681,49 @@ class Dispatcher:
             intake.in_flight += 1
             frames.append(notify)
             return
-        routes = [self.routes.get(message.name) for message in notify.messages]
-        if any(route is not None and route.deferred for route in routes):
-            intake.in_flight += 1
-            frames.append(self._deferred(notify, routes))
-            return
         ack = codec.encode_ack(
             notify.stream_id, notify.frame_id, little_endian=intake.little_endian
         )
-        empty = bytes(ack)
-        for message, route in zip(notify.messages, routes, strict=True):
+        payload = len(ack)
+        for index, message in enumerate(notify.messages):
+            route = self.routes.get(message.name)
             if route is None:
                 self._unknown(message.name)
-            else:
-                self._run(route, message, ack)
+                continue
+            waiting = self._run(route, message, ack)
+            if waiting is not None:
+                calls = [waiting, *self._bound(notify.messages[index + 1 :])]
+                intake.in_flight += 1
+                frames.append(
+                    self._deferred(notify.stream_id, notify.frame_id, bytes(ack[payload:]), calls)
+                )
+                return
         # HAProxy takes no fragments of an ACK (section 3.2.7).
         if len(ack) - 4 > intake.max_frame_size:
             self._too_big(notify.messages[0].name, len(ack) - 4, intake.max_frame_size)
-            ack = bytearray(empty)
+            del ack[payload:]
         self.cells[Cell.ACKS] += 1
         out += codec._finish(0, ack)
 
-    def _run(self, route: Route, message: Message, ack: bytearray) -> None:
+    def _run(self, route: Route, message: Message, ack: bytearray) -> Call | None:
+        """Call a handler and write what it returns. Returns a call that has to be waited for."""
         start = len(ack)
         try:
             call = Call(route, route.bind(message))
+            if route.kind == LEFT or (route.kind == ASYNC and self.start is None):
+                return call
             self.running = Running(
                 message.name, message.stream_id, message.frame_id, message.connection
             )
-            for result in call.results(call.run()):
+            returned = call.run()
+            if route.kind == ASYNC:
+                begun = self._begin(route, returned)
+                if not begun.done:
+                    return Call(route, call.values, begun)
+                if begun.error is not None:
+                    raise begun.error
+                returned = begun.value
+            for result in call.results(returned):
                 codec.encode_answer(result, ack)
         except BaseException as error:  # Whatever it is, the loop goes on and the peer waits.
             del ack[start:]
@@ -569,13 +731,35 @@ class Dispatcher:
             ack += route.on_error
         finally:
             self.running = None
-        now = perf_counter_ns()
-        observe(self.cells, route.base, now - self._clock)
-        self._clock = now
+        self._observe(route)
+        return None
 
-    def _deferred(self, notify: Notify, routes: list[Route | None]) -> Deferred:
+    def _begin(self, route: Route, coroutine: Coroutine[Any, Any, Any]) -> AsyncCall:
+        """Start a task for a handler's coroutine, which may have ended when this returns."""
+        assert self.start is not None
+        begun = AsyncCall(coroutine, route.name, self.slow, self.slow_after)
+        token = RUNNING.set(self.running)
+        try:
+            begun.task = self.start(begun)
+        finally:
+            RUNNING.reset(token)
+        return begun
+
+    def _observe(self, route: Route) -> None:
+        """Count a run, from the end of the one before it, and how long it took."""
+        now = perf_counter_ns()
+        took = now - self._clock
+        self._clock = now
+        observe(self.cells, route.base, took)
+        if 0 < self.slow_after < took and route.kind == INLINE and self.slow is not None:
+            self.slow(route.name, took)
+
+    def _bound(self, messages: list[Message]) -> list[Call]:
+        """Calls of the messages behind one that has to be waited for."""
+        assert self.routes is not None
         calls = []
-        for message, route in zip(notify.messages, routes, strict=True):
+        for message in messages:
+            route = self.routes.get(message.name)
             if route is None:
                 self._unknown(message.name)
                 continue
@@ -584,7 +768,7 @@ class Dispatcher:
             except HandlerError as error:
                 self.fail(route, error)
                 calls.append(Call(route, None))
-        return Deferred(notify.stream_id, notify.frame_id, calls)
+        return calls
 
     def fail(self, route: Route, error: BaseException) -> None:
         """Count a failure of a route and tell of it."""

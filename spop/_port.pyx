@@ -209,9 +209,12 @@ cdef class Poller:
     cdef int wakeups
     cdef list ready  # by file descriptor
     cdef int64_t[::1] row
+    cdef object soon
+    cdef object later
 
     def __cinit__(self, cells=None):
         self.ready = []
+        self.soon = self.later = ()
         self.row = new_row(0) if cells is None else cells
         self.wakeups = -1
         self.epoll = epoll_create1(EPOLL_CLOEXEC)
@@ -241,6 +244,15 @@ cdef class Poller:
         self.ready[fd] = None
         self.control(EPOLL_CTL_DEL, fd, 0)
 
+    def fileno(self):
+        if self.epoll < 0:
+            raise ValueError("the poller is closed")
+        return self.epoll
+
+    def watch(self, soon, later):
+        self.soon = soon
+        self.later = later
+
     def run(self, timeout):
         cdef double left = -1.0 if timeout is None else min(timeout, LONGEST_WAIT)
         cdef int64_t end
@@ -257,6 +269,7 @@ cdef class Poller:
         cdef epoll_event events[EVENTS]
         cdef int count = self.wait(events, timeout), i
         cdef bint fast = count > 0
+        cdef Py_ssize_t later = len(self.later)
         for i in range(count):
             ready = self.ready_at(&events[i])
             if type(ready) is FastPath and events[i].events == EPOLLIN and (
@@ -267,7 +280,7 @@ cdef class Poller:
                 fast = False
                 if ready is not None:
                     ready(read_and_write(&events[i]))
-        return fast
+        return fast and len(self.soon) == 0 and len(self.later) == later
 
     def poll(self, timeout):
         cdef epoll_event events[EVENTS]

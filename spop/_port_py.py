@@ -80,14 +80,13 @@ class FastPath:
             self._shared.ready(self.connection, events)
 
     def _exchange(self) -> None:
-        frames: list[Frame | Deferred] = []
-        unsent, error = b"", None
         try:
             frames, unsent = self._receive()
-        except Exception as failure:
-            error = failure
-        if frames or unsent or error is not None:
-            self._shared.go_on(self.connection, frames, unsent, error)
+        except Exception as error:  # No local name outlives it: its traceback has this frame.
+            self._shared.go_on(self.connection, [], b"", error)
+            return
+        if frames or unsent:
+            self._shared.go_on(self.connection, frames, unsent, None)
 
     def _receive(self) -> tuple[list[Frame | Deferred], bytes]:
         """The frames that are left, and the ACKs that could not be sent."""

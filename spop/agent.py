@@ -12,7 +12,7 @@ import threading
 import types
 import typing
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,11 +25,25 @@ from spop.constants import (
     MIN_FRAME_SIZE,
     DataType,
 )
-from spop.dispatch import ACK, ARGUMENT, MESSAGE, MISSING, Dispatcher, Intake, Parameter, Route
+from spop.dispatch import (
+    ACK,
+    ARGUMENT,
+    ASYNC,
+    HEADERS,
+    INLINE,
+    LEFT,
+    MESSAGE,
+    MISSING,
+    Dispatcher,
+    Intake,
+    Parameter,
+    Route,
+)
 from spop.frames import Ack, Message, Peer
+from spop.headers import Headers
 from spop.logs import SafeLogger, text_of
 from spop.rate_limited_log import RateLimitedLog
-from spop.values import Value, type_unset
+from spop.values import UNSET, Value, type_unset
 
 if TYPE_CHECKING:
     from spop.server import Server
@@ -52,10 +66,13 @@ _ACCEPTED: dict[Any, int] = {
     IPv6Address: 1 << DataType.IPV6,
     str: 1 << DataType.STRING,
     bytes: 1 << DataType.BINARY,
+    Headers: HEADERS,
     object: _ANY,
     Any: _ANY,
     inspect.Parameter.empty: _ANY,
 }
+
+_TEXT = _ACCEPTED[str] | _ACCEPTED[bytes]
 
 
 class HandlerInfo(typing.NamedTuple):
@@ -74,10 +91,14 @@ class HandlerInfo(typing.NamedTuple):
     timeout: float | None = None
     on_timeout: bytes = b""
     concurrency: int | None = None
+    sets: tuple[str, ...] = ()
 
     @property
-    def deferred(self) -> bool:
-        return self.blocking or self.asynchronous
+    def kind(self) -> int:
+        """How a dispatcher calls it; what waits for its turn is left to the server."""
+        if self.blocking or self.concurrency is not None:
+            return LEFT
+        return ASYNC if self.asynchronous else INLINE
 
 
 class Agent:
@@ -130,6 +151,7 @@ class Agent:
         timeout: float | None = None,
         on_timeout: Mapping[str, Value | type_unset] | None = None,
         concurrency: int | None = None,
+        sets: Sequence[str] = (),
     ) -> Callable[[Handler], Handler]:
         """Register the handler of a message, as a decorator.
 
@@ -148,14 +170,15 @@ class Agent:
                 later is dropped, an ``async def`` handler is cancelled.
             on_timeout: what to answer then; nothing by default.
             concurrency: how many calls of the handler may run at a time; others wait.
+            sets: the variables that it may set, as ``"scope.name"``; for tools.
 
         `timeout` and `concurrency` are for handlers that are blocking or ``async def``.
 
         Raises:
             TypeError: the signature can't be served, the options don't fit the handler, or
                 `on_error` or `on_timeout` has a value of a type that SPOP has not.
-            ValueError: the message has a handler already, a limit is not positive, or `on_error`
-                or `on_timeout` can't be encoded otherwise.
+            ValueError: the message has a handler already, a limit is not positive, `sets` names
+                no variable, or `on_error` or `on_timeout` can't be encoded otherwise.
         """
         if timeout is not None and timeout <= 0:
             raise ValueError(f"message {name!r}: timeout is {timeout:g}, more than 0 is needed")
@@ -183,6 +206,7 @@ class Agent:
                 timeout,
                 _encoded(f"message {name!r}: on_timeout", on_timeout, function),
                 concurrency,
+                _variables(name, function, sets),
             )
             return function
 
@@ -210,7 +234,7 @@ class Agent:
     def dispatcher(self, **limits: Any) -> Dispatcher:
         """A dispatcher with all handlers, for one thread. `Dispatcher` has the limits."""
         routes = [
-            Route(info.name, info.function, info.parameters, info.deferred, info.on_error)
+            Route(info.name, info.function, info.parameters, info.kind, info.on_error)
             for info in self.handlers.values()
         ]
         return Dispatcher(routes, self.failed, **limits)
@@ -322,6 +346,20 @@ def _awaited(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _variables(message: str, function: Callable[..., Any], sets: Any) -> tuple[str, ...]:
+    """The names of variables that `sets` has."""
+    try:
+        if not isinstance(sets, Sequence) or isinstance(sets, (str, bytes)):
+            raise TypeError(f"a sequence of variables is needed, not {sets!r}")
+        codec.encode_actions(dict.fromkeys(sets, UNSET))
+    except (TypeError, ValueError) as error:
+        where = _place(function)
+        raise type(error)(
+            f"message {message!r}: sets= of the handler in {where}: {error}"
+        ) from None
+    return tuple(sets)
+
+
 def _parameters(message: str, function: Callable[..., Any]) -> tuple[Parameter, ...]:
     """What a handler's signature asks for."""
     hints = _hints(message, function)
@@ -364,7 +402,8 @@ def _parameter(message: str, parameter: inspect.Parameter, annotation: Any) -> P
         raise TypeError(
             f"message {message!r}: parameter {parameter.name} is annotated {annotation!r}, "
             "which no SPOP value can be; use None, bool, int, str, bytes, IPv4Address, "
-            "IPv6Address, a union of these, Message or Ack"
+            "IPv6Address, Headers, a union of these (Headers with neither str nor bytes), "
+            "Message or Ack"
         )
     default = MISSING if parameter.default is parameter.empty else parameter.default
     return Parameter(parameter.name, ARGUMENT, accepts, default, keyword_only)
@@ -379,7 +418,9 @@ def _accepted(annotation: Any) -> int | None:
             if accepts is None:
                 return None
             union |= accepts
-        return union
+        # Which of the two a STRING or BINARY is to be can't be told.
+        ambiguous = union != _ANY and union & HEADERS and union & _TEXT
+        return None if ambiguous else union
     if typing.get_origin(annotation) is typing.Annotated:
         return _accepted(typing.get_args(annotation)[0])
     try:

@@ -182,6 +182,9 @@ class AgentConnection(_Connection):
             waits. It is 1 while pipelining is not in force, so that ACKs keep their order.
         dispatcher: answers NOTIFY frames at once. Without it each becomes a `Notify` event.
         address: the peer's, for `Peer`.
+
+    Attributes:
+        intake: what was received. A fast path may have the dispatcher receive into it.
     """
 
     __slots__ = ("_capabilities", "_dispatcher", "_max_in_flight", "address", "intake")
@@ -246,6 +249,7 @@ class AgentConnection(_Connection):
             "capabilities": sorted(self.peer.capabilities),
             "engine_id": self.peer.engine_id,
             "little_endian": self.intake.little_endian,
+            "whole": self.intake.whole,
         }
 
     def resume_from(self, negotiated: dict[str, Any]) -> Peer:
@@ -258,6 +262,7 @@ class AgentConnection(_Connection):
             negotiated["engine_id"],
         )
         self.intake.little_endian = negotiated["little_endian"]
+        self.intake.whole = negotiated["whole"]
         self._open(peer)
         return peer
 
@@ -304,9 +309,9 @@ class AgentConnection(_Connection):
         """
         events: list[AgentEvent] = []
         intake = self.intake
+        if error is not None:
+            self._fail(error, events)
         try:
-            if error is not None:
-                raise error
             while acks or frames:
                 if acks:
                     self._out.append(acks)
@@ -394,7 +399,8 @@ class AgentConnection(_Connection):
 
     def _hello(self, items: dict[str, DecodedValue]) -> Hello:
         """Answer HAPROXY-HELLO with AGENT-HELLO (sections 3.2.4 and 3.2.5)."""
-        version = _common_version(_item(items, "supported-versions", str, Status.NO_VERSION))
+        announced = _item(items, "supported-versions", str, Status.NO_VERSION)
+        version = _common_version(announced, ("1.0",) if self.intake.whole else SUPPORTED_VERSIONS)
         offered = _item(items, "max-frame-size", int, Status.NO_FRAME_SIZE)
         theirs = _names(_item(items, "capabilities", str, Status.NO_CAPABILITIES))
         engine_id = _item(items, "engine-id", str, None)
@@ -428,7 +434,8 @@ class AgentConnection(_Connection):
         self, theirs: frozenset[str], engine_id: str | None, healthcheck: bool
     ) -> frozenset[str]:
         """Fragmentation is the receiver's own to announce; the rest takes both (3.2.1)."""
-        if healthcheck:  # HAProxy 1.8 and 1.9 crash on capabilities in a health check.
+        # HAProxy 1.8 and 1.9 crash on capabilities in a health check, 1.7 has none.
+        if healthcheck or self.intake.whole:
             return frozenset()
         shared = self._capabilities & (theirs | {Capability.FRAGMENTATION})
         # Async connections are found by their engine-id, so it must be there whole.
@@ -438,7 +445,9 @@ class AgentConnection(_Connection):
 
     def _fail(self, error: ProtocolError, events: list[AgentEvent]) -> None:
         text = str(error)[:MAX_TEXT_SIZE]
-        self._send_disconnect(error.status, text)
+        # HAProxy 1.7.0 crashes on a status that it has no text for in a health check's answer.
+        if self.peer is not None or not self.intake.whole:
+            self._send_disconnect(error.status, text)
         self._close()
         events.append(Disconnect(error.status, text, False))
 
@@ -615,9 +624,12 @@ class EngineConnection(_Connection):
                 if consumed == before:
                     break
         except ProtocolError as error:
+            message = str(error)
+            if self.state is State.HELLO:  # Mostly an agent that speaks HTTP or TLS.
+                message += f"; it begins with {bytes(memoryview(data)[:end][:16])!r}"
             self.disconnect(error.status, str(error)[:200])
             self.state = State.CLOSED
-            events.append(Disconnect(error.status, str(error), False))
+            events.append(Disconnect(error.status, message, False))
         if self.state is State.CLOSED:
             consumed = end
         if data is self._partial:
@@ -698,10 +710,10 @@ def _version(text: str) -> tuple[int, int] | None:
     return None
 
 
-def _common_version(announced: str) -> str:
+def _common_version(announced: str, supported: Iterable[str]) -> str:
     """The highest version of both sides. A peer has all minor ones up to what it announces."""
     theirs = {version for text in announced.split(",") if (version := _version(text))}
-    for ours in SUPPORTED_VERSIONS:
+    for ours in supported:
         major = int(ours.partition(".")[0])
         if any(version[0] == major for version in theirs):
             return ours

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextvars import ContextVar
+from typing import Any
 
-from spop.dispatch import Running
-
-_source: ContextVar[Callable[[], Running | None]] = ContextVar("spop_running")
+from spop.dispatch import RUNNING, Running
 
 
 def current() -> Running | None:
@@ -20,13 +18,15 @@ def current() -> Running | None:
 
     None outside of a handler.
     """
-    source = _source.get(None)
-    return None if source is None else source()
+    running = RUNNING.get(None)
+    if isinstance(running, tuple):
+        return Running(*running)
+    return None if running is None else running()
 
 
-def set_source(source: Callable[[], Running | None]) -> None:
-    """Servers say, once in each context, who knows what is being handled."""
-    _source.set(source)
+def set_running(running: Callable[[], Running | None] | tuple[str, int, int, Any]) -> None:
+    """Servers say what is being handled in this context, or who knows it."""
+    RUNNING.set(running)
 
 
 class ContextFilter(logging.Filter):

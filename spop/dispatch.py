@@ -7,26 +7,39 @@ from typing import TYPE_CHECKING
 from spop._dispatch_py import (
     ACK,
     ARGUMENT,
+    ASYNC,
+    HEADERS,
+    INLINE,
+    LEFT,
     MESSAGE,
     MISSING,
+    RUNNING,
     Call,
     Deferred,
     Parameter,
     Running,
+    flags_of_hello,
 )
 from spop.twins import twin
 
 if TYPE_CHECKING:
-    from spop._dispatch_py import Dispatcher, Intake, Route
+    from spop._dispatch_py import AsyncCall, Dispatcher, Intake, Route
 else:
     _dispatch = twin("spop._dispatch")
-    Dispatcher, Intake, Route = _dispatch.Dispatcher, _dispatch.Intake, _dispatch.Route
+    AsyncCall, Dispatcher = _dispatch.AsyncCall, _dispatch.Dispatcher
+    Intake, Route = _dispatch.Intake, _dispatch.Route
 
 __all__ = [
     "ACK",
     "ARGUMENT",
+    "ASYNC",
+    "HEADERS",
+    "INLINE",
+    "LEFT",
     "MESSAGE",
     "MISSING",
+    "RUNNING",
+    "AsyncCall",
     "Call",
     "Deferred",
     "Dispatcher",
@@ -34,4 +47,5 @@ __all__ = [
     "Parameter",
     "Route",
     "Running",
+    "flags_of_hello",
 ]

@@ -7,6 +7,16 @@ can cause. Each has the `Status` that a DISCONNECT frame answers them with.
 from __future__ import annotations
 
 from spop.constants import Status
+from spop.logs import escaped, text_of
+
+
+def reason(error: BaseException) -> str:
+    """Why, in words, on one line: of an OSError what the system says, without number and file.
+
+    It can be printed anywhere: what is not printable, of a peer's text maybe, is escaped.
+    """
+    text = getattr(error, "strerror", None) or text_of(error) or type(error).__name__
+    return escaped(" ".join(str(text).split()))
 
 
 class SpopError(Exception):

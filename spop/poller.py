@@ -12,7 +12,7 @@ import select
 import selectors
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Protocol
 
 from spop.counters import Cell, Cells, new_row
@@ -31,7 +31,9 @@ class Poller(Protocol):
     function of the same round has unregistered is left out. It returns after that round, the
     compiled one only after a round in which anything but fast paths was called. ``poll()`` waits and leaves the
     calls to the caller, who may have to take a lock first. Both write `Cell.ROUND_BEGAN` of the
-    row of cells that a poller was made with: 0 when they wait, and afterwards the time. ``wake()`` has one thread that waits
+    row of cells that a poller was made with: 0 when they wait, and afterwards the time.
+    ``watch()`` names two queues of an event loop: the compiled ``run()`` also returns after a
+    round in which something was put into these. ``fileno()`` is ready when a socket is. ``wake()`` has one thread that waits
     return, or the next that would; it may be called from any thread, and when all is closed.
     """
 
@@ -41,6 +43,8 @@ class Poller(Protocol):
     def run(self, timeout: float | None) -> None: ...
     def poll(self, timeout: float | None) -> list[tuple[Ready, int]]: ...
     def wake(self) -> None: ...
+    def watch(self, soon: Sized, later: Sized) -> None: ...
+    def fileno(self) -> int: ...
     def close(self) -> None: ...
 
 
@@ -87,6 +91,12 @@ class EpollPoller:
         self._cells[Cell.ROUND_BEGAN] = time.monotonic_ns()
         return found
 
+    def watch(self, soon: Sized, later: Sized) -> None:
+        """It returns after each round anyway."""
+
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
     def wake(self) -> None:
         with contextlib.suppress(OSError, ValueError):  # It is closed.
             os.eventfd_write(self._wakeups, 1)
@@ -120,7 +130,7 @@ class SelectorPoller:
 
     def run(self, timeout: float | None) -> None:
         for key, events in self._wait(timeout):
-            if key.fd in self._selector.get_map():
+            if self._selector.get_map().get(key.fd) is key:
                 key.data(events)
 
     def poll(self, timeout: float | None) -> list[tuple[Ready, int]]:
@@ -136,6 +146,15 @@ class SelectorPoller:
         found = self._selector.select(timeout)
         self._cells[Cell.ROUND_BEGAN] = time.monotonic_ns()
         return found
+
+    def watch(self, soon: Sized, later: Sized) -> None:
+        """It returns after each round anyway."""
+
+    def fileno(self) -> int:
+        fileno = getattr(self._selector, "fileno", None)
+        if fileno is None:
+            raise NotImplementedError("this system's selector is no file descriptor")
+        return int(fileno())
 
     def wake(self) -> None:
         with contextlib.suppress(OSError):  # It is full, and wakes up anyway, or closed.

@@ -1,8 +1,8 @@
-"""OpenTelemetry spans for the messages of an agent; needs ``pip install 'spop[otel]'``.
+"""OpenTelemetry spans for the messages of an agent; needs ``pip install 'haproxy-spop[otel]'``.
 
-HAProxy can send the trace context of a request as an argument of a message, say
-``traceparent=req.hdr(traceparent)``. `trace` makes each message that is handled a span of that
-trace.
+HAProxy can send the trace context of a request as an argument of a message, such as
+``traceparent=req.hdr(traceparent)``. `trace_messages` makes a span of that trace for each message
+that is handled.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ def trace_messages(
     tracestate: str = "tracestate",
     provider: TracerProvider | None = None,
 ) -> None:
-    """Have each message of the handlers that an agent has now be a span.
+    """Make a span for each message of an agent's handlers.
 
-    Call it behind the handlers' registration and before the agent serves.
+    Call it after the handlers are registered, and before the agent serves.
 
     Args:
-        traceparent: the argument that has the trace context (W3C Trace Context); a message
-            without it begins a trace of its own.
-        tracestate: the argument that has the rest of it.
-        provider: the global one where None.
+        traceparent: the argument with the trace context (W3C Trace Context). A message without it
+            starts a new trace.
+        tracestate: the argument with the state of the trace.
+        provider: None is the global one.
     """
     tracer = trace.get_tracer("spop", __version__, provider)
 
@@ -73,7 +73,7 @@ def _traced(
     added: list[Parameter],
     span: Callable[[str, object, object], Any],
 ) -> Callable[..., Any]:
-    """The handler inside of a span; what was `added` to its parameters it is not given."""
+    """The handler in a span. The handler is not given the `added` parameters."""
     names = [each.replace("-", "_") for each in (traceparent, tracestate)]
     signature = inspect.signature(function)
     extra = {parameter.name for parameter in added}

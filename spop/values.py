@@ -9,6 +9,7 @@
 | ``IPv6Address``     | IPV6                                               |
 | ``str``             | STRING, as UTF-8 with surrogateescape              |
 | bytes-like          | BINARY                                             |
+| `SentAsBinary`      | BINARY, as `spop.Headers` is                       |
 
 The wrappers ask for a type that the natural rule would not choose. They are what their
 value is: ``UInt32(5) == 5``. Decoding gives the plain Python types.
@@ -19,7 +20,7 @@ from __future__ import annotations
 import re
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
-from typing import ClassVar, Final, Literal, Self
+from typing import ClassVar, Final, Literal, Protocol, Self
 
 from spop.constants import DataType
 
@@ -120,7 +121,15 @@ class ReceivedIPv6Address(IPv6Address):
 DecodedValue = None | bool | int | IPv4Address | IPv6Address | str | bytes
 """What decoding a typed value gives."""
 
-Value = DecodedValue | bytearray | memoryview
+
+class SentAsBinary(Protocol):
+    """A value of a class that the codec does not know."""
+
+    def __spop_binary__(self) -> bytes:
+        """The bytes to send."""
+
+
+Value = DecodedValue | bytearray | memoryview | SentAsBinary
 """What can be encoded as a typed value. `String` and `Binary` are bytes, `Int32` an int."""
 
 SCOPES: Final = {"proc": 0, "sess": 1, "txn": 2, "req": 3, "res": 4}

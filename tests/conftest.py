@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import haproxy
@@ -35,9 +37,30 @@ def twin(request: pytest.FixtureRequest) -> ModuleType:
     return module
 
 
-@pytest.fixture(params=twins("_dispatch"))
-def dispatch(request: pytest.FixtureRequest) -> ModuleType:
-    """Each implementation of the dispatcher."""
+@pytest.fixture(params=["python", "c"])
+def implementation(request: pytest.FixtureRequest) -> str:
+    """Each implementation that there is."""
+    if request.param == "c" and codec.IMPLEMENTATION == "python":
+        pytest.skip("there is one implementation only")
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def dispatch(implementation: str) -> ModuleType:
+    """The dispatcher's module of an implementation."""
+    return importlib.import_module("spop._dispatch" + ("" if implementation == "c" else "_py"))
+
+
+@pytest.fixture
+def port(implementation: str) -> ModuleType:
+    """The fast path's module of the same implementation as `dispatch`."""
+    return importlib.import_module("spop._port" + ("" if implementation == "c" else "_py"))
+
+
+@pytest.fixture(params=twins("_headers"))
+def headers_twin(request: pytest.FixtureRequest) -> ModuleType:
+    """Each implementation of `Headers`."""
     module: ModuleType = request.param
     return module
 
@@ -49,6 +72,30 @@ def haproxy_binary(request: pytest.FixtureRequest) -> str:
     """Each HAProxy of this machine."""
     path: str = request.param
     return path
+
+
+@pytest.fixture
+def haproxy_2_6() -> str:
+    """HAProxy 2.6, whose samples and verdicts are compared with ours."""
+    for path in haproxy.installed():
+        if haproxy.version(path)[:2] == (2, 6):
+            return path
+    pytest.skip("needs HAProxy 2.6")
+
+
+@pytest.fixture
+def haproxy_in_path(haproxy_binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each HAProxy of this machine, as the one that is found by its name."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "haproxy").symlink_to(haproxy_binary)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    return haproxy_binary
+
+
+def pytest_itemcollected(item: pytest.Function) -> None:
+    """Mark what `make haproxy` runs on every version: each test that asks for a HAProxy."""
+    if not {"haproxy_binary", "haproxy_2_6"}.isdisjoint(item.fixturenames):
+        item.add_marker(pytest.mark.haproxy)
 
 
 @pytest.fixture(autouse=True)

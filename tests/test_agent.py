@@ -14,7 +14,18 @@ from typing import Annotated, Any, Optional
 import pytest
 
 import spop.rate_limited_log
-from spop import UNSET, Ack, Action, Agent, HandlerError, Message, Peer, ProtocolError, codec
+from spop import (
+    UNSET,
+    Ack,
+    Action,
+    Agent,
+    HandlerError,
+    Headers,
+    Message,
+    Peer,
+    ProtocolError,
+    codec,
+)
 from spop.connection import Disconnect
 from spop.counters import Cell
 from spop.dispatch import Deferred
@@ -28,7 +39,7 @@ class Exchange:
 
     def __init__(self, agent: Agent, module: ModuleType) -> None:
         routes = [
-            module.Route(h.name, h.function, h.parameters, h.deferred, h.on_error)
+            module.Route(h.name, h.function, h.parameters, h.kind, h.on_error)
             for h in agent.handlers.values()
         ]
         self.dispatcher = module.Dispatcher(routes, agent.failed)
@@ -192,6 +203,9 @@ def test_text_is_given_as_bytes_to_who_wants_bytes(agent: Agent, ask: Any) -> No
         (Annotated[int, "port"], [1], ["x"]),
         (Any, [None, 1, "x", b"x", True, IPv4Address(1)], []),
         (object, [None, 1, "x", b"x", True, IPv6Address(1)], []),
+        (Headers, ["a: b\r\n\r\n", "", b"\1a\1b\0\0"], [1, True, None, IPv4Address(1), b"\5a", b""]),
+        (Headers | int | None, [None, "a: b\r\n", b"\0\0", 1], [b"\1a", IPv4Address(1)]),
+        (Annotated[Headers, "req.hdrs"], ["a: b"], [1]),
     ],
     ids=str,
 )  # fmt: skip
@@ -211,6 +225,132 @@ def test_annotations_are_checked_at_call_time(
     assert agent.errors["m"] == len(bad)
 
 
+HDRS = ["a: 1\r\nA: 2\r\n\r\n", b"\1a\0011\1A\0012\0\0"]
+
+
+@pytest.mark.parametrize("sent", HDRS, ids=["req.hdrs", "req.hdrs_bin"])
+def test_both_forms_of_headers_are_given_as_headers(agent: Agent, ask: Any, sent: Any) -> None:
+    @agent.message("m")
+    def handler(hdrs: Headers, *, more: Headers | None) -> dict[str, Any]:
+        assert type(hdrs).__name__ == "Headers"
+        assert more is None
+        hdrs.add("b", hdrs["A"])
+        return {"txn.all": ",".join(hdrs.getlist("a")), "txn.add": hdrs, "txn.del": hdrs.names()}
+
+    assert ask(Message("m", hdrs=sent, more=None)) == {
+        "txn.all": "1,2",
+        "txn.add": b"\1a\0011\1A\0012\1b\0011\0\0",
+        "txn.del": b"\1a\1A\1b\0",
+    }
+
+
+@pytest.mark.parametrize("sent", HDRS, ids=["req.hdrs", "req.hdrs_bin"])
+def test_handlers_that_wait_are_given_headers_as_well(agent: Agent, ask: Any, sent: Any) -> None:
+    agent.message("m", blocking=True)(headers_and_text)
+    (call,) = ask(Message("m", hdrs=sent, text="x")).calls
+    assert call.run() == {"txn.all": "1,2,x"}
+
+
+def headers_and_text(hdrs: Headers, text: str) -> dict[str, str]:
+    return {"txn.all": ",".join([*hdrs.getlist("A"), text])}
+
+
+def test_a_test_gives_headers_to_a_handler(agent: Agent) -> None:
+    agent.message("m")(headers_and_text)
+    given = Headers([("a", "1"), ("A", "2")])
+    assert agent.test("m", hdrs=given, text="x") == {"txn.all": "1,2,x"}
+
+
+def test_headers_are_missing_as_other_arguments_are(agent: Agent, ask: Any) -> None:
+    @agent.message("m")
+    def handler(hdrs: Headers | None = None) -> dict[str, Any]:
+        return {"txn.missing": hdrs is None}
+
+    agent.message("n")(lambda hdrs: {"txn.text": hdrs})
+    assert ask(Message("m")) == {"txn.missing": True}
+    assert ask(Message("n", hdrs="a: 1")) == {"txn.text": "a: 1"}
+
+
+@pytest.mark.parametrize("raw", [b"\5ab", b"\xf0", b"\1a\1b\0", b"\0\1a"])
+@pytest.mark.parametrize("blocking", [False, True])
+def test_malformed_headers_are_an_error_of_the_message(
+    agent: Agent, ask: Any, raw: bytes, blocking: bool
+) -> None:
+    told: list[BaseException] = []
+    agent.on_error(lambda name, error: told.append(error))
+
+    @agent.message("m", blocking=blocking, on_error={"txn.failed": True})
+    def handler(hdrs: Headers | None = None) -> None: ...
+
+    assert ask(Message("m", hdrs=raw)) == {"txn.failed": True}
+    (error,) = told
+    assert isinstance(error, HandlerError)
+    assert "message m: argument hdrs is no list of headers: " in str(error)
+
+
+def test_headers_that_can_not_be_sent_are_an_error_of_the_message(agent: Agent, ask: Any) -> None:
+    told: list[BaseException] = []
+    agent.on_error(lambda name, error: told.append(error))
+    agent.message("m", on_error={"txn.failed": True})(
+        lambda: {"txn.good": 1, "txn.add": Headers([("a", "b\r\nc: d")])}
+    )
+    assert ask(Message("m")) == {"txn.failed": True}
+    assert [str(error) for error in told] == ["txn.add: header 'a': CR, LF or NUL in its value"]
+
+
+# --- which variables it sets ---
+
+
+def test_the_variables_that_a_handler_may_set_are_kept(agent: Agent) -> None:
+    agent.message("m", sets=["txn.add", "sess.a.b"])(lambda: None)
+    agent.message("n")(lambda: None)
+    assert agent.handlers["m"].sets == ("txn.add", "sess.a.b")
+    assert agent.handlers["n"].sets == ()
+
+
+class CallableObject:
+    def __call__(self, a: int) -> None: ...
+
+
+def takes_one(a: int) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("handler", "function"),
+    [
+        (takes_one, takes_one),
+        (functools.partial(takes_one), takes_one),
+        (CallableObject(), CallableObject.__call__),
+        (CallableObject().__call__, CallableObject.__call__),
+    ],
+    ids=["function", "partial", "object", "method"],
+)
+@pytest.mark.parametrize(
+    ("sets", "error", "complaint"),
+    [
+        ("txn.a", TypeError, "a sequence of variables"),
+        (5, TypeError, "a sequence of variables"),
+        (None, TypeError, "a sequence of variables"),
+        ({"txn.a": 1}, TypeError, "a sequence of variables"),
+        ([5], TypeError, "named by a str, not int"),
+        ([["txn.a"]], TypeError, "list"),
+        (["txn.a", "a"], ValueError, "'a' names no variable"),
+        (["global.a"], ValueError, "'global.a' names no variable"),
+        (["txn."], ValueError, "names no variable"),
+        (["txn.a-b"], ValueError, "names no variable"),
+    ],
+    ids=str,
+)
+def test_what_is_no_list_of_variables_is_refused_with_its_place(
+    agent: Agent, handler: Any, function: Any, sets: Any, error: type[Exception], complaint: str
+) -> None:
+    with pytest.raises(error, match=complaint) as caught:
+        agent.message("m", sets=sets)(handler)
+    place = f"{__file__}:{function.__code__.co_firstlineno}"
+    assert f"message 'm': sets= of the handler in {place}: " in str(caught.value)
+    assert not agent.handlers
+
+
 # --- what a signature may not be ---
 
 
@@ -219,6 +359,8 @@ def star_kwargs(**kwargs: int) -> None: ...
 def a_float(a: float) -> None: ...
 def a_list(a: list[int]) -> None: ...
 def partly(a: int | float) -> None: ...
+def headers_or_text(a: Headers | str) -> None: ...
+def headers_or_bytes(a: Optional[Headers | bytes]) -> None: ...
 def unresolved(a: "Nowhere") -> None: ...  # type: ignore[name-defined] # noqa: F821, UP037
 
 
@@ -230,6 +372,8 @@ def unresolved(a: "Nowhere") -> None: ...  # type: ignore[name-defined] # noqa: 
         (a_float, "float"),
         (a_list, r"list\[int\]"),
         (partly, "float"),
+        (headers_or_text, "Headers"),
+        (headers_or_bytes, "Headers"),
         (unresolved, "Nowhere"),
     ],
 )
@@ -394,28 +538,33 @@ def test_errors_are_logged_at_a_limited_rate(
 # --- what is left to the server ---
 
 
-def test_blocking_and_async_handlers_are_deferred_with_their_values(agent: Agent, ask: Any) -> None:
+def test_what_has_to_be_waited_for_is_deferred_with_its_values(agent: Agent, ask: Any) -> None:
     @agent.message("slow", blocking=True)
     def slow(a: int, *, b: int = 2) -> dict[str, Any]:
         return {"sess.a": a, "sess.b": b}
 
-    agent.message("quick")(lambda: None)
-    deferred = ask(Message("quick"), Message("slow", a=1), Message("unknown"))
+    agent.message("quick")(lambda n: {"sess.n": n})
+    deferred = ask(
+        Message("quick", n=1), Message("slow", a=1), Message("unknown"), Message("quick", n=2)
+    )
     assert isinstance(deferred, Deferred)
     assert (deferred.stream_id, deferred.frame_id) == (7, 3)
-    quick, call = deferred.calls
-    assert quick.route.call(quick.values) is None
-    assert call.route.call(call.values) == {"sess.a": 1, "sess.b": 2}
+    assert codec.decode_actions(deferred.actions) == [Action("sess", "n", 1)]
+    call, quick = deferred.calls
+    assert call.run() == {"sess.a": 1, "sess.b": 2}
+    assert quick.run() == {"sess.n": 2}
 
 
 def test_a_deferred_message_that_cannot_be_bound_answers_on_error(agent: Agent, ask: Any) -> None:
     @agent.message("slow", blocking=True, on_error={"sess.failed": True})
     def slow(a: int) -> None: ...
 
-    (call,) = ask(Message("slow")).calls
-    assert call.values is None
-    assert codec.decode_actions(call.route.on_error) == [Action("sess", "failed", True)]
+    assert ask(Message("slow")) == {"sess.failed": True}
     assert agent.errors == {"slow": 1}
+    waiting, failed = ask(Message("slow", a=1), Message("slow")).calls
+    assert waiting.values == [1]
+    assert failed.values is None
+    assert agent.errors == {"slow": 2}
 
 
 def test_ack_knows_its_scopes() -> None:

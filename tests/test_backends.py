@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-import haproxy
 import pytest
 
 from spop.engine.config import (
@@ -20,8 +19,6 @@ from spop.engine.config.model import ServerConfig
 
 FILES = Path(__file__).with_name("config") / "proxies"
 
-THOSE_OF_2_6 = [path for path in haproxy.installed() if haproxy.version(path)[:2] == (2, 6)]
-
 
 def backend(lines: str) -> BackendConfig:
     return parse_backends(f"backend b\n{lines}\n")["b"]
@@ -32,10 +29,9 @@ def server(parameters: str) -> ServerConfig:
     return only
 
 
-@pytest.mark.parametrize("binary", THOSE_OF_2_6)
 @pytest.mark.parametrize("path", sorted(FILES.iterdir()), ids=lambda path: path.stem)
-def test_haproxy_takes_the_files_that_are_read_here(binary: str, path: Path) -> None:
-    done = subprocess.run([binary, "-c", "-f", str(path)], capture_output=True, text=True)
+def test_haproxy_takes_the_files_that_are_read_here(haproxy_2_6: str, path: Path) -> None:
+    done = subprocess.run([haproxy_2_6, "-c", "-f", str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert load_backends(path)
 

@@ -107,13 +107,14 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("demo")
 
 
+@pytest.mark.usefixtures("haproxy_in_path")
 def test_the_demo_shows_the_variable_in_haproxys_answer(
     demo: ModuleType, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    if demo.find_haproxy() is None:
-        pytest.skip("HAProxy is not installed")
     demo.main()
-    assert "client 127.0.0.42   x-ip-score: 58" in capfd.readouterr().out
+    shown = capfd.readouterr().out
+    assert "$ haproxy -f haproxy.cfg" in shown
+    assert "client 127.0.0.42   x-ip-score: 58" in shown
 
 
 def test_the_demo_runs_haproxys_files_itself_where_there_is_no_haproxy(

@@ -285,6 +285,21 @@ FRAMES = [
 ]
 
 
+@pytest.mark.parametrize("flags", [0, FrameFlag.ABORT], ids=["none", "ABORT"])
+def test_a_frame_needs_no_fin_where_all_are_whole(twin: ModuleType, flags: int) -> None:
+    frames = [
+        Notify(1, 2, [Message("m", a=1)]),
+        Ack(1, 2, [Action("sess", "x", 1)], bool(flags)),
+        Control(FrameType.HAPROXY_DISCONNECT, {"message": "normal"}),
+    ]
+    data = bytearray()
+    for frame in frames:
+        encoded = twin.encode_frame(frame)
+        encoded[8] = flags
+        data += encoded
+    assert twin.decode_frames(data, whole=True) == (frames, len(data))
+
+
 @pytest.mark.parametrize("little_endian", [False, True], ids=["SPOP 2.0", "SPOP 1.0"])
 @pytest.mark.parametrize("buffer", [bytes, bytearray, memoryview])
 def test_frames_come_back_as_they_went(twin: ModuleType, buffer: Any, little_endian: bool) -> None:

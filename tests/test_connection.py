@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from ipaddress import IPv4Address
 from typing import Any
 
+import haproxy_1_7
 import pytest
 
 from spop import Action, LocalProtocolError, Message, codec
@@ -180,6 +183,86 @@ def test_spop_1_0_in_host_order_is_answered_in_host_order() -> None:
     answer, ack = sent(connection, little_endian=True)
     assert answer.items["version"] == "1.0"
     assert ack == Ack(1, 1)
+
+
+# --- HAProxy 1.7, which sets no flags ---
+
+
+def test_a_health_check_without_flags_is_answered_and_closed() -> None:
+    connection = AgentConnection()
+    (event,) = connection.receive_data(haproxy_1_7.HEALTH_CHECK)
+    assert isinstance(event, Hello)
+    assert event.peer.healthcheck
+    items = {"version": "1.0", "max-frame-size": 16384, "capabilities": ""}
+    assert sent(connection) == [Control(FrameType.AGENT_HELLO, items)]
+    assert connection.should_close
+
+
+@pytest.mark.parametrize("size", [1, 9, 1000], ids=["bytes", "headers", "at once"])
+def test_every_frame_is_whole_where_hello_had_no_flags(size: int) -> None:
+    connection = AgentConnection()
+    message = Message("m", ip=IPv4Address(1))
+    data = haproxy_1_7.hello() + haproxy_1_7.notify(1, message) + haproxy_1_7.DISCONNECT
+    events: list[Any] = []
+    for start in range(0, len(data), size):
+        events += connection.receive_data(data[start : start + size])
+        if connection.in_flight:
+            connection.acknowledge(1, 1, {"txn.x": 1})
+            events += connection.resume()
+    assert [type(event) for event in events] == [Hello, Notify, Disconnect]
+    assert events[1:] == [Notify(1, 1, [message]), Disconnect(Status.NORMAL, "normal", True)]
+    _, ack, goodbye = sent(connection)
+    assert ack == Ack(1, 1, [Action("txn", "x", 1)])
+    assert goodbye.type == FrameType.AGENT_DISCONNECT
+
+
+def test_frames_stay_whole_in_another_process() -> None:
+    first, second = AgentConnection(), AgentConnection()
+    first.receive_data(haproxy_1_7.hello())
+    first.data_to_send()
+    second.resume_from(json.loads(json.dumps(first.negotiated())))
+    message = Message("m")
+    assert second.receive_data(haproxy_1_7.notify(1, message)) == [Notify(1, 1, [message])]
+
+
+def test_no_fragments_come_where_hello_had_no_flags() -> None:
+    connection = AgentConnection()
+    connection.receive_data(haproxy_1_7.hello(capabilities="fragmentation,pipelining"))
+    assert connection.peer is not None
+    assert connection.peer.capabilities == frozenset()
+    (event,) = connection.receive_data(fragment(FrameType.UNSET, 0, 1))
+    assert isinstance(event, Disconnect)
+    assert event.code == Status.FRAGMENTATION_NOT_SUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (haproxy_1_7.hello(supported_versions="3.0"), Status.BAD_VERSION),
+        (haproxy_1_7.hello(supported_versions="2.0"), Status.BAD_VERSION),
+        (haproxy_1_7.hello(supported_versions=None), Status.NO_VERSION),
+        (haproxy_1_7.hello(max_frame_size=UInt32(100)), Status.BAD_FRAME_SIZE),
+        (haproxy_1_7.hello(capabilities=None, healthcheck=True), Status.NO_CAPABILITIES),
+        (haproxy_1_7.hello()[:-1] + b"\x05", Status.INVALID),
+        (haproxy_1_7.hello(more=bytes(2**20)), Status.TOO_BIG),
+    ],
+    ids=["version", "2.0", "no version", "size", "no capabilities", "damage", "length"],
+)
+def test_a_hello_without_flags_that_fails_is_not_answered(data: bytes, code: Status) -> None:
+    """HAProxy 1.7.0 crashes on a DISCONNECT whose status it does not know."""
+    connection = AgentConnection()
+    (event,) = connection.receive_data(data)
+    assert isinstance(event, Disconnect)
+    assert (event.code, event.remote) == (code, False)
+    assert connection.should_close
+    assert not connection.data_to_send()
+
+
+def test_failures_behind_a_hello_without_flags_are_answered() -> None:
+    connection = AgentConnection()
+    connection.receive_data(haproxy_1_7.hello() + fragment(FrameType.NOTIFY, 0, 1, b"\x05m"))
+    _, goodbye = sent(connection)
+    assert goodbye.items["status-code"] == Status.INVALID
 
 
 def test_nothing_but_hello_may_come_first() -> None:

@@ -172,20 +172,24 @@ def test_a_task_that_a_handler_started_does_not_end_the_asyncio_thread(
 # --- memory ---
 
 
-def test_a_port_tells_of_memory_that_it_cannot_have(dispatch: ModuleType) -> None:
+def test_a_fast_path_tells_of_memory_that_it_cannot_have(
+    dispatch: ModuleType, port: ModuleType
+) -> None:
     def no_memory(*_: object) -> None:
         raise MemoryError
 
     told: list[Any] = []
     route = dispatch.Route("m", raising(ValueError()))
-    dispatcher = dispatch.Dispatcher([route], no_memory, buffer=bytearray(4096))
+    dispatcher = dispatch.Dispatcher([route], no_memory)
+    shared = port.FastPaths(dispatcher, bytearray(4096), None, lambda *what: told.append(what))
+    intake = dispatch.Intake(16380)
+    intake.is_open = True
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        port = dispatch.Port(dispatcher, ours.fileno(), "it", None, lambda *what: told.append(what))
-        port.agree(16380, False, 1, PEER, None)
-        port.open = True
+        fast_path = port.FastPath(shared, intake, ours.fileno(), "it")
+        fast_path.enabled = True
         theirs.sendall(codec.encode_notify(1, 1, [Message("m")]))
-        port(READ)
+        fast_path(READ)
     ((connection, *_, error),) = told
     assert connection == "it"
     assert isinstance(error, MemoryError)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import socket
 import stat
+import struct
 import threading
 from collections.abc import Iterator
 from ipaddress import IPv4Address
@@ -18,10 +20,11 @@ import pytest
 from haproxy import wait_until
 
 from spop import Ack, Agent, Client, DisconnectedError, Message, SpopTimeoutError, codec
-from spop.connection import EngineConnection
+from spop.connection import AgentConnection, EngineConnection
 from spop.constants import Capability, Status
 from spop.counters import Cell, RouteCell
 from spop.server import Server
+from spop.server.loop import Connection
 
 
 @pytest.fixture
@@ -183,6 +186,105 @@ def test_a_connection_whose_handler_runs_is_not_idle(agent: Agent, opened: threa
             opened.set()
             (ack,) = codec.decode_frames(sock.recv(4096))[0]
             assert isinstance(ack, Ack)
+
+
+def end_by_closing(sock: socket.socket, protocol: EngineConnection, _: list[str]) -> None:
+    protocol.begin_fragments(1, 1, bytes(16_000))
+    sock.sendall(protocol.data_to_send())
+
+
+def end_by_reset(sock: socket.socket, protocol: EngineConnection, _: list[str]) -> None:
+    end_by_closing(sock, protocol, _)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def end_by_disconnect(sock: socket.socket, protocol: EngineConnection, _: list[str]) -> None:
+    protocol.disconnect()
+    sock.sendall(protocol.data_to_send())
+    assert received(sock)
+
+
+def end_by_garbage(sock: socket.socket, protocol: EngineConnection, _: list[str]) -> None:
+    sock.sendall(b"\0" * 100)
+    assert received(sock)
+
+
+def end_by_idling(sock: socket.socket, protocol: EngineConnection, _: list[str]) -> None:
+    sock.sendall(b"\0")
+    assert received(sock)
+
+
+def end_in_handlers(sock: socket.socket, protocol: EngineConnection, running: list[str]) -> None:
+    protocol.notify(1, 1, [Message("slow")])
+    protocol.notify(2, 1, [Message("slow-async")])
+    sock.sendall(protocol.data_to_send())
+    wait_until(lambda: len(running) == 2, "the handlers")
+
+
+def end_after_timeouts(sock: socket.socket, protocol: EngineConnection, running: list[str]) -> None:
+    end_in_handlers(sock, protocol, running)
+    while protocol.waiting:
+        protocol.receive_data(sock.recv(4096))
+
+
+def end_after_failures(sock: socket.socket, protocol: EngineConnection, _: list[str]) -> None:
+    protocol.notify(1, 1, [Message("check"), Message("broken"), Message("broken-async")])
+    sock.sendall(protocol.data_to_send())
+    while protocol.waiting:
+        protocol.receive_data(sock.recv(4096))
+
+
+ENDS = [end_by_closing, end_by_reset, end_by_disconnect, end_by_garbage, end_by_idling,
+        end_in_handlers, end_after_timeouts, end_after_failures]  # fmt: skip
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("end", ENDS)
+def test_what_a_connection_had_is_free_once_it_ended(
+    agent: Agent, opened: threading.Event, end: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, "spop.agent")  # pytest keeps errors, and so their frames.
+    running: list[str] = []
+    timeout = 0.1 if end is end_after_timeouts else 60
+
+    @agent.message("slow", blocking=True, timeout=timeout)
+    def slow() -> None:
+        running.append("slow")
+        opened.wait(10)
+
+    @agent.message("slow-async", timeout=timeout)
+    async def slow_async() -> None:
+        running.append("slow-async")
+        await asyncio.sleep(10)
+
+    @agent.message("broken", blocking=True)
+    def broken() -> None:
+        raise ValueError
+
+    @agent.message("broken-async")
+    async def broken_async() -> None:
+        raise ValueError
+
+    def kept() -> list[object]:
+        return [found for found in gc.get_objects() if type(found) in (Connection, AgentConnection)]
+
+    with agent.serve_in_background(idle_timeout=0.2 if end is end_by_idling else 300) as server:
+        for _ in range(3):
+            running.clear()
+            sock, protocol = hello(server)
+            with sock:
+                end(sock, protocol, running)
+        wait_until(lambda: not server.connections(), "the connections' end")
+        opened.set()
+        wait_until(lambda: not kept(), "the end of what they had")
 
 
 # --- frames ---

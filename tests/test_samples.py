@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from random import Random
@@ -257,7 +258,9 @@ def origin(response: bytes) -> Iterator[int]:
         thread.join(20)
 
 
-def ask(folder: Path, spoe: str, request: bytes, rules: str) -> dict[str, tuple[Any, ...]]:
+def ask(
+    binary: str, folder: Path, spoe: str, request: bytes, rules: str
+) -> dict[str, tuple[Any, ...]]:
     """What HAProxy tells an agent about one request: arguments by message."""
     agent = Agent()
     told: dict[str, tuple[Any, ...]] = {}
@@ -275,7 +278,7 @@ def ask(folder: Path, spoe: str, request: bytes, rules: str) -> dict[str, tuple[
     with (
         agent.serve_in_background() as server,
         haproxy.HAProxy(
-            "/usr/sbin/haproxy",
+            binary,
             folder,
             agent=str(server.address),
             spoe=f"{head}\n    timeout processing 15s\n{spoe}\n",
@@ -291,14 +294,6 @@ def ask(folder: Path, spoe: str, request: bytes, rules: str) -> dict[str, tuple[
     return told
 
 
-def is_2_6() -> bool:
-    path = Path("/usr/sbin/haproxy")
-    return path.exists() and haproxy.version(str(path))[:2] == (2, 6)
-
-
-needs_haproxy = pytest.mark.skipif(not is_2_6(), reason="needs HAProxy 2.6")
-
-
 def differences(
     expressions: list[str], told: dict[str, tuple[Any, ...]], stream: Stream
 ) -> list[str]:
@@ -311,37 +306,34 @@ def differences(
     return wrong
 
 
-@needs_haproxy
 @pytest.mark.parametrize("name", REQUESTS)
-def test_expressions_of_requests_are_haproxys(name: str, tmp_path: Path) -> None:
+def test_expressions_of_requests_are_haproxys(haproxy_2_6: str, name: str, tmp_path: Path) -> None:
     assert len(EXPRESSIONS) >= 1000
     request = REQUESTS[name]
     spoe = messages_of(EXPRESSIONS, "on-frontend-http-request")
-    told = ask(tmp_path, spoe, request, "http-request return status 200")
+    told = ask(haproxy_2_6, tmp_path, spoe, request, "http-request return status 200")
     assert not differences(EXPRESSIONS, told, stream_of(request))
 
 
-@needs_haproxy
 @pytest.mark.parametrize("name", RESPONSES)
-def test_expressions_of_responses_are_haproxys(name: str, tmp_path: Path) -> None:
+def test_expressions_of_responses_are_haproxys(haproxy_2_6: str, name: str, tmp_path: Path) -> None:
     spoe = messages_of(RESPONSE_EXPRESSIONS, "on-http-response")
     request = REQUESTS["origin"]
     with origin(RESPONSES[name]) as port:
         rules = f"default_backend origin\nbackend origin\n    server o 127.0.0.1:{port}"
-        told = ask(tmp_path, spoe, request, rules)
+        told = ask(haproxy_2_6, tmp_path, spoe, request, rules)
     assert not differences(RESPONSE_EXPRESSIONS, told, stream_of(request, RESPONSES[name]))
 
 
-@needs_haproxy
 @pytest.mark.parametrize("name", REQUESTS)
-def test_conditions_are_haproxys(name: str, tmp_path: Path) -> None:
+def test_conditions_are_haproxys(haproxy_2_6: str, name: str, tmp_path: Path) -> None:
     assert len(CONDITIONS) >= 450
     request = REQUESTS[name]
     spoe = "\n".join(
         f"spoe-message c{number}\n    event on-frontend-http-request if {condition}"
         for number, condition in enumerate(CONDITIONS)
     )
-    told = ask(tmp_path, spoe, request, "http-request return status 200")
+    told = ask(haproxy_2_6, tmp_path, spoe, request, "http-request return status 200")
     stream = stream_of(request)
     wrong = []
     for number, condition in enumerate(CONDITIONS):
@@ -375,11 +367,14 @@ def test_nothing_that_is_sent_makes_an_expression_raise(seed: int) -> None:
             assert None not in expression.candidates(stream)
 
 
-def refused_by_haproxy(folder: Path, lines: list[str]) -> list[str]:
+def refused_by_haproxy(binary: str, folder: Path, lines: list[str]) -> list[str]:
     """Which lines of messages it refuses; it goes on after an error, but not after 50."""
     if len(lines) > 40:
         head, rest = lines[:40], lines[40:]
-        return refused_by_haproxy(folder, head) + refused_by_haproxy(folder, rest)
+        return [
+            *refused_by_haproxy(binary, folder, head),
+            *refused_by_haproxy(binary, folder, rest),
+        ]
     head = "[t]\nspoe-agent a\n    use-backend b\n    timeout processing 1s\n    messages"
     parts = [f"{head} m0"]
     parts += [f"spoe-message m{number}\n    {line}" for number, line in enumerate(lines)]
@@ -389,7 +384,7 @@ def refused_by_haproxy(folder: Path, lines: list[str]) -> list[str]:
         f"    filter spoe engine t config {folder}/spoe.cfg\nbackend b\n    mode tcp\n"
     )
     checked = subprocess.run(
-        ["/usr/sbin/haproxy", "-c", "-f", str(folder / "haproxy.cfg")],
+        [binary, "-c", "-f", str(folder / "haproxy.cfg")],
         capture_output=True,
         text=True,
         timeout=30,
@@ -463,7 +458,7 @@ def expression_of(name: str) -> str:
     return name + FETCH_ARGUMENTS.get(name, "")
 
 
-def check_configuration(folder: Path, spoe: str, proxies: str) -> str:
+def check_configuration(binary: str, folder: Path, spoe: str, proxies: str) -> str:
     """What ``haproxy -c`` says of it."""
     folder.mkdir()
     (folder / "spoe.cfg").write_text(spoe)
@@ -472,7 +467,7 @@ def check_configuration(folder: Path, spoe: str, proxies: str) -> str:
         f"    timeout server 1s\nbackend agents\n    mode tcp\n{proxies}"
     )
     checked = subprocess.run(
-        ["/usr/sbin/haproxy", "-c", "-f", "haproxy.cfg"],
+        [binary, "-c", "-f", "haproxy.cfg"],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -489,7 +484,9 @@ def engine_of(number: int, lines: str) -> str:
     )
 
 
-def refused_events(folder: Path, cases: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+def refused_events(
+    binary: str, folder: Path, cases: list[tuple[str, str, str]]
+) -> list[tuple[str, str, str]]:
     """Those of the fetches with kinds of proxies and events that HAProxy refuses."""
     spoe = "".join(
         engine_of(
@@ -502,14 +499,15 @@ def refused_events(folder: Path, cases: list[tuple[str, str, str]]) -> list[tupl
         f"{kind} p{number}\n    filter spoe engine e{number} config spoe.cfg\n"
         for number, (_, kind, _) in enumerate(cases)
     )
-    said = check_configuration(folder, spoe, proxies)
+    said = check_configuration(binary, folder, spoe, proxies)
     lines = map(int, re.findall(r"haproxy\.cfg:(\d+)\] : 'filter' .* some args extract", said))
     assert said.count("[ALERT]") == said.count("some args extract") + 2 * ("[ALERT]" in said)
     return [cases[(line - 9) // 2] for line in lines]
 
 
-@needs_haproxy
-def test_fetches_may_stand_at_the_events_where_haproxys_may(tmp_path: Path) -> None:
+def test_fetches_may_stand_at_the_events_where_haproxys_may(
+    haproxy_2_6: str, tmp_path: Path
+) -> None:
     kinds = {"frontend": FRONTEND_EVENTS, "backend": BACKEND_EVENTS, "listen": LISTEN_EVENTS}
     cases = [
         (name, kind, event)
@@ -526,12 +524,13 @@ def test_fetches_may_stand_at_the_events_where_haproxys_may(tmp_path: Path) -> N
     chunks = [cases[start : start + 40] for start in range(0, len(cases), 40)]
     folders = [tmp_path / str(number) for number in range(len(chunks))]
     with ThreadPoolExecutor(4) as pool:
-        refused = list(pool.map(refused_events, folders, chunks))
+        refused = list(pool.map(partial(refused_events, haproxy_2_6), folders, chunks))
     assert [case for chunk in refused for case in chunk] == ours
 
 
-@needs_haproxy
-def test_fetches_may_stand_in_the_rules_where_haproxys_may(tmp_path: Path) -> None:
+def test_fetches_may_stand_in_the_rules_where_haproxys_may(
+    haproxy_2_6: str, tmp_path: Path
+) -> None:
     cases = [(name, rule) for name in FETCH_NAMES for rule in GROUP_RULES]
     spoe = "".join(
         engine_of(
@@ -546,7 +545,7 @@ def test_fetches_may_stand_in_the_rules_where_haproxys_may(tmp_path: Path) -> No
         f"    {rule} send-spoe-group e{number // 4} g\n"
         for number, (_, rule) in enumerate(cases)
     )
-    said = check_configuration(tmp_path / "c", spoe, proxies)
+    said = check_configuration(haproxy_2_6, tmp_path / "c", spoe, proxies)
     refused = {int(number) for number in re.findall(r"Proxy 'p(\d+)': Invalid SPOE", said)}
     ours = {
         number
@@ -556,10 +555,9 @@ def test_fetches_may_stand_in_the_rules_where_haproxys_may(tmp_path: Path) -> No
     assert refused == ours
 
 
-@needs_haproxy
-def test_places_are_those_of_haproxys_own_table() -> None:
+def test_places_are_those_of_haproxys_own_table(haproxy_2_6: str) -> None:
     listed = subprocess.run(
-        ["/usr/sbin/haproxy", "-dKsmp", "-c", "-f", "/dev/null"], capture_output=True, text=True
+        [haproxy_2_6, "-dKsmp", "-c", "-f", "/dev/null"], capture_output=True, text=True
     )
     rows = re.findall(r"^\[ ([Y. ]+) \] ([^:(]+)", listed.stdout, re.MULTILINE)
     theirs = {
@@ -596,19 +594,17 @@ def test_a_condition_knows_its_acls_variables() -> None:
     assert compile_condition(words, acls).variables == {"txn.user", "sess.user", "req.x"}
 
 
-@needs_haproxy
-def test_bad_expressions_are_refused_as_by_haproxy(tmp_path: Path) -> None:
+def test_bad_expressions_are_refused_as_by_haproxy(haproxy_2_6: str, tmp_path: Path) -> None:
     bad = corpus("bad_expressions")
     lines = [f"args {quoted(f'x={expression}')}" for expression in bad]
-    assert refused_by_haproxy(tmp_path, lines) == lines
+    assert refused_by_haproxy(haproxy_2_6, tmp_path, lines) == lines
     assert refused_by_us(bad, compile_expression) == bad
 
 
-@needs_haproxy
-def test_bad_conditions_are_refused_as_by_haproxy(tmp_path: Path) -> None:
+def test_bad_conditions_are_refused_as_by_haproxy(haproxy_2_6: str, tmp_path: Path) -> None:
     bad = corpus("bad_conditions")
     lines = [f"event on-frontend-http-request if {condition}" for condition in bad]
-    assert refused_by_haproxy(tmp_path, lines) == lines
+    assert refused_by_haproxy(haproxy_2_6, tmp_path, lines) == lines
     assert refused_by_us(bad, lambda line: compile_condition(shlex.split(line))) == bad
 
 
@@ -654,15 +650,16 @@ def test_what_python_has_no_regular_expression_for_is_an_error(regex: str) -> No
         compile_acl(["a", "path_reg", regex])
 
 
-@needs_haproxy
 @pytest.mark.parametrize("regex", ["", "[", "*", "(", "a)", "(z"])
-def test_a_bad_regular_expression_of_regsub_is_refused(regex: str, tmp_path: Path) -> None:
+def test_a_bad_regular_expression_of_regsub_is_refused(
+    haproxy_2_6: str, regex: str, tmp_path: Path
+) -> None:
     """HAProxy does so at the end, once it resolves arguments."""
     expression = f'path,regsub("{regex}",x)'
     args = f"spoe-message m\n    args {quoted(f'x={expression}')}\n"
     spoe = engine_of(0, f"    messages m\n{args}    event on-frontend-http-request\n")
     proxy = "frontend f\n    filter spoe engine e0 config spoe.cfg\n"
-    assert "regex" in check_configuration(tmp_path / "c", spoe, proxy)
+    assert "regex" in check_configuration(haproxy_2_6, tmp_path / "c", spoe, proxy)
     with pytest.raises(SampleError, match="regular expression"):
         compile_expression(expression)
 

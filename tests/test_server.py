@@ -15,6 +15,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
+import haproxy_1_7
 import pytest
 from haproxy import wait_until
 from serving import served, wait_until_serving
@@ -31,7 +32,7 @@ from spop import (
     codec,
 )
 from spop.connection import Disconnect, EngineConnection, Peer
-from spop.constants import Status
+from spop.constants import FrameType, Status
 from spop.server import Server
 
 
@@ -284,6 +285,58 @@ def test_garbage_is_answered_with_disconnect(agent: Agent, data: bytes, status: 
         sock.sendall(data)
         ((frame,), _) = codec.decode_frames(read_until_eof(sock))
         assert frame.items["status-code"] == status  # type: ignore[union-attr]
+
+
+# --- HAProxy 1.7, which sets no flags ---
+
+
+@pytest.mark.parametrize("log_frames", [False, True], ids=["fast", "logged"])
+def test_haproxy_1_7_is_served(
+    agent: Agent, gate: Gate, log_frames: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "spop.frames")
+    gate.opened.set()
+    with agent.serve_in_background(log_frames=log_frames) as server:
+        with connect(server) as sock:
+            sock.sendall(haproxy_1_7.HEALTH_CHECK)
+            ((hello,), _) = codec.decode_frames(read_until_eof(sock))
+            assert (hello.items["version"], hello.items["capabilities"]) == ("1.0", "")
+        with connect(server) as sock:
+            sock.sendall(haproxy_1_7.hello())
+            assert sock.recv(4096)
+            check = haproxy_1_7.notify(1, Message("check", ip=IPv4Address(7)))
+            blocking = haproxy_1_7.notify(2, Message("blocking", n=5))
+            for data in (check, check[:3], check[3:], check[:-1], check[-1:] + check, blocking):
+                sock.sendall(data)
+            answers = bytearray()
+            while len(codec.decode_frames(answers)[0]) < 5:
+                answers += sock.recv(4096)
+            *checked, last = codec.decode_frames(answers)[0]
+            assert [ack.variables for ack in checked] == [{"sess.score": 7}] * 4
+            assert last.variables == {"sess.n": 5}
+            sock.sendall(haproxy_1_7.DISCONNECT)
+            ((goodbye,), _) = codec.decode_frames(read_until_eof(sock))
+            assert goodbye.items["status-code"] == Status.NORMAL
+    assert "damaged" not in caplog.text
+    assert caplog.text.count("Notify(") == 5 * log_frames
+
+
+@pytest.mark.parametrize("log_frames", [False, True], ids=["fast", "logged"])
+def test_a_hello_without_flags_that_fails_is_not_answered(agent: Agent, log_frames: bool) -> None:
+    with agent.serve_in_background(log_frames=log_frames) as server, connect(server) as sock:
+        sock.sendall(haproxy_1_7.hello(supported_versions="3.0", healthcheck=True))
+        assert read_until_eof(sock) == b""
+
+
+def test_a_hello_in_host_order_is_logged(agent: Agent, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "spop.frames")
+    items = {"supported-versions": "1.0", "max-frame-size": 16380, "capabilities": ""}
+    hello = codec.encode_control(FrameType.HAPROXY_HELLO, items, little_endian=True)
+    with agent.serve_in_background(log_frames=True) as server, connect(server) as sock:
+        sock.sendall(hello)
+        assert sock.recv(4096)
+    assert "HAPROXY_HELLO" in caplog.text
+    assert "damaged" not in caplog.text
 
 
 def test_peers_that_vanish_disturb_nobody(agent: Agent, gate: Gate) -> None:

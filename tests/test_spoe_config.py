@@ -33,9 +33,6 @@ from spop.engine.stream import Request, Stream
 
 FILES = Path(__file__).with_name("config")
 
-HAPROXYS = haproxy.installed()
-THOSE_OF_2_6 = [path for path in HAPROXYS if haproxy.version(path)[:2] == (2, 6)]
-
 ENVIRONMENT = {"SPOP_ONE": "src", "SPOP_TWO": "src  dst", "SPOP_WRONG": "src wrong"}
 
 AGENT = """[test]
@@ -191,14 +188,13 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-@pytest.mark.parametrize("binary", THOSE_OF_2_6)
-def test_verdicts_and_lines_are_haproxys(binary: str, tmp_path: Path) -> None:
+def test_verdicts_and_lines_are_haproxys(haproxy_2_6: str, tmp_path: Path) -> None:
     assert len(CASES) >= 350
 
     def judge(numbered: tuple[int, Case]) -> Verdict:
         folder = tmp_path / str(numbered[0])
         folder.mkdir()
-        return ask(binary, folder, numbered[1])
+        return ask(haproxy_2_6, folder, numbered[1])
 
     with ThreadPoolExecutor(2) as pool:
         verdicts = list(pool.map(judge, enumerate(CASES)))
@@ -218,11 +214,10 @@ def test_verdict(case: Case) -> None:
     assert (report.config is not None) is case.good, messages(report)
 
 
-@pytest.mark.parametrize("binary", HAPROXYS)
-def test_what_versions_lack_and_ignore(binary: str, tmp_path: Path) -> None:
+def test_what_versions_lack_and_ignore(haproxy_binary: str, tmp_path: Path) -> None:
     """Each HAProxy refuses the keywords that we say it lacks; 3.1's successors any value of
     those that they ignore."""
-    version = haproxy.version(binary)
+    version = haproxy.version(haproxy_binary)
     lines = {
         "log": "log global",
         "groups": "groups",
@@ -243,29 +238,27 @@ def test_what_versions_lack_and_ignore(binary: str, tmp_path: Path) -> None:
         report = read(case := Case(keyword, True, data), f"{version.major}.{version.minor}")
         # A first release lacks what its branch got later.
         lacks = version[:2] < SINCE.get(keyword, (1, 7))
-        assert ask(binary, tmp_path, case).good is not lacks, keyword
+        assert ask(haproxy_binary, tmp_path, case).good is not lacks, keyword
         warned = any(f"'{keyword}'" in text for text in messages(report))
         assert warned is (lacks or version[:2] >= IGNORED_SINCE.get(keyword, (9, 0))), keyword
 
 
-@pytest.mark.parametrize("binary", HAPROXYS)
 @pytest.mark.parametrize(
     "line", ["timeout hello x", "timeout idle x", "max-waiting-frames 0", "maxconnrate 1 2", "maxerrrate 1 2"]
 )  # fmt: skip
-def test_what_is_ignored_may_have_any_value(binary: str, line: str, tmp_path: Path) -> None:
-    version = haproxy.version(binary)
+def test_what_is_ignored_may_have_any_value(haproxy_binary: str, line: str, tmp_path: Path) -> None:
+    version = haproxy.version(haproxy_binary)
     keyword = line if line.startswith("timeout") else line.split()[0]
     ignored = version[:2] >= IGNORED_SINCE[keyword.removesuffix(" x")]
     data = f"{AGENT}    {line}\nspoe-message m\n    event on-client-session\n".encode()
-    assert ask(binary, tmp_path, Case(line, True, data)).good is ignored
+    assert ask(haproxy_binary, tmp_path, Case(line, True, data)).good is ignored
 
 
-@pytest.mark.parametrize("binary", HAPROXYS)
-def test_the_end_of_the_last_line_is_judged_by_version(binary: str, tmp_path: Path) -> None:
-    version = haproxy.version(binary)
+def test_the_end_of_the_last_line_is_judged_by_version(haproxy_binary: str, tmp_path: Path) -> None:
+    version = haproxy.version(haproxy_binary)
     case = Case("", True, f"{AGENT}spoe-message m\n    event on-client-session".encode())
     report = read(case, f"{version.major}.{version.minor}")
-    assert (report.config is not None) is ask(binary, tmp_path, case).good
+    assert (report.config is not None) is ask(haproxy_binary, tmp_path, case).good
 
 
 def test_without_a_version_a_last_line_without_end_is_a_warning() -> None:
@@ -436,7 +429,6 @@ def test_in_listen_the_backends_events_are_the_frontends() -> None:
     assert list(events[Proxy.LISTEN]) == [Event.ON_FRONTEND_HTTP_REQUEST]
 
 
-@pytest.mark.parametrize("binary", THOSE_OF_2_6)
 @pytest.mark.parametrize(
     "rule, place",
     [
@@ -448,7 +440,9 @@ def test_in_listen_the_backends_events_are_the_frontends() -> None:
     ],
 )
 @pytest.mark.parametrize("fetch", ["src", "path", "status", "be_name"])
-def test_groups_for_rules(binary: str, rule: str, place: Place, fetch: str, tmp_path: Path) -> None:
+def test_groups_for_rules(
+    haproxy_2_6: str, rule: str, place: Place, fetch: str, tmp_path: Path
+) -> None:
     data = f"{AGENT}groups g\nspoe-group g\n messages n\nspoe-message m\n event on-client-session\nspoe-message n\n args {fetch}\n"  # fmt: skip
     case = Case(rule, True, data.encode(), proxy="listen")
     config = read(case).result()
@@ -458,7 +452,7 @@ def test_groups_for_rules(binary: str, rule: str, place: Place, fetch: str, tmp_
         good = False
     else:
         good = True
-    assert good is ask(binary, tmp_path, case, rule).good
+    assert good is ask(haproxy_2_6, tmp_path, case, rule).good
 
 
 # --- errors ---

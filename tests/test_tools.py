@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import dpkt
+import haproxy_1_7
 import pytest
 from haproxy import wait_until
 from hypothesis import example, given
@@ -27,6 +28,8 @@ from hypothesis import strategies as st
 from spop import Agent, Message, codec
 from spop.cli.decode import Decoder, read_hex
 from spop.cli.notation import parse_argument
+from spop.constants import FrameType
+from spop.frames import Notify
 from spop.load import _acks_py
 from spop.load import acks as chosen
 from spop.load.histogram import Histogram, bounds
@@ -78,6 +81,8 @@ def spop(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[str
     [
         (["check"], "Missing argument 'ADDRESS'"),
         (["check", "nowhere"], "neither HOST:PORT nor unix:PATH"),
+        (["check", "127.0.0.1:1", "--max-frame-size", "4G"], "is not in the range"),
+        (["check", "127.0.0.1:1", "--max-frame-size", "-1"], "'-1' is no size"),
         (["notify", "127.0.0.1:1", "x=1"], "a message's name is missing"),
         (["notify", "127.0.0.1:1", "m", "x"], "'x' is no argument"),
         (["notify", "127.0.0.1:1", "m", "x:int=abc"], "'x:int=abc'"),
@@ -121,10 +126,10 @@ def test_check_tells_what_the_agent_can_do(server: Server) -> None:
         "async,fragmentation,pipelining, " in result.stdout
     )
     shown = json.loads(
-        spop("check", str(server.address), "--json", "--max-frame-size", "999").stdout
+        spop("check", str(server.address), "--json", "--max-frame-size", "1K").stdout
     )
     assert shown["well"]
-    assert shown["max_frame_size"] == 999
+    assert shown["max_frame_size"] == 1024
     assert shown["seconds"] > 0
 
 
@@ -218,7 +223,7 @@ def test_notify_prints_the_actions(server: Server, tmp_path: Path) -> None:
         "set txn.body = hex:00ff (binary)",
         "set txn.n = 5 (int)",
         r"set txn.t = 'x\x1b[31m' (string)",
-        "set txn.nothing = null (null)",
+        "unset txn.nothing",
         "set txn.yes = true (bool)",
         "set sess.ip_score = 9 (int)",
     ]
@@ -362,6 +367,58 @@ def test_a_gap_in_a_capture_is_marked_and_decoding_goes_on(tmp_path: Path) -> No
     assert counts["NOTIFY"] < 3
 
 
+def test_the_frames_of_haproxy_1_7() -> None:
+    """It sets no flags: without FIN each frame is whole all the same."""
+    notify = haproxy_1_7.notify(1, Message("m", n=1))
+    data = haproxy_1_7.HEALTH_CHECK + haproxy_1_7.hello() + notify + haproxy_1_7.DISCONNECT
+    types = ["HAPROXY-HELLO", "HAPROXY-HELLO", "NOTIFY", "HAPROXY-DISCONNECT"]
+    frames = decoded("-", stdin=data.hex().encode())
+    assert [frame["type"] for frame in frames] == types
+    assert frames[2]["messages"][0]["name"] == "m"
+
+
+def test_a_hello_of_spop_2_0_without_fin_is_damaged() -> None:
+    (frame,) = decoded("-", stdin=haproxy_1_7.hello(supported_versions="2.0").hex().encode())
+    assert frame["error"] == "HELLO and DISCONNECT may not be fragmented"
+
+
+@pytest.mark.parametrize("agents_flags", [0, 1])
+def test_a_capture_of_haproxy_1_7(tmp_path: Path, agents_flags: int) -> None:
+    """Agents of its time set no flags either; later ones may."""
+    items = {"version": "1.0", "max-frame-size": 16384, "capabilities": ""}
+    answer = codec.encode_control(FrameType.AGENT_HELLO, items)
+    ack = codec.encode_ack(1, 1, {"txn.n": 1})
+    answer[8] = ack[8] = agents_flags
+    notify = haproxy_1_7.notify(1, Message("m", n=1))
+    path = tmp_path / "old.pcap"
+    write_conversation(path, [haproxy_1_7.hello(), answer, notify, ack, notify, ack])
+    frames = decoded(str(path))
+    types = ["HAPROXY-HELLO", "AGENT-HELLO", *["NOTIFY", "ACK"] * 2]
+    assert [frame["type"] for frame in frames] == types
+    assert frames[-1]["actions"][0]["variable"] == "txn.n"
+
+
+def write_conversation(path: Path, pieces: list[bytes]) -> None:
+    """A capture of a connection whose ends speak in turn, the engine first."""
+    ports, sent = (40000, 9000), [1, 1]
+    with path.open("wb") as file:
+        writer = dpkt.pcap.Writer(file)
+        for number, data in enumerate(pieces):
+            mine = number % 2
+            tcp = dpkt.tcp.TCP(
+                sport=ports[mine],
+                dport=ports[1 - mine],
+                seq=sent[mine],
+                ack=sent[1 - mine],
+                flags=dpkt.tcp.TH_ACK,
+                data=bytes(data),
+            )
+            sent[mine] += len(data)
+            host = b"\x7f\0\0\1"
+            ip = dpkt.ip.IP(src=host, dst=host, p=dpkt.ip.IP_PROTO_TCP, data=tcp)
+            writer.writepkt(bytes(dpkt.ethernet.Ethernet(data=ip)), float(number))
+
+
 NOTIFY = codec.encode_notify(5, 1, [Message("m", n=1)])
 TEXTS = {
     "plain": NOTIFY.hex(),
@@ -427,6 +484,39 @@ def test_bytes_between_frames_are_marked_and_decoding_goes_on() -> None:
     found = list(Decoder().feed(bytes(NOTIFY) + b"GET / HTTP/1.1\r\n\r\n" + bytes(NOTIFY)))
     assert [frame.frame is None for frame in found] == [False, True, False]
     assert found[1].data == b"GET / HTTP/1.1\r\n\r\n"
+
+
+def fragment(
+    data: bytes, stream_id: int = 1, flags: int = 0, first: bool = False, *, little: bool = False
+) -> bytes:
+    type_ = 3 if first else 0
+    return bytes(codec.encode_raw_frame(type_, flags, stream_id, 1, data, little_endian=little))
+
+
+@pytest.mark.parametrize("little", [False, True])
+def test_fragments_are_put_together_until_one_that_does_not_belong(little: bool) -> None:
+    payload = bytes(codec.encode_messages([Message("m", n=1)] * 2000))
+    items = {"supported-versions": "1.0" if little else "2.0"}
+    frames = [
+        bytes(codec.encode_control(1, items, little_endian=little)),
+        fragment(b"no beginning", flags=1, little=little),
+        fragment(b"lost", 7, first=True, little=little),  # Its other fragments did not come.
+        fragment(payload[:5000], first=True, little=little),
+        fragment(payload[5000:], flags=1, little=little),
+        fragment(b"nor any more", flags=1, little=little),
+        fragment(b"aborted", first=True, little=little),
+        fragment(b"", flags=3, little=little),
+        fragment(payload[:500], first=True, little=little),
+        fragment(b"of another", 9, flags=1, little=little),
+        fragment(payload[500:], flags=1, little=little),
+        fragment(b"\xff", first=True, little=little),
+        fragment(b"no messages", flags=1, little=little),
+    ]
+    found = list(Decoder().feed(b"".join(frames)))
+    assert [each.damage for each in found] == [""] * len(frames)
+    (whole,) = [each for each in found if each.payload is not None]
+    assert whole is found[4]
+    assert whole.payload == Notify(1, 1, [Message("m", n=1)] * 2000)
 
 
 def test_raw_bytes_that_end_inside_of_a_frame() -> None:
@@ -570,8 +660,9 @@ acks = st.lists(
     st.builds(
         lambda stream, value: bytes(codec.encode_ack(stream, 1, {"sess.x": value})),
         st.integers(0, 12),
-        st.sampled_from([1, 2]),
+        st.sampled_from([1, 2, "too long" * 5]),
     )
+    | st.just(bytes(codec.encode_raw_frame(103, 0, 1, 1, b"")))
     | st.binary(max_size=12),
     max_size=8,
 )
@@ -588,7 +679,7 @@ def test_twins_match_the_same_acks(frames: list[bytes], cut: int, expecting: boo
         sent, histogram, answered = array("q", [0, *range(1, 10)]), Histogram(), []  # type: ignore[var-annotated]
         try:
             result: Any = take(
-                data, len(data), 1, sent, 10_000, histogram.counts, expected, answered
+                data, len(data), 40, 1, sent, 10_000, histogram.counts, expected, answered
             )
         except codec_errors as error:
             result = str(error)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spop import UNSET, Message, _codec_py, _dispatch_py, codec
-from spop._dispatch_py import Parameter
+from spop._dispatch_py import HEADERS, Parameter
 from spop.errors import ProtocolError
 
 _codec = pytest.importorskip("spop._codec", reason="there is one implementation only")
@@ -26,6 +26,9 @@ values = st.one_of(
     st.binary(max_size=300),
     st.builds(IPv4Address, st.integers(0, 2**32 - 1)),
     st.builds(IPv6Address, st.integers(0, 2**128 - 1)),
+)
+headers = st.sampled_from(
+    ["", "a: 1\r\nB: 2\r\n\r\n", "a b: 1", b"\0\0", b"\1a\1b\0\0", b"\1a\1\n\0\0", b"\1a\5b"]
 )
 names = st.text(st.characters(codec="utf-8"), max_size=20)
 messages = st.lists(
@@ -118,11 +121,11 @@ def damaged_frames(draw: st.DrawFn) -> bytes:
     return bytes(frame)
 
 
-@given(st.one_of(st.binary(max_size=100), damaged_frames()), st.booleans())
+@given(st.one_of(st.binary(max_size=100), damaged_frames()), st.booleans(), st.booleans())
 def test_arbitrary_bytes_give_the_same_frames_or_the_same_error(
-    data: bytes, little_endian: bool
+    data: bytes, little_endian: bool, whole: bool
 ) -> None:
-    limits = {"max_frame_size": 1000, "little_endian": little_endian}
+    limits = {"max_frame_size": 1000, "little_endian": little_endian, "whole": whole}
     compiled = outcome(_codec.decode_frames, data, **limits)
     assert compiled == outcome(_codec_py.decode_frames, data, **limits)
     for name in ("decode_kv_list", "decode_messages", "decode_actions", "decode_value"):
@@ -134,13 +137,23 @@ def dispatcher(module: Any, failures: list[str]) -> Any:
     def handler(a: Any, *, b: Any = 5) -> dict[str, Any]:
         return {"sess.a": a, "txn.b": b}
 
+    def with_headers(a: Any = None, *, b: Any) -> dict[str, Any]:
+        return {"txn.a": a, "txn.b": b.names(), "txn.c": b}
+
     route = module.Route(
         "m",
         handler,
         [Parameter("a"), Parameter("b", accepts=0x3C, default=5, keyword_only=True)],
         on_error=bytes(codec.encode_actions({"txn.failed": True})),
     )
-    return module.Dispatcher([route], lambda name, error: failures.append(f"{name}: {error}"))
+    other = module.Route(
+        "h",
+        with_headers,
+        [Parameter("a", accepts=HEADERS | 1), Parameter("b", accepts=HEADERS, keyword_only=True)],
+    )
+    return module.Dispatcher(
+        [route, other], lambda name, error: failures.append(f"{name}: {error}")
+    )
 
 
 def open_intake(module: Any, max_frame_size: int, max_payload_size: int = 10**6) -> Any:
@@ -154,8 +167,11 @@ def open_intake(module: Any, max_frame_size: int, max_payload_size: int = 10**6)
     st.lists(
         st.builds(
             Message,
-            st.sampled_from(["m", "unknown"]),
-            st.lists(st.tuples(st.sampled_from(["a", "b", "c", "a"]), values), max_size=4),
+            st.sampled_from(["m", "h", "unknown"]),
+            st.lists(
+                st.tuples(st.sampled_from(["a", "b", "c", "a"]), st.one_of(values, headers)),
+                max_size=4,
+            ),
         ),
         max_size=3,
     ),
@@ -206,9 +222,10 @@ def fragmented(draw: st.DrawFn) -> bytes:
     st.lists(st.integers(0, 400), max_size=4),
     st.sampled_from([40, 10_000]),
     st.booleans(),
+    st.booleans(),
 )
 def test_dispatchers_put_the_same_payloads_together(
-    data: bytes, cuts: list[int], max_size: int, allowed: bool
+    data: bytes, cuts: list[int], max_size: int, allowed: bool, whole: bool
 ) -> None:
     """Whatever the pieces are in which the bytes arrive."""
     places = sorted(min(cut, len(data)) for cut in cuts)
@@ -219,6 +236,7 @@ def test_dispatchers_put_the_same_payloads_together(
         subject = dispatcher(module, failures)
         intake = open_intake(module, 10**6, max_size)
         intake.takes_fragments = allowed
+        intake.whole = whole
         found = []
         for piece in [*pieces, b"", b""]:
             answer = outcome(subject.receive, intake, piece)

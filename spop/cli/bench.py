@@ -13,8 +13,8 @@ import click
 
 from spop.address import Address
 from spop.cli.notation import parse_argument, parse_messages
-from spop.cli.parameters import ADDRESS, timeout_option
-from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE
+from spop.cli.parameters import ADDRESS, max_frame_size_option, timeout_option
+from spop.errors import reason
 from spop.frames import Message
 from spop.load import report
 from spop.load.generator import MODES, Plan
@@ -75,7 +75,11 @@ def bench() -> None:
     help="Frames in flight on each connection; 1 in ping-pong.",
 )  # fmt: skip
 @click.option(
-    "--duration", type=click.FloatRange(0.1), default=5.0, show_default=True, help="Seconds."
+    "--duration",
+    type=click.FloatRange(0.1),
+    default=5.0,
+    show_default=True,
+    help="Seconds that are measured.",
 )
 @click.option("--count", type=click.IntRange(1), help="Frames, instead of a duration.")
 @click.option(
@@ -92,7 +96,10 @@ def bench() -> None:
     "--messages", type=click.File("r"),
     help="File of the messages to send in each NOTIFY, a line for each as on the command line.",
 )  # fmt: skip
-@click.option("--warm-up", type=click.FloatRange(0), default=0.5, show_default=True)
+@click.option(
+    "--warm-up", type=click.FloatRange(0), default=0.5, show_default=True,
+    help="Seconds before, which are not measured.",
+)  # fmt: skip
 @click.option(
     "--processes", type=click.IntRange(1, 256), default=1, show_default=True,
     help="Generators, each in a process of its own.",
@@ -103,10 +110,7 @@ def bench() -> None:
 )  # fmt: skip
 @click.option("--pid", type=click.IntRange(1), help="The agent's process: measure its CPU, too.")
 @timeout_option(5.0)
-@click.option(
-    "--max-frame-size", type=click.IntRange(MIN_FRAME_SIZE), default=HAPROXY_FRAME_SIZE,
-    show_default=True, help="What to offer, in bytes.",
-)  # fmt: skip
+@max_frame_size_option
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path), help="Write the result as JSON; - is standard output.")  # fmt: skip
 @click.option("--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the distribution of latencies.")  # fmt: skip
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Plot it, as .svg or .png.")  # fmt: skip
@@ -153,6 +157,9 @@ def run_(
     if json_file is None or str(json_file) != "-":
         _print(shown)
     _write(shown, json_file, csv_file, plot)
+    if count is not None and result.frames < count:
+        missed = f"no ACK in {plan.timeout:g} s, {result.frames} of {count} frames were answered"
+        click.echo(f"Error: {address}: {missed}", err=True)
     sys.exit(1 if result.errors else 0)
 
 
@@ -181,7 +188,7 @@ def _check_plot(path: Path | None) -> None:
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError:
-        raise click.UsageError("plots need an extra: pip install 'spop[bench]'") from None
+        raise click.UsageError("plots need an extra: pip install 'haproxy-spop[bench]'") from None
 
 
 def _print(shown: dict[str, Any]) -> None:
@@ -205,7 +212,7 @@ def _write(
         if plot is not None:
             report.write_plot(plot, {shown["plan"]["address"]: shown})
     except OSError as error:
-        raise click.UsageError(f"cannot write {error.filename}: {error.strerror}") from None
+        raise click.UsageError(f"cannot write {error.filename}: {reason(error)}") from None
 
 
 class _Progress:

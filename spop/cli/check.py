@@ -10,19 +10,15 @@ from typing import Any
 import click
 
 from spop.address import Address
-from spop.cli.parameters import ADDRESS, reason, timeout_option
+from spop.cli.parameters import ADDRESS, max_frame_size_option, timeout_option
 from spop.cli.wire import Wire
-from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE
-from spop.errors import SpopError
+from spop.errors import SpopError, reason
 
 
 @click.command()
 @click.argument("address", type=ADDRESS)
 @timeout_option(2.0)
-@click.option(
-    "--max-frame-size", type=click.IntRange(MIN_FRAME_SIZE), default=HAPROXY_FRAME_SIZE,
-    show_default=True, help="What to offer, in bytes.",
-)  # fmt: skip
+@max_frame_size_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
 @click.option(
     "--watch", type=click.FloatRange(0.05), metavar="SECONDS", help="Check again and again."

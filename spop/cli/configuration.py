@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from spop.errors import reason
+
 
 def read_configuration(context: click.Context, _: click.Parameter, path: Path | None) -> None:
     """Have the file's values be the command's defaults.
@@ -24,7 +26,7 @@ def read_configuration(context: click.Context, _: click.Parameter, path: Path | 
         text = path.read_text("utf-8")
         values = tomllib.loads(text)
     except OSError as error:
-        raise click.UsageError(f"cannot read {path}: {error.strerror}") from None
+        raise click.UsageError(f"cannot read {path}: {reason(error)}") from None
     except UnicodeDecodeError:
         raise click.UsageError(f"{path} is not UTF-8 text") from None
     except tomllib.TOMLDecodeError as error:

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, NamedTuple
 
@@ -13,9 +14,10 @@ import click
 
 from spop import codec
 from spop.cli import tree
-from spop.constants import FrameFlag, FrameType
+from spop.constants import FrameType
+from spop.dispatch import Dispatcher, Intake, flags_of_hello
 from spop.errors import ProtocolError
-from spop.frames import Frame, Notify, RawFrame
+from spop.frames import Control, Frame, Notify, RawFrame
 
 MAX_FRAME_SIZE = 64 * 1024 * 1024
 """A longer one is taken for damage."""
@@ -41,14 +43,27 @@ class Found(NamedTuple):
     payload: Frame | None = None
 
 
-class Decoder:
-    """Takes the bytes of one direction and gives frames, going on behind damaged ones."""
+@dataclass
+class Flags:
+    """How a connection writes flags: as its HELLO frames do."""
 
-    def __init__(self) -> None:
-        self.little_endian = False
+    little_endian: bool = False
+    whole: bool = False
+
+
+class Decoder:
+    """Takes the bytes of one direction and gives frames, going on behind damaged ones.
+
+    Args:
+        flags: shared with the decoder of the other direction.
+    """
+
+    def __init__(self, flags: Flags | None = None) -> None:
+        self._flags = flags or Flags()
         self._data = bytearray()
         self._offset = 0
-        self._fragments: dict[tuple[int, int], bytearray] = {}
+        self._intake = Intake(MAX_FRAME_SIZE)
+        self._dispatcher = Dispatcher(max_messages=MAX_FRAME_SIZE, max_arguments=MAX_FRAME_SIZE)
 
     def feed(self, data: bytes) -> Iterator[Found]:
         """The frames that are whole now."""
@@ -82,33 +97,39 @@ class Decoder:
     def _frame(self, size: int) -> Found:
         offset, data = self._offset, self._take(size)
         if data[4] in (FrameType.HAPROXY_HELLO, FrameType.AGENT_HELLO):
-            # SPOP 1.0 wrote its flags in the host's order.
-            self.little_endian = data[5] != 0 and data[8] == 0
+            self._see_flags(data)
         try:
             ((frame,), _) = self._decode(data)
         except ProtocolError as error:
             return Found(offset, data, None, str(error))
-        return Found(offset, data, frame, "", self._payload(frame))
+        return Found(offset, data, frame, "", self._payload(frame, data))
+
+    def _see_flags(self, hello: bytes) -> None:
+        self._flags.little_endian, none = flags_of_hello(hello, 4)
+        if none and _speaks_1_0(hello):
+            self._flags.whole = True
 
     def _decode(self, data: bytes) -> tuple[list[Frame], int]:
+        flags = self._flags
         return codec.decode_frames(
-            data, max_frame_size=MAX_FRAME_SIZE, little_endian=self.little_endian
+            data,
+            max_frame_size=MAX_FRAME_SIZE,
+            little_endian=flags.little_endian,
+            whole=flags.whole,
         )
 
-    def _payload(self, frame: Frame) -> Frame | None:
-        """The NOTIFY that fragments were put together to, with the last of them."""
+    def _payload(self, frame: Frame, data: bytes) -> Notify | None:
+        """The NOTIFY that a fragment completes, put together as agents do it."""
         if not isinstance(frame, RawFrame):
             return None
-        ids = frame.stream_id, frame.frame_id
-        if frame.flags & FrameFlag.ABORT:
-            self._fragments.pop(ids, None)
-        elif frame.type == FrameType.NOTIFY:
-            self._fragments[ids] = bytearray(frame.payload)
-        elif frame.type == FrameType.UNSET and ids in self._fragments:
-            self._fragments[ids] += frame.payload
-            if frame.flags & FrameFlag.FIN:
-                return _notify(*ids, self._fragments.pop(ids))
-        return None
+        if frame.type == FrameType.NOTIFY:
+            self._intake = _open_intake(self._flags)
+        try:
+            frames, _ = self._dispatcher.receive(self._intake, data)
+        except ProtocolError:
+            self._intake.close()
+            return None
+        return next((each for each in frames if isinstance(each, Notify)), None)
 
     def _search(self, why: str) -> Generator[Found, None, bool]:
         """Look for the next frame behind bytes that are none; tells whether there is one."""
@@ -129,11 +150,23 @@ class Decoder:
             return False
 
 
-def _notify(stream_id: int, frame_id: int, payload: bytearray) -> Frame | None:
+def _speaks_1_0(hello: bytes) -> bool:
+    """So no flags are no damage."""
     try:
-        return Notify(stream_id, frame_id, codec.decode_messages(payload))
+        ((frame,), _) = codec.decode_frames(hello, max_frame_size=MAX_FRAME_SIZE, whole=True)
     except ProtocolError:
-        return None
+        return False
+    assert isinstance(frame, Control)
+    versions = frame.items.get("supported-versions", frame.items.get("version"))
+    return any(each.strip().startswith("1.") for each in str(versions).split(","))
+
+
+def _open_intake(flags: Flags) -> Intake:
+    """One that takes a payload in fragments."""
+    intake = Intake(MAX_FRAME_SIZE, MAX_FRAME_SIZE)
+    intake.is_open = intake.takes_fragments = True
+    intake.little_endian = flags.little_endian
+    return intake
 
 
 class Source(NamedTuple):
@@ -242,9 +275,9 @@ def _xxd_columns(line: str) -> str:
 
 def _captured(data: bytes, port: int | None) -> Iterator[tuple[Source, Found]]:
     try:
-        from spop.capture import CaptureError, Gap, read_conversations
+        from spop.cli.capture import CaptureError, Gap, read_conversations
     except ModuleNotFoundError:
-        message = "captures need an extra: pip install 'spop[cli]'"
+        message = "captures need an extra: pip install 'haproxy-spop[cli]'"
         raise click.UsageError(message) from None
     try:
         conversations = read_conversations(io.BytesIO(data))
@@ -256,7 +289,8 @@ def _captured(data: bytes, port: int | None) -> Iterator[tuple[Source, Found]]:
         if port is None and not _speaks_spop(each):
             continue
         ends = {each.first: each.second, each.second: each.first}
-        decoders = {end: Decoder() for end in ends}
+        flags = Flags()
+        decoders = {end: Decoder(flags) for end in ends}
         last = None
         for piece in each.pieces:
             decoder = decoders[piece.source]
@@ -265,10 +299,7 @@ def _captured(data: bytes, port: int | None) -> Iterator[tuple[Source, Found]]:
             if isinstance(piece.data, Gap):
                 yield from ((source, found) for found in decoder.skip(piece.data.size))
                 continue
-            for found in decoder.feed(piece.data):
-                for other in decoders.values():
-                    other.little_endian = decoder.little_endian
-                yield source, found
+            yield from ((source, found) for found in decoder.feed(piece.data))
         for end, decoder in decoders.items():
             source = Source(f"{end} → {ends[end]}", last)
             yield from ((source, found) for found in decoder.finish())

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from spop.errors import reason
 from spop.frames import Message
 from spop.values import Binary, Int32, Int64, String, UInt32, UInt64, Value, type_unset
 
@@ -59,8 +60,7 @@ def parse_argument(word: str) -> tuple[str, Value]:
             return name, _TYPES[type_](text)
         return key, natural_value(text)
     except (ValueError, OverflowError, OSError, binascii.Error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise click.UsageError(f"{word!r}: {reason}") from None
+        raise click.UsageError(f"{word!r}: {reason(error)}") from None
 
 
 def natural_value(text: str) -> Value:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterable
 
 import click
 
 from spop import codec
 from spop.address import Address
 from spop.cli import tree
-from spop.cli.decode import Decoder
+from spop.cli.decode import Decoder, Found
 from spop.cli.notation import as_json as value_as_json
 from spop.cli.notation import parse_messages, show, type_name
-from spop.cli.parameters import ADDRESS, reason, timeout_option
+from spop.cli.parameters import ADDRESS, max_frame_size_option, timeout_option
 from spop.cli.wire import Wire
-from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE
-from spop.errors import SpopError
-from spop.frames import Ack
+from spop.constants import Status
+from spop.errors import DisconnectedError, SpopError, reason
+from spop.frames import Ack, Message
 from spop.values import UNSET
 
 
@@ -29,10 +31,7 @@ from spop.values import UNSET
 @click.option("--hex", "as_hex", is_flag=True, help="Print the bytes of each frame, too.")
 @click.option("-v", "--verbose", is_flag=True, help="Show each frame of both directions.")
 @click.option("--engine-id", help="The engine that the connection belongs to.")
-@click.option(
-    "--max-frame-size", type=click.IntRange(MIN_FRAME_SIZE), default=HAPROXY_FRAME_SIZE,
-    show_default=True, help="What to offer, in bytes.",
-)  # fmt: skip
+@max_frame_size_option
 @click.option("--dry-run", is_flag=True, help="Print the NOTIFY as hex and send nothing.")
 def notify(
     address: Address,
@@ -52,7 +51,8 @@ def notify(
     int32, uint32, int64, uint64, ip, ipv4, ipv6, str, binary; a binary may be hex:00ff,
     base64:AP8= or @FILE. A + stands between two messages of the NOTIFY.
 
-    The exit status is 0 when an ACK came, 1 when none did, 2 for a mistake in the command.
+    The actions are printed as soon as the ACK is there. The exit status is 0 when an ACK came, 1
+    when none did, 2 for a mistake in the command.
 
     \b
     Examples:
@@ -69,16 +69,33 @@ def notify(
         click.echo(frame.hex())
         return
     trace = _Trace(as_hex) if verbose or as_hex else None
-    options = {"engine_id": engine_id, "max_frame_size": max_frame_size}
+    wire = Wire(address, timeout, trace, engine_id=engine_id, max_frame_size=max_frame_size)
     try:
-        with Wire(address, timeout, trace, **options) as wire:
-            ack = wire.notify(messages)
-    except (OSError, SpopError) as error:
-        status = getattr(error, "code", None)
-        shown = f" (status {status})" if status is not None else ""
-        click.echo(f"Error: {address}: {reason(error)}{shown}", err=True)
-        sys.exit(1)
-    _print(ack, as_json)
+        _exchange(wire, messages, f"{address}", as_json)
+    finally:
+        if trace is not None:
+            trace.finish()
+
+
+def _exchange(wire: Wire, messages: list[Message], address: str, as_json: bool) -> None:
+    """Print what comes as soon as it is there; the goodbye is said afterwards."""
+    with contextlib.ExitStack() as stack:
+        try:
+            ack = stack.enter_context(wire).notify(messages)
+        except (OSError, SpopError) as error:
+            click.echo(f"Error: {address}: {_why(error)}", err=True)
+            sys.exit(1)
+        _print(ack, as_json)
+    end = wire.end
+    if end is not None and end.code not in (Status.NORMAL, Status.IO):
+        click.echo(
+            f"{address}: after the ACK: {_why(DisconnectedError(end.message, end.code))}", err=True
+        )
+
+
+def _why(error: Exception) -> str:
+    status = getattr(error, "code", None)
+    return reason(error) + (f" (status {status})" if status is not None else "")
 
 
 def _print(ack: Ack, as_json: bool) -> None:
@@ -114,8 +131,15 @@ class _Trace:
         self._decoders = {True: Decoder(), False: Decoder()}
 
     def __call__(self, sent: bool, data: bytes) -> None:
+        self._show(sent, self._decoders[sent].feed(data))
+
+    def finish(self) -> None:
+        """Show what came and is no whole frame."""
+        self._show(False, self._decoders[False].finish())
+
+    def _show(self, sent: bool, frames: Iterable[Found]) -> None:
         arrow = "→" if sent else "←"
-        for found in self._decoders[sent].feed(data):
+        for found in frames:
             if self._as_hex:
                 click.echo(f"{arrow} {found.data.hex()}", err=True)
             for line in tree.lines(found.frame) if found.frame else [found.damage]:

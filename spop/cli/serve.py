@@ -19,6 +19,7 @@ import click
 from spop import logs
 from spop.cli.configuration import read_configuration
 from spop.cli.loading import StartFailure, load_agent
+from spop.cli.parameters import SizeType
 from spop.context import ContextFilter
 from spop.server.options import Options
 from spop.server.supervisor import StartError, Supervisor
@@ -56,6 +57,8 @@ def _type(each: dataclasses.Field[Any], hint: Any) -> Any:
     if isinstance(hint, types.UnionType):
         hint = next(member for member in typing.get_args(hint) if member is not type(None))
     low, high = each.metadata["low"], each.metadata["high"]
+    if each.metadata.get("size"):
+        return SizeType(low, high)
     if hint is int:
         return click.IntRange(low, high)
     if hint is float:

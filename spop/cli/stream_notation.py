@@ -11,6 +11,7 @@ import click
 
 from spop.cli.notation import natural_value
 from spop.engine import Request, Response, Stream, Tls, Variables
+from spop.errors import reason
 
 
 def parse_stream(words: Iterable[str], *, http: bool) -> Stream:
@@ -27,8 +28,7 @@ def parse_stream(words: Iterable[str], *, http: bool) -> Stream:
         try:
             draft.take(key, text)
         except (ValueError, OSError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise click.UsageError(f"{word!r}: {reason}") from None
+            raise click.UsageError(f"{word!r}: {reason(error)}") from None
     return draft.stream(http)
 
 

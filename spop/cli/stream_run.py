@@ -13,9 +13,9 @@ import click
 from spop.address import Address
 from spop.cli import tree
 from spop.cli.notation import as_json, show, type_name
-from spop.cli.parameters import reason
 from spop.cli.stream_notation import parse_stream
 from spop.engine import BlockingStream, ConfigError, Engine, Event, Processing, Stream
+from spop.errors import reason
 from spop.frames import Notify
 from spop.values import DecodedValue
 
@@ -125,8 +125,8 @@ def _print(engine: Engine, context: BlockingStream, processed: Processed, verbos
     for name, value in sorted(context.vars.items()):
         click.echo(_variable(click.style(name, bold=True), value))
     for name, value in sorted(context.ignored.items()):
-        reason = click.style("ignored: nothing knows it", fg="yellow")
-        click.echo(f"{_variable(name, value)} {reason}")
+        note = click.style("ignored: nothing knows it", fg="yellow")
+        click.echo(f"{_variable(name, value)} {note}")
     if context.ignored:
         click.echo("  (rules that read it, register-var-names or force-set-var make it known)")
 

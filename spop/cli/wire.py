@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from time import monotonic
 from typing import Any, Self
 
 from spop.address import Address
-from spop.client.dial import Endpoint, dial
-from spop.connection import Disconnect, EngineConnection, Hello
+from spop.client.dial import (
+    Endpoint,
+    Trace,
+    dial,
+    greet,
+    receive_before,
+    say_goodbye,
+    send_before,
+)
+from spop.connection import Disconnect, EngineConnection
 from spop.errors import DisconnectedError, SpopTimeoutError
 from spop.frames import Ack, Message, Peer
 
-Trace = Callable[[bool, bytes], object]
-"""Told of bytes: whether they were sent, and which."""
+GOODBYE = 0.1
+"""Seconds that an agent has to answer a DISCONNECT."""
+
+IDS = 1, 1
+"""Stream-id and frame-id of the NOTIFY."""
 
 
 class Wire:
     """Inside of a ``with`` statement: connected, and HELLO exchanged.
 
     Args:
+        timeout: seconds to connect, to exchange HELLO, to be answered.
         options: those of `EngineConnection`.
+
+    Attributes:
+        end: how the agent ended the connection, or what it sent that is no frame; None while it
+            has done neither.
 
     Raises:
         OSError: there is no connection to be had.
@@ -30,66 +47,61 @@ class Wire:
     """
 
     peer: Peer
+    end: Disconnect | None = None
 
     def __init__(
         self, address: Address, timeout: float, trace: Trace | None = None, **options: Any
     ) -> None:
         self._address = address
         self._timeout = timeout
-        self._trace = trace or (lambda sent, data: None)
+        self._trace = trace
         self._protocol = EngineConnection(**options)
         self._sock: socket.socket
 
     def __enter__(self) -> Self:
         self._sock = dial(Endpoint(self._address), self._timeout)
         try:
-            self._send()
-            self.peer = self._wait_for(Hello).peer
+            greet(self._sock, self._protocol, self._timeout, self._trace)
         except BaseException:
             self._sock.close()
             raise
+        assert self._protocol.peer is not None
+        self.peer = self._protocol.peer
         return self
 
     def notify(self, messages: Sequence[Message]) -> Ack:
         """Send a NOTIFY and wait for its ACK.
 
         Raises:
+            OSError: the connection broke.
             FrameTooBigError: it is too long for a frame and the agent takes no fragments.
             SpopTimeoutError: no ACK came in time.
             DisconnectedError: the agent ended the connection.
         """
-        self._protocol.notify(1, 1, messages)
-        self._send()
-        ack: Ack = self._wait_for(Ack)
+        self._protocol.notify(*IDS, messages)
+        deadline = monotonic() + self._timeout
+        try:
+            # What the agent said before it closed is still to be heard.
+            with contextlib.suppress(ConnectionError):
+                send_before(deadline, self._sock, self._protocol, self._trace)
+            while (ack := self._receive(deadline)) is None:
+                if self.end is not None:
+                    raise DisconnectedError(self.end.message, self.end.code)
+        except TimeoutError:
+            raise SpopTimeoutError(f"no ACK in {self._timeout:g} s") from None
         return ack
 
-    def _send(self) -> None:
-        data = bytes(self._protocol.data_to_send())
-        self._trace(True, data)
-        self._sock.sendall(data)
-
-    def _wait_for(self, wanted: type) -> Any:
-        deadline = time.monotonic() + self._timeout
-        while True:
-            self._sock.settimeout(max(0.001, deadline - time.monotonic()))
-            try:
-                data = self._sock.recv(65536)
-            except TimeoutError:
-                awaited = "AGENT-HELLO" if wanted is Hello else "ACK"
-                raise SpopTimeoutError(f"no {awaited} in {self._timeout:g} s") from None
-            self._trace(False, data)
-            protocol = self._protocol
-            for event in protocol.receive_data(data) if data else protocol.receive_eof():
-                if isinstance(event, wanted):
-                    return event
-                if isinstance(event, Disconnect):
-                    raise DisconnectedError(event.message, event.code)
+    def _receive(self, deadline: float) -> Ack | None:
+        """The ACK, if it is among what one recv brings."""
+        found = None
+        for event in receive_before(deadline, self._sock, self._protocol, self._trace):
+            if isinstance(event, Disconnect):
+                self.end = event
+            elif isinstance(event, Ack) and (event.stream_id, event.frame_id) == IDS:
+                found = event
+        return found
 
     def __exit__(self, *exc_info: object) -> None:
         with self._sock:
-            try:
-                self._protocol.disconnect()
-                self._send()
-                self._wait_for(type(None))
-            except (OSError, DisconnectedError):
-                return
+            end = say_goodbye(self._sock, self._protocol, GOODBYE, self._trace)
+            self.end = self.end or end

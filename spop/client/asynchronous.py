@@ -9,10 +9,10 @@ from time import monotonic
 from typing import Any, Self, cast
 
 from spop.client.dial import Endpoint, hear_hello
-from spop.client.face import LINGER, Face, reason
+from spop.client.face import LINGER, Face
 from spop.client.pool import Exchange, Link, MessageOrMessages, Servers, in_notify
 from spop.constants import Status
-from spop.errors import DisconnectedError
+from spop.errors import DisconnectedError, reason
 from spop.frames import Ack, Message, Peer
 from spop.values import Value
 

@@ -20,11 +20,11 @@ from functools import partial
 from time import monotonic
 from typing import Any, Self
 
-from spop.client.dial import Endpoint, dial, greet, receive_before
-from spop.client.face import LINGER, Face, reason
+from spop.client.dial import Endpoint, dial, greet, say_goodbye
+from spop.client.face import LINGER, Face
 from spop.client.pool import Exchange, Link, MessageOrMessages, Servers, in_notify
 from spop.constants import Status
-from spop.errors import LocalProtocolError
+from spop.errors import LocalProtocolError, reason
 from spop.frames import Ack, Message, Peer
 from spop.poller import READ, WRITE, Poller, Ready, new_poller
 from spop.values import Value
@@ -32,6 +32,8 @@ from spop.values import Value
 RECV_SIZE = 256 * 1024
 QUIET = 0.01
 """Seconds without news after which a caller listens before it speaks."""
+LONGEST_WAIT = 0.5
+"""Seconds after which who leads looks for a signal that came just before it began to wait."""
 WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -141,7 +143,7 @@ class Client(Face):
     def close(self) -> None:
         """Say DISCONNECT on all connections and close them. Calls in progress fail.
 
-        Agents have two seconds to answer.
+        Agents have a second to answer.
         """
         with self._lock:
             if self._pool.closed:
@@ -193,6 +195,8 @@ class Client(Face):
             with self._lock:
                 self._pool.abandon(exchange)
                 self._followers.pop(exchange, None)
+                if self._leader is exchange:  # A signal came on its way into the wait or out.
+                    self._leader, self._heir = None, exchange
             raise
         finally:
             self._returning.pop(exchange, None)
@@ -259,7 +263,7 @@ class Client(Face):
         ready: list[tuple[Ready, int]] = []
         try:
             if timeout > 0:
-                ready = self._poller.poll(timeout)
+                ready = self._poller.poll(min(timeout, LONGEST_WAIT))
         finally:
             with self._lock:
                 self._leader_sleeps = False
@@ -395,13 +399,8 @@ class Client(Face):
 
     def _say_goodbye(self, link: Link) -> None:
         """Send DISCONNECT and wait for the agent's, in a thread of its own."""
-        sock, protocol = link.transport, link.protocol
-        deadline = monotonic() + LINGER
-        with contextlib.suppress(OSError), sock:
-            sock.settimeout(LINGER)
-            sock.sendall(b"".join((link.unsent, protocol.data_to_send())))
-            while not protocol.should_close:
-                receive_before(deadline, sock, protocol)
+        with link.transport as sock:
+            say_goodbye(sock, link.protocol, LINGER, unsent=link.unsent)
         with self._lock:
             self._partings.discard(threading.current_thread())
 
@@ -448,7 +447,7 @@ class _Lock:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._to_wake: deque[_Baton] = deque()
         self._waking = False
 
@@ -477,7 +476,13 @@ class _Lock:
         return baton
 
     def __enter__(self) -> None:
-        self._lock.acquire()
+        try:
+            self._lock.acquire()
+        except BaseException:
+            # A signal's handler may raise before this thread has it, or right after.
+            with contextlib.suppress(RuntimeError):
+                self._lock.release()
+            raise
 
     def __exit__(self, *exc_info: object) -> None:
         first = None

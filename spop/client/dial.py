@@ -1,18 +1,24 @@
-"""Connecting: where to, over TLS or not, and the exchange of HELLO, for those who may block."""
+"""Connecting: where to, over TLS or not, the exchange of HELLO and of DISCONNECT, for those who
+may block."""
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import NamedTuple
 
 from spop.address import Address
 from spop.connection import Disconnect, EngineConnection, EngineEvent
-from spop.errors import DisconnectedError
+from spop.errors import DisconnectedError, SpopTimeoutError
+from spop.values import Buffer
 
 RECV_SIZE = 64 * 1024
+
+Trace = Callable[[bool, bytes], object]
+"""Told of all bytes of a connection: whether they are sent, and which."""
 
 
 class Endpoint(NamedTuple):
@@ -65,17 +71,23 @@ def _connect(address: Address, timeout: float) -> socket.socket:
     return sock
 
 
-def greet(sock: socket.socket, protocol: EngineConnection, timeout: float) -> None:
+def greet(
+    sock: socket.socket, protocol: EngineConnection, timeout: float, trace: Trace | None = None
+) -> None:
     """Exchange HELLO.
 
     Raises:
-        OSError: the connection broke, or the agent did not answer in time.
+        OSError: the connection broke.
+        SpopTimeoutError: the agent did not answer in time.
         DisconnectedError: the agent refuses.
     """
     deadline = monotonic() + timeout
-    sock.sendall(protocol.data_to_send())
-    while not hear_hello(protocol, receive_before(deadline, sock, protocol)):
-        pass
+    try:
+        send_before(deadline, sock, protocol, trace)
+        while not hear_hello(protocol, receive_before(deadline, sock, protocol, trace)):
+            pass
+    except TimeoutError:
+        raise SpopTimeoutError(f"no AGENT-HELLO in {timeout:g} s") from None
 
 
 def hear_hello(protocol: EngineConnection, events: Sequence[EngineEvent]) -> bool:
@@ -86,13 +98,57 @@ def hear_hello(protocol: EngineConnection, events: Sequence[EngineEvent]) -> boo
     return protocol.peer is not None
 
 
+def say_goodbye(
+    sock: socket.socket,
+    protocol: EngineConnection,
+    timeout: float,
+    trace: Trace | None = None,
+    unsent: Buffer = b"",
+) -> Disconnect | None:
+    """Send the last words, behind what is `unsent`, and hear the agent's. Never raises OSError.
+
+    Returns:
+        The agent's last words; None: there were none in time, or they were heard before.
+    """
+    deadline = monotonic() + timeout
+    protocol.disconnect()
+    with contextlib.suppress(OSError):
+        send_before(deadline, sock, protocol, trace, unsent)
+        while not protocol.should_close:
+            for event in receive_before(deadline, sock, protocol, trace):
+                if isinstance(event, Disconnect):
+                    return event
+    return None
+
+
+def send_before(
+    deadline: float,
+    sock: socket.socket,
+    protocol: EngineConnection,
+    trace: Trace | None = None,
+    unsent: Buffer = b"",
+) -> None:
+    """Send `unsent` and what the protocol has. Raises TimeoutError when it is too late."""
+    sock.settimeout(_until(deadline))
+    data = b"".join((unsent, protocol.data_to_send()))
+    if trace is not None:
+        trace(True, data)
+    sock.sendall(data)
+
+
 def receive_before(
-    deadline: float, sock: socket.socket, protocol: EngineConnection
+    deadline: float, sock: socket.socket, protocol: EngineConnection, trace: Trace | None = None
 ) -> list[EngineEvent]:
     """What one recv brings. Raises TimeoutError when it is too late."""
+    sock.settimeout(_until(deadline))
+    data = sock.recv(RECV_SIZE)
+    if trace is not None:
+        trace(False, data)
+    return protocol.receive_data(data) if data else protocol.receive_eof()
+
+
+def _until(deadline: float) -> float:
     remaining = deadline - monotonic()
     if remaining <= 0:
         raise TimeoutError
-    sock.settimeout(remaining)
-    data = sock.recv(RECV_SIZE)
-    return protocol.receive_data(data) if data else protocol.receive_eof()
+    return remaining

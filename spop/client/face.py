@@ -20,10 +20,11 @@ from spop.errors import (
     SpopError,
     SpopTimeoutError,
     UnreachableError,
+    reason,
 )
 from spop.frames import Peer
 
-LINGER = 2.0
+LINGER = 1.0
 """Seconds that an agent has to answer a DISCONNECT."""
 
 NEVER = 2_000_000.0
@@ -155,17 +156,12 @@ class Face(ABC):
     def _unreachable(self, endpoint: Endpoint, error: Exception) -> SpopError:
         """What a call is told where a connection could not be opened."""
         address = endpoint.address
-        if isinstance(error, SpopError):
-            return error
         if isinstance(error, TimeoutError):
             return SpopTimeoutError(f"{address}: no AGENT-HELLO in {self._hello_timeout:g} s")
+        if isinstance(error, SpopError):
+            return error
         kind = RefusedError if isinstance(error, ConnectionRefusedError) else UnreachableError
         return kind(f"{address}: {reason(error)}")
-
-
-def reason(error: Exception) -> str:
-    """Why, in words."""
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _endpoints(

@@ -1,9 +1,11 @@
-"""HAProxy's end of SPOE in Python: what its filter does, for proxies and servers of your own.
+"""HAProxy's end of SPOE in Python, for proxies and servers of your own.
 
-`Engine` is for threads, `AsyncEngine` for asyncio; both are made from HAProxy's own SPOE file.
+An engine does what HAProxy's SPOE filter does, from HAProxy's own SPOE file. `Engine` is for
+threads, `AsyncEngine` for asyncio.
 """
 
 from spop.engine.asynchronous import AsyncEngine, AsyncStream
+from spop.engine.balance import BackendServer
 from spop.engine.blocking import BlockingStream, Engine
 from spop.engine.config import AgentConfig, BackendConfig, ConfigError
 from spop.engine.config.model import Event, ServerConfig
@@ -18,6 +20,7 @@ __all__ = [
     "AsyncEngine",
     "AsyncStream",
     "BackendConfig",
+    "BackendServer",
     "BlockingStream",
     "ConfigError",
     "Engine",

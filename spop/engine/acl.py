@@ -1,7 +1,7 @@
-"""ACLs and conditions: `compile_acl` and `compile_condition` of the words of a line.
+"""ACLs and conditions (sections 7.1, 7.2 and 7.4 of HAProxy's manual).
 
-The parser of configurations calls them; expressions and patterns they leave to
-`spop.engine.samples`. Section 7 of HAProxy's manual is the specification.
+`compile_acl` and `compile_condition` compile the words of a line. The reader of configurations and
+the rules of `spop.web` call them. Expressions and patterns are in `spop.engine.samples`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ _DEFAULT_METHODS = {
     SampleType.IPV6: "ip",
     SampleType.STR: "str",
 }
+"""The match method for a type of sample where no ``-m`` chooses one."""
 
 _WITH_SUFFIXES = {
     "base": "base",
@@ -67,7 +68,7 @@ CRITERIA: Mapping[str, tuple[str, str]] = {
     "ssl_fc_sni_end": ("ssl_fc_sni", "end"),
     "ssl_fc_sni_reg": ("ssl_fc_sni", "reg"),
 }
-"""The names that only ACLs know: the fetch that each stands for, and its match method."""
+"""The names that only ACLs have: the fetch that a name stands for, and its match method."""
 
 PREDEFINED = {
     "TRUE": "always_true",
@@ -91,7 +92,7 @@ PREDEFINED = {
     "METH_TRACE": "method TRACE",
     "WAIT_END": "wait_end",
 }
-"""ACLs that needn't be declared (section 7.4)."""
+"""ACLs that need no declaration (section 7.4)."""
 
 
 class AclError(SampleError):
@@ -108,10 +109,10 @@ class AclError(SampleError):
 
 @dataclass(frozen=True, slots=True)
 class Acl:
-    """A named test. ACLs of the same name are alternatives. Anonymous ones have no name.
+    """A named test. ACLs of the same name are alternatives. An anonymous ACL has no name.
 
     Attributes:
-        variables: the whole names of all that its criterion mentions, such as ``"txn.user"``.
+        variables: the whole names of the variables in its criterion, such as ``"txn.user"``.
     """
 
     name: str
@@ -120,12 +121,12 @@ class Acl:
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
-    """A disjunction of conjunctions of ACLs, each maybe negated.
+class AclCondition:
+    """A disjunction of conjunctions of ACLs, each of which may be negated (section 7.2).
 
     Attributes:
         holds: whether the words after ``if`` are true of a stream.
-        variables: the whole names of all that its ACLs mention.
+        variables: the whole names of the variables in its ACLs.
     """
 
     holds: Test = field(repr=False)
@@ -136,7 +137,7 @@ def compile_acl(words: Sequence[str]) -> Acl:
     """Compile the words after ``acl``: a name, a criterion, flags and patterns.
 
     Raises:
-        AclError: what HAProxy would refuse. A host name as an address is refused too.
+        AclError: HAProxy would refuse the ACL, or an address is a host name.
     """
     if len(words) < 2:
         raise AclError("an ACL needs a name and a criterion", max(len(words) - 1, 0))
@@ -148,15 +149,15 @@ def compile_acl(words: Sequence[str]) -> Acl:
     return _AclParser(words, 1).parse(name)
 
 
-def compile_condition(words: Sequence[str], acls: Iterable[Acl] = ()) -> Condition:
+def compile_condition(words: Sequence[str], acls: Iterable[Acl] = ()) -> AclCondition:
     """Compile the words after ``if`` or ``unless``.
 
     Args:
-        acls: those that were declared; the predefined ones are known.
-        words: an empty one ends the condition, as it ends a line of HAProxy's.
+        words: an empty word ends the condition, as it ends a line of HAProxy's.
+        acls: the declared ACLs. The predefined ones are known.
 
     Raises:
-        AclError: what HAProxy would refuse.
+        AclError: HAProxy would refuse the condition.
     """
     if not words:
         raise AclError("a condition needs at least one ACL", 0)
@@ -188,7 +189,7 @@ def compile_condition(words: Sequence[str], acls: Iterable[Acl] = ()) -> Conditi
             negated = False
         index = end
     suites = [suite for suite in suites if suite]
-    return Condition(disjunction([_all_of(suite) for suite in suites]), frozenset(variables))
+    return AclCondition(disjunction([_all_of(suite) for suite in suites]), frozenset(variables))
 
 
 def _closing_brace(words: Sequence[str], opening: int) -> int:
@@ -266,7 +267,8 @@ class _AclParser:
         source, method = CRITERIA.get(name, (name, None))
         self._index += 1
         if name not in CRITERIA:
-            # HAProxy applies converters that stand as words, and takes them as patterns too.
+            # HAProxy applies converters that are words of their own, and also takes them as
+            # patterns.
             following = takewhile(is_converter, self._words[self._index :])
             text = ",".join([text, *following])
         try:
@@ -348,7 +350,7 @@ class _AclParser:
             self._index += 1
 
     def _range(self, operator: str, word: str) -> str:
-        """The range that an operator and a number stand for; ranges stay as they are."""
+        """The range of an operator and a number (section 7.1.2); a range stays as it is."""
         if operator == "eq" or ":" in word or "-" in word[1:]:
             return word
         try:
@@ -371,6 +373,10 @@ class _AclParser:
         if expression.candidates is None:
             return _matching(expression.evaluate, CASTS[takes], matches)
         return _matching_any(expression.candidates, CASTS[takes], matches)
+
+
+# The tests of an ACL are closures over all that is known when it is compiled. They don't call
+# `cast` for a value that needs none: 0.11 µs in place of 0.16.
 
 
 def _found(expression: Expression) -> Test:

@@ -1,4 +1,4 @@
-"""`AsyncEngine`: streams whose events are awaited, from any number of tasks of one event loop."""
+"""`AsyncEngine`: its events are awaited, by any number of tasks of one event loop."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from typing import Any, Self
 
 from spop.client import AsyncClient
 from spop.constants import EngineStatus
-from spop.engine.balance import Server
-from spop.engine.core import EngineCore
+from spop.engine.balance import BackendServer
+from spop.engine.core import EngineCore, stream_of
 from spop.engine.filter import Processing, StreamContext
 from spop.engine.stream import Stream
 from spop.errors import SpopTimeoutError
 
 
 class AsyncStream(StreamContext):
-    """A stream of an `AsyncEngine`, for an ``async with`` statement; one task uses it at a time."""
+    """A stream of an `AsyncEngine`, for ``async with``. One task at a time may use it."""
 
     __slots__ = ()
     _engine: AsyncEngine
 
     async def event(self, event: str) -> Processing | None:
-        """Have an event happen, as `BlockingStream.event` does.
+        """Process an event, as `BlockingStream.event` does.
 
-        A task that is cancelled meanwhile interrupts the processing, which is an error like
-        any other: the engine is disabled for the stream, unless it continues on errors.
+        Cancelling the task interrupts the processing. That is an error: without
+        ``option continue-on-error``, the engine is disabled for the stream.
         """
         processing = self._begin_event(event)
         return None if processing is None else await self._exchange(processing)
 
     async def send_group(self, name: str) -> Processing | None:
-        """Send a group's messages now, as `BlockingStream.send_group` does."""
+        """Send the messages of a group, as `BlockingStream.send_group` does."""
         processing = self._begin_group(name)
         return None if processing is None else await self._exchange(processing)
 
@@ -52,13 +52,13 @@ class AsyncStream(StreamContext):
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        """The stream is over."""
+        """End the stream."""
 
 
 class AsyncEngine(EngineCore):
-    """HAProxy's SPOE filter for asyncio; see `EngineCore` for the arguments.
+    """HAProxy's SPOE filter for asyncio. `EngineCore` documents the arguments.
 
-    All of its streams are used in one event loop.
+    All streams of an engine are used in one event loop.
     """
 
     _face = AsyncClient
@@ -69,30 +69,26 @@ class AsyncEngine(EngineCore):
         """Begin a stream, as `Engine.stream` does.
 
         Raises:
-            RuntimeError: the engine's streams are those of another event loop.
+            RuntimeError: the engine belongs to another event loop.
         """
         if asyncio.get_running_loop() is not self._loop:
             self._bind()
-        if stream is None:
-            stream = Stream(**fields)
-        elif fields:
-            raise TypeError("a Stream has its own fields: give either it or them")
-        return AsyncStream(self, self._filter, stream)
+        return AsyncStream(self, self._filter, stream_of(stream, fields))
 
     def _bind(self) -> None:
-        """Be of this event loop from now on."""
+        """Attach the engine to the running event loop."""
         if self._loop is not None:
             raise RuntimeError("an engine has one event loop, and this is another")
         self._loop = asyncio.get_running_loop()
         self._start()
 
     async def close(self) -> None:
-        """Say DISCONNECT on all connections; what waits for an answer is interrupted."""
+        """Send DISCONNECT on all connections, and interrupt all processings."""
         self._close()
         await self._calls.close()
 
-    def _server_changed(self, server: Server) -> None:
-        """In a thread of the checks."""
+    def _server_changed(self, server: BackendServer) -> None:
+        # Called by a thread of the checks.
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._calls.pump)
 

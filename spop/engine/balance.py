@@ -1,7 +1,7 @@
-"""A backend's servers: which one takes the next connection.
+"""The servers of a backend, and which one takes the next connection (``balance``).
 
-`Backend` is what the pool of connections asks. Health is `spop.engine.health`'s business; here
-it is a flag of each `Server`.
+The pool of connections asks a `Backend`. `spop.engine.health` does the checks, and sets the flag
+`up` of each `BackendServer`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from spop.client.pool import FIRST_BACKOFF, LAST_BACKOFF, Servers
 from spop.engine.config.model import BackendConfig, ServerConfig
 
 
-class Server:
-    """A server of a backend, and how it fares.
+class BackendServer:
+    """A server of a backend, and its state.
 
     Attributes:
-        up: what its checks say; where there are none, whether it is enabled.
-        connections: those that are open.
+        config: its ``server`` line.
+        up: whether its checks succeed; without checks, whether it is enabled.
+        connections: how many are open.
     """
 
-    __slots__ = ("backoff", "config", "connections", "endpoint", "retry_at", "turn", "up")
+    __slots__ = ("backoff", "config", "connections", "current_weight", "endpoint", "retry_at", "up")
 
     def __init__(self, config: ServerConfig) -> None:
         self.config = config
@@ -33,7 +34,7 @@ class Server:
         self.connections = 0
         self.retry_at = 0.0
         self.backoff = FIRST_BACKOFF
-        self.turn = 0
+        self.current_weight = 0
 
     @property
     def full(self) -> bool:
@@ -47,14 +48,14 @@ class Server:
 class Backend(Servers):
     """The servers of a ``backend`` section, or of a list of addresses.
 
-    A server that is down, full or without weight gets no connection, and one that refused a
-    connection none for 0.1 to 10 seconds. Of the ``backup`` ones, the first that is up stands
-    in where no other is.
+    A server that is down, full or of weight 0 gets no connection. A server that refused a
+    connection gets none for 0.1 to 10 seconds. If no other server is up, the first ``backup``
+    server that is up takes the connections.
     """
 
     def __init__(self, config: BackendConfig) -> None:
         self.config = config
-        self.servers = tuple(Server(server) for server in config.servers)
+        self.servers = tuple(BackendServer(server) for server in config.servers)
         self._by_endpoint = {server.endpoint: server for server in self.servers}
         self._choose = _CHOICES.get(config.balance) or _Random(config.random_draws)
 
@@ -83,35 +84,36 @@ class Backend(Servers):
     def closed(self, endpoint: Endpoint) -> None:
         self._by_endpoint[endpoint].connections -= 1
 
-    def _usable(self) -> Sequence[Server]:
+    def _usable(self) -> Sequence[BackendServer]:
         up = [server for server in self.servers if server.up and server.config.weight > 0]
         main = [server for server in up if not server.config.backup]
         return [server for server in main or up[:1] if not server.full]
 
 
-def _retry_at(server: Server) -> float:
+def _retry_at(server: BackendServer) -> float:
     return server.retry_at
 
 
-def _roundrobin(servers: Sequence[Server]) -> Server:
-    """In turn, smoothly by weight: each gains its weight, and who has most pays for all."""
+def _roundrobin(servers: Sequence[BackendServer]) -> BackendServer:
+    """Smooth weighted round-robin."""
+    # Each server gains its weight. The one with the most is chosen, and loses the sum of all.
     for server in servers:
-        server.turn += server.config.weight
-    chosen = max(servers, key=lambda server: server.turn)
-    chosen.turn -= sum(server.config.weight for server in servers)
+        server.current_weight += server.config.weight
+    chosen = max(servers, key=lambda server: server.current_weight)
+    chosen.current_weight -= sum(server.config.weight for server in servers)
     return chosen
 
 
-def _leastconn(servers: Sequence[Server]) -> Server:
+def _leastconn(servers: Sequence[BackendServer]) -> BackendServer:
     least = min(server.load for server in servers)
     return _roundrobin([server for server in servers if server.load == least])
 
 
-def _first(servers: Sequence[Server]) -> Server:
+def _first(servers: Sequence[BackendServer]) -> BackendServer:
     return servers[0]
 
 
-_CHOICES: dict[str, Callable[[Sequence[Server]], Server]] = {
+_CHOICES: dict[str, Callable[[Sequence[BackendServer]], BackendServer]] = {
     "roundrobin": _roundrobin,
     "leastconn": _leastconn,
     "first": _first,
@@ -119,22 +121,22 @@ _CHOICES: dict[str, Callable[[Sequence[Server]], Server]] = {
 
 
 class _Random:
-    """The least loaded of so many draws by weight."""
+    """Draws some servers by weight, and takes the least loaded."""
 
     def __init__(self, draws: int) -> None:
         self._draws = draws
 
-    def __call__(self, servers: Sequence[Server]) -> Server:
+    def __call__(self, servers: Sequence[BackendServer]) -> BackendServer:
         weights = [server.config.weight for server in servers]
         drawn = random.choices(servers, weights, k=self._draws)
         return min(drawn, key=lambda server: server.load)
 
 
 def of_addresses(name: str, addresses: str | Iterable[str]) -> BackendConfig:
-    """A backend of servers that are only addresses.
+    """A backend whose servers are given by their addresses.
 
     Raises:
-        ValueError: there is none, or one is neither HOST:PORT nor unix:PATH.
+        ValueError: there is no address, or one is neither HOST:PORT nor unix:PATH.
     """
     texts = [addresses] if isinstance(addresses, str) else list(addresses)
     if not texts:
@@ -145,10 +147,10 @@ def of_addresses(name: str, addresses: str | Iterable[str]) -> BackendConfig:
 
 
 def endpoint(config: ServerConfig) -> Endpoint:
-    """Where a server is.
+    """How to connect to a server.
 
     Raises:
-        OSError: a file of certificates can't be read (``ssl.SSLError`` where it has none).
+        OSError: a certificate file can't be read; ``ssl.SSLError`` if it has no certificate.
     """
     address = Address.parse(config.address).reachable
     return Endpoint(address, _tls(config) if config.ssl else None, config.sni)
@@ -156,7 +158,7 @@ def endpoint(config: ServerConfig) -> Endpoint:
 
 def _tls(config: ServerConfig) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=config.ca_file)
-    # As in HAProxy, a certificate is checked for a name only where `sni` or `verifyhost` say so.
+    # As in HAProxy, the name in a certificate is checked only if `sni` or `verifyhost` is given.
     context.check_hostname = config.verify and config.sni is not None
     if not config.verify:
         context.verify_mode = ssl.CERT_NONE

@@ -1,4 +1,4 @@
-"""`Engine`: streams whose events block, from any number of threads."""
+"""`Engine`: its events block, in any number of threads."""
 
 from __future__ import annotations
 
@@ -6,35 +6,36 @@ from typing import Any, Self
 
 from spop.client import Client
 from spop.constants import EngineStatus
-from spop.engine.balance import Server
-from spop.engine.core import EngineCore
+from spop.engine.balance import BackendServer
+from spop.engine.core import EngineCore, stream_of
 from spop.engine.filter import Processing, StreamContext
 from spop.engine.stream import Stream
 from spop.errors import SpopTimeoutError
 
 
 class BlockingStream(StreamContext):
-    """A stream of an `Engine`, for a ``with`` statement; one thread uses it at a time."""
+    """A stream of an `Engine`, for a ``with`` statement. One thread at a time may use it."""
 
     __slots__ = ()
     _engine: Engine
 
     def event(self, event: str) -> Processing | None:
-        """Have an event happen: send its messages, wait for the ACK, set variables.
+        """Process an event: send its messages, wait for the ACK, set variables.
 
         Returns:
-            What became of it, errors of agents included; None where nothing was sent: it has
-            no messages that apply, happened before, or the engine is disabled or held back.
+            The processing. Errors of agents are in its status. None if nothing was sent: no message
+            of the event applies, the event happened before, the engine is disabled for the
+            stream, or ``maxerrrate`` is reached.
 
         Raises:
             ValueError: there is no such event.
-            LocalProtocolError: the stream is beyond it, or the engine is closed.
+            LocalProtocolError: a later event of the stream has happened, or the engine is closed.
         """
         processing = self._begin_event(event)
         return None if processing is None else self._exchange(processing)
 
     def send_group(self, name: str) -> Processing | None:
-        """Send a group's messages now, as ``send-spoe-group`` does. Returns as `event` does.
+        """Send the messages of a group, as ``send-spoe-group`` does. Returns what `event` returns.
 
         Raises:
             ValueError: the configuration has no such group.
@@ -61,39 +62,35 @@ class BlockingStream(StreamContext):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """The stream is over."""
+        """End the stream."""
 
 
 class Engine(EngineCore):
-    """HAProxy's SPOE filter for threads; see `EngineCore` for the arguments.
+    """HAProxy's SPOE filter for threads. `EngineCore` documents the arguments.
 
-    It connects to agents when it must. Health checks begin with the first stream, or with a
-    ``with`` statement, which also closes the engine.
+    An engine connects to agents when it needs a connection. Health checks start with the first
+    stream or a ``with`` statement, which also closes the engine.
     """
 
     _face = Client
     _calls: Client
 
     def stream(self, stream: Stream | None = None, /, **fields: Any) -> BlockingStream:
-        """Begin a stream: with its data, or with what a `Stream` is made of.
+        """Begin a stream, from a `Stream` or from its fields.
 
         Raises:
-            TypeError: both were given, or there is no such field.
+            TypeError: both are given, or there is no such field.
         """
         if not self._started:
             self._start()
-        if stream is None:
-            stream = Stream(**fields)
-        elif fields:
-            raise TypeError("a Stream has its own fields: give either it or them")
-        return BlockingStream(self, self._filter, stream)
+        return BlockingStream(self, self._filter, stream_of(stream, fields))
 
     def close(self) -> None:
-        """Say DISCONNECT on all connections; what waits for an answer is interrupted."""
+        """Send DISCONNECT on all connections, and interrupt all processings."""
         self._close()
         self._calls.close()
 
-    def _server_changed(self, server: Server) -> None:
+    def _server_changed(self, server: BackendServer) -> None:
         self._calls.pump()
 
     def __enter__(self) -> Self:

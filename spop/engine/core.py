@@ -1,4 +1,4 @@
-"""What the blocking and the asyncio engine share: how one is made, and what it tells of itself."""
+"""What `Engine` and `AsyncEngine` share: construction, servers, traffic, log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from spop.client.face import Face
 from spop.constants import Capability
-from spop.engine.balance import Backend, Server, of_addresses
+from spop.engine.balance import Backend, BackendServer, of_addresses
 from spop.engine.config import (
     AgentConfig,
     BackendConfig,
@@ -26,11 +26,12 @@ from spop.engine.config import (
 from spop.engine.config.versions import Version
 from spop.engine.filter import Filter, Processing
 from spop.engine.health import Checks
-from spop.engine.log import NOTICE, EngineLog, Traffic, line
+from spop.engine.log import NOTICE, EngineLog, Traffic, log_line
+from spop.engine.stream import Stream
 from spop.values import VARIABLE
 
 Backends = Mapping[str, str | Iterable[str] | BackendConfig] | str | os.PathLike[str]
-"""By name: an address, several or a whole backend; or the path of a ``haproxy.cfg``."""
+"""Backends by name, each an address, several, or a `BackendConfig`; or a ``haproxy.cfg``'s path."""
 
 MAX_CONNECTIONS = 1000
 
@@ -38,23 +39,29 @@ _MENTIONED = re.compile(rf"\b{VARIABLE.pattern}", re.ASCII)
 
 
 class EngineCore(ABC):
-    """An engine: a scope of an SPOE file with the agents of its backend.
+    """An engine: one scope of an SPOE file, and the agents of its backend.
 
     Args:
-        config: what the SPOE file says; `from_file` reads it.
-        backends: what ``use-backend`` means.
+        config: the configuration of the SPOE file. `from_file` reads it.
+        backends: the backend that ``use-backend`` names.
         variables: whole names that rules outside of the SPOE file read, such as
-            ``"txn.waf.action"``. An agent may set those, and those that the SPOE file knows; what
-            else it sets is in `StreamContext.ignored`.
-        haproxy_version: behave as this HAProxy (``"2.6"``) where versions differ. Since 2.5
-            agents may set any variable but new ``proc`` ones; since 3.1 there are neither
-            fragments nor async exchanges, `maxconnrate` nor `maxerrrate`.
-        max_connections: to agents, at a time.
+            ``"txn.waf.action"``. An agent may set these, and those in the SPOE file. Other
+            variables that it sets are in `StreamContext.ignored`.
+        haproxy_version: the HAProxy to behave as (``"2.6"``), where versions differ. Since 2.5
+            agents may set any variable, except new ones of scope ``proc``. Since 3.1 there are no
+            fragments, no async exchanges, no `maxconnrate` and no `maxerrrate`.
+        max_connections: number of connections to agents at a time.
+
+    Attributes:
+        config: the configuration of the SPOE file.
+        engine_id: the engine-id in HELLO frames.
+        servers: the servers of the backend, in its order. Their `up` and `connections` change while
+            the engine runs.
 
     Raises:
         ConfigError: there is no such backend, or the ``haproxy.cfg`` can't be read.
-        ValueError: an address or the version makes no sense.
-        OSError: a server's certificates can't be read.
+        ValueError: an address or the version is invalid.
+        OSError: the certificate of a server can't be read.
     """
 
     _face: type[Face]
@@ -74,6 +81,7 @@ class EngineCore(ABC):
         if isinstance(backends, str | os.PathLike):
             variables = {*variables, *_variables_in(backends)}
         self.config = config
+        self.servers = backend.servers
         self.engine_id = str(uuid.uuid4())
         self._log = EngineLog(config)
         self._filter = Filter(config, variables, version, self._log.logger)
@@ -107,15 +115,15 @@ class EngineCore(ABC):
         haproxy_version: str | None = None,
         **settings: Any,
     ) -> Self:
-        """The engine that ``filter spoe engine SCOPE config PATH`` makes.
+        """The engine of ``filter spoe engine SCOPE config PATH``.
 
         Args:
-            scope: None is the anonymous scope, or the only one that the file has.
-            backends, haproxy_version, settings: those of the class.
+            scope: None is the anonymous scope, or the only scope of the file.
+            backends, haproxy_version, settings: the arguments of the class.
 
         Raises:
-            ConfigError: with file, line and column of all that is wrong.
-            ValueError, OSError: as the class does.
+            ConfigError: the file has errors. Each has its file, line and column.
+            ValueError, OSError: as the class.
         """
         if scope is None:
             found = scopes(path)
@@ -124,34 +132,35 @@ class EngineCore(ABC):
         return cls(config, backends, haproxy_version=haproxy_version, **settings)
 
     def let_set(self, variables: Iterable[str]) -> None:
-        """Let the agent set further variables: whole names, which rules read."""
+        """Permit the agent to set further variables, by their whole names."""
         self._filter.let_set(variables)
 
     @property
     def traffic(self) -> Traffic:
-        """Connections, messages on their way, and counts, as HAProxy's log lines show them."""
-        pool, spoe = self._calls.pool, self._filter
+        """Connections, waiting messages, and counts, as HAProxy's log lines show them."""
+        pool, counts = self._calls.pool, self._filter
         return Traffic(
             idles=pool.idle,
             applets=len(pool.links) + pool.openings,
             nb_sending=pool.queued,
             nb_waiting=pool.waiting,
-            nb_errors=spoe.nb_errors,
-            nb_processed=spoe.nb_processed,
+            nb_errors=counts.nb_errors,
+            nb_processed=counts.nb_processed,
         )
 
     def log_line(self, processing: Processing) -> str:
-        """HAProxy's line about what was processed."""
-        return line(self.config.name, processing, self.traffic, short=self._filter.rewritten)
+        """HAProxy's log line for a processing."""
+        return log_line(self.config.name, processing, self.traffic, short=self._filter.rewritten)
 
     def log(self, processing: Processing) -> None:
-        """Log what was processed, if anybody wants to know."""
+        """Log a processing, if a logger or target takes its level."""
         level = logging.WARNING if processing.status else NOTICE
         if self._log.wants(level):
             self._log.write(level, self.log_line(processing))
 
     def _start(self) -> None:
-        """Not before there is a stream: an engine may be made before a server forks its workers."""
+        # Threads begin with the first stream: an engine may be made before a server forks its
+        # workers.
         with self._starting:
             if not self._started:
                 self._checks.start()
@@ -162,11 +171,24 @@ class EngineCore(ABC):
         self._log.close()
 
     @abstractmethod
-    def _server_changed(self, server: Server) -> None: ...
+    def _server_changed(self, server: BackendServer) -> None: ...
+
+
+def stream_of(stream: Stream | None, fields: dict[str, Any]) -> Stream:
+    """The stream that is given, or one of these fields.
+
+    Raises:
+        TypeError: both are given, or there is no such field.
+    """
+    if stream is None:
+        return Stream(**fields)
+    if fields:
+        raise TypeError("a Stream has its own fields: give either it or them")
+    return stream
 
 
 def _backend(config: AgentConfig, backends: Backends) -> BackendConfig:
-    """The one that the agent uses."""
+    """The backend that the agent uses."""
     if isinstance(backends, str | os.PathLike):
         return backend_of(config, load_backends(backends, [config.backend]))
     try:
@@ -180,7 +202,8 @@ def _backend(config: AgentConfig, backends: Backends) -> BackendConfig:
 
 
 def _capabilities(config: AgentConfig, rewritten: bool) -> frozenset[str]:
-    """What HELLO announces. Fragments are the receiver's to announce, and ACKs have none."""
+    """The capabilities in HAPROXY-HELLO (section 3.2.1)."""
+    # A peer announces fragmentation if it takes fragments. An engine doesn't: an ACK has none.
     capabilities = set()
     if config.pipelining:
         capabilities.add(Capability.PIPELINING)
@@ -190,7 +213,7 @@ def _capabilities(config: AgentConfig, rewritten: bool) -> frozenset[str]:
 
 
 def _variables_in(path: str | os.PathLike[str]) -> set[str]:
-    """The variables that a ``haproxy.cfg`` mentions."""
+    """The variables in a ``haproxy.cfg``."""
     text = Path(path).read_text("utf-8", "surrogateescape")
     return {found[0] for found in _MENTIONED.finditer(text)}
 

@@ -1,7 +1,7 @@
-"""Health checks: a thread for each server that is checked takes it out and brings it back.
+"""Health checks of a backend's servers (``check`` in section 5.2 of HAProxy's manual).
 
-`Health` counts as HAProxy does; `probe` is one check, and `Checks` are the threads, which both
-the blocking and the asyncio engine use.
+`Health` counts the results, `probe` does one check, and `Checks` runs a thread for each server that
+is checked. Both engines use them.
 """
 
 from __future__ import annotations
@@ -13,35 +13,36 @@ from collections.abc import Callable
 
 from spop.client.dial import Endpoint, dial, greet
 from spop.connection import EngineConnection
-from spop.engine.balance import Backend, Server
-from spop.errors import SpopError
+from spop.engine.balance import Backend, BackendServer
+from spop.errors import SpopError, reason
 
 logger = logging.getLogger("spop.engine")
 
 
 class Health:
-    """Whether a server is up, by its checks.
+    """The health of a server, from the results of its checks.
 
-    One that is up goes down after `fall` failures in a row; one that is down comes up after
-    `rise` successes. At the beginning it is up, and the first failure takes it down.
+    It counts points, as HAProxy does: a success adds one, a failure takes one. `rise` points are
+    up. A change gives all points or takes them, so that the next change takes `fall` failures or
+    `rise` successes. A new server has `rise` points: it is up, and the first failure takes it down.
     """
 
     def __init__(self, rise: int, fall: int) -> None:
         self._rise = rise
-        self._most = rise + fall - 1
+        self._full = rise + fall - 1
         self._points = rise
 
     @property
     def up(self) -> bool:
         return self._points >= self._rise
 
-    def count(self, well: bool) -> bool:
+    def count(self, succeeded: bool) -> bool:
         """Count a check. Returns whether the server is up."""
         was_up = self.up
-        if well:
-            self._points = min(self._points + 1, self._most)
+        if succeeded:
+            self._points = min(self._points + 1, self._full)
             if self.up and not was_up:
-                self._points = self._most
+                self._points = self._full
         else:
             self._points = max(self._points - 1, 0)
             if not self.up:
@@ -50,10 +51,10 @@ class Health:
 
 
 def probe(endpoint: Endpoint, timeout: float, *, spop: bool) -> None:
-    """One check: connect and, for ``option spop-check``, exchange HELLO.
+    """Do one check: connect and, for ``option spop-check``, exchange HELLO.
 
     Raises:
-        OSError, ValueError, SpopError: the server is not well.
+        OSError, ValueError, SpopError: the server is not healthy.
     """
     with contextlib.closing(dial(endpoint, timeout)) as sock:
         if spop:
@@ -61,13 +62,13 @@ def probe(endpoint: Endpoint, timeout: float, *, spop: bool) -> None:
 
 
 class Checks:
-    """The checks of a backend, from `start` to `stop`.
+    """The threads that check the servers of a backend, from `start` to `stop`.
 
     Args:
-        changed: called in a thread of the checks when a server went down or came up.
+        changed: called in one of these threads when a server goes down or comes up.
     """
 
-    def __init__(self, backend: Backend, changed: Callable[[Server], object]) -> None:
+    def __init__(self, backend: Backend, changed: Callable[[BackendServer], object]) -> None:
         self._backend = backend
         self._changed = changed
         self._stopped = threading.Event()
@@ -84,16 +85,16 @@ class Checks:
             thread.start()
 
     def stop(self) -> None:
-        """End them; a check on its way is not waited for."""
+        """End the threads, without waiting for a check that is running."""
         self._stopped.set()
 
-    def _watch(self, server: Server) -> None:
+    def _watch(self, server: BackendServer) -> None:
         config = server.config
         health = Health(config.rise, config.fall)
         timeout = self._backend.config.check_timeout or config.inter
         while not self._stopped.is_set():
-            reason = self._check(server, timeout)
-            up = health.count(reason is None)
+            problem = self._check(server, timeout)
+            up = health.count(problem is None)
             if self._stopped.is_set():
                 return
             if up is not server.up:
@@ -102,14 +103,14 @@ class Checks:
                     logger.info("server %s/%s is up", self._backend.config.name, config.name)
                 else:
                     name = self._backend.config.name
-                    logger.warning("server %s/%s is down: %s", name, config.name, reason)
+                    logger.warning("server %s/%s is down: %s", name, config.name, problem)
                 self._changed(server)
             self._stopped.wait(config.inter)
 
-    def _check(self, server: Server, timeout: float) -> str | None:
-        """What is wrong; None where all is well."""
+    def _check(self, server: BackendServer, timeout: float) -> str | None:
+        """Why the server is not healthy; None if it is."""
         try:
             probe(server.endpoint, timeout, spop=self._backend.config.spop_check)
         except (OSError, ValueError, SpopError) as error:
-            return str(error) or type(error).__name__
+            return reason(error)
         return None

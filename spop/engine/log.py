@@ -1,6 +1,7 @@
-"""The engine's log: HAProxy's lines, to Python's `logging` and to the targets of the SPOE file.
+"""The log of an engine: HAProxy's lines, for Python's `logging` and the targets of the SPOE file.
 
-Lines of what went well have HAProxy's level NOTICE, which Python lacks and gets here as 25.
+Lines of successful processings have HAProxy's level NOTICE. Python has no such level: it is 25
+here.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ SYSLOG_PORT = 514
 
 
 class Traffic(NamedTuple):
-    """What the engine is doing, as its log lines and monitors show it.
+    """The activity of an engine, by the names of HAProxy's log lines (section 4).
 
     Attributes:
-        idles, applets: connections that could take a frame, and all.
-        nb_sending, nb_waiting: messages that wait for a connection, and for their ACK.
-        nb_errors, nb_processed: since the beginning.
+        idles: connections that can take a frame.
+        applets: connections.
+        nb_sending: processings that wait for a connection.
+        nb_waiting: processings that wait for their ACK.
+        nb_errors, nb_processed: failed processings, and all, since the beginning.
     """
 
     idles: int
@@ -48,8 +51,8 @@ class Traffic(NamedTuple):
     nb_processed: int
 
 
-def line(agent: str, processing: Processing, traffic: Traffic, *, short: bool = False) -> str:
-    """The line of HAProxy's log; the short form is that of 3.1 and later."""
+def log_line(agent: str, processing: Processing, traffic: Traffic, *, short: bool = False) -> str:
+    """HAProxy's log line for a processing. HAProxy 3.1 and later have the short form."""
     beginning = (
         f"SPOE: [{agent}] <{processing.label}> sid={processing.ids[0]} st={processing.status:d}"
     )
@@ -64,10 +67,10 @@ def line(agent: str, processing: Processing, traffic: Traffic, *, short: bool = 
 
 
 class EngineLog:
-    """Where the lines of one engine go.
+    """The targets of an engine's lines.
 
-    `logger` is ``spop.engine.NAME``, with the engine's name. The file's ``log`` lines are
-    served besides, but for ``log global``, which is for `logger` alone.
+    Lines go to `logger` and to the targets of the ``log`` lines in the SPOE file. ``log global``
+    means `logger` alone. Its name is ``spop.engine.NAME``, with the name of the engine.
     """
 
     def __init__(self, config: AgentConfig) -> None:
@@ -76,7 +79,7 @@ class EngineLog:
         self._targets = [_handler(target) for target in config.log_targets]
 
     def wants(self, level: int) -> bool:
-        """Whether anybody would see a line of this level."""
+        """Whether the logger or a target takes a line of this level."""
         if level == NOTICE and not self._normal:
             return False
         if self._targets and any(target.level <= level for target in self._targets):
@@ -109,23 +112,23 @@ def _handler(target: LogTarget) -> logging.Handler:
 
 
 class _Syslog(logging.handlers.SysLogHandler):
-    """A syslog server, which has NOTICE, and levels that a line may at most be given."""
+    """A syslog server. A line is sent with the level of the target at most."""
 
     def __init__(self, target: LogTarget) -> None:
-        self._most = _LEVELS[target.min_level]
+        self._most_severe = _LEVELS[target.min_level]
         facility = self.facility_names[target.facility]
         super().__init__(_address(target.address), facility)
 
     def mapPriority(self, levelName: str) -> str:
-        level = min(logging.getLevelNamesMapping()[levelName], self._most)
+        level = min(logging.getLevelNamesMapping()[levelName], self._most_severe)
         return _SEVERITIES[level]
 
     def createSocket(self) -> None:
-        with contextlib.suppress(OSError):  # It may be there when the next line is.
+        with contextlib.suppress(OSError):  # The next line tries again.
             super().createSocket()
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """A line that nobody takes is lost, as HAProxy's are."""
+        """A line that can't be sent is lost, as in HAProxy."""
 
 
 def _address(text: str) -> str | tuple[str, int]:

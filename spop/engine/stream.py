@@ -1,7 +1,7 @@
-"""What sample fetches read: the data of one stream, filled in by whoever runs the engine.
+"""The data of one stream, which sample fetches read. The caller of the engine fills it in.
 
-Plain data. Text is str as SPOP's STRING is decoded: UTF-8, with
-surrogateescape for what is none. What isn't known stays None, and fetches of it give NULL.
+This is plain data. Text is str, as decoded from SPOP's STRING: UTF-8 with surrogateescape. What is
+not known stays None, and a fetch of it gives NULL.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ from ipaddress import IPv4Address, IPv6Address
 
 from spop.engine.variables import Session, Variables
 
-Address = IPv4Address | IPv6Address
-Headers = list[tuple[str, str]]
+IPAddress = IPv4Address | IPv6Address
+HeaderFields = list[tuple[str, str]]
+"""Names and values of header fields, in the order of the message."""
 
-
-Indexed = tuple[Headers | None, int, dict[str, list[str]]]
-"""The list that was indexed, its length, and the values by name in lower case."""
+Indexed = tuple[HeaderFields | None, int, dict[str, list[str]]]
+"""The indexed list, its length, and the values by name in lower case."""
 
 
 @dataclass(slots=True)
 class Request:
-    """An HTTP request. ``uri`` is the request line's; ``body`` is as much as has arrived."""
+    """An HTTP request. ``uri`` is that of the request line, ``body`` what has arrived so far."""
 
     method: str = "GET"
     uri: str = "/"
     version: str = "1.1"
-    headers: Headers = field(default_factory=list)
+    headers: HeaderFields = field(default_factory=list)
     body: bytes = b""
     _indexed: Indexed = field(default=(None, 0, {}), init=False, repr=False, compare=False)
 
 
 @dataclass(slots=True)
 class Response:
-    """An HTTP response. ``body`` is as much as has arrived."""
+    """An HTTP response. ``body`` is what has arrived so far."""
 
     status: int = 200
     version: str = "1.1"
-    headers: Headers = field(default_factory=list)
+    headers: HeaderFields = field(default_factory=list)
     body: bytes = b""
     _indexed: Indexed = field(default=(None, 0, {}), init=False, repr=False, compare=False)
 
@@ -47,9 +47,10 @@ class Response:
 def header_fields(message: Request | Response, name: str) -> Sequence[str]:
     """The values of a message's header fields of this name, which is in lower case.
 
-    They are indexed when first asked for, and again when the list is another or has grown or
-    shrunk: one who changes a field in place should replace the list.
+    To change a field, replace the list: a change in place is not always seen.
     """
+    # A message is read by several fetches. The index is built at the first one, and again where
+    # the list is another or has another length.
     headers = message.headers
     indexed, count, index = message._indexed
     if indexed is not headers or count != len(headers):
@@ -62,7 +63,7 @@ def header_fields(message: Request | Response, name: str) -> Sequence[str]:
 
 @dataclass(slots=True)
 class Tls:
-    """The client's TLS session, in OpenSSL's names (``protocol`` is such as "TLSv1.3")."""
+    """The client's TLS session. Names are OpenSSL's; ``protocol`` is "TLSv1.3", for example."""
 
     protocol: str | None = None
     cipher: str | None = None
@@ -80,24 +81,24 @@ class Stream:
 
     Attributes:
         source, source_port: the client's address.
-        destination, destination_port: where the client connected to.
-        frontend, backend: the proxies' names.
-        response: None until there is one; from then on, ``hdr`` and the like read it.
-        variables: values by scope and name, such as ``"txn.user"``; made of any mapping.
+        destination, destination_port: the address that the client connected to.
+        frontend, backend: the names of the proxies.
+        response: None until there is one. ``hdr`` and fetches like it read it from then on.
+        variables: values by whole name, such as ``"txn.user"``. Any mapping becomes `Variables`.
         started: when the stream began, in seconds since 1970.
-        session: the client's connection, where streams share one.
+        session: the client's connection, which several streams may share.
     """
 
-    source: Address | None = None
+    source: IPAddress | None = None
     source_port: int = 0
-    destination: Address | None = None
+    destination: IPAddress | None = None
     destination_port: int = 0
     frontend: str | None = None
     backend: str | None = None
     request: Request | None = None
     response: Response | None = None
     tls: Tls | None = None
-    variables: Variables = None  # type: ignore[assignment]  # Set as soon as it is made.
+    variables: Variables = None  # type: ignore[assignment]  # Set in __post_init__.
     unique_id: str | None = None
     started: float = field(default_factory=time.time)
     session: Session | None = None

@@ -1,8 +1,8 @@
-"""Variables by scope, and how long each lives (section 2.8 of HAProxy's manual).
+"""The variables of a stream, and how long each lives (section 2.8 of HAProxy 3's manual).
 
-``proc`` ones live as long as the process, ``sess`` ones as long as the client's connection,
-``txn`` ones as long as the stream; ``req`` ones end where the response begins, and ``res`` ones
-begin there. Names are whole: ``"txn.user"``.
+Variables of scope ``proc`` live as long as the process. Those of ``sess`` live as long as the
+client's connection, those of ``txn`` as long as the stream. Those of ``req`` end where the response
+begins; those of ``res`` begin there. Names are whole, such as ``"txn.user"``.
 """
 
 from __future__ import annotations
@@ -12,35 +12,37 @@ from typing import Any
 
 from spop.values import SCOPES, DecodedValue
 
-Scope = dict[str, DecodedValue]
+Values = dict[str, DecodedValue]
+"""Variables by whole name."""
 
-PROCESS: Scope = {}
+PROCESS: Values = {}
 """The variables of scope ``proc``."""
 
-_NOTHING: Scope = {}
+_NOTHING: Values = {}
 
 
 class Session:
-    """What the streams of one client connection share: the variables of scope ``sess``."""
+    """A client's connection. Its streams share the variables of scope ``sess``."""
 
     __slots__ = ("variables",)
 
     def __init__(self) -> None:
-        self.variables: Scope = {}
+        self.variables: Values = {}
 
 
 class Variables(MutableMapping[str, DecodedValue]):
     """The variables that one stream sees.
 
     Args:
-        initial: set from the beginning.
-        session: the client connection's; by default one of its own.
+        initial: variables that are set from the beginning.
+        session: the client's connection; None is one that no other stream has.
 
     Attributes:
-        ignored: what agents set or removed and may not, with its value; None: nothing yet.
+        in_response: whether the response has begun.
+        ignored: variables that an agent set or removed without permission; None if there are none.
 
     Raises:
-        KeyError: where one is read that isn't set, or set whose scope does not exist or is over.
+        KeyError: a variable is read that is not set, or set in a scope that is unknown or over.
     """
 
     __slots__ = ("_session", "_stream", "ignored", "in_response")
@@ -48,22 +50,23 @@ class Variables(MutableMapping[str, DecodedValue]):
     def __init__(
         self, initial: Mapping[str, DecodedValue] | None = None, session: Session | None = None
     ) -> None:
-        self._stream: Scope = {}
-        self._session: Scope | None = None if session is None else session.variables
+        self._stream: Values = {}
+        self._session: Values | None = None if session is None else session.variables
         self.in_response = False
-        self.ignored: Scope | None = None
+        self.ignored: Values | None = None
         if initial:
             self.update(initial)
 
     def begin_response(self) -> None:
-        """The request is over: its variables go, and those of the response may come."""
+        """End scope ``req``, and begin scope ``res``."""
         if not self.in_response:
             self.in_response = True
             for name in [name for name in self._stream if name.startswith("req.")]:
                 del self._stream[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value, or `default` where the variable isn't set."""
+        """The value, or `default` where the variable is not set."""
+        # The first letter of a name tells its scope. To split the name would take a fifth longer.
         scope = self._stream
         if name[0] == "s":
             scope = self._session or _NOTHING
@@ -72,7 +75,7 @@ class Variables(MutableMapping[str, DecodedValue]):
         return scope.get(name, default)
 
     def set(self, name: str, value: DecodedValue) -> bool:
-        """Set one whose name is known to be good. False: its scope has not begun, or is over."""
+        """Set a variable whose name is valid. False if its scope has not begun or is over."""
         scope = self._scope(name)
         if scope is None:
             return False
@@ -80,13 +83,13 @@ class Variables(MutableMapping[str, DecodedValue]):
         return True
 
     def unset(self, name: str) -> None:
-        """Remove one where it is set."""
+        """Remove a variable, if it is set."""
         scope = self._scope(name)
         if scope is not None:
             scope.pop(name, None)
 
-    def _scope(self, name: str) -> Scope | None:
-        """Where the variable is, or would be."""
+    def _scope(self, name: str) -> Values | None:
+        """The variables of this one's scope; None if the scope has not begun or is over."""
         if name[0] == "s":
             if self._session is None:
                 self._session = {}
@@ -111,7 +114,7 @@ class Variables(MutableMapping[str, DecodedValue]):
         return name
 
     def ignore(self, name: str, value: DecodedValue) -> None:
-        """An agent set or removed one that it may not."""
+        """Note that an agent set or removed a variable without permission."""
         if self.ignored is None:
             self.ignored = {}
         self.ignored[name] = value

@@ -5,12 +5,12 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcmp
 
 from spop._codec cimport Reader, frame_length, read_varint
+from spop.errors import FragmentationError
 
 cdef enum:
     ACK_FRAME = 103
+    FIN = 1
     SUB = 5
-
-cdef Py_ssize_t ANY_SIZE = 1 << 32
 
 SUB_BITS = SUB
 
@@ -35,8 +35,8 @@ def bucket(int64_t nanoseconds):
 
 
 def take_acks(
-    buffer, Py_ssize_t end, int64_t first, int64_t[::1] sent, int64_t now,
-    int64_t[::1] histogram, bytes expected, list answered,
+    buffer, Py_ssize_t end, Py_ssize_t max_frame_size, int64_t first, int64_t[::1] sent,
+    int64_t now, int64_t[::1] histogram, bytes expected, list answered,
 ):
     """Take the ACK frames at the front of a buffer, as the twin describes it."""
     cdef Py_buffer view
@@ -54,9 +54,11 @@ def take_acks(
         data = <const unsigned char *>view.buf
         r.base = data
         while True:
-            length = frame_length(data, offset, end, ANY_SIZE)
+            length = frame_length(data, offset, end, max_frame_size)
             if length < 0 or data[offset + 4] != ACK_FRAME:
                 break
+            if not data[offset + 8] & FIN:
+                raise FragmentationError("an ACK may not be fragmented")
             r.offset = offset + 9
             offset += 4 + length
             r.end = offset

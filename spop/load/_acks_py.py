@@ -8,13 +8,12 @@ from __future__ import annotations
 from array import array
 
 from spop import _codec_py as codec
-from spop.constants import FrameType
+from spop.constants import FrameFlag, FrameType
+from spop.errors import FragmentationError
 from spop.values import Buffer
 
 SUB_BITS = 5
 """Each power of two of nanoseconds has so many bits of buckets."""
-
-ANY_SIZE = 2**32
 
 
 def bucket(nanoseconds: int) -> int:
@@ -28,6 +27,7 @@ def bucket(nanoseconds: int) -> int:
 def take_acks(
     buffer: Buffer,
     end: int,
+    max_frame_size: int,
     first: int,
     sent: array[int],
     now: int,
@@ -35,7 +35,7 @@ def take_acks(
     expected: bytes | None,
     answered: list[int],
 ) -> tuple[int, int, int]:
-    """Take the ACK frames at the front of a buffer.
+    """Take the ACK frames at the front of a buffer; their actions are not decoded.
 
     An ACK answers the NOTIFY whose stream-id is an index of `sent`, from `first` on, where the
     time stands at which it was sent; 0 where none waits. That time becomes 0, its distance from
@@ -48,13 +48,16 @@ def take_acks(
         How many bytes were taken, ACKs that nobody waits for, and ACKs that are not as expected.
 
     Raises:
-        ProtocolError: the bytes are no frame.
+        ProtocolError: the bytes are no frame, or an ACK that is not final. Those before it were
+            taken.
     """
     offset = strays = wrong = 0
     data = bytes(memoryview(buffer)[:end])
-    while (length := codec._whole_frame(data, offset, ANY_SIZE)) >= 0:
+    while (length := codec._whole_frame(data, offset, max_frame_size)) >= 0:
         if data[offset + 4] != FrameType.ACK:
             break
+        if not data[offset + 8] & FrameFlag.FIN:
+            raise FragmentationError("an ACK may not be fragmented")
         size = 4 + length
         stream_id, payload = _ids(data, offset + 9, offset + size)
         offset += size

@@ -22,10 +22,10 @@ from typing import Any
 
 from spop import codec
 from spop.address import Address
-from spop.client.dial import Endpoint, dial
-from spop.connection import Disconnect, EngineConnection
-from spop.constants import HAPROXY_FRAME_SIZE, Capability
-from spop.errors import DisconnectedError, ProtocolError, SpopTimeoutError
+from spop.client.dial import Endpoint, dial, greet
+from spop.connection import EngineConnection
+from spop.constants import HAPROXY_FRAME_SIZE, Capability, FrameType
+from spop.errors import ProtocolError
 from spop.frames import Message
 from spop.load.acks import take_acks
 from spop.load.histogram import Histogram
@@ -52,6 +52,8 @@ class Plan:
     Attributes:
         depth: NOTIFY frames that a connection may have in flight; 1 in ping-pong.
         duration: seconds to measure; `count`: frames to measure. One of the two.
+        timeout: seconds to wait for a connection, a HELLO or an ACK. With a count, the
+            generator ends when no ACK came for so long.
         rate: frames a second, None for as many as come back.
         expected: what each ACK's actions must be, None for anything.
         engine_id: that of all connections.
@@ -113,6 +115,7 @@ class _Connection:
         self.free: deque[int] = deque()
         self.unsent = b""
         self.held = b""
+        self.max_frame_size = 0
 
 
 class Generator:
@@ -156,16 +159,20 @@ class Generator:
             FrameTooBigError: the messages fit no frame and the agent takes no fragments.
         """
         try:
+            plan = self._plan
             for connection in self._connections:
-                self._open(connection)
+                self._open(connection, plan.timeout)
             self._begin()
-            self._loop(time.monotonic_ns() + int(self._plan.warm_up * 1e9), None, False)
+            if plan.warm_up:
+                self._loop(plan.warm_up, None, False)
             self._result = Result()
             started, cpu = time.monotonic(), time.process_time()
-            goal = None if self._plan.count is None else self._answered + self._plan.count
-            seconds = self._plan.duration if goal is None else 1e9
             before = self._answered
-            self._loop(time.monotonic_ns() + int((seconds or 0) * 1e9), goal, True)
+            if plan.count is None:
+                self._loop(plan.duration or 0.0, None, True)
+            else:
+                due = 0.0 if plan.rate is None else 1 / plan.rate
+                self._loop(plan.timeout + due, before + plan.count, True)
             result = self._result
             result.seconds = time.monotonic() - started
             result.cpu_seconds = time.process_time() - cpu
@@ -181,16 +188,16 @@ class Generator:
 
     # --- connections ---
 
-    def _open(self, connection: _Connection) -> None:
+    def _open(self, connection: _Connection, timeout: float) -> None:
         plan = self._plan
         protocol = EngineConnection(
             max_frame_size=plan.max_frame_size,
             capabilities=MODES[plan.mode],
             engine_id=plan.engine_id,
         )
-        sock = dial(Endpoint(plan.address), plan.timeout)
+        sock = dial(Endpoint(plan.address), timeout)
         try:
-            self._greet(sock, protocol)
+            greet(sock, protocol, timeout)
             for stream_id in range(connection.first, connection.last):
                 protocol.waiting.clear()
                 protocol.notify(stream_id, 1, plan.messages)
@@ -200,22 +207,14 @@ class Generator:
             raise
         sock.setblocking(False)
         connection.sock, connection.unsent, connection.held = sock, b"", b""
+        connection.max_frame_size = protocol.max_frame_size
+        if len(self._buffer) < 4 + protocol.max_frame_size:
+            self._buffer = bytearray(4 + protocol.max_frame_size)
         connection.free = deque(range(connection.first, connection.last))
         if not protocol.pipelined:
             connection.free = deque([connection.first])
         self._by_fd[sock.fileno()] = connection
         self._epoll.register(sock.fileno(), select.EPOLLIN)
-
-    def _greet(self, sock: socket.socket, protocol: EngineConnection) -> None:
-        sock.sendall(protocol.data_to_send())
-        while protocol.peer is None:
-            try:
-                data = sock.recv(65536)
-            except TimeoutError:
-                raise SpopTimeoutError(f"no AGENT-HELLO in {self._plan.timeout:g} s") from None
-            for event in protocol.receive_data(data) if data else protocol.receive_eof():
-                if isinstance(event, Disconnect):
-                    raise DisconnectedError(event.message, event.code)
 
     def _lose(self, connection: _Connection, kind: str) -> None:
         """A connection is gone with what it had in flight; it is opened again a little later."""
@@ -227,16 +226,21 @@ class Generator:
         self._result.errors[kind] += 1
         if self._plan.mode != "async":
             for stream_id in range(connection.first, connection.last):
-                self._result.errors["lost"] += bool(self._sent[stream_id])
-                self._sent[stream_id] = 0
+                if self._sent[stream_id]:
+                    self._result.errors["lost"] += 1
+                    self._sent[stream_id] = 0
         connection.free.clear()
         self._lost.append((time.monotonic() + RECONNECT, connection))
 
-    def _reopen(self) -> None:
+    def _reopen(self, end: int) -> None:
+        """Open lost connections again, one after the other; none waits beyond the end."""
         while self._lost and self._lost[0][0] <= time.monotonic():
+            left = (end - time.monotonic_ns()) / 1e9
+            if left <= 0:
+                return
             _, connection = self._lost.popleft()
             try:
-                self._open(connection)
+                self._open(connection, min(left, self._plan.timeout))
             except (OSError, ProtocolError):
                 self._result.errors["not connected"] += 1
                 self._lost.append((time.monotonic() + RECONNECT, connection))
@@ -253,12 +257,13 @@ class Generator:
         for connection in self._connections:
             self._fill(connection)
 
-    def _loop(self, end: int, goal: int | None, measuring: bool) -> None:
-        shown = 0
-        while True:
-            now = time.monotonic_ns()
-            if now >= end or (goal is not None and self._answered >= goal):
-                return
+    def _loop(self, seconds: float, goal: int | None, measuring: bool) -> None:
+        """Until so many seconds are over. With a goal: until so many frames are answered, or none
+        was for so many seconds."""
+        limit = int(seconds * 1e9)
+        shown, answered, now = 0, self._answered, time.monotonic_ns()
+        end = now + limit
+        while now < end and (goal is None or self._answered < goal):
             if now - shown > 200_000_000:
                 shown = now
                 self._progress(self._answered, measuring)
@@ -266,8 +271,11 @@ class Generator:
                 connection = self._by_fd.get(fd)
                 if connection is not None:
                     self._ready(connection, events)
-            if self._lost:
-                self._reopen()
+            now = time.monotonic_ns()
+            if goal is not None and self._answered > answered:
+                answered, end = self._answered, now + limit
+            if self._lost and now < end:
+                self._reopen(end)
 
     def _wait(self, now: int) -> list[tuple[int, int]]:
         if self._plan.rate is None:
@@ -280,7 +288,7 @@ class Generator:
         try:
             if events & select.EPOLLOUT:
                 self._send(connection, b"")
-            if events & ~select.EPOLLOUT:
+            if events & ~select.EPOLLOUT and connection.sock is not None:
                 self._receive(connection)
         except ProtocolError:
             self._lose(connection, "damaged")
@@ -300,18 +308,21 @@ class Generator:
             return
         end = held + size
         answered: list[int] = []
-        taken, strays, wrong = take_acks(
-            buffer, end, 1, self._sent, time.monotonic_ns(), self._result.histogram.counts,
-            self._expected, answered,
-        )  # fmt: skip
+        try:
+            taken, strays, wrong = take_acks(
+                buffer, end, connection.max_frame_size, 1, self._sent, time.monotonic_ns(),
+                self._result.histogram.counts, self._expected, answered,
+            )  # fmt: skip
+        finally:
+            self._answered += len(answered)
         connection.held = bytes(memoryview(buffer)[taken:end])
         if strays:
             self._result.errors["stray ACK"] += strays
         if wrong:
             self._result.errors["not as expected"] += wrong
-        self._answered += len(answered)
-        if len(connection.held) > 4 and connection.held[4] != 103:
-            self._lose(connection, "disconnected")
+        if len(connection.held) > 4 and (type_ := connection.held[4]) != FrameType.ACK:
+            goodbye = type_ == FrameType.AGENT_DISCONNECT
+            self._lose(connection, "disconnected" if goodbye else "damaged")
             return
         self._again(connection, answered)
 
@@ -374,14 +385,19 @@ class Generator:
             sent = connection.sock.send(data) if data else 0
         except BlockingIOError:
             sent = 0
+        except OSError:
+            self._lose(connection, "disconnected")
+            return
         connection.unsent = data[sent:]
         if bool(connection.unsent) != was_unsent:
             events = select.EPOLLIN | (select.EPOLLOUT if connection.unsent else 0)
             self._epoll.modify(connection.sock.fileno(), events)
 
     def _count_unanswered(self) -> None:
-        """What had been waiting for longer than the timeout."""
-        limit = time.monotonic_ns() - int(self._plan.timeout * 1e9)
-        late = sum(1 for at in self._sent if at and at < limit)
+        """What had been waiting for longer than the timeout; all, where nothing was answered."""
+        kind, limit = "timeout", time.monotonic_ns() - int(self._plan.timeout * 1e9)
+        if not self._result.frames:
+            kind, limit = "no ACK", time.monotonic_ns()
+        late = sum(1 for at in self._sent if 0 < at <= limit)
         if late:
-            self._result.errors["timeout"] += late
+            self._result.errors[kind] += late

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from spop.errors import SpopError
+from spop.errors import SpopError, reason
 from spop.load.generator import Generator, Plan, Result
 
 Progress = Callable[[int, bool], object]
@@ -75,8 +75,7 @@ def _generate(plan: Plan, pipe: multiprocessing.connection.Connection) -> None:
         told = Generator(plan, lambda *progress: pipe.send(progress)).run()
         pipe.send(told)
     except (OSError, SpopError) as error:
-        text = getattr(error, "strerror", None) or str(error)
-        pipe.send(LoadError(f"{plan.address}: {text}"))
+        pipe.send(LoadError(f"{plan.address}: {reason(error)}"))
 
 
 class _Watch:

@@ -115,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             from spop.server.metrics import exposition
         except ModuleNotFoundError:
-            message = "metrics need an extra: pip install 'spop[metrics]'\n"
+            message = "metrics need an extra: pip install 'haproxy-spop[metrics]'\n"
             self._answer(HTTPStatus.NOT_IMPLEMENTED, TEXT, message)
             return
         status = self.server.source.status(connections=False)

@@ -4,11 +4,8 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from spop.server.exchange import Exchange
-    from spop.server.loop import Connection, Loop
+from spop.server.exchange import Connection, Exchange, Host
 
 
 class Engines:
@@ -16,12 +13,12 @@ class Engines:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._connections: dict[str, dict[Connection, Loop]] = {}
+        self._connections: dict[str, dict[Connection, Host]] = {}
         self._orphans: dict[str, set[Exchange]] = {}
 
-    def add(self, engine_id: str, connection: Connection, loop: Loop) -> None:
+    def add(self, engine_id: str, connection: Connection, host: Host) -> None:
         with self._lock:
-            self._connections.setdefault(engine_id, {})[connection] = loop
+            self._connections.setdefault(engine_id, {})[connection] = host
 
     def remove(
         self, engine_id: str, connection: Connection, exchanges: set[Exchange]
@@ -43,10 +40,10 @@ class Engines:
                 self._connections.pop(engine_id, None)
             return orphans
 
-    def another(self, engine_id: str, exchange: Exchange) -> tuple[Loop, Connection] | None:
+    def another(self, engine_id: str, exchange: Exchange) -> tuple[Host, Connection] | None:
         """A connection for the ACK of an exchange whose own one is gone."""
         with self._lock:
             self._orphans.get(engine_id, set()).discard(exchange)
-            for connection, loop in self._connections.get(engine_id, {}).items():
-                return loop, connection
+            for connection, host in self._connections.get(engine_id, {}).items():
+                return host, connection
         return None

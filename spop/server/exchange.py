@@ -1,130 +1,296 @@
-"""A NOTIFY whose handlers run elsewhere: one call after the other, then its ACK.
+"""A connection, and an exchange: a NOTIFY whose handlers are not done when it was received.
 
-All of an exchange's state belongs to its loop's thread. A call that takes longer than its
-handler may is left behind: its result comes too late and is dropped.
+An exchange has its calls made one after the other and is answered with one ACK. All of its
+state belongs to the thread of its loop, of which it knows only what `Host` says. A call that
+takes longer than its handler may is left behind: its result comes too late and is dropped.
 """
 
 from __future__ import annotations
 
-from functools import partial
+import socket
+import time
+from collections.abc import Callable
 from time import perf_counter_ns
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-from spop.counters import Cell, RouteCell, observe
-from spop.dispatch import Call, Deferred, Running
+from spop.agent import Agent, HandlerInfo
+from spop.codec import encode_answer
+from spop.connection import AgentConnection
+from spop.counters import Cell, Cells, RouteCell, observe
+from spop.dispatch import ASYNC, INLINE, AsyncCall, Call, Deferred
 from spop.errors import HandlerError, SpopTimeoutError
-from spop.server.executor import Job, encode_results
+from spop.frames import Peer
+from spop.poller import READ
+from spop.port import FastPath
+from spop.server.timers import Timer
+from spop.server.tls import TLSSocket
 
-if TYPE_CHECKING:
-    from spop.agent import HandlerInfo
-    from spop.server.loop import Connection, Loop, Timer
 
+class Connection:
+    """A socket, its protocol, and what is still to be sent.
 
-class Exchange:
-    """Runs the calls of a `Deferred` in order and gives its loop the encoded actions."""
+    Attributes:
+        sock: a plain socket, or a `TLSSocket`, which then is `tls` too.
+        peer: what HELLO agreed on, until the end of the connection was reported.
+        events: what the poller waits for.
+        unsent: bytes that the socket did not take yet.
+        quiet: sweeps for idle connections since it last sent something.
+        exchanges: those that wait for handlers.
+        fast_path: answers what comes in, where it may.
+    """
 
     __slots__ = (
-        "_index", "_job", "_payload", "_since", "_timer", "connection", "deferred", "loop",
+        "events", "exchanges", "fast_path", "host", "opened", "peer", "protocol", "quiet",
+        "sock", "tls", "unsent",
     )  # fmt: skip
 
-    def __init__(self, loop: Loop, connection: Connection, deferred: Deferred) -> None:
-        self.connection = connection
-        self.deferred = deferred
-        self.loop = loop
-        self._payload = bytearray()
-        self._index = 0
-        self._job: Job | None = None
-        self._timer: Timer | None = None
-        self._since = 0
+    def __init__(
+        self, sock: socket.socket | TLSSocket, host: str | None, protocol: AgentConnection
+    ) -> None:
+        self.sock = sock
+        self.tls = sock if isinstance(sock, TLSSocket) else None
+        self.host = host
+        self.protocol = protocol
+        self.unsent: bytes | bytearray = b""
+        self.events = READ
+        self.peer: Peer | None = None
+        self.opened = time.time()
+        self.quiet = 0
+        self.exchanges: set[Exchange] = set()
+        self.fast_path: FastPath
 
-    def run(self) -> None:
-        """Go on until a call has to be waited for, or to the end."""
-        calls = self.deferred.calls
-        while self._index < len(calls):
-            call = calls[self._index]
-            self._since = perf_counter_ns()
-            if call.values is None:
-                self._payload += call.route.on_error
-            elif call.route.deferred:
-                if self._submit(call):
-                    return
-            else:
-                self._run_here(call)
-            self._index += 1
-        self.loop.answer(self, self._payload)
+    @property
+    def wants_write(self) -> bool:
+        """TLS has to write before it can go on."""
+        return self.tls is not None and self.tls.wants_write
+
+    @property
+    def has_pending(self) -> bool:
+        """TLS holds bytes that the socket's readiness does not show."""
+        return self.tls is not None and self.tls.pending() > 0
+
+    def describe(self) -> dict[str, Any]:
+        """What there is to see of it, as JSON can have it."""
+        protocol, peer = self.protocol, self.protocol.peer
+        return {
+            "address": protocol.address,
+            "opened": round(self.opened, 3),
+            "state": protocol.state.name,
+            "version": peer.version if peer else None,
+            "software": peer.software if peer else None,
+            "capabilities": sorted(peer.capabilities) if peer else [],
+            "max_frame_size": protocol.max_frame_size,
+            "engine_id": peer.engine_id if peer else None,
+            "in_flight": protocol.in_flight,
+            "unsent": len(self.unsent),
+            "tls": self.tls is not None,
+        }
+
+
+class Host(Protocol):
+    """What an exchange needs of its loop."""
+
+    agent: Agent
+    cells: Cells
+
+    def call_soon(self, call: Callable[[], object]) -> None:
+        """Have `call` run in the loop's thread. Any thread may call this."""
+
+    def call_later(self, delay: float, call: Callable[[], object]) -> Timer: ...
+
+    def submit(self, exchange: Exchange, call: Call) -> None:
+        """Have a call made soon. Raises a HandlerError if too many wait already."""
+
+    def job_done(
+        self, exchange: Exchange, call: Call, returned: Any, error: BaseException | None
+    ) -> None:
+        """A submitted call has ended. Any thread may call this."""
+
+    def begin(self, exchange: Exchange, call: Call) -> AsyncCall:
+        """Make a call of an asynchronous handler, in a task. Raises as `submit` does."""
+
+    def launch(self, exchange: Exchange, call: Call) -> None:
+        """The turn of an asynchronous call has come that had to wait for it. Any thread may
+        call this."""
+
+    def waits(self, begun: AsyncCall, name: str) -> None:
+        """A task of the handler of message `name` goes on after this round."""
+
+    def task_ended(self, begun: AsyncCall) -> None:
+        """Such a task has ended, wanted or not."""
+
+    def answer(self, exchange: Exchange) -> None:
+        """Send the ACK."""
+
+    def answer_for_another(self, connection: Connection, exchange: Exchange) -> None:
+        """Send the ACK of an exchange whose own connection is gone."""
+
+
+class Exchange(Deferred):
+    """Has the calls of a NOTIFY made in order."""
+
+    __slots__ = ("_began", "_handler", "_index", "_timer", "_waiting", "connection", "host")
+
+    connection: Connection
+    host: Host
+
+    def start(self, host: Host, connection: Connection) -> None:
+        """Begin, in the loop that received the NOTIFY."""
+        self.host = host
+        self.connection = connection
+        self._index = 0
+        self._timer: Timer | None = None
+        self._waiting: Call | AsyncCall | None = None
+        self._began = perf_counter_ns()
+        begun = self.calls[0].begun
+        if begun is None:
+            self._go_on()
+        else:
+            self._wait_for(begun)
+
+    def is_waiting_for(self, call: Call) -> bool:
+        """The call's result is still wanted. Any thread may ask."""
+        return self._waiting is call
 
     def cancel(self) -> None:
         """Nobody is left to answer: end what runs, drop what comes of it."""
-        if self._job is not None:
-            self._job.cancel()
-            self._forget_job()
-            self.loop.cells[Cell.ACKS_DROPPED] += 1
+        if self._waiting is not None:
+            self._leave_behind()
+            self.host.cells[Cell.ACKS_DROPPED] += 1
 
-    def _submit(self, call: Call) -> bool:
-        handler = self.loop.agent.handlers[call.route.name]
-        deferred = self.deferred
-        peer = self.connection.protocol.peer
-        running = partial(Running, handler.name, deferred.stream_id, deferred.frame_id, peer)
-        job = Job(call, running, self._done)
-        try:
-            self.loop.submit(job)
-        except HandlerError as error:
-            self._fail(call, error)
-            return False
-        self._job = job
-        if handler.timeout is not None:
-            late = partial(self._timed_out, job, handler)
-            self._timer = self.loop.call_later(handler.timeout, late)
-        return True
+    def launch(self, call: Call) -> bool:
+        """The turn of an asynchronous call has come. Returns whether its task goes on."""
+        self._began = perf_counter_ns()
+        goes_on = self._begin(call)
+        if not goes_on:
+            self._go_on()
+        return goes_on
+
+    def take_result(self, call: Call, returned: Any, error: BaseException | None) -> None:
+        """A call that was submitted has ended."""
+        if self._waiting is call:
+            self._ended(call, returned, error)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Make calls until one has to be waited for, or to the end."""
+        calls = self.calls
+        while self._index < len(calls):
+            call = calls[self._index]
+            self._began = perf_counter_ns()
+            if call.values is None:
+                self.actions += call.route.on_error
+                self._index += 1
+            elif call.route.kind == INLINE:
+                self._run_here(call)
+            elif call.route.kind == ASYNC:
+                self._begin(call)
+            else:
+                self._submit(call)
+            if self._waiting is not None:
+                return
+        self.host.answer(self)
 
     def _run_here(self, call: Call) -> None:
         try:
-            encode_results(call, call.run(), self._payload)
+            returned = call.run()
         except BaseException as error:  # As in `Dispatcher`, of which this is the other half.
-            self._fail(call, error)
-        self._observe(call)
-
-    def _done(self, job: Job, payload: bytearray, error: BaseException | None) -> None:
-        """Called by the executor, in another thread."""
-        self.loop.call_soon(partial(self._finished, job, payload, error))
-
-    def _finished(self, job: Job, payload: bytearray, error: BaseException | None) -> None:
-        if job is not self._job:
-            return
-        self._forget_job()
-        self._observe(job.call)
-        if error is None:
-            self._payload += payload
+            self._ended(call, None, error)
         else:
-            self._fail(job.call, error)
-        self._go_on()
+            self._ended(call, returned, None)
 
-    def _timed_out(self, job: Job, handler: HandlerInfo) -> None:
-        if job is not self._job:
+    def _submit(self, call: Call) -> None:
+        self._waiting = call
+        try:
+            self.host.submit(self, call)
+        except HandlerError as error:
+            self._ended(call, None, error)
             return
-        job.cancel()
-        self._forget_job()
-        self.loop.cells[job.call.route.base + RouteCell.TIMEOUTS] += 1
-        self._observe(job.call)
-        error = SpopTimeoutError(f"no result in {handler.timeout:g} s")
-        self.loop.agent.failed(handler.name, error)
-        self._payload += handler.on_timeout
-        self._go_on()
+        self._set_timer(call)
 
-    def _go_on(self) -> None:
+    def _begin(self, call: Call) -> bool:
+        """Begin an asynchronous call. Returns whether its task goes on."""
+        self._waiting = call
+        try:
+            begun = self.host.begin(self, call)
+        except BaseException as error:
+            self._ended(call, None, error)
+            return False
+        if begun.done:
+            self._ended(call, begun.value, begun.error)
+            return False
+        self._wait_for(begun)
+        return True
+
+    def _wait_for(self, begun: AsyncCall) -> None:
+        call = self.calls[self._index]
+        self._waiting = begun
+        begun.finished = self._finished
+        self.host.waits(begun, call.route.name)
+        if self._timer is None:
+            self._set_timer(call)
+
+    def _set_timer(self, call: Call) -> None:
+        handler = self.host.agent.handlers[call.route.name]
+        if handler.timeout is not None:
+            self._timer = self.host.call_later(handler.timeout, self._time_out)
+
+    def _finished(self, begun: AsyncCall) -> None:
+        """A task has ended, in the step that is just being run."""
+        self.host.task_ended(begun)
+        begun.finished = None  # It knows us and we know it, which no cycle is to keep.
+        if begun is self._waiting:
+            self._ended(self.calls[self._index], begun.value, begun.error)
+            self._go_on()
+
+    def _ended(self, call: Call, returned: Any, error: BaseException | None) -> None:
+        """Add what the handler answers, and be ready for the next call."""
+        self._stop_waiting()
+        if error is not None:
+            self._fail(call, error)
+        else:
+            try:
+                self.actions += _encoded(call, returned)
+            except BaseException as failure:
+                self._fail(call, failure)
         self._index += 1
-        self.run()
+        observe(self.host.cells, call.route.base, perf_counter_ns() - self._began)
 
     def _fail(self, call: Call, error: BaseException) -> None:
-        self.loop.cells[call.route.base + RouteCell.ERRORS] += 1
-        self.loop.agent.failed(call.route.name, error)
-        self._payload += call.route.on_error
+        self.host.cells[call.route.base + RouteCell.ERRORS] += 1
+        self.host.agent.failed(call.route.name, error)
+        self.actions += call.route.on_error
 
-    def _observe(self, call: Call) -> None:
-        observe(self.loop.cells, call.route.base, perf_counter_ns() - self._since)
+    def _time_out(self) -> None:
+        call = self.calls[self._index]
+        handler: HandlerInfo = self.host.agent.handlers[call.route.name]
+        self._timer = None
+        self._leave_behind()
+        self.host.cells[call.route.base + RouteCell.TIMEOUTS] += 1
+        observe(self.host.cells, call.route.base, perf_counter_ns() - self._began)
+        self.host.agent.failed(
+            handler.name, SpopTimeoutError(f"no result in {handler.timeout:g} s")
+        )
+        self.actions += handler.on_timeout
+        self._index += 1
+        self._go_on()
 
-    def _forget_job(self) -> None:
-        self._job = None
+    def _leave_behind(self) -> None:
+        waiting = self._waiting
+        self._stop_waiting()
+        if isinstance(waiting, AsyncCall):
+            waiting.task.cancel()
+
+    def _stop_waiting(self) -> None:
+        self._waiting = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _encoded(call: Call, returned: Any) -> bytes | bytearray:
+    """A handler's actions: what it put into its `Ack`, if it took one, and what it returned."""
+    actions = bytearray()
+    for result in call.results(returned):
+        encode_answer(result, actions)
+    return actions

@@ -18,9 +18,11 @@ class LoggedConnection(AgentConnection):
 
     def receive_data(self, data: Buffer, end: int | None = None) -> list[AgentEvent]:
         received = bytes(data) if end is None else bytes(memoryview(data)[:end])
+        # Before it is logged, as HELLO shows how flags are written.
+        events = super().receive_data(data, end)
         partial: bytes = getattr(self, "_partial", b"") + received
         self._partial = partial[self._log("from", partial) :]
-        return super().receive_data(data, end)
+        return events
 
     def data_to_send(self) -> bytes | bytearray:
         data = super().data_to_send()
@@ -31,11 +33,11 @@ class LoggedConnection(AgentConnection):
     def _log(self, direction: str, data: Buffer) -> int:
         """Log the frames at the front of `data`; returns how many bytes they were."""
         try:
-            # A HELLO says which order its flags are in; they are of no interest here.
             frames, consumed = codec.decode_frames(
                 data,
                 max_frame_size=max(self.max_frame_size, len(data)),
                 little_endian=self.intake.little_endian,
+                whole=self.intake.whole,
             )
         except ProtocolError as error:
             logger.info("%s %s: damaged frame: %s", direction, self.address, error)

@@ -10,6 +10,7 @@ import socket
 import stat
 
 from spop.address import Address
+from spop.errors import reason
 from spop.server.options import Options
 
 BACKLOG = 1024
@@ -51,8 +52,7 @@ def listen(address: Address) -> socket.socket:
     try:
         listener = _listen_unix(address.path) if address.path is not None else _listen_tcp(address)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(error.errno, f"cannot listen on {address}: {reason}") from None
+        raise OSError(error.errno, f"cannot listen on {address}: {reason(error)}") from None
     listener.setblocking(False)
     return listener
 

@@ -1,19 +1,17 @@
 """A selector loop: one thread that moves bytes between its sockets and their connections.
 
 For whatever has arrived on a socket it does one recv, one pass through the protocol and one
-send, however many frames that was. All of its state belongs to its thread; other threads
-reach it through `call_soon`.
+send, however many frames that was. It goes round after round, each a wait for sockets and what
+came of it, in a thread of its own, or inside of an event loop of asyncio, where handlers need
+one. All of its state belongs to that thread; others reach it through `call_soon`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import heapq
-import itertools
 import socket
 import ssl
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -21,40 +19,33 @@ from typing import Any, Protocol
 
 from spop.agent import Agent
 from spop.connection import AgentConnection, AgentEvent, Disconnect, Hello, State
-from spop.constants import Status
-from spop.context import set_source
-from spop.counters import Cell, Cells, status_cell
-from spop.dispatch import Deferred
-from spop.errors import FrameTooBigError, LocalProtocolError, ProtocolError
-from spop.frames import Frame, Notify, Peer
+from spop.context import set_running
+from spop.counters import Cell, Cells
+from spop.dispatch import RUNNING, AsyncCall, Call, Deferred, Running
+from spop.errors import FrameTooBigError, HandlerError, LocalProtocolError, ProtocolError
+from spop.frames import Frame, Peer
 from spop.logs import SafeLogger
 from spop.poller import READ, WRITE, new_poller
 from spop.port import FastPath, FastPaths
 from spop.server.admission import Admission
 from spop.server.engines import Engines
-from spop.server.exchange import Exchange
-from spop.server.executor import Executor, Job
+from spop.server.exchange import Connection, Exchange
+from spop.server.executor import Executor
 from spop.server.frame_log import LoggedConnection
+from spop.server.leaving import GiveAway, Leaving
 from spop.server.listeners import peer_host, peer_name
 from spop.server.options import Options
+from spop.server.timers import Timer, Timers
 from spop.server.tls import TLSSocket
 
 logger = SafeLogger("spop.server")
 
 RECV_SIZE = 256 * 1024
-LINGER = 2.0
-"""Seconds that a peer has to read our last words and close."""
-QUIET = 0.2
-"""Seconds that a connection may stay open for its next ACK to carry our goodbye."""
-SWEEPS = 4
-"""How often a loop looks for idle connections within the idle timeout."""
-
-GiveAway = Callable[[socket.socket, dict[str, Any]], object]
-"""Takes a connection at rest, its socket and what was negotiated, for another process."""
-
 
 HandOut = Callable[[socket.socket], bool]
 """Accepts a connection of a listener. False: not now."""
+
+Result = tuple[Exchange, Call, Any, BaseException | None]
 
 
 class Shared(Protocol):
@@ -70,94 +61,26 @@ class Shared(Protocol):
     def thread_died(self, error: BaseException) -> None: ...
 
 
-class Connection:
-    """A socket, its protocol, and what is still to be sent.
-
-    Attributes:
-        fast_path: answers what comes in, where it may.
-        quiet: sweeps for idle connections since it last sent something.
-        exchanges: NOTIFY frames whose handlers run elsewhere; None where there are none.
-    """
-
-    __slots__ = (
-        "events", "exchanges", "fast_path", "host", "opened", "peer", "protocol", "quiet",
-        "sock", "unsent",
-    )  # fmt: skip
-
-    def __init__(
-        self, sock: socket.socket | TLSSocket, host: str | None, protocol: AgentConnection
-    ) -> None:
-        self.sock = sock
-        self.host = host
-        self.protocol = protocol
-        self.unsent: bytes | bytearray = b""
-        self.events = READ
-        self.peer: Peer | None = None
-        self.opened = time.time()
-        self.quiet = 0
-        self.exchanges: set[Exchange] | None = None
-        self.fast_path: FastPath
-
-
-class Timer:
-    """A call that was ordered for later and can be cancelled."""
-
-    __slots__ = ("call",)
-
-    def __init__(self, call: Callable[[], object]) -> None:
-        self.call: Callable[[], object] | None = call
-
-    def cancel(self) -> None:
-        self.call = None
-
-
-class Deadlines:
-    """Connections that have so many seconds for something, in the order of their ends."""
-
-    def __init__(self, loop: Loop, seconds: float, expired: Callable[[Connection], object]) -> None:
-        self._loop = loop
-        self._seconds = seconds
-        self._expired = expired
-        self._ends: dict[Connection, float] = {}
-        self._timed = False
-
-    def add(self, connection: Connection) -> None:
-        """Its time begins now."""
-        self._ends[connection] = time.monotonic() + self._seconds
-        self._order_call(self._seconds)
-
-    def discard(self, connection: Connection) -> None:
-        """It has done it, or is gone."""
-        self._ends.pop(connection, None)
-
-    def _order_call(self, delay: float) -> None:
-        if not self._timed:
-            self._timed = True
-            self._loop.call_later(delay, self._end)
-
-    def _end(self) -> None:
-        self._timed = False
-        now = time.monotonic()
-        for connection, end in list(self._ends.items()):
-            if end > now:
-                self._order_call(end - now)
-                return
-            del self._ends[connection]
-            self._expired(connection)
-
-
 class Loop:
-    """Serves the connections that are given to it, in a thread of its own.
+    """Serves the connections that are given to it.
 
     Args:
         cells: the row in which it counts.
+        name: of its thread.
+
+    Attributes:
+        connections: those that it serves.
+        thread: runs it, once it was started.
     """
 
     def __init__(self, shared: Shared, cells: Cells, name: str) -> None:
         self.agent = shared.agent
-        self.executor = shared.executor
+        self.options = options = shared.options
         self.cells = cells
-        self._options = options = shared.options
+        self.poller = new_poller(cells)
+        self.timers = Timers(self._call)
+        self.connections: set[Connection] = set()
+        self._executor = shared.executor
         self._engines = shared.engines
         self._admission = shared.admission
         self._tls = shared.tls
@@ -168,23 +91,18 @@ class Loop:
             max_answer_size=options.max_unsent,
             max_messages=options.max_messages,
             max_arguments=options.max_arguments,
+            deferred=Exchange,
         )
-        self._fast_paths = FastPaths(self._dispatcher, self._buffer, self._ready, self._go_on)
-        self._poller = new_poller(cells)
-        self._connections: set[Connection] = set()
+        self._fast_paths = FastPaths(self._dispatcher, self._buffer, self.see_to, self._go_on)
+        self._leaving = Leaving(self)
         self._acknowledged: dict[Connection, None] = {}
         self._calls: deque[Callable[[], object]] = deque()
+        self._results: deque[Result] = deque()
         self._woken = False
-        self._timers: list[tuple[float, int, Timer]] = []
-        self._timer_ids = itertools.count()
-        self._handshakes = Deadlines(self, options.handshake_timeout, self._end_handshake)
-        self._lingering = Deadlines(self, LINGER, self._remove)
-        self._sweeping = False
         self._submitted = False
+        self._start: Callable[[AsyncCall], Any] | None = None
+        self._tasks: dict[AsyncCall, str] = {}
         self._running = True
-        self._draining = False
-        self._give_away: GiveAway | None = None
-        self._leaving = False
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     # --- from any thread ---
@@ -192,7 +110,7 @@ class Loop:
     @property
     def load(self) -> int:
         """How many connections it has."""
-        return len(self._connections)
+        return len(self.connections)
 
     @property
     def alive(self) -> bool:
@@ -202,20 +120,29 @@ class Loop:
     def call_soon(self, call: Callable[[], object]) -> None:
         """Have `call` run in the loop's thread."""
         self._calls.append(call)
-        if not self._woken:
-            self._woken = True
-            self._poller.wake()
+        self._wake()
+
+    def job_done(
+        self, exchange: Exchange, call: Call, returned: Any, error: BaseException | None
+    ) -> None:
+        """A call that the executor made has ended."""
+        self._results.append((exchange, call, returned, error))
+        self._wake()
+
+    def launch(self, exchange: Exchange, call: Call) -> None:
+        """The turn of an asynchronous call has come that had to wait for it."""
+        self.call_soon(partial(self._launch, exchange, call))
 
     def start(self) -> None:
         self.thread.start()
 
     def drain(self, timeout: float) -> None:
         """End: answer the frames in hand, say DISCONNECT, and leave after `timeout` at most."""
-        self.call_soon(partial(self._drain, timeout))
+        self.call_soon(partial(self._leaving.drain, timeout))
 
     def hand_over(self, give_away: GiveAway, timeout: float) -> None:
         """End: give each connection away once it is at rest, and leave as `drain` does."""
-        self.call_soon(partial(self._hand_over, give_away, timeout))
+        self.call_soon(partial(self._leaving.hand_over, give_away, timeout))
 
     def describe(self, timeout: float = 1.0) -> list[dict[str, Any]]:
         """Its connections, for people; none if it does not answer in `timeout` seconds."""
@@ -223,35 +150,117 @@ class Loop:
         answered = threading.Event()
 
         def describe() -> None:
-            found.extend(_description(connection) for connection in self._connections)
+            found.extend(connection.describe() for connection in self.connections)
             answered.set()
 
         self.call_soon(describe)
         return found if answered.wait(timeout) else []
 
-    # --- in the loop's thread ---
+    def _wake(self) -> None:
+        if not self._woken:
+            self._woken = True
+            self.poller.wake()
+
+    # --- rounds ---
+
+    def _run(self) -> None:
+        set_running(self.running_message)
+        try:
+            if any(handler.asynchronous for handler in self.agent.handlers.values()):
+                from spop.server import event_loop
+
+                event_loop.serve(self)
+            else:
+                while self._running:
+                    self.round(None)
+        except BaseException as error:
+            self._running = False
+            self._died(error)
+        finally:
+            self.close()
+
+    def running_message(self) -> Running | None:
+        """The message whose inline handler runs now."""
+        return self._dispatcher.running
+
+    def round(self, timeout: float | None) -> None:
+        """Send the ACKs there are, wait `timeout` seconds for sockets, and see to what came."""
+        if self._acknowledged:
+            self._send_acks()
+        self._wake_pool()
+        self.poller.run(self.longest_wait(timeout))
+        self._wake_pool()
+        if self._woken:
+            self._woken = False
+            self._take_results()
+            self._run_calls()
+        self.timers.run_due()
+
+    def _wake_pool(self) -> None:
+        """Once for all calls that were submitted since the last time."""
+        if self._submitted:
+            self._submitted = False
+            self._executor.wake()
+
+    def longest_wait(self, timeout: float | None = None) -> float | None:
+        """Seconds that it may wait for sockets, at most `timeout`; None: for ever."""
+        if self._woken or self._acknowledged:
+            return 0.0
+        wait = self.timers.wait()
+        if wait is None or timeout is None:
+            return wait if timeout is None else timeout
+        return min(wait, timeout)
+
+    def end(self) -> None:
+        """Run no further round."""
+        self._running = False
+
+    def close(self) -> None:
+        """End what is left, when there are no further rounds."""
+        self._send_acks()
+        self._leaving.end_all(self.connections)
+        self.poller.close()
 
     def call_later(self, delay: float, call: Callable[[], object]) -> Timer:
-        """Have `call` run in so many seconds."""
-        timer = Timer(call)
-        entry = (time.monotonic() + delay, next(self._timer_ids), timer)
-        heapq.heappush(self._timers, entry)
-        return timer
+        """Have `call` run in `delay` seconds."""
+        return self.timers.call_later(delay, call)
+
+    def _take_results(self) -> None:
+        for _ in range(len(self._results)):
+            exchange, call, returned, error = self._results.popleft()
+            self._guarded(exchange.connection, exchange.take_result, call, returned, error)
+
+    def _run_calls(self) -> None:
+        for _ in range(len(self._calls)):
+            self._call(self._calls.popleft())
+
+    def _call(self, call: Callable[[], object]) -> None:
+        try:
+            call()
+        except Exception as error:
+            logger.failure(error, "call in the loop failed")
+
+    def _guarded(self, connection: Connection, call: Callable[..., object], *args: object) -> None:
+        """What goes wrong with a connection ends that one."""
+        try:
+            call(*args)
+        except Exception as error:
+            self._leaving.fail(connection, error)
+
+    # --- new connections ---
 
     def add(self, sock: socket.socket, sockaddr: Any) -> None:
         """Begin to serve an accepted and admitted connection."""
         connection = self._new_connection(
             sock, peer_host(sock, sockaddr), peer_name(sock, sockaddr), self._tls
         )
-        self._handshakes.add(connection)
+        self._leaving.expect_hello(connection)
 
     def adopt(self, sock: socket.socket, host: str | None, negotiated: dict[str, Any]) -> None:
         """Serve a connection that another process gave away."""
         connection = self._new_connection(sock, host, negotiated["address"], None)
-        try:
-            self._greeted(connection, connection.protocol.resume_from(negotiated))
-        except Exception as error:
-            self._failed(connection, error)
+        peer = connection.protocol.resume_from(negotiated)
+        self._guarded(connection, self._greeted, connection, peer)
 
     def _new_connection(
         self,
@@ -269,17 +278,17 @@ class Loop:
         protocol, fd = connection.protocol, served.fileno()
         connection.fast_path = FastPath(self._fast_paths, protocol.intake, fd, connection)
         # TLS is Python's, and a connection that logs its frames has to see them.
-        connection.fast_path.enabled = served is sock and type(protocol) is AgentConnection
-        self._poller.register(fd, READ, connection.fast_path)
-        self._connections.add(connection)
+        connection.fast_path.enabled = (
+            connection.tls is None and type(protocol) is AgentConnection and not self._leaving.begun
+        )
+        self.poller.register(fd, READ, connection.fast_path)
+        self.connections.add(connection)
         self.cells[Cell.CONNECTIONS_OPENED] += 1
-        if not self._sweeping and self._options.idle_timeout:
-            self._sweeping = True
-            self.call_later(self._options.idle_timeout / SWEEPS, self._sweep)
+        self._leaving.watch_idle()
         return connection
 
     def _new_protocol(self, address: str) -> AgentConnection:
-        agent, options = self.agent, self._options
+        agent, options = self.agent, self.options
         new = LoggedConnection if options.log_frames else AgentConnection
         return new(
             max_frame_size=options.max_frame_size or agent.max_frame_size,
@@ -289,39 +298,27 @@ class Loop:
             address=address,
         )
 
-    def _run(self) -> None:
-        try:
-            self._serve()
-        except BaseException as error:
-            self._running = False
-            self._died(error)
-        finally:
-            self._close()
+    def forget(self, connection: Connection) -> None:
+        """Have no more to do with a connection; its socket stays as it is."""
+        self.connections.remove(connection)
+        self._admission.release(connection.host)
+        self.cells[Cell.CONNECTIONS_CLOSED] += 1
+        if connection.events:
+            self.poller.unregister(connection.sock.fileno())
+        connection.fast_path.close()  # It may have MBs, which no cycle is to keep.
+        self._orphan_exchanges(connection)
 
-    def _serve(self) -> None:
-        set_source(lambda: self._dispatcher.running)
-        run, wait = self._poller.run, 0.0 if self._timers else None
-        while self._running:
-            # One thing between two looks at the sockets, as it may take longer than many frames.
-            calls = len(self._calls)
-            run(0.0 if calls or self._acknowledged or self._submitted else wait)
-            if self._acknowledged:
-                self._send_acks()
-            elif self._submitted:
-                self._submitted = False
-                self.executor.start_jobs()
-            elif calls:
-                self._run_calls(calls)
-            wait = self._run_timers() if self._timers else None
+    # --- bytes in and out ---
 
-    def _ready(self, connection: Connection, events: int) -> None:
-        try:
-            if events & WRITE:
-                self._flush(connection)
-            if events & READ and connection.events & READ:
-                self._read(connection)
-        except Exception as error:
-            self._failed(connection, error)
+    def see_to(self, connection: Connection, events: int) -> None:
+        """Do what the socket is ready for."""
+        self._guarded(connection, self._see_to, connection, events)
+
+    def _see_to(self, connection: Connection, events: int) -> None:
+        if events & WRITE:
+            self._flush(connection)
+        if events & READ and connection.events & READ:
+            self._read(connection)
 
     def _go_on(
         self,
@@ -331,30 +328,27 @@ class Loop:
         error: Exception | None,
     ) -> None:
         """Go on with what the connection's fast path can't do."""
-        try:
-            if isinstance(error, EOFError):
-                self._end_of_file(connection)
-                return
-            if error is not None and not isinstance(error, ProtocolError):
-                raise error
-            connection.unsent = unsent
-            self._received(connection, connection.protocol.go_on(frames, b"", error))
-        except Exception as failure:
-            self._failed(connection, failure)
-
-    def _failed(self, connection: Connection, error: Exception) -> None:
-        """Whatever goes wrong with a connection, ends this one and no other."""
-        if isinstance(error, OSError):
-            self._lost(connection, error.strerror or str(error))
+        if isinstance(error, EOFError):
+            self._guarded(connection, self._end_of_file, connection)
+        elif error is not None and not isinstance(error, ProtocolError):
+            self._leaving.fail(connection, error)
         else:
-            logger.failure(error, "connection failed")
-            self._lost(connection, "internal error")
+            connection.unsent = unsent
+            self._guarded(connection, self._frames, connection, frames, error)
+
+    def _frames(
+        self,
+        connection: Connection,
+        frames: list[Frame | Deferred],
+        error: ProtocolError | None,
+    ) -> None:
+        self._received(connection, connection.protocol.go_on(frames, b"", error))
 
     def _read(self, connection: Connection) -> None:
         try:
             size = connection.sock.recv_into(self._buffer)
         except (BlockingIOError, InterruptedError):
-            if connection.events & WRITE or _wants_write(connection):
+            if connection.events & WRITE or connection.wants_write:
                 self._watch(connection)
             return
         if size == 0:
@@ -365,33 +359,36 @@ class Loop:
 
     def _end_of_file(self, connection: Connection) -> None:
         self._handle(connection, connection.protocol.receive_eof())
-        self._remove(connection)
+        self._leaving.close(connection)
 
     def _received(self, connection: Connection, events: list[AgentEvent]) -> None:
         if events:
             self._handle(connection, events)
-        if self._leaving:
-            self._leave(connection)
+        if self._leaving.begun:
+            self._leaving.after_answers(connection)
         self._flush(connection)
-        if self._tls and connection.events & READ and _pending(connection):
-            self.call_soon(partial(self._ready, connection, READ))
+        self._look_again(connection)
+
+    def _look_again(self, connection: Connection) -> None:
+        """See to bytes that TLS holds already, for which the socket will not be ready."""
+        if connection.events & READ and connection.has_pending:
+            self.call_soon(partial(self.see_to, connection, READ))
 
     def _flush(self, connection: Connection) -> None:
+        """Send what there is, go on with what was held back, and see what to wait for next."""
         self._send(connection)
-        self._settle(connection)
-
-    def _settle(self, connection: Connection) -> None:
-        """After sending: go on with what was held back, and see what to wait for next."""
         protocol = connection.protocol
         while protocol.stalled and not connection.unsent:
             self._handle(connection, protocol.resume())
             self._send(connection)
         if connection.unsent or protocol.in_flight or connection.events != READ:
             self._watch(connection)
-        if protocol.should_close and not connection.unsent:
-            self._linger(connection)
-        elif self._give_away is not None and not connection.unsent and protocol.at_rest:
-            self._give(connection, self._give_away)
+        if connection.unsent:
+            return
+        if protocol.should_close:
+            self._leaving.linger(connection)
+        elif self._leaving.handing_over and protocol.at_rest:
+            self._leaving.give_away(connection)
 
     def _send(self, connection: Connection) -> None:
         data = connection.protocol.data_to_send()
@@ -413,25 +410,24 @@ class Loop:
         protocol = connection.protocol
         if connection.unsent:
             events = WRITE
-        elif protocol.paused or (self._give_away is not None and protocol.in_flight):
+        elif protocol.paused or (self._leaving.handing_over and protocol.in_flight):
             events = 0
         else:
             events = READ
-        if _wants_write(connection):
+        if connection.wants_write:
             events |= WRITE
         if events == connection.events:
             return
         self._count_pause(connection, events)
         fd = connection.sock.fileno()
         if not events:
-            self._poller.unregister(fd)
+            self.poller.unregister(fd)
         elif not connection.events:
-            self._poller.register(fd, events, connection.fast_path)
+            self.poller.register(fd, events, connection.fast_path)
         else:
-            self._poller.modify(fd, events)
+            self.poller.modify(fd, events)
         connection.events = events
-        if self._tls and events & READ and _pending(connection):
-            self.call_soon(partial(self._ready, connection, READ))
+        self._look_again(connection)
 
     def _count_pause(self, connection: Connection, events: int) -> None:
         if connection.unsent:
@@ -439,21 +435,20 @@ class Loop:
         elif not events:
             self.cells[Cell.PAUSED_IN_FLIGHT] += 1
 
-    # --- what happened on a connection ---
-
     def _handle(self, connection: Connection, events: list[AgentEvent]) -> None:
         for event in events:
-            if isinstance(event, Deferred):
-                self._begin(connection, event)
+            if isinstance(event, Exchange):
+                connection.exchanges.add(event)
+                event.start(self, connection)
             elif isinstance(event, Hello):
                 self._greeted(connection, event.peer)
             elif isinstance(event, Disconnect):
-                self._ended(connection, event)
-            elif isinstance(event, Notify):
-                raise AssertionError("the dispatcher answers or defers every NOTIFY")
+                self._leaving.report(connection, event)
+            else:
+                raise AssertionError("the dispatcher answers every NOTIFY, or makes it an Exchange")
 
     def _greeted(self, connection: Connection, peer: Peer) -> None:
-        self._handshakes.discard(connection)
+        self._leaving.said_hello(connection)
         connection.peer = peer
         if peer.healthcheck:
             self.cells[Cell.HEALTHCHECKS] += 1
@@ -471,130 +466,79 @@ class Loop:
             self._engines.add(peer.async_engine_id, connection, self)
         self.agent.connected(peer)
 
-    def _ended(self, connection: Connection, reason: Disconnect) -> None:
-        """A connection that said HELLO is over, or one that did not was refused."""
-        peer, connection.peer = connection.peer, None
-        if reason.remote:
-            self.cells[status_cell(Cell.DISCONNECTS_RECEIVED, reason.code)] += 1
-        else:
-            self.cells[status_cell(Cell.DISCONNECTS_SENT, reason.code)] += 1
-            self.cells[Cell.FRAMES_TOO_BIG] += reason.code == Status.TOO_BIG
-        self._log_end(connection, peer, reason)
-        if peer is not None and not peer.healthcheck:
-            self.agent.disconnected(peer, reason)
+    # --- exchanges ---
 
-    def _log_end(self, connection: Connection, peer: Peer | None, reason: Disconnect) -> None:
-        if peer is not None and peer.healthcheck:
-            return
-        address = peer.address if peer else connection.protocol.address
-        if not reason.remote and reason.code != Status.NORMAL:
-            logger.warning("disconnected %s: %d %r", address, reason.code, reason.message)
-        elif reason.remote:
-            logger.info("disconnected by %s: %d %r", address, reason.code, reason.message)
-        else:
-            logger.info("disconnected %s: %d %r", address, reason.code, reason.message)
-
-    def _lost(self, connection: Connection, reason: str) -> None:
-        try:
-            if connection.peer is not None:
-                self._ended(connection, Disconnect(Status.IO, reason, True))
-        finally:
-            self._remove(connection)
-
-    def _linger(self, connection: Connection) -> None:
-        """Close in a way that lets the peer read what was sent, even if it still sends."""
-        with contextlib.suppress(OSError):
-            connection.sock.shutdown(socket.SHUT_WR)
-        self._lingering.add(connection)
-
-    def _remove(self, connection: Connection) -> None:
-        if connection not in self._connections:
-            return
-        self._forget(connection)
-        connection.fast_path.close()
-        connection.sock.close()
-
-    def _forget(self, connection: Connection) -> None:
-        """Have no more to do with a connection; its socket stays as it is."""
-        self._connections.remove(connection)
-        self._handshakes.discard(connection)
-        self._lingering.discard(connection)
-        self._admission.release(connection.host)
-        self.cells[Cell.CONNECTIONS_CLOSED] += 1
-        if connection.events:
-            self._poller.unregister(connection.sock.fileno())
-        self._abandon(connection)
-        if self._leaving and not self._connections:
-            self._running = False
-
-    def _time_out(self, connection: Connection, cell: Cell, message: str) -> None:
-        if connection not in self._connections or connection.protocol.should_close:
-            return
-        self.cells[cell] += 1
-        self._say_goodbye(connection, Status.TIMEOUT, message)
-        if connection.unsent:
-            self._remove(connection)
-
-    def _end_handshake(self, connection: Connection) -> None:
-        if connection.protocol.state is State.HELLO:
-            self._time_out(connection, Cell.HANDSHAKE_TIMEOUTS, "no HELLO in time")
-
-    def _sweep(self) -> None:
-        """Close what was idle for the idle timeout."""
-        for connection in list(self._connections):
-            if connection.protocol.in_flight and not connection.unsent:
-                continue
-            connection.quiet = 0 if connection.fast_path.active else connection.quiet + 1
-            connection.fast_path.active = False
-            if connection.quiet > SWEEPS:
-                self._time_out(connection, Cell.IDLE_TIMEOUTS, "idle for too long")
-        self._sweeping = bool(self._connections)
-        if self._sweeping:
-            self.call_later(self._options.idle_timeout / SWEEPS, self._sweep)
-
-    # --- exchanges with handlers elsewhere ---
-
-    def _begin(self, connection: Connection, deferred: Deferred) -> None:
-        exchange = Exchange(self, connection, deferred)
-        if connection.exchanges is None:
-            connection.exchanges = set()
-        connection.exchanges.add(exchange)
-        self._calls.append(partial(self._run_exchange, exchange))
-
-    def _run_exchange(self, exchange: Exchange) -> None:
-        try:
-            exchange.run()
-        except Exception as error:
-            self._failed(exchange.connection, error)
-
-    def submit(self, job: Job) -> None:
-        """Have the executor run a job soon. Raises as `Executor.submit` does."""
-        self.executor.submit(job)
+    def submit(self, exchange: Exchange, call: Call) -> None:
+        """Have the executor make a call soon. Raises as `Executor.submit` does."""
+        self._executor.submit(exchange, call)
         self._submitted = True
 
-    def answer(self, exchange: Exchange, actions: bytearray) -> None:
+    def set_start(self, start: Callable[[AsyncCall], Any] | None) -> None:
+        """Have tasks for asynchronous handlers made by `start`; None: none can be made."""
+        self._start = self._dispatcher.start = start
+
+    def begin(self, exchange: Exchange, call: Call) -> AsyncCall:
+        """Make a call of an asynchronous handler, in a task.
+
+        Raises:
+            HandlerError: too many run already.
+        """
+        name = call.route.name
+        start = self._dispatcher.start
+        if start is None:
+            self.cells[Cell.REJECTED] += 1
+            raise HandlerError(f"message {name}: {self.options.max_queue} wait already")
+        begun = AsyncCall(call.run(), name, self._dispatcher.slow, self._dispatcher.slow_after)
+        peer = exchange.connection.protocol.peer
+        token = RUNNING.set((name, exchange.stream_id, exchange.frame_id, peer))
+        try:
+            task = start(begun)
+        finally:
+            RUNNING.reset(token)
+        if not begun.done:
+            begun.task = task
+        return begun
+
+    def waits(self, begun: AsyncCall, name: str) -> None:
+        """A task of the handler of message `name` goes on after this round."""
+        self._tasks[begun] = name
+        self.cells[Cell.RUNNING] = len(self._tasks)
+        if len(self._tasks) >= self.options.max_queue:
+            self._dispatcher.start = None
+
+    def task_ended(self, begun: AsyncCall) -> None:
+        """Such a task has ended."""
+        begun.task = None  # They know each other, which no cycle is to keep.
+        name = self._tasks.pop(begun)
+        self.cells[Cell.RUNNING] = len(self._tasks)
+        self._dispatcher.start = self._start
+        self._executor.ended(name)
+
+    def _launch(self, exchange: Exchange, call: Call) -> None:
+        self._executor.begins()
+        if not (exchange.is_waiting_for(call) and exchange.launch(call)):
+            self._executor.ended(call.route.name)
+
+    def answer(self, exchange: Exchange) -> None:
         """Send the ACK of an exchange, on its own connection or another of the engine."""
         connection = exchange.connection
-        if connection.exchanges is not None:
-            connection.exchanges.discard(exchange)
-        if connection in self._connections and connection.protocol.state is State.OPEN:
-            self._acknowledge(connection, exchange, actions)
+        connection.exchanges.discard(exchange)
+        if connection in self.connections and connection.protocol.state is State.OPEN:
+            self._acknowledge(connection, exchange)
         else:
-            self._answer_elsewhere(exchange, actions)
+            self._answer_elsewhere(exchange)
 
-    def _acknowledge(self, connection: Connection, exchange: Exchange, actions: bytearray) -> None:
+    def _acknowledge(self, connection: Connection, exchange: Exchange) -> None:
         protocol = connection.protocol
-        deferred = exchange.deferred
-        ids = deferred.stream_id, deferred.frame_id
         acknowledge = protocol.acknowledge_encoded
         if connection is not exchange.connection:
             acknowledge = protocol.acknowledge_other
             self.cells[Cell.ACKS_ELSEWHERE] += 1
         try:
-            acknowledge(*ids, actions)
+            acknowledge(exchange.stream_id, exchange.frame_id, exchange.actions)
         except FrameTooBigError as error:
-            self.agent.failed(deferred.calls[0].route.name, error)
-            acknowledge(*ids, b"")
+            self.agent.failed(exchange.calls[0].route.name, error)
+            acknowledge(exchange.stream_id, exchange.frame_id, b"")
         self.cells[Cell.ACKS] += 1
         self._acknowledged[connection] = None
 
@@ -602,13 +546,13 @@ class Loop:
         """Once in a round: one send for however many ACKs there are."""
         while self._acknowledged:
             connection, _ = self._acknowledged.popitem()
-            if connection in self._connections:
-                try:
-                    self._received(connection, connection.protocol.resume())
-                except Exception as error:
-                    self._failed(connection, error)
+            if connection in self.connections:
+                self._guarded(connection, self._resume, connection)
 
-    def _answer_elsewhere(self, exchange: Exchange, actions: bytearray) -> None:
+    def _resume(self, connection: Connection) -> None:
+        self._received(connection, connection.protocol.resume())
+
+    def _answer_elsewhere(self, exchange: Exchange) -> None:
         peer = exchange.connection.protocol.peer
         other = None
         if peer is not None and peer.async_engine_id:
@@ -616,39 +560,36 @@ class Loop:
         if other is None:
             self.cells[Cell.ACKS_DROPPED] += 1
             return
-        loop, connection = other
-        loop.call_soon(partial(loop.answer_for_another, connection, exchange, actions))
+        host, connection = other
+        host.call_soon(partial(host.answer_for_another, connection, exchange))
 
-    def answer_for_another(
-        self, connection: Connection, exchange: Exchange, actions: bytearray
-    ) -> None:
+    def answer_for_another(self, connection: Connection, exchange: Exchange) -> None:
         """Send an ACK for an exchange whose own connection is gone."""
-        if connection in self._connections and connection.protocol.state is State.OPEN:
+        if connection in self.connections and connection.protocol.state is State.OPEN:
             with contextlib.suppress(LocalProtocolError):
-                self._acknowledge(connection, exchange, actions)
+                self._acknowledge(connection, exchange)
         else:
-            self._answer_elsewhere(exchange, actions)
+            self._answer_elsewhere(exchange)
 
-    def _abandon(self, connection: Connection) -> None:
+    def _orphan_exchanges(self, connection: Connection) -> None:
         """Cancel the exchanges of a lost connection that no other can answer for."""
         peer = connection.protocol.peer
-        exchanges = connection.exchanges or set()
-        connection.exchanges = None
+        exchanges, connection.exchanges = connection.exchanges, set()
         if peer is not None and peer.async_engine_id:
             exchanges = self._engines.remove(peer.async_engine_id, connection, exchanges)
         for exchange in exchanges:
-            exchange.loop.call_soon(exchange.cancel)
+            exchange.host.call_soon(exchange.cancel)
 
     # --- accepting ---
 
     def accept_from(self, listener: socket.socket, hand_out: HandOut) -> None:
         """Have `hand_out` accept connections of a listener whenever there are some."""
         accept = partial(self._accept, listener, hand_out)
-        self._poller.register(listener.fileno(), READ, accept)
+        self.poller.register(listener.fileno(), READ, accept)
 
     def forget_listener(self, listener: socket.socket) -> None:
         with contextlib.suppress(KeyError):
-            self._poller.unregister(listener.fileno())
+            self.poller.unregister(listener.fileno())
 
     def pause_listener(self, listener: socket.socket, hand_out: HandOut, seconds: float) -> None:
         """Leave connections to others for a while."""
@@ -662,139 +603,12 @@ class Loop:
                     return
             except (BlockingIOError, ConnectionAbortedError):
                 return
-            except (OSError, MemoryError) as error:
+            except OSError as error:
                 self.cells[Cell.ACCEPT_ERRORS] += 1
-                why = getattr(error, "strerror", "out of memory")
-                logger.error("cannot accept connections: %s", why)
+                logger.error("cannot accept connections: %s", error.strerror)
                 self.pause_listener(listener, hand_out, 0.5)
                 return
 
     def _accept_again(self, listener: socket.socket, hand_out: HandOut) -> None:
-        if listener.fileno() >= 0 and not self._leaving:
+        if listener.fileno() >= 0 and not self._leaving.begun:
             self.accept_from(listener, hand_out)
-
-    # --- ending ---
-
-    def _drain(self, timeout: float) -> None:
-        self._draining = True
-        self._begin_to_leave()
-        self.call_later(min(QUIET, timeout), self._end_quiet_ones)
-        self.call_later(timeout, self._stop)
-        for connection in list(self._connections):
-            # What has arrived before now is in hand.
-            self._ready(connection, READ)
-        if not self._connections:
-            self._running = False
-
-    def _begin_to_leave(self) -> None:
-        self._leaving = True
-        for connection in self._connections:
-            connection.fast_path.enabled = False
-
-    def _hand_over(self, give_away: GiveAway, timeout: float) -> None:
-        self._give_away = give_away
-        self._begin_to_leave()
-        self.call_later(timeout, partial(self._drain, QUIET))
-        for connection in list(self._connections):
-            if isinstance(connection.sock, TLSSocket):
-                self._leave(connection)
-            self._ready(connection, WRITE)
-        if not self._connections:
-            self._running = False
-
-    def _leave(self, connection: Connection) -> None:
-        """Say goodbye right behind an ACK, when the peer waits for no other.
-
-        A peer that is in lock step then has sent nothing that could be lost.
-        """
-        protocol = connection.protocol
-        over_tls = isinstance(connection.sock, TLSSocket)
-        if (self._draining or over_tls) and protocol.state is State.OPEN and not protocol.in_flight:
-            protocol.disconnect()
-            self._ended(connection, Disconnect(Status.NORMAL, "the agent stops", False))
-
-    def _end_quiet_ones(self) -> None:
-        for connection in list(self._connections):
-            if not connection.protocol.in_flight and not connection.unsent:
-                self._say_goodbye(connection, Status.NORMAL, "the agent stops")
-
-    def _say_goodbye(self, connection: Connection, code: Status, message: str) -> None:
-        if connection.protocol.should_close:
-            return
-        connection.protocol.disconnect(code, message if code else "normal")
-        self._ended(connection, Disconnect(code, message, False))
-        self._ready(connection, WRITE)
-
-    def _give(self, connection: Connection, give_away: GiveAway) -> None:
-        sock = connection.sock
-        if isinstance(sock, TLSSocket):
-            return
-        peer, connection.peer = connection.peer, None
-        self.cells[Cell.HANDED_OVER] += 1
-        self._forget(connection)
-        connection.fast_path.close()
-        give_away(sock, {"host": connection.host, **connection.protocol.negotiated()})
-        sock.close()
-        if peer is not None:
-            reason = Disconnect(Status.NORMAL, "handed over to a new worker", False)
-            self.agent.disconnected(peer, reason)
-
-    def _stop(self) -> None:
-        self._running = False
-
-    def _close(self) -> None:
-        self._send_acks()
-        for connection in list(self._connections):
-            if connection.peer is not None:
-                reason = Disconnect(Status.NORMAL, "the agent stopped", False)
-                self._ended(connection, reason)
-            self._remove(connection)
-        self._poller.close()
-
-    # --- calls and timers ---
-
-    def _run_calls(self, count: int) -> None:
-        self._woken = False
-        for _ in range(count):
-            self._call(self._calls.popleft())
-
-    def _run_timers(self) -> float | None:
-        """Run the timers that are due. Returns the seconds until the next."""
-        now = time.monotonic()
-        while self._timers and self._timers[0][0] <= now:
-            call = heapq.heappop(self._timers)[2].call
-            if call is not None:
-                self._call(call)
-                self._send_acks()
-        return self._timers[0][0] - now if self._timers else None
-
-    def _call(self, call: Callable[[], object]) -> None:
-        try:
-            call()
-        except Exception as error:
-            logger.failure(error, "call in the loop failed")
-
-
-def _wants_write(connection: Connection) -> bool:
-    return isinstance(connection.sock, TLSSocket) and connection.sock.wants_write
-
-
-def _pending(connection: Connection) -> bool:
-    return isinstance(connection.sock, TLSSocket) and connection.sock.pending() > 0
-
-
-def _description(connection: Connection) -> dict[str, Any]:
-    protocol, peer = connection.protocol, connection.protocol.peer
-    return {
-        "address": protocol.address,
-        "opened": round(connection.opened, 3),
-        "state": protocol.state.name,
-        "version": peer.version if peer else None,
-        "software": peer.software if peer else None,
-        "capabilities": sorted(peer.capabilities) if peer else [],
-        "max_frame_size": protocol.max_frame_size,
-        "engine_id": peer.engine_id if peer else None,
-        "in_flight": protocol.in_flight,
-        "unsent": len(connection.unsent),
-        "tls": isinstance(connection.sock, TLSSocket),
-    }

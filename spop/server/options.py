@@ -21,17 +21,15 @@ DEFAULT_BIND = "127.0.0.1:9000"
 def _option(
     default: Any, help: str, low: float | None = None, high: float | None = None, **more: Any
 ) -> Any:
-    metadata = {"help": help, "low": low, "high": high, **more}
-    if isinstance(default, tuple):
-        return field(default=default, metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata={"help": help, "low": low, "high": high, **more})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
     """What a server may be told.
 
-    Each field's metadata has ``help``, and ``low`` and ``high`` where there is a range.
+    Each field's metadata has ``help``, ``low`` and ``high`` where there is a range, and ``size``
+    where it is one in bytes. Times are seconds.
 
     Raises:
         ValueError: a value is out of range or can't be read. The message names the option.
@@ -68,17 +66,18 @@ class Options:
         600.0, "Seconds without a frame after which a connection is closed; 0: never.", 0
     )
     max_frame_size: int | None = _option(
-        None, "Largest frame in bytes.  [default: the agent's, 1 MiB]", MIN_FRAME_SIZE
+        None, "Largest frame.  [default: the agent's, 1M]", MIN_FRAME_SIZE, size=True
     )
     max_payload_size: int | None = _option(
-        None, "Largest payload in fragments in bytes.  [default: the agent's, 16 MiB]", 1
+        None, "Largest payload in fragments.  [default: the agent's, 16M]", 1, size=True
     )
     max_in_flight: int | None = _option(
         None, "Frames of a connection that wait for handlers.  [default: the agent's, 1000]", 1
     )
     max_unsent: int = _option(
-        MAX_ANSWER_SIZE, "Bytes of answers to a connection after which it is not read from.", 1024
-    )
+        MAX_ANSWER_SIZE, "Size of unsent answers above which a connection is not read from.", 1024,
+        size=True,
+    )  # fmt: skip
     max_messages: int = _option(MAX_MESSAGES, "Messages in a frame.", 1)
     max_arguments: int = _option(MAX_ARGUMENTS, "Arguments in a frame.", 1)
     allow: tuple[str, ...] = _option(

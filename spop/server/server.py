@@ -25,8 +25,9 @@ from spop.server.balance import Balance
 from spop.server.engines import Engines
 from spop.server.executor import Executor
 from spop.server.health import Health, health_of, oldest_round
+from spop.server.leaving import GiveAway
 from spop.server.listeners import bound_address, close_all, listen_all, peer_host
-from spop.server.loop import GiveAway, Loop
+from spop.server.loop import Loop
 from spop.server.options import DEFAULT_BIND, Options
 from spop.server.signals import GRACE, Signals
 from spop.server.status import Status
@@ -80,7 +81,6 @@ class Server:
             self.options.pool_size,
             self.options.max_queue,
             self._rows[-1],
-            self.thread_died,
         )
         self._owns_listeners = listeners is None
         self._listeners = listeners or []
@@ -130,7 +130,6 @@ class Server:
         except BaseException:
             self._close_listeners()
             raise
-        self.executor.start()
         self._started = time.time()
         self._loops = [
             Loop(self, self._rows[number], f"spop-loop-{number}")

@@ -24,7 +24,7 @@ from typing import Any
 
 from spop.address import Address
 from spop.counters import Cell
-from spop.errors import SpopError
+from spop.errors import SpopError, reason
 from spop.server import systemd
 from spop.server.admin_process import AdminProcess
 from spop.server.balance import Balance
@@ -123,7 +123,7 @@ class Supervisor:
                     self._timers, self._fork_admin, self._ask_status,
                 )  # fmt: skip
         except (OSError, ValueError) as error:
-            raise StartError(getattr(error, "strerror", None) or str(error)) from None
+            raise StartError(reason(error)) from None
 
     def _serve(self) -> None:
         self._selector.register(self._signals, selectors.EVENT_READ, self._signalled)

@@ -55,12 +55,20 @@ class Timers:
         heapq.heappush(self._heap, (time.monotonic() + delay, next(self._ids), timer))
         return timer
 
+    def wait(self) -> float | None:
+        """Seconds until the next call is due; None without one."""
+        heap = self._heap
+        return max(0.0, heap[0][0] - time.monotonic()) if heap else None
+
     def run_due(self) -> float | None:
         """Run the calls that are due. Returns the seconds until the next; None without one.
 
         A call that is ordered meanwhile waits for the next `run_due`.
         """
-        heap, now = self._heap, time.monotonic()
+        heap = self._heap
+        if not heap:
+            return None
+        now = time.monotonic()
         while heap and (heap[0][0] <= now or heap[0][2].call is None):
             timer = heapq.heappop(heap)[2]
             call, timer.call = timer.call, None
@@ -68,7 +76,7 @@ class Timers:
                 self._cancelled -= 1
             else:
                 self._run(call)
-        return max(0.0, heap[0][0] - time.monotonic()) if heap else None
+        return max(0.0, heap[0][0] - now) if heap else None
 
     def cancelled(self) -> None:
         """Count a cancelled call. More than half of a heap of some size are purged at once."""

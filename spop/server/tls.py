@@ -6,6 +6,7 @@ import contextlib
 import socket
 import ssl
 
+from spop.errors import reason
 from spop.server.options import Options
 
 
@@ -22,19 +23,15 @@ def server_context(options: Options) -> ssl.SSLContext | None:
     try:
         context.load_cert_chain(options.tls_cert, options.tls_key)
     except (OSError, ssl.SSLError) as error:
-        raise ValueError(f"tls_cert: cannot use {options.tls_cert}: {_reason(error)}") from None
+        raise ValueError(f"tls_cert: cannot use {options.tls_cert}: {reason(error)}") from None
     if options.tls_client_ca:
         try:
             context.load_verify_locations(options.tls_client_ca)
         except (OSError, ssl.SSLError) as error:
             name = options.tls_client_ca
-            raise ValueError(f"tls_client_ca: cannot use {name}: {_reason(error)}") from None
+            raise ValueError(f"tls_client_ca: cannot use {name}: {reason(error)}") from None
         context.verify_mode = ssl.CERT_REQUIRED
     return context
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
 
 
 class TLSSocket:

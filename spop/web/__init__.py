@@ -1,6 +1,6 @@
-"""ASGI and WSGI middleware over the engine: agents are asked about each request and response,
-and rules named as HAProxy's act on the variables that they set.
+"""ASGI and WSGI middleware: agents decide about the requests and responses of an application.
 
+An engine asks the agents. Rules, with the names of HAProxy's, act on the variables that agents set.
 `ASGIMiddleware` takes an `spop.engine.AsyncEngine`, `WSGIMiddleware` an `spop.engine.Engine`.
 """
 

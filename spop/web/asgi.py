@@ -1,4 +1,4 @@
-"""The ASGI middleware: what a scope and messages say, as a stream, and the awaiting of steps."""
+"""The ASGI middleware: makes a stream of ASGI's scope and messages, and awaits the steps."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
-from urllib.parse import quote
 from weakref import WeakKeyDictionary
 
 from spop.engine import AsyncEngine
 from spop.engine.samples.types import raw, text
-from spop.engine.stream import Headers, Request, Response, Stream, Tls
-from spop.web.policy import Policy
+from spop.engine.stream import HeaderFields, Request, Response, Stream, Tls
+from spop.web.policy import MAX_BODY, Policy
 from spop.web.rules import Rule
 from spop.web.transaction import (
     VARIABLES,
@@ -21,44 +20,43 @@ from spop.web.transaction import (
     Transaction,
     address,
     http_version,
+    is_event_stream,
     new_unique_id,
+    quoted,
 )
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-MAX_BODY = 64 * 1024
+ASGIScope = MutableMapping[str, Any]
+ASGIMessage = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[ASGIMessage]]
+Send = Callable[[ASGIMessage], Awaitable[None]]
+ASGIApp = Callable[[ASGIScope, Receive, Send], Awaitable[None]]
 
 _TLS_VERSIONS = {0x301: "TLSv1", 0x302: "TLSv1.1", 0x303: "TLSv1.2", 0x304: "TLSv1.3"}
-_PATH = "/!$&'()*+,:;=@~"
 
 
 class ASGIMiddleware:
     """Asks agents about the requests and responses of an ASGI application.
 
-    The engine's events happen around each HTTP request, then the rules; the application finds
-    the variables in ``scope["spop.variables"]``. Lifespan is the application's alone.
+    Around each HTTP request the events of the engine are processed, then the rules. The application
+    finds the variables in ``scope["spop.variables"]``. Lifespan messages go to the application.
 
     Args:
-        engine: of the event loop that serves the application; or a function that makes one. The
-            function is called at once, and again where a further loop comes, as in tests; what
-            it made is closed when the application has shut down.
-        http_request: rules that follow the events of the request; see `spop.web.rules`.
-        http_response: rules that follow those of the response, before it begins.
-        max_body: bytes of a body that are waited for, where one is; what agents see of it is
-            never more.
-        wait_for_body: wait for the request's body before its events. None: where a message of
-            an event, or a rule, has ``req.body`` and the like.
-        wait_for_response_body: the same for the response and ``res.body``; server-sent events
-            are not waited for.
-        websockets: treat the handshakes of WebSockets as requests; otherwise they aren't seen.
-        unique_id_header: the request's header with ``unique-id``; added where there is none.
+        engine: an engine for the event loop that serves the application, or a function that makes
+            one. The function is called at once, and for each further event loop, as in tests. An
+            engine that it made is closed when the application has shut down.
+        http_request: rules after the events of the request; see `spop.web.rules`.
+        http_response: rules after the events of the response, before it starts.
+        max_body: bytes of a body to wait for. Agents never see more of it.
+        wait_for_body: wait for the request's body before its events. None: if a message of an
+            event, or a rule, reads ``req.body`` or a fetch like it.
+        wait_for_response_body: the same for the response and ``res.body``. Server-sent events are
+            not waited for.
+        websockets: treat handshakes of WebSockets as requests. Otherwise agents don't see them.
+        unique_id_header: the header of the request with ``unique-id``. It is added if it is
+            missing.
 
     Raises:
-        ValueError: a rule names a group that the engine has not, or a limit makes no sense.
+        ValueError: a rule sends a group that the engine lacks, or `max_body` is less than 1.
     """
 
     def __init__(
@@ -90,7 +88,7 @@ class ASGIMiddleware:
             wait_for_response_body=wait_for_response_body,
         )
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         """An ASGI application."""
         if scope["type"] == "http":
             await self._http(scope, receive, send)
@@ -101,12 +99,12 @@ class ASGIMiddleware:
         else:
             await self.app(scope, receive, send)
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _http(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         scope, transaction = self._begin(scope)
         if self._policy.request_body:
             received = _Received(receive)
             body = await received.body(self._policy.request_body)
-            if body is None:  # The client is gone, and agents didn't see its request.
+            if body is None:  # The client has disconnected. Agents don't see its request.
                 return
             transaction.stream.request.body = body  # type: ignore[union-attr]
             receive = received
@@ -114,8 +112,8 @@ class ASGIMiddleware:
         if reply is not None:
             await _send_reply(send, reply)
             return
-        _take_over(transaction, scope)
-        if not self._policy.answers:
+        _copy_changed_headers(transaction, scope)
+        if not self._policy.acts_on_response:
             await self.app(scope, receive, send)
             return
         responder = _Responder(transaction, self._policy.response_body, send)
@@ -127,14 +125,14 @@ class ASGIMiddleware:
         else:
             await responder.finish()
 
-    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _websocket(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         scope, transaction = self._begin(scope)
         received = _Received(receive)
         if not await received.connect():
             return
         reply = await _perform(transaction.request())
         if reply is None:
-            _take_over(transaction, scope)
+            _copy_changed_headers(transaction, scope)
             await self.app(scope, received, send)
         elif "websocket.http.response" in (scope.get("extensions") or ()):
             await _send_reply(send, reply, "websocket.http.response")
@@ -142,10 +140,10 @@ class ASGIMiddleware:
             await send({"type": "websocket.close"})
 
     def _engine(self) -> AsyncEngine:
-        """That of this event loop.
+        """The engine of the running event loop.
 
         Raises:
-            RuntimeError: there was one engine only, and its loop is another.
+            RuntimeError: there is only one engine, and it belongs to another event loop.
         """
         loop = asyncio.get_running_loop()
         engine = self._engines.get(loop)
@@ -164,9 +162,9 @@ class ASGIMiddleware:
         return engine
 
     def _closing(self, send: Send) -> Send:
-        """Closes the engine before it is said that the application has shut down."""
+        """A `send` that closes the engine when the application has shut down."""
 
-        async def send_and_close(message: Message) -> None:
+        async def send_and_close(message: ASGIMessage) -> None:
             if message["type"].startswith("lifespan.shutdown"):
                 engine = self._engine()
                 del self._engines[asyncio.get_running_loop()]
@@ -175,8 +173,8 @@ class ASGIMiddleware:
 
         return send_and_close
 
-    def _begin(self, scope: Scope) -> tuple[Scope, Transaction]:
-        """A scope of the application's own, and what happens in it."""
+    def _begin(self, scope: ASGIScope) -> tuple[ASGIScope, Transaction]:
+        """A copy of the scope for the application, and the transaction of the request."""
         raw_headers = list(scope["headers"])
         unique_id = _value(raw_headers, self._unique_id_header)
         if unique_id is None:
@@ -205,14 +203,14 @@ class ASGIMiddleware:
 
 
 class _Received:
-    """What the client sent, once more for the application."""
+    """A `receive` for the application that repeats what the middleware has received."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self._messages: deque[Message] = deque()
+        self._messages: deque[ASGIMessage] = deque()
 
     async def body(self, limit: int) -> bytes | None:
-        """The body, up to a limit; None: the client disconnected before its end."""
+        """The body, up to a limit; None if the client disconnects before its end."""
         body = bytearray()
         while len(body) < limit:
             message = await self._next()
@@ -224,37 +222,37 @@ class _Received:
         return bytes(body[:limit])
 
     async def connect(self) -> bool:
-        """Whether a WebSocket is to be opened."""
+        """Whether the client opens a WebSocket."""
         return bool((await self._next())["type"] == "websocket.connect")
 
-    async def _next(self) -> Message:
+    async def _next(self) -> ASGIMessage:
         message = await self._receive()
         self._messages.append(message)
         return message
 
-    async def __call__(self) -> Message:
+    async def __call__(self) -> ASGIMessage:
         return self._messages.popleft() if self._messages else await self._receive()
 
 
 class _Responder:
-    """Holds a response back until it was decided upon; then passes on what comes.
+    """A `send` for the application that holds the response back until agents have decided.
 
     Attributes:
-        refused: the response was replaced, and the application, which had more to send, was
-            told that its client is gone.
+        refused: the response was replaced while the application had more to send. It was told that
+            the client has disconnected.
     """
 
     def __init__(self, transaction: Transaction, wait: int, send: Send) -> None:
         self._transaction = transaction
         self._wait = wait
         self._send = send
-        self._held: list[Message] = []
+        self._held: list[ASGIMessage] = []
         self._body = bytearray()
         self._response = Response()
         self._decided = self._replaced = self.refused = False
         self._lock = asyncio.Lock()
 
-    async def __call__(self, message: Message) -> None:
+    async def __call__(self, message: ASGIMessage) -> None:
         if not self._decided:
             async with self._lock:  # Some applications send from several tasks.
                 if not self._decided:
@@ -267,11 +265,11 @@ class _Responder:
             raise OSError("the response was denied")
 
     async def finish(self) -> None:
-        """The application has nothing more to send."""
+        """Decide, if the application returns before its response is complete."""
         if self._held and not self._decided:
             await self._decide()
 
-    async def _hold(self, message: Message) -> None:
+    async def _hold(self, message: ASGIMessage) -> None:
         kind = message["type"]
         if kind == "http.response.start":
             message = {**message, "headers": list(message.get("headers", ()))}
@@ -285,19 +283,20 @@ class _Responder:
         if len(self._body) >= self._wait or not self._awaits_more(message):
             await self._decide()
 
-    def _begin(self, message: Message) -> None:
+    def _begin(self, message: ASGIMessage) -> None:
         headers = _headers(message["headers"])
         request = self._transaction.stream.request
         version = request.version if request else "1.1"
         self._response = Response(message["status"], version, headers)
-        if any(n.lower() == "content-type" and "text/event-stream" in v for n, v in headers):
+        if is_event_stream(headers):
             self._wait = 0
 
     @staticmethod
-    def _awaits_more(message: Message) -> bool:
+    def _awaits_more(message: ASGIMessage) -> bool:
         if message["type"] == "http.response.body":
             return bool(message.get("more_body", False))
-        return bool(message["type"] == "http.response.start")  # Else a file, say: no body to see.
+        # Any other message may be a file, whose bytes the middleware can't see.
+        return bool(message["type"] == "http.response.start")
 
     async def _decide(self) -> None:
         transaction = self._transaction
@@ -316,7 +315,7 @@ class _Responder:
 
 
 async def _perform(steps: Steps) -> Reply | None:
-    """Await step by step."""
+    """Await the steps, one after the other."""
     try:
         step = next(steps)
         while True:
@@ -332,28 +331,28 @@ async def _send_reply(send: Send, reply: Reply, kind: str = "http.response") -> 
     await send({"type": f"{kind}.body", "body": reply.body})
 
 
-def _take_over(transaction: Transaction, scope: Scope) -> None:
-    """The header fields that rules changed."""
+def _copy_changed_headers(transaction: Transaction, scope: ASGIScope) -> None:
+    """Copy the header fields to the scope, if rules have changed some."""
     if transaction.changed:
         assert transaction.stream.request is not None
         scope["headers"] = _raw_headers(transaction.stream.request.headers)
 
 
-def _uri(scope: Scope) -> str:
-    """What the request line had; servers that don't say what it was have decoded the path."""
-    path = scope.get("raw_path") or quote(scope["path"], safe=_PATH).encode()
+def _uri(scope: ASGIScope) -> str:
+    """The URI of the request line. Without ``raw_path``, it is made from the decoded path."""
+    path = scope.get("raw_path") or quoted(scope["path"]).encode()
     query = scope.get("query_string")
     return text(path + b"?" + query if query else path)
 
 
-def _headers(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+def _headers(headers: Iterable[tuple[bytes, bytes]]) -> HeaderFields:
     return [
         (name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
         for name, value in headers
     ]
 
 
-def _raw_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
+def _raw_headers(headers: HeaderFields) -> list[tuple[bytes, bytes]]:
     return [(raw(name.lower()), raw(value)) for name, value in headers]
 
 
@@ -363,8 +362,8 @@ def _value(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> str | None:
     return next((text(value) for name, value in headers if name == wanted), None)
 
 
-def _tls(scope: Scope) -> Tls | None:
-    """What ASGI's TLS extension says, where a server has it."""
+def _tls(scope: ASGIScope) -> Tls | None:
+    """The TLS session, with details if the server has ASGI's TLS extension."""
     if scope.get("scheme") not in ("https", "wss"):
         return None
     known = (scope.get("extensions") or {}).get("tls") or {}

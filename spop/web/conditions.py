@@ -1,6 +1,6 @@
-"""When a rule applies: comparisons of variables in Python, or HAProxy's own conditions.
+"""When a rule applies: comparisons of variables in Python, or conditions in HAProxy's syntax.
 
-Each is compiled once, when the rule is made, to a closure over the transaction.
+A condition is compiled once, when the rule is made, to a closure over the transaction.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from spop.values import VARIABLE, DecodedValue
 
 
 class Subject(Protocol):
-    """What a condition is asked about; `spop.web.transaction.Transaction` is one."""
+    """What a condition tests. `spop.web.transaction.Transaction` is one."""
 
     stream: Stream
     failed: bool
@@ -30,12 +30,12 @@ Test = Callable[[Subject], bool]
 
 
 class Condition:
-    """A test of a request, its response and variables; ``&``, ``|`` and ``~`` combine them.
+    """A test of a request, its response and its variables. ``&``, ``|`` and ``~`` combine them.
 
     Attributes:
-        holds: whether it is true of a transaction.
-        variables: the whole names of those that it reads.
-        text: the samples in it, as they were written.
+        holds: whether the condition is true of a transaction.
+        variables: the whole names of the variables that it reads.
+        text: its words as written; empty if it was made in Python.
     """
 
     __slots__ = ("holds", "text", "variables")
@@ -67,14 +67,14 @@ class Condition:
 
 
 agent_failed = Condition(lambda transaction: transaction.failed, frozenset())
-"""An agent did not answer, in this transaction, as it should have."""
+"""True if an exchange with an agent has failed in this transaction."""
 
 
 class Variable:
-    """A variable, to compare and to write into headers; it compares to a `Condition`.
+    """A variable, to compare and to write into headers. A comparison gives a `Condition`.
 
-    One that isn't set is equal to nothing, and neither less nor more; so is a value of another
-    type.
+    A variable that is not set equals nothing, and is neither less nor more. The same is true of a
+    value of another type.
     """
 
     __slots__ = ("name",)
@@ -83,7 +83,7 @@ class Variable:
         self.name = name
 
     def is_set(self) -> Condition:
-        """Whether it has a value at all."""
+        """Whether it has a value."""
         return self._when(lambda value: True)
 
     def is_in(self, values: Container[Any]) -> Condition:
@@ -120,7 +120,7 @@ class Variable:
             value = transaction.stream.variables.get(name)
             try:
                 return value is not None and test(value)
-            except TypeError:  # Text is neither less nor more than a number.
+            except TypeError:  # Values of different types have no order.
                 return False
 
         return Condition(holds, frozenset((name,)))
@@ -130,7 +130,7 @@ def var(name: str) -> Variable:
     """The variable of a whole name, such as ``"txn.waf.action"``.
 
     Raises:
-        ValueError: there is no such scope, or a variable can't be named so.
+        ValueError: the scope is unknown, or the name is invalid.
     """
     if not VARIABLE.fullmatch(name):
         raise ValueError(f"{name!r} names no variable: 'txn.waf.action' would")
@@ -144,10 +144,10 @@ def condition_of(when: None) -> None: ...
 @overload
 def condition_of(when: Condition | str | None) -> Condition | None: ...
 def condition_of(when: Condition | str | None) -> Condition | None:
-    """The condition that is given, or that HAProxy's words after ``if`` stand for.
+    """A condition as it is, or compiled from the words after HAProxy's ``if``.
 
     Raises:
-        ValueError: HAProxy would refuse it.
+        ValueError: HAProxy would refuse the words.
     """
     if not isinstance(when, str):
         return when

@@ -1,5 +1,7 @@
-"""What a middleware is to do, from its engine's configuration and its rules: which events have
-messages, and what must have arrived before they can be made."""
+"""What a middleware has to do: events that have messages, rules, and bodies to wait for.
+
+It follows from the configuration of the engine and the rules.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,9 @@ from collections.abc import Iterable
 
 from spop.engine.config.model import AgentConfig, Event, MessageConfig
 from spop.web.rules import Rule, SendGroup
+
+MAX_BODY = 64 * 1024
+"""Default of the bytes of a body that a middleware waits for."""
 
 _REQUEST_EVENTS = (
     Event.ON_CLIENT_SESSION,
@@ -25,21 +30,21 @@ class Policy:
     """Events and rules of both directions.
 
     Args:
-        config: the engine's.
-        http_request: rules that follow the events of the request.
-        http_response: rules that follow those of the response.
-        max_body: bytes of a body that are waited for.
-        wait_for_body: wait for the request's body; None: where messages or rules read it.
-        wait_for_response_body: the same for the response's.
+        config: the configuration of the engine.
+        http_request: rules after the events of the request.
+        http_response: rules after the events of the response.
+        max_body: bytes of a body to wait for, 1 at least.
+        wait_for_body: wait for the request's body. None: if messages or rules read it.
+        wait_for_response_body: the same for the response's body.
 
     Attributes:
-        request_events, response_events: those that have messages.
-        answers: there is something to do when the response comes.
-        request_body, response_body: how much to wait for; 0 is nothing.
-        variables: those that rules read, so that agents must be allowed to set them.
+        request_events, response_events: the events that have messages.
+        acts_on_response: there are events or rules for the response.
+        request_body, response_body: bytes to wait for; 0 is not to wait.
+        variables: the variables that rules read. Agents must be permitted to set them.
 
     Raises:
-        ValueError: there is no such group, or `max_body` is less than one byte.
+        ValueError: a rule sends a group that does not exist, or `max_body` is less than 1.
     """
 
     def __init__(
@@ -58,17 +63,17 @@ class Policy:
         self.http_response = tuple(http_response)
         self.request_events = tuple(e for e in _REQUEST_EVENTS if config.events.get(e))
         self.response_events = tuple(e for e in _RESPONSE_EVENTS if config.events.get(e))
-        self.answers = bool(self.response_events or self.http_response)
+        self.acts_on_response = bool(self.response_events or self.http_response)
         rules = (*self.http_request, *self.http_response)
         read = _bodies_read(config, rules)
-        self.request_body = max_body if _or(wait_for_body, "req" in read) else 0
-        self.response_body = max_body if _or(wait_for_response_body, "res" in read) else 0
+        self.request_body = _bytes_to_wait_for(max_body, wait_for_body, "req" in read)
+        self.response_body = _bytes_to_wait_for(max_body, wait_for_response_body, "res" in read)
         readers = [reader for rule in rules for reader in rule.readers()]
         self.variables = frozenset[str]().union(*(reader.variables for reader in readers))
 
 
 def _bodies_read(config: AgentConfig, rules: Iterable[Rule]) -> set[str]:
-    """Of ``req`` and ``res``, those whose bodies are mentioned."""
+    """``req`` if a message or rule reads the request's body, and ``res`` for the response's."""
     messages = [message for event in config.events.values() for message in event]
     texts = []
     for rule in rules:
@@ -86,5 +91,5 @@ def _group(config: AgentConfig, name: str) -> tuple[MessageConfig, ...]:
     return config.groups[name].messages
 
 
-def _or(said: bool | None, found: bool) -> bool:
-    return found if said is None else said
+def _bytes_to_wait_for(max_body: int, wait: bool | None, is_read: bool) -> int:
+    return max_body if wait or (wait is None and is_read) else 0

@@ -1,12 +1,11 @@
-"""The rules of a policy, by the names of HAProxy's ``http-request`` and ``http-response`` rules.
+"""Rules, by the names of HAProxy's ``http-request`` and ``http-response`` rules.
 
-A rule is data; `spop.web.transaction` acts on it. The functions compile what they are given,
-so that what is wrong is known at import. `when` is a `Condition`, such as
-``var("txn.waf.action") == "deny"``, or HAProxy's words after ``if``:
-``"{ var(txn.waf.action) -m str deny }"``; without it a rule always applies. Text may have
-samples in it, ``%[...]``, or be a `Variable`.
+A rule is data, and `spop.web.transaction` acts on it. The functions compile their arguments, so
+that a mistake is found at import. A text may have samples, ``%[...]``, or be a `Variable`. `when`
+is a `Condition`, such as ``var("txn.waf.action") == "deny"``, or the words after HAProxy's ``if``:
+``"{ var(txn.waf.action) -m str deny }"``. Without it a rule always applies.
 
-All raise ValueError where HAProxy would refuse what is given.
+All functions raise ValueError where HAProxy would refuse an argument.
 """
 
 from __future__ import annotations
@@ -25,31 +24,31 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What is done where `when` holds."""
+    """An action that is done if the condition `when` holds."""
 
     when: Condition | None
 
     def readers(self) -> Iterator[Condition | Text | Expression]:
-        """All in it that read samples."""
+        """The parts of the rule that read samples."""
         if self.when is not None:
             yield self.when
 
 
 @dataclass(frozen=True, slots=True)
 class Allow(Rule):
-    """No further rule is looked at."""
+    """Skip the rules after this one."""
 
 
 @dataclass(frozen=True, slots=True)
 class SendGroup(Rule):
-    """The messages of a group are sent."""
+    """Send the messages of a group."""
 
     group: str
 
 
 @dataclass(frozen=True, slots=True)
 class Deny(Rule):
-    """Answered without the application, or in its place. `status` None is HAProxy's."""
+    """Answer in place of the application. A `status` of None is 403 or, for a response, 502."""
 
     status: int | None
     body: Text | bytes
@@ -66,7 +65,7 @@ class Deny(Rule):
 
 @dataclass(frozen=True, slots=True)
 class Redirect(Rule):
-    """Sent elsewhere."""
+    """Answer with a redirection."""
 
     location: Text
     status: int
@@ -78,7 +77,7 @@ class Redirect(Rule):
 
 @dataclass(frozen=True, slots=True)
 class SetHeader(Rule):
-    """A header field in place of those of its name, or besides them; without a value, none."""
+    """Replace the header fields of a name, or add one (`beside`). Without a value, remove them."""
 
     name: str
     value: Text | None
@@ -92,7 +91,7 @@ class SetHeader(Rule):
 
 @dataclass(frozen=True, slots=True)
 class SetVar(Rule):
-    """A variable becomes a sample."""
+    """Set a variable to a sample."""
 
     name: str
     expression: Expression
@@ -103,7 +102,7 @@ class SetVar(Rule):
 
 
 def allow(*, when: Condition | str | None = None) -> Rule:
-    """Go on without looking at the rules that follow."""
+    """Skip the rules after this one."""
     return Allow(condition_of(when))
 
 
@@ -118,8 +117,8 @@ def deny(
     """Answer the request with an error.
 
     Args:
-        status: 200 to 599; by default 403 for requests, and 502 in place of a response.
-        body: text, whose samples are escaped where `content_type` is HTML; or bytes as they are.
+        status: 200 to 599; by default 403 for a request, and 502 in place of a response.
+        body: a text, or bytes. Samples of a text are escaped if `content_type` is HTML.
     """
     if status is not None and not 200 <= status <= 599:
         raise ValueError(f"status {status}: 200 to 599 ends a request")
@@ -135,17 +134,17 @@ def deny(
 def redirect(
     location: str | Variable, status: int = 302, *, when: Condition | str | None = None
 ) -> Rule:
-    """Answer the request with where to go: 301, 302, 303, 307 or 308."""
+    """Answer the request with a redirection: 301, 302, 303, 307 or 308."""
     if status not in _REDIRECTS:
         raise ValueError(f"status {status} is no redirection: {', '.join(map(str, _REDIRECTS))}")
     return Redirect(condition_of(when), text_of(location), status)
 
 
 def set_header(name: str, value: str | Variable, *, when: Condition | str | None = None) -> Rule:
-    """Set a header field, in place of all of its name.
+    """Set a header field, in place of all fields of its name.
 
-    A `value` that is a variable, or one sample, removes them where it isn't set: nobody's
-    client may say what an agent didn't.
+    If `value` is a variable or a single sample, and is not set, the fields are removed. So a client
+    can't set a field that an agent did not set.
     """
     return SetHeader(condition_of(when), _token(name), text_of(value))
 
@@ -169,7 +168,7 @@ def set_var(name: str, expression: str, *, when: Condition | str | None = None) 
 
 
 def send_group(name: str, *, when: Condition | str | None = None) -> Rule:
-    """Send the messages of a ``spoe-group``, and go on when they are answered."""
+    """Send the messages of a ``spoe-group``, and wait for their answer."""
     return SendGroup(condition_of(when), name)
 
 

@@ -1,4 +1,4 @@
-"""What rules write: text with samples in it, ``%[...]`` as in HAProxy's formats, or a variable."""
+"""The texts of rules: with samples, ``%[...]``, as in HAProxy's log formats (section 8.2.6)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _STRINGS = CASTS[SampleType.STR]
 
 _NO_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _URL = "!#$%&'()*+,/:;=?@[]"
-"""What stays as it is in a URL, besides letters, digits and ``-._~``."""
+"""The characters that are not encoded in a URL, besides letters, digits and ``-._~``."""
 
 
 class Text:
-    """Text that is completed for each stream.
+    """A text whose samples are filled in for each stream.
 
     Attributes:
-        variables: the whole names of those that it reads.
-        text: as it was written.
+        variables: the whole names of the variables that it reads.
+        text: the text as written.
     """
 
     __slots__ = ("_parts", "text", "variables")
@@ -35,10 +35,10 @@ class Text:
         self.variables = frozenset[str]().union(*(sample.variables for sample in samples))
 
     def render(self, stream: Stream, escape: Callable[[str], str] = str) -> str | None:
-        """The text; None where it is one sample alone, which isn't available.
+        """The text of a stream; None if it is a single sample that is not available.
 
         Args:
-            escape: what each sample undergoes.
+            escape: a function that is applied to each sample.
         """
         if len(self._parts) == 1 and not isinstance(self._parts[0], str):
             found = _sample(self._parts[0], stream)
@@ -63,12 +63,13 @@ def text_of(value: str | Variable) -> Text:
 
 
 def header_value(text: str) -> str:
-    """Text as a header may hold it: RFC 9110, section 5.5, has spaces in place of line ends."""
+    """A text as the value of a header field."""
+    # RFC 9110, section 5.5: a line end or NUL is replaced by a space, or the message is invalid.
     return _NO_HEADER.sub(" ", text).strip(" \t")
 
 
 def url(text: str) -> str:
-    """Text as a URL may hold it; what is percent-encoded stays so."""
+    """A text as a URL. What is percent-encoded stays so."""
     return quote(raw(text), safe=_URL)
 
 
@@ -89,7 +90,7 @@ def _parts(text: str) -> Iterator[str | Expression]:
 
 
 def _end_of_sample(text: str, start: int) -> int:
-    """The bracket that closes a sample; those between parentheses are its arguments'."""
+    """The position of the bracket that closes a sample: the first outside of parentheses."""
     depth = 0
     for position in range(start, len(text)):
         char = text[position]

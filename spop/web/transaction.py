@@ -1,9 +1,9 @@
-"""One request and its response: the order of events, and what rules do. It waits for nothing.
+"""One request and its response: the order of events, and what rules do. It never waits.
 
-`Transaction.request` and `Transaction.response` are generators of steps. A step is what the
-engine's stream returned: the `Processing` where it blocks, something to await where it doesn't.
-The middleware sends back the Processing, and gets, in the end, what to answer in the
-application's stead.
+`Transaction.request` and `Transaction.response` are generators of steps, one for each event or
+group. A step is what the engine's stream returns: a `Processing` from a blocking one, an awaitable
+from one of asyncio. The middleware sends the Processing back. In the end it gets the reply that
+replaces the application's, or None.
 """
 
 from __future__ import annotations
@@ -15,51 +15,52 @@ from collections.abc import Generator, Sequence
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from spop.engine.asynchronous import AsyncStream
 from spop.engine.blocking import BlockingStream
 from spop.engine.filter import Processing
-from spop.engine.stream import Address, Headers, Response, Stream
+from spop.engine.stream import HeaderFields, IPAddress, Response, Stream
 from spop.web.policy import Policy
 from spop.web.rules import Allow, Deny, Redirect, Rule, SendGroup, SetHeader, SetVar
 from spop.web.texts import header_value, url
 
 VARIABLES = "spop.variables"
-"""Where the application finds the variables, in its scope or environ."""
-
+"""The key of the variables in the application's scope or environ."""
 
 _PLAIN = "content-type", "text/plain; charset=utf-8"
-"""WSGI wants a type even where there is no body."""
+"""WSGI wants a content type, even without a body."""
 
 
 class Reply(NamedTuple):
-    """What is answered in the application's stead."""
+    """A response in place of the application's."""
 
     status: int
-    headers: Headers
+    headers: HeaderFields
     body: bytes
 
     @property
     def phrase(self) -> str:
-        """The status' name, which HTTP/1 has after it."""
+        """The reason phrase of the status, for HTTP/1."""
         try:
             return HTTPStatus(self.status).phrase
         except ValueError:
             return "Unknown"
 
 
-BROKEN_OFF = Reply(400, [_PLAIN, ("content-length", "0")], b"")
-"""To a client that didn't send what it announced."""
+INCOMPLETE_REQUEST = Reply(400, [_PLAIN, ("content-length", "0")], b"")
+"""The reply to a client that did not send the body that it announced."""
 
 Steps = Generator[Any, Processing | None, Reply | None]
 
 
 class Transaction:
-    """A request, its response, and the stream that an engine makes of both.
+    """A request, its response, and the engine's stream for both.
 
     Attributes:
-        failed: an agent did not answer as it should have.
-        changed: the names, in lower case, of header fields that rules changed since the last
+        stream: the data of the request and response.
+        failed: an exchange with an agent has failed.
+        changed: the names, in lower case, of header fields that rules have changed since the last
             `request` or `response` began.
     """
 
@@ -73,11 +74,11 @@ class Transaction:
         self.changed: set[str] = set()
 
     def request(self) -> Steps:
-        """All that precedes the application."""
+        """The steps before the application is called."""
         return self._steps(self._policy.request_events, self._policy.http_request)
 
     def response(self, response: Response) -> Steps:
-        """All that precedes the response's way to the client."""
+        """The steps before the response is sent to the client."""
         self.stream.response = response
         self.stream.variables.begin_response()
         self.changed.clear()
@@ -112,8 +113,8 @@ class Transaction:
         message = self.stream.response or self.stream.request
         assert message is not None
         value = None if rule.value is None else rule.value.render(self.stream)
-        name = _alike(rule.name)
-        headers = [h for h in message.headers if rule.beside or _alike(h[0]) != name]
+        name = _folded(rule.name)
+        headers = [h for h in message.headers if rule.beside or _folded(h[0]) != name]
         if value is not None:
             headers.append((rule.name, header_value(value)))
         message.headers = headers
@@ -141,8 +142,8 @@ class Transaction:
         location = rule.location.render(self.stream) or ""
         return self._reply(rule.status, [("location", url(location)), _PLAIN], b"")
 
-    def _reply(self, status: int, headers: Headers, body: bytes) -> Reply:
-        """Nobody else is to get it from a cache, unless the rule says so."""
+    def _reply(self, status: int, headers: HeaderFields, body: bytes) -> Reply:
+        # A cache must not give the reply to another client, unless the rule says so.
         if not any(name.lower() == "cache-control" for name, _ in headers):
             headers.append(("cache-control", "no-cache"))
         headers.append(("content-length", str(len(body))))
@@ -151,14 +152,18 @@ class Transaction:
         return Reply(status, headers, b"" if head else body)
 
 
-def _alike(name: str) -> str:
-    """WSGI and CGI see no difference between ``x_user`` and ``x-user``; nor must rules."""
+def _folded(name: str) -> str:
+    """The name of a header field, for comparisons.
+
+    WSGI and CGI can't tell ``x_user`` from ``x-user``. So a rule for one replaces both: otherwise a
+    client could send a field that an application takes for the rule's.
+    """
     return name.lower().replace("_", "-")
 
 
-@functools.lru_cache(1024)
-def address(host: str | None) -> Address | None:
-    """A host as servers name it, where it is an address."""
+@functools.lru_cache(1024)  # Clients send several requests: 0.2 µs in place of 3 to 6.
+def address(host: str | None) -> IPAddress | None:
+    """The address that a server gives as a host; None if it is no address."""
     try:
         return ip_address((host or "").partition("%")[0])
     except ValueError:
@@ -166,10 +171,20 @@ def address(host: str | None) -> Address | None:
 
 
 def new_unique_id() -> str:
-    """For a request that came without one; a UUID would take five times as long."""
+    """A unique-id for a request without one. A UUID would take three times as long."""
     return os.urandom(16).hex()
 
 
 def http_version(version: str) -> str:
-    """HAProxy's "2.0" for what ASGI calls "2"."""
+    """The version in HAProxy's spelling: "2.0" for ASGI's "2"."""
     return version if "." in version else f"{version}.0"
+
+
+def quoted(path: str | bytes) -> str:
+    """A path that the server has decoded, percent-encoded again."""
+    return quote(path, safe="/!$&'()*+,:;=@~")
+
+
+def is_event_stream(headers: HeaderFields) -> bool:
+    """Whether a response is a stream of server-sent events, which may never end."""
+    return any(n.lower() == "content-type" and "text/event-stream" in v for n, v in headers)

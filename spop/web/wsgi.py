@@ -1,4 +1,4 @@
-"""The WSGI middleware: what an environ says, as a stream, and the body read ahead."""
+"""The WSGI middleware: makes a stream of WSGI's environ, and reads the body ahead."""
 
 from __future__ import annotations
 
@@ -6,27 +6,26 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from typing import Any
-from urllib.parse import quote
 from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvironment
 
 from spop.engine import Engine
 from spop.engine.samples.types import raw, text
-from spop.engine.stream import Headers, Request, Response, Stream, Tls
-from spop.web.asgi import MAX_BODY
-from spop.web.policy import Policy
+from spop.engine.stream import HeaderFields, Request, Response, Stream, Tls
+from spop.web.policy import MAX_BODY, Policy
 from spop.web.rules import Rule
 from spop.web.transaction import (
-    BROKEN_OFF,
+    INCOMPLETE_REQUEST,
     VARIABLES,
     Reply,
     Steps,
     Transaction,
     address,
     http_version,
+    is_event_stream,
     new_unique_id,
+    quoted,
 )
 
-_PATH = "/!$&'()*+,:;=@~"
 _NOT_HTTP = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 
 Write = Callable[[bytes], object]
@@ -35,16 +34,16 @@ Write = Callable[[bytes], object]
 class WSGIMiddleware:
     """Asks agents about the requests and responses of a WSGI application.
 
-    The engine's events happen around each request, in the thread that serves it; the
+    Around each request the events of the engine are processed, in the thread that serves it. The
     application finds the variables in ``environ["spop.variables"]``.
 
     Args:
-        engine: of the process that serves the application.
+        engine: an engine for the process that serves the application.
         http_request, http_response, max_body, wait_for_body, wait_for_response_body,
-            unique_id_header: as `spop.web.ASGIMiddleware` has them.
+            unique_id_header: as in `spop.web.ASGIMiddleware`.
 
     Raises:
-        ValueError: a rule names a group that the engine has not, or a limit makes no sense.
+        ValueError: a rule sends a group that the engine lacks, or `max_body` is less than 1.
     """
 
     def __init__(
@@ -78,16 +77,16 @@ class WSGIMiddleware:
         body = b""
         if policy.request_body:
             read = _read_ahead(environ, policy.request_body)
-            if read is None:  # The client is gone, and agents didn't see its request.
-                return _start_reply(start_response, BROKEN_OFF)
+            if read is None:  # The client has disconnected. Agents don't see its request.
+                return _start_reply(start_response, INCOMPLETE_REQUEST)
             body = read
         transaction = self._begin(environ, body)
         reply = _perform(transaction.request())
         if reply is not None:
             return _start_reply(start_response, reply)
         environ[VARIABLES] = transaction.stream.variables
-        _take_over(transaction, environ)
-        if not policy.answers:
+        _copy_changed_headers(transaction, environ)
+        if not policy.acts_on_response:
             return self.app(environ, start_response)
         responder = _Responder(transaction, policy.response_body, start_response)
         return responder.respond(self.app(environ, responder.start_response))
@@ -119,7 +118,7 @@ class WSGIMiddleware:
 
 
 class _Input:
-    """A request's body: what was read of it already, then the rest."""
+    """The body of a request: the part that was read ahead, then the rest."""
 
     def __init__(self, head: bytes, rest: InputStream) -> None:
         self._head = BytesIO(head)
@@ -153,7 +152,7 @@ class _Input:
 
 
 class _Responder:
-    """Holds a response back until it was decided upon, at the latest at its first bytes."""
+    """Holds a response back until agents have decided, at its first bytes or when enough came."""
 
     def __init__(self, transaction: Transaction, wait: int, start_response: StartResponse) -> None:
         self._transaction = transaction
@@ -167,22 +166,19 @@ class _Responder:
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /
     ) -> Write:
-        """What the application calls."""
+        """The `start_response` of the application."""
         if self._decided and self._reply is None:
             return self._start_response(status, headers, exc_info)
         self._started = status, headers
         return self._write_now
 
     def respond(self, result: Iterable[bytes]) -> Iterable[bytes]:
-        """The response's body, from what the application returned.
-
-        That is passed on as it is, where there is no need to look into it: it may be a file.
-        """
-        if self._decided:  # It wrote.
-            return result if self._reply is None else self._instead(result)
+        """The body of the response, from the result of the application."""
+        if self._decided:  # The application has called `write`.
+            return result if self._reply is None else self._replaced(result)
         try:
             chunks, size, parts = iter(result), 0, []
-            while self._started is None or size < self._wants():
+            while self._started is None or size < self._body_wanted():
                 chunk = next(chunks, None)
                 if chunk is None:
                     break
@@ -193,18 +189,16 @@ class _Responder:
             _close(result)
             raise
         if self._reply is not None:
-            return self._instead(result)
+            return self._replaced(result)
+        # The result itself, where it is complete: a server may have a fast path for files and
+        # lists.
         if not parts or isinstance(result, list | tuple):
             return result
         return _Body(itertools.chain(parts, chunks), result)
 
-    def _wants(self) -> int:
+    def _body_wanted(self) -> int:
         assert self._started is not None
-        events = any(
-            name.lower() == "content-type" and "text/event-stream" in value
-            for name, value in self._started[1]
-        )
-        return 0 if events else self._wait
+        return 0 if is_event_stream(self._started[1]) else self._wait
 
     def _decide(self, body: bytes) -> None:
         if self._started is None:
@@ -216,7 +210,7 @@ class _Responder:
             int(status.partition(" ")[0]),
             request.version if request else "1.1",
             [(name, _text(value)) for name, value in headers],
-            body[: self._wants()],
+            body[: self._body_wanted()],
         )
         self._reply = _perform(transaction.response(response))
         self._decided = True
@@ -227,7 +221,7 @@ class _Responder:
             headers = _native(response.headers)
         self._write = self._start_response(status, headers)
 
-    def _instead(self, result: Iterable[bytes]) -> Iterable[bytes]:
+    def _replaced(self, result: Iterable[bytes]) -> Iterable[bytes]:
         _close(result)
         assert self._reply is not None
         return [self._reply.body]
@@ -240,7 +234,7 @@ class _Responder:
 
 
 class _Body:
-    """Chunks, and what is to be closed after them."""
+    """Chunks of a body, and the result that is closed after them."""
 
     def __init__(self, chunks: Iterator[bytes], result: Iterable[bytes]) -> None:
         self._chunks = chunks
@@ -254,7 +248,7 @@ class _Body:
 
 
 def _perform(steps: Steps) -> Reply | None:
-    """Step by step, each of which blocks until it is done."""
+    """Do the steps. Each one blocks until it is done."""
     try:
         step = next(steps)
         while True:
@@ -270,12 +264,12 @@ def _start_reply(start_response: StartResponse, reply: Reply) -> Iterable[bytes]
 
 
 def _read_ahead(environ: WSGIEnvironment, limit: int) -> bytes | None:
-    """The body, up to a limit, which the application can still read; None: it broke off."""
+    """The body, up to a limit. The application can still read it. None if it is incomplete."""
     stream: InputStream = environ["wsgi.input"]
     length = environ.get("CONTENT_LENGTH")
     if length:
         known = int(length)
-    elif environ.get("wsgi.input_terminated"):  # Its end shows, as with chunks.
+    elif environ.get("wsgi.input_terminated"):  # The stream has an end, as with chunks.
         known = None
     else:
         return b""
@@ -289,15 +283,15 @@ def _read_ahead(environ: WSGIEnvironment, limit: int) -> bytes | None:
 
 
 def _read(stream: InputStream, size: int) -> bytes:
-    """So many bytes, or all up to the end; a stream may return fewer at a time."""
+    """Bytes up to a size or the end. A stream may return fewer at a time."""
     parts = bytearray()
     while len(parts) < size and (data := stream.read(size - len(parts))):
         parts += data
     return bytes(parts)
 
 
-def _take_over(transaction: Transaction, environ: WSGIEnvironment) -> None:
-    """The header fields that rules changed; several of a name are one, with commas."""
+def _copy_changed_headers(transaction: Transaction, environ: WSGIEnvironment) -> None:
+    """Copy the header fields that rules have changed. Several of a name are joined by commas."""
     request = transaction.stream.request
     assert request is not None
     for name in transaction.changed:
@@ -310,18 +304,18 @@ def _take_over(transaction: Transaction, environ: WSGIEnvironment) -> None:
 
 
 def _key(name: str) -> str:
-    """Where environ has a header."""
+    """The key of a header in environ."""
     return _NOT_HTTP.get(name.lower()) or f"HTTP_{name.upper().replace('-', '_')}"
 
 
 def _uri(environ: WSGIEnvironment) -> str:
-    """What the request line had, where the server says it; it has decoded the path."""
+    """The URI of the request line. If the server does not give it, it is made from the path."""
     known = environ.get("REQUEST_URI") or environ.get("RAW_URI")
     if known:
         return _text(known)
     path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
     query = environ.get("QUERY_STRING")
-    uri = quote(path.encode("latin-1"), safe=_PATH)
+    uri = quoted(path.encode("latin-1"))
     return f"{uri}?{_text(query)}" if query else uri
 
 
@@ -335,11 +329,11 @@ def _headers(environ: WSGIEnvironment) -> Iterator[tuple[str, str]]:
 
 
 def _text(native: str) -> str:
-    """A string of WSGI's, whose characters are bytes, as the engine has it."""
+    """A string for the engine, from one of WSGI, whose characters are bytes."""
     return native if native.isascii() else text(native.encode("latin-1"))
 
 
-def _native(headers: Headers) -> list[tuple[str, str]]:
+def _native(headers: HeaderFields) -> list[tuple[str, str]]:
     return [(name, raw(value).decode("latin-1")) for name, value in headers]
 
 

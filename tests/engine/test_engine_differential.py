@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import haproxy
-import pytest
 from played_agent import PlayedAgent, Told, Wire
 from proxied import Heard, Origin, Proxied, exchange
 
@@ -24,9 +23,6 @@ from spop.engine.config import Proxy, load_spoe
 from spop.engine.filter import StreamContext
 from spop.engine.variables import PROCESS
 from spop.values import UNSET, Int32, Int64, UInt32, UInt64
-
-THOSE_OF_2_6 = [path for path in haproxy.installed() if haproxy.version(path)[:2] == (2, 6)]
-needs_haproxy = pytest.mark.skipif(not THOSE_OF_2_6, reason="needs HAProxy 2.6")
 
 NAMES = ("a", "b", "c", "nobody.knows_it")
 SCOPES = ("proc", "sess", "txn", "req", "res")
@@ -371,16 +367,14 @@ def http_config(agent: PlayedAgent, origin: Origin) -> str:
 
 
 def through_haproxy(
-    folder: Path, cases: list[list[Case]]
+    binary: str, folder: Path, cases: list[list[Case]]
 ) -> tuple[list[Outcome], list[list[tuple[str, int]]]]:
     """Outcomes of all requests, and the client's and HAProxy's address of each connection."""
     outcomes, addresses = [], []
     with (
         PlayedAgent(by_chance) as agent,
         Origin() as origin,
-        Proxied(
-            THOSE_OF_2_6[0], folder, config=http_config(agent, origin), spoe=HTTP_SPOE
-        ) as proxy,
+        Proxied(binary, folder, config=http_config(agent, origin), spoe=HTTP_SPOE) as proxy,
     ):
         for session in cases:
             with proxy.connect(session[0].source) as sock:
@@ -507,11 +501,10 @@ def differences(
     return wrong
 
 
-@needs_haproxy
-def test_500_requests_as_haproxy_handles_them(tmp_path: Path) -> None:
+def test_500_requests_as_haproxy_handles_them(haproxy_2_6: str, tmp_path: Path) -> None:
     cases = sessions(seed=20240229, count=500)
     requests = [one.request for session in cases for one in session]
-    theirs, addresses = through_haproxy(tmp_path, cases)
+    theirs, addresses = through_haproxy(haproxy_2_6, tmp_path, cases)
     file = tmp_path / "spoe.cfg"
     PROCESS.clear()
     ours = list(through_engine(file, cases, addresses))
@@ -538,13 +531,13 @@ def tcp_config(agent: PlayedAgent, origin: Origin) -> str:
     )
 
 
-def tcp_through_haproxy(folder: Path) -> tuple[list[Outcome], list[tuple[str, int]]]:
+def tcp_through_haproxy(binary: str, folder: Path) -> tuple[list[Outcome], list[tuple[str, int]]]:
     """Outcomes of all streams, and their clients' addresses."""
     told, clients = [], []
     with (
         PlayedAgent(by_chance) as agent,
         Origin(b"answer") as origin,
-        Proxied(THOSE_OF_2_6[0], folder, config=tcp_config(agent, origin), spoe=TCP_SPOE) as proxy,
+        Proxied(binary, folder, config=tcp_config(agent, origin), spoe=TCP_SPOE) as proxy,
     ):
         for source in TCP_SOURCES:
             with proxy.connect(source) as sock:
@@ -609,9 +602,8 @@ async def tcp_through_async_engine(file: Path, clients: list[tuple[str, int]]) -
     return outcomes
 
 
-@needs_haproxy
-def test_tcp_streams_as_haproxy_handles_them(tmp_path: Path) -> None:
-    theirs, clients = tcp_through_haproxy(tmp_path)
+def test_tcp_streams_as_haproxy_handles_them(haproxy_2_6: str, tmp_path: Path) -> None:
+    theirs, clients = tcp_through_haproxy(haproxy_2_6, tmp_path)
     file = tmp_path / "spoe.cfg"
     requests = [b""] * len(theirs)
     PROCESS.clear()

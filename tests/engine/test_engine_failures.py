@@ -85,7 +85,7 @@ def says(*frames: tuple[int, int, int, bytes]) -> Move:
                     notify.stream_id,
                     notify.frame_id + wrong,
                     payload,
-                    little_endian=wire.protocol.little_endian,
+                    little_endian=wire.protocol.intake.little_endian,
                 )
             )
 
@@ -167,7 +167,9 @@ class Case:
     before: tuple[int, int] = (9, 9)
 
 
-SHORT = "400ms"
+SHORT = "1s"
+TOGETHER = 12
+"""Variants at a time: nearly all of them wait for a timeout."""
 BIG = b"0123456789" * 200
 NO_FRAGMENTS = {"capabilities": frozenset({"pipelining", "async"}), "max_frame_size": 300}
 
@@ -176,7 +178,7 @@ CASES = [
     Case("good-lock-step", spoe=LOCK_STEP),
     Case("silent", at_first(is_silent), timeout=SHORT),
     Case("silent-pipelined", at_first(is_silent), PIPELINED, timeout=SHORT),
-    Case("silent-lock-step", at_first(is_silent), LOCK_STEP, timeout=SHORT, before=(3, 0)),
+    Case("silent-lock-step", at_first(is_silent), LOCK_STEP, timeout=SHORT, before=(2, 8)),
     *(
         Case(f"disconnect-{n}", at_first(disconnects(n)), PIPELINED, before=(3, 1))
         for n in [*range(14), 99, 255, 300]
@@ -199,12 +201,7 @@ CASES = [
     Case("hello-size-big", greet=greets(hello(size=100_000)), timeout=SHORT),
     Case("hello-size-small", greet=greets(hello(size=255)), timeout=SHORT),
     Case("hello-no-size", greet=greets(hello(size=None)), timeout=SHORT),
-    Case(
-        "hello-garbage",
-        greet=greets(b"\0\0\0\x08garbage!"),
-        spoe="timeout hello 100ms",
-        timeout=SHORT,
-    ),
+    Case("hello-garbage", greet=greets(b"\0\0\0\x08garbage!"), timeout=SHORT),
     Case("hello-endless", greet=greets(b"HTTP/1.1 400 Bad Request\r\n\r\n"), timeout=SHORT),
     Case(
         "big-unsplit",
@@ -223,8 +220,8 @@ CASES = [
     ),
     Case("abort-unsplit", at_first(says((ACK, FIN | ABORT, 0, SET)))),
     Case("no-fin", at_first(says((ACK, 0, 0, SET))), PIPELINED),
-    Case("unknown-action", at_first(says((ACK, FIN, 0, SET + b"\x09\x01x"))), timeout="500ms"),
-    Case("cut-action", at_first(says((ACK, FIN, 0, SET + SET[:6]))), timeout="500ms"),
+    Case("unknown-action", at_first(says((ACK, FIN, 0, SET + b"\x09\x01x"))), timeout=SHORT),
+    Case("cut-action", at_first(says((ACK, FIN, 0, SET + SET[:6]))), timeout=SHORT),
     Case("unknown-type", at_first(says((200, FIN, 0, b""))), timeout=SHORT),
     Case("unknown-type-first", at_first(says((200, FIN, 0, b""), (ACK, FIN, 0, SET)))),
     Case("notify-back", at_first(says((FrameType.NOTIFY, FIN, 0, b""))), PIPELINED, timeout=SHORT),
@@ -232,7 +229,7 @@ CASES = [
     Case("short", at_first(sends(b"\0\0\0\x03\x67\0\0")), PIPELINED, timeout=SHORT),
     Case("wrong-id", at_first(says((ACK, FIN, 7, SET))), PIPELINED, timeout=SHORT),
     Case("wrong-id-async", at_first(says((ACK, FIN, 7, SET))), timeout=SHORT),
-    Case("wrong-id-lock-step", at_first(says((ACK, FIN, 7, SET))), LOCK_STEP, timeout="500ms"),
+    Case("wrong-id-lock-step", at_first(says((ACK, FIN, 7, SET))), LOCK_STEP, timeout=SHORT),
     Case("wrong-id-first", at_first(says((ACK, FIN, 7, SET), (ACK, FIN, 0, SET)))),
     Case(
         "maxerrrate",
@@ -248,7 +245,7 @@ CASES = [
         "maxconnrate 1",
         streams=3,
         since=(2, 0),
-        before=(3, 0),
+        before=(2, 8),
     ),
 ]
 
@@ -260,7 +257,7 @@ CASES_OF_3_1 |= {"big-unsplittable", "abort-unsplit", "wrong-id", "wrong-id-asyn
 
 HELLO = dict.fromkeys((case.name for case in CASES if case.name.startswith("hello-")), 1)
 MALFORMED = {"unknown-action": 0, "cut-action": 0}
-SINCE_2 = {
+SINCE_2_6 = {
     **HELLO,
     **MALFORMED,
     "disconnect-async": 1,
@@ -284,8 +281,21 @@ OTHERWISE: dict[tuple[int, int], dict[str, int]] = {
         "short": 1,
         "wrong-id-lock-step": 1,
     },
-    (2, 6): {**SINCE_2, "short": 1},
-    (3, 0): SINCE_2,
+    (2, 2): {
+        **{f"hello-{name}": 1 for name in ("version", "no-version", "garbage")},
+        **{f"hello-{name}": 1 for name in ("size-big", "size-small", "no-size")},
+        **MALFORMED,
+        "refused": 257,
+        "big-unsplittable": 256,
+        "no-fin": 256,
+        "notify-back": 1,
+        "short": 1,
+        "wrong-id-lock-step": 256,
+    },
+    (2, 6): {**SINCE_2_6, "short": 1},
+    (2, 8): SINCE_2_6,
+    (3, 0): SINCE_2_6,
+    (3, 2): {"unknown-action": 0},
     (3, 4): {"unknown-action": 0},
 }
 """The number that HAProxy gives first, where the engine knows better.
@@ -377,7 +387,7 @@ def scope_of(variant: Variant, version: haproxy.Version) -> str:
             "    option var-prefix p",
             "    option set-on-error error",
             "    option continue-on-error" if variant.continues else "",
-            "    log stdout format priority daemon" if version >= (2, 0) else "",
+            "    log stdout format short daemon" if version >= (2, 0) else "",
             "" if "hello" in variant.case.spoe else "    timeout hello 10s",
             f"    {variant.case.spoe}",
             f"    timeout processing {variant.case.timeout}",
@@ -404,8 +414,7 @@ frontend {name}
     bind unix@{{folder}}/{name}
     mode tcp
     filter spoe engine {name} config {{folder}}/{name}.cfg
-    tcp-request inspect-delay 10s
-    tcp-request content accept if {{{{ req.len gt 0 }}}}
+    tcp-request content accept
     default_backend tcp-origin
 """,
 }
@@ -540,7 +549,7 @@ def all_through_haproxy(binary: str, folder: Path, variants: list[Variant]) -> d
     ):
         down = [variant.name for variant in variants if variant.case.checked]
         haproxy.wait_until(lambda: all_down(proxy, down), "servers going DOWN")
-        with ThreadPoolExecutor(6) as pool:
+        with ThreadPoolExecutor(TOGETHER) as pool:
             outcomes = list(pool.map(lambda v: through_proxy(folder, v, agents[v.name]), variants))
     lines = log_of(proxy)
     return {
@@ -556,7 +565,7 @@ def all_down(proxy: Proxied, names: list[str]) -> bool:
     )
 
 
-LEVELS = {28: "warning", 29: "notice"}
+LEVELS = {4: "warning", 5: "notice"}
 
 
 def log_of(proxy: Proxied) -> dict[str, list[Logged]]:
@@ -615,7 +624,7 @@ def variables_of(context: StreamContext) -> tuple[str, str]:
 
 
 def is_down(engine: Engine | AsyncEngine) -> bool:
-    return not any(server.up for server in engine._checks._backend.servers)
+    return not any(server.up for server in engine.servers)
 
 
 def through_engine(folder: Path, version: str, variant: Variant) -> Outcome:
@@ -661,7 +670,7 @@ async def through_async_engine(folder: Path, version: str, variant: Variant) -> 
 async def each(
     run: Callable[[Variant], Awaitable[Outcome]], variants: list[Variant]
 ) -> list[Outcome]:
-    together = asyncio.Semaphore(6)
+    together = asyncio.Semaphore(TOGETHER)
 
     async def one(variant: Variant) -> Outcome:
         async with together:
@@ -688,7 +697,7 @@ def with_log(run: Callable[[], list[Outcome]], variants: list[Variant]) -> dict[
 
 
 def all_through_engine(folder: Path, version: str, variants: list[Variant]) -> dict[str, Outcome]:
-    with ThreadPoolExecutor(6) as pool:
+    with ThreadPoolExecutor(TOGETHER) as pool:
         return with_log(
             lambda: list(pool.map(lambda v: through_engine(folder, version, v), variants)),
             variants,
@@ -723,6 +732,8 @@ def comparable(outcome: Outcome, variant: Variant, version: haproxy.Version) -> 
         for number, line in enumerate(lines)
         if number == 0 or line.processed > lines[number - 1].processed
     ]
+    if version < (2, 6):  # With the HELLO's failure 2.2 ends the wait in the queue too.
+        lines = [line._replace(times=line.times.replace("+/-/-/-/", "+/+/-/-/")) for line in lines]
     if version >= (3, 1):  # Counts of errors are too high there, even where all goes well.
         lines = [line._replace(errors=0, processed=0) for line in lines]
     told = outcome.told

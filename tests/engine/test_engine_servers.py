@@ -166,7 +166,7 @@ def test_agents_are_taken_out_and_brought_back_by_their_checks(tmp_path: Path) -
         servers = (checked(first.address), ServerConfig("spare", spare.address, backup=True))
         config = BackendConfig("agents", servers, spop_check=True)
         with first, engine_of(tmp_path, config) as engine:
-            server = engine._checks._backend.servers[0]
+            server = engine.servers[0]
             assert status_of(engine) == 0
             assert len(first.told) == 1
             first.__exit__()
@@ -184,25 +184,36 @@ def test_with_no_server_up_an_event_fails_at_once(tmp_path: Path) -> None:
         config = BackendConfig("agents", (checked(agent.address, fall=1),), spop_check=True)
         with engine_of(tmp_path, config) as engine:
             agent.__exit__()
-            server = engine._checks._backend.servers[0]
+            server = engine.servers[0]
             wait_until(lambda: not server.up, "the server going down")
             assert status_of(engine) == EngineStatus.RESOURCES
 
 
-def test_a_check_wants_a_hello_only_where_spop_check_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("spop_check", [True, False])
+def test_a_check_wants_a_hello_only_where_spop_check_says_so(
+    spop_check: bool, tmp_path: Path
+) -> None:
+    checks = []
+
     def refuse(sock: Any) -> None:
+        checks.append(sock)
         while sock.recv(65536):
             sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
     with PlayedAgent(greet=refuse) as agent:
-        for spop_check in (True, False):
-            config = BackendConfig("agents", (checked(agent.address),), spop_check=spop_check)
-            with engine_of(tmp_path, config) as engine:
-                server = engine._checks._backend.servers[0]
-                if spop_check:
-                    wait_until(lambda: not server.up, "the server going down")  # noqa: B023
-                else:
-                    assert server.up
+        config = BackendConfig("agents", (checked(agent.address),), spop_check=spop_check)
+        with engine_of(tmp_path, config) as engine:
+            wait_until(lambda: len(checks) > 1, "a second check")  # The first is counted then.
+            assert engine.servers[0].up is not spop_check
+
+
+def test_an_engine_shows_its_servers(tmp_path: Path) -> None:
+    with PlayedAgent() as agent:
+        servers = (ServerConfig("1", agent.address), ServerConfig("2", "h:1", disabled=True))
+        with engine_of(tmp_path, BackendConfig("agents", servers)) as engine:
+            assert status_of(engine) == 0
+            assert [server.config for server in engine.servers] == list(servers)
+            assert [(s.up, s.connections) for s in engine.servers] == [(True, 1), (False, 0)]
 
 
 # --- TLS ---

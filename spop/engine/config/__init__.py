@@ -1,4 +1,4 @@
-"""HAProxy's own configuration files: the SPOE file, and the backends of a ``haproxy.cfg``."""
+"""HAProxy's configuration files: the SPOE file, and the backends in a ``haproxy.cfg``."""
 
 from spop.engine.config.backends import backend_of, load_backends, parse_backends
 from spop.engine.config.diagnostics import ConfigError, Diagnostic, Severity

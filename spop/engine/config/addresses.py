@@ -1,4 +1,4 @@
-"""Addresses as HAProxy's configuration writes them: those of servers, and of logs."""
+"""Addresses of servers and logs, as HAProxy writes them (section 11 of its manual)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SYSLOG_PORT = 514
 
 
 class _Split(NamedTuple):
-    """An address without its family; a port that isn't there is None."""
+    """The parts of an address. A missing port is None."""
 
     family: str
     host: str
@@ -23,10 +23,10 @@ class _Split(NamedTuple):
 
 
 def read_server_address(text: str) -> str:
-    """A server's address as ``HOST:PORT`` or ``unix:PATH``.
+    """The address of a server, as ``HOST:PORT`` or ``unix:PATH``.
 
     Raises:
-        ValueError: it is of another kind, has no port, or is none.
+        ValueError: the text is no address, an address of another kind, or has no port.
     """
     if path := _unix_path(text):
         return f"unix:{path}"
@@ -39,10 +39,10 @@ def read_server_address(text: str) -> str:
 
 
 def read_log_address(text: str) -> str:
-    """Where a log goes: ``stdout``, ``stderr``, ``HOST:PORT``, ``abns@NAME`` or a path.
+    """The target of a log: ``stdout``, ``stderr``, ``HOST:PORT``, ``abns@NAME`` or a path.
 
     Raises:
-        ValueError: HAProxy would refuse it, as it does rings and TCP in SPOE files.
+        ValueError: HAProxy would refuse the address. In an SPOE file, it refuses rings and TCP.
     """
     if text in _STANDARD_STREAMS:
         return _STANDARD_STREAMS[text]

@@ -1,7 +1,7 @@
-"""The backends of a ``haproxy.cfg``, where an engine's agents are: `load_backends`.
+"""Reads the backends of a ``haproxy.cfg``, whose servers are an engine's agents: `load_backends`.
 
-Read are the sections ``backend`` and ``listen``, with what ``defaults`` and ``global`` say of
-them, as far as it matters to SPOE. All else is passed over.
+It reads the sections ``backend`` and ``listen``, and their settings in ``defaults`` and ``global``.
+It skips what does not matter to SPOE.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SECTIONS = frozenset(
         "resolvers", "ring", "traces", "userlist",
     )
 )  # fmt: skip
-"""What opens a section of HAProxy's configuration."""
+"""The keywords that open a section of a ``haproxy.cfg``."""
 
 _BALANCE = {
     "roundrobin": "roundrobin",
@@ -48,14 +48,14 @@ _TIMEOUTS = ("check", "connect", "server")
 def load_backends(
     path: str | PathLike[str], names: Collection[str] | None = None
 ) -> dict[str, BackendConfig]:
-    """Read the backends of a HAProxy's configuration, by name.
+    """Read the backends of a ``haproxy.cfg``, by name.
 
     Args:
-        names: read these only, and pass over what may be wrong with others.
+        names: read only these, and ignore mistakes in others.
 
     Raises:
-        ConfigError: the file can't be read, or says of a backend what HAProxy would refuse or
-            an engine can't do.
+        ConfigError: the file can't be read, HAProxy would refuse a backend, or an engine can't use
+            it.
     """
     return parse_backends(read_file(path), str(path), names)
 
@@ -63,7 +63,7 @@ def load_backends(
 def parse_backends(
     text: str | bytes, file: str = "<text>", names: Collection[str] | None = None
 ) -> dict[str, BackendConfig]:
-    """As `load_backends`, of a text. `file` is its name in locations.
+    """Read a text as `load_backends` does. `file` is its name in locations.
 
     Raises:
         ConfigError: as `load_backends`.
@@ -82,7 +82,7 @@ def backend_of(agent: AgentConfig, backends: Mapping[str, BackendConfig]) -> Bac
     """The backend that an agent's ``use-backend`` line names.
 
     Raises:
-        ConfigError: there is none, or its mode isn't one that SPOE can use.
+        ConfigError: there is no such backend, or SPOE can't use its mode.
     """
     backend = backends.get(agent.backend)
     if backend is None:
@@ -97,8 +97,8 @@ def backend_of(agent: AgentConfig, backends: Mapping[str, BackendConfig]) -> Bac
 
 
 @dataclass(slots=True)
-class _Proxy:
-    """A section that is being read. Those of ``defaults`` are what others begin with."""
+class _ProxySection:
+    """A ``backend``, ``listen`` or ``defaults`` section that is being read."""
 
     name: str = ""
     location: Location | None = None
@@ -110,8 +110,8 @@ class _Proxy:
     server: ServerConfig = NO_SERVER
     servers: list[ServerConfig] = field(default_factory=list)
 
-    def copy(self, name: str, location: Location) -> _Proxy:
-        """One that begins with what this one says."""
+    def copy(self, name: str, location: Location) -> _ProxySection:
+        """A section that starts with the settings of this one."""
         return replace(self, name=name, location=location, timeouts=dict(self.timeouts), servers=[])
 
     def take(self, line: Line, tls: TlsDefaults) -> None:
@@ -179,16 +179,16 @@ class _Proxy:
         )
 
 
-_KEYWORDS: Mapping[str, Callable[[_Proxy, Line], None]] = {
-    "balance": _Proxy.set_balance,
-    "mode": _Proxy.set_mode,
-    "option": _Proxy.set_option,
-    "timeout": _Proxy.set_timeout,
+_KEYWORDS: Mapping[str, Callable[[_ProxySection, Line], None]] = {
+    "balance": _ProxySection.set_balance,
+    "mode": _ProxySection.set_mode,
+    "option": _ProxySection.set_option,
+    "timeout": _ProxySection.set_timeout,
 }
 
 
 def _draws(line: Line, word: str) -> int:
-    """How many servers ``random(N)`` compares."""
+    """The number of servers that ``random(N)`` compares."""
     match = _RANDOM.fullmatch(word)
     if match is None or not (match[1] or "1").isdecimal():
         raise refusal(line.at(1), f"'{word}' is not as 'random(2)'")
@@ -199,15 +199,15 @@ def _draws(line: Line, word: str) -> int:
 
 
 class _Sections:
-    """Sections as their lines come: defaults, backends, and what ``global`` says."""
+    """Collects the sections of a file, line by line."""
 
     def __init__(self, collector: Collector, names: Collection[str] | None) -> None:
-        self.backends: dict[str, _Proxy] = {}
+        self.backends: dict[str, _ProxySection] = {}
         self._collector = collector
         self._names = names
-        self._defaults: dict[str, _Proxy | None] = {}
-        self._last_defaults: _Proxy | None = None
-        self._open: _Proxy | None = None
+        self._defaults: dict[str, _ProxySection | None] = {}
+        self._last_defaults: _ProxySection | None = None
+        self._open: _ProxySection | None = None
         self._tls = TlsDefaults()
 
     def take(self, line: Line) -> None:
@@ -231,17 +231,17 @@ class _Sections:
         elif line.keyword == "crt-base":
             self._tls.crt_base = value
 
-    def _open_defaults(self, line: Line) -> _Proxy:
+    def _open_defaults(self, line: Line) -> _ProxySection:
         named = line.arguments and line.arguments[0] != "from"
         name = line.arguments[0] if named else ""
         defaults = (self._named_defaults(line) or self._fresh()).copy(name, line.at(0))
         self._last_defaults = defaults
         if name:
-            # Two of a name are fine as long as nobody refers to it.
+            # HAProxy allows two ``defaults`` of one name, as long as no section refers to it.
             self._defaults[name] = None if name in self._defaults else defaults
         return defaults
 
-    def _open_backend(self, line: Line) -> _Proxy | None:
+    def _open_backend(self, line: Line) -> _ProxySection | None:
         if not line.arguments:
             raise refusal(line.at(1), f"'{line.keyword}' needs a name")
         name = line.arguments[0]
@@ -259,11 +259,11 @@ class _Sections:
             self.backends[name] = backend
         return backend
 
-    def _fresh(self) -> _Proxy:
-        return _Proxy(server=replace(NO_SERVER, verify=self._tls.verify))
+    def _fresh(self) -> _ProxySection:
+        return _ProxySection(server=replace(NO_SERVER, verify=self._tls.verify))
 
-    def _named_defaults(self, line: Line) -> _Proxy | None:
-        """The section that ``from`` names; None where there is no ``from``."""
+    def _named_defaults(self, line: Line) -> _ProxySection | None:
+        """The ``defaults`` section that ``from`` names; None if there is no ``from``."""
         index = 2 if line.arguments[:1] == ["from"] and line.section == "defaults" else 3
         if line.arguments[index - 2 : index - 1] != ["from"] or len(line.arguments) < index:
             return None

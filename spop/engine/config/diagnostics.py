@@ -1,4 +1,4 @@
-"""What is wrong with a configuration: diagnostics, how they are collected, and the error.
+"""Diagnostics of a configuration: what is wrong, how it is collected, and the error.
 
 A reader raises a `refusal` at the first mistake of a line. A `Collector` keeps it, and the reader
 goes on with the next line.
@@ -16,7 +16,7 @@ from spop.errors import SpopError
 
 
 class Severity(Enum):
-    """Whether HAProxy refuses a configuration for it."""
+    """HAProxy refuses a configuration for an error, and accepts it with a warning."""
 
     ERROR = "error"
     WARNING = "warning"
@@ -24,11 +24,11 @@ class Severity(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """One thing that is wrong.
+    """A mistake in a configuration.
 
     Attributes:
         message: one sentence for the person who wrote the file.
-        hint: what to write instead, where that is known.
+        hint: what to write instead; None if that is not known.
     """
 
     severity: Severity
@@ -42,10 +42,10 @@ class Diagnostic:
 
 
 class ConfigError(SpopError):
-    """A configuration that HAProxy would refuse. As text, each error is a line.
+    """A configuration that HAProxy would refuse. Its text has a line for each error.
 
     Attributes:
-        diagnostics: all that was found, warnings too, in the order of the file.
+        diagnostics: the errors and warnings, in the order of the file.
     """
 
     def __init__(self, diagnostics: Iterable[Diagnostic]) -> None:
@@ -60,7 +60,7 @@ def refusal(location: Location, message: str, hint: str | None = None) -> Config
 
 
 class Collector:
-    """The diagnostics of one file while it is read."""
+    """Collects the diagnostics of a file while it is read."""
 
     def __init__(self) -> None:
         self._found: list[Diagnostic] = []
@@ -80,7 +80,7 @@ class Collector:
             self._found += error.diagnostics
 
     def all(self) -> tuple[Diagnostic, ...]:
-        """What was found, in the order of the file."""
+        """The diagnostics, in the order of the file."""
         return tuple(sorted(self._found, key=lambda d: (d.location.line, d.location.column)))
 
     @property
@@ -90,6 +90,6 @@ class Collector:
 
 
 def listed(names: Sequence[str], last: str = "and") -> str:
-    """Names in a sentence."""
+    """Names as a part of a sentence: ``'a', 'b' and 'c'``."""
     quoted = [f"'{name}'" for name in names]
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} {last} {quoted[-1]}"

@@ -1,7 +1,7 @@
-"""A configuration file to lines of words, each with its section and scope.
+"""Reads a configuration file as lines of words, each with its section and scope.
 
-Done here: bytes to text, comments and quotes, ``.if`` and its kin, ``no`` and ``default``,
-scopes, and which section a line is in. What the words mean is for those who iterate.
+The `Reader` decodes the bytes, and handles comments, quotes, conditional blocks, the modifiers
+``no`` and ``default``, scopes and sections. It does not know what the words of a line mean.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from spop.engine.config.conditions import Surroundings, evaluate
+from spop.engine.config.conditionals import Surroundings, evaluate
 from spop.engine.config.diagnostics import Collector, refusal
 from spop.engine.config.model import Location
-from spop.engine.config.versions import DEFAULT, FINAL_NEWLINE, Version, drawback
+from spop.engine.config.versions import DEFAULT, FINAL_NEWLINE, Version, unsupported
 from spop.engine.config.words import Word, split_words
 from spop.engine.samples.errors import did_you_mean
 
@@ -39,7 +39,7 @@ _DIRECTIVES = (
 
 
 class Modifier(Enum):
-    """What stands before a keyword."""
+    """The word before a keyword."""
 
     NONE = ""
     NO = "no"
@@ -48,13 +48,13 @@ class Modifier(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line that says something.
+    """A line of a configuration file that has words.
 
     Attributes:
-        words: the keyword and what follows, without a modifier.
-        scope: the name that the last ``[name]`` had; None before the first.
-        section: the keyword of the section that it is in or opens.
-        opens: the line is the section's first.
+        words: the keyword and the words after it, without a modifier.
+        scope: the last ``[name]`` before the line; None if there is none.
+        section: the keyword of the line's section.
+        opens: the line is the first of its section.
     """
 
     file: str
@@ -71,22 +71,22 @@ class Line:
 
     @property
     def arguments(self) -> list[str]:
-        """What follows the keyword, up to a word that is empty: HAProxy reads no further."""
+        """The words after the keyword. As in HAProxy, an empty word ends the line."""
         texts = [word.text for word in self.words[1:]]
         return texts[: texts.index("")] if "" in texts else texts
 
     def at(self, index: int, offset: int = 0) -> Location:
-        """Where a word is, counted from the keyword, or its character at an offset."""
+        """The location of a character of a word. The keyword has the index 0."""
         if index < len(self.words):
             return Location(self.file, self.number, self.words[index].column(offset))
         end = self.words[-1].columns[-1] if self.words else 1
         return Location(self.file, self.number, end)
 
     def take(self, most: int) -> list[str]:
-        """The arguments.
+        """The arguments, of which there may be at most so many.
 
         Raises:
-            ConfigError: there are more than `most`.
+            ConfigError: there are more.
         """
         if len(self.arguments) > most:
             unexpected = self.arguments[most]
@@ -108,14 +108,20 @@ class Line:
 
 
 def not_in_names(name: str) -> str | None:
-    """The first character that HAProxy's names of sections can't have."""
+    """The first character that HAProxy allows in no name of a section; None if there is none."""
     match = _NOT_IN_NAMES.search(name)
     return match[0] if match else None
 
 
 @dataclass(slots=True)
 class _Block:
-    """An ``.if`` that has no ``.endif`` yet."""
+    """A conditional block whose ``.endif`` was not read yet (section 2.4).
+
+    Attributes:
+        taken: the lines of its current branch are read.
+        done: no later branch is read.
+        in_else: its ``.else`` was read.
+    """
 
     taken: bool
     done: bool
@@ -123,13 +129,14 @@ class _Block:
 
 
 class Reader:
-    """The lines of a configuration file; what is wrong with them goes to the collector.
+    """Iterates over the lines of a configuration file. The collector is told of mistakes.
 
     Args:
-        data: the file's contents. Text is taken for its UTF-8.
+        data: the contents of the file.
         sections: the keywords that open a section.
-        strict: what no section begins with, and modifiers of other keywords than HAProxy
-            knows, are errors, as is a missing end of the last line, if HAProxy refuses it.
+        version: the HAProxy that decides what is a mistake; None is 2.6.
+        strict: report what HAProxy refuses: lines before the first section, modifiers of keywords
+            that have none, and a missing newline at the end.
     """
 
     def __init__(
@@ -174,7 +181,7 @@ class Reader:
             self._collector.error(self._at(1), "an '.if' has no '.endif'")
 
     def _lines(self) -> Iterator[str]:
-        """The lines up to their ends or a NUL, which HAProxy takes for the end of the file."""
+        """The lines, each up to its end or a NUL. HAProxy takes a NUL for the end of the file."""
         lines = self._text.split("\n")
         last = lines.pop()
         for number, line in enumerate([*lines, last] if last else lines, 1):
@@ -183,10 +190,10 @@ class Reader:
                 self._collector.error(location, "a NUL character")
             yield line.partition("\0")[0]
         if last and "\0" not in last and self._strict:
-            self._complain_of_the_end(Location(self._file, len(lines) + 1, len(last) + 1))
+            self._report_missing_newline(Location(self._file, len(lines) + 1, len(last) + 1))
 
-    def _complain_of_the_end(self, location: Location) -> None:
-        """HAProxy suspects that the file was cut off. Asked about no version, it's a warning."""
+    def _report_missing_newline(self, location: Location) -> None:
+        """A missing newline is an error since HAProxy 2.3, and a warning if no version is given."""
         message = "the last line has no end"
         if self._version is None:
             self._collector.warning(location, message, "HAProxy refuses it since 2.3")
@@ -205,6 +212,7 @@ class Reader:
         return internal.get(name) if name.startswith(".") else self._environment.get(name)
 
     def _enter_scope(self, text: str) -> None:
+        """Read a line ``[NAME]`` (section 2.1 of the SPOE document)."""
         start = len(text) - len(text.lstrip(_SPACE)) + 1
         name, bracket, rest = text[start:].partition("]")
         if not bracket or not name:
@@ -220,7 +228,7 @@ class Reader:
         self._scope = name
 
     def _modified(self, words: list[Word]) -> Line:
-        """The line without its modifier."""
+        """A line, its modifier apart."""
         first = words[0].text
         line = Line(self._file, self._number, tuple(words), self._scope)
         if first == "no":
@@ -259,7 +267,7 @@ class Reader:
     # Directives
 
     def _directive(self, words: list[Word]) -> bool:
-        """Obey a directive; True if there is nothing more to read in the line."""
+        """Execute a directive. Returns True if the line has nothing else to read."""
         name = words[0].text
         location = self._at(words[0].column())
         line = Line(self._file, self._number, tuple(words))
@@ -270,10 +278,10 @@ class Reader:
         elif any(not block.taken for block in self._blocks):
             return True
         elif name.startswith("."):
-            self._say(line, location)
+            self._report_text(line, location)
         else:
             return False
-        if self._version and (reason := drawback("directives", self._version)):
+        if self._version and (reason := unsupported("directives", self._version)):
             self._collector.warning(location, reason)
         return True
 
@@ -304,7 +312,7 @@ class Reader:
             line.take(0)
 
     def _holds(self, line: Line) -> bool:
-        """Whether the condition of a line does."""
+        """Whether the expression of an ``.if`` or ``.elif`` line is true."""
         words = line.words[1:]
 
         def at(offset: int) -> Location:
@@ -314,7 +322,7 @@ class Reader:
         surroundings = Surroundings(self._environment, self._version or DEFAULT, at)
         return evaluate(" ".join(word.text for word in words), surroundings)
 
-    def _say(self, line: Line, location: Location) -> None:
+    def _report_text(self, line: Line, location: Location) -> None:
         name = line.keyword
         if name not in _DIRECTIVES:
             raise refusal(location, f"unknown directive '{name}'", did_you_mean(name, _DIRECTIVES))
@@ -328,7 +336,7 @@ class Reader:
 
 
 def _shifted(words: list[Word]) -> tuple[Word, ...]:
-    """The words after ``default``, which HAProxy follows with the last one once more."""
+    """The words after ``default``. HAProxy shifts them, which leaves the last word twice."""
     texts = [word.text for word in words]
     end = texts.index("") if "" in texts else len(words)
     return (*words[1:end], *words[end - 1 :])

@@ -1,7 +1,7 @@
-"""What an SPOE configuration says, as plain data, everything resolved and compiled.
+"""An SPOE configuration as plain data, resolved and compiled.
 
-`spop.engine.config.spoe` makes these of a file; the engine runs on them and never sees text.
-Times are seconds. Names of variables are whole, such as ``"txn.waf.action"``.
+`spop.engine.config.spoe` makes it from a file, and the engine runs on it. Times are in seconds.
+Names of variables are whole, such as ``"txn.waf.action"``. Sections are those of the SPOE document.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 
-from spop.engine.acl import Condition
+from spop.constants import HAPROXY_FRAME_SIZE
+from spop.engine.acl import AclCondition
 from spop.engine.samples import Expression
 from spop.engine.stream import Stream
 
 
 class Event(StrEnum):
-    """When messages are sent, in the order in which a stream comes by (section 2.4)."""
+    """When messages are sent, in the order of a stream (sections 2.3 and 3.3)."""
 
     ON_CLIENT_SESSION = "on-client-session"
     ON_FRONTEND_TCP_REQUEST = "on-frontend-tcp-request"
@@ -29,7 +30,7 @@ class Event(StrEnum):
 
 
 class Proxy(Enum):
-    """The kinds of section of HAProxy's configuration that a filter may stand in."""
+    """The kinds of section in a ``haproxy.cfg`` where a filter may stand."""
 
     FRONTEND = "frontend"
     LISTEN = "listen"
@@ -38,7 +39,7 @@ class Proxy(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A place in a configuration file; lines and columns count from 1."""
+    """A place in a configuration file. Lines and columns count from 1."""
 
     file: str
     line: int
@@ -50,7 +51,7 @@ class Location:
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """One word of an ``args`` line. An argument that isn't named has an empty name."""
+    """One word of an ``args`` line. The name of an unnamed argument is empty."""
 
     name: str
     expression: Expression
@@ -58,29 +59,29 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class MessageConfig:
-    """A ``spoe-message`` section.
+    """A ``spoe-message`` section (section 2.3).
 
     Attributes:
-        event: None where it has none, as in groups.
-        condition: what follows ``if`` or ``unless`` on the ``event`` line.
-        unless: the condition has to fail.
+        event: None if there is no ``event`` line, as for messages of groups.
+        condition: the words after ``if`` or ``unless`` on the ``event`` line.
+        unless: the message is sent where the condition fails.
     """
 
     name: str
     location: Location
     arguments: tuple[Argument, ...] = ()
     event: Event | None = None
-    condition: Condition | None = None
+    condition: AclCondition | None = None
     unless: bool = False
 
     def applies(self, stream: Stream) -> bool:
-        """Whether the message is to be sent for this stream."""
+        """Whether the message is sent for this stream."""
         return self.condition is None or self.condition.holds(stream) is not self.unless
 
 
 @dataclass(frozen=True, slots=True)
 class GroupConfig:
-    """A ``spoe-group`` section, its messages resolved."""
+    """A ``spoe-group`` section (section 2.4)."""
 
     name: str
     location: Location
@@ -89,10 +90,14 @@ class GroupConfig:
 
 @dataclass(frozen=True, slots=True)
 class LogTarget:
-    """A ``log`` line: where lines go (``stdout``, ``HOST:PORT``, a socket's path), and which.
+    """A ``log`` line of an agent.
 
-    `level` is the least severe that is sent, `min_level` the most severe that a line is given.
-    With `sample_ranges`, only the lines with these numbers, from 1 on, of each `sample_size`.
+    Attributes:
+        address: ``stdout``, ``stderr``, ``HOST:PORT`` or the path of a socket.
+        level: the least severe level of a line that is sent.
+        min_level: the most severe level that a line is sent with.
+        sample_ranges: of each `sample_size` lines, the numbers of those that are sent, from 1;
+            empty if all are sent.
     """
 
     address: str
@@ -107,18 +112,18 @@ class LogTarget:
 
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
-    """A ``spoe-agent`` section with its messages and groups: one engine.
+    """A ``spoe-agent`` section with its messages and groups (section 2.2): one engine.
 
     Attributes:
-        engine: the scope it was found in, or the agent's name in the anonymous scope.
+        engine: the scope of the section, or the name of the agent in the anonymous scope.
         backend: the name on the ``use-backend`` line.
         events: the messages of each event, in the order of the ``messages`` lines.
-        groups: those that the ``groups`` lines name.
-        hello_timeout, idle_timeout, processing_timeout: None where there is no such line.
-        maxconnrate, maxerrrate: in a second; 0 is no limit.
-        var_prefix: ``option var-prefix``, by default the agent's name.
+        groups: the groups that the ``groups`` lines name.
+        hello_timeout, idle_timeout, processing_timeout: None if there is no such line.
+        maxconnrate, maxerrrate: the limit for a second; 0 is no limit.
+        var_prefix: ``option var-prefix``, by default the name of the agent.
         set_on_error, set_process_time, set_total_time: whole names, as ``txn.PREFIX.NAME``.
-        known_variables: those that the configuration reads, registers or sets.
+        known_variables: the variables that the configuration reads, registers or sets.
     """
 
     name: str
@@ -133,7 +138,7 @@ class AgentConfig:
     processing_timeout: float | None = None
     maxconnrate: int = 0
     maxerrrate: int = 0
-    max_frame_size: int = 16380
+    max_frame_size: int = HAPROXY_FRAME_SIZE
     max_waiting_frames: int = 20
     pipelining: bool = True
     asynchronous: bool = True
@@ -151,17 +156,22 @@ class AgentConfig:
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """A ``server`` line of a backend.
+    """A ``server`` line of a backend (section 5.2 of HAProxy's manual).
 
     Attributes:
         address: ``HOST:PORT`` or ``unix:PATH``.
-        weight: 0 to 256; 0 takes no new connections.
+        weight: 0 to 256; a server of weight 0 takes no connections.
+        backup: the server takes connections only if no other server is up.
         maxconn: connections at a time; 0 is no limit.
-        check: its health is watched.
-        disabled: it takes no connections until somebody enables it.
+        check: the health of the server is checked.
         inter: seconds between checks.
-        rise, fall: good checks in a row that bring it back, bad ones that take it out.
-        ssl: speak TLS; `ca_file` verifies, `crt` is one's own certificate with its key.
+        rise: successful checks in a row after which a server is up again.
+        fall: failed checks in a row after which a server is down.
+        ssl: connections use TLS.
+        verify: the certificate of the server is verified with `ca_file`.
+        crt: the file of the engine's own certificate and key.
+        sni: the name in the certificate; None: the name is not checked.
+        disabled: the server takes no connections.
     """
 
     name: str
@@ -183,14 +193,14 @@ class ServerConfig:
 
 @dataclass(frozen=True, slots=True)
 class BackendConfig:
-    """A ``backend`` section of HAProxy's own configuration, as far as SPOE goes.
+    """A ``backend`` section of a ``haproxy.cfg``, as far as it matters to SPOE.
 
     Attributes:
         balance: ``roundrobin``, ``leastconn``, ``random`` or ``first``.
-        spop_check: checks speak HELLO; otherwise they only connect.
-        connect_timeout, server_timeout, check_timeout: None where there is no such line.
+        spop_check: a health check exchanges HELLO; otherwise it only connects.
+        connect_timeout, server_timeout, check_timeout: None if there is no such line.
         mode: ``tcp``, ``http`` or ``spop``.
-        random_draws: the servers that ``balance random`` compares.
+        random_draws: the number of servers that ``balance random`` compares.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""From the sections of one scope to an `AgentConfig`: names to what they stand for.
+"""Makes an `AgentConfig` of the sections of one scope, and resolves the names in them.
 
-What is checked here HAProxy checks at the end of the file: that what is mentioned exists, and
-that arguments can be had where their message is sent.
+HAProxy does these checks at the end of the file: names must exist, and arguments must be available
+where their message is sent.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _IN_LISTEN = {
     Event.ON_BACKEND_TCP_REQUEST: Event.ON_FRONTEND_TCP_REQUEST,
     Event.ON_BACKEND_HTTP_REQUEST: Event.ON_FRONTEND_HTTP_REQUEST,
 }
-"""A section that is both frontend and backend has one event for the two ends of a request."""
+"""In a ``listen`` section, HAProxy sends messages of backend events at the frontend event."""
 
 _NO_PLACE = Place(0)
 _PLACES = {
@@ -57,8 +57,8 @@ _PLACES = {
 
 
 @dataclass(slots=True)
-class Scope:
-    """The sections of one scope. Those without a valid name are read, but are not in here."""
+class ScopeSections:
+    """The sections of one scope of an SPOE file that have a valid name."""
 
     agent: AgentSection | None = None
     messages: dict[str, MessageSection] = field(default_factory=dict)
@@ -66,20 +66,20 @@ class Scope:
 
 
 def misplaced(arguments: Sequence[Argument], place: Place) -> Iterator[int]:
-    """The indexes of the arguments that can't be had at a place, be it an event or a rule."""
+    """The indexes of the arguments that are not available at a place."""
     for index, argument in enumerate(arguments):
         if not argument.expression.places & place:
             yield index
 
 
 def group_for_rule(config: AgentConfig, name: str, place: Place) -> GroupConfig:
-    """The group that a rule ``send-spoe-group`` sends, checked as HAProxy does at its start.
+    """The group that a rule ``send-spoe-group`` names, checked as HAProxy checks it at its start.
 
     Args:
-        place: where the rule stands, such as ``Place.FE_HRQ_HDR`` for ``http-request``.
+        place: the place of the rule, such as ``Place.FE_HRQ_HDR`` for ``http-request``.
 
     Raises:
-        ConfigError: the engine has no such group, or an argument can't be had there.
+        ConfigError: the engine has no such group, or an argument is not available there.
     """
     group = config.groups.get(name)
     if group is None:
@@ -99,13 +99,13 @@ def group_for_rule(config: AgentConfig, name: str, place: Place) -> GroupConfig:
 
 
 def resolve(
-    scope: Scope,
+    scope: ScopeSections,
     engine: str | None,
     proxy: Proxy,
     version: Version | None,
     collector: Collector,
 ) -> AgentConfig | None:
-    """The configuration of a scope that has an agent; None if it is useless."""
+    """The configuration of a scope; None if it has no agent or an error."""
     if scope.agent is None:
         return None
     return _Resolver(scope, scope.agent, proxy, version, collector).resolve(engine)
@@ -114,7 +114,7 @@ def resolve(
 class _Resolver:
     def __init__(
         self,
-        scope: Scope,
+        scope: ScopeSections,
         agent: AgentSection,
         proxy: Proxy,
         version: Version | None,
@@ -195,6 +195,7 @@ class _Resolver:
         return since is not None and self._version is not None and self._version.branch >= since
 
     def _check_names_of_variables(self) -> None:
+        # Section 2.2: the prefix is the name of the agent, unless "option var-prefix" sets another.
         agent = self._agent
         if agent.name and agent.var_prefix is None and NOT_IN_VARIABLES.search(agent.name):
             self._collector.error(
@@ -231,7 +232,7 @@ class _Resolver:
         return message
 
     def _event_of(self, message: MessageConfig) -> Event | None:
-        """When a message is sent in this kind of proxy; None, with a warning, if never."""
+        """The event of a message in this kind of proxy; None, with a warning, if never sent."""
         event = message.event
         if event is None:
             self._collector.warning(
@@ -280,6 +281,7 @@ class _Resolver:
     def _group(self, section: GroupSection, owners: dict[str, str]) -> GroupConfig:
         messages: list[MessageConfig] = []
         for mention in section.messages:
+            # Section 2.4: a message is in one group at most.
             owner = owners.setdefault(mention.name, section.name)
             if owner != section.name:
                 self._collector.error(
@@ -316,7 +318,7 @@ def _config(section: MessageSection) -> MessageConfig:
 def no_agent(
     file: str, engine: str | None, others: Sequence[str | None]
 ) -> tuple[Location, str, str | None]:
-    """Where, that, and why there is no agent in a scope."""
+    """Location, message and hint for a scope without an agent."""
     where = "outside of the scopes" if engine is None else f"in the scope '{engine}'"
     scopes = [name for name in others if name is not None]
     hint = None

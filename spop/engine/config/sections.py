@@ -1,7 +1,7 @@
-"""The three kinds of section of an SPOE file, as their lines are read.
+"""The three kinds of section of an SPOE file (sections 2.2 to 2.4 of the SPOE document).
 
-Each section takes its lines one by one and keeps what they say; whether the names they
-mention exist is asked later, by `spop.engine.config.resolution`.
+Each section is filled line by line. `spop.engine.config.resolution` checks later whether the names
+in it exist.
 """
 
 from __future__ import annotations
@@ -11,27 +11,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from spop.engine.acl import Acl, AclError, Condition, compile_acl, compile_condition
+from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE
+from spop.engine.acl import Acl, AclCondition, AclError, compile_acl, compile_condition
 from spop.engine.config.diagnostics import Collector, ConfigError, listed, refusal
 from spop.engine.config.lines import Line, Modifier, not_in_names
-from spop.engine.config.log_lines import read_log
+from spop.engine.config.log_targets import read_log_target
 from spop.engine.config.model import Argument, Event, Location, LogTarget
 from spop.engine.config.values import seconds, unsigned
-from spop.engine.config.versions import Version, drawback
+from spop.engine.config.versions import Version, unsupported
 from spop.engine.samples import SampleError, compile_expression
 from spop.engine.samples.errors import did_you_mean
 
 NOT_IN_VARIABLES = re.compile(r"[^A-Za-z0-9_.]", re.ASCII)
 
 Keywords = Mapping[str, Callable[..., None]]
-"""What reads each line of a section, by its keyword: methods that take the line."""
+"""The methods that read the lines of a section, by keyword."""
 
-_FRAME_SIZES = range(256, 16381)
+_FRAME_SIZES = range(MIN_FRAME_SIZE, HAPROXY_FRAME_SIZE + 1)
+"""The sizes that HAProxy takes with its default of ``tune.bufsize`` (section 2.2)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """A name that a line uses, and where."""
+    """A name in a line that refers to something else, and its location."""
 
     name: str
     location: Location
@@ -41,7 +43,7 @@ class Section:
     """A section that is being read.
 
     Attributes:
-        name: empty where the first line has none that HAProxy takes.
+        name: empty if HAProxy would refuse the name.
     """
 
     kind: ClassVar[str]
@@ -54,7 +56,7 @@ class Section:
         self._version = version
         with collector.collecting():
             self.name = self._read_name(line)
-        self._warn_of_drawbacks(self.kind, line.at(0))
+        self._warn_if_unsupported(self.kind, line.at(0))
 
     def _read_name(self, line: Line) -> str:
         if not line.arguments:
@@ -68,21 +70,24 @@ class Section:
         return name
 
     def take(self, line: Line) -> None:
-        """Read a line of the section's.
+        """Read a line of the section.
 
         Raises:
-            ConfigError: HAProxy would refuse it.
+            ConfigError: HAProxy would refuse the line.
         """
-        raise NotImplementedError
+        if line.keyword in self.KEYWORDS:
+            self.KEYWORDS[line.keyword](self, line)
+        elif line.keyword:
+            self._take_unknown(line)
 
-    def _warn_of_drawbacks(self, keyword: str, location: Location) -> None:
-        if self._version and (reason := drawback(keyword, self._version)):
+    def _warn_if_unsupported(self, keyword: str, location: Location) -> None:
+        if self._version and (reason := unsupported(keyword, self._version)):
             self._collector.warning(location, reason)
 
-    def _unknown_keyword(self, line: Line) -> ConfigError:
+    def _take_unknown(self, line: Line) -> None:
         known = sorted(self.KEYWORDS)
         hint = did_you_mean(line.keyword, known) or f"it has {listed(known)}"
-        return refusal(line.at(0), f"unknown keyword '{line.keyword}' in {self.kind}", hint)
+        raise refusal(line.at(0), f"unknown keyword '{line.keyword}' in {self.kind}", hint)
 
 
 def _add_mentions(line: Line, mentions: list[Mention], what: str) -> None:
@@ -97,7 +102,7 @@ def _add_mentions(line: Line, mentions: list[Mention], what: str) -> None:
 
 
 class AgentSection(Section):
-    """A ``spoe-agent`` section. Its attributes are the fields of `AgentConfig`, unresolved."""
+    """A ``spoe-agent`` section. Its attributes become the fields of `AgentConfig`."""
 
     kind = "spoe-agent"
 
@@ -112,20 +117,16 @@ class AgentSection(Section):
         self.set_variables: dict[str, str] = {}
         self.maxconnrate = 0
         self.maxerrrate = 0
-        self.max_frame_size = 16380
+        self.max_frame_size = HAPROXY_FRAME_SIZE
         self.max_waiting_frames = 20
         self.options = {"pipelining", "async", "send-frag-payload"}
         self.log_targets: list[LogTarget] = []
         self.log_global = False
 
     def take(self, line: Line) -> None:
-        if not line.keyword:
-            return
-        if line.keyword not in self.KEYWORDS:
-            raise self._unknown_keyword(line)
-        if line.keyword not in ("option", "timeout"):
-            self._warn_of_drawbacks(line.keyword, line.at(0))
-        self.KEYWORDS[line.keyword](self, line)
+        if line.keyword not in ("option", "timeout"):  # These warn of the option or timeout.
+            self._warn_if_unsupported(line.keyword, line.at(0))
+        super().take(line)
 
     def _use_backend(self, line: Line) -> None:
         self.backend = self._value(line, "the name of a backend")
@@ -150,9 +151,8 @@ class AgentSection(Section):
     def _max_frame_size(self, line: Line) -> None:
         size = unsigned(self._value(line, "a number"))
         if size not in _FRAME_SIZES:
-            raise refusal(
-                line.at(1), f"'{line.arguments[0]}' is no size of frames, from 256 to 16380"
-            )
+            message = f"is no size of frames, from {MIN_FRAME_SIZE} to {HAPROXY_FRAME_SIZE}"
+            raise refusal(line.at(1), f"'{line.arguments[0]}' {message}")
         self.max_frame_size = size
 
     def _max_waiting_frames(self, line: Line) -> None:
@@ -169,7 +169,7 @@ class AgentSection(Section):
 
     def _timeout(self, line: Line) -> None:
         which, *value = line.take(2) or [""]
-        if which == "ack":
+        if which == "ack":  # The first release of SPOE had it; it was removed as redundant.
             raise refusal(
                 line.at(1),
                 "there is no 'timeout ack' any more: all it did is done by 'timeout processing'",
@@ -178,7 +178,7 @@ class AgentSection(Section):
         if which not in self.timeouts:
             hint = did_you_mean(which, self.timeouts)
             raise refusal(line.at(1), f"'timeout' is one of {listed(list(self.timeouts))}", hint)
-        self._warn_of_drawbacks(f"timeout {which}", line.at(0))
+        self._warn_if_unsupported(f"timeout {which}", line.at(0))
         if not value:
             raise refusal(line.at(2), f"'timeout {which}' needs a time, as '100ms'")
         with line.refusing(2):
@@ -192,12 +192,13 @@ class AgentSection(Section):
         elif line.arguments == ["global"]:
             self.log_global = True
         else:
-            self.log_targets.append(read_log(line))
+            self.log_targets.append(read_log_target(line))
 
     def _option(self, line: Line) -> None:
         if not line.arguments:
             raise refusal(line.at(1), "'option' needs the name of one")
         name = line.arguments[0]
+        # Section 2.2: "[no] option ..." is for the switches only.
         if name in _SWITCHES or (name in _FLAGS and line.modifier is not Modifier.NO):
             self._switch(name, line)
         elif line.modifier is Modifier.NO:
@@ -208,7 +209,7 @@ class AgentSection(Section):
             known = [*_SWITCHES, *_FLAGS, *_NAMING]
             hint = did_you_mean(name, known) or f"there are {listed(known)}"
             raise refusal(line.at(1), f"unknown option '{name}'", hint)
-        self._warn_of_drawbacks(f"option {name}", line.at(0))
+        self._warn_if_unsupported(f"option {name}", line.at(0))
 
     def _switch(self, name: str, line: Line) -> None:
         line.take(1)
@@ -260,13 +261,6 @@ class GroupSection(Section):
         super().__init__(line, collector, version)
         self.messages: list[Mention] = []
 
-    def take(self, line: Line) -> None:
-        if not line.keyword:
-            return
-        if line.keyword not in self.KEYWORDS:
-            raise self._unknown_keyword(line)
-        self.KEYWORDS[line.keyword](self, line)
-
     def _messages(self, line: Line) -> None:
         _add_mentions(line, self.messages, "spoe-message")
 
@@ -277,9 +271,9 @@ class MessageSection(Section):
     """A ``spoe-message`` section.
 
     Attributes:
-        acls: all that were declared, used or not.
-        event, condition, unless: of the last ``event`` line, as in HAProxy.
-        variables: all that its expressions, ACLs and conditions mention.
+        acls: the declared ACLs, used or not.
+        event, condition, unless: those of the last ``event`` line. HAProxy ignores the others.
+        variables: the variables in its expressions, ACLs and conditions.
     """
 
     kind = "spoe-message"
@@ -289,19 +283,17 @@ class MessageSection(Section):
         self.arguments: list[tuple[Argument, Location]] = []
         self.acls: list[Acl] = []
         self.event: Event | None = None
-        self.condition: Condition | None = None
+        self.condition: AclCondition | None = None
         self.unless = False
         self.variables: set[str] = set()
 
-    def take(self, line: Line) -> None:
-        if line.keyword in self.KEYWORDS:
-            self.KEYWORDS[line.keyword](self, line)
-        elif line.keyword:
-            self._collector.warning(
-                line.at(0),
-                f"'{line.keyword}' means nothing in {self.kind}, and HAProxy passes over it",
-                did_you_mean(line.keyword, self.KEYWORDS),
-            )
+    def _take_unknown(self, line: Line) -> None:
+        # HAProxy refuses an unknown keyword in the other sections only.
+        self._collector.warning(
+            line.at(0),
+            f"'{line.keyword}' means nothing in {self.kind}, and HAProxy passes over it",
+            did_you_mean(line.keyword, self.KEYWORDS),
+        )
 
     def _args(self, line: Line) -> None:
         for index, word in enumerate(line.arguments, 1):
@@ -322,7 +314,7 @@ class MessageSection(Section):
         self.variables |= expression.variables
 
     def _acl(self, line: Line) -> None:
-        self._warn_of_drawbacks("acl", line.at(0))
+        self._warn_if_unsupported("acl", line.at(0))
         try:
             acl = compile_acl(line.arguments)
         except AclError as error:
@@ -338,6 +330,7 @@ class MessageSection(Section):
         if name not in known:
             hint = did_you_mean(name, known) or f"there are {listed(known)}"
             raise refusal(line.at(1), f"unknown event '{name}'", hint)
+        # Section 2.3: of several event lines, the last one counts. HAProxy does not warn.
         self.event = Event(name)
         if rest:
             self._set_condition(line, rest[0])
@@ -345,16 +338,17 @@ class MessageSection(Section):
     def _set_condition(self, line: Line, word: str) -> None:
         if word not in ("if", "unless"):
             raise refusal(line.at(2), f"'if' or 'unless' may follow an event, not '{word}'")
-        self._warn_of_drawbacks("conditions", line.at(2))
+        self._warn_if_unsupported("conditions", line.at(2))
         self.condition = self._compiled(line)
         self.unless = word == "unless"
         self.variables |= self.condition.variables
 
-    def _compiled(self, line: Line) -> Condition:
+    def _compiled(self, line: Line) -> AclCondition:
         words = line.arguments[2:]
         if all(word.lower() in ("or", "||") or not word.strip("!") for word in words):
+            # HAProxy takes such a condition, and finds no suite of ACLs that holds.
             self._collector.warning(line.at(2), "the condition names no ACL, so it never holds")
-            return Condition(holds=lambda stream: False)
+            return AclCondition(holds=lambda stream: False)
         try:
             return compile_condition(words, self.acls)
         except AclError as error:

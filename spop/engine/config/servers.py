@@ -1,6 +1,6 @@
-"""``server`` and ``default-server`` lines: `read_server` and `read_default`.
+"""Reads ``server`` and ``default-server`` lines (section 5.2 of HAProxy's manual).
 
-What an engine has no use for is passed over, with its value where HAProxy has one.
+Keywords that an engine does not use are skipped, together with their values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from spop.engine.samples.errors import SampleError
 from spop.engine.stream import Stream
 
 NO_SERVER = ServerConfig("", "")
-"""What a server is before any line says otherwise."""
+"""HAProxy's defaults of a server."""
 
 _FLAGS: Mapping[str, tuple[str, bool]] = {
     "backup": ("backup", True),
@@ -44,12 +44,12 @@ _PASSED_OVER = frozenset(
         "usesrc", "verifyhost", "ws",
     )
 )  # fmt: skip
-"""Keywords with a value, which might be mistaken for one of those that are read."""
+"""Unused keywords with a value. The value may look like a keyword, so it is skipped, too."""
 
 
 @dataclass(slots=True)
 class TlsDefaults:
-    """What ``global`` says of servers' TLS."""
+    """The settings of ``global`` for the TLS of servers."""
 
     verify: bool = True
     ca_base: str = ""
@@ -57,13 +57,13 @@ class TlsDefaults:
 
 
 def read_server(line: Line, template: ServerConfig, tls: TlsDefaults) -> ServerConfig:
-    """What a ``server`` line says.
+    """Read a ``server`` line.
 
     Args:
-        template: what the lines ``default-server`` before it said.
+        template: the settings of the ``default-server`` lines before it.
 
     Raises:
-        ConfigError: HAProxy would refuse it, or it is at no address that an engine can reach.
+        ConfigError: HAProxy would refuse the line, or an engine can't connect to the address.
     """
     if len(line.arguments) < 2:
         raise refusal(line.at(len(line.arguments) + 1), "a server needs a name and an address")
@@ -83,14 +83,14 @@ def read_default(line: Line, template: ServerConfig, tls: TlsDefaults) -> Server
     """The template for the servers after a ``default-server`` line.
 
     Raises:
-        ConfigError: HAProxy would refuse it.
+        ConfigError: HAProxy would refuse the line.
     """
     return _Parameters(line, 1, tls).apply(template)
 
 
 @dataclass(slots=True)
 class _Parameters:
-    """The words of a line from an index on, as changes of a server."""
+    """Reads the parameters of a server from the words of a line."""
 
     line: Line
     index: int
@@ -158,11 +158,11 @@ class _Parameters:
         self.changes["crt"] = _under(self.tls.crt_base, value)
 
     def _sni(self, value: str) -> None:
-        """Connections to agents belong to no request: only a constant gives a name."""
+        # A connection to an agent belongs to no request: only a constant expression gives a name.
         try:
             name = compile_expression(value).evaluate(Stream())
         except SampleError as error:
-            # Fetches that only HAProxy has may be in backends of other purposes.
+            # Backends of web servers may have fetches that the engine lacks: that is no mistake.
             if value.startswith("str("):
                 raise self._refuse(error.message) from None
             name = None

@@ -1,6 +1,6 @@
-"""HAProxy's SPOE file to what an engine runs on: `load_spoe`, `check_spoe`, `parse_spoe`.
+"""Reads SPOE files: `load_spoe`, `check_spoe` and `parse_spoe` make the configuration of an engine.
 
-The verdicts are those of HAProxy 2.6: what it refuses is an error, what it takes is taken.
+What HAProxy 2.6 refuses is an error. What it accepts is accepted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from spop.engine.config.diagnostics import Collector, ConfigError, Diagnostic, refusal
 from spop.engine.config.lines import Line, Reader
 from spop.engine.config.model import AgentConfig, Location, Proxy
-from spop.engine.config.resolution import Scope, no_agent, resolve
+from spop.engine.config.resolution import ScopeSections, no_agent, resolve
 from spop.engine.config.sections import (
     SECTIONS,
     AgentSection,
@@ -22,14 +22,15 @@ from spop.engine.config.sections import (
     Section,
 )
 from spop.engine.config.versions import Version
+from spop.errors import reason
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came of reading one engine's configuration.
+    """The result of reading the configuration of one engine.
 
     Attributes:
-        config: None if there are errors.
+        config: the configuration; None if there are errors.
         diagnostics: errors and warnings, in the order of the file.
     """
 
@@ -57,15 +58,14 @@ def load_spoe(
     """Read the configuration that ``filter spoe [engine ENGINE] config PATH`` selects.
 
     Args:
-        engine: the scope ``[ENGINE]``; by default what stands outside of all scopes.
-        proxy: the kind of section that the filter stands in, which decides where samples are
-            available.
-        haproxy_version: such as ``"3.0"``: warn of what that version lacks or ignores, and
-            judge the end of the last line as it does.
+        engine: the scope ``[ENGINE]``; None is the part of the file before all scopes.
+        proxy: the kind of section of the filter. It decides where samples are available.
+        haproxy_version: a version such as ``"3.0"``. What it lacks or ignores is a warning. A
+            missing newline at the end of the file is an error if that version refuses it.
 
     Raises:
         ConfigError: the file can't be read, or HAProxy would refuse it.
-        ValueError: `haproxy_version` is none.
+        ValueError: `haproxy_version` is no version of HAProxy.
     """
     return check_spoe(path, engine, proxy=proxy, haproxy_version=haproxy_version).result()
 
@@ -77,7 +77,7 @@ def check_spoe(
     proxy: Proxy = Proxy.FRONTEND,
     haproxy_version: str | None = None,
 ) -> Report:
-    """What `load_spoe` reads, with its warnings, and with errors not raised but reported."""
+    """Read a file as `load_spoe` does, and report errors and warnings. Arguments are the same."""
     file = str(path)
     try:
         data = read_file(path)
@@ -94,10 +94,10 @@ def parse_spoe(
     proxy: Proxy = Proxy.FRONTEND,
     haproxy_version: str | None = None,
 ) -> Report:
-    """As `check_spoe`, of a text. `file` is its name in locations."""
+    """Check a text as `check_spoe` does. `file` is its name in locations."""
     version = None if haproxy_version is None else Version.of_haproxy(haproxy_version)
     collector = Collector()
-    scope = Scope()
+    scope = ScopeSections()
     open_sections: dict[str, Section] = {}
     others: list[str | None] = []
     for line in Reader(text, file, collector, SECTIONS, version=version):
@@ -119,7 +119,7 @@ def parse_spoe(
 
 
 def scopes(path: str | PathLike[str]) -> list[str | None]:
-    """The engines that a file configures, by scope; None is what stands outside of all.
+    """The scopes of the engines that a file configures; None is the part before all scopes.
 
     Raises:
         ConfigError: the file can't be read.
@@ -129,21 +129,20 @@ def scopes(path: str | PathLike[str]) -> list[str | None]:
 
 
 def read_file(path: str | PathLike[str]) -> bytes:
-    """A file's contents.
+    """The contents of a file.
 
     Raises:
-        ConfigError: it can't be read.
+        ConfigError: the file can't be read.
     """
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        message = f"can't be read: {error.strerror or error}"
-        raise refusal(Location(str(path), 1), message) from None
+        raise refusal(Location(str(path), 1), f"can't be read: {reason(error)}") from None
 
 
-def _enter(scope: Scope, section: Section, line: Line, collector: Collector) -> None:
-    """Make a section known by its name, if it is the first that has it."""
-    if isinstance(section, AgentSection):
+def _enter(scope: ScopeSections, section: Section, line: Line, collector: Collector) -> None:
+    """Add a section to its scope, if it is the first of its name."""
+    if isinstance(section, AgentSection):  # Section 2.1: a scope has one.
         if scope.agent is not None:
             collector.error(
                 section.location,
@@ -170,10 +169,11 @@ def _is_first(section: Section, known: Mapping[str, Section], collector: Collect
 
 
 def _take(line: Line, open_sections: Mapping[str, Section]) -> None:
-    """Have a line read by the section that it belongs to.
+    """Have a line read by its section.
 
     Raises:
-        ConfigError: HAProxy would refuse it, or crash: the section may have begun in another scope.
+        ConfigError: HAProxy would refuse the line, or crash on it: a section goes on behind the
+            begin of another scope.
     """
     assert line.section
     section = open_sections.get(line.section)

@@ -1,4 +1,4 @@
-"""Numbers and times as HAProxy reads them, down to what it makes of garbage."""
+"""Numbers and times as HAProxy reads them, malformed ones too (section 2.5 of its manual)."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ _MICROSECONDS = {
 
 
 def leading_integer(word: str) -> int:
-    """The number that a word begins with, as C's ``atol``: 0 where there is none."""
+    """The number at the start of a word, as with C's ``atol``; 0 if there is none."""
     match = _INTEGER.match(word)
     return max(-_LONG_MAX - 1, min(_LONG_MAX, int(match[1]))) if match else 0
 
 
 def unsigned(word: str) -> int:
-    """The number that a word begins with, as it gets into 32 bits without a sign."""
+    """The number at the start of a word, cut to 32 bits without a sign."""
     return leading_integer(word) % 2**32
 
 
 def seconds(word: str) -> float:
-    """A time such as ``10ms`` or ``2m``, by default in milliseconds, rounded up to one.
+    """A time such as ``10ms`` or ``2m``, in seconds. The default unit is the millisecond.
 
-    What stands after the unit doesn't matter, as ``5sec`` shows.
+    As in HAProxy, the time is rounded up to a millisecond, and text behind the unit is ignored:
+    ``5sec`` is a time.
 
     Raises:
-        ValueError: it is none, or beyond 2147483647 ms.
+        ValueError: the word is no time, or beyond 2147483647 ms.
     """
     match = _TIME.match(word)
     rest = word[match.end() :] if match else word

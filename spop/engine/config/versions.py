@@ -1,7 +1,7 @@
-"""Versions of HAProxy: reading them, and what each knows of an SPOE configuration.
+"""Versions of HAProxy, and the keywords of an SPOE configuration that each supports.
 
-The reader takes what HAProxy 2.6 takes. Told another version, it warns of what that one
-lacks or ignores.
+The reader takes what HAProxy 2.6 takes. For another version, it warns of what that version lacks or
+ignores.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _LATEST = 10**6
 
 
 class Version(NamedTuple):
-    """A version; of pre-releases the last number counts, of releases it is higher than those."""
+    """A version. The last number orders pre-releases; that of a release is higher than all."""
 
     major: int
     minor: int
@@ -24,7 +24,7 @@ class Version(NamedTuple):
 
     @classmethod
     def read(cls, text: str) -> Version:
-        """A version as conditions write it: what is missing is zero, as is what is none."""
+        """A version as ``version_atleast()`` takes it. A missing number is 0, as is other text."""
         match = _VERSION.match(text)
         if match is None:
             return cls(0, 0, 0, _LATEST)
@@ -39,10 +39,10 @@ class Version(NamedTuple):
 
     @classmethod
     def of_haproxy(cls, text: str) -> Version:
-        """The version that a user has: ``2.6`` is the newest of its branch.
+        """The version that a user names. ``2.6`` is the newest version of that branch.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the text is no version of HAProxy.
         """
         if not _VERSION.fullmatch(text) or "." not in text:
             raise ValueError(f"{text!r} is no version of HAProxy, as '2.6' or '3.0.11'")
@@ -55,10 +55,10 @@ class Version(NamedTuple):
 
 
 DEFAULT = Version.of_haproxy("2.6")
-"""The version whose verdicts are given."""
+"""The version that decides what is an error, unless the user names one."""
 
 FINAL_NEWLINE = (2, 3)
-"""The first branch that refuses a file whose last line has no end."""
+"""The first branch that refuses a file whose last line does not end with a newline."""
 
 SINCE: Mapping[str, tuple[int, int]] = {
     "acl": (1, 8),
@@ -78,7 +78,7 @@ SINCE: Mapping[str, tuple[int, int]] = {
     "option set-total-time": (1, 9),
     "directives": (2, 4),
 }
-"""The branch that brought each keyword; what isn't here is as old as SPOE, 1.7."""
+"""The first branch with each keyword. Other keywords are as old as SPOE: 1.7."""
 
 IGNORED_SINCE: Mapping[str, tuple[int, int]] = dict.fromkeys(
     (
@@ -92,11 +92,11 @@ IGNORED_SINCE: Mapping[str, tuple[int, int]] = dict.fromkeys(
     ),
     (3, 1),
 )
-"""The branch from which on each keyword is read and does nothing."""
+"""The first branch that reads each keyword and ignores it."""
 
 
-def drawback(keyword: str, version: Version) -> str | None:
-    """Why a keyword is of no use to a version of HAProxy; None where it is."""
+def unsupported(keyword: str, version: Version) -> str | None:
+    """Why a version of HAProxy does not support a keyword; None if it does."""
     if version.branch < SINCE.get(keyword, (1, 7)):
         major, minor = SINCE[keyword]
         return f"HAProxy {version.major}.{version.minor} has no '{keyword}': new in {major}.{minor}"

@@ -1,7 +1,7 @@
-r"""A line to words as HAProxy 2.6 does it: quotes, ``\x41``, ``"${VAR-default}"``, comments.
+r"""Splits a line into words: quotes, ``\x41``, ``"${VAR-default}"``, comments.
 
-`split_words` is the entrance. It knows one line and nothing of what the words mean; sections
-2.2 and 2.3 of HAProxy's manual are the specification.
+`split_words` does it as HAProxy 2.6 (sections 2.2 and 2.3 of its manual). It knows one line, and
+not what the words mean.
 """
 
 from __future__ import annotations
@@ -26,27 +26,28 @@ _FIRST_OF_NAME = re.compile(r"[A-Za-z_.]", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A word without its quotes and escapes, and the columns that its characters come from."""
+    """A word without its quotes and escapes, and the columns of its characters."""
 
     text: str
     columns: Sequence[int]
 
     def column(self, offset: int = 0) -> int:
-        """Where a character of the text, or its end, is in the line; from 1."""
+        """The column, from 1, of a character of the text, or of its end."""
         return self.columns[min(offset, len(self.columns) - 1)]
 
 
 def split_words(
     line: str, variable: Callable[[str], str | None], at: Callable[[int], Location]
 ) -> list[Word]:
-    """The words of a line, without those of a comment.
+    """Split a line into words, without those of a comment.
 
     Args:
-        variable: the value of an environment variable; names may begin with a dot.
-        at: where a column of the line is.
+        variable: gives the value of an environment variable. Names may begin with a dot.
+        at: gives the location of a column of the line.
 
     Raises:
-        ConfigError: an unmatched quote, a bad escape or variable, or too many words.
+        ConfigError: a quote is unmatched, an escape or variable is invalid, or there are too many
+            words.
     """
     return _Splitter(line, variable, at).split()
 
@@ -75,7 +76,7 @@ class _Splitter:
             raise self._refuse("unmatched quote", self._opened)
         self._end_word()
         last = self._words[-1]
-        # A word beyond the limit counts even if it is nothing but the space before it.
+        # To HAProxy, space at the end of a line begins a word. It counts for the limit.
         if len(self._words) > MAX_WORDS:
             raise self._refuse(f"too many words, {MAX_WORDS} at most", last.column() - 1)
         if not last.text:
@@ -118,7 +119,8 @@ class _Splitter:
     def _end_word(self) -> None:
         text = "".join(self._chars)
         self._columns.append(self._position + 1)
-        # HAProxy's words are C's strings; bytes of escapes may together be one character.
+        # A word of HAProxy is a C string: it ends at a NUL. Bytes of several escapes may be one
+        # character.
         raw = text.partition("\0")[0].encode("utf-8", "surrogateescape")
         self._words.append(Word(raw.decode("utf-8", "surrogateescape"), self._columns))
 
@@ -149,7 +151,7 @@ class _Splitter:
         return bytes.fromhex(digits[1]).decode("utf-8", "surrogateescape")
 
     def _expand(self) -> None:
-        """Replace a variable, which may become several words with ``[*]``."""
+        """Replace a variable by its value. With ``[*]``, the value may be several words."""
         start = self._position
         braced = self._line[start + 1 : start + 2] == "{"
         self._position += 1 + braced
@@ -185,7 +187,7 @@ class _Splitter:
         return True
 
     def _close_brace(self, opening: int, value: str | None) -> str | None:
-        """Step over the default value and the brace; the default is for what isn't set."""
+        """Step over the default value and the brace, and choose the value."""
         closing = self._line.find("}", self._position)
         has_default = self._line[self._position : self._position + 1] == "-"
         if closing < 0 or (closing > self._position and not has_default):

@@ -1,7 +1,8 @@
-"""HAProxy's sample expressions: compiled once from text, evaluated for each stream.
+"""HAProxy's sample expressions (section 7 of its manual).
 
-`compile_expression` is the entrance. `fetch` and `converter` add functions of a user's own;
-their annotations say which HAProxy types and arguments they take.
+`compile_expression` compiles an expression once; the result is evaluated for each stream. `fetch`
+and `converter` register functions of your own. Their annotations say which types and arguments they
+take.
 """
 
 from spop.engine.samples import converters, fetches

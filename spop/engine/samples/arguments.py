@@ -1,6 +1,6 @@
-"""Arguments of fetches and converters: splitting ``(a,b)`` as HAProxy does, and their types.
+"""Arguments of fetches and converters: how ``(a,b)`` is split, and how each argument is parsed.
 
-The annotation of a function's parameter chooses how its argument is read: see `PARSERS`.
+The annotation of a function's parameter selects the parser of its argument; see `PARSERS`.
 """
 
 from __future__ import annotations
@@ -22,27 +22,30 @@ _HEX = re.compile(r"(?:[0-9A-Fa-f]{2})*", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
-class Variable:
-    """A variable's name with its scope, as an argument."""
+class VariableArgument:
+    """An argument that names a variable. `name` is the whole name, with its scope."""
 
     name: str
 
     def reader(self, wanted: SampleType) -> Callable[[Stream], Any]:
-        """Of a stream, what it holds, cast to a type; None if it isn't set or can't be cast."""
+        """A function of the stream that gives the variable's value, cast to a type.
+
+        It gives None where the variable is not set or can't be cast.
+        """
         name, casts = self.name, CASTS[wanted]
         return lambda stream: cast(stream.variables.get(name), casts)
 
 
-Operand = int | Variable
-"""An integer argument: a number, or the variable that holds one."""
+Operand = int | VariableArgument
+"""An integer argument: a number, or a variable that has one."""
 
 
 class Mask4(int):
-    """An IPv4 network mask: bits, or dotted."""
+    """An IPv4 network mask, written as a number of bits or dotted."""
 
 
 class Mask6(int):
-    """An IPv6 network mask: bits, or an address."""
+    """An IPv6 network mask, written as a number of bits or as an address."""
 
 
 def parse_int(word: str) -> int:
@@ -51,22 +54,22 @@ def parse_int(word: str) -> int:
     return clamp(int(word))
 
 
-def parse_variable(word: str) -> Variable:
+def parse_variable(word: str) -> VariableArgument:
     if not VARIABLE.fullmatch(word):
         raise ValueError(
             f"'{word}' is no variable: a scope (proc, sess, txn, req, res), a dot, "
             "and a name of letters, digits, '.' and '_'"
         )
-    return Variable(word)
+    return VariableArgument(word)
 
 
-def parse_variable_if_any(word: str) -> Variable | None:
+def parse_variable_if_any(word: str) -> VariableArgument | None:
     return parse_variable(word) if word else None
 
 
 def parse_operand(word: str) -> Operand:
     if VARIABLE.fullmatch(word):
-        return Variable(word)
+        return VariableArgument(word)
     if word in ("", "+", "-"):
         return 0
     if not _INTEGER.fullmatch(word):
@@ -75,7 +78,7 @@ def parse_operand(word: str) -> Operand:
 
 
 class Unit(int):
-    """A unit of time, as how many there are in a second."""
+    """A unit of time: how many of it make a second."""
 
 
 _UNITS = {"s": Unit(1), "ms": Unit(1000), "us": Unit(1_000_000)}
@@ -136,8 +139,8 @@ def _leading_ones(count: int, width: int) -> int:
 PARSERS: Mapping[Any, Callable[[str], Any]] = {
     str: str,
     int: parse_int,
-    Variable: parse_variable,
-    Variable | None: parse_variable_if_any,
+    VariableArgument: parse_variable,
+    VariableArgument | None: parse_variable_if_any,
     Operand: parse_operand,
     IPv4Address: parse_ipv4,
     IPv6Address: parse_ipv6,
@@ -145,34 +148,34 @@ PARSERS: Mapping[Any, Callable[[str], Any]] = {
     Mask6 | None: parse_mask6_if_any,
     Unit: parse_unit,
 }
-"""How to read an argument, by the annotation of its parameter. Each raises ValueError."""
+"""The parser of an argument, by the annotation of its parameter. Each may raise ValueError."""
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
-    """One argument as written, and where."""
+class RawArgument:
+    """An argument as written, and its offset in the expression."""
 
     text: str
     offset: int
 
 
-def split_arguments(text: str, start: int) -> tuple[list[Word], int]:
-    """Read a parenthesized list, quotes and backslashes resolved.
+def split_arguments(text: str, start: int) -> tuple[list[RawArgument], int]:
+    """Read a list in parentheses, and resolve its quotes and backslashes.
 
     Returns:
-        The arguments, and the offset after the closing parenthesis. Without a list at
-        ``start``, none and ``start``. ``()`` is one empty argument.
+        The arguments, and the offset after the closing parenthesis. Without a list at ``start``,
+        no arguments and ``start``. ``()`` is one empty argument.
 
     Raises:
         SampleError: a quote or the parenthesis is not closed.
     """
-    words: list[Word] = []
+    words: list[RawArgument] = []
     if text[start : start + 1] != "(":
         return words, start
     position = start + 1
     while True:
         word, end = _read_argument(text, position)
-        words.append(Word(word, position))
+        words.append(RawArgument(word, position))
         if end >= len(text):
             raise SampleError("missing closing ')' after arguments", start)
         position = end + 1
@@ -181,7 +184,10 @@ def split_arguments(text: str, start: int) -> tuple[list[Word], int]:
 
 
 def _read_argument(text: str, start: int) -> tuple[str, int]:
-    """The argument and the offset of the comma, parenthesis or end of text after it."""
+    """The argument, and the offset of the comma, parenthesis or end of text after it.
+
+    Inside of a line's quotes, arguments have quotes of their own (section 2.2 of the manual).
+    """
     out: list[str] = []
     quote = ""
     position = start

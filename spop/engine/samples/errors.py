@@ -1,4 +1,4 @@
-"""What is wrong with an expression, where, and what may have been meant."""
+"""The error of an expression: what is wrong, where, and what was probably meant."""
 
 from __future__ import annotations
 

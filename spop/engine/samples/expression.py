@@ -1,7 +1,7 @@
-"""The parser of sample expressions, which makes of each a closure over the stream.
+"""The compiler of sample expressions: each becomes a chain of closures over the stream.
 
-It knows the grammar (``fetch(args),converter(args),...``) and the rules for types; which
-names exist it asks the registry. The configuration's parser and ACLs call it.
+It knows the grammar (``fetch(args),converter(args),...``) and the rules for types. The registry
+knows the names. The parsers of configurations and ACLs call it.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from spop.engine.samples.arguments import Variable, Word, parse_int, split_arguments
+from spop.engine.samples.arguments import RawArgument, VariableArgument, parse_int, split_arguments
 from spop.engine.samples.errors import SampleError, did_you_mean
 from spop.engine.samples.places import Place, Source
-from spop.engine.samples.registry import CONVERTERS, FETCHES, Converter, Fetch, Parameter
+from spop.engine.samples.registry import CONVERTERS, FETCHES, ArgumentSpec, Converter, Fetch
 from spop.engine.samples.types import CASTS, Cast, SampleType, cast, castable, unchanged
 from spop.engine.stream import Stream
 from spop.values import DecodedValue
@@ -23,7 +23,7 @@ _NAME = re.compile(r"[A-Za-z0-9._:+-]*", re.ASCII)
 _STICK_TABLE = re.compile(r"(?:table_|in_table$|src_(?!port|is_local)|sc[0-9]?_|sc-)")
 
 Read = Callable[[Stream], Any]
-"""Reads a value, or None, of a stream."""
+"""Reads a value of a stream; None where it is not available."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,14 +31,14 @@ class Expression:
     """A compiled sample expression.
 
     Attributes:
-        text: as it was written.
-        gives: the type that it promises; a value may be of another, as in HAProxy.
-        places: where its fetch has something to read; elsewhere HAProxy refuses it.
-        variables: the whole names of all that it mentions, such as ``"txn.user"``.
+        text: the expression as written.
+        gives: the declared type. A value may have another one, as in HAProxy.
+        places: where its fetch is available. Elsewhere HAProxy refuses the expression.
+        variables: the whole names of the variables that it mentions, such as ``"txn.user"``.
         converted: there are converters after the fetch.
-        evaluate: the sample of a stream; None if it isn't available.
-        candidates: the samples that an ACL tries in turn, such as each value of a header;
-            None where there is only the one.
+        evaluate: gives the sample of a stream; None if it is not available.
+        candidates: gives the samples that an ACL tries in turn, such as each value of a header;
+            None where there is only one.
     """
 
     text: str
@@ -52,7 +52,7 @@ class Expression:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A converter of an expression: what it does to a value, and the types it takes."""
+    """A converter in an expression, with its arguments bound."""
 
     function: Callable[..., Any]
     casts: Mapping[type, Cast]
@@ -60,7 +60,7 @@ class Step:
     pure: bool
 
     def convert(self, value: Any, stream: Stream) -> Any:
-        """The next value; None if this one can't be cast or converted."""
+        """The converted value; None if the value can't be cast or converted."""
         value = cast(value, self.casts)
         if value is None:
             return None
@@ -71,7 +71,7 @@ def compile_expression(text: str) -> Expression:
     """Compile one word of a configuration, such as ``req.hdr(host,1),lower,field(1,:)``.
 
     Raises:
-        SampleError: what HAProxy would refuse, and where it is.
+        SampleError: HAProxy would refuse the expression. The error says why and where.
     """
     name, end = _read_name(text, 0, "fetch")
     source: Fetch = _find(FETCHES, "fetch", name, 0)
@@ -124,7 +124,10 @@ def _reader(read: Read, steps: list[Step], constant: bool) -> Read:
 
 
 def _converted(read: Read, step: Step) -> Read:
-    """Reads a value and converts it: a lean way of `Step.convert`."""
+    """Reads a value and converts it, as `Step.convert` does.
+
+    Without its calls and tests a converter takes 0.15 µs in place of 0.24.
+    """
     function = step.function
     casts = step.casts
     as_it_is = unchanged(casts)
@@ -166,7 +169,7 @@ def _reader_of_candidates(
 
 
 def is_converter(word: str) -> bool:
-    """Whether a word begins with a converter's name, and so continues an expression."""
+    """Whether a word begins with the name of a converter, and so continues an expression."""
     match = _NAME.match(word)
     return (
         match is not None and match[0] in CONVERTERS and word[match.end() :][:1] in ("", "(", ",")
@@ -197,19 +200,17 @@ def _find(known: Mapping[str, Any], what: str, name: str, offset: int) -> Any:
 
 
 def _bind(
-    function: Fetch | Converter, words: list[Word], offset: int
+    function: Fetch | Converter, words: list[RawArgument], offset: int
 ) -> tuple[tuple[Any, ...], Callable[..., Any]]:
-    """The arguments, and what the function makes of them.
-
-    As in HAProxy, ``()`` is no argument where the first isn't text, and a single text that is
-    required but missing is empty.
-    """
+    """The parsed arguments, and the function that they are bound to."""
     parameters = function.parameters
     required = sum(parameter.required for parameter in parameters)
+    # As in HAProxy, ``()`` is no argument unless the first one is text. A text that is the only
+    # required argument may be missing, and is empty then.
     if len(words) == 1 and not words[0].text and not (parameters and parameters[0].is_text):
         words = []
     elif not words and required == 1 and parameters[0].is_text:
-        words = [Word("", offset)]
+        words = [RawArgument("", offset)]
     if len(words) > len(parameters):
         raise SampleError(
             f"'{function.name}' takes {_at_most(len(parameters))}", words[len(parameters)].offset
@@ -230,7 +231,7 @@ def _at_most(count: int) -> str:
     return f"at most {count} arguments" if count else "no arguments"
 
 
-def _parse_all(words: list[Word], parameters: tuple[Parameter, ...]) -> Iterator[Any]:
+def _parse_all(words: list[RawArgument], parameters: tuple[ArgumentSpec, ...]) -> Iterator[Any]:
     for number, (word, parameter) in enumerate(zip(words, parameters, strict=False), 1):
         text = word.text
         if not text and number == len(words) and parameter.parse is parse_int:
@@ -242,4 +243,4 @@ def _parse_all(words: list[Word], parameters: tuple[Parameter, ...]) -> Iterator
 
 
 def _variables(args: tuple[Any, ...]) -> Iterator[str]:
-    return (arg.name for arg in args if isinstance(arg, Variable))
+    return (arg.name for arg in args if isinstance(arg, VariableArgument))

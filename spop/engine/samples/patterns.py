@@ -1,4 +1,4 @@
-"""Patterns and how they match values: what ACLs and maps have in common."""
+"""Patterns and how they match values (section 7.1 of HAProxy's manual); for ACLs and maps."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import re
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, TypeVar
 
 from spop.engine.samples.arguments import parse_hex, parse_int, parse_ipv6, parse_mask4, parse_mask6
 from spop.engine.samples.regexes import compile_regex
 from spop.engine.samples.types import SampleType, byte_length, raw
+from spop.engine.stream import IPAddress
+from spop.errors import reason
 
 T = TypeVar("T")
-Address = IPv4Address | IPv6Address
 Predicate = Callable[[Any], bool]
 CompileAll = Callable[[Sequence[str], bool], Predicate]
-"""Makes a predicate of patterns; the second argument is whether case is ignored."""
+"""Makes a predicate of patterns. The second argument is whether case is ignored."""
 
 KNOWN_METHODS = ["OPTIONS", "GET", "HEAD", "POST", "PUT", "DELETE", "TRACE", "CONNECT"]
 
@@ -27,12 +27,12 @@ _REFERENCE = re.compile(rb"\\(?:([0-9])|x([0-9A-Fa-f]{2})|(.))", re.DOTALL)
 
 
 def ascii_lower(value: str) -> str:
-    """In lower case as HAProxy does it: ASCII's letters only."""
+    """The value in lower case. As in HAProxy, only letters of ASCII change."""
     return value.lower() if value.isascii() else value.translate(_LOWER)
 
 
 def expand_references(template: bytes, match: re.Match[bytes]) -> bytes:
-    r"""A replacement with ``\0`` to ``\9`` replaced by groups, ``\xHH`` by a byte."""
+    r"""The template, with ``\0`` to ``\9`` replaced by groups, and ``\xHH`` by a byte."""
 
     def expand(reference: re.Match[bytes]) -> bytes:
         group, code, literal = reference.groups()
@@ -44,10 +44,12 @@ def expand_references(template: bytes, match: re.Match[bytes]) -> bytes:
 
 
 def parse_range(word: str) -> tuple[float, float]:
-    """The inclusive bounds of ``5``, ``5:8``, ``5:`` or ``:8``; a hyphen also separates.
+    """The inclusive bounds of ``5``, ``5:8``, ``5:`` or ``:8`` (section 7.1.2).
+
+    HAProxy also takes a hyphen in place of the colon.
 
     Raises:
-        ValueError: it is none of these, or a number has more than 64 bits.
+        ValueError: the word is none of these, or a number has more than 64 bits.
     """
     match = re.search("[:-]", word)
     if not match:
@@ -73,22 +75,26 @@ def parse_bound(word: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """An address pattern. ``width`` is that of the address, 32 or 128."""
+    """An address pattern. ``width`` is the number of bits of an address, 32 or 128."""
 
     address: int
     mask: int
     width: int
 
 
-def narrowest_network(entries: Iterable[tuple[Network, T]]) -> Callable[[Address], T | None]:
-    """Looks an address up in networks; of those with equal masks, the first counts."""
+def narrowest_network(entries: Iterable[tuple[Network, T]]) -> Callable[[IPAddress], T | None]:
+    """A function that looks an address up in networks, and gives the value of the narrowest.
+
+    Of entries for the same network, the first counts. The time depends on the number of different
+    masks, not on that of networks.
+    """
     tables: dict[tuple[int, int], dict[int, T]] = {}
     for network, value in entries:
         table = tables.setdefault((network.mask, network.width), {})
         table.setdefault(network.address & network.mask, value)
     by_mask = sorted(tables.items(), key=lambda item: -item[0][0].bit_count())
 
-    def lookup(address: Address) -> T | None:
+    def lookup(address: IPAddress) -> T | None:
         for (mask, width), table in by_mask:
             number = _number(address, width)
             if number is not None and (found := table.get(number & mask)) is not None:
@@ -98,8 +104,8 @@ def narrowest_network(entries: Iterable[tuple[Network, T]]) -> Callable[[Address
     return lookup
 
 
-def _number(address: Address, width: int) -> int | None:
-    """An address as that of a width, where it has a form of it."""
+def _number(address: IPAddress, width: int) -> int | None:
+    """An address as a number of a width; None where it has no such form."""
     if address.max_prefixlen == width:
         return int(address)
     if width == 128:
@@ -108,17 +114,17 @@ def _number(address: Address, width: int) -> int | None:
 
 
 def _embedded_ipv4(ipv6: int) -> int | None:
-    """What ``::a.b.c.d``, ``::ffff:a.b.c.d`` and 6to4's ``2002:aabb:ccdd::/48`` hold."""
+    """The IPv4 address in ``::a.b.c.d``, ``::ffff:a.b.c.d`` or 6to4's ``2002:aabb:ccdd::/48``."""
     if ipv6 >> 32 in (0, 0xFFFF):
         return ipv6 & 0xFFFFFFFF
     return ipv6 >> 80 & 0xFFFFFFFF if ipv6 >> 112 == 0x2002 else None
 
 
 def parse_network(word: str) -> Network:
-    """An address, maybe with a mask; IPv4 also in the short forms as ``10.12/8``.
+    """An address, optionally with a mask. IPv4 may be in a short form such as ``10.12/8``.
 
     Raises:
-        ValueError: it isn't one. Host names are none: nothing is looked up.
+        ValueError: the word is no address. Host names are not looked up.
     """
     address, slash, mask = word.partition("/")
     if ":" in address:
@@ -137,7 +143,7 @@ def parse_network(word: str) -> Network:
 
 
 def _texts(compile_words: Callable[[tuple[str, ...]], Predicate]) -> CompileAll:
-    """A method that compares texts, all in lower case if told so."""
+    """A match method that compares texts, in lower case where case is ignored."""
 
     def compile_all(words: Sequence[str], ignore_case: bool) -> Predicate:
         if not ignore_case:
@@ -149,17 +155,17 @@ def _texts(compile_words: Callable[[tuple[str, ...]], Predicate]) -> CompileAll:
 
 
 def _each(compile_one: Callable[[str], Predicate]) -> CompileAll:
-    """A method that tries one word after the other, and to which case means nothing."""
+    """A match method that tries one word after the other, and has no notion of case."""
     return lambda words, ignore_case: disjunction(list(map(compile_one, words)))
 
 
 def disjunction(tests: Sequence[Callable[[T], bool]]) -> Callable[[T], bool]:
-    """Whether one of the tests holds."""
+    """A test that holds where one of the tests does."""
     if len(tests) == 1:
         return tests[0]
 
     def one_holds(value: T) -> bool:
-        for test in tests:  # noqa: SIM110 - any() of a generator takes thrice the time
+        for test in tests:  # noqa: SIM110 - any() of a generator takes three times as long
             if test(value):
                 return True
         return False
@@ -188,7 +194,7 @@ def _contains(words: tuple[str, ...]) -> Predicate:
 
 
 def _delimited(delimiters: str) -> Callable[[tuple[str, ...]], Predicate]:
-    """Looks for whole words between delimiters."""
+    """A test for whole words between delimiters (``-m dir`` and ``-m dom``)."""
     one = f"[{re.escape(delimiters)}]"
 
     def compile_words(words: tuple[str, ...]) -> Predicate:
@@ -215,7 +221,7 @@ def _integer(word: str) -> Predicate:
 
 
 def _length(word: str) -> Predicate:
-    """As HAProxy compares it, a negative bound is a very large one."""
+    # HAProxy compares lengths without a sign: a negative bound is a very large one.
     low, high = (bound + 2**64 if -(2**63) <= bound < 0 else bound for bound in parse_range(word))
     return lambda value: low <= byte_length(value) <= high
 
@@ -231,7 +237,7 @@ def _block(word: str) -> Predicate:
 
 
 def _methods(words: Sequence[str], ignore_case: bool) -> Predicate:
-    """Known methods match exactly; case may only be ignored for others."""
+    # HAProxy compares known methods by number. So case can only be ignored for others.
     exact = frozenset(words)
     if not ignore_case:
         return exact.__contains__
@@ -243,9 +249,9 @@ def _methods(words: Sequence[str], ignore_case: bool) -> Predicate:
 
 @dataclass(frozen=True, slots=True)
 class MatchMethod:
-    """How patterns are read, and the type that values are cast to before they are tried.
+    """A match method: the type that values are cast to, and how patterns are compiled.
 
-    Without ``compile_all`` patterns are ignored, and without ``takes`` so is the value.
+    Without ``compile_all`` it ignores patterns. Without ``takes`` it ignores the value, too.
     """
 
     takes: SampleType | None
@@ -268,14 +274,17 @@ METHODS: Mapping[str, MatchMethod] = {
     "reg": MatchMethod(SampleType.STR, _regexes),
     "meth": MatchMethod(SampleType.METH, _methods),
 }
-"""The match methods by the names that ``-m`` takes; ``meth`` is that of the ACL ``method``."""
+"""The match methods by the names that ``-m`` takes. Only the ACL ``method`` uses ``meth``."""
 
 
 def any_of(method: str, patterns: Sequence[tuple[str, bool]]) -> Predicate:
-    """Whether a value matches one of the patterns, each with whether it ignores case.
+    """A predicate that holds where a value matches one of the patterns.
+
+    Args:
+        patterns: each with whether it ignores case.
 
     Raises:
-        ValueError: a pattern is none of this method.
+        ValueError: a pattern does not fit the match method.
     """
     compile_all = METHODS[method].compile_all
     if compile_all is None:
@@ -287,15 +296,15 @@ def any_of(method: str, patterns: Sequence[tuple[str, bool]]) -> Predicate:
 
 
 def read_patterns(path: str) -> list[str]:
-    """The lines of a pattern file, without blank ones and comments.
+    """The lines of a pattern file, without blank lines and comments.
 
     Raises:
-        ValueError: it can't be read.
+        ValueError: the file can't be read.
     """
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise ValueError(f"can't read '{path}': {error.strerror}") from None
+        raise ValueError(f"can't read '{path}': {reason(error)}") from None
     lines = data.decode("utf-8", "surrogateescape").replace("\r", "\n").split("\n")
     stripped = (line.lstrip(" \t") for line in lines if not line.startswith("#"))
     return [line for line in stripped if line]
@@ -305,7 +314,7 @@ def read_map(path: str) -> list[tuple[str, str]]:
     """The keys and values of a map file, in order.
 
     Raises:
-        ValueError: it can't be read.
+        ValueError: the file can't be read.
     """
     entries = []
     for line in read_patterns(path):

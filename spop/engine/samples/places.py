@@ -1,8 +1,8 @@
 """Where in a stream's life samples are available: HAProxy's check points and sources.
 
-A fetch says what it reads, its `Source`; that gives the `Place`s where it may stand. The
-configuration's reader compares them with the place of an event or rule. ``haproxy -dKsmp``
-prints the same table.
+A fetch declares its `Source`, which is available in some `Place`s. The reader of the configuration
+compares them with the place of an event or rule. ``haproxy -dKsmp`` (2.6 and later) prints the same
+table.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from enum import Enum, IntFlag, auto
 
 
 class Place(IntFlag):
-    """The points where samples are taken, in the order in which a stream comes by."""
+    """The points where samples are taken, in the order in which a stream reaches them."""
 
     FE_CON_ACC = auto()
     FE_SES_ACC = auto()
@@ -35,7 +35,7 @@ class Place(IntFlag):
 
 
 def _span(first: Place, last: Place) -> Place:
-    """All places from one to another."""
+    """All places from the first to the last."""
     return Place(2 * last - first)
 
 
@@ -44,7 +44,7 @@ _RESPONSE = _span(Place.BE_RES_CNT, Place.FE_HRS_BDY)
 
 
 class Source(Enum):
-    """What a fetch reads, in words that an error can use, and the places that have it."""
+    """What a fetch reads: a description for messages, and the places where it is available."""
 
     CONSTANT = "a constant", _span(Place.FE_CON_ACC, Place.FE_LOG_END)
     INTERNAL = "internal state", _span(Place.FE_CON_ACC, Place.FE_LOG_END)

@@ -1,6 +1,6 @@
-"""Regular expressions of PCRE2's syntax, as HAProxy has them, on Python's ``re``.
+"""Regular expressions in PCRE2's syntax, as HAProxy takes them, on Python's ``re``.
 
-What differs in spelling alone is translated; what ``re`` can't do is an error. They match
+Where only the spelling differs, it is translated. What ``re`` can't do is an error. They match
 bytes, as HAProxy's do. ACLs, maps and ``regsub`` use them.
 """
 
@@ -64,13 +64,13 @@ _TOKEN = re.compile(
 def compile_regex(
     pattern: str, ignore_case: bool, not_at_line_start: bool = False
 ) -> re.Pattern[bytes]:
-    """A regular expression of PCRE2's syntax.
+    """Compile a regular expression in PCRE2's syntax.
 
     Args:
         not_at_line_start: ``^`` matches nowhere, as with PCRE2_NOTBOL.
 
     Raises:
-        ValueError: it isn't one, or is beyond what Python's ``re`` can do.
+        ValueError: the pattern is invalid, or uses what Python's ``re`` can't do.
     """
     try:
         translated = "".join(_translate(pattern, not_at_line_start))
@@ -124,7 +124,7 @@ def _in_class(kind: str, match: re.Match[str]) -> str:
 
 
 def _character(kind: str, value: str) -> str | None:
-    """A character that PCRE2 has other ways to write."""
+    """A character, or several, in one of PCRE2's other notations; None for any other token."""
     if kind == "literal":
         return re.escape(value)
     if kind == "control":

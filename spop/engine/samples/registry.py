@@ -1,13 +1,13 @@
-"""Which fetches and converters exist. Functions register themselves by decorator.
+"""The fetches and converters that exist. Decorators register a function as one.
 
-A function's annotations are its declaration: a converter's first parameter is the sample
-type it takes, the return annotation the one it gives, further parameters are arguments,
-optional where they have defaults. A converter that needs the stream names its second
-parameter ``stream``.
+The annotations of a function are its declaration. The first parameter of a converter is the sample
+that it takes, and the return annotation the type that it gives. Further parameters are arguments,
+optional where they have defaults. A converter that needs the stream names its second parameter
+``stream``.
 
-A function that returns a ``Callable[[Stream], X]`` or ``Callable[[X], Y]`` makes the fetch or
-converter instead: it takes nothing but the arguments, and is called when an expression is
-compiled, so that what depends on them alone is done once.
+A function that returns a ``Callable[[Stream], X]`` or ``Callable[[X], Y]`` is a factory. It takes
+only the arguments, and is called once, when an expression is compiled. A ValueError that it raises
+is an error of the expression.
 """
 
 from __future__ import annotations
@@ -41,8 +41,12 @@ _ADDRESSES = {IPv4Address, IPv6Address}
 
 
 @dataclass(frozen=True, slots=True)
-class Parameter:
-    """An argument that a fetch or converter takes; it is text where it may be empty."""
+class ArgumentSpec:
+    """An argument that a fetch or converter takes.
+
+    Attributes:
+        is_text: the argument is text, which may be empty.
+    """
 
     name: str
     parse: Callable[[str], Any]
@@ -52,14 +56,17 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """A fetch: ``make(*args)`` gives the function of the stream that reads a value.
+    """A fetch.
 
-    ``every(*args)`` gives one that reads all those that an ACL tries, where they may be several.
+    Attributes:
+        make: of the arguments, makes the function that reads the value of a stream.
+        every: of the arguments, makes the function that reads all values that an ACL tries; None
+            where there is only one value.
     """
 
     name: str
     make: Callable[..., Callable[[Stream], Any]]
-    parameters: tuple[Parameter, ...]
+    parameters: tuple[ArgumentSpec, ...]
     gives: SampleType
     source: Source
     every: Callable[..., Callable[[Stream], Iterable[Any]]] | None
@@ -67,11 +74,17 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Converter:
-    """A converter: ``make(*args)`` gives a function of a value, or of a value and the stream."""
+    """A converter.
+
+    Attributes:
+        make: of the arguments, makes the function of a value, or of a value and the stream.
+        keeps_type: it takes strings and blocks of bytes, and gives what it was given.
+        pure: the same value always gives the same result.
+    """
 
     name: str
     make: Callable[..., Callable[..., Any]]
-    parameters: tuple[Parameter, ...]
+    parameters: tuple[ArgumentSpec, ...]
     takes: SampleType
     keeps_type: bool
     gives: SampleType
@@ -91,9 +104,9 @@ def fetch(
     """Register a function of the stream and the arguments as a fetch, under each name.
 
     Args:
-        of: what the function reads, which says where the fetch may stand.
-        every: of the arguments, makes a function of the stream that gives all values which an
-            ACL tries in turn; by default there is only one.
+        of: what the function reads. It decides where the fetch may stand.
+        every: of the arguments, makes a function of the stream that gives all values. An ACL tries
+            them in turn. None: the fetch has one value.
 
     Raises:
         TypeError: an annotation is missing or has no HAProxy type.
@@ -119,7 +132,7 @@ def converter(*names: str, pure: bool = True) -> Callable[[Function], Function]:
     """Register a function of a value and the arguments as a converter, under each name.
 
     Args:
-        pure: the same value always gives the same result, so that of a constant it is
+        pure: the same value always gives the same result. The result for a constant is then
             computed once.
 
     Raises:
@@ -189,15 +202,17 @@ def _sample_type(hint: Any, function: Callable[..., Any], address: SampleType) -
 
 def _parameters(
     function: Callable[..., Any], hints: dict[str, Any], skip: int
-) -> tuple[Parameter, ...]:
+) -> tuple[ArgumentSpec, ...]:
     declared = list(inspect.signature(function).parameters.values())[skip:]
     return tuple(_parameter(p, hints.get(p.name), function) for p in declared)
 
 
-def _parameter(declared: inspect.Parameter, hint: Any, function: Callable[..., Any]) -> Parameter:
+def _parameter(
+    declared: inspect.Parameter, hint: Any, function: Callable[..., Any]
+) -> ArgumentSpec:
     choices = set(get_args(hint)) - {type(None)} if isinstance(hint, UnionType) else {hint}
     kind = hint if hint in PARSERS else choices.pop() if len(choices) == 1 else None
     if kind not in PARSERS:
         raise TypeError(f"{function.__qualname__}: no argument is of type {hint!r}")
     required = declared.default is inspect.Parameter.empty
-    return Parameter(declared.name, PARSERS[kind], kind in (str, Operand), required)
+    return ArgumentSpec(declared.name, PARSERS[kind], kind in (str, Operand), required)

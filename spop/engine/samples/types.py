@@ -1,9 +1,9 @@
-"""The types of samples, and HAProxy's implicit casts between them.
+"""The types of samples, and HAProxy's implicit casts between them (section 7.3.1 of the manual).
 
-A sample is a Python value; a string is a str whose bytes are its UTF-8 with surrogateescape.
-What a fetch promises and what it gives may differ (``src`` promises IPv4 and may give IPv6),
-so whether a cast exists is asked twice: of the promise when an expression is compiled, of
-the value when it runs.
+A sample is a Python value. The bytes of a string are its UTF-8 with surrogateescape. The declared
+type of a fetch and the type of its value may differ: ``src`` declares IPv4 and may give IPv6. So a
+cast is looked up twice: for the declared type when an expression is compiled, and for the value
+when it is evaluated.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Any
 INT_MIN, INT_MAX = -(2**63), 2**63 - 1
 
 Cast = Callable[[Any], Any] | None
-"""Turns a value into one of another type, or into None; None itself leaves it as it is."""
+"""Converts a value to another type, or to None where it can't. No function: the value stays."""
 
 
 class SampleType(Enum):
-    """A sample's type, by the name that HAProxy's manual gives it."""
+    """The type of a sample, by its name in HAProxy's manual."""
 
     ANY = "any"
     BOOL = "boolean"
@@ -36,18 +36,18 @@ class SampleType(Enum):
 
 
 class Method(str):
-    """An HTTP method: in an annotation it means the type METH."""
+    """An HTTP method. In an annotation, it stands for the type METH."""
 
     __slots__ = ()
 
 
 def raw(text: str) -> bytes:
-    """A string's bytes."""
+    """The bytes of a string."""
     return text.encode("utf-8", "surrogateescape")
 
 
 def text(data: bytes) -> str:
-    """The string that has these bytes."""
+    """The string of these bytes."""
     return data.decode("utf-8", "surrogateescape")
 
 
@@ -63,11 +63,11 @@ def clamp(value: int) -> int:
 
 _INTEGER = re.compile(r"[-+]?[0-9]*", re.ASCII)
 _MAX_DIGITS = 4000
-"""What Python's int() reads; nobody writes so many zeros before a number."""
+"""Python's int() refuses more than 4300 digits."""
 
 
 def leading_int(value: str) -> int:
-    """The integer at the start of a string, limited to 64 bits; 0 where there is none."""
+    """The integer at the start of a string, limited to 64 bits; 0 if there is no integer."""
     match = _INTEGER.match(value)
     digits = match[0] if match else ""
     return clamp(int(digits[:_MAX_DIGITS])) if digits.strip("+-") else 0
@@ -78,7 +78,7 @@ def _text_to_int(value: str) -> int | None:
 
 
 def ipv4_of(word: str) -> IPv4Address | None:
-    """The address that is written in a word."""
+    """The address that a word consists of; None for any other word."""
     try:
         return IPv4Address(socket.inet_pton(socket.AF_INET, word))
     except (OSError, ValueError):
@@ -86,7 +86,7 @@ def ipv4_of(word: str) -> IPv4Address | None:
 
 
 def ipv6_of(word: str) -> IPv6Address | None:
-    """The address that is written in a word."""
+    """The address that a word consists of; None for any other word."""
     try:
         return IPv6Address(socket.inet_pton(socket.AF_INET6, word))
     except (OSError, ValueError):
@@ -97,7 +97,10 @@ _LEADING_IPV4 = re.compile(r"N\.N\.N\.N(?![0-9.])".replace("N", "0*+([0-9]{0,3})
 
 
 def _text_to_ipv4(value: str) -> IPv4Address | None:
-    """Also with zeros before its numbers, and with anything but a dot or digit after it."""
+    """As HAProxy, take leading zeros in a number, and any text after the address.
+
+    That text must not begin with a dot or digit.
+    """
     if address := ipv4_of(value):
         return address
     match = _LEADING_IPV4.match(value)
@@ -126,7 +129,7 @@ def _ipv4_to_ipv6(value: IPv4Address) -> IPv6Address:
 
 
 def ipv6_to_ipv4(value: IPv6Address) -> IPv4Address | None:
-    """The IPv4 address inside ``::ffff:a.b.c.d``."""
+    """The IPv4 address in ``::ffff:a.b.c.d``; None for any other address."""
     return value.ipv4_mapped
 
 
@@ -139,7 +142,7 @@ def _packed(value: IPv4Address | IPv6Address) -> bytes:
 
 
 def _block_to_text(value: bytes) -> str:
-    """Up to the first zero byte, where a string ends."""
+    """The text up to the first zero byte, where a C string ends."""
     return text(value.partition(b"\0")[0])
 
 
@@ -193,7 +196,7 @@ CASTS: Mapping[SampleType, Mapping[type, Cast]] = {
     },
     SampleType.METH: {str: None, bytes: text},
 }
-"""What a value of a Python type has to undergo to be taken for a sample type."""
+"""For each sample type: the types of values that can be cast to it, and how."""
 
 _PYTHON_TYPES: Mapping[SampleType, type] = {
     SampleType.BOOL: bool,
@@ -205,22 +208,22 @@ _PYTHON_TYPES: Mapping[SampleType, type] = {
 }
 
 
-def castable(promised: SampleType, wanted: SampleType) -> bool:
-    """Whether HAProxy accepts a sample that promises one type where another is wanted."""
-    if SampleType.ANY in (promised, wanted) or promised is wanted:
+def castable(declared: SampleType, wanted: SampleType) -> bool:
+    """Whether HAProxy accepts a sample of a declared type where another type is wanted."""
+    if SampleType.ANY in (declared, wanted) or declared is wanted:
         return True
-    if promised is SampleType.METH:
+    if declared is SampleType.METH:
         return wanted in (SampleType.STR, SampleType.BIN)
-    return promised in _PYTHON_TYPES and _PYTHON_TYPES[promised] in CASTS[wanted]
+    return declared in _PYTHON_TYPES and _PYTHON_TYPES[declared] in CASTS[wanted]
 
 
 def unchanged(casts: Mapping[type, Cast]) -> frozenset[type]:
-    """The types whose values one row of `CASTS` leaves as they are."""
+    """The types whose values a row of `CASTS` does not change."""
     return frozenset(kind for kind, change in casts.items() if change is None)
 
 
 def cast(value: Any, casts: Mapping[type, Cast]) -> Any:
-    """The value by one row of `CASTS`; None where there is no way."""
+    """The value, cast by a row of `CASTS`; None if it can't be cast."""
     kind = type(value)
     if kind not in casts:
         return None

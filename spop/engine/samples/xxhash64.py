@@ -1,4 +1,4 @@
-"""The 64-bit xxHash of bytes, for the converter ``xxh64``; about 1 µs for each 10 bytes."""
+"""The 64-bit xxHash of bytes, for the converter ``xxh64``. It takes about 1 µs for 10 bytes."""
 
 from __future__ import annotations
 

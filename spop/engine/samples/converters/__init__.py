@@ -1,4 +1,4 @@
-"""The converters that HAProxy has, by topic."""
+"""The converters of HAProxy, by topic (section 7.3.1 of its manual)."""
 
 from spop.engine.samples.converters import encodings, hashes, maps, numbers, strings, times
 

@@ -18,7 +18,7 @@ _UTF8 = re.compile(
     rb"[\x00-\x7f]|[\xc0-\xdf][\x80-\xbf]?|[\xe0-\xef][\x80-\xbf]{0,2}|[\xf0-\xf7][\x80-\xbf]{0,3}"
     rb"|[\xf8-\xfb][\x80-\xbf]{0,4}|[\xfc\xfd][\x80-\xbf]{0,5}|[\x80-\xbf\xfe\xff]"
 )
-"""A sequence of UTF-8, in its first form with up to six bytes, or the beginning of one."""
+"""A sequence of UTF-8 or its beginning. As in HAProxy, a sequence has up to six bytes."""
 _UTF8_SIZES = {0xC: 2, 0xD: 2, 0xE: 3, 0xF: 4}
 _JSON_DECODERS = ("ascii", "utf8", "utf8s", "utf8p", "utf8ps")
 _JSON_SHORT = {'"': '\\"', "\\": "\\\\", "/": "\\/"} | dict(
@@ -33,10 +33,9 @@ def hexadecimal(value: bytes) -> str:
 
 @converter("hex2i")
 def hex2i(value: str) -> int | None:
-    """What doesn't fit 64 bits wraps around."""
     if not _HEX_DIGITS.fullmatch(value):
         return None
-    number = int(value or "0", 16) & 2**64 - 1
+    number = int(value or "0", 16) & 2**64 - 1  # HAProxy keeps the lowest 64 bits.
     return number - 2**64 if number >> 63 else number
 
 
@@ -86,9 +85,9 @@ def base64(value: bytes) -> str:
 
 @converter("b64dec")
 def b64dec(value: str) -> bytes | None:
-    """Padding may end every group of four characters, so that texts may be joined."""
     if not _BASE64.fullmatch(value):
         return None
+    # HAProxy takes padding at the end of each group of four characters, as in joined texts.
     padded = value.rstrip("=")
     if "=" not in padded and len(value) - len(padded) < 3:
         return b64.b64decode(value)
@@ -108,7 +107,7 @@ def ub64enc(value: bytes) -> str:
 
 @converter("ub64dec")
 def ub64dec(value: str) -> bytes | None:
-    """An equals sign is no padding; HAProxy takes it for the last character of the alphabet."""
+    # HAProxy takes an equals sign for the last character of the alphabet, not for padding.
     if not _URL_BASE64.fullmatch(value) or len(value) % 4 == 1:
         return None
     size = len(value) * 3 // 4
@@ -117,7 +116,7 @@ def ub64dec(value: str) -> bytes | None:
 
 @converter("url_dec")
 def url_dec(value: str, in_form: int = 0) -> str | None:
-    """Decoded; None if a percent sign begins no pair of digits."""
+    """The decoded text; None if no two hexadecimal digits follow a percent sign."""
     if "%" not in value and "+" not in value:
         return value
     before, mark, form = (b"", b"", raw(value)) if in_form else raw(value).partition(b"?")
@@ -135,7 +134,7 @@ def url_enc(kind: str = "query") -> Callable[[str], str]:
 
 @converter("json")
 def json(decoder: str = "ascii") -> Callable[[str], str | None]:
-    """Escaped for a JSON string; None for what the decoder refuses or 4 digits can't say."""
+    """The text, escaped for a JSON string; None if the decoder refuses a character."""
     decoder = decoder or "ascii"
     if decoder not in _JSON_DECODERS:
         raise ValueError(f"'{decoder}' is none of {', '.join(_JSON_DECODERS)}")
@@ -161,7 +160,10 @@ def _json_utf8(data: bytes, skip: bool, permissive: bool) -> str | None:
 
 
 def _character(sequence: bytes, permissive: bool) -> str | None:
-    """The character that bytes stand for; a permissive decoder takes overlong forms too."""
+    """The character of a sequence; None if it is invalid or has no escape of 4 digits.
+
+    A permissive decoder also takes overlong forms.
+    """
     lead = sequence[0]
     if lead < 0x80:
         return chr(lead)
@@ -185,10 +187,9 @@ def _json_character(char: str) -> str:
 
 @converter("bytes")
 def part(offset: int, length: int | None = None) -> Callable[[str | bytes], str | bytes]:
-    """Some bytes of a block, empty beyond its end. A string stays one.
-
-    A negative offset is beyond the end, and a negative length takes all.
-    """
+    """Some bytes of a block, none beyond its end. Of a string, the result is a string."""
+    # HAProxy compares without a sign: a negative offset is beyond the end, a negative length is
+    # all.
     if offset < 0:
         offset, length = 0, 0
     end = None if length is None or length < 0 else offset + length

@@ -1,4 +1,4 @@
-"""Converters that hash: cryptographic digests, checksums, and HAProxy's balancing hashes."""
+"""Converters that hash: digests, checksums, and the hashes of HAProxy's load balancing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _32_BITS = 0xFFFFFFFF
 
 
 def avalanche(value: int) -> int:
-    """Spread a 32-bit hash over all of its bits, by one of Bob Jenkins' integer hashes."""
+    """Spread a 32-bit hash over all of its bits, with one of Bob Jenkins' integer hashes."""
     value = value + 0x7ED55D16 + (value << 12) & _32_BITS
     value = value ^ 0xC761C23C ^ value >> 19
     value = value + 0x165667B1 + (value << 5) & _32_BITS
@@ -94,5 +94,5 @@ def digest(algorithm: str) -> Callable[[bytes], bytes]:
 
 @converter("md5")
 def md5(value: bytes) -> bytes:
-    """Not HAProxy's, which has ``digest(md5)``."""
+    """Only here: HAProxy has ``digest(md5)``."""
     return hashlib.md5(value).digest()

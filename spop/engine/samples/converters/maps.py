@@ -1,4 +1,4 @@
-"""The ``map`` converters. A file is read once, when the expression is compiled."""
+"""The ``map`` converters. A map file is read once, when the expression is compiled."""
 
 from __future__ import annotations
 

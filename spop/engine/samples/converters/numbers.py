@@ -1,4 +1,4 @@
-"""Converters of integers, booleans and addresses. Arithmetic is C's, kept inside 64 bits."""
+"""Converters of integers, booleans and addresses. Arithmetic is that of C, limited to 64 bits."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from spop.engine.stream import Stream
 
 
 def quotient(value: int, divisor: int) -> int:
-    """Division as in C, towards zero; by zero it gives the largest integer."""
-    if divisor == 0:
+    """Division as in C, rounded towards zero."""
+    if divisor == 0:  # HAProxy gives the largest integer.
         return INT_MAX
     quotient = abs(value) // abs(divisor)
     return quotient if (value < 0) == (divisor < 0) else -quotient
 
 
 def _remainder(value: int, divisor: int) -> int:
-    """The remainder as in C, with the sign of the value; 0 for zero."""
+    """The remainder as in C, with the sign of the value."""
+    # HAProxy gives 0 for a divisor of 0.
     return value - divisor * quotient(value, divisor) if divisor else 0
 
 
 def _as_given(value: int, result: int) -> int:
-    """A result inside 64 bits; arithmetic on a boolean gives one."""
+    """The result, limited to 64 bits; a boolean if the value is one, as in HAProxy."""
     if type(value) is bool:
         return bool(result)
     return result if INT_MIN <= result <= INT_MAX else clamp(result)
@@ -101,7 +102,8 @@ def htonl(value: int) -> bytes:
 def ipmask(
     value: IPv4Address | IPv6Address, mask4: Mask4, mask6: Mask6 | None = None
 ) -> IPv4Address | IPv6Address | None:
-    """The network of an address. An IPv6 address that holds an IPv4 one is taken for that."""
+    """The network of an address."""
+    # HAProxy masks an IPv6 address that contains an IPv4 one as IPv4.
     if isinstance(value, IPv6Address):
         inner = ipv6_to_ipv4(value)
         if inner is None:

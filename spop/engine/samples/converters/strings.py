@@ -1,4 +1,4 @@
-"""Converters of strings. Case is ASCII's; lengths are in bytes."""
+"""Converters of strings. Only letters of ASCII have case. Lengths are in bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from hmac import compare_digest
 
-from spop.engine.samples.arguments import Variable
+from spop.engine.samples.arguments import VariableArgument
 from spop.engine.samples.patterns import ascii_lower, expand_references
 from spop.engine.samples.regexes import compile_regex
 from spop.engine.samples.registry import converter
@@ -44,7 +44,10 @@ def rtrim(characters: str) -> Convert:
 
 
 def _by_bytes(characters: str, make: Callable[[str], Convert]) -> Convert:
-    """A converter that looks for characters, where bytes count for what isn't ASCII."""
+    """A converter that looks for characters; for bytes where one of them is not ASCII.
+
+    HAProxy only knows bytes.
+    """
     if characters.isascii():
         return make(characters)
     convert = make(raw(characters).decode("latin-1"))
@@ -62,7 +65,11 @@ def cut_crlf(value: str) -> str:
 
 
 def _delimiter(index: int, delimiters: str) -> re.Pattern[str]:
-    """Finds a delimiter, once the arguments of a selection are known to be good."""
+    """A pattern for one delimiter.
+
+    Raises:
+        ValueError: the index is 0, or there is no delimiter.
+    """
     if index == 0:
         raise ValueError("an index counts from 1, or from the end as -1")
     if not delimiters:
@@ -71,12 +78,12 @@ def _delimiter(index: int, delimiters: str) -> re.Pattern[str]:
 
 
 def _one_of(parts: list[str], index: int) -> str | None:
-    """The commonest selection."""
+    """The part at an index from 1, or from the end as -1; None if there are fewer."""
     return parts[index - (index > 0)] if abs(index) <= len(parts) else None
 
 
 def _select(value: str, spans: list[tuple[int, int]], index: int, count: int) -> str | None:
-    """The text of ``count`` adjoining spans (0 for all), with what separates them."""
+    """The text of ``count`` adjoining spans (0 for all), with the delimiters between them."""
     position = index - 1 if index > 0 else len(spans) + index
     if not 0 <= position < len(spans):
         return None
@@ -89,6 +96,7 @@ def _select(value: str, spans: list[tuple[int, int]], index: int, count: int) ->
 
 
 def _spans(value: str, delimiters: re.Pattern[str]) -> list[tuple[int, int]]:
+    """Begin and end of each part between delimiters."""
     ends = [match.start() for match in delimiters.finditer(value)]
     return list(zip([0, *(end + 1 for end in ends)], [*ends, len(value)], strict=True))
 
@@ -108,7 +116,7 @@ def _field(index: int, delimiters: str, count: int) -> Convert:
 
 @converter("word")
 def word(index: int, delimiters: str, count: int = 1) -> Convert:
-    """Empty if there is none. All remaining words come with the delimiters beyond them."""
+    """The word at an index; empty if there are fewer words."""
     return _by_bytes(delimiters, lambda some: _word(index, some, count))
 
 
@@ -123,6 +131,8 @@ def _word(index: int, delimiters: str, count: int) -> Convert:
         available = len(words) - abs(index) + 1
         if (count and count <= available) or available <= 0:
             return _select(value, words, index, count) or ""
+        # HAProxy keeps the delimiters behind the last word, or before the first, of all that is
+        # left.
         return value[words[index - 1][0] :] if index > 0 else value[: words[index][1]]
 
     return select
@@ -145,10 +155,8 @@ def regsub(regex: str, replacement: str, flags: str = "") -> Callable[[str], str
 def _substitute(
     data: bytes, template: bytes, pattern: re.Pattern[bytes], others: re.Pattern[bytes] | None
 ) -> bytes:
-    """Replace the first match, and those of ``others`` after it.
-
-    As in HAProxy, each search begins afresh behind the last match, and doesn't see that.
-    """
+    """Replace the first match of a pattern, and the matches of ``others`` behind it."""
+    # As in HAProxy, each search starts behind the last match and does not look back at it.
     out = []
     while match := pattern.search(data):
         out += [data[: match.start()], expand_references(template, match)]
@@ -163,8 +171,8 @@ def _substitute(
     return b"".join(out) + data
 
 
-def _text_of(name: Variable | None) -> Callable[[Stream], str]:
-    """Reads a variable's text, empty if there is none."""
+def _text_of(name: VariableArgument | None) -> Callable[[Stream], str]:
+    """Reads the text of a variable; empty if it is not set."""
     if name is None:
         return lambda stream: ""
     read = name.reader(SampleType.STR)
@@ -173,7 +181,7 @@ def _text_of(name: Variable | None) -> Callable[[Stream], str]:
 
 @converter("concat")
 def concat(
-    start: str = "", name: Variable | None = None, end: str = ""
+    start: str = "", name: VariableArgument | None = None, end: str = ""
 ) -> Callable[[str, Stream], str]:
     read = _text_of(name)
     return lambda value, stream: value + start + read(stream) + end
@@ -181,7 +189,7 @@ def concat(
 
 @converter("add_item")
 def add_item(
-    delimiter: str, name: Variable | None = None, suffix: str = ""
+    delimiter: str, name: VariableArgument | None = None, suffix: str = ""
 ) -> Callable[[str, Stream], str]:
     if not name and not suffix:
         raise ValueError("a variable, a suffix or both are needed")
@@ -195,8 +203,8 @@ def add_item(
 
 
 @converter("strcmp")
-def strcmp(variable: Variable) -> Callable[[str, Stream], int | None]:
-    """Below, at or above 0 as the value sorts before, equals or sorts after the variable."""
+def strcmp(variable: VariableArgument) -> Callable[[str, Stream], int | None]:
+    """Negative if the value sorts before the variable, 0 if they are equal, else positive."""
     read = variable.reader(SampleType.STR)
 
     def compare(value: str, stream: Stream) -> int | None:
@@ -214,7 +222,7 @@ def _difference(left: bytes, right: bytes) -> int:
 
 
 @converter("secure_memcmp")
-def secure_memcmp(variable: Variable) -> Callable[[bytes, Stream], bool | None]:
+def secure_memcmp(variable: VariableArgument) -> Callable[[bytes, Stream], bool | None]:
     read = variable.reader(SampleType.BIN)
 
     def compare(value: bytes, stream: Stream) -> bool | None:

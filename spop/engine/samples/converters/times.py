@@ -1,4 +1,4 @@
-"""Converters of seconds since 1970 to text."""
+"""Converters of times, in seconds since 1970, to text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spop.engine.samples.registry import converter
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 _55_BITS = (1 << 55) - 1
-"""What HAProxy keeps of a time."""
+"""The bits of a time that HAProxy keeps."""
 
 
 @converter("utime")
@@ -28,7 +28,7 @@ def ltime(value: int, pattern: str, offset: int = 0) -> str:
 def _format(
     pattern: str, split: Callable[[float], time.struct_time], value: int, offset: int
 ) -> str:
-    """Empty for a year that doesn't fit 32 bits."""
+    """The formatted time; empty if its year does not fit 32 bits."""
     try:
         return time.strftime(pattern, split((value & _55_BITS) + offset))
     except (OverflowError, ValueError, OSError):
@@ -37,9 +37,10 @@ def _format(
 
 @converter("http_date")
 def http_date(value: int, offset: int = 0, unit: Unit = Unit(1)) -> str:  # noqa: B008
-    """A date for header fields; below the second, HAProxy's has the bare count of units."""
+    """A date for header fields."""
     total = value + offset
     seconds = quotient(total, unit)
+    # Behind the seconds, HAProxy writes the count of smaller units without leading zeros.
     fraction = "" if unit == 1 else f".{total - seconds * unit}"
     year, month, day, hour, minute, second, weekday, *_ = time.gmtime(seconds & _55_BITS)
     date = f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year}"

@@ -1,4 +1,4 @@
-"""The fetches that HAProxy has, by where they look."""
+"""The fetches of HAProxy, by what they read."""
 
 from spop.engine.samples.fetches import connection, constants, cookies, headers, messages
 

@@ -1,4 +1,4 @@
-"""Fetches of the connection: addresses, proxies, TLS."""
+"""Fetches of the client's connection: addresses, proxies, TLS (sections 7.3.3 and 7.3.4)."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ def ssl_fc(stream: Stream) -> bool:
     return stream.tls is not None
 
 
-def _of_session(name: str, gives: Any, read: Callable[[Tls], Any]) -> None:
-    def session_fetch(stream: Stream) -> Any:
+def _register_tls(name: str, gives: Any, read: Callable[[Tls], Any]) -> None:
+    def tls_fetch(stream: Stream) -> Any:
         return read(stream.tls) if stream.tls else None
 
-    session_fetch.__annotations__["return"] = gives
-    fetch(name, of=Source.SESSION)(session_fetch)
+    tls_fetch.__annotations__["return"] = gives
+    fetch(name, of=Source.SESSION)(tls_fetch)
 
 
-_of_session("ssl_fc_protocol", str, lambda tls: tls.protocol)
-_of_session("ssl_fc_cipher", str, lambda tls: tls.cipher)
-_of_session("ssl_fc_alpn", str, lambda tls: tls.alpn)
-_of_session("ssl_fc_sni", str, lambda tls: tls.sni)
-_of_session("ssl_fc_has_sni", bool, lambda tls: tls.sni is not None)
-_of_session("ssl_fc_use_keysize", int, lambda tls: tls.key_size)
-_of_session("ssl_fc_session_id", bytes, lambda tls: tls.session_id)
-_of_session("ssl_fc_is_resumed", bool, lambda tls: tls.resumed)
-_of_session("ssl_fc_has_crt", bool, lambda tls: tls.client_certificate)
+_register_tls("ssl_fc_protocol", str, lambda tls: tls.protocol)
+_register_tls("ssl_fc_cipher", str, lambda tls: tls.cipher)
+_register_tls("ssl_fc_alpn", str, lambda tls: tls.alpn)
+_register_tls("ssl_fc_sni", str, lambda tls: tls.sni)
+_register_tls("ssl_fc_has_sni", bool, lambda tls: tls.sni is not None)
+_register_tls("ssl_fc_use_keysize", int, lambda tls: tls.key_size)
+_register_tls("ssl_fc_session_id", bytes, lambda tls: tls.session_id)
+_register_tls("ssl_fc_is_resumed", bool, lambda tls: tls.resumed)
+_register_tls("ssl_fc_has_crt", bool, lambda tls: tls.client_certificate)

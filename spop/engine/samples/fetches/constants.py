@@ -1,4 +1,4 @@
-"""Fetches that don't look at the traffic: literals, variables, time, chance, the process."""
+"""Fetches that read no traffic: literals, variables, time, the process (section 7.3.2)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 from typing import TypeVar
 
-from spop.engine.samples.arguments import Unit, Variable, parse_hex
+from spop.engine.samples.arguments import Unit, VariableArgument, parse_hex
 from spop.engine.samples.places import Source
 from spop.engine.samples.registry import fetch
 from spop.engine.samples.types import Method
@@ -38,7 +38,7 @@ def always_false() -> Callable[[Stream], bool]:
 
 @fetch("wait_end")
 def wait_end() -> Callable[[Stream], bool]:
-    """Whether nothing more will be waited for: the filter never waits."""
+    """Always true: the SPOE filter does not wait for more data."""
     return _always(True)
 
 
@@ -82,7 +82,7 @@ def binary(word: str) -> Callable[[Stream], bytes]:
 
 
 @fetch("var")
-def var(name: Variable, default: str | None = None) -> Callable[[Stream], object]:
+def var(name: VariableArgument, default: str | None = None) -> Callable[[Stream], object]:
     whole = name.name
     if default is None:
         return lambda stream: stream.variables.get(whole)
@@ -101,7 +101,7 @@ def env(name: str) -> Callable[[Stream], str | None]:
 
 @fetch("rand")
 def rand(stream: Stream, below: int = 2**32) -> int:
-    """Also for a negative bound what HAProxy's unsigned arithmetic makes of it."""
+    # HAProxy multiplies without a sign: a negative bound is a very large one.
     return (random.getrandbits(32) * below & 2**64 - 1) >> 32
 
 

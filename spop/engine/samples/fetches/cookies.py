@@ -1,4 +1,4 @@
-"""Fetches of cookies: of ``Cookie`` in requests, of ``Set-Cookie`` in responses."""
+"""Fetches of cookies: ``Cookie`` in requests, ``Set-Cookie`` in responses (section 7.3.6)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Cookies = Callable[[Stream], Iterator[str]]
 
 
 def request_cookies(name: str) -> Cookies:
-    """Reads the values of a request's cookies of this name; of all for an empty name."""
+    """Reads the values of the cookies of this name in a request; of all if the name is empty."""
     key = re.escape(name) or "[^=;,]*?"
     least = len(name) + 2
     find_plain = re.compile(rf"(?:^|[;,])(?=.{{{least}}})\s*{key}\s*=\s*([^;,]*)").findall
@@ -34,10 +34,7 @@ def request_cookies(name: str) -> Cookies:
 
 
 def response_cookies(name: str) -> Cookies:
-    """Reads the values of the cookies that a response sets.
-
-    Attributes are passed over by their name, but without one they count, as in HAProxy.
-    """
+    """Reads the values of the cookies that a response sets."""
     least = len(name) + 2
 
     def read(stream: Stream) -> Iterator[str]:
@@ -45,16 +42,15 @@ def response_cookies(name: str) -> Cookies:
             for key, value in _pairs(line, least):
                 if name not in ("", key):
                     break
+                # Without a name, HAProxy takes attributes such as ``Path`` for cookies, too.
                 yield value
 
     return read
 
 
 def _pairs(line: str, least: int) -> Iterator[tuple[str, str]]:
-    """Names and values, as long as there are so many characters left of the line.
-
-    HAProxy takes ``name=`` at the end of a line for no cookie of that name.
-    """
+    """The names and values in a line, as long as at least so many characters are left of it."""
+    # To HAProxy, ``name=`` at the end of a line is no cookie of that name.
     position = 0
     while len(line) - position >= least:
         pair = _PAIR.match(line, position)
@@ -70,7 +66,7 @@ def _register(source: Source, cookies: Callable[[str], Cookies], *prefixes: str)
         return lambda stream: map(strict_int, read(stream))
 
     def cook(name: str = "") -> Callable[[Stream], str | None]:
-        """The last of this name; without a name, the first."""
+        # HAProxy gives the last cookie of a name; without a name, the first one of all.
         read = cookies(name)
         if not name:
             return lambda stream: next(read(stream), None)

@@ -1,6 +1,6 @@
-"""Fetches of header fields, each for requests (``req.``) and responses (``res.``).
+"""Fetches of header fields, of requests (``req.``) and responses (``res.``); section 7.3.6.
 
-``hdr`` and its kin see comma-separated values, ``fhdr`` whole fields.
+``hdr`` and fetches like it split a field at commas. ``fhdr`` takes whole fields.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from itertools import chain, islice
 from operator import attrgetter
 from typing import Any
 
+from spop import codec
 from spop.engine.samples.places import Source
 from spop.engine.samples.registry import fetch
 from spop.engine.samples.types import CASTS, SampleType, cast, ipv6_of, raw
 from spop.engine.stream import Request, Response, Stream, header_fields
 
 MAX_OCCURRENCE = 10
-"""How far a negative occurrence may look back from the last one."""
+"""Number of values that a negative occurrence may count back from the last one."""
 
-Message = Request | Response
-MessageOf = Callable[[Stream], Message | None]
+HttpMessage = Request | Response
+MessageOf = Callable[[Stream], HttpMessage | None]
 Read = Callable[[Stream], str | None]
 ReadEvery = Callable[[Stream], Iterable[str]]
 
@@ -31,8 +32,8 @@ _IPV4_AND_PORT = re.compile(r"([0-9.]+)(?::([0-9]+))?", re.ASCII)
 _ONLY_DIGITS = re.compile(r"(-?)([0-9]+)(?=[:-~]|$)", re.ASCII)
 
 
-def _of_either(stream: Stream) -> Message | None:
-    """The response once there is one."""
+def _of_either(stream: Stream) -> HttpMessage | None:
+    """The response; the request, as long as there is no response."""
     return stream.response or stream.request
 
 
@@ -45,7 +46,12 @@ MESSAGE_OF: Mapping[Source, MessageOf] = {
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What counts as one value of a header: how to split a field, and to take the last only."""
+    """What counts as one value of a header.
+
+    Attributes:
+        split: gives the values of a field.
+        last: gives the last value of a field.
+    """
 
     split: Callable[[str], Iterable[str]]
     last: Callable[[str], str]
@@ -70,7 +76,7 @@ def _split_quoted(field: str) -> Iterator[str]:
 
 
 def last_value(field: str) -> str:
-    """The last of `split_values`."""
+    """The last value of `split_values`."""
     if '"' in field:
         return list(_split_quoted(field))[-1]
     return field.rpartition(",")[2].strip(" \t")
@@ -80,20 +86,20 @@ VALUES = View(split_values, last_value)
 WHOLE_FIELDS = View(lambda field: (field,), str)
 
 
-def fields(message: Message | None, name: str) -> Sequence[str]:
-    """The fields of this name, which is in lower case; all for an empty name."""
+def fields(message: HttpMessage | None, name: str) -> Sequence[str]:
+    """The fields of this name, which is in lower case; all fields if the name is empty."""
     if message is None:
         return ()
     return header_fields(message, name) if name else [value for _, value in message.headers]
 
 
-def values(message: Message | None, name: str, view: View = VALUES) -> Iterator[str]:
-    """The values of the fields of this name; of all for an empty name."""
+def values(message: HttpMessage | None, name: str, view: View = VALUES) -> Iterator[str]:
+    """The values of the fields of this name; of all fields if the name is empty."""
     return chain.from_iterable(map(view.split, fields(message, name)))
 
 
 def chosen(found: Iterator[str], occurrence: int) -> str | None:
-    """The value at a position from 1, or from the end as -1; 0 is the last."""
+    """The value at an occurrence: 1 is the first value, -1 or 0 the last; None if there is none."""
     if occurrence > 0:
         return next(islice(found, occurrence - 1, None), None)
     last = list(found)
@@ -102,13 +108,14 @@ def chosen(found: Iterator[str], occurrence: int) -> str | None:
 
 
 def strict_int(value: str) -> int:
-    """The integer that HAProxy's C code makes of a value, in 32 bits.
+    """The integer of 32 bits that HAProxy's ``strl2ic()`` makes of a value.
 
-    It ends at the first character above the digits; those below them count as negative digits.
+    The number ends at the first character above the digits. Characters below the digits count as
+    negative digits.
     """
     match = _ONLY_DIGITS.match(value)
     if match:
-        # Of a longer number, the last 32 digits alone are left in 32 bits.
+        # 10**32 is a multiple of 2**32: digits before the last 32 change nothing.
         number = int(match[1] + match[2][-32:])
     else:
         digits = raw(value)
@@ -123,7 +130,7 @@ def strict_int(value: str) -> int:
 
 
 def address(value: str) -> IPv4Address | IPv6Address | None:
-    """An address as proxies write it: IPv4 with a port or without, or IPv6."""
+    """An address as proxies write it: IPv4, optionally with a port, or IPv6."""
     match = _IPV4_AND_PORT.fullmatch(value)
     if not match:
         return ipv6_of(value)
@@ -132,7 +139,7 @@ def address(value: str) -> IPv4Address | IPv6Address | None:
 
 
 def _read(message_of: MessageOf, view: View, name: str | None, occurrence: int) -> Read:
-    """Reads one value, or None; of any header for an empty name, of none without a name."""
+    """Reads one value. An empty name means any header; without a name there is no value."""
     if occurrence < -MAX_OCCURRENCE:
         raise ValueError(f"an occurrence must be at least -{MAX_OCCURRENCE}")
     if name is None:
@@ -153,7 +160,7 @@ def _read(message_of: MessageOf, view: View, name: str | None, occurrence: int) 
 
 
 def _read_every(message_of: MessageOf, view: View, name: str | None, occurrence: int) -> ReadEvery:
-    """Reads all that an ACL tries: every value, unless an occurrence is asked for."""
+    """Reads the values that an ACL tries: all, or the one of an occurrence."""
     if name is None:
         return lambda stream: ()
     name = name.lower()
@@ -185,7 +192,7 @@ def _register_values(source: Source, view: View, *names: str) -> None:
 
 
 def _register_parsed(source: Source, parse: Callable[[str], Any], gives: Any, *names: str) -> None:
-    """Values as addresses or integers; an ACL passes over those that are none."""
+    """Values parsed as addresses or integers. An ACL skips values that can't be parsed."""
     message_of = MESSAGE_OF[source]
 
     def every(name: str | None = None, occurrence: int = 0) -> Callable[[Stream], Iterable[Any]]:
@@ -216,7 +223,7 @@ def _register_counts(source: Source, view: View, *names: str) -> None:
 
 
 def _register_blocks(source: Source, prefix: str) -> None:
-    """The whole header section, in the forms that suit agents."""
+    """The whole header section, in the forms that agents read."""
     message_of = MESSAGE_OF[source]
 
     def hdrs(stream: Stream) -> str | bytes | None:
@@ -230,8 +237,11 @@ def _register_blocks(source: Source, prefix: str) -> None:
         message = message_of(stream)
         if message is None:
             return None
-        strings = [raw(part) for name, value in message.headers for part in (name.lower(), value)]
-        return b"".join(_varint(len(s)) + s for s in strings) + b"\0\0"
+        out = bytearray()
+        for name, value in message.headers:
+            codec.encode_string(name.lower(), out)
+            codec.encode_string(value, out)
+        return bytes(out + b"\0\0")
 
     def hdr_names(separator: str = ",") -> Callable[[Stream], str | None]:
         one = separator[:1] or "\0"
@@ -247,19 +257,6 @@ def _register_blocks(source: Source, prefix: str) -> None:
     fetch(f"{prefix}.hdrs", of=source)(hdrs)
     fetch(f"{prefix}.hdrs_bin", of=source)(hdrs_bin)
     fetch(f"{prefix}.hdr_names", of=source)(hdr_names)
-
-
-def _varint(value: int) -> bytes:
-    """A length as in SPOP (section 3.1 of the specification)."""
-    if value < 240:
-        return bytes((value,))
-    out = bytearray((value & 0xFF | 0xF0,))
-    value = value - 240 >> 4
-    while value >= 128:
-        out.append(value & 0xFF | 0x80)
-        value = value - 128 >> 7
-    out.append(value)
-    return bytes(out)
 
 
 _ADDRESS = IPv4Address | IPv6Address

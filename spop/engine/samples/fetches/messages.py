@@ -1,4 +1,4 @@
-"""Fetches of requests and responses but for their headers: line, URL parameters, body."""
+"""Fetches of requests and responses: first line, URL parameters, body (section 7.3.6)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _AUTHORITY = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 
 
 def path_and_query(request: Request) -> str | None:
-    """What follows the authority in the URI; None for ``*`` and for CONNECT."""
+    """The part of the URI behind the authority; None for ``*`` and for CONNECT."""
     uri = request.uri
     if uri.startswith("/"):
         return uri
@@ -87,7 +87,7 @@ def req_ver(stream: Stream) -> str | None:
 
 @fetch("req.proto_http", "req_proto_http", of=Source.REQUEST_KEPT)
 def req_proto_http(stream: Stream) -> bool | None:
-    """None once there is a response."""
+    # HAProxy has no such sample once there is a response.
     return stream.request is not None if stream.response is None else None
 
 
@@ -113,7 +113,7 @@ def req_body_len(stream: Stream) -> int | None:
 
 @fetch("req.body_size", of=Source.REQUEST_BODY)
 def req_body_size(stream: Stream) -> int | None:
-    """The announced length, or of what arrived where none is."""
+    """The announced length; without one, the length of what has arrived."""
     if stream.request is None:
         return None
     announced = next(values(stream.request, "content-length"), None)
@@ -131,9 +131,9 @@ def res_body_len(stream: Stream) -> int | None:
 
 
 def parameters(name: str, separators: str = "&;") -> re.Pattern[str]:
-    """Finds the values of the parameters of this name, undecoded; of all for an empty name.
+    """A pattern for the parameters of this name; for all if the name is empty.
 
-    One without an equals sign is none.
+    Its group is the value, still encoded. As in HAProxy, a parameter has an equals sign.
     """
     separator, other = f"[{re.escape(separators)}]", f"[^{re.escape(separators)}]"
     key = re.escape(name) or f"[^={re.escape(separators)}]*"

@@ -1,4 +1,4 @@
-"""The conditions of ``.if`` and ``.elif``: `evaluate`. Section 2.4 of HAProxy's manual."""
+"""Conditional blocks: the expression after ``.if`` or ``.elif`` (section 2.4 of the manual)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ _INTEGER = re.compile(r"[-+]?(?:0[xX][0-9A-Fa-f]+|[0-9]+)")
 _PREDICATE = re.compile(r"[^ (]*")
 _OPENSSL_VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)", re.ASCII)
 _FEATURES = ("OPENSSL",)
-"""Of what HAProxy may be built with, that which the engine has too."""
+"""The features of a HAProxy build that the engine also has."""
 
 
 class Surroundings(NamedTuple):
-    """What conditions ask about, and where a character of the text is in the file."""
+    """What an expression can ask about.
+
+    Attributes:
+        at: gives the location of a character of the expression, from 0.
+    """
 
     environment: Mapping[str, str]
     version: Version
@@ -30,10 +34,11 @@ class Surroundings(NamedTuple):
 
 
 def evaluate(text: str, surroundings: Surroundings) -> bool:
-    """Whether a condition holds; an empty one doesn't.
+    """Whether an expression is true. An empty one is false.
 
     Raises:
-        ConfigError: it can't be parsed, be it in a part that doesn't matter.
+        ConfigError: the expression can't be parsed. As in HAProxy, all of it is parsed, even if its
+            first part decides.
     """
     if not text:
         return False
@@ -127,7 +132,7 @@ class _Parser:
 
 
 def _end_of_number(number: re.Match[str]) -> int:
-    """Where C's ``strtol`` stops: a leading zero makes the number octal."""
+    """Where C's ``strtol`` stops. A leading zero makes a number octal."""
     octal = re.match(r"[-+]?0[0-7]*(?![xX0-7])", number[0])
     return number.start() + octal.end() if octal else number.end()
 

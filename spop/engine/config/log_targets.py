@@ -1,4 +1,4 @@
-"""The ``log`` lines of an agent: `read_log`."""
+"""The ``log`` lines of an agent (sections 2.2 of the SPOE document, 4.2 of HAProxy's manual)."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _USAGE = "log <address> [len <n>] [format <f>] [sample <r>:<n>] <facility> [<lev
 _RANGE = re.compile(r"([0-9]+)(?:-([0-9]+))?", re.ASCII)
 
 
-def read_log(line: Line) -> LogTarget:
-    """What a ``log`` line other than ``log global`` says.
+def read_log_target(line: Line) -> LogTarget:
+    """Read a ``log`` line other than ``log global``. Host names are not looked up.
 
     Raises:
-        ConfigError: HAProxy would refuse it. Host names aren't looked up.
+        ConfigError: HAProxy would refuse the line.
     """
     return _LogLine(line).read()
 
@@ -73,7 +73,7 @@ class _LogLine:
         return word
 
     def _refuse(self, message: str, hint: str | None = None) -> ConfigError:
-        """A refusal for the word that was read last."""
+        """The error for the word that was read last."""
         return refusal(self._line.at(self._index), message, hint)
 
     def _choice(self, what: str, known: tuple[str, ...]) -> str:
@@ -91,7 +91,7 @@ class _LogLine:
         return length
 
     def _sample(self) -> tuple[tuple[tuple[int, int], ...], int]:
-        """The ranges of lines that are logged, of how many."""
+        """The ranges of the lines that are logged, and of how many lines they are."""
         text, colon, size_text = self._next().rpartition(":")
         ranges = sorted(map(self._range, text.split(",")))
         size = leading_integer(size_text)

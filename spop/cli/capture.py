@@ -13,18 +13,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 import dpkt
 
+from spop.address import Address
+
 _HALF = 2**31
 _WHOLE = 2**32
-
-
-class Endpoint(NamedTuple):
-    """One end of a connection."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class Gap(NamedTuple):
@@ -38,7 +30,7 @@ class Piece:
     """What became whole with a packet: when, from whom, and the bytes or that they lack."""
 
     time: float
-    source: Endpoint
+    source: Address
     data: bytes | Gap
 
 
@@ -46,8 +38,8 @@ class Piece:
 class Conversation:
     """A TCP connection."""
 
-    first: Endpoint
-    second: Endpoint
+    first: Address
+    second: Address
     pieces: list[Piece] = field(default_factory=list)
 
 
@@ -61,7 +53,7 @@ def read_conversations(file: BinaryIO) -> list[Conversation]:
     Raises:
         CaptureError: it is none, or of a kind of link that is not known.
     """
-    found: dict[frozenset[Endpoint], _Connection] = {}
+    found: dict[frozenset[Address], _Connection] = {}
     done: list[_Connection] = []
     for time, source, target, tcp in _segments(file):
         key = frozenset((source, target))
@@ -75,7 +67,7 @@ def read_conversations(file: BinaryIO) -> list[Conversation]:
 
 
 class _Connection:
-    def __init__(self, first: Endpoint, second: Endpoint) -> None:
+    def __init__(self, first: Address, second: Address) -> None:
         self._conversation = Conversation(first, second)
         self._directions = {first: _Direction(), second: _Direction()}
 
@@ -83,7 +75,7 @@ class _Connection:
     def has_data(self) -> bool:
         return bool(self._conversation.pieces)
 
-    def add(self, time: float, source: Endpoint, tcp: Any) -> None:
+    def add(self, time: float, source: Address, tcp: Any) -> None:
         for data in self._directions[source].add(tcp):
             self._conversation.pieces.append(Piece(time, source, data))
         self._last = time
@@ -141,7 +133,7 @@ def _distance(start: int, end: int) -> int:
     return (end - start + _HALF) % _WHOLE - _HALF
 
 
-def _segments(file: BinaryIO) -> Iterator[tuple[float, Endpoint, Endpoint, Any]]:
+def _segments(file: BinaryIO) -> Iterator[tuple[float, Address, Address, Any]]:
     for time, packet in _packets(file):
         ip = packet
         while isinstance(ip, dpkt.Packet) and not isinstance(ip, dpkt.ip.IP | dpkt.ip6.IP6):
@@ -151,8 +143,8 @@ def _segments(file: BinaryIO) -> Iterator[tuple[float, Endpoint, Endpoint, Any]]
         tcp = ip.data
         yield (
             time,
-            Endpoint(dpkt.utils.inet_to_str(ip.src), tcp.sport),
-            Endpoint(dpkt.utils.inet_to_str(ip.dst), tcp.dport),
+            Address(dpkt.utils.inet_to_str(ip.src), tcp.sport),
+            Address(dpkt.utils.inet_to_str(ip.dst), tcp.dport),
             tcp,
         )
 

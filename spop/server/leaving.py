@@ -1,0 +1,304 @@
+"""How connections end: one by one, and all of them when their loop drains or hands over.
+
+What happens to a connection, and what it leads to::
+
+    the peer's DISCONNECT ──────────── ours answers it ──┐
+    bytes that break the protocol ─────┐                 │
+    no HELLO in time, idle for too long├─ our DISCONNECT ┤
+    drain: nothing left to answer ─────┘                 │
+                                                         ├─ report ─ linger ─ close
+    the peer closed its side, a socket error ────────────┼─ report ────────── close
+    hand-over: at rest ──────────────────────────────────┴─ report ─ its socket lives on
+
+``report`` counts, logs and tells the hooks, once. ``linger`` closes our side and waits for the
+peer to do the same, so that it can read our last words even if it still sends. A connection
+whose handlers run when it ends is answered for on another of its engine, where it is async.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Protocol
+
+from spop.agent import Agent
+from spop.connection import Disconnect, State
+from spop.constants import Status
+from spop.counters import Cell, Cells, status_cell
+from spop.frames import Peer
+from spop.logs import SafeLogger
+from spop.poller import READ, WRITE
+from spop.server.exchange import Connection
+from spop.server.options import Options
+from spop.server.timers import Timers
+
+logger = SafeLogger("spop.server")
+
+LINGER = 2.0
+"""Seconds that a peer has to read our last words and close."""
+QUIET = 0.2
+"""Seconds that a connection may stay open for its next ACK to carry our goodbye."""
+SWEEPS = 4
+"""How often a loop looks for idle connections within the idle timeout."""
+
+GiveAway = Callable[[socket.socket, dict[str, Any]], object]
+"""Takes a connection at rest, its socket and what was negotiated, for another process."""
+
+
+class Deadlines:
+    """Connections that have `seconds` for something, in the order of their ends."""
+
+    def __init__(
+        self, timers: Timers, seconds: float, expired: Callable[[Connection], object]
+    ) -> None:
+        self._timers = timers
+        self._seconds = seconds
+        self._expired = expired
+        self._ends: dict[Connection, float] = {}
+        self._timed = False
+
+    def add(self, connection: Connection) -> None:
+        """Its time begins now."""
+        self._ends[connection] = time.monotonic() + self._seconds
+        self._order_call(self._seconds)
+
+    def discard(self, connection: Connection) -> None:
+        """It has done it, or is gone."""
+        self._ends.pop(connection, None)
+
+    def _order_call(self, delay: float) -> None:
+        if not self._timed:
+            self._timed = True
+            self._timers.call_later(delay, self._end)
+
+    def _end(self) -> None:
+        self._timed = False
+        now = time.monotonic()
+        for connection, end in list(self._ends.items()):
+            if end > now:
+                self._order_call(end - now)
+                return
+            del self._ends[connection]
+            self._expired(connection)
+
+
+class Loop(Protocol):
+    """What the end of connections needs of their loop."""
+
+    agent: Agent
+    cells: Cells
+    options: Options
+    timers: Timers
+    connections: set[Connection]
+
+    def see_to(self, connection: Connection, events: int) -> None:
+        """Do what the socket is ready for."""
+
+    def forget(self, connection: Connection) -> None:
+        """Have no more to do with a connection; its socket stays as it is."""
+
+    def end(self) -> None:
+        """Run no further round."""
+
+
+class Leaving:
+    """Ends the connections of a loop. Used in the loop's thread alone.
+
+    Attributes:
+        begun: the loop drains or hands over.
+        handing_over: connections at rest are given away.
+    """
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._handshakes = Deadlines(
+            loop.timers, loop.options.handshake_timeout, self._end_handshake
+        )
+        self._lingering = Deadlines(loop.timers, LINGER, self.close)
+        self._sweeping = False
+        self._draining = False
+        self._give_away: GiveAway | None = None
+        self.begun = False
+
+    @property
+    def handing_over(self) -> bool:
+        return self._give_away is not None
+
+    # --- one connection ---
+
+    def expect_hello(self, connection: Connection) -> None:
+        """A connection was accepted, and has the handshake timeout from now on."""
+        self._handshakes.add(connection)
+
+    def said_hello(self, connection: Connection) -> None:
+        """From now on only the idle timeout is watched."""
+        self._handshakes.discard(connection)
+
+    def watch_idle(self) -> None:
+        """There are connections, so look for idle ones from now on."""
+        timeout = self._loop.options.idle_timeout
+        if timeout and not self._sweeping:
+            self._sweeping = True
+            self._loop.timers.call_later(timeout / SWEEPS, self._sweep)
+
+    def report(self, connection: Connection, reason: Disconnect) -> None:
+        """Count, log and tell of the end of a connection, or of one that was refused."""
+        cells = self._loop.cells
+        peer, connection.peer = connection.peer, None
+        if reason.remote:
+            cells[status_cell(Cell.DISCONNECTS_RECEIVED, reason.code)] += 1
+        else:
+            cells[status_cell(Cell.DISCONNECTS_SENT, reason.code)] += 1
+            cells[Cell.FRAMES_TOO_BIG] += reason.code == Status.TOO_BIG
+        if peer is None or not peer.healthcheck:
+            _log_end(peer.address if peer else connection.protocol.address, reason)
+            self._tell(peer, reason)
+
+    def fail(self, connection: Connection, error: Exception) -> None:
+        """Whatever goes wrong with a connection ends this one and no other."""
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+        else:
+            logger.failure(error, "connection failed")
+            reason = "internal error"
+        if connection.peer is not None:
+            self.report(connection, Disconnect(Status.IO, reason, True))
+        self.close(connection)
+
+    def disconnect(self, connection: Connection, code: Status, message: str) -> None:
+        """Send our DISCONNECT (section 3.2.8), if the connection was not ending yet."""
+        if connection.protocol.should_close:
+            return
+        connection.protocol.disconnect(code, message if code else "normal")
+        self.report(connection, Disconnect(code, message, False))
+        self._loop.see_to(connection, WRITE)
+
+    def linger(self, connection: Connection) -> None:
+        """All is sent: close our side, and wait for the peer to close its own."""
+        with contextlib.suppress(OSError):
+            connection.sock.shutdown(socket.SHUT_WR)
+        self._lingering.add(connection)
+
+    def close(self, connection: Connection) -> None:
+        """Close the socket. Nothing happens if that was done."""
+        if connection in self._loop.connections:
+            self._forget(connection)
+            connection.sock.close()
+
+    def after_answers(self, connection: Connection) -> None:
+        """While the loop drains: say goodbye right behind an ACK, if no other is waited for.
+
+        A peer that is in lock step then has sent nothing that could be lost.
+        """
+        protocol = connection.protocol
+        leaves = self._draining or connection.tls is not None  # TLS can't be given away.
+        if leaves and protocol.state is State.OPEN and not protocol.in_flight:
+            protocol.disconnect()
+            self.report(connection, Disconnect(Status.NORMAL, "the agent stops", False))
+
+    def give_away(self, connection: Connection) -> None:
+        """Leave a connection at rest to another process."""
+        sock = connection.sock
+        if self._give_away is None or connection.tls is not None:
+            return
+        assert isinstance(sock, socket.socket)
+        peer, connection.peer = connection.peer, None
+        self._loop.cells[Cell.HANDED_OVER] += 1
+        self._forget(connection)
+        self._give_away(sock, {"host": connection.host, **connection.protocol.negotiated()})
+        sock.close()
+        self._tell(peer, Disconnect(Status.NORMAL, "handed over to a new worker", False))
+
+    def _forget(self, connection: Connection) -> None:
+        self._handshakes.discard(connection)
+        self._lingering.discard(connection)
+        self._loop.forget(connection)
+        if self.begun and not self._loop.connections:
+            self._loop.end()
+
+    def _tell(self, peer: Peer | None, reason: Disconnect) -> None:
+        if peer is not None:
+            self._loop.agent.disconnected(peer, reason)
+
+    # --- those that take too long ---
+
+    def _end_handshake(self, connection: Connection) -> None:
+        if connection.protocol.state is State.HELLO:
+            self._time_out(connection, Cell.HANDSHAKE_TIMEOUTS, "no HELLO in time")
+
+    def _time_out(self, connection: Connection, cell: Cell, message: str) -> None:
+        if connection not in self._loop.connections or connection.protocol.should_close:
+            return
+        self._loop.cells[cell] += 1
+        self.disconnect(connection, Status.TIMEOUT, message)
+        if connection.unsent:  # It does not read, so waiting would be in vain.
+            self.close(connection)
+
+    def _sweep(self) -> None:
+        """Close what was idle for the idle timeout."""
+        for connection in list(self._loop.connections):
+            if connection.protocol.in_flight and not connection.unsent:
+                continue
+            connection.quiet = 0 if connection.fast_path.active else connection.quiet + 1
+            connection.fast_path.active = False
+            if connection.quiet > SWEEPS:
+                self._time_out(connection, Cell.IDLE_TIMEOUTS, "idle for too long")
+        self._sweeping = False
+        if self._loop.connections:
+            self.watch_idle()
+
+    # --- all connections ---
+
+    def drain(self, timeout: float) -> None:
+        """Answer what is in hand, say goodbye to all, and end the loop after `timeout` seconds."""
+        self._draining = True
+        self._begin()
+        self._loop.timers.call_later(min(QUIET, timeout), self._end_quiet_ones)
+        self._loop.timers.call_later(timeout, self._loop.end)
+        # What has arrived before now is in hand.
+        self._see_to_all(READ)
+
+    def hand_over(self, give_away: GiveAway, timeout: float) -> None:
+        """Give each connection away once it is at rest; `drain` those that are not in time."""
+        self._give_away = give_away
+        self._begin()
+        self._loop.timers.call_later(timeout, partial(self.drain, QUIET))
+        for connection in list(self._loop.connections):
+            if connection.tls is not None:
+                self.after_answers(connection)
+        self._see_to_all(WRITE)
+
+    def end_all(self, connections: Iterable[Connection]) -> None:
+        """The loop has ended: close what is left."""
+        for connection in list(connections):
+            if connection.peer is not None:
+                self.report(connection, Disconnect(Status.NORMAL, "the agent stopped", False))
+            self.close(connection)
+
+    def _begin(self) -> None:
+        self.begun = True
+        for connection in self._loop.connections:
+            connection.fast_path.enabled = False
+
+    def _see_to_all(self, events: int) -> None:
+        for connection in list(self._loop.connections):
+            self._loop.see_to(connection, events)
+        if not self._loop.connections:
+            self._loop.end()
+
+    def _end_quiet_ones(self) -> None:
+        for connection in list(self._loop.connections):
+            if not connection.protocol.in_flight and not connection.unsent:
+                self.disconnect(connection, Status.NORMAL, "the agent stops")
+
+
+def _log_end(address: str, reason: Disconnect) -> None:
+    if reason.remote:
+        logger.info("disconnected by %s: %d %r", address, reason.code, reason.message)
+    elif reason.code == Status.NORMAL:
+        logger.info("disconnected %s: %d %r", address, reason.code, reason.message)
+    else:
+        logger.warning("disconnected %s: %d %r", address, reason.code, reason.message)

@@ -1,0 +1,194 @@
+"""`Headers` and real HAProxy: what it sends to a handler, and what it makes of an answer."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import queue
+import random
+import socketserver
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from haproxy import HAProxy, installed, version
+
+from spop import Agent, Headers
+
+SPOE = """
+spoe-agent test-agent
+    messages check
+    option var-prefix test
+    timeout hello 5s
+    timeout idle 1m
+    timeout processing 10s
+
+spoe-message check
+    args text=req.hdrs binary=req.hdrs_bin
+    event on-frontend-http-request
+"""
+
+CHANGING = """
+    http-request del-headers-bin var(txn.test.remove)
+    http-request add-headers-bin var(txn.test.add)
+    http-request set-headers-bin var(txn.test.set)
+"""
+
+Fields = list[tuple[bytes, bytes]]
+
+
+class Answer(socketserver.StreamRequestHandler):
+    """Notes the header fields of one request."""
+
+    server: Origin
+
+    def handle(self) -> None:
+        lines = iter(self.rfile.readline, b"\r\n")
+        next(lines)
+        found = [line.rstrip(b"\r\n").partition(b":") for line in lines]
+        self.server.seen.put([(name, value.strip(b" \t")) for name, _, value in found])
+        self.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+
+
+class Origin(socketserver.ThreadingTCPServer):
+    """An HTTP server that tells what it was sent."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.seen: queue.Queue[Fields] = queue.Queue()
+
+
+@contextlib.contextmanager
+def behind(binary: str, agent: Agent, folder: Path, rules: str = "") -> Iterator[Any]:
+    """Through HAProxy: gives a function that sends fields and says what the origin saw."""
+    with Origin() as origin, agent.serve_in_background() as server:
+        threading.Thread(target=origin.serve_forever).start()
+        port = origin.server_address[1]
+        with HAProxy(
+            binary,
+            folder,
+            agent=str(server.address),
+            spoe=SPOE,
+            rules=f"{rules}\n    default_backend origin\n\n"
+            f"backend origin\n    server origin 127.0.0.1:{port}",
+        ) as proxy:
+            proxy.wait_until_up()
+            yield lambda fields=(): ask(proxy.port, fields) and origin.seen.get(timeout=10)
+        origin.shutdown()
+
+
+def ask(port: int, fields: Fields) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    with contextlib.closing(connection):
+        connection.putrequest("GET", "/", skip_accept_encoding=True)
+        for name, value in fields:
+            connection.putheader(name, value)
+        connection.endheaders()
+        assert connection.getresponse().status == 200
+    return True
+
+
+SENT = [(b"X-One", b"1"), (b"x-text", "é".encode()), (b"x-ONE", b"2, 3"), (b"x-raw", b"\xff"),
+        (b"x-empty", b""), (b"x-colon", b"a: b"), (b"x-long", b"v" * 3000)]  # fmt: skip
+
+
+def test_a_handler_is_given_the_headers_of_the_request(haproxy_binary: str, tmp_path: Path) -> None:
+    agent, given = Agent(), []
+
+    @agent.message("check")
+    def check(text: Headers, binary: Headers | None) -> None:
+        given.append((text, binary))
+
+    with behind(haproxy_binary, agent, tmp_path) as send:
+        send(SENT)
+    ((text, binary),) = given
+    assert text == binary
+    assert text.raw[1:] == [(name.lower(), value) for name, value in SENT]
+    assert text.raw[0][0] == b"host"
+    assert text.getlist("X-One") == ["1", "2, 3"]
+    assert (text["x-text"], binary["x-text"], binary["x-raw"]) == ("é", "é", "\udcff")
+    assert not agent.errors
+
+
+# --- HAProxy 3.4 and later: an agent changes the headers ---
+
+changes_headers = pytest.mark.parametrize(
+    "binary",
+    [path for path in installed() if version(path) >= (3, 4)],
+    ids=lambda path: ".".join(map(str, version(path))),
+)
+
+
+@changes_headers
+def test_an_agent_adds_replaces_and_removes_headers(binary: str, tmp_path: Path) -> None:
+    agent = Agent()
+
+    @agent.message("check", sets=["txn.add", "txn.set", "txn.remove"])
+    def check(text: Headers) -> dict[str, Any]:
+        added = Headers([("X-Seen", text["x-one"]), ("x-seen", b"\xff"), ("x-empty", "")])
+        return {
+            "txn.add": added,
+            "txn.set": Headers({"x-two": "new"}),
+            "txn.remove": Headers([("X-Old", ""), ("x-one", "")]).names(),
+        }
+
+    with behind(binary, agent, tmp_path, CHANGING) as send:
+        seen = send(
+            [
+                (b"x-one", b"1"),
+                (b"x-old", b"a"),
+                (b"x-two", b"b"),
+                (b"x-old", b"c"),
+                (b"x-two", b"d"),
+            ]
+        )
+    assert [field for field in seen if field[0].startswith(b"x-")] == [
+        (b"x-seen", b"1"),
+        (b"x-seen", b"\xff"),
+        (b"x-empty", b""),
+        (b"x-two", b"new"),
+    ]
+    assert not agent.errors
+
+
+@changes_headers
+def test_no_headers_change_nothing(binary: str, tmp_path: Path) -> None:
+    agent = Agent()
+
+    @agent.message("check")
+    def check() -> dict[str, Any]:
+        return {"txn.add": Headers(), "txn.set": Headers(), "txn.remove": Headers().names()}
+
+    with behind(binary, agent, tmp_path, CHANGING) as send:
+        assert (b"x-one", b"1") in send([(b"x-one", b"1")])
+
+
+@changes_headers
+def test_whatever_headers_are_added_arrive(binary: str, tmp_path: Path) -> None:
+    agent, chance = Agent(), random.Random(7)
+    octets = bytes(set(range(256)) - set(b"\r\n\0"))
+    tokens = b"abcdefghijklmnopqrstuvwxyzABC0123456789!#$%&'*+.^_`|~-"
+    lists = [
+        [
+            (
+                b"x-" + bytes(chance.choices(tokens, k=chance.choice([1, 10, 250]))),
+                bytes(chance.choices(octets, k=chance.choice([0, 1, 20, 500]))).strip(b" \t"),
+            )
+            for _ in range(chance.randint(0, 15))
+        ]
+        for _ in range(200)
+    ]
+
+    @agent.message("check")
+    def check(binary: Headers) -> dict[str, Any]:
+        return {"txn.add": Headers(lists[int(binary["x-number"])])}
+
+    with behind(binary, agent, tmp_path, CHANGING) as send:
+        for number, added in enumerate(lists):
+            seen = send([(b"x-number", b"%d" % number)])
+            assert seen[2:] == [(name.lower(), value) for name, value in added]
+    assert not agent.errors

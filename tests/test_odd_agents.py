@@ -1,0 +1,411 @@
+"""Every tool, client and engine against every odd agent: each ends in time, with the right
+status and one line that says what happened."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from odd_agents import (
+    AGENTS,
+    VARIABLE,
+    Odd,
+    OddAgent,
+    Wire,
+    closes,
+    greets,
+    is_silent,
+    odd_agent,
+)
+
+from spop import Ack, AsyncClient, Client, SpopError
+from spop.engine import AsyncEngine, Engine
+
+TIMEOUT = 1.0
+"""Seconds that each may wait for a connection, a HELLO or an ACK."""
+SLACK = 2.0
+"""Seconds more that it may take to end."""
+
+
+class Expected(NamedTuple):
+    """What becomes of an agent's answers.
+
+    Attributes:
+        line: of what every tool and client says where there is no ACK.
+        hello, ack: whether it has given one.
+        bench: whether every ACK was right, and no connection lost.
+        after: what `notify` says of the end of the connection.
+    """
+
+    line: str = ""
+    hello: bool = True
+    ack: bool = True
+    bench: bool = True
+    after: str = ""
+
+
+def no_hello(line: str) -> Expected:
+    return Expected(line, hello=False, ack=False, bench=False)
+
+
+def no_ack(line: str) -> Expected:
+    return Expected(line, ack=False, bench=False)
+
+
+FINE = Expected()
+LOST = Expected(bench=False)
+"""The ACK came; then the connection was lost, or there was one ACK too many."""
+CLOSED = "connection closed by the agent"
+CLOSED_OR_RESET = f"{CLOSED}|Connection reset by peer|Broken pipe"
+NO_MEMORY = "no memory"
+
+EXPECTED = {
+    "good": FINE,
+    "no-goodbye": FINE,
+    "closes-as-goodbye": FINE,
+    "goodbye-with-error": Expected(after=NO_MEMORY),
+    "silent": no_ack("no ACK in 1 s"),
+    "stops": LOST,
+    "closes": no_ack(CLOSED),
+    "resets": no_ack("Connection reset by peer"),
+    "dies": no_ack(CLOSED_OR_RESET),
+    "disconnect": no_ack(NO_MEMORY),
+    "disconnect-unprintable": no_ack(r"no(?:\\udcff\\x1b|\udcff\x1b)\[31m"),
+    "disconnect-open": no_ack(NO_MEMORY),
+    "empty-frame": no_ack("frame of 0 bytes, 7 at least"),
+    "unknown-frame": no_ack("no ACK in 1 s"),
+    "garbage": no_ack("frame of 2779096485 bytes, 16380 at most"),
+    "garbage-closed": no_ack("frame of 2779096485 bytes, 16380 at most"),
+    "ack-without-fin": no_ack("an ACK may not be fragmented"),
+    "ack-cut": no_ack("no ACK in 1 s"),
+    "ack-cut-closed": no_ack(CLOSED),
+    "ack-short": Expected("8 bytes announced at byte 15, 6 left", ack=False),
+    "ack-too-long": no_ack("frame of 26007 bytes, 16380 at most"),
+    "ack-for-others": no_ack("no ACK in 1 s"),
+    "unknown-action": Expected("action 9", ack=False),
+    "ack-twice": LOST,
+    "ack-for-others-before": LOST,
+    "empty-frame-before": no_ack("frame of 0 bytes, 7 at least"),
+    "empty-frame-behind": LOST._replace(after="frame of 0 bytes, 7 at least"),
+    "garbage-behind": LOST._replace(after="frame of 2779096485 bytes, 16380 at most"),
+    "disconnect-behind": LOST,
+    "error-behind": LOST._replace(after=NO_MEMORY),
+    "closes-behind": LOST,
+    "silent-hello": no_hello("no AGENT-HELLO in 1 s"),
+    "closes-hello": no_hello(CLOSED),
+    "refuses": no_hello(NO_MEMORY),
+    "refuses-open": no_hello(NO_MEMORY),
+    "http": no_hello(r"it begins with b'HTTP/1\.1 400 Bad'"),
+    "tls": no_hello(r"it begins with b'\\x15\\x03"),
+    "half-a-hello": no_hello("no AGENT-HELLO in 1 s"),
+    "half-a-hello-closed": no_hello(CLOSED),
+    "hello-and-closes": no_ack(CLOSED_OR_RESET),
+    "version-1.0": FINE,
+    "version-2": no_hello("version '2' is not supported"),
+    "version-2.00": FINE,
+    "version-2.1": no_hello("version '2.1' is not supported"),
+    "version-3.0": no_hello("version '3.0' is not supported"),
+    "size-100": no_hello("max-frame-size is 100, not in 256 to 16380"),
+    "size-99999": no_hello("max-frame-size is 99999, not in 256 to 16380"),
+    "unknown-items": FINE,
+    "unknown-capabilities": FINE,
+    "hello-in-pieces": FINE,
+    "single-bytes": FINE,
+}
+
+
+class Outcome(NamedTuple):
+    """What a tool or client did.
+
+    Attributes:
+        good: there was an answer; for a command, its status is 0.
+        seconds: since it reached the agent.
+        said: its error's text, or what it printed.
+        errors: what it printed to standard error.
+    """
+
+    good: bool
+    seconds: float
+    said: str
+    errors: str = ""
+
+
+# --- commands ---
+
+SPOE = f"""
+[check]
+spoe-agent check
+    messages check
+    option var-prefix odd
+    option pipelining
+    option set-on-error error
+    register-var-names {VARIABLE.partition(".")[2]}
+    timeout processing {TIMEOUT:g}s
+    use-backend agents
+spoe-message check
+    event on-client-session
+"""
+
+
+def command(*words: str) -> Callable[[str, Path], subprocess.CompletedProcess[str]]:
+    def run(address: str, folder: Path) -> subprocess.CompletedProcess[str]:
+        filled = [word.format(address=address, folder=folder) for word in words]
+        return subprocess.run(
+            [sys.executable, "-m", "spop", *filled], capture_output=True, text=True, timeout=60
+        )
+
+    return run
+
+
+COMMANDS = {
+    "check": command("check", "{address}", "--timeout", f"{TIMEOUT}"),
+    "notify": command("notify", "{address}", "check", "--timeout", f"{TIMEOUT}"),
+    "bench": command(
+        "bench", "{address}", "check", "--count", "20", "--connections", "2", "--warm-up", "0",
+        "--timeout", f"{TIMEOUT}",
+    ),
+    "bench-time": command(
+        "bench", "{address}", "check", "--duration", f"{TIMEOUT}", "--connections", "2",
+        "--warm-up", "0", "--timeout", f"{TIMEOUT}",
+    ),
+    "engine": command(
+        "engine", "{folder}/spoe.cfg", "--agent", "{address}", "--event", "on-client-session"
+    ),
+}  # fmt: skip
+
+# --- clients ---
+
+
+def ask_blocking(address: str) -> Ack:
+    with Client(address, timeout=TIMEOUT, hello_timeout=TIMEOUT) as client:
+        return client.notify("check")
+
+
+def ask_many(address: str) -> Ack:
+    """More calls than connections, so that they share the pool's."""
+    settings = {"timeout": TIMEOUT, "hello_timeout": TIMEOUT, "maximum": 2, "max_waiting_frames": 2}
+    with Client(address, **settings) as client, ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(client.notify, "check") for _ in range(4)]
+        answers = [call.result(60) for call in calls]
+    return answers[0]
+
+
+def ask_asyncio(address: str) -> Ack:
+    async def ask() -> Ack:
+        async with AsyncClient(address, timeout=TIMEOUT, hello_timeout=TIMEOUT) as client:
+            return await client.notify("check")
+
+    return asyncio.run(ask())
+
+
+CLIENTS = {"client": ask_blocking, "pool": ask_many, "asyncio": ask_asyncio}
+
+# --- engines ---
+
+
+def process_blocking(address: str, folder: Path) -> int:
+    with Engine.from_file(folder / "spoe.cfg", backends={"agents": address}) as engine:
+        processing = engine.stream().event("on-client-session")
+        assert processing is not None
+        return processing.status
+
+
+def process_asyncio(address: str, folder: Path) -> int:
+    async def process() -> int:
+        spoe = folder / "spoe.cfg"
+        async with AsyncEngine.from_file(spoe, backends={"agents": address}) as engine:
+            processing = await engine.stream().event("on-client-session")
+            assert processing is not None
+            return processing.status
+
+    return asyncio.run(process())
+
+
+ENGINES = {"engine-blocking": process_blocking, "engine-asyncio": process_asyncio}
+
+
+def tools_for(name: str) -> list[str]:
+    """All; `bench --duration`, which always takes its time, only where that could be longer."""
+    tools = [*COMMANDS, *CLIENTS, *ENGINES]
+    if name not in ("good", "silent", "stops", "closes", "dies", "empty-frame-behind"):
+        tools.remove("bench-time")
+    return tools
+
+
+# --- each against each ---
+
+
+def outcome_of(tool: str, name: str, folder: Path) -> Outcome:
+    with odd_agent(name) as agent:
+        started = time.monotonic()
+        good, said, errors = False, "", ""
+        if tool in COMMANDS:
+            done = COMMANDS[tool](agent.address, folder)
+            good, said, errors = done.returncode == 0, done.stdout, done.stderr
+            assert done.returncode in (0, 1), done.stderr
+        elif tool in CLIENTS:
+            try:
+                good = CLIENTS[tool](agent.address).variables == {VARIABLE: True}
+            except SpopError as error:
+                said = str(error)
+        else:
+            status = ENGINES[tool](agent.address, folder)
+            good, said = status == 0, f"st={status}"
+        return Outcome(good, time.monotonic() - (agent.reached_at or started), said, errors)
+
+
+@functools.cache
+def outcomes(name: str) -> dict[str, Outcome]:
+    """What all tools and clients made of an agent, several at a time."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(4) as pool:
+        Path(folder, "spoe.cfg").write_text(SPOE)
+        calls = {
+            tool: pool.submit(outcome_of, tool, name, Path(folder)) for tool in tools_for(name)
+        }
+        return {tool: call.result() for tool, call in calls.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "tool"), [(name, tool) for name in AGENTS for tool in tools_for(name)]
+)
+def test_each_ends_in_time_and_says_what_happened(name: str, tool: str) -> None:
+    expected, outcome = EXPECTED[name], outcomes(name)[tool]
+    assert outcome.seconds < TIMEOUT + SLACK
+    assert "Traceback" not in outcome.errors
+    assert outcome.errors.count("\n") <= 1, outcome
+    if tool == "pool" and expected.ack and not expected.bench:
+        return  # Of calls that share a connection the first may be answered, and the others lost.
+    good = {"check": expected.hello}.get(tool, expected.ack)
+    assert outcome.good is (expected.bench if "bench" in tool else good), outcome
+    CHECKS[tool](expected, outcome)
+
+
+def says_so(expected: Expected, outcome: Outcome) -> None:
+    assert outcome.good or re.search(expected.line, outcome.said), outcome
+
+
+def check_says_so(expected: Expected, outcome: Outcome) -> None:
+    assert outcome.said.count("\n") == 1
+    says_so(expected, outcome)
+
+
+def notify_says_so(expected: Expected, outcome: Outcome) -> None:
+    printed = f"set {VARIABLE} = true (bool)\n" if expected.ack else ""
+    assert outcome.said == printed
+    wanted = rf"127\.0\.0\.1:\d+: after the ACK: {expected.after} \(status \d+\)\n"
+    assert outcome.errors.removesuffix("\n").isprintable()
+    if not expected.ack:
+        wanted = rf"Error: 127\.0\.0\.1:\d+: .*(?:{expected.line}).*\n"
+    assert re.fullmatch(wanted if expected.after or not expected.ack else "", outcome.errors), (
+        outcome
+    )
+
+
+def bench_says_so(expected: Expected, outcome: Outcome) -> None:
+    if not expected.hello:
+        assert outcome.said == ""
+        assert re.fullmatch(rf"Error: 127\.0\.0\.1:\d+: .*(?:{expected.line}).*\n", outcome.errors)
+    else:
+        errors = re.search(r"^errors +(.*)$", outcome.said, re.MULTILINE)
+        assert errors, outcome
+        assert (errors[1] == "none") is expected.bench
+
+
+def status_says_so(expected: Expected, outcome: Outcome) -> None:
+    assert re.search(r"\bst=0\b" if expected.ack else r"\bst=[1-9]", outcome.said), outcome
+
+
+CHECKS = {
+    "check": check_says_so,
+    "notify": notify_says_so,
+    "bench": bench_says_so,
+    "bench-time": bench_says_so,
+    "engine": status_says_so,
+    **dict.fromkeys(CLIENTS, says_so),
+    **dict.fromkeys(ENGINES, status_says_so),
+}
+
+
+@pytest.mark.parametrize("name", ["no-goodbye", "good", "single-bytes"])
+def test_the_actions_are_printed_at_once_and_a_goodbye_gets_a_tenth_of_a_second(name: str) -> None:
+    with odd_agent(name) as agent:
+        words = ["notify", agent.address, "check", "--timeout", "30"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "spop", *words], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"set {VARIABLE} = true (bool)\n"
+        printed = time.monotonic()
+        assert process.wait(60) == 0
+        process.stdout.close()
+        assert time.monotonic() - printed < 10
+
+
+def test_bytes_that_are_no_frame_are_shown_with_the_frames() -> None:
+    with odd_agent("ack-cut-closed") as agent:
+        done = command("notify", "{address}", "check", "-v", "--hex")(agent.address, Path())
+    assert "← the bytes end inside of a frame\n" in done.stderr
+    assert done.returncode == 1
+
+
+def test_connections_that_cannot_be_opened_again_do_not_hold_the_load_generator_up() -> None:
+    """The agent greets one connection, closes it, and is silent from then on."""
+    greeted: list[Wire] = []
+
+    def greet(wire: Wire, request: bytes) -> None:
+        greeted.append(wire)
+        (greets if len(greeted) == 1 else is_silent)(wire, request)
+
+    with OddAgent(Odd(greet=greet, answer=closes)) as agent:
+        words = ["--connections", "1", "--duration", "1", "--warm-up", "0", "--timeout", "60"]
+        done = command("bench", "{address}", *words)(agent.address, Path())
+        assert agent.reached_at is not None
+        assert time.monotonic() - agent.reached_at < 1 + SLACK
+    assert len(greeted) == 2
+    assert done.returncode == 1
+    assert "1 not connected" in done.stdout
+
+
+@pytest.mark.parametrize("words", ["--rate 500", "--mode async", "--mode ping-pong"])
+@pytest.mark.parametrize("name", ["silent", "closes", "resets", "hello-and-closes"])
+def test_the_load_generator_ends_without_acks_however_it_sends(name: str, words: str) -> None:
+    options = ["check", "--count", "20", "--connections", "3", "--warm-up", "0", "--timeout", "1"]
+    with odd_agent(name) as agent:
+        done = command("bench", "{address}", *options, *words.split())(agent.address, Path())
+        assert agent.reached_at is not None
+        assert time.monotonic() - agent.reached_at < 1 + SLACK
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"Error: \S+: no ACK in 1 s, 0 of 20 frames were answered\n", done.stderr
+    ), done.stderr
+
+
+def test_the_load_generator_counts_what_was_answered_before_it_gave_up() -> None:
+    with odd_agent("stops") as agent:
+        words = [
+            "check",
+            "--count",
+            "100",
+            "--connections",
+            "3",
+            "--warm-up",
+            "0",
+            "--timeout",
+            "1",
+        ]
+        done = command("bench", "{address}", *words, "--mode", "ping-pong")(agent.address, Path())
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"Error: \S+: no ACK in 1 s, 3 of 100 frames were answered\n", done.stderr
+    ), done.stderr
+    assert re.search(r"^errors +3 timeout$", done.stdout, re.MULTILINE)
