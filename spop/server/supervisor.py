@@ -270,7 +270,7 @@ class Supervisor:
             if worker is not None and over:
                 self._ended(worker, os.waitstatus_to_exitcode(status))
             elif worker is not None:
-                worker.stopped = os.WIFSTOPPED(status)
+                self._workers.is_stopped(worker, os.WIFSTOPPED(status))
             elif over and self._admin is not None and pid == self._admin.pid:
                 self._admin.ended()
 
@@ -391,7 +391,7 @@ class Supervisor:
 
     def _feed_watchdog(self, interval: float) -> None:
         if self._health().alive:
-            systemd.notify("WATCHDOG=1")
+            systemd.notify("WATCHDOG=1", timeout=0.0)
         self._timers.call_later(interval, partial(self._feed_watchdog, interval))
 
     def _log_status(self) -> None:
