@@ -62,11 +62,15 @@ def deafen():
     for fd in loops:
         os.dup2(empty.fileno(), fd)
 
-@agent.message("die")
-def die():
+class Death(BaseException):
+    pass
+
+@agent.message("kill", blocking=True)
+def kill():
     "Ends the thread of the loop."
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == "spop-loop-0")
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(threading.get_ident()), ctypes.py_object(type("Death", (BaseException,), {{}}))
+        ctypes.c_ulong(thread.ident), ctypes.py_object(Death)
     )
 """
 STUCK_TIMEOUT = 3
@@ -221,8 +225,8 @@ def test_a_worker_with_a_loop_that_nothing_wakes_is_replaced(tmp_path: Path) -> 
 def test_a_service_with_a_dead_loop_is_well_again_at_once(tmp_path: Path) -> None:
     with serving(tmp_path) as service, Client(service.address, timeout=10) as client:
         (dead,) = service.workers()
-        client.notify("die")
         with contextlib.suppress(SpopError):
+            client.notify("kill")
             client.notify("pid")
         service.process.wait_for_log(f"worker {dead} died: exit status 1")
         wait_until(lambda: service.health() == (200, 200), "the new worker")
