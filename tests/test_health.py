@@ -30,7 +30,7 @@ from spop.server.stuck import StuckWorkers
 from spop.server.timers import Timers
 
 AGENT = """
-import ctypes, os, select, threading, time
+import ctypes, os, re, select, threading, time
 from pathlib import Path
 from spop import Agent
 
@@ -61,6 +61,11 @@ def deafen():
     empty = select.epoll()
     for fd in loops:
         os.dup2(empty.fileno(), fd)
+
+@agent.message("match")
+def match():
+    "It holds the GIL, for years."
+    re.match("(a+)+$", "a" * 60 + "b")
 
 class Death(BaseException):
     pass
@@ -202,7 +207,7 @@ def test_a_service_with_a_stuck_loop_is_first_not_ready_then_ill_then_replaced(
 
 
 def test_a_service_is_healthy_while_one_worker_is(tmp_path: Path) -> None:
-    with serving(tmp_path, "--processes", "2") as service, service.handling("hang"):
+    with serving(tmp_path, "--processes", "2") as service, service.handling("match"):
         while service.states() == ["ready", "ready"]:
             assert service.health() == (200, 200)
         service.process.wait_for_log("killed by SIGABRT")
