@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
+from contextvars import Context
 from time import perf_counter_ns
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from spop.agent import Agent, HandlerInfo
 from spop.codec import encode_answer
 from spop.connection import AgentConnection
 from spop.counters import Cell, Cells, RouteCell, observe
-from spop.dispatch import ASYNC, INLINE, AsyncCall, Call, Deferred
+from spop.dispatch import ASYNC, INLINE, RUNNING, AsyncCall, Call, Deferred
 from spop.errors import HandlerError, SpopTimeoutError
 from spop.frames import Peer
 from spop.poller import READ
@@ -92,6 +93,7 @@ class Host(Protocol):
 
     agent: Agent
     cells: Cells
+    context: Context
 
     def call_soon(self, call: Callable[[], object]) -> None:
         """Have `call` run in the loop's thread. Any thread may call this."""
@@ -105,6 +107,9 @@ class Host(Protocol):
         self, exchange: Exchange, call: Call, returned: Any, error: BaseException | None
     ) -> None:
         """A submitted call has ended. Any thread may call this."""
+
+    def ran(self, name: str, nanoseconds: int) -> None:
+        """An inline handler ran for so long."""
 
     def begin(self, exchange: Exchange, call: Call) -> AsyncCall:
         """Make a call of an asynchronous handler, in a task. Raises as `submit` does."""
@@ -192,12 +197,17 @@ class Exchange(Deferred):
         self.host.answer(self)
 
     def _run_here(self, call: Call) -> None:
+        name = call.route.name
+        token = RUNNING.set((name, self.stream_id, self.frame_id, self.connection.protocol.peer))
         try:
             returned = call.run()
         except BaseException as error:  # As in `Dispatcher`, of which this is the other half.
             self._ended(call, None, error)
         else:
             self._ended(call, returned, None)
+        finally:
+            RUNNING.reset(token)
+            self.host.ran(name, perf_counter_ns() - self._began)
 
     def _submit(self, call: Call) -> None:
         self._waiting = call
@@ -241,7 +251,8 @@ class Exchange(Deferred):
         begun.finished = None  # It knows us and we know it, which no cycle is to keep.
         if begun is self._waiting:
             self._ended(self.calls[self._index], begun.value, begun.error)
-            self._go_on()
+            # This is the context of the handler that has ended, which no other is to inherit.
+            self.host.context.copy().run(self._go_on)
 
     def _ended(self, call: Call, returned: Any, error: BaseException | None) -> None:
         """Add what the handler answers, and be ready for the next call."""

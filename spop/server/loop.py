@@ -14,6 +14,7 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
 from functools import partial
 from typing import Any, Protocol
 
@@ -35,6 +36,7 @@ from spop.server.frame_log import LoggedConnection
 from spop.server.leaving import GiveAway, Leaving
 from spop.server.listeners import peer_host, peer_name
 from spop.server.options import Options
+from spop.server.slow import SlowLog
 from spop.server.timers import Timer, Timers
 from spop.server.tls import TLSSocket
 
@@ -57,6 +59,7 @@ class Shared(Protocol):
     engines: Engines
     admission: Admission
     tls: ssl.SSLContext | None
+    slow_log: SlowLog
 
     def thread_died(self, error: BaseException) -> None: ...
 
@@ -71,6 +74,7 @@ class Loop:
     Attributes:
         connections: those that it serves.
         thread: runs it, once it was started.
+        context: of its rounds, and what those of handlers are copies of.
     """
 
     def __init__(self, shared: Shared, cells: Cells, name: str) -> None:
@@ -93,6 +97,7 @@ class Loop:
             max_arguments=options.max_arguments,
             deferred=Exchange,
         )
+        self._dispatcher.slow, self._dispatcher.slow_after = shared.slow_log, shared.slow_log.after
         self._fast_paths = FastPaths(self._dispatcher, self._buffer, self.see_to, self._go_on)
         self._leaving = Leaving(self)
         self._acknowledged: dict[Connection, None] = {}
@@ -101,9 +106,13 @@ class Loop:
         self._woken = False
         self._submitted = False
         self._start: Callable[[AsyncCall], Any] | None = None
+        self._task_ended: Callable[[], object] | None = None
         self._tasks: dict[AsyncCall, str] = {}
         self._running = True
-        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.use_context(Context())
+        self.thread = threading.Thread(
+            target=self.context.run, args=[self._run], name=name, daemon=True
+        )
 
     # --- from any thread ---
 
@@ -163,13 +172,17 @@ class Loop:
 
     # --- rounds ---
 
+    def use_context(self, context: Context) -> None:
+        """Run rounds in `context`. To be called before the first one."""
+        context.run(set_running, self.running_message)
+        self.context = context
+
     def _run(self) -> None:
-        set_running(self.running_message)
         try:
             if any(handler.asynchronous for handler in self.agent.handlers.values()):
                 from spop.server import event_loop
 
-                event_loop.serve(self)
+                event_loop.serve(self, self.options.event_loop)
             else:
                 while self._running:
                     self.round(None)
@@ -469,23 +482,47 @@ class Loop:
     # --- exchanges ---
 
     def submit(self, exchange: Exchange, call: Call) -> None:
-        """Have the executor make a call soon. Raises as `Executor.submit` does."""
+        """Have the executor make a call soon. Raises as `begin` does."""
+        self._check_running(call)
         self._executor.submit(exchange, call)
         self._submitted = True
 
-    def set_start(self, start: Callable[[AsyncCall], Any] | None) -> None:
-        """Have tasks for asynchronous handlers made by `start`; None: none can be made."""
+    def _check_running(self, call: Call) -> None:
+        if not self._running:
+            raise HandlerError(f"message {call.route.name}: the agent stops")
+
+    def ran(self, name: str, nanoseconds: int) -> None:
+        """An inline handler ran for so long."""
+        if 0 < self._dispatcher.slow_after < nanoseconds and self._dispatcher.slow is not None:
+            self._dispatcher.slow(name, nanoseconds)
+
+    def set_start(
+        self,
+        start: Callable[[AsyncCall], Any] | None,
+        ended: Callable[[], object] | None = None,
+    ) -> None:
+        """Have tasks for asynchronous handlers made by `start`; None: none can be made.
+
+        `ended` is called when such a task has ended, which may be outside of a round.
+        """
         self._start = self._dispatcher.start = start
+        self._task_ended = ended
+
+    @property
+    def tasks(self) -> list[Any]:
+        """Those tasks, as far as they have not ended."""
+        return [begun.task for begun in self._tasks]
 
     def begin(self, exchange: Exchange, call: Call) -> AsyncCall:
         """Make a call of an asynchronous handler, in a task.
 
         Raises:
-            HandlerError: too many run already.
+            HandlerError: too many run already, or the loop has ended.
         """
         name = call.route.name
         start = self._dispatcher.start
         if start is None:
+            self._check_running(call)
             self.cells[Cell.REJECTED] += 1
             raise HandlerError(f"message {name}: {self.options.max_queue} wait already")
         begun = AsyncCall(call.run(), name, self._dispatcher.slow, self._dispatcher.slow_after)
@@ -513,6 +550,8 @@ class Loop:
         self.cells[Cell.RUNNING] = len(self._tasks)
         self._dispatcher.start = self._start
         self._executor.ended(name)
+        if self._task_ended is not None:
+            self._task_ended()
 
     def _launch(self, exchange: Exchange, call: Call) -> None:
         self._executor.begins()
