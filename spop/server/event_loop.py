@@ -61,12 +61,12 @@ class PollerSelector(selectors.BaseSelector):
         self._poller = loop.poller
         self._keys: dict[int, selectors.SelectorKey] = {}
         self._found: list[tuple[selectors.SelectorKey, int]] = []
-        self.stop: Callable[[], object] = lambda: None
+        self.stop: Callable[[], object] | None = None
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         self._found = []
         self._loop.round(None if timeout is None else max(0.0, timeout))
-        if not self._loop.alive:
+        if self.stop is not None and not self._loop.alive:
             self.stop()
         return self._found
 
@@ -141,6 +141,7 @@ def _serve_on_asyncio(loop: Loop) -> None:
     try:
         _run(event_loop, lambda: not loop.alive)
     finally:
+        selector.stop = None  # From now on the event loop ends when its tasks have.
         loop.set_start(None)
         loop.poller.watch((), ())
         _close(event_loop)
