@@ -23,7 +23,7 @@ from haproxy import wait_until
 from serving import served, wait_until_serving
 from wire import hello
 
-from spop import Ack, Agent, Client, Message
+from spop import Ack, Agent, Client, Message, codec
 from spop.connection import EngineConnection
 from spop.constants import Capability
 from spop.context import current
@@ -314,23 +314,39 @@ def test_messages_of_a_notify_are_handled_in_order(serve: Serve, agent: Agent) -
             assert order[-2:] == ["4 begins", "4 ends"]
 
 
-def test_acks_keep_their_order_without_pipelining(
-    serve: Serve, agent: Agent, gate: threading.Event
+@pytest.mark.parametrize("message", ["sleeps", "suspends", "does-not"])
+def test_frames_behind_one_in_hand_are_handled_when_it_is_answered(
+    serve: Serve, agent: Agent, message: str
 ) -> None:
-    begun = add_gated(agent, gate)
+    """Without pipelining, and in order then."""
+
+    @agent.message("sleeps")
+    async def sleeping(n: int) -> dict[str, Any]:
+        await asyncio.sleep(0.001)
+        return {"sess.n": n}
+
+    @agent.message("suspends")
+    async def suspending(n: int) -> dict[str, Any]:
+        await asyncio.sleep(0)
+        return {"sess.n": n}
+
+    @agent.message("does-not")
+    async def not_suspending(n: int) -> dict[str, Any]:
+        return {"sess.n": n}
+
     with serve(agent) as server:
-        sock, protocol = hello(server, capabilities=frozenset())
-        other = EngineConnection(capabilities=frozenset())
-        other.data_to_send()
+        sock, _ = hello(server, capabilities=frozenset())
+        frames = bytearray()
+        for n in range(5):
+            codec.encode_notify(n, 1, [Message(message, n=n)], frames)
         with sock:
-            protocol.notify(1, 1, [Message("gated", n=1)])
-            sock.sendall(protocol.data_to_send())
-            wait_until(lambda: begun == [1], "the handler")
-            gate.set()
-            acks: list[Any] = []
-            while not acks:
-                acks = protocol.receive_data(sock.recv(4096))
-            assert [ack.variables for ack in acks] == [{"sess.n": 1}]
+            sock.sendall(frames)
+            data = b""
+            while len(acks := codec.decode_frames(data)[0]) < 5:
+                data += sock.recv(4096)
+    assert [ack.variables for ack in acks if isinstance(ack, Ack)] == [
+        {"sess.n": n} for n in range(5)
+    ]
 
 
 def test_slow_handlers_let_others_pass(serve: Serve, agent: Agent, gate: threading.Event) -> None:
