@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import selectors
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, Protocol
@@ -46,6 +46,8 @@ class Loop(Protocol):
 
     def use_context(self, context: Context) -> None: ...
 
+    def send_acks(self) -> None: ...
+
     def round(self, timeout: float | None) -> None: ...
 
     def longest_wait(self) -> float | None: ...
@@ -61,11 +63,25 @@ class PollerSelector(selectors.BaseSelector):
         self._poller = loop.poller
         self._keys: dict[int, selectors.SelectorKey] = {}
         self._found: list[tuple[selectors.SelectorKey, int]] = []
+        self._soon: Sized = ()
+        self._later: Sized = ()
         self.stop: Callable[[], object] | None = None
+
+    def watch(self, soon: Sized, later: Sized) -> None:
+        """Do not wait when these queues of the event loop have got something new."""
+        self._soon, self._later = soon, later
+        self._poller.watch(soon, later)
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         self._found = []
-        self._loop.round(None if timeout is None else max(0.0, timeout))
+        if timeout is not None and timeout < 0:
+            timeout = 0.0
+        # Frames that waited for these ACKs begin now, when the timeout is known already.
+        later = len(self._later)
+        self._loop.send_acks()
+        if len(self._soon) or len(self._later) != later:
+            timeout = 0.0
+        self._loop.round(timeout)
         if self.stop is not None and not self._loop.alive:
             self.stop()
         return self._found
@@ -137,13 +153,13 @@ def _serve_on_asyncio(loop: Loop) -> None:
     event_loop = asyncio.SelectorEventLoop(selector)
     selector.stop = event_loop.stop
     loop.set_start(starting(event_loop))
-    loop.poller.watch(*_queues(event_loop))
+    selector.watch(*_queues(event_loop))
     try:
         _run(event_loop, lambda: not loop.alive)
     finally:
         selector.stop = None  # From now on the event loop ends when its tasks have.
         loop.set_start(None)
-        loop.poller.watch((), ())
+        selector.watch((), ())
         _close(event_loop)
 
 

@@ -210,7 +210,7 @@ class Loop:
     def round(self, timeout: float | None) -> None:
         """Send the ACKs there are, wait `timeout` seconds for sockets, and see to what came."""
         if self._acknowledged:
-            self._send_acks()
+            self.send_acks()
         self._wake_pool()
         self.poller.run(self.longest_wait(timeout))
         self._wake_pool()
@@ -241,7 +241,7 @@ class Loop:
 
     def close(self) -> None:
         """End what is left, when there are no further rounds."""
-        self._send_acks()
+        self.send_acks()
         self._leaving.end_all(self.connections)
         self.poller.close()
 
@@ -605,7 +605,7 @@ class Loop:
             self.cells[Cell.ACKS_ELSEWHERE] += 1
         self._acknowledged[connection] = None
 
-    def _send_acks(self) -> None:
+    def send_acks(self) -> None:
         """Once in a round: one send for however many ACKs there are."""
         while self._acknowledged:
             connection, _ = self._acknowledged.popitem()
