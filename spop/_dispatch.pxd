@@ -169,5 +169,5 @@ cdef class Dispatcher:
     cpdef fail(self, Route route, error)
     cdef int too_big(self, Py_ssize_t size, Py_ssize_t limit) except -1
     cdef int failed_size(self, name, Py_ssize_t size, Py_ssize_t limit) except -1
-    cdef void count_call(self, Route route, int64_t taken) noexcept
+    cdef int count_call(self, Route route, int64_t taken) except -1
     cdef int count_unknown(self, Span *span) except -1

@@ -730,16 +730,16 @@ cdef class Dispatcher:
         cdef int64_t end = now()
         cdef int64_t taken = end - self.clock
         self.clock = end
-        self.countCall(route, taken)
-        if 0 < self.slow_after < taken and route.kind == INLINE and self.slow is not None:
-            self.slow(route.name, taken)
-        return 0
+        return self.count_call(route, taken)
 
-    cdef inline void count_call(self, Route route, int64_t taken) noexcept:
+    cdef int count_call(self, Route route, int64_t taken) except -1:
         cdef int bucket = min(bit_length(<uint64_t>taken >> BUCKET_SHIFT), BUCKETS - 1)
         self.row[route.base + CALLS] += 1
         self.row[route.base + NANOSECONDS] += taken
         self.row[route.base + FIRST_BUCKET + bucket] += 1
+        if 0 < self.slow_after < taken and route.kind == INLINE and self.slow is not None:
+            self.slow(route.name, taken)
+        return 0
 
     cdef list calls(self, waiting, Py_ssize_t first, Header *header, object connection):
         """The call that has to be waited for and, bound, those of the messages behind it."""
@@ -794,7 +794,7 @@ cdef class Dispatcher:
             return route.on_error
         finally:
             release(&w)
-            self.countCall(route, now() - began)
+            self.count_call(route, now() - began)
 
     def acknowledge(self, Intake intake, Deferred deferred):
         """The ACK of a NOTIFY whose calls have all ended."""

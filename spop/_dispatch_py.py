@@ -602,6 +602,9 @@ class Dispatcher:
         now = perf_counter_ns()
         took = now - self._clock
         self._clock = now
+        self._count_call(route, took)
+
+    def _count_call(self, route: Route, took: int) -> None:
         observe(self.cells, route.base, took)
         if 0 < self.slow_after < took and route.kind == INLINE and self.slow is not None:
             self.slow(route.name, took)
@@ -641,7 +644,7 @@ class Dispatcher:
         except BaseException as failure:
             self.fail(route, failure)
             actions = bytearray(route.on_error)
-        observe(self.cells, route.base, monotonic_ns() - began)
+        self._count_call(route, monotonic_ns() - began)
         return actions
 
     def acknowledge(self, intake: Intake, deferred: Deferred) -> bytes | bytearray:

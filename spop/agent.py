@@ -15,9 +15,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from spop import codec
+from spop.address import Address
 from spop.connection import MAX_IN_FLIGHT, Disconnect
 from spop.constants import (
     DEFAULT_MAX_FRAME_SIZE,
@@ -44,9 +45,6 @@ from spop.headers import Headers
 from spop.logs import SafeLogger, text_of
 from spop.rate_limited_log import RateLimitedLog
 from spop.values import UNSET, Value, type_unset
-
-if TYPE_CHECKING:
-    from spop.server import Server
 
 logger = SafeLogger("spop.agent")
 
@@ -99,6 +97,35 @@ class HandlerInfo(typing.NamedTuple):
         if self.blocking or self.concurrency is not None:
             return LEFT
         return ASYNC if self.asynchronous else INLINE
+
+
+class AgentServer(Protocol):
+    """What serves an agent; `spop.server.Server` is one."""
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Where it listens, with the ports that it was given."""
+
+    @property
+    def address(self) -> Address:
+        """The first of `addresses`."""
+
+    @property
+    def admin_address(self) -> Address | None:
+        """Where the pages for operators are, if there are any."""
+
+    def start(self) -> None:
+        """Listen and serve, in threads."""
+
+    def stop(self) -> None:
+        """Stop listening, answer the frames in hand, say DISCONNECT, end the threads."""
+
+    def connections(self, limit: int = 1000) -> list[dict[str, Any]]:
+        """The connections, for people; up to `limit` of them."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
 
 
 class Agent:
@@ -304,11 +331,38 @@ class Agent:
 
         Server(self, bind, **options).run()
 
-    def serve_in_background(self, bind: str | list[str] = "127.0.0.1:0", **options: Any) -> Server:
+    def serve_in_background(
+        self, bind: str | list[str] = "127.0.0.1:0", **options: Any
+    ) -> AgentServer:
         """A server for a ``with`` statement: it serves inside of it, in threads of its own."""
         from spop.server import Server
 
         return Server(self, bind, **options)
+
+    async def serve_async(
+        self,
+        bind: str | list[str] = "127.0.0.1:9000",
+        ready: Callable[[AgentServer], object] | None = None,
+        **options: Any,
+    ) -> None:
+        """Serve on the event loop that runs, until this task is cancelled.
+
+        It is one process with one loop, and sees to no signals. When the task is cancelled, it
+        answers the frames in hand, for up to `drain_timeout` seconds, and ends the connections
+        with a DISCONNECT; then the CancelledError passes on. A second cancellation does not
+        wait for handlers.
+
+        Args:
+            ready: called with the server once it listens.
+            options: as `serve` takes them.
+
+        Raises:
+            OSError: an address can't be listened on.
+            ValueError: an option is out of range, or asks for more than one loop.
+        """
+        from spop.server import Server
+
+        await Server(self, bind, **options).run_async(ready)
 
 
 def _encoded(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import os
@@ -30,6 +31,7 @@ from spop.server.listeners import bound_address, close_all, listen_all, peer_hos
 from spop.server.loop import Loop
 from spop.server.options import DEFAULT_BIND, Options
 from spop.server.signals import GRACE, Signals
+from spop.server.slow import SlowLog
 from spop.server.status import Status
 from spop.server.stuck import StuckLog
 from spop.server.tls import server_context
@@ -82,10 +84,12 @@ class Server:
             self.options.max_queue,
             self._rows[-1],
         )
+        self.slow_log = SlowLog(self.options.slow_handler)
         self._owns_listeners = listeners is None
         self._listeners = listeners or []
         self._balance = balance
         self._yielded = False
+        self._is_guest = False
         self._loops: list[Loop] = []
         self._started = 0.0
         self._refusals = RateLimitedLog(logger, per_second=1)
@@ -123,6 +127,13 @@ class Server:
         Raises:
             OSError: an address can't be listened on.
         """
+        self._open()
+        for loop in self._loops:
+            loop.start()
+        self._tell_start()
+
+    def _open(self) -> None:
+        """Listen, and make the loops, which nothing runs yet."""
         if self._owns_listeners:
             self._listeners = listen_all(self.options)
         try:
@@ -137,8 +148,8 @@ class Server:
         ]
         for listener in self._listeners:
             self._loops[0].accept_from(listener, self._take)
-        for loop in self._loops:
-            loop.start()
+
+    def _tell_start(self) -> None:
         if self._owns_listeners:
             self._start_stuck_log()
             log_start(self.agent.name, self.addresses, self.options)
@@ -286,12 +297,7 @@ class Server:
         first, stopped = self._loops[0], threading.Event()
 
         def stop() -> None:
-            for listener in self._listeners:
-                first.forget_listener(listener)
-                if not self._owns_listeners:
-                    listener.close()
-            if self._owns_listeners:
-                self._close_listeners()
+            self._forget_listeners()
             stopped.set()
 
         first.call_soon(stop)
@@ -299,6 +305,15 @@ class Server:
             if not first.alive:
                 self._close_listeners()
                 return
+
+    def _forget_listeners(self) -> None:
+        """To be called where the first loop runs, which accepts."""
+        for listener in self._listeners:
+            self._loops[0].forget_listener(listener)
+            if not self._owns_listeners:
+                listener.close()
+        if self._owns_listeners:
+            self._close_listeners()
 
     def hand_over(self, give_away: GiveAway) -> None:
         """Stop, and have every connection go on in another process. As `stop` otherwise."""
@@ -311,12 +326,18 @@ class Server:
     def _end(self, end: Any) -> None:
         if not self._loops:
             return
+        if self._is_guest:
+            raise RuntimeError("a server on an event loop ends when its task is cancelled")
         self.draining = True
         self.stop_accepting()
         for loop in self._loops:
             end(loop, self.options.drain_timeout)
         for loop in self._loops:
             loop.thread.join()
+        self._close()
+
+    def _close(self) -> None:
+        """End what is left when there are no loops any more."""
         self.executor.stop()
         self._loops = []
         if self._stuck_log is not None:
@@ -350,6 +371,47 @@ class Server:
                 logger.info("%s", self.status(connections=False))
                 self.log_connections()
             logger.info("stopping")
+
+    async def run_async(self, ready: Callable[[Self], object] | None = None) -> None:
+        """Serve on the event loop that runs, until this task is cancelled.
+
+        Frames in hand are answered then, for up to `drain_timeout` seconds, and connections end
+        with a DISCONNECT, before the CancelledError passes on. `ready` is called with this
+        server once it listens.
+
+        Raises:
+            OSError: an address can't be listened on.
+            ValueError: an option asks for more than one loop, or for another event loop.
+        """
+        from spop.server.event_loop import serve_here
+
+        self._check_one_loop()
+        self._open()
+        self._is_guest = True
+        (loop,) = self._loops
+        loop.thread = threading.current_thread()
+        try:
+            self._tell_start()
+            if ready is not None:
+                ready(self)
+            await serve_here(loop, partial(self._drain_here, loop))
+        finally:
+            loop.close()
+            self._close_listeners()
+            self._close()
+
+    def _check_one_loop(self) -> None:
+        for each in dataclasses.fields(self.options):
+            value = getattr(self.options, each.name)
+            if each.name in ("processes", "threads", "event_loop") and value != each.default:
+                raise ValueError(
+                    f"{each.name} is {value!r}, but it runs on the event loop it is in"
+                )
+
+    def _drain_here(self, loop: Loop) -> None:
+        self.draining = True
+        self._forget_listeners()
+        loop.drain(self.options.drain_timeout)
 
     def log_connections(self) -> None:
         """Log a line for each connection, with its state."""
