@@ -23,6 +23,7 @@ from spop.context import set_running
 from spop.counters import Cell, Cells
 from spop.dispatch import RUNNING, AsyncCall, Call, Deferred, Running
 from spop.errors import FrameTooBigError, HandlerError, LocalProtocolError, ProtocolError
+from spop.forks import FORKED, end_child, serve_in_this_thread
 from spop.frames import Frame, Peer
 from spop.logs import SafeLogger
 from spop.poller import READ, WRITE, new_poller
@@ -165,6 +166,7 @@ class Loop:
 
     def _run(self) -> None:
         set_running(self.running_message)
+        serve_in_this_thread()
         try:
             if any(handler.asynchronous for handler in self.agent.handlers.values()):
                 from spop.server import event_loop
@@ -185,6 +187,8 @@ class Loop:
 
     def round(self, timeout: float | None) -> None:
         """Send the ACKs there are, wait `timeout` seconds for sockets, and see to what came."""
+        if FORKED:
+            end_child()
         if self._acknowledged:
             self._send_acks()
         self._wake_pool()
