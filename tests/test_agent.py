@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Annotated, Any, Optional
 
 import pytest
+from conftest import intake_class
 
 import spop.rate_limited_log
 from spop import (
@@ -43,7 +44,7 @@ class Exchange:
             for h in agent.handlers.values()
         ]
         self.dispatcher = module.Dispatcher(routes, agent.failed)
-        self.intake = module.Intake(16380)
+        self.intake = intake_class(module)(16380)
         self.intake.peer = PEER
         self.intake.max_in_flight = 10
         self.intake.is_open = True

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from conftest import intake_class
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -157,7 +158,7 @@ def dispatcher(module: Any, failures: list[str]) -> Any:
 
 
 def open_intake(module: Any, max_frame_size: int, max_payload_size: int = 10**6) -> Any:
-    intake = module.Intake(max_frame_size, max_payload_size)
+    intake = intake_class(module)(max_frame_size, max_payload_size)
     intake.max_in_flight = 10
     intake.is_open = True
     return intake
