@@ -771,23 +771,23 @@ cdef class Dispatcher:
         cdef Writer w
         use_stack(&w, stack, sizeof(stack))
         try:
-            if error is not None:
-                raise error
-            if route.takes_ack:
-                for value in call[1]:
-                    if type(value) is Ack:
-                        write_answer(&w, value.actions)
-            if returned is not None:
-                write_answer(&w, returned)
-            if w.length > room:
-                raise too_big(w.length, room)
-            return PyBytes_FromStringAndSize(<const char *>w.data, w.length)
+            if error is None:
+                if route.takes_ack:
+                    for value in call[1]:
+                        if type(value) is Ack:
+                            write_answer(&w, value.actions)
+                if returned is not None:
+                    write_answer(&w, returned)
+                if w.length > room:
+                    raise too_big(w.length, room)
+                return PyBytes_FromStringAndSize(<const char *>w.data, w.length)
         except BaseException as failure:
-            self.fail(route, failure)
-            return route.on_error if len(route.on_error) <= room else b""
+            error = failure
         finally:
             release(&w)
             self.count_call(route, now() - began)
+        self.fail(route, error)
+        return route.on_error if len(route.on_error) <= room else b""
 
     def acknowledge(self, Intake intake, deferred):
         """The ACK of a NOTIFY whose calls have all ended."""

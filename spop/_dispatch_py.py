@@ -647,16 +647,18 @@ class Dispatcher:
         """
         route = call.route
         actions = bytearray()
-        try:
-            if error is not None:
-                raise error
-            for result in call.results(returned):
-                codec.encode_answer(result, actions)
-            if len(actions) > room:
-                raise _too_big(len(actions), room)
-        except BaseException as failure:
-            self.fail(route, failure)
-            actions = bytearray()
+        if error is None:
+            try:
+                for result in call.results(returned):
+                    codec.encode_answer(result, actions)
+                if len(actions) > room:
+                    raise _too_big(len(actions), room)
+            except BaseException as failure:
+                error = failure
+        if error is not None:
+            self.fail(route, error)
+            error = None  # Its traceback may have this frame, which no cycle is to keep.
+            actions.clear()
             _add_if_it_fits(actions, route.on_error, room)
         observe(self.cells, route.base, monotonic_ns() - began)
         return actions
