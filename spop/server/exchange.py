@@ -182,7 +182,7 @@ class Exchange(Deferred):
             call = calls[self._index]
             self._began = monotonic_ns()
             if call.values is None:
-                self.actions += call.route.on_error
+                self._add_if_it_fits(call.route.on_error)
                 self._index += 1
             elif call.route.kind == INLINE:
                 self._run_here(call)
@@ -253,7 +253,8 @@ class Exchange(Deferred):
     def _ended(self, call: Call, returned: Any, error: BaseException | None) -> None:
         """Add what the handler answers, and be ready for the next call."""
         self._stop_waiting()
-        self.actions += self.host.dispatcher.result(call, returned, error, self._began)
+        room = self.room - len(self.actions)
+        self.actions += self.host.dispatcher.result(call, returned, error, self._began, room)
         self._index += 1
 
     def _time_out(self) -> None:
@@ -266,9 +267,13 @@ class Exchange(Deferred):
         self.host.agent.failed(
             handler.name, SpopTimeoutError(f"no result in {handler.timeout:g} s")
         )
-        self.actions += handler.on_timeout
+        self._add_if_it_fits(handler.on_timeout)
         self._index += 1
         self._go_on()
+
+    def _add_if_it_fits(self, actions: bytes) -> None:
+        if len(self.actions) + len(actions) <= self.room:
+            self.actions += actions
 
     def _leave_behind(self) -> None:
         waiting = self._waiting
