@@ -106,6 +106,7 @@ cdef class Deferred:
     cdef readonly uint64_t frame_id
     cdef public bytes actions
     cdef readonly list calls
+    cdef readonly Py_ssize_t room
 
 
 @cython.final
