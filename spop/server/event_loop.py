@@ -125,6 +125,7 @@ def serve(loop: Loop) -> None:
             except (KeyboardInterrupt, SystemExit) as error:  # asyncio lets these two through.
                 logger.failure(error, "a task of a handler failed")
     finally:
+        selector.stop = lambda: None  # From now on the event loop ends when its tasks have.
         loop.set_start(None)
         loop.poller.watch((), ())
         _close(event_loop)
