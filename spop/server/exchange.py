@@ -125,6 +125,9 @@ class Host(Protocol):
     def answer(self, exchange: Exchange) -> None:
         """Send the ACK."""
 
+    def fail(self, connection: Connection, error: Exception) -> None:
+        """End a connection with which something went wrong that nobody expects."""
+
     def answer_for_another(self, connection: Connection, exchange: Exchange) -> None:
         """Send the ACK of an exchange whose own connection is gone."""
 
@@ -178,21 +181,24 @@ class Exchange(Deferred):
     def _go_on(self) -> None:
         """Make calls until one has to be waited for, or to the end."""
         calls = self.calls
-        while self._index < len(calls):
-            call = calls[self._index]
-            self._began = monotonic_ns()
-            if call.values is None:
-                self._add_if_it_fits(call.route.on_error)
-                self._index += 1
-            elif call.route.kind == INLINE:
-                self._run_here(call)
-            elif call.route.kind == ASYNC:
-                self._begin(call)
-            else:
-                self._submit(call)
-            if self._waiting is not None:
-                return
-        self.host.answer(self)
+        try:
+            while self._index < len(calls):
+                call = calls[self._index]
+                self._began = monotonic_ns()
+                if call.values is None:
+                    self._add_if_it_fits(call.route.on_error)
+                    self._index += 1
+                elif call.route.kind == INLINE:
+                    self._run_here(call)
+                elif call.route.kind == ASYNC:
+                    self._begin(call)
+                else:
+                    self._submit(call)
+                if self._waiting is not None:
+                    return
+            self.host.answer(self)
+        except Exception as error:  # No handler's: theirs do not come here.
+            self.host.fail(self.connection, error)
 
     def _run_here(self, call: Call) -> None:
         peer = self.connection.protocol.peer

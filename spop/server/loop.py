@@ -275,6 +275,10 @@ class Loop:
         except Exception as error:
             self._leaving.fail(connection, error)
 
+    def fail(self, connection: Connection, error: Exception) -> None:
+        """End a connection with which something went wrong that nobody expects."""
+        self._leaving.fail(connection, error)
+
     # --- new connections ---
 
     def add(self, sock: socket.socket, sockaddr: Any) -> None:
