@@ -8,7 +8,6 @@ import functools
 import logging
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -371,7 +370,7 @@ def test_each_call_is_a_task_of_its_own(serve: Serve, agent: Agent) -> None:
         task = asyncio.current_task()
         assert task is not None
         assert task in asyncio.all_tasks()
-        assert "handler" in repr(task) or sys.version_info < (3, 12)
+        assert "handler" in repr(task)
         await asyncio.sleep(0)
         assert asyncio.current_task() is task
         tasks.append(task)
