@@ -2,7 +2,7 @@
 
 cimport cython
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from spop._codec cimport Field, Header, Reader, Writer
 from spop._intake cimport Bytes, Intake
@@ -92,6 +92,20 @@ cdef class AsyncCall:
     cdef object step(self, value)
     cdef int observe(self, int64_t began) except -1
     cdef int end(self) except -1
+
+
+@cython.final
+cdef class Call:
+    cdef readonly Route route
+    cdef readonly list values
+    cdef readonly AsyncCall begun
+
+
+cdef class Deferred:
+    cdef readonly uint64_t stream_id
+    cdef readonly uint64_t frame_id
+    cdef public bytes actions
+    cdef readonly list calls
 
 
 @cython.final

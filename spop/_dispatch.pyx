@@ -25,7 +25,7 @@ from spop._intake cimport TOO_BIG, WHOLE, Bytes, Intake, Step, add_bytes, drop_b
 from collections.abc import Coroutine
 
 from spop._dispatch_py import HEADERS as PY_HEADERS
-from spop._dispatch_py import MISSING, RUNNING, Call, Deferred, Running
+from spop._dispatch_py import MISSING, RUNNING, Running
 from spop._dispatch_py import ASYNC as PY_ASYNC, INLINE as PY_INLINE, LEFT as PY_LEFT
 from spop.constants import (
     DEFAULT_MAX_PAYLOAD_SIZE, MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, DataType,
@@ -64,7 +64,6 @@ cdef extern from *:
 
 cdef object _missing = MISSING
 cdef object _running = RUNNING
-cdef object _call = Call
 
 cdef enum:
     MOST_SPARE = 262144    # Bytes of the memory of a payload that is kept for the next.
@@ -274,6 +273,29 @@ cdef object message_of(Field *fields, Span *span, Header *header, object connect
     return new_message(
         name_text(span.name, span.name_length), tuple(names), tuple(values), header.stream_id,
         header.frame_id, connection)
+
+
+cdef class Call:
+    """One message of a `Deferred`, as the twin describes it."""
+
+    def __cinit__(self, Route route, list values, AsyncCall begun=None):
+        self.route = route
+        self.values = values
+        self.begun = begun
+
+    def run(self):
+        """Call the handler and return what it returns."""
+        return self.route.call(self.values or [])
+
+
+cdef class Deferred:
+    """A NOTIFY whose handlers have not all ended, as the twin describes it."""
+
+    def __cinit__(self, uint64_t stream_id, uint64_t frame_id, bytes actions, list calls):
+        self.stream_id = stream_id
+        self.frame_id = frame_id
+        self.actions = actions
+        self.calls = calls
 
 
 cdef class AsyncCall:
@@ -661,7 +683,7 @@ cdef class Dispatcher:
         try:
             route.bind(values, self.fields, span, header, connection)
             if route.kind == LEFT or (route.kind == ASYNC and self.start is None):
-                return _call(route, values_list(route, values))
+                return Call(route, values_list(route, values))
             self.running_header = header
             self.running_connection = <PyObject *>connection
             self.running_route = <PyObject *>route
@@ -671,7 +693,7 @@ cdef class Dispatcher:
             if route.kind == ASYNC:
                 begun = self.begin(route, result, header, connection)
                 if not begun.done:
-                    return _call(route, values_list(route, values), begun)
+                    return Call(route, values_list(route, values) if route.takes_ack else [], begun)
                 if begun.error is not None:
                     raise begun.error
                 result = begun.value
@@ -730,10 +752,10 @@ cdef class Dispatcher:
                 continue
             route = <Route>self.spans[i].route
             try:
-                calls.append(_call(route, self.bound(route, &self.spans[i], header, connection)))
+                calls.append(Call(route, self.bound(route, &self.spans[i], header, connection)))
             except HandlerError as error:
                 self.fail(route, error)
-                calls.append(_call(route, None))
+                calls.append(Call(route, None))
         return calls
 
     cdef object as_notify(self, Header *header, object connection):
@@ -751,9 +773,9 @@ cdef class Dispatcher:
         finally:
             free_values(route, values, stack)
 
-    def result(self, call, returned, error, int64_t began):
+    def result(self, Call call, returned, error, int64_t began):
         """The encoded actions of a call that had to be waited for, as the twin describes it."""
-        cdef Route route = <Route>call[0]
+        cdef Route route = call.route
         cdef unsigned char stack[512]
         cdef Writer w
         use_stack(&w, stack, sizeof(stack))
@@ -761,7 +783,7 @@ cdef class Dispatcher:
             if error is not None:
                 raise error
             if route.takes_ack:
-                for value in call[1]:
+                for value in call.values:
                     if type(value) is Ack:
                         write_answer(&w, value.actions)
             if returned is not None:
@@ -774,9 +796,9 @@ cdef class Dispatcher:
             release(&w)
             self.count_call(route, now() - began)
 
-    def acknowledge(self, Intake intake, deferred):
+    def acknowledge(self, Intake intake, Deferred deferred):
         """The ACK of a NOTIFY whose calls have all ended."""
-        cdef bytes actions = bytes(deferred.actions)
+        cdef bytes actions = deferred.actions
         cdef unsigned char stack[512]
         cdef Writer w
         use_stack(&w, stack, sizeof(stack))

@@ -185,6 +185,12 @@ _TYPES: dict[type, int] = {
 }  # fmt: skip
 
 
+def _results(call: Call, returned: Any) -> list[Any]:
+    """What to encode for a handler: its `Ack`, if it took one, and what it returned."""
+    filled = [value.actions for value in call.values or [] if type(value) is Ack]
+    return filled if returned is None else [*filled, returned]
+
+
 def _type_name(types: int) -> str:
     return "an integer" if types == _INTEGERS else DataType(types.bit_length() - 1).name
 
@@ -271,25 +277,25 @@ class AsyncCall(Coroutine[Any, Any, None]):
         raise StopIteration
 
 
-class Call(NamedTuple):
+class Call:
     """One message of a `Deferred`: its handler and the values for the handler's parameters.
 
     Without values the message has failed already, and only its `on_error` is to be answered.
     An asynchronous call that has begun has its `AsyncCall`.
     """
 
-    route: Route
-    values: list[Any] | None
-    begun: AsyncCall | None = None
+    __slots__ = ("begun", "route", "values")
+
+    def __init__(
+        self, route: Route, values: list[Any] | None, begun: AsyncCall | None = None
+    ) -> None:
+        self.route = route
+        self.values = values
+        self.begun = begun
 
     def run(self) -> Any:
         """Call the handler and return what it returns."""
         return self.route.call(self.values or [])
-
-    def results(self, returned: Any) -> list[Any]:
-        """What to encode for the handler: its `Ack`, if it took one, and what it returned."""
-        filled = [value.actions for value in self.values or [] if type(value) is Ack]
-        return filled if returned is None else [*filled, returned]
 
 
 class Deferred:
@@ -569,7 +575,7 @@ class Dispatcher:
                 if begun.error is not None:
                     raise begun.error
                 returned = begun.value
-            for result in call.results(returned):
+            for result in _results(call, returned):
                 codec.encode_answer(result, ack)
         except BaseException as error:  # Whatever it is, the loop goes on and the peer waits.
             del ack[start:]
@@ -633,7 +639,7 @@ class Dispatcher:
         try:
             if error is not None:
                 raise error
-            for result in call.results(returned):
+            for result in _results(call, returned):
                 codec.encode_answer(result, actions)
         except BaseException as failure:
             self.fail(route, failure)

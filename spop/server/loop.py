@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import Context
 from functools import partial
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol, cast
 
 from spop.agent import Agent
 from spop.connection import AgentConnection, AgentEvent, Disconnect, Hello, State
@@ -370,9 +370,16 @@ class Loop:
         error: ProtocolError | None,
     ) -> None:
         # Mostly there is nothing but exchanges, and nothing to send before they end.
-        unread = connection.protocol.intake.unread
-        if error is None and not connection.unsent and not unread and _are_exchanges(frames):
-            self._handle(connection, frames)
+        # A frame that is no NOTIFY is the last that the dispatcher gives.
+        if (
+            frames
+            and type(frames[-1]) is Exchange
+            and not connection.unsent
+            and not connection.protocol.intake.unread
+        ):
+            for exchange in cast("list[Exchange]", frames):
+                connection.exchanges.add(exchange)
+                exchange.start(self, connection)
             return
         self._received(connection, connection.protocol.go_on(frames, b"", error))
 
@@ -678,7 +685,3 @@ class Loop:
     def _accept_again(self, listener: socket.socket, hand_out: HandOut) -> None:
         if listener.fileno() >= 0 and not self._leaving.begun:
             self.accept_from(listener, hand_out)
-
-
-def _are_exchanges(frames: Sequence[object]) -> TypeGuard[Sequence[Exchange]]:
-    return all(type(frame) is Exchange for frame in frames)

@@ -30,7 +30,7 @@ from spop.server.leaving import GiveAway
 from spop.server.listeners import bound_address, close_all, listen_all, peer_host
 from spop.server.loop import Loop
 from spop.server.options import DEFAULT_BIND, Options
-from spop.server.signals import Signals
+from spop.server.signals import GRACE, Signals
 from spop.server.slow import SlowLog
 from spop.server.status import Status
 from spop.server.stuck import StuckLog
@@ -359,11 +359,14 @@ class Server:
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM; SIGUSR1 logs the connections. Only the main thread can.
 
+        The process is killed 5 s after the drain timeout, if an inline handler has not ended.
+
         Raises:
             OSError: an address can't be listened on.
         """
         self.ends_process = True
-        with Signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) as signals, self:
+        numbers = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
+        with Signals(*numbers, end_after=self.options.drain_timeout + GRACE) as signals, self:
             while signals.wait() == signal.SIGUSR1:
                 logger.info("%s", self.status(connections=False))
                 self.log_connections()
