@@ -678,6 +678,7 @@ def test_a_connection_that_cannot_be_adopted_does_not_count(
         ({"threads": 0}, "threads is 0"),
         ({"max_frame_size": 100}, "max_frame_size is 100"),
         ({"unix_mode": "999"}, "unix_mode is '999'"),
+        ({"event_loop": "trio"}, "event_loop is 'trio', not one of asyncio, uvloop"),
         ({"allow": ("nowhere",)}, "'nowhere' is no network"),
         ({"tls_key": "key.pem"}, "need tls_cert"),
         ({"tls_cert": "/nowhere/cert.pem"}, "cannot use /nowhere/cert.pem"),
