@@ -147,29 +147,6 @@ def test_a_result_that_raises_when_it_is_encoded_is_answered_for(agent: Agent, k
             assert client.notify(name).variables == {"sess.failed": True}
 
 
-@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt()], ids=repr)
-def test_a_task_that_a_handler_started_does_not_end_the_asyncio_thread(
-    agent: Agent, error: BaseException, caplog: pytest.LogCaptureFixture
-) -> None:
-    tasks: list[Any] = []
-
-    @agent.message("m")
-    async def handler() -> None:
-        async def later() -> None:
-            raise error
-
-        tasks.append(asyncio.create_task(later()))
-
-    with (
-        agent.serve_in_background() as server,
-        Client(str(server.address), timeout=10) as client,
-    ):
-        client.notify("m")
-        for _ in range(2):
-            assert client.notify("async").variables == {"txn.async": 1}
-    assert failures(caplog) == ["a task of a handler failed"]
-
-
 # --- memory ---
 
 
