@@ -216,7 +216,7 @@ class Agent:
             on_error: what to answer when the handler fails; the agent's by default, and nothing
                 if it is empty.
             timeout: seconds after which the message is answered without the handler, counted
-                from when it is handed to the pool or the asyncio loop. A result that comes
+                from when it is handed to the pool or its task is made. A result that comes
                 later is dropped, an ``async def`` handler is cancelled.
             on_timeout: what to answer then, with the same default.
             concurrency: how many calls of the handler may run at a time; others wait.
