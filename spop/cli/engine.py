@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import click
@@ -69,8 +70,11 @@ def engine(
         raise click.UsageError("nothing happens: name an --event or a --group")
     if bool(agents) is bool(haproxy_cfg):
         raise click.UsageError("where is the agent? --agent ADDRESS or --haproxy-cfg FILE")
-    from spop.cli.stream_run import Run, everywhere
+    from spop.cli.stream_run import run_stream
 
-    run = Run(path, scope, haproxy_cfg or everywhere(agents), haproxy_version)
-    well = run(words, events, groups, as_object=as_object, verbose=verbose)
+    addresses = [str(address) for address in agents]
+    well = run_stream(
+        path, words, events, groups, as_object=as_object, verbose=verbose, scope=scope,
+        backends=haproxy_cfg or defaultdict(lambda: addresses), haproxy_version=haproxy_version,
+    )  # fmt: skip
     sys.exit(0 if well else 1)

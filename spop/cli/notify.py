@@ -13,14 +13,12 @@ from spop import codec
 from spop.address import Address
 from spop.cli import tree
 from spop.cli.decode import Decoder, Found
-from spop.cli.notation import as_json as value_as_json
-from spop.cli.notation import parse_messages, show, type_name
+from spop.cli.notation import parse_messages
 from spop.cli.parameters import ADDRESS, max_frame_size_option, timeout_option
 from spop.cli.wire import Wire
 from spop.constants import Status
 from spop.errors import DisconnectedError, SpopError, reason
 from spop.frames import Ack, Message
-from spop.values import UNSET
 
 
 @click.command()
@@ -100,27 +98,14 @@ def _why(error: Exception) -> str:
 
 def _print(ack: Ack, as_json: bool) -> None:
     if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "aborted": ack.aborted,
-                    "actions": [
-                        {"variable": action.variable, **value_as_json(action.value)}
-                        for action in ack.actions
-                    ],
-                }
-            )
-        )
+        click.echo(json.dumps(tree.answer(ack)))
         return
     if ack.aborted:
         click.echo("aborted: the agent takes no payload of this size")
     elif not ack.actions:
         click.echo("no actions")
     for action in ack.actions:
-        if action.value is UNSET:
-            click.echo(f"unset {action.variable}")
-        else:
-            click.echo(f"set {action.variable} = {show(action.value)} ({type_name(action.value)})")
+        click.echo(tree.action_line(action))
 
 
 class _Trace:
