@@ -25,7 +25,8 @@ class AsyncClient(Face):
     """Asks agents and awaits the answers; for any number of tasks of one event loop.
 
     It connects when it must; inside of an ``async with`` statement, at its beginning. It takes
-    the arguments of `spop.client.face.Face`, the same as `Client`.
+    the address of `spop.client.face.Face` and the settings of `spop.client.settings.Settings`,
+    as `Client` does.
     """
 
     def __init__(self, address: str | Iterable[str] | Servers, **settings: Any) -> None:

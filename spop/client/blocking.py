@@ -40,7 +40,8 @@ class Client(Face):
     """Asks agents and waits for the answers; for any number of threads at a time.
 
     It connects when it must; inside of a ``with`` statement, at its beginning. It takes the
-    arguments of `spop.client.face.Face`, the same as `AsyncClient`.
+    address of `spop.client.face.Face` and the settings of `spop.client.settings.Settings`, as
+    `AsyncClient` does.
     """
 
     def __init__(self, address: str | Iterable[str] | Servers, **settings: Any) -> None:

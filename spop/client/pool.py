@@ -12,14 +12,15 @@ import itertools
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from spop.client.dial import Endpoint
+from spop.client.settings import Settings
 from spop.connection import UNORDERED, Disconnect, EngineConnection, EngineEvent
 from spop.errors import DisconnectedError, LocalProtocolError, SpopError, UnreachableError
 from spop.frames import Ack, Message, Peer
-from spop.values import Value
+from spop.values import Buffer, Value
 
 FRAME_ID = 1
 """Of every NOTIFY: each has a stream of its own, whose number is never used again."""
@@ -29,23 +30,6 @@ MessageOrMessages = Message | Iterable[Message]
 
 FIRST_BACKOFF, LAST_BACKOFF = 0.1, 10.0
 """Seconds that an address which failed is passed over: doubled each time, to the last."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How many connections there may be, and how busy. `face.Face` documents them.
-
-    Attributes:
-        waits_for_rate: a call may wait for a connection that `maxconnrate` holds back. False:
-            it fails where there is no other one.
-    """
-
-    minimum: int
-    maximum: int
-    max_waiting_frames: int
-    maxconnrate: int | None
-    idle_timeout: float | None
-    waits_for_rate: bool = True
 
 
 class Servers(ABC):
@@ -76,6 +60,7 @@ class Servers(ABC):
         """One that was there has ended."""
 
 
+@dataclass(slots=True, eq=False)
 class Exchange:
     """A call: messages that wait for a connection, then for their ACK.
 
@@ -88,17 +73,14 @@ class Exchange:
         waiter: what the driver wakes the caller by.
     """
 
-    __slots__ = ("ack", "done", "error", "ids", "link", "messages", "sent_at", "waiter")
-
-    def __init__(self, ids: tuple[int, int], messages: Iterable[Message] | None) -> None:
-        self.ids = ids
-        self.messages = messages
-        self.link: Link | None = None
-        self.sent_at = 0.0
-        self.done = False
-        self.ack: Ack | None = None
-        self.error: Exception | None = None
-        self.waiter: Any = None
+    ids: tuple[int, int]
+    messages: Iterable[Message] | None
+    link: Link | None = None
+    sent_at: float = 0.0
+    done: bool = False
+    ack: Ack | None = None
+    error: Exception | None = None
+    waiter: Any = None
 
     def result(self) -> Ack:
         """The ACK. Raises what went wrong instead."""
@@ -107,6 +89,7 @@ class Exchange:
         return self.ack
 
 
+@dataclass(slots=True, eq=False)
 class Link:
     """A connection of the pool.
 
@@ -118,26 +101,14 @@ class Link:
         used_at: when a call was last given to it.
     """
 
-    __slots__ = (
-        "blocked",
-        "capacity",
-        "endpoint",
-        "protocol",
-        "starting",
-        "transport",
-        "unsent",
-        "used_at",
-    )
-
-    def __init__(self, endpoint: Endpoint, protocol: EngineConnection, transport: Any) -> None:
-        self.endpoint = endpoint
-        self.protocol = protocol
-        self.transport = transport
-        self.capacity = 0
-        self.starting: list[Exchange] = []
-        self.blocked = False
-        self.unsent: bytes | bytearray | memoryview = b""
-        self.used_at = 0.0
+    endpoint: Endpoint
+    protocol: EngineConnection
+    transport: Any
+    capacity: int = 0
+    starting: list[Exchange] = field(default_factory=list)
+    blocked: bool = False
+    unsent: Buffer = b""
+    used_at: float = 0.0
 
 
 def in_notify(message: str | MessageOrMessages, args: dict[str, Value]) -> Iterable[Message]:
@@ -179,7 +150,7 @@ class Pool:
         servers: where connections go to.
     """
 
-    def __init__(self, driver: Driver, servers: Servers, limits: Limits) -> None:
+    def __init__(self, driver: Driver, servers: Servers, limits: Settings) -> None:
         self._driver = driver
         self._servers = servers
         self._limits = limits
