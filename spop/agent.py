@@ -41,8 +41,7 @@ from spop.dispatch import (
 )
 from spop.frames import Ack, Message, Peer
 from spop.headers import Headers
-from spop.logs import SafeLogger, text_of
-from spop.rate_limited_log import RateLimitedLog
+from spop.logs import RateLimitedLog, SafeLogger, text_of
 from spop.values import UNSET, Value, type_unset
 
 if TYPE_CHECKING:
