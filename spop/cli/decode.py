@@ -219,11 +219,7 @@ def decode(file: BinaryIO, as_json: bool, port: int | None, as_hex: bool, format
 def _kind(data: bytes) -> str:
     if data[:4] in PCAP_MAGIC:
         return "pcap"
-    try:
-        text = data.decode("ascii")
-    except UnicodeDecodeError:
-        return "raw"
-    return "hex" if text.isprintable() or re.fullmatch(r"[\x20-\x7e\s…]*", text) else "raw"
+    return "hex" if re.fullmatch(rb"[\x20-\x7e\s]*", data) else "raw"
 
 
 def _plain(data: bytes, kind: str) -> Iterator[Found]:

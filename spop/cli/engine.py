@@ -9,14 +9,11 @@ from pathlib import Path
 import click
 
 from spop.address import Address
-from spop.cli.parameters import ADDRESS
-from spop.cli.validate import VersionType
+from spop.cli.parameters import ADDRESS, EXISTING_FILE, HAPROXY_VERSION
 
 
 @click.command()
-@click.argument(
-    "path", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path)
-)
+@click.argument("path", metavar="FILE", type=EXISTING_FILE)
 @click.argument("words", nargs=-1, metavar="[name=value]...")
 @click.option(
     "--event", "events", multiple=True, metavar="EVENT",
@@ -28,11 +25,8 @@ from spop.cli.validate import VersionType
     "--agent", "agents", multiple=True, type=ADDRESS, metavar="ADDRESS",
     help="Where the agent is, for any `use-backend`.",
 )  # fmt: skip
-@click.option(
-    "--haproxy-cfg", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The haproxy.cfg with the backend.",
-)  # fmt: skip
-@click.option("--haproxy-version", type=VersionType(), metavar="X.Y", help="Behave as this one.")
+@click.option("--haproxy-cfg", type=EXISTING_FILE, help="The haproxy.cfg with the backend.")
+@click.option("--haproxy-version", type=HAPROXY_VERSION, metavar="X.Y", help="Behave as this one.")
 @click.option("--json", "as_object", is_flag=True, help="Print a JSON object.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the messages that are sent.")
 def engine(
