@@ -19,7 +19,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, Self
 
-from spop.client.dial import Endpoint, dial, greet, say_goodbye
+from spop.client.dial import Endpoint, connect, say_goodbye
 from spop.client.face import LINGER, Face
 from spop.client.pool import Exchange, Link, MessageOrMessages, Servers, in_notify
 from spop.constants import Status
@@ -386,12 +386,7 @@ class Client(Face):
         """Open a connection, in a thread of its own."""
         protocol = self._protocol()
         try:
-            sock = dial(endpoint, self._connect_timeout)
-            try:
-                greet(sock, protocol, self._hello_timeout)
-            except BaseException:
-                sock.close()
-                raise
+            sock = connect(endpoint, protocol, self._connect_timeout, self._hello_timeout)
         except Exception as error:
             with self._lock:
                 failure = self._unreachable(endpoint, error)

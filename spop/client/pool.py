@@ -148,6 +148,12 @@ class Pool:
 
     Args:
         servers: where connections go to.
+
+    Attributes:
+        links: the open connections.
+        openings: connections that are being opened.
+        closed: there are no more calls.
+        peer: what the last HELLO agreed on; None before the first.
     """
 
     def __init__(self, driver: Driver, servers: Servers, limits: Settings) -> None:
@@ -155,23 +161,13 @@ class Pool:
         self._servers = servers
         self._limits = limits
         self._rate = Rate(limits.maxconnrate)
-        self._links: deque[Link] = deque()
-        self._openings = 0
+        self.links: deque[Link] = deque()
+        self.openings = 0
         self._queue: deque[Exchange] = deque()
         self._exchanges: dict[tuple[int, int], Exchange] = {}
         self._stream_ids = itertools.count(1)
         self.closed = False
         self.peer: Peer | None = None
-
-    @property
-    def links(self) -> Sequence[Link]:
-        """The open connections."""
-        return self._links
-
-    @property
-    def openings(self) -> int:
-        """Connections that are being opened."""
-        return self._openings
 
     @property
     def queued(self) -> int:
@@ -197,7 +193,7 @@ class Pool:
         """
         if self.closed:
             raise LocalProtocolError("the client is not connected: it was closed")
-        if exchange.messages is None and self._links:
+        if exchange.messages is None and self.links:
             exchange.done = True
             return
         if exchange.messages is not None and self.peer is not None and self.peer.healthcheck:
@@ -222,7 +218,7 @@ class Pool:
             used[link] = None
         for link in used:
             self._driver.send(link)
-        if queue or len(self._links) + self._openings < self._limits.minimum:
+        if queue or len(self.links) + self.openings < self._limits.minimum:
             self._grow(now)
 
     def abandon(self, exchange: Exchange) -> None:
@@ -239,7 +235,7 @@ class Pool:
 
     def _link_with_room(self) -> Link | None:
         """Connections take calls in turn."""
-        links = self._links
+        links = self.links
         for _ in range(len(links)):
             link = links[0]
             links.rotate(-1)
@@ -296,9 +292,9 @@ class Pool:
 
     def lost(self, link: Link, message: str, code: int, now: float) -> None:
         """A connection is over. What it was sent fails; what it was not goes to another."""
-        if link not in self._links:
+        if link not in self.links:
             return
-        self._links.remove(link)
+        self.links.remove(link)
         for exchange in reversed(link.starting):
             if not exchange.done:
                 exchange.link = None
@@ -316,11 +312,11 @@ class Pool:
 
     def opened(self, link: Link, now: float) -> None:
         """A connection that `Driver.open` was asked for is there."""
-        self._openings -= 1
+        self.openings -= 1
         self._servers.opened(link.endpoint)
         link.used_at = now
         link.capacity = self._capacity(link.protocol)
-        self._links.append(link)
+        self.links.append(link)
         self.peer = link.protocol.peer
         if self.closed:
             self._leave(link)
@@ -333,7 +329,7 @@ class Pool:
 
     def opening_failed(self, endpoint: Endpoint, error: SpopError, now: float) -> None:
         """It is not. Calls that could wait for no other connection fail with it."""
-        self._openings -= 1
+        self.openings -= 1
         self._servers.failed(endpoint, now)
         if self._alone and self._servers.next(now) is None:
             self._fail_queue(error)
@@ -343,7 +339,7 @@ class Pool:
     @property
     def idle(self) -> int:
         """Connections that could take a call now."""
-        return sum(len(link.protocol.waiting) < link.capacity for link in self._links)
+        return sum(len(link.protocol.waiting) < link.capacity for link in self.links)
 
     def _capacity(self, protocol: EngineConnection) -> int:
         if protocol.peer is not None and protocol.peer.healthcheck:
@@ -354,8 +350,8 @@ class Pool:
         """Do what was scheduled: close what was idle, open what had to wait."""
         if self.closed:
             return
-        for link in list(self._links):
-            if len(self._links) > self._limits.minimum and self._idle(link, now):
+        for link in list(self.links):
+            if len(self.links) > self._limits.minimum and self._idle(link, now):
                 self._leave(link)
         self.pump(now)
         self._schedule_idle(now)
@@ -365,11 +361,11 @@ class Pool:
         self.closed = True
         error = LocalProtocolError("the client was closed")
         self._fail_queue(error)
-        for link in list(self._links):
+        for link in list(self.links):
             self._leave(link, error)
 
     def _leave(self, link: Link, error: SpopError | None = None) -> None:
-        self._links.remove(link)
+        self.links.remove(link)
         self._servers.closed(link.endpoint)
         for ids in link.protocol.waiting:
             if (exchange := self._exchanges.pop(ids, None)) is not None:
@@ -391,14 +387,14 @@ class Pool:
 
     def _schedule_idle(self, now: float) -> None:
         idle_timeout = self._limits.idle_timeout
-        if idle_timeout is not None and len(self._links) > self._limits.minimum:
-            due = min(link.used_at for link in self._links) + idle_timeout
+        if idle_timeout is not None and len(self.links) > self._limits.minimum:
+            due = min(link.used_at for link in self.links) + idle_timeout
             self._driver.schedule(due if due > now else now + idle_timeout)
 
     @property
     def _alone(self) -> bool:
         """There is no connection, and none is on its way."""
-        return not self._links and not self._openings
+        return not self.links and not self.openings
 
     def _grow(self, now: float) -> None:
         """Open connections while calls wait for one, as the limits allow."""
@@ -420,13 +416,13 @@ class Pool:
                 self._driver.schedule(self._servers.retry_at(now))
                 return
             self._rate.count(now)
-            self._openings += 1
+            self.openings += 1
             self._driver.open(endpoint)
 
     def _wants_connection(self) -> bool:
         """As many as the calls in the queue fill. Until an agent said that it pipelines, it is
         thought to."""
-        limits, count = self._limits, len(self._links) + self._openings
+        limits, count = self._limits, len(self.links) + self.openings
         if count < limits.minimum:
             return True
         if count >= limits.maximum:
@@ -434,7 +430,7 @@ class Pool:
         each = limits.max_waiting_frames
         if self.peer is not None and self.peer.capabilities.isdisjoint(UNORDERED):
             each = 1
-        return len(self._queue) > self._openings * each
+        return len(self._queue) > self.openings * each
 
 
 class InTurn(Servers):
