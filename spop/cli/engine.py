@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -34,12 +35,9 @@ def engine(
     words: tuple[str, ...],
     events: tuple[str, ...],
     groups: tuple[str, ...],
-    scope: str | None,
     agents: tuple[Address, ...],
     haproxy_cfg: Path | None,
-    haproxy_version: str | None,
-    as_object: bool,
-    verbose: bool,
+    **options: Any,
 ) -> None:
     """Run one stream through an SPOE file's engine, as HAProxy's filter would: evaluate the
     messages of its events, ask the agent, set variables. Prints those, and HAProxy's log lines.
@@ -67,8 +65,6 @@ def engine(
     from spop.cli.stream_run import run_stream
 
     addresses = [str(address) for address in agents]
-    well = run_stream(
-        path, words, events, groups, as_object=as_object, verbose=verbose, scope=scope,
-        backends=haproxy_cfg or defaultdict(lambda: addresses), haproxy_version=haproxy_version,
-    )  # fmt: skip
+    backends = haproxy_cfg or defaultdict(lambda: addresses)
+    well = run_stream(path, words, events, groups, backends=backends, **options)
     sys.exit(0 if well else 1)

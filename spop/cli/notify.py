@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 import click
 
@@ -34,13 +35,11 @@ from spop.frames import Ack, Message
 def notify(
     address: Address,
     words: tuple[str, ...],
-    timeout: float,
     as_json: bool,
     as_hex: bool,
     verbose: bool,
-    engine_id: str | None,
-    max_frame_size: int,
     dry_run: bool,
+    **options: Any,
 ) -> None:
     """Send messages in a NOTIFY and print the actions that answer it.
 
@@ -67,9 +66,8 @@ def notify(
         click.echo(frame.hex())
         return
     trace = _Trace(as_hex) if verbose or as_hex else None
-    wire = Wire(address, timeout, trace, engine_id=engine_id, max_frame_size=max_frame_size)
     try:
-        _exchange(wire, messages, f"{address}", as_json)
+        _exchange(Wire(address, trace=trace, **options), messages, f"{address}", as_json)
     finally:
         if trace is not None:
             trace.finish()

@@ -10,7 +10,7 @@ from typing import Any, Self, cast
 
 from spop.client.dial import Endpoint, hear_hello
 from spop.client.face import LINGER, Face
-from spop.client.pool import Exchange, Link, MessageOrMessages, Servers, in_notify
+from spop.client.pool import Driver, Exchange, Link, MessageOrMessages, Servers, in_notify
 from spop.connection import EngineConnection, EngineEvent
 from spop.constants import Status
 from spop.errors import DisconnectedError, reason
@@ -37,8 +37,9 @@ class AsyncClient(Face):
         self._to_send: dict[Link, None] = {}
         self.buffer = bytearray(RECV_SIZE)  # For all transports, as what comes is decoded at once.
         self._deadlines = _Deadlines(self._expire)
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = float("inf")
+
+    def _driver(self) -> Driver:
+        return Driver(self._open, self._flush, self._part, self._wake, self._schedule)
 
     # --- for callers ---
 
@@ -218,18 +219,8 @@ class AsyncClient(Face):
 
     # --- time ---
 
-    def _schedule(self, when: float) -> None:
-        if when >= self._timer_at:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = when
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(when - monotonic(), self._tick)
-
-    def _tick(self) -> None:
-        self._timer_at = float("inf")
-        self._pool.tick(monotonic())
+    def _start_timer(self, delay: float) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(delay, self._tick)
 
 
 class _Deadlines:

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from spop.client.dial import Endpoint, connect, say_goodbye
 from spop.client.face import LINGER, Face
-from spop.client.pool import Exchange, Link, MessageOrMessages, Servers, in_notify
+from spop.client.pool import Driver, Exchange, Link, MessageOrMessages, Servers, in_notify
 from spop.constants import Status
 from spop.errors import LocalProtocolError, reason
 from spop.frames import Ack, Message, Peer
@@ -57,11 +57,12 @@ class Client(Face):
         self._followers: dict[Exchange, threading.Lock] = {}
         self._waking: dict[Exchange, threading.Lock] = {}
         self._sent: dict[int, Exchange] = {}
-        self._timer: threading.Timer | None = None
-        self._timer_at = float("inf")
         self._partings: set[threading.Thread] = set()
         self._started = False
         self._release: Callable[[], object] = bool
+
+    def _driver(self) -> Driver:
+        return Driver(self._open, self._flush, self._part, self._wake, self._schedule)
 
     def _start(self) -> None:
         """Make what must not be shared with a process that is forked before the first call."""
@@ -419,17 +420,12 @@ class Client(Face):
 
     # --- time ---
 
-    def _schedule(self, when: float) -> None:
-        if when >= self._timer_at:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = when
-        self._timer = threading.Timer(max(0.0, when - monotonic()), self._tick)
-        self._timer.daemon = True
-        self._timer.start()
+    def _start_timer(self, delay: float) -> threading.Timer:
+        timer = threading.Timer(delay, self._tick)
+        timer.daemon = True
+        timer.start()
+        return timer
 
     def _tick(self) -> None:
         with self._lock:
-            self._timer_at = float("inf")
-            self._pool.tick(monotonic())
+            super()._tick()

@@ -8,11 +8,12 @@ from __future__ import annotations
 import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from time import monotonic
 from typing import Any
 
 from spop.address import Address
 from spop.client.dial import Endpoint
-from spop.client.pool import Driver, Exchange, InTurn, Link, Pool, Servers
+from spop.client.pool import Driver, Exchange, InTurn, Pool, Servers
 from spop.client.settings import Settings
 from spop.connection import EngineConnection
 from spop.errors import (
@@ -53,23 +54,27 @@ class Face(ABC):
         self._connect_timeout = self._hello_timeout if connect_timeout is None else connect_timeout
         if not isinstance(address, Servers):
             address = InTurn(_endpoints(address, given.tls, given.server_name))
-        driver = Driver(self._open, self._flush, self._part, self._wake, self._schedule)
-        self._pool = Pool(driver, address, given)
+        self._pool = Pool(self._driver(), address, given)
+        self._timer: Any = None
+        self._timer_at = float("inf")
 
     @abstractmethod
-    def _open(self, endpoint: Endpoint) -> None: ...
+    def _driver(self) -> Driver: ...
 
     @abstractmethod
-    def _flush(self, link: Link) -> None: ...
+    def _start_timer(self, delay: float) -> Any:
+        """Call `_tick` after so many seconds. Returns what can be cancelled."""
 
-    @abstractmethod
-    def _part(self, link: Link) -> None: ...
+    def _schedule(self, when: float) -> None:
+        if when < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = when
+            self._timer = self._start_timer(max(0.0, when - monotonic()))
 
-    @abstractmethod
-    def _wake(self, exchange: Exchange) -> None: ...
-
-    @abstractmethod
-    def _schedule(self, when: float) -> None: ...
+    def _tick(self) -> None:
+        self._timer_at = float("inf")
+        self._pool.tick(monotonic())
 
     @property
     def peer(self) -> Peer:

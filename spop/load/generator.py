@@ -210,9 +210,8 @@ class Generator:
         connection.max_frame_size = protocol.max_frame_size
         if len(self._buffer) < 4 + protocol.max_frame_size:
             self._buffer = bytearray(4 + protocol.max_frame_size)
-        connection.free = deque(range(connection.first, connection.last))
-        if not protocol.pipelined:
-            connection.free = deque([connection.first])
+        last = connection.last if protocol.pipelined else connection.first + 1
+        connection.free = deque(range(connection.first, last))
         self._by_fd[sock.fileno()] = connection
         self._epoll.register(sock.fileno(), select.EPOLLIN)
 
