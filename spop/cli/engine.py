@@ -65,6 +65,6 @@ def engine(
     from spop.cli.stream_run import run_stream
 
     addresses = [str(address) for address in agents]
-    backends = haproxy_cfg or defaultdict(lambda: addresses)
+    backends: Path | dict[str, list[str]] = haproxy_cfg or defaultdict(lambda: addresses)
     well = run_stream(path, words, events, groups, backends=backends, **options)
     sys.exit(0 if well else 1)
