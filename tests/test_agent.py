@@ -29,7 +29,6 @@ from spop import (
 )
 from spop.connection import Disconnect
 from spop.counters import Cell
-from spop.dispatch import Deferred
 from spop.errors import FrameTooBigError
 
 PEER = Peer("peer:1", "2.0", 16380, frozenset(), "engine")
@@ -539,7 +538,9 @@ def test_errors_are_logged_at_a_limited_rate(
 # --- what is left to the server ---
 
 
-def test_what_has_to_be_waited_for_is_deferred_with_its_values(agent: Agent, ask: Any) -> None:
+def test_what_has_to_be_waited_for_is_deferred_with_its_values(
+    agent: Agent, ask: Any, dispatch: ModuleType
+) -> None:
     @agent.message("slow", blocking=True)
     def slow(a: int, *, b: int = 2) -> dict[str, Any]:
         return {"sess.a": a, "sess.b": b}
@@ -548,7 +549,7 @@ def test_what_has_to_be_waited_for_is_deferred_with_its_values(agent: Agent, ask
     deferred = ask(
         Message("quick", n=1), Message("slow", a=1), Message("unknown"), Message("quick", n=2)
     )
-    assert isinstance(deferred, Deferred)
+    assert isinstance(deferred, dispatch.Deferred)
     assert (deferred.stream_id, deferred.frame_id) == (7, 3)
     assert codec.decode_actions(deferred.actions) == [Action("sess", "n", 1)]
     call, quick = deferred.calls
