@@ -44,8 +44,7 @@ from spop.dispatch import (
 from spop.forks import FORKED, end_child
 from spop.frames import Ack, Message, Peer
 from spop.headers import Headers
-from spop.logs import SafeLogger, text_of
-from spop.rate_limited_log import RateLimitedLog
+from spop.logs import RateLimitedLog, SafeLogger, text_of
 from spop.values import UNSET, Value, type_unset
 
 logger = SafeLogger("spop.agent")

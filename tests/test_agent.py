@@ -14,7 +14,7 @@ from typing import Annotated, Any, Optional
 import pytest
 from conftest import intake_class
 
-import spop.rate_limited_log
+import spop.logs
 from spop import (
     UNSET,
     Ack,
@@ -569,7 +569,7 @@ def test_hooks_that_fail_are_logged_and_no_more(
 def test_errors_are_logged_at_a_limited_rate(
     agent: Agent, ask: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spop.rate_limited_log.time, "monotonic", lambda: 5.0)
+    monkeypatch.setattr(spop.logs.time, "monotonic", lambda: 5.0)
     agent.message("m")(failing(ValueError("x")))
     ask(*[Message("m")] * 50)
     assert agent.errors == {"m": 50}
