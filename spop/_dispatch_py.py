@@ -118,7 +118,7 @@ class Route:
         self.base = 0
         self._slots = {p.name: slot for slot, p in enumerate(self.parameters) if p.kind == ARGUMENT}
 
-    def bind(self, message: Message) -> list[Any]:
+    def _bind(self, message: Message) -> list[Any]:
         """The values for the parameters, in their order.
 
         Raises:
@@ -400,7 +400,7 @@ class Intake:
         )
 
     @property
-    def frame_limit(self) -> int:
+    def _frame_limit(self) -> int:
         """Bytes that the next frame may have. Before HELLO is done it is a control frame."""
         return self.max_frame_size if self.is_open else min(self.max_frame_size, MAX_CONTROL_SIZE)
 
@@ -423,7 +423,7 @@ class Intake:
             unread += data[:taken]
         missing = 4 + int.from_bytes(unread[:4], "big") - len(unread)
         # Of a frame above the limit no more is kept, as its length is the error.
-        if len(unread) < 4 or not 0 < missing <= self.frame_limit:
+        if len(unread) < 4 or not 0 < missing <= self._frame_limit:
             return taken
         end = min(taken + missing, len(data))
         unread += data[taken:end]
@@ -586,7 +586,7 @@ class Dispatcher:
             while not intake.paused and len(out) < self.max_answer_size:
                 if not intake.is_open and len(data) - offset >= 9:
                     intake._see_flags(data, offset + 4)
-                length = codec._whole_frame(data, offset, intake.frame_limit)
+                length = codec.frame_length(data, offset, intake._frame_limit)
                 if length < 0:
                     break
                 more = self._answer_frame(intake, data, offset + 4, length, frames, out)
@@ -609,13 +609,13 @@ class Dispatcher:
     ) -> bool:
         """Answer one frame, or add it to `frames`. False: it is no NOTIFY."""
         end = offset + length
-        type_, flags, stream_id, frame_id, offset = codec._header(
+        type_, flags, stream_id, frame_id, offset = codec.read_header(
             data, offset, end, intake.little_endian, intake.whole
         )
         if not intake.is_open or (type_ != _NOTIFY and type_ != _UNSET):
             if type_ in CONTROL_TYPES and length > MAX_CONTROL_SIZE:
                 raise FrameTooBigError(f"frame of {length} bytes, {MAX_CONTROL_SIZE} at most")
-            frames.append(codec._frame(type_, flags, stream_id, frame_id, data, offset, end))
+            frames.append(codec.read_frame(type_, flags, stream_id, frame_id, data, offset, end))
             return False
         if type_ == _NOTIFY and flags & _FIN:
             if intake.begun:
@@ -660,7 +660,7 @@ class Dispatcher:
         while offset < end:
             if len(messages) == self._max_messages:
                 self._too_many("messages", self._max_messages)
-            message, offset = codec._message_at(data, offset, end, stream_id, frame_id)
+            message, offset = codec.read_message(data, offset, end, stream_id, frame_id)
             arguments += len(message.names)
             if arguments > self._max_arguments:
                 self._too_many("arguments", self._max_arguments)
@@ -703,13 +703,13 @@ class Dispatcher:
             self._too_big(notify.messages[0].name, len(ack) - 4, intake.max_frame_size)
             del ack[payload:]
         self.cells[Cell.ACKS] += 1
-        out += codec._finish(0, ack)
+        out += codec.finish_frame(0, ack)
 
     def _run(self, route: Route, message: Message, ack: bytearray) -> Call | None:
         """Call a handler and write what it returns. Returns a call that has to be waited for."""
         start = len(ack)
         try:
-            call = Call(route, route.bind(message))
+            call = Call(route, route._bind(message))
             if route.kind == LEFT or (route.kind == ASYNC and self.start is None):
                 return call
             self.running = Running(
@@ -724,7 +724,7 @@ class Dispatcher:
                     raise begun.error
                 returned = begun.value
             for result in call.results(returned):
-                codec.encode_answer(result, ack)
+                codec.write_answer(result, ack)
         except BaseException as error:  # Whatever it is, the loop goes on and the peer waits.
             del ack[start:]
             self.fail(route, error)
@@ -764,7 +764,7 @@ class Dispatcher:
                 self._unknown(message.name)
                 continue
             try:
-                calls.append(Call(route, route.bind(message)))
+                calls.append(Call(route, route._bind(message)))
             except HandlerError as error:
                 self.fail(route, error)
                 calls.append(Call(route, None))
