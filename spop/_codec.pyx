@@ -10,7 +10,7 @@ from cpython.tuple cimport PyTuple_New
 from libc.stdint cimport uint64_t
 
 from spop._objects cimport HAS_GIL, fill_slot, new_instance, put_item, slot_offset
-from spop._typed_data cimport View, Write, append, as_uint64, read_typed_data, written
+from spop._typed_data cimport _View, Write, append, as_uint64, read_typed_data, written
 
 from collections.abc import Mapping
 
@@ -344,6 +344,14 @@ cdef bytearray written_frame(
         release(&w)
 
 
+cdef int check_range(object type, object flags) except -1:
+    if not 0 <= type < 1 << 8:
+        raise OverflowError(f"{type} is not in 0 to 255, the range of a frame's type")
+    if not 0 <= flags < 1 << 32:
+        raise OverflowError(f"{flags} is not in 0 to 2**32 - 1, the range of flags")
+    return 0
+
+
 cdef int write_buffer(Writer *w, object payload) except -1:
     cdef Py_buffer view
     PyObject_GetBuffer(payload, &view, PyBUF_SIMPLE)
@@ -360,7 +368,7 @@ def encode_kv_list(items, bytearray out=None):
 
 
 def decode_kv_list(buffer):
-    cdef View view = View(buffer)
+    cdef _View view = _View(buffer)
     return read_kv_list(&view.reader)
 
 
@@ -369,7 +377,7 @@ def encode_messages(messages, bytearray out=None):
 
 
 def decode_messages(buffer):
-    cdef View view = View(buffer)
+    cdef _View view = _View(buffer)
     return read_messages(&view.reader, 0, 0)
 
 
@@ -382,7 +390,7 @@ def encode_answer(answer, bytearray out=None):
 
 
 def decode_actions(buffer):
-    cdef View view = View(buffer)
+    cdef _View view = _View(buffer)
     return read_actions(&view.reader)
 
 
@@ -400,14 +408,15 @@ def encode_ack(
         little_endian)
 
 
-def encode_control(int type, items, bytearray out=None, *, bint little_endian=False):
+def encode_control(type, items, bytearray out=None, *, bint little_endian=False):
+    check_range(type, 0)
     return written_frame(write_kv_list, items, type, FIN, 0, 0, out, little_endian)
 
 
 def encode_raw_frame(
-    int type, unsigned int flags, stream_id, frame_id, payload, bytearray out=None, *,
-    bint little_endian=False,
+    type, flags, stream_id, frame_id, payload, bytearray out=None, *, bint little_endian=False,
 ):
+    check_range(type, flags)
     return written_frame(
         write_buffer, payload, type, flags, stream_id, frame_id, out, little_endian)
 

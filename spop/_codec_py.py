@@ -362,7 +362,11 @@ def encode_control(
     *,
     little_endian: bool = False,
 ) -> bytearray:
-    """Append a HELLO or DISCONNECT frame. Raises the errors of `encode_kv_list`."""
+    """Append a HELLO or DISCONNECT frame.
+
+    Raises:
+        TypeError, OverflowError: as `encode_kv_list`, or the type is not in 0 to 255.
+    """
     # Both identifiers are 0 (sections 3.2.4, 3.2.5, 3.2.8 and 3.2.9).
     return _written(_write_kv_list, items, out, (type, _FIN, 0, 0, little_endian))
 
@@ -380,7 +384,7 @@ def encode_raw_frame(
     """Append any frame whose payload is encoded already, such as a fragment.
 
     Raises:
-        OverflowError: an identifier is not in 0 to 2**64 - 1.
+        OverflowError: type, flags or an identifier is out of its range.
     """
     head = type, flags, stream_id, frame_id, little_endian
     return _written(_write_buffer, payload, out, head)
@@ -431,6 +435,10 @@ def _begin(head: Head, out: bytearray) -> None:
 @functools.lru_cache(maxsize=64)
 def _frame_start(type_: int, flags: int, little_endian: bool) -> bytes:
     """A frame up to its identifiers, with 0 for its length."""
+    if not 0 <= type_ < 1 << 8:
+        raise OverflowError(f"{type_} is not in 0 to 255, the range of a frame's type")
+    if not 0 <= flags < 1 << 32:
+        raise OverflowError(f"{flags} is not in 0 to 2**32 - 1, the range of flags")
     return bytes([0, 0, 0, 0, type_]) + flags.to_bytes(4, "little" if little_endian else "big")
 
 

@@ -142,6 +142,6 @@ cdef bytearray written(Write write, object value, bytearray out)
 
 
 @cython.final
-cdef class View:
+cdef class _View:
     cdef Py_buffer buffer
     cdef Reader reader

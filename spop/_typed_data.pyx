@@ -420,7 +420,7 @@ cdef int write_varint_of(Writer *w, object value) except -1:
     return write_varint(w, as_uint64(value))
 
 
-cdef class View:
+cdef class _View:
     """A reader over an object with the buffer protocol, which it holds while it lives."""
 
     def __cinit__(self, object source, Py_ssize_t offset=0):
@@ -440,7 +440,7 @@ def encode_varint(value, bytearray out=None):
 
 
 def decode_varint(buffer, Py_ssize_t offset=0):
-    cdef View view = View(buffer, offset)
+    cdef _View view = _View(buffer, offset)
     cdef uint64_t value
     read_varint(&view.reader, &value)
     return value, view.reader.offset
@@ -451,7 +451,7 @@ def encode_string(value, bytearray out=None):
 
 
 def decode_string(buffer, Py_ssize_t offset=0):
-    cdef View view = View(buffer, offset)
+    cdef _View view = _View(buffer, offset)
     cdef const unsigned char *data
     cdef Py_ssize_t length
     read_span(&view.reader, &data, &length)
@@ -463,7 +463,7 @@ def encode_value(value, bytearray out=None):
 
 
 def decode_value(buffer, Py_ssize_t offset=0):
-    cdef View view = View(buffer, offset)
+    cdef _View view = _View(buffer, offset)
     cdef Field field
     read_typed_data(&view.reader, &field)
     return field_value(&field), view.reader.offset

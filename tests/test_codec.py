@@ -382,6 +382,20 @@ def test_bad_frames_have_their_status(
     assert caught.value.status is status  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("type_", "flags"), [(256, 0), (-1, 0), (3, 2**32), (3, -1)])
+def test_a_type_of_frame_has_8_bits_and_flags_have_32(
+    twin: ModuleType, type_: int, flags: int
+) -> None:
+    out = bytearray(b"before")
+    with pytest.raises(OverflowError, match=f"^{flags or type_} is not in 0 to "):
+        twin.encode_raw_frame(type_, flags, 1, 1, b"", out)
+    if not flags:
+        with pytest.raises(OverflowError, match=f"^{type_} is not in 0 to 255"):
+            twin.encode_control(type_, {}, out)
+    assert out == b"before"
+    assert twin.encode_raw_frame(255, 2**32 - 1, 0, 0, b"").hex() == "00000007ffffffffff0000"
+
+
 def test_a_frame_of_exactly_the_limit_is_taken(twin: ModuleType) -> None:
     data = twin.encode_raw_frame(0, 0, 1, 1, bytes(249))
     assert len(data) == 4 + 256

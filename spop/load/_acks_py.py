@@ -45,13 +45,11 @@ def take_acks(
     is counted in `histogram`, and its stream-id is added to `answered`.
 
     Args:
-        sent: nanoseconds at which each NOTIFY was sent, by stream-id from `first` on; 0 where
-            none waits.
+        sent: nanoseconds at which each NOTIFY was sent, by stream-id from `first` on, or 0.
         expected: the encoded actions that each ACK must have; None accepts any.
 
     Returns:
-        The number of bytes taken, of ACKs that nothing waits for, and of ACKs with other
-        actions than `expected`.
+        The number of bytes taken, of ACKs nothing waits for, and of ACKs not as `expected`.
 
     Raises:
         ProtocolError: the bytes are no frame, or an ACK that is not final. The ACKs in front of
