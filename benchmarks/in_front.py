@@ -9,10 +9,8 @@ to one without. HAProxy is the one in PATH; the figures are medians.
 from __future__ import annotations
 
 import contextlib
-import shutil
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,17 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from running import free_port, pin, running, spop_command
+from running import free_port, pin, pinned, running, spop_command
+
+from spop.testing.haproxy import Process, find_haproxy
 
 HAPROXY = """
-defaults
-    mode http
-    timeout connect 5s
-    timeout client 30s
-    timeout server 30s
-
 frontend with
-    bind 127.0.0.1:{with_port}
+    bind fd@{fd}
     filter spoe engine test config {folder}/spoe.cfg
     http-request return status 200 hdr X-Score %[var(sess.test.ip_score)]
 
@@ -72,10 +66,6 @@ class Figures(NamedTuple):
     version: str
 
 
-def find_haproxy() -> str | None:
-    return shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
-
-
 def measure(requests: int = 5000, rounds: int = 5) -> Figures:
     binary = find_haproxy()
     if binary is None:
@@ -115,21 +105,12 @@ def _seconds(port: int, requests: int) -> float:
 
 @contextlib.contextmanager
 def _haproxy(binary: str, agent_port: int) -> Iterator[tuple[tuple[int, int], str]]:
-    shown = subprocess.run([binary, "-v"], capture_output=True, text=True, check=True).stdout
-    version = shown.split("version ")[1].split("-")[0].split()[0]
-    spop_mode = tuple(map(int, version.split(".")[:2])) >= (3, 1)
-    ports = free_port(), free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "spoe.cfg").write_text(SPOE)
-        config = Path(folder) / "haproxy.cfg"
-        config.write_text(
-            HAPROXY.format(
-                folder=folder, with_port=ports[0], without_port=ports[1],
-                agent_port=agent_port, mode="spop" if spop_mode else "tcp",
-            )
-        )  # fmt: skip
-        with running([binary, "-db", "-f", str(config)], ports[1]):
-            yield ports, version
+    ports = {"agent_port": agent_port, "without_port": free_port()}
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        proxy = Process(binary, Path(folder), config=HAPROXY, spoe=SPOE, **ports)
+        with pinned(0):
+            stack.enter_context(proxy)
+        yield (proxy.port, ports["without_port"]), ".".join(map(str, proxy.version))
 
 
 def table(figures: Figures) -> str:

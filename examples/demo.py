@@ -2,15 +2,14 @@
 
 Runs ``spop serve examples/ip_reputation.py:agent``, puts HAProxy in front of it where one is
 installed (2.2 or later), and sends requests from some addresses. Without HAProxy the
-package's own engine runs HAProxy's files.
+package's own engine runs its SPOE file.
 """
 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import ipaddress
-import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,30 +18,22 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from spop.engine import Engine, Request
+from spop.engine import Engine
+from spop.testing.haproxy import Process, find_haproxy, version
 
 HERE = Path(__file__).parent
 CLIENTS = ("127.0.0.1", "127.0.0.7", "127.0.0.42")
 
 HAPROXY_CONFIG = """
-global
-    log stdout format raw daemon warning
-
-defaults
-    mode http
-    timeout connect 5s
-    timeout client 10s
-    timeout server 10s
-
 frontend www
-    bind 127.0.0.1:{http_port}
-    filter spoe engine ip-reputation config {spoe_config}
+    bind fd@{fd}
+    filter spoe engine ip-reputation config {folder}/spoe.cfg
     http-request return status 200 hdr X-IP-Score %[var(sess.iprep.ip_score)]
 
 backend agents
     mode {mode}
     option spop-check
-    server agent 127.0.0.1:{agent_port} check
+    server agent {agent} check
 """
 
 SPOE_CONFIG = """
@@ -63,27 +54,14 @@ spoe-message check-client-ip
 
 
 def main() -> None:
-    agent_port, http_port = free_port(), free_port()
-    path, version = find_haproxy() or (None, (2, 6))
-    with tempfile.TemporaryDirectory() as folder, agent(agent_port):
-        spoe_config, config = Path(folder, "spoe.cfg"), Path(folder, "haproxy.cfg")
-        spoe_config.write_text(SPOE_CONFIG)
-        config.write_text(
-            HAPROXY_CONFIG.format(
-                http_port=http_port,
-                agent_port=agent_port,
-                spoe_config=spoe_config,
-                mode="spop" if version >= (3, 1) else "tcp",
-            )
-        )
-        if path is None:
-            print("HAProxy 2.2 or later is not installed: its files are run by spop.engine")
-            ask_with_engine(spoe_config, config)
+    port = free_port()
+    address, binary = f"127.0.0.1:{port}", find_haproxy()
+    with tempfile.TemporaryDirectory() as folder, agent(port):
+        if binary is None or version(binary) < (2, 2):
+            print("HAProxy 2.2 or later is not installed: spop.engine runs its SPOE file")
+            ask_with_engine(Path(folder, "spoe.cfg"), address)
         else:
-            print(f"$ haproxy -f haproxy.cfg    (HAProxy {version[0]}.{version[1]})")
-            with running([path, "-db", "-f", str(config)], http_port):
-                for address in CLIENTS:
-                    print(f"client {address:<12} {request(address, http_port)}")
+            ask_haproxy(binary, Path(folder), address)
 
 
 @contextlib.contextmanager
@@ -95,38 +73,33 @@ def agent(port: int) -> Iterator[None]:
         yield
 
 
-def ask_with_engine(spoe_config: Path, config: Path) -> None:
-    with Engine.from_file(spoe_config, "ip-reputation", backends=config) as engine:
+def ask_haproxy(binary: str, folder: Path, agent: str) -> None:
+    proxy = Process(binary, folder, config=HAPROXY_CONFIG, spoe=SPOE_CONFIG, agent=agent)
+    print(f"$ haproxy -f haproxy.cfg    (HAProxy {proxy.version.major}.{proxy.version.minor})")
+    with proxy:
         for address in CLIENTS:
-            source = ipaddress.ip_address(address)
-            with engine.stream(source=source, request=Request("GET", "/")) as stream:
+            print(f"client {address:<12} {request(address, proxy.port)}")
+
+
+def ask_with_engine(spoe: Path, agent: str) -> None:
+    spoe.write_text(SPOE_CONFIG)
+    score = "sess.iprep.ip_score"
+    with Engine.from_file(spoe, backends={"agents": agent}, variables=[score]) as engine:
+        for address in CLIENTS:
+            with engine.stream(source=ipaddress.ip_address(address)) as stream:
                 stream.event("on-client-session")
-                print(f"client {address:<12} x-ip-score: {stream.vars['sess.iprep.ip_score']}")
+                print(f"client {address:<12} x-ip-score: {stream.vars[score]}")
 
 
 def request(address: str, port: int) -> str:
     """Ask HAProxy from an address of this machine; the header that has the variable."""
-    command = ["curl", "-s", "-i", "--interface", address, f"http://127.0.0.1:{port}/"]
-    if shutil.which("curl") is None:
-        with socket.create_connection(("127.0.0.1", port), 5, (address, 0)) as sock:
-            sock.sendall(b"GET / HTTP/1.1\r\nHost: demo\r\nConnection: close\r\n\r\n")
-            response = sock.makefile().read()
-    else:
-        response = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
-    header = re.search(r"(?im)^x-ip-score:.*$", response)
-    if header is None:
-        sys.exit(f"no X-IP-Score header in the response to {address}:\n{response}")
-    return header[0].strip()
-
-
-def find_haproxy() -> tuple[str, tuple[int, int]] | None:
-    path = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
-    if path is None:
-        return None
-    shown = subprocess.run([path, "-v"], capture_output=True, text=True, timeout=10).stdout
-    found = re.search(r"version (\d+)\.(\d+)", shown)
-    version = (int(found[1]), int(found[2])) if found else (0, 0)
-    return (path, version) if version >= (2, 2) else None
+    connection = http.client.HTTPConnection("127.0.0.1", port, 10, source_address=(address, 0))
+    with contextlib.closing(connection):
+        connection.request("GET", "/")
+        score = connection.getresponse().getheader("X-IP-Score")
+    if not score:
+        sys.exit(f"no X-IP-Score header in the response to {address}")
+    return f"x-ip-score: {score}"
 
 
 @contextlib.contextmanager

@@ -2,9 +2,10 @@
 
 cimport cython
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t
 
 from spop._codec cimport Field, Header, Reader, Writer
+from spop._intake cimport Bytes, Intake
 
 
 # Cells of a row; `C_CELLS` compares them with `spop.counters`.
@@ -25,14 +26,6 @@ cdef enum:
     BUCKET_SHIFT = 10
 
 
-# Bytes that are kept: what is at `start` was not read yet.
-cdef struct Bytes:
-    unsigned char *data
-    Py_ssize_t start
-    Py_ssize_t end
-    Py_ssize_t capacity
-
-
 # A message as it stands in the buffer: its name, where its arguments are in the fields, and
 # its route, where there is one.
 cdef struct Span:
@@ -51,13 +44,6 @@ cdef struct Seen:
 
 
 cdef int64_t now() noexcept nogil
-
-
-# What a fragment does to the payload it belongs to.
-cdef enum Step:
-    WAITING = 0
-    WHOLE = 1
-    TOO_BIG = 2
 
 
 @cython.final
@@ -106,33 +92,6 @@ cdef class AsyncCall:
     cdef object step(self, value)
     cdef int observe(self, int64_t began) except -1
     cdef int end(self) except -1
-
-
-@cython.final
-cdef class Intake:
-    cdef public Py_ssize_t max_frame_size
-    cdef public Py_ssize_t max_payload_size
-    cdef public Py_ssize_t max_in_flight
-    cdef public Py_ssize_t in_flight
-    cdef public bint is_open
-    cdef public bint suspended
-    cdef public bint little_endian
-    cdef public bint whole
-    cdef public bint takes_fragments
-    cdef public object peer
-    cdef readonly bint begun
-    cdef bint ignored
-    cdef uint64_t stream_id
-    cdef uint64_t frame_id
-    cdef Bytes received
-    cdef Bytes payload
-
-    cdef bint is_paused(self) noexcept
-    cdef Py_ssize_t frame_limit(self) noexcept
-    cdef void see_flags(self, const unsigned char *frame) noexcept
-    cdef Py_ssize_t complete_frame(self, const unsigned char *data, Py_ssize_t size) except -1
-    cdef Step take_fragment(self, Reader *r, Header *header) except? WAITING
-    cdef void end_payload(self) noexcept
 
 
 @cython.final
@@ -195,4 +154,6 @@ cdef class Dispatcher:
     cdef list bound(self, Route route, Span *span, Header *header, object connection)
     cpdef fail(self, Route route, error)
     cdef int too_big(self, Py_ssize_t size, Py_ssize_t limit) except -1
+    cdef int failed_size(self, name, Py_ssize_t size, Py_ssize_t limit) except -1
+    cdef void count_call(self, Route route, int64_t taken) noexcept
     cdef int count_unknown(self, Span *span) except -1

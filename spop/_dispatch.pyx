@@ -20,6 +20,7 @@ from spop._codec cimport (
 )
 
 from spop._headers cimport received
+from spop._intake cimport TOO_BIG, WHOLE, Bytes, Intake, Step, add_bytes, drop_bytes, free_bytes
 
 from collections.abc import Coroutine
 
@@ -357,147 +358,6 @@ cdef class AsyncCall:
 
 
 Coroutine.register(AsyncCall)
-
-
-# --- what a connection has received -----------------------------------------------------------
-
-
-cdef int add_bytes(Bytes *kept, const unsigned char *data, Py_ssize_t size) except -1:
-    """Add to the end. What was read at the front makes room first."""
-    cdef Py_ssize_t used = kept.end - kept.start
-    cdef Py_ssize_t capacity
-    cdef unsigned char *grown
-    if size == 0:
-        return 0
-    if kept.end + size > kept.capacity:
-        if kept.start:
-            memmove(kept.data, kept.data + kept.start, used)
-            kept.start, kept.end = 0, used
-        if used + size > kept.capacity:
-            # Twice as much for the next, but exact at first: most partial frames are the only one.
-            capacity = used + size if kept.data is NULL else 2 * (used + size)
-            grown = <unsigned char *>PyMem_Realloc(kept.data, capacity)
-            if grown is NULL:
-                raise MemoryError
-            kept.data = grown
-            kept.capacity = capacity
-    memcpy(kept.data + kept.end, data, size)
-    kept.end += size
-    return 0
-
-
-cdef void drop_bytes(Bytes *kept, Py_ssize_t size) noexcept:
-    """Remove from the front; an empty one has no memory."""
-    kept.start += size
-    if kept.start == kept.end:
-        free_bytes(kept)
-
-
-cdef void free_bytes(Bytes *kept) noexcept:
-    PyMem_Free(kept.data)
-    memset(kept, 0, sizeof(Bytes))
-
-
-cdef class Intake:
-    """What one connection has received, as the twin describes it."""
-
-    def __cinit__(
-        self, Py_ssize_t max_frame_size, Py_ssize_t max_payload_size=DEFAULT_MAX_PAYLOAD_SIZE,
-    ):
-        self.max_frame_size = max_frame_size
-        self.max_payload_size = max_payload_size
-        self.max_in_flight = 1
-
-    def __dealloc__(self):
-        free_bytes(&self.received)
-        free_bytes(&self.payload)
-
-    @property
-    def unread(self):
-        return self.received.end - self.received.start
-
-    @property
-    def size(self):
-        return self.received.end - self.received.start + self.payload.end
-
-    @property
-    def paused(self):
-        return self.is_paused()
-
-    @property
-    def at_rest(self):
-        return (
-            self.is_open and not self.in_flight and not self.suspended
-            and self.received.end == 0 and not self.begun and not self.ignored)
-
-    def close(self):
-        """Forget what was received: nobody will read it."""
-        self.is_open = False
-        free_bytes(&self.received)
-        self.end_payload()
-
-    cdef inline bint is_paused(self) noexcept:
-        return self.suspended or self.in_flight >= self.max_in_flight
-
-    cdef inline Py_ssize_t frame_limit(self) noexcept:
-        if self.is_open or self.max_frame_size < MAX_CONTROL_SIZE:
-            return self.max_frame_size
-        return MAX_CONTROL_SIZE
-
-    cdef void see_flags(self, const unsigned char *frame) noexcept:
-        """A HELLO shows how the connection writes flags."""
-        self.little_endian = frame[1] != 0 and frame[4] == 0
-        self.whole = frame[0] == HAPROXY_HELLO and not (
-            frame[1] or frame[2] or frame[3] or frame[4])
-
-    cdef Py_ssize_t complete_frame(self, const unsigned char *data, Py_ssize_t size) except -1:
-        """Add what the first unread frame lacks. Returns how much of `data` that was."""
-        cdef Bytes *received = &self.received
-        cdef Py_ssize_t taken = 0, missing, end
-        if received.end - received.start < 4:
-            taken = min(4 - (received.end - received.start), size)
-            add_bytes(received, data, taken)
-        if received.end - received.start < 4:
-            return taken
-        missing = 4 + announced_length(received.data + received.start) - (
-            received.end - received.start)
-        # Of a frame above the limit no more is kept, as its length is the error.
-        if not 0 < missing <= self.frame_limit():
-            return taken
-        end = min(taken + missing, size)
-        add_bytes(received, data + taken, end - taken)
-        return end
-
-    cdef Step take_fragment(self, Reader *r, Header *header) except? WAITING:
-        """Add a fragment to the payload; say what there is to do with it (section 3.2)."""
-        cdef bint known = (self.begun or self.ignored) and (
-            header.stream_id == self.stream_id and header.frame_id == self.frame_id)
-        if not self.takes_fragments:
-            raise FragmentationError
-        if header.type == NOTIFY:
-            if self.begun:
-                raise InterlacedFramesError
-            self.begun, self.ignored = True, False
-            self.stream_id, self.frame_id = header.stream_id, header.frame_id
-        elif not known:
-            raise InterlacedFramesError(
-                f"fragment of {(header.stream_id, header.frame_id)} "
-                "where none or another was begun")
-        elif self.ignored or header.flags & ABORT:
-            if header.flags & FIN:
-                self.end_payload()
-            return WAITING
-        add_bytes(&self.payload, r.base + r.offset, r.end - r.offset)
-        if self.payload.end > self.max_payload_size:
-            self.end_payload()
-            self.ignored = not header.flags & FIN
-            return TOO_BIG
-        return WHOLE if header.flags & FIN else WAITING
-
-    cdef void end_payload(self) noexcept:
-        """Be ready for another payload, with no memory for it."""
-        self.begun = self.ignored = False
-        free_bytes(&self.payload)
 
 
 cdef class Dispatcher:
@@ -847,14 +707,17 @@ cdef class Dispatcher:
         """Count a run, from the end of the one before it, and how long it took."""
         cdef int64_t end = now()
         cdef int64_t taken = end - self.clock
-        cdef int bucket = min(bit_length(<uint64_t>taken >> BUCKET_SHIFT), BUCKETS - 1)
         self.clock = end
-        self.row[route.base + CALLS] += 1
-        self.row[route.base + NANOSECONDS] += taken
-        self.row[route.base + FIRST_BUCKET + bucket] += 1
+        self.count_call(route, taken)
         if 0 < self.slow_after < taken and route.kind == INLINE and self.slow is not None:
             self.slow(route.name, taken)
         return 0
+
+    cdef inline void count_call(self, Route route, int64_t taken) noexcept:
+        cdef int bucket = min(bit_length(<uint64_t>taken >> BUCKET_SHIFT), BUCKETS - 1)
+        self.row[route.base + CALLS] += 1
+        self.row[route.base + NANOSECONDS] += taken
+        self.row[route.base + FIRST_BUCKET + bucket] += 1
 
     cdef list calls(self, waiting, Py_ssize_t first, Header *header, object connection):
         """The call that has to be waited for and, bound, those of the messages behind it."""
@@ -888,6 +751,50 @@ cdef class Dispatcher:
         finally:
             free_values(route, values, stack)
 
+    def result(self, call, returned, error, int64_t began):
+        """The encoded actions of a call that had to be waited for, as the twin describes it."""
+        cdef Route route = <Route>call[0]
+        cdef unsigned char stack[512]
+        cdef Writer w
+        use_stack(&w, stack, sizeof(stack))
+        try:
+            if error is not None:
+                raise error
+            if route.takes_ack:
+                for value in call[1]:
+                    if type(value) is Ack:
+                        write_answer(&w, value.actions)
+            if returned is not None:
+                write_answer(&w, returned)
+            return PyBytes_FromStringAndSize(<const char *>w.data, w.length)
+        except BaseException as failure:
+            self.fail(route, failure)
+            return route.on_error
+        finally:
+            release(&w)
+            self.count_call(route, now() - began)
+
+    def acknowledge(self, Intake intake, deferred):
+        """The ACK of a NOTIFY whose calls have all ended."""
+        cdef bytes actions = bytes(deferred.actions)
+        cdef unsigned char stack[512]
+        cdef Writer w
+        use_stack(&w, stack, sizeof(stack))
+        try:
+            begin_frame(
+                &w, ACK, FIN, deferred.stream_id, deferred.frame_id, intake.little_endian)
+            if w.length + PyBytes_GET_SIZE(actions) - 4 > intake.max_frame_size:
+                self.failed_size(
+                    deferred.calls[0].route.name, w.length + PyBytes_GET_SIZE(actions) - 4,
+                    intake.max_frame_size)
+                actions = b""
+            write_bytes(&w, PyBytes_AS_STRING(actions), PyBytes_GET_SIZE(actions))
+            finish_frame(&w, 0)
+            self.row[ACKS] += 1
+            return PyBytes_FromStringAndSize(<const char *>w.data, w.length)
+        finally:
+            release(&w)
+
     cpdef fail(self, Route route, error):
         """Count a failure of a route and tell of it."""
         self.row[route.base + ERRORS] += 1
@@ -895,8 +802,11 @@ cdef class Dispatcher:
             self.failed(route.name, error)
 
     cdef int too_big(self, Py_ssize_t size, Py_ssize_t limit) except -1:
+        return self.failed_size(
+            text(self.spans[0].name, self.spans[0].name_length), size, limit)
+
+    cdef int failed_size(self, name, Py_ssize_t size, Py_ssize_t limit) except -1:
         if self.failed is not None:
-            name = text(self.spans[0].name, self.spans[0].name_length)
             self.failed(name, FrameTooBigError(f"ACK of {size} bytes, {limit} at most"))
         return 0
 

@@ -14,7 +14,8 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memmove
 
 from spop._codec cimport Writer, release, use_stack
-from spop._dispatch cimport BYTES_RECEIVED, BYTES_SENT, ROUND_BEGAN, Dispatcher, Intake, now
+from spop._dispatch cimport BYTES_RECEIVED, BYTES_SENT, ROUND_BEGAN, Dispatcher, now
+from spop._intake cimport Intake
 
 from spop.counters import new_row
 

@@ -9,7 +9,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from spop._dispatch_py import Deferred, Dispatcher, Intake
+from spop._dispatch_py import Deferred, Dispatcher
+from spop._intake_py import Intake
 from spop.counters import Cell
 from spop.frames import Frame
 

@@ -348,28 +348,27 @@ class AgentConnection(_Connection):
             LocalProtocolError: the connection is no longer open.
             TypeError, OverflowError, ValueError: an action can't be encoded.
         """
-        self.acknowledge_encoded(stream_id, frame_id, codec.encode_actions(actions))
-
-    def acknowledge_encoded(self, stream_id: int, frame_id: int, actions: Buffer) -> None:
-        """As `acknowledge`, with actions that `encode_actions` made."""
-        self.acknowledge_other(stream_id, frame_id, actions)
-        self.intake.in_flight -= 1
-
-    def acknowledge_other(self, stream_id: int, frame_id: int, actions: Buffer) -> None:
-        """Answer a NOTIFY that came on another connection of the engine, where both are
-        async (section 3.2.1). Raises as `acknowledge` does."""
-        if self.state is not State.OPEN:
-            raise LocalProtocolError(f"no ACK in state {self.state.name}")
-        ack = codec.encode_raw_frame(
-            FrameType.ACK,
-            FrameFlag.FIN,
-            stream_id,
-            frame_id,
-            actions,
-            little_endian=self.intake.little_endian,
+        ack = codec.encode_ack(
+            stream_id, frame_id, actions, little_endian=self.intake.little_endian
         )
         if len(ack) - 4 > self.max_frame_size:
             raise FrameTooBigError(f"ACK of {len(ack) - 4} bytes, {self.max_frame_size} at most")
+        self.send_ack(ack)
+
+    def send_ack(self, ack: bytes | bytearray) -> None:
+        """As `acknowledge`, with an ACK frame that `Dispatcher.acknowledge` made.
+
+        Raises:
+            LocalProtocolError: the connection is no longer open.
+        """
+        self.send_ack_of_another(ack)
+        self.intake.in_flight -= 1
+
+    def send_ack_of_another(self, ack: bytes | bytearray) -> None:
+        """Answer a NOTIFY that came on another connection of the engine, where both are
+        async (section 3.2.1). Raises as `send_ack` does."""
+        if self.state is not _OPEN:
+            raise LocalProtocolError(f"no ACK in state {self.state.name}")
         self._out.append(ack)
 
     def disconnect(self, code: int = Status.NORMAL, message: str = "normal") -> None:

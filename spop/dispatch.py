@@ -18,16 +18,17 @@ from spop._dispatch_py import (
     Deferred,
     Parameter,
     Running,
-    flags_of_hello,
 )
+from spop._intake_py import flags_of_hello
 from spop.twins import twin
 
 if TYPE_CHECKING:
-    from spop._dispatch_py import AsyncCall, Dispatcher, Intake, Route
+    from spop._dispatch_py import AsyncCall, Dispatcher, Route
+    from spop._intake_py import Intake
 else:
     _dispatch = twin("spop._dispatch")
     AsyncCall, Dispatcher = _dispatch.AsyncCall, _dispatch.Dispatcher
-    Intake, Route = _dispatch.Intake, _dispatch.Route
+    Intake, Route = twin("spop._intake").Intake, _dispatch.Route
 
 __all__ = [
     "ACK",

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import haproxy
 import hypothesis
@@ -50,6 +51,11 @@ def implementation(request: pytest.FixtureRequest) -> str:
 def dispatch(implementation: str) -> ModuleType:
     """The dispatcher's module of an implementation."""
     return importlib.import_module("spop._dispatch" + ("" if implementation == "c" else "_py"))
+
+
+def intake_class(dispatch: ModuleType) -> Any:
+    """The intake's class of the same implementation as the dispatcher's module."""
+    return importlib.import_module(dispatch.__name__.replace("_dispatch", "_intake")).Intake
 
 
 @pytest.fixture

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import functools
 import http.client
 import os
 import re
-import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -18,38 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Self
 
-GLOBAL = """
-global
-    stats socket {folder}/stats.sock level admin
-    {global_options}
-
-defaults
-    mode http
-    timeout connect 5s
-    timeout client 30s
-    timeout server 30s
-"""
-
-CONFIG = """
-frontend www
-    bind fd@{fd}
-    {frontend_options}
-    filter spoe engine test config {folder}/spoe.cfg
-    {frontend_rules}
-
-backend agents
-    mode {mode}
-    option spop-check
-    timeout connect 5s
-    timeout server 1m
-    server agent {agent} check inter 100ms
-"""
-
-
-class Version(NamedTuple):
-    major: int
-    minor: int
-    patch: int
+from spop.testing import haproxy as launcher
+from spop.testing.haproxy import Version as Version
+from spop.testing.haproxy import find_haproxy
+from spop.testing.haproxy import version as version
 
 
 class Answer(NamedTuple):
@@ -65,16 +34,8 @@ def installed() -> list[str]:
     """Those that ``SPOP_TEST_HAPROXY`` names, else the one of this machine."""
     if named := os.environ.get("SPOP_TEST_HAPROXY"):
         return named.split(":")
-    found = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    found = find_haproxy()
     return [found] if found else []
-
-
-@functools.cache
-def version(path: str) -> Version:
-    shown = subprocess.run([path, "-v"], capture_output=True, text=True, check=True).stdout
-    match = re.search(r"version (\d+)\.(\d+)\.(\d+)", shown)
-    assert match, shown
-    return Version(*map(int, match.groups()))
 
 
 def supports_tls(path: str) -> bool:
@@ -89,86 +50,8 @@ def wait_until(condition: Callable[[], bool], what: str, timeout: float = 15) ->
         time.sleep(0.01)
 
 
-class Process:
-    """A running HAProxy, for a ``with`` statement; it listens on `port`.
-
-    Args:
-        config: what follows ``global`` and ``defaults``; ``{fd}``, ``{folder}`` and ``{mode}``,
-            that of agents' backends, are filled in, and `more`.
-        spoe: the SPOE file, ``spoe.cfg`` of the folder.
-    """
-
-    def __init__(
-        self, binary: str, folder: Path, *, config: str, spoe: str, global_options: str, **more: str
-    ) -> None:
-        self.version = version(binary)
-        self._binary = binary
-        self._folder = folder
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        self.port: int = self._listener.getsockname()[1]
-        (folder / "spoe.cfg").write_text(spoe)
-        (folder / "haproxy.cfg").write_text(
-            (GLOBAL + config).format(
-                folder=folder,
-                fd=self._listener.fileno(),
-                mode="spop" if self.version >= (3, 1) else "tcp",
-                global_options=global_options,
-                **more,
-            )
-        )
-        self._log = (folder / "haproxy.log").open("w+")
-
-    def __enter__(self) -> Self:
-        self._process = self._start()
-        wait_until(self._answers, "HAProxy's stats socket")
-        return self
-
-    def _start(self, *options: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [self._binary, "-db", "-f", str(self._folder / "haproxy.cfg"), *options],
-            pass_fds=[self._listener.fileno()],
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-        )
-
-    def reload(self) -> None:
-        """Start a new process, which has the old one finish what it has in hand."""
-        old = self._process
-        self._process = self._start("-sf", str(old.pid))
-        old.wait(30)
-        wait_until(self._answers, "HAProxy's stats socket")
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._listener.close()
-        self._log.close()
-
-    def log(self) -> str:
-        return (self._folder / "haproxy.log").read_text()
-
-    def _answers(self) -> bool:
-        assert self._process.poll() is None, self.log()
-        with contextlib.suppress(OSError):
-            return bool(self.command("show info"))
-        return False
-
-    def command(self, text: str) -> str:
-        """Ask the stats socket."""
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(5)
-            sock.connect(str(self._folder / "stats.sock"))
-            sock.sendall(text.encode() + b"\n")
-            with sock.makefile() as answer:
-                return answer.read()
-
-
-class HAProxy(Process):
-    """A running HAProxy whose filter asks an agent, for a ``with`` statement.
+class HAProxy(launcher.HAProxy):
+    """A running HAProxy that asks an agent and checks its health, for a ``with`` statement.
 
     Args:
         agent: the agent's address as HAProxy writes it: ``HOST:PORT`` or ``unix@PATH``.
@@ -177,26 +60,17 @@ class HAProxy(Process):
     """
 
     def __init__(
-        self,
-        binary: str,
-        folder: Path,
-        *,
-        agent: str,
-        spoe: str,
-        rules: str,
-        frontend_options: str = "",
-        global_options: str = "",
+        self, binary: str, folder: Path, *, agent: str, spoe: str, rules: str, **options: str
     ) -> None:
         header, _, body = spoe.strip().partition("\n")
         super().__init__(
             binary,
             folder,
-            config=CONFIG,
+            agent=f"{agent} check inter 100ms",
             spoe=f"[test]\n{header}\n    use-backend agents\n{body}\n",
-            global_options=global_options,
-            agent=agent,
-            frontend_options=frontend_options,
-            frontend_rules=rules,
+            rules=rules,
+            backend_options="option spop-check\n    timeout server 1m",
+            **options,
         )
 
     def server_state(self) -> tuple[str, str]:

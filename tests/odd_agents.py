@@ -153,13 +153,13 @@ def fixed(data: bytes) -> Callable[[Ids], bytes]:
     return lambda ids: data
 
 
-def stops_after(count: int) -> Answer:
-    """Answers so many on each connection; to the next it says nothing."""
+def stops_after(count: int, then: Callable[[Wire, Ids], object] = is_silent) -> Answer:
+    """Answers so many on each connection; to the next it says nothing, or what `then` does."""
     answered: dict[Wire, int] = {}
 
     def answer(wire: Wire, ids: Ids) -> None:
         answered[wire] = answered.get(wire, 0) + 1
-        (answers if answered[wire] <= count else is_silent)(wire, ids)
+        (answers if answered[wire] <= count else then)(wire, ids)
 
     return answer
 

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Annotated, Any, Optional
 
 import pytest
+from conftest import intake_class
 
 import spop.rate_limited_log
 from spop import (
@@ -43,7 +44,7 @@ class Exchange:
             for h in agent.handlers.values()
         ]
         self.dispatcher = module.Dispatcher(routes, agent.failed)
-        self.intake = module.Intake(16380)
+        self.intake = intake_class(module)(16380)
         self.intake.peer = PEER
         self.intake.max_in_flight = 10
         self.intake.is_open = True
@@ -247,8 +248,8 @@ def test_both_forms_of_headers_are_given_as_headers(agent: Agent, ask: Any, sent
 @pytest.mark.parametrize("sent", HDRS, ids=["req.hdrs", "req.hdrs_bin"])
 def test_handlers_that_wait_are_given_headers_as_well(agent: Agent, ask: Any, sent: Any) -> None:
     agent.message("m", blocking=True)(headers_and_text)
-    ((route, values),) = ask(Message("m", hdrs=sent, text="x")).calls
-    assert route.call(values) == {"txn.all": "1,2,x"}
+    (call,) = ask(Message("m", hdrs=sent, text="x")).calls
+    assert call.run() == {"txn.all": "1,2,x"}
 
 
 def headers_and_text(hdrs: Headers, text: str) -> dict[str, str]:
@@ -282,12 +283,7 @@ def test_malformed_headers_are_an_error_of_the_message(
     @agent.message("m", blocking=blocking, on_error={"txn.failed": True})
     def handler(hdrs: Headers | None = None) -> None: ...
 
-    answer = ask(Message("m", hdrs=raw))
-    if blocking:
-        (call,) = answer.calls
-        assert call.values is None
-        answer = {each.variable: each.value for each in codec.decode_actions(call.route.on_error)}
-    assert answer == {"txn.failed": True}
+    assert ask(Message("m", hdrs=raw)) == {"txn.failed": True}
     (error,) = told
     assert isinstance(error, HandlerError)
     assert "message m: argument hdrs is no list of headers: " in str(error)
@@ -543,28 +539,33 @@ def test_errors_are_logged_at_a_limited_rate(
 # --- what is left to the server ---
 
 
-def test_blocking_and_async_handlers_are_deferred_with_their_values(agent: Agent, ask: Any) -> None:
+def test_what_has_to_be_waited_for_is_deferred_with_its_values(agent: Agent, ask: Any) -> None:
     @agent.message("slow", blocking=True)
     def slow(a: int, *, b: int = 2) -> dict[str, Any]:
         return {"sess.a": a, "sess.b": b}
 
-    agent.message("quick")(lambda: None)
-    deferred = ask(Message("quick"), Message("slow", a=1), Message("unknown"))
+    agent.message("quick")(lambda n: {"sess.n": n})
+    deferred = ask(
+        Message("quick", n=1), Message("slow", a=1), Message("unknown"), Message("quick", n=2)
+    )
     assert isinstance(deferred, Deferred)
     assert (deferred.stream_id, deferred.frame_id) == (7, 3)
-    quick, call = deferred.calls
-    assert quick.route.call(quick.values) is None
-    assert call.route.call(call.values) == {"sess.a": 1, "sess.b": 2}
+    assert codec.decode_actions(deferred.actions) == [Action("sess", "n", 1)]
+    call, quick = deferred.calls
+    assert call.run() == {"sess.a": 1, "sess.b": 2}
+    assert quick.run() == {"sess.n": 2}
 
 
 def test_a_deferred_message_that_cannot_be_bound_answers_on_error(agent: Agent, ask: Any) -> None:
     @agent.message("slow", blocking=True, on_error={"sess.failed": True})
     def slow(a: int) -> None: ...
 
-    (call,) = ask(Message("slow")).calls
-    assert call.values is None
-    assert codec.decode_actions(call.route.on_error) == [Action("sess", "failed", True)]
+    assert ask(Message("slow")) == {"sess.failed": True}
     assert agent.errors == {"slow": 1}
+    waiting, failed = ask(Message("slow", a=1), Message("slow")).calls
+    assert waiting.values == [1]
+    assert failed.values is None
+    assert agent.errors == {"slow": 2}
 
 
 def test_ack_knows_its_scopes() -> None:

@@ -129,31 +129,12 @@ def test_mistakes_are_one_line_and_exit_status_2(
     assert "Traceback" not in result.stderr
 
 
-def test_workers_run_as_the_user_that_was_asked_for(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can become another user")
+def test_only_root_can_run_workers_as_another_user(tmp_path: Path) -> None:
     address = f"unix:{tmp_path}/agent.sock"
-    if os.geteuid() != 0:
-        result = serve(TARGET, "--bind", address, "--user", pwd.getpwuid(os.getuid()).pw_name)
-        assert result.returncode == 2
-        assert "can be changed by root only" in result.stderr
-        return
-    module = tmp_path / "who.py"
-    module.write_text(
-        "import os, spop\nagent = spop.Agent()\n"
-        "@agent.message('who')\ndef who(): return {'sess.uid': os.getuid(), 'sess.gid': os.getgid(),"
-        " 'sess.groups': len(os.getgroups())}\n"
-    )
-    tmp_path.chmod(0o755)
-    for folder in list(tmp_path.parents)[:2]:
-        folder.chmod(0o755)
-    with served("--bind", address, "--user", "nobody", target=f"{module}:agent") as process:
-        wait_until_serving(process)
-        nobody = pwd.getpwnam("nobody")
-        with Client(address) as client:
-            assert client.notify("who").variables == {
-                "sess.uid": nobody.pw_uid,
-                "sess.gid": nobody.pw_gid,
-                "sess.groups": 0,
-            }
+    result = serve(TARGET, "--bind", address, "--user", pwd.getpwuid(os.getuid()).pw_name)
+    assert result.returncode == 2
+    assert "can be changed by root only" in result.stderr
 
 
 def test_json_logs_have_one_object_a_line_and_nothing_forged(tmp_path: Path) -> None:

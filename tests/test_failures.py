@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from conftest import intake_class
 from haproxy import wait_until
 from serving import served, wait_until_serving
 
@@ -182,7 +183,7 @@ def test_a_fast_path_tells_of_memory_that_it_cannot_have(
     route = dispatch.Route("m", raising(ValueError()))
     dispatcher = dispatch.Dispatcher([route], no_memory)
     shared = port.FastPaths(dispatcher, bytearray(4096), None, lambda *what: told.append(what))
-    intake = dispatch.Intake(16380)
+    intake = intake_class(dispatch)(16380)
     intake.is_open = True
     ours, theirs = socket.socketpair()
     with ours, theirs:

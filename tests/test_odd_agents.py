@@ -376,6 +376,20 @@ def test_connections_that_cannot_be_opened_again_do_not_hold_the_load_generator_
     assert "1 not connected" in done.stdout
 
 
+@pytest.mark.parametrize("words", ["--rate 500", "--mode async", "--mode ping-pong"])
+@pytest.mark.parametrize("name", ["silent", "closes", "resets", "hello-and-closes"])
+def test_the_load_generator_ends_without_acks_however_it_sends(name: str, words: str) -> None:
+    options = ["check", "--count", "20", "--connections", "3", "--warm-up", "0", "--timeout", "1"]
+    with odd_agent(name) as agent:
+        done = command("bench", "{address}", *options, *words.split())(agent.address, Path())
+        assert agent.reached_at is not None
+        assert time.monotonic() - agent.reached_at < 1 + SLACK
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"Error: \S+: no ACK in 1 s, 0 of 20 frames were answered\n", done.stderr
+    ), done.stderr
+
+
 def test_the_load_generator_counts_what_was_answered_before_it_gave_up() -> None:
     with odd_agent("stops") as agent:
         words = [

@@ -160,12 +160,7 @@ def test_a_killed_worker_is_replaced_and_its_frames_are_counted(
             assert ask(another)["txn.score"] == 7
 
 
-@pytest.mark.parametrize(
-    ("message", "thread"), [("kill", "spop-loop-0"), ("kill-from-loop", "spop-pool-1")]
-)
-def test_a_worker_with_a_thread_that_dies_ends_and_is_restarted(
-    tmp_path: Path, address: str, message: str, thread: str
-) -> None:
+def test_a_worker_whose_loop_dies_ends_and_is_restarted(tmp_path: Path, address: str) -> None:
     path = tmp_path / "dying_agent.py"
     path.write_text(DYING_AGENT)
     with served("--bind", address, target=f"{path}:agent") as process:
@@ -173,14 +168,27 @@ def test_a_worker_with_a_thread_that_dies_ends_and_is_restarted(
         with Client(address, timeout=10) as client:
             victim = client.notify("pid").variables["txn.pid"]
             with contextlib.suppress(SpopError, OSError):
-                client.notify(message, name=thread)
+                client.notify("kill", name="spop-loop-0")
                 client.notify("pid")
         process.wait_for_log(f"worker {victim} died: exit status 1")
-        assert f"{thread} died" in process.log
+        assert "spop-loop-0 died" in process.log
         assert "  | Traceback" in process.log
         wait_until(lambda: process.workers() not in ([], [victim]), "the new worker")
         with Client(address, timeout=10) as client:
             assert client.notify("pid").variables["txn.pid"] != victim
+
+
+def test_a_pool_thread_that_dies_is_replaced(tmp_path: Path, address: str) -> None:
+    path = tmp_path / "dying_agent.py"
+    path.write_text(DYING_AGENT)
+    with served("--bind", address, target=f"{path}:agent") as process:
+        wait_until_serving(process)
+        with Client(address, timeout=10) as client:
+            pid = client.notify("pid").variables["txn.pid"]
+            for _ in range(3):
+                client.notify("kill-from-loop", name="spop-pool-1")
+                assert client.notify("pid").variables["txn.pid"] == pid
+        process.wait_for_log("a thread of the pool died and is replaced")
 
 
 def test_a_program_that_serves_ends_with_a_thread_that_dies(tmp_path: Path, address: str) -> None:
@@ -240,6 +248,49 @@ def test_sighup_imports_the_code_afresh_and_keeps_connections(tmp_path: Path, ad
         process.send_signal(signal.SIGHUP)
         wait_until(lambda: ask(client)["txn.version"] == 2, "the new code")
         assert ask(client)["txn.pid"] != first["txn.pid"]
+
+
+@pytest.mark.parametrize("target", ["{folder}/fresh_agent.py:agent", "fresh_agent:agent"])
+def test_sighup_imports_sources_as_they_are(tmp_path: Path, address: str, target: str) -> None:
+    """Not their bytecode, which is taken to be theirs by size and second of the change."""
+    agent, package = tmp_path / "fresh_agent.py", tmp_path / "fresh_package" / "__init__.py"
+    package.parent.mkdir()
+
+    def write(number: int) -> None:
+        agent.write_text(FRESH_AGENT.format(number=number))
+        package.write_text(f"NUMBER = {number}")
+        for path in (agent, package):
+            os.utime(path, (1_000_000_000, 1_000_000_000))
+
+    write(1)
+    environment = {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
+    command = [sys.executable, "-c", "import fresh_agent"]
+    subprocess.run(command, env={**os.environ, **environment}, check=True)
+    target = target.format(folder=tmp_path)
+    with served("--bind", address, target=target, **environment) as process:
+        wait_until_serving(process)
+        for number in (2, 3):
+            write(number)
+            old = process.workers()
+            process.send_signal(signal.SIGHUP)
+            wait_until(
+                lambda old=old: not set(old) & set(process.workers()), "the old worker's end"
+            )  # type: ignore[misc]
+            with Client(address) as client:
+                variables = client.notify("numbers").variables
+                assert variables == {"txn.module": number, "txn.package": number}
+
+
+FRESH_AGENT = """
+from fresh_package import NUMBER
+from spop import Agent
+
+agent = Agent()
+
+@agent.message("numbers")
+def numbers():
+    return {{"txn.module": {number}, "txn.package": NUMBER}}
+"""
 
 
 def test_sighup_waits_for_what_is_half_received(tmp_path: Path, address: str) -> None:

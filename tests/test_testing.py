@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -109,3 +112,19 @@ spoe-message plain
     connection.request("GET", "/")
     assert connection.getresponse().getheader("Location") == "/42"
     connection.close()
+
+
+def test_haproxy_that_refuses_its_configuration_says_why(
+    haproxy_binary: str, tmp_path: Path
+) -> None:
+    spoe = "[test]\nspoe-agent a\n    nonsense\n"
+    with (
+        pytest.raises(RuntimeError, match="unknown keyword 'nonsense'"),
+        HAProxy(haproxy_binary, tmp_path, "127.0.0.1:1", spoe, ""),
+    ):
+        pass
+
+
+def test_haproxy_is_run_without_pytest() -> None:
+    code = "import sys, spop.testing.haproxy; assert 'pytest' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -21,14 +21,15 @@ from typing import Any
 import dpkt
 import haproxy_1_7
 import pytest
-from haproxy import wait_until
 from hypothesis import example, given
 from hypothesis import strategies as st
+from odd_agents import Odd, OddAgent, closes, stops_after
 
 from spop import Agent, Message, codec
 from spop.cli.decode import Decoder, read_hex
 from spop.cli.notation import parse_argument
 from spop.constants import FrameType
+from spop.frames import Notify
 from spop.load import _acks_py
 from spop.load import acks as chosen
 from spop.load.histogram import Histogram, bounds
@@ -485,6 +486,39 @@ def test_bytes_between_frames_are_marked_and_decoding_goes_on() -> None:
     assert found[1].data == b"GET / HTTP/1.1\r\n\r\n"
 
 
+def fragment(
+    data: bytes, stream_id: int = 1, flags: int = 0, first: bool = False, *, little: bool = False
+) -> bytes:
+    type_ = 3 if first else 0
+    return bytes(codec.encode_raw_frame(type_, flags, stream_id, 1, data, little_endian=little))
+
+
+@pytest.mark.parametrize("little", [False, True])
+def test_fragments_are_put_together_until_one_that_does_not_belong(little: bool) -> None:
+    payload = bytes(codec.encode_messages([Message("m", n=1)] * 2000))
+    items = {"supported-versions": "1.0" if little else "2.0"}
+    frames = [
+        bytes(codec.encode_control(1, items, little_endian=little)),
+        fragment(b"no beginning", flags=1, little=little),
+        fragment(b"lost", 7, first=True, little=little),  # Its other fragments did not come.
+        fragment(payload[:5000], first=True, little=little),
+        fragment(payload[5000:], flags=1, little=little),
+        fragment(b"nor any more", flags=1, little=little),
+        fragment(b"aborted", first=True, little=little),
+        fragment(b"", flags=3, little=little),
+        fragment(payload[:500], first=True, little=little),
+        fragment(b"of another", 9, flags=1, little=little),
+        fragment(payload[500:], flags=1, little=little),
+        fragment(b"\xff", first=True, little=little),
+        fragment(b"no messages", flags=1, little=little),
+    ]
+    found = list(Decoder().feed(b"".join(frames)))
+    assert [each.damage for each in found] == [""] * len(frames)
+    (whole,) = [each for each in found if each.payload is not None]
+    assert whole is found[4]
+    assert whole.payload == Notify(1, 1, [Message("m", n=1)] * 2000)
+
+
 def test_raw_bytes_that_end_inside_of_a_frame() -> None:
     frames = decoded("-", stdin=bytes(NOTIFY + NOTIFY[:7]))
     assert [frame["type"] for frame in frames] == ["NOTIFY", "damaged"]
@@ -597,27 +631,16 @@ def test_an_agent_that_is_not_there_is_one_line() -> None:
     assert result.stderr == "Error: 127.0.0.1:1: Connection refused\n"
 
 
-def test_connections_that_are_lost_are_counted_and_opened_again(agent: Agent) -> None:
-    with agent.serve_in_background(max_connections=5) as server:
-
-        def cut() -> None:
-            for _ in range(3):
-                loop = server._loops[0]
-                wait_until(lambda: bool(loop._connections), "the generator's connections")  # noqa: B023
-                threading.Event().wait(0.3)
-                loop.call_soon(lambda: [loop._lost(c, "cut") for c in list(loop._connections)])  # noqa: B023
-
-        cutter = threading.Thread(target=cut)
-        cutter.start()
+def test_connections_that_are_lost_are_counted_and_opened_again() -> None:
+    with OddAgent(Odd(answer=stops_after(50, closes))) as agent:
         result = spop(
-            "bench", str(server.address), "--connections", "2", "--duration", "1.5",
-            "--warm-up", "0", "--json", "-",
+            "bench", agent.address, "--connections", "2", "--count", "300", "--warm-up", "0",
+            "--json", "-",
         )  # fmt: skip
-        cutter.join()
     shown = json.loads(result.stdout)
     assert result.returncode == 1
-    assert shown["errors"]["disconnected"] >= 2
-    assert shown["frames"] > 100
+    assert shown["errors"]["disconnected"] >= 4
+    assert shown["frames"] >= 300
 
 
 # --- the twins that match ACKs ---

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from conftest import intake_class
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +24,7 @@ _dispatch = pytest.importorskip("spop._dispatch")
 
 PAIRS = [
     (importlib.import_module(f"spop.{name}"), importlib.import_module(f"spop.{name}_py"))
-    for name in ("_typed_data", "_codec", "_headers", "_dispatch", "_port", "load._acks")
+    for name in ("_typed_data", "_codec", "_headers", "_intake", "_dispatch", "_port", "load._acks")
 ]
 
 values = st.one_of(
@@ -226,7 +227,7 @@ def dispatcher(module: Any, failures: list[str]) -> Any:
 
 
 def open_intake(module: Any, max_frame_size: int, max_payload_size: int = 10**6) -> Any:
-    intake = module.Intake(max_frame_size, max_payload_size)
+    intake = intake_class(module)(max_frame_size, max_payload_size)
     intake.max_in_flight = 10
     intake.is_open = True
     return intake

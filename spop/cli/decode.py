@@ -14,8 +14,8 @@ import click
 
 from spop import codec
 from spop.cli import tree
-from spop.constants import FrameFlag, FrameType
-from spop.dispatch import flags_of_hello
+from spop.constants import FrameType
+from spop.dispatch import Dispatcher, Intake, flags_of_hello
 from spop.errors import ProtocolError
 from spop.frames import Control, Frame, Notify, RawFrame
 
@@ -62,7 +62,8 @@ class Decoder:
         self._flags = flags or Flags()
         self._data = bytearray()
         self._offset = 0
-        self._fragments: dict[tuple[int, int], bytearray] = {}
+        self._intake = Intake(MAX_FRAME_SIZE)
+        self._dispatcher = Dispatcher(max_messages=MAX_FRAME_SIZE, max_arguments=MAX_FRAME_SIZE)
 
     def feed(self, data: bytes) -> Iterator[Found]:
         """The frames that are whole now."""
@@ -101,7 +102,7 @@ class Decoder:
             ((frame,), _) = self._decode(data)
         except ProtocolError as error:
             return Found(offset, data, None, str(error))
-        return Found(offset, data, frame, "", self._payload(frame))
+        return Found(offset, data, frame, "", self._payload(frame, data))
 
     def _see_flags(self, hello: bytes) -> None:
         self._flags.little_endian, none = flags_of_hello(hello, 4)
@@ -117,20 +118,18 @@ class Decoder:
             whole=flags.whole,
         )
 
-    def _payload(self, frame: Frame) -> Frame | None:
-        """The NOTIFY that fragments were put together to, with the last of them."""
+    def _payload(self, frame: Frame, data: bytes) -> Notify | None:
+        """The NOTIFY that a fragment completes, put together as agents do it."""
         if not isinstance(frame, RawFrame):
             return None
-        ids = frame.stream_id, frame.frame_id
-        if frame.flags & FrameFlag.ABORT:
-            self._fragments.pop(ids, None)
-        elif frame.type == FrameType.NOTIFY:
-            self._fragments[ids] = bytearray(frame.payload)
-        elif frame.type == FrameType.UNSET and ids in self._fragments:
-            self._fragments[ids] += frame.payload
-            if frame.flags & FrameFlag.FIN:
-                return _notify(*ids, self._fragments.pop(ids))
-        return None
+        if frame.type == FrameType.NOTIFY:
+            self._intake = _open_intake(self._flags)
+        try:
+            frames, _ = self._dispatcher.receive(self._intake, data)
+        except ProtocolError:
+            self._intake.close()
+            return None
+        return next((each for each in frames if isinstance(each, Notify)), None)
 
     def _search(self, why: str) -> Generator[Found, None, bool]:
         """Look for the next frame behind bytes that are none; tells whether there is one."""
@@ -162,11 +161,12 @@ def _speaks_1_0(hello: bytes) -> bool:
     return any(each.strip().startswith("1.") for each in str(versions).split(","))
 
 
-def _notify(stream_id: int, frame_id: int, payload: bytearray) -> Frame | None:
-    try:
-        return Notify(stream_id, frame_id, codec.decode_messages(payload))
-    except ProtocolError:
-        return None
+def _open_intake(flags: Flags) -> Intake:
+    """One that takes a payload in fragments."""
+    intake = Intake(MAX_FRAME_SIZE, MAX_FRAME_SIZE)
+    intake.is_open = intake.takes_fragments = True
+    intake.little_endian = flags.little_endian
+    return intake
 
 
 class Source(NamedTuple):

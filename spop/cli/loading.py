@@ -13,6 +13,7 @@ import click
 
 from spop.agent import Agent
 from spop.logs import text_of
+from spop.server.sources import SourceLoader
 
 # Frames of these say nothing to who wrote the agent.
 _OURS = (str(Path(__file__).parents[1]), importlib.__file__, "<frozen importlib")
@@ -72,10 +73,10 @@ def _load_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise click.UsageError(f"no file {path}")
     sys.path.insert(0, str(path.parent.resolve()))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise click.UsageError(f"{path} is no Python file")
+    loader = SourceLoader(path.stem, str(path.absolute()))
+    spec = importlib.util.spec_from_loader(path.stem, loader)
+    assert spec is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    loader.exec_module(module)
     return module

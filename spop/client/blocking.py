@@ -32,6 +32,8 @@ from spop.values import Value
 RECV_SIZE = 256 * 1024
 QUIET = 0.01
 """Seconds without news after which a caller listens before it speaks."""
+LONGEST_WAIT = 0.5
+"""Seconds after which who leads looks for a signal that came just before it began to wait."""
 WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -193,6 +195,8 @@ class Client(Face):
             with self._lock:
                 self._pool.abandon(exchange)
                 self._followers.pop(exchange, None)
+                if self._leader is exchange:  # A signal came on its way into the wait or out.
+                    self._leader, self._heir = None, exchange
             raise
         finally:
             self._returning.pop(exchange, None)
@@ -259,7 +263,7 @@ class Client(Face):
         ready: list[tuple[Ready, int]] = []
         try:
             if timeout > 0:
-                ready = self._poller.poll(timeout)
+                ready = self._poller.poll(min(timeout, LONGEST_WAIT))
         finally:
             with self._lock:
                 self._leader_sleeps = False
@@ -443,7 +447,7 @@ class _Lock:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._to_wake: deque[_Baton] = deque()
         self._waking = False
 
@@ -472,7 +476,13 @@ class _Lock:
         return baton
 
     def __enter__(self) -> None:
-        self._lock.acquire()
+        try:
+            self._lock.acquire()
+        except BaseException:
+            # A signal's handler may raise before this thread has it, or right after.
+            with contextlib.suppress(RuntimeError):
+                self._lock.release()
+            raise
 
     def __exit__(self, *exc_info: object) -> None:
         first = None

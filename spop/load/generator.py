@@ -226,8 +226,9 @@ class Generator:
         self._result.errors[kind] += 1
         if self._plan.mode != "async":
             for stream_id in range(connection.first, connection.last):
-                self._result.errors["lost"] += bool(self._sent[stream_id])
-                self._sent[stream_id] = 0
+                if self._sent[stream_id]:
+                    self._result.errors["lost"] += 1
+                    self._sent[stream_id] = 0
         connection.free.clear()
         self._lost.append((time.monotonic() + RECONNECT, connection))
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
-from time import perf_counter_ns
+from time import monotonic_ns
 from typing import Any, Protocol
 
-from spop.agent import Agent, HandlerInfo
-from spop.codec import encode_answer
+from spop.agent import Agent
 from spop.connection import AgentConnection
 from spop.counters import Cell, Cells, RouteCell, observe
-from spop.dispatch import ASYNC, INLINE, AsyncCall, Call, Deferred
+from spop.dispatch import ASYNC, INLINE, AsyncCall, Call, Deferred, Dispatcher
 from spop.errors import HandlerError, SpopTimeoutError
 from spop.frames import Peer
 from spop.poller import READ
@@ -92,6 +91,8 @@ class Host(Protocol):
 
     agent: Agent
     cells: Cells
+    dispatcher: Dispatcher
+    timeouts: dict[str, float]
 
     def call_soon(self, call: Callable[[], object]) -> None:
         """Have `call` run in the loop's thread. Any thread may call this."""
@@ -141,12 +142,12 @@ class Exchange(Deferred):
         self._index = 0
         self._timer: Timer | None = None
         self._waiting: Call | AsyncCall | None = None
-        self._began = perf_counter_ns()
-        begun = self.calls[0].begun
-        if begun is None:
+        self._began = monotonic_ns()
+        call = self.calls[0]
+        if call.begun is None:
             self._go_on()
         else:
-            self._wait_for(begun)
+            self._wait_for(call, call.begun)
 
     def is_waiting_for(self, call: Call) -> bool:
         """The call's result is still wanted. Any thread may ask."""
@@ -160,7 +161,7 @@ class Exchange(Deferred):
 
     def launch(self, call: Call) -> bool:
         """The turn of an asynchronous call has come. Returns whether its task goes on."""
-        self._began = perf_counter_ns()
+        self._began = monotonic_ns()
         goes_on = self._begin(call)
         if not goes_on:
             self._go_on()
@@ -177,7 +178,7 @@ class Exchange(Deferred):
         calls = self.calls
         while self._index < len(calls):
             call = calls[self._index]
-            self._began = perf_counter_ns()
+            self._began = monotonic_ns()
             if call.values is None:
                 self.actions += call.route.on_error
                 self._index += 1
@@ -219,11 +220,10 @@ class Exchange(Deferred):
         if begun.done:
             self._ended(call, begun.value, begun.error)
             return False
-        self._wait_for(begun)
+        self._wait_for(call, begun)
         return True
 
-    def _wait_for(self, begun: AsyncCall) -> None:
-        call = self.calls[self._index]
+    def _wait_for(self, call: Call, begun: AsyncCall) -> None:
         self._waiting = begun
         begun.finished = self._finished
         self.host.waits(begun, call.route.name)
@@ -231,9 +231,9 @@ class Exchange(Deferred):
             self._set_timer(call)
 
     def _set_timer(self, call: Call) -> None:
-        handler = self.host.agent.handlers[call.route.name]
-        if handler.timeout is not None:
-            self._timer = self.host.call_later(handler.timeout, self._time_out)
+        timeout = self.host.timeouts.get(call.route.name)
+        if timeout is not None:
+            self._timer = self.host.call_later(timeout, self._time_out)
 
     def _finished(self, begun: AsyncCall) -> None:
         """A task has ended, in the step that is just being run."""
@@ -246,28 +246,16 @@ class Exchange(Deferred):
     def _ended(self, call: Call, returned: Any, error: BaseException | None) -> None:
         """Add what the handler answers, and be ready for the next call."""
         self._stop_waiting()
-        if error is not None:
-            self._fail(call, error)
-        else:
-            try:
-                self.actions += _encoded(call, returned)
-            except BaseException as failure:
-                self._fail(call, failure)
+        self.actions += self.host.dispatcher.result(call, returned, error, self._began)
         self._index += 1
-        observe(self.host.cells, call.route.base, perf_counter_ns() - self._began)
-
-    def _fail(self, call: Call, error: BaseException) -> None:
-        self.host.cells[call.route.base + RouteCell.ERRORS] += 1
-        self.host.agent.failed(call.route.name, error)
-        self.actions += call.route.on_error
 
     def _time_out(self) -> None:
         call = self.calls[self._index]
-        handler: HandlerInfo = self.host.agent.handlers[call.route.name]
+        handler = self.host.agent.handlers[call.route.name]
         self._timer = None
         self._leave_behind()
         self.host.cells[call.route.base + RouteCell.TIMEOUTS] += 1
-        observe(self.host.cells, call.route.base, perf_counter_ns() - self._began)
+        observe(self.host.cells, call.route.base, monotonic_ns() - self._began)
         self.host.agent.failed(
             handler.name, SpopTimeoutError(f"no result in {handler.timeout:g} s")
         )
@@ -286,11 +274,3 @@ class Exchange(Deferred):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-
-def _encoded(call: Call, returned: Any) -> bytes | bytearray:
-    """A handler's actions: what it put into its `Ack`, if it took one, and what it returned."""
-    actions = bytearray()
-    for result in call.results(returned):
-        encode_answer(result, actions)
-    return actions

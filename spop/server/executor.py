@@ -11,7 +11,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
 from typing import NamedTuple
 
 from spop.agent import Agent
@@ -55,11 +54,10 @@ class _Threads:
         self._run = run
         self._cells = cells
         self._jobs: deque[Job] = deque()
-        self._wakeups: SimpleQueue[None] = SimpleQueue()
         self._lock = threading.Lock()
         self._waking = False
         self._stopped = False
-        self._idle = 0
+        self._idle: list[threading.Lock] = []  # Each is released to wake its thread.
         self._started = 0
 
     def submit(self, job: Job) -> None:
@@ -73,10 +71,12 @@ class _Threads:
 
     def stop(self) -> None:
         """End the threads, each when its job has ended; what waits is dropped."""
-        self._stopped = True
-        self._jobs.clear()
-        for _ in range(self._started):
-            self._wakeups.put(None)
+        with self._lock:
+            self._stopped = True
+            self._jobs.clear()
+            for wakeup in self._idle:
+                wakeup.release()
+            self._idle.clear()
 
     def _tell_oldest(self) -> None:
         try:
@@ -89,9 +89,8 @@ class _Threads:
             if self._waking:
                 return
             if self._idle:
-                self._idle -= 1
                 self._waking = True
-                self._wakeups.put(None)
+                self._idle.pop().release()
             elif self._started < self._size and not self._stopped:
                 self._started += 1
                 self._waking = True
@@ -100,19 +99,24 @@ class _Threads:
             # Else all are at work, and whoever is done first goes on with it.
 
     def _work(self) -> None:
+        wakeup = threading.Lock()
+        wakeup.acquire()
         try:
             while not self._stopped:
                 self._waking = False
                 self._run_all()
                 with self._lock:
-                    if self._jobs:
+                    if self._jobs or self._stopped:
                         continue
-                    self._idle += 1
-                self._wakeups.get()
+                    self._idle.append(wakeup)
+                wakeup.acquire()
         except BaseException as error:  # Handlers' errors do not come here.
             logger.failure(error, "a thread of the pool died and is replaced")
             with self._lock:
                 self._started -= 1
+                self._waking = False
+                if wakeup in self._idle:
+                    self._idle.remove(wakeup)
             self.wake()
 
     def _run_all(self) -> None:
@@ -123,7 +127,11 @@ class _Threads:
                 return
             self._tell_oldest()
             self.wake()
-            self._run(job)
+            try:
+                self._run(job)
+            except BaseException as error:
+                job.exchange.host.job_done(job.exchange, job.call, None, error)
+                raise
 
 
 class Executor:

@@ -13,16 +13,16 @@ import socket
 import ssl
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from spop.agent import Agent
 from spop.connection import AgentConnection, AgentEvent, Disconnect, Hello, State
 from spop.context import set_running
 from spop.counters import Cell, Cells
 from spop.dispatch import RUNNING, AsyncCall, Call, Deferred, Running
-from spop.errors import FrameTooBigError, HandlerError, LocalProtocolError, ProtocolError
+from spop.errors import HandlerError, LocalProtocolError, ProtocolError
 from spop.frames import Frame, Peer
 from spop.logs import SafeLogger
 from spop.poller import READ, WRITE, new_poller
@@ -70,6 +70,7 @@ class Loop:
 
     Attributes:
         connections: those that it serves.
+        timeouts: seconds that the calls of a handler may take, by message name.
         thread: runs it, once it was started.
     """
 
@@ -80,20 +81,25 @@ class Loop:
         self.poller = new_poller(cells)
         self.timers = Timers(self._call)
         self.connections: set[Connection] = set()
+        self.timeouts = {
+            handler.name: handler.timeout
+            for handler in shared.agent.handlers.values()
+            if handler.timeout is not None
+        }
         self._executor = shared.executor
         self._engines = shared.engines
         self._admission = shared.admission
         self._tls = shared.tls
         self._died = shared.thread_died
         self._buffer = bytearray(RECV_SIZE)
-        self._dispatcher = shared.agent.dispatcher(
+        self.dispatcher = shared.agent.dispatcher(
             cells=cells,
             max_answer_size=options.max_unsent,
             max_messages=options.max_messages,
             max_arguments=options.max_arguments,
             deferred=Exchange,
         )
-        self._fast_paths = FastPaths(self._dispatcher, self._buffer, self.see_to, self._go_on)
+        self._fast_paths = FastPaths(self.dispatcher, self._buffer, self.see_to, self._go_on)
         self._leaving = Leaving(self)
         self._acknowledged: dict[Connection, None] = {}
         self._calls: deque[Callable[[], object]] = deque()
@@ -102,6 +108,11 @@ class Loop:
         self._submitted = False
         self._start: Callable[[AsyncCall], Any] | None = None
         self._tasks: dict[AsyncCall, str] = {}
+        self._limited = frozenset(
+            handler.name
+            for handler in shared.agent.handlers.values()
+            if handler.concurrency is not None
+        )
         self._running = True
         self.thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -181,7 +192,7 @@ class Loop:
 
     def running_message(self) -> Running | None:
         """The message whose inline handler runs now."""
-        return self._dispatcher.running
+        return self.dispatcher.running
 
     def round(self, timeout: float | None) -> None:
         """Send the ACKs there are, wait `timeout` seconds for sockets, and see to what came."""
@@ -294,7 +305,7 @@ class Loop:
             max_frame_size=options.max_frame_size or agent.max_frame_size,
             max_payload_size=options.max_payload_size or agent.max_payload_size,
             max_in_flight=options.max_in_flight or agent.max_in_flight,
-            dispatcher=self._dispatcher,
+            dispatcher=self.dispatcher,
             address=address,
         )
 
@@ -318,7 +329,10 @@ class Loop:
         if events & WRITE:
             self._flush(connection)
         if events & READ and connection.events & READ:
-            self._read(connection)
+            if self._holds_back(connection):
+                self._watch(connection)
+            else:
+                self._read(connection)
 
     def _go_on(
         self,
@@ -342,6 +356,11 @@ class Loop:
         frames: list[Frame | Deferred],
         error: ProtocolError | None,
     ) -> None:
+        # Mostly there is nothing but exchanges, and nothing to send before they end.
+        unread = connection.protocol.intake.unread
+        if error is None and not connection.unsent and not unread and _are_exchanges(frames):
+            self._handle(connection, frames)
+            return
         self._received(connection, connection.protocol.go_on(frames, b"", error))
 
     def _read(self, connection: Connection) -> None:
@@ -381,7 +400,12 @@ class Loop:
         while protocol.stalled and not connection.unsent:
             self._handle(connection, protocol.resume())
             self._send(connection)
-        if connection.unsent or protocol.in_flight or connection.events != READ:
+        if (
+            connection.unsent
+            or connection.events != READ
+            or connection.wants_write
+            or (protocol.paused and protocol.intake.unread)
+        ):
             self._watch(connection)
         if connection.unsent:
             return
@@ -405,12 +429,20 @@ class Loop:
             self.cells[Cell.BYTES_SENT] += sent
         connection.unsent = data[sent:] if sent < len(data) else b""
 
-    def _watch(self, connection: Connection) -> None:
-        """Read unless what was read waits for handlers or for a slow peer."""
+    def _holds_back(self, connection: Connection) -> bool:
+        """What was read before has to be answered first."""
         protocol = connection.protocol
+        return protocol.paused or (self._leaving.handing_over and protocol.in_flight > 0)
+
+    def _watch(self, connection: Connection) -> None:
+        """Read unless what was read waits for handlers or for a slow peer.
+
+        That is looked at when there is more to read, as a peer in lock step sends nothing more,
+        and to change what epoll waits for costs a system call.
+        """
         if connection.unsent:
             events = WRITE
-        elif protocol.paused or (self._leaving.handing_over and protocol.in_flight):
+        elif self._holds_back(connection):
             events = 0
         else:
             events = READ
@@ -435,7 +467,7 @@ class Loop:
         elif not events:
             self.cells[Cell.PAUSED_IN_FLIGHT] += 1
 
-    def _handle(self, connection: Connection, events: list[AgentEvent]) -> None:
+    def _handle(self, connection: Connection, events: Sequence[AgentEvent]) -> None:
         for event in events:
             if isinstance(event, Exchange):
                 connection.exchanges.add(event)
@@ -475,7 +507,7 @@ class Loop:
 
     def set_start(self, start: Callable[[AsyncCall], Any] | None) -> None:
         """Have tasks for asynchronous handlers made by `start`; None: none can be made."""
-        self._start = self._dispatcher.start = start
+        self._start = self.dispatcher.start = start
 
     def begin(self, exchange: Exchange, call: Call) -> AsyncCall:
         """Make a call of an asynchronous handler, in a task.
@@ -484,11 +516,11 @@ class Loop:
             HandlerError: too many run already.
         """
         name = call.route.name
-        start = self._dispatcher.start
+        start = self.dispatcher.start
         if start is None:
             self.cells[Cell.REJECTED] += 1
             raise HandlerError(f"message {name}: {self.options.max_queue} wait already")
-        begun = AsyncCall(call.run(), name, self._dispatcher.slow, self._dispatcher.slow_after)
+        begun = AsyncCall(call.run(), name, self.dispatcher.slow, self.dispatcher.slow_after)
         peer = exchange.connection.protocol.peer
         token = RUNNING.set((name, exchange.stream_id, exchange.frame_id, peer))
         try:
@@ -504,15 +536,16 @@ class Loop:
         self._tasks[begun] = name
         self.cells[Cell.RUNNING] = len(self._tasks)
         if len(self._tasks) >= self.options.max_queue:
-            self._dispatcher.start = None
+            self.dispatcher.start = None
 
     def task_ended(self, begun: AsyncCall) -> None:
         """Such a task has ended."""
         begun.task = None  # They know each other, which no cycle is to keep.
         name = self._tasks.pop(begun)
         self.cells[Cell.RUNNING] = len(self._tasks)
-        self._dispatcher.start = self._start
-        self._executor.ended(name)
+        self.dispatcher.start = self._start
+        if name in self._limited:
+            self._executor.ended(name)
 
     def _launch(self, exchange: Exchange, call: Call) -> None:
         self._executor.begins()
@@ -523,23 +556,19 @@ class Loop:
         """Send the ACK of an exchange, on its own connection or another of the engine."""
         connection = exchange.connection
         connection.exchanges.discard(exchange)
-        if connection in self.connections and connection.protocol.state is State.OPEN:
+        if connection.protocol.state is State.OPEN and connection in self.connections:
             self._acknowledge(connection, exchange)
         else:
             self._answer_elsewhere(exchange)
 
     def _acknowledge(self, connection: Connection, exchange: Exchange) -> None:
         protocol = connection.protocol
-        acknowledge = protocol.acknowledge_encoded
-        if connection is not exchange.connection:
-            acknowledge = protocol.acknowledge_other
+        ack = self.dispatcher.acknowledge(protocol.intake, exchange)
+        if connection is exchange.connection:
+            protocol.send_ack(ack)
+        else:
+            protocol.send_ack_of_another(ack)
             self.cells[Cell.ACKS_ELSEWHERE] += 1
-        try:
-            acknowledge(exchange.stream_id, exchange.frame_id, exchange.actions)
-        except FrameTooBigError as error:
-            self.agent.failed(exchange.calls[0].route.name, error)
-            acknowledge(exchange.stream_id, exchange.frame_id, b"")
-        self.cells[Cell.ACKS] += 1
         self._acknowledged[connection] = None
 
     def _send_acks(self) -> None:
@@ -547,10 +576,13 @@ class Loop:
         while self._acknowledged:
             connection, _ = self._acknowledged.popitem()
             if connection in self.connections:
-                self._guarded(connection, self._resume, connection)
+                self._guarded(connection, self._send_ack, connection)
 
-    def _resume(self, connection: Connection) -> None:
-        self._received(connection, connection.protocol.resume())
+    def _send_ack(self, connection: Connection) -> None:
+        if connection.protocol.intake.unread or self._leaving.begun:
+            self._received(connection, connection.protocol.resume())
+        else:
+            self._flush(connection)
 
     def _answer_elsewhere(self, exchange: Exchange) -> None:
         peer = exchange.connection.protocol.peer
@@ -612,3 +644,7 @@ class Loop:
     def _accept_again(self, listener: socket.socket, hand_out: HandOut) -> None:
         if listener.fileno() >= 0 and not self._leaving.begun:
             self.accept_from(listener, hand_out)
+
+
+def _are_exchanges(frames: Sequence[object]) -> TypeGuard[Sequence[Exchange]]:
+    return all(type(frame) is Exchange for frame in frames)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import faulthandler
 import logging
-import os
 import selectors
 import signal
 import socket
-import sys
-import sysconfig
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -22,11 +19,10 @@ from spop.server.options import Options
 from spop.server.privileges import drop_privileges
 from spop.server.server import Server
 from spop.server.signals import Signals
+from spop.server.sources import import_as_they_are, source_files
 from spop.server.tls import server_context
 
 logger = logging.getLogger("spop.server")
-
-_INSTALLED = tuple(sysconfig.get_paths().values())
 
 Load = Callable[[], Agent]
 """Imports the agent, in the process that is to run it."""
@@ -47,6 +43,7 @@ def run_worker(
     try:
         tls = server_context(options)
         drop_privileges(options)
+        import_as_they_are()
         server = Server(
             load(), listeners=listeners, rows=rows, balance=balance, tls=tls, options=options
         )
@@ -62,7 +59,7 @@ def run_worker(
                 "type": "ready",
                 "agent": server.agent.name,
                 "handlers": list(server.agent.handlers),
-                "files": _source_files(),
+                "files": source_files(),
             }
         )
         _Worker(server, channel).run(signals)
@@ -111,13 +108,3 @@ class _Worker:
 
     def _give_away(self, sock: socket.socket, state: dict[str, Any]) -> None:
         self._channel.send({"type": "connection", "state": state}, [sock.fileno()])
-
-
-def _source_files() -> list[str]:
-    """The files of the modules that are neither Python's nor installed packages."""
-    files = []
-    for module in list(sys.modules.values()):
-        path = getattr(module, "__file__", None)
-        if path and not os.path.abspath(path).startswith(_INSTALLED):
-            files.append(os.path.abspath(path))
-    return files

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
-from haproxy import Process, version
+from spop.testing.haproxy import Process, version
 
 
 class Proxied(Process):

@@ -1,0 +1,139 @@
+"""What a connection has received and may receive, compiled: the same as `_intake_py`, its twin."""
+
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
+from libc.string cimport memcpy, memmove, memset
+
+from spop._codec cimport ABORT, FIN, HAPROXY_HELLO, NOTIFY, Header, Reader, announced_length
+
+from spop.constants import DEFAULT_MAX_PAYLOAD_SIZE
+from spop.errors import FragmentationError, InterlacedFramesError
+
+
+cdef int add_bytes(Bytes *kept, const unsigned char *data, Py_ssize_t size) except -1:
+    """Add to the end. What was read at the front makes room first."""
+    cdef Py_ssize_t used = kept.end - kept.start
+    cdef Py_ssize_t capacity
+    cdef unsigned char *grown
+    if size == 0:
+        return 0
+    if kept.end + size > kept.capacity:
+        if kept.start:
+            memmove(kept.data, kept.data + kept.start, used)
+            kept.start, kept.end = 0, used
+        if used + size > kept.capacity:
+            # Twice as much for the next, but exact at first: most partial frames are the only one.
+            capacity = used + size if kept.data is NULL else 2 * (used + size)
+            grown = <unsigned char *>PyMem_Realloc(kept.data, capacity)
+            if grown is NULL:
+                raise MemoryError
+            kept.data = grown
+            kept.capacity = capacity
+    memcpy(kept.data + kept.end, data, size)
+    kept.end += size
+    return 0
+
+
+cdef void drop_bytes(Bytes *kept, Py_ssize_t size) noexcept:
+    """Remove from the front; an empty one has no memory."""
+    kept.start += size
+    if kept.start == kept.end:
+        free_bytes(kept)
+
+
+cdef void free_bytes(Bytes *kept) noexcept:
+    PyMem_Free(kept.data)
+    memset(kept, 0, sizeof(Bytes))
+
+
+cdef class Intake:
+    """What one connection has received, as the twin describes it."""
+
+    def __cinit__(
+        self, Py_ssize_t max_frame_size, Py_ssize_t max_payload_size=DEFAULT_MAX_PAYLOAD_SIZE,
+    ):
+        self.max_frame_size = max_frame_size
+        self.max_payload_size = max_payload_size
+        self.max_in_flight = 1
+
+    def __dealloc__(self):
+        free_bytes(&self.received)
+        free_bytes(&self.payload)
+
+    @property
+    def unread(self):
+        return self.received.end - self.received.start
+
+    @property
+    def size(self):
+        return self.received.end - self.received.start + self.payload.end
+
+    @property
+    def paused(self):
+        return self.is_paused()
+
+    @property
+    def at_rest(self):
+        return (
+            self.is_open and not self.in_flight and not self.suspended
+            and self.received.end == 0 and not self.begun and not self.ignored)
+
+    def close(self):
+        """Forget what was received: nobody will read it."""
+        self.is_open = False
+        free_bytes(&self.received)
+        self.end_payload()
+
+    cdef void see_flags(self, const unsigned char *frame) noexcept:
+        """A HELLO shows how the connection writes flags."""
+        self.little_endian = frame[1] != 0 and frame[4] == 0
+        self.whole = frame[0] == HAPROXY_HELLO and not (
+            frame[1] or frame[2] or frame[3] or frame[4])
+
+    cdef Py_ssize_t complete_frame(self, const unsigned char *data, Py_ssize_t size) except -1:
+        """Add what the first unread frame lacks. Returns how much of `data` that was."""
+        cdef Bytes *received = &self.received
+        cdef Py_ssize_t taken = 0, missing, end
+        if received.end - received.start < 4:
+            taken = min(4 - (received.end - received.start), size)
+            add_bytes(received, data, taken)
+        if received.end - received.start < 4:
+            return taken
+        missing = 4 + announced_length(received.data + received.start) - (
+            received.end - received.start)
+        # Of a frame above the limit no more is kept, as its length is the error.
+        if not 0 < missing <= self.frame_limit():
+            return taken
+        end = min(taken + missing, size)
+        add_bytes(received, data + taken, end - taken)
+        return end
+
+    cdef Step take_fragment(self, Reader *r, Header *header) except? WAITING:
+        """Add a fragment to the payload; say what there is to do with it (section 3.2)."""
+        cdef bint known = (self.begun or self.ignored) and (
+            header.stream_id == self.stream_id and header.frame_id == self.frame_id)
+        if not self.takes_fragments:
+            raise FragmentationError
+        if header.type == NOTIFY:
+            if self.begun:
+                raise InterlacedFramesError
+            self.begun, self.ignored = True, False
+            self.stream_id, self.frame_id = header.stream_id, header.frame_id
+        elif not known:
+            raise InterlacedFramesError(
+                f"fragment of {(header.stream_id, header.frame_id)} "
+                "where none or another was begun")
+        elif self.ignored or header.flags & ABORT:
+            if header.flags & FIN:
+                self.end_payload()
+            return WAITING
+        add_bytes(&self.payload, r.base + r.offset, r.end - r.offset)
+        if self.payload.end > self.max_payload_size:
+            self.end_payload()
+            self.ignored = not header.flags & FIN
+            return TOO_BIG
+        return WHOLE if header.flags & FIN else WAITING
+
+    cdef void end_payload(self) noexcept:
+        """Be ready for another payload, with no memory for it."""
+        self.begun = self.ignored = False
+        free_bytes(&self.payload)

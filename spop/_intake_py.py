@@ -1,0 +1,174 @@
+"""What a connection has received and may receive, in pure Python.
+
+`_intake.pyx` is the compiled twin, `spop.dispatch` chooses. The dispatcher takes bytes in and
+answers what it can; the connection's state machine sets the limits.
+"""
+
+from __future__ import annotations
+
+from spop.constants import (
+    DEFAULT_MAX_PAYLOAD_SIZE,
+    MAX_CONTROL_SIZE,
+    FrameFlag,
+    FrameType,
+)
+from spop.errors import FragmentationError, FrameTooBigError, InterlacedFramesError
+from spop.frames import Peer, RawFrame
+from spop.values import Buffer
+
+# Members of an enum take several times as long to look up.
+_NOTIFY = int(FrameType.NOTIFY)
+_FIN, _ABORT = int(FrameFlag.FIN), int(FrameFlag.ABORT)
+
+
+def flags_of_hello(data: Buffer, offset: int) -> tuple[bool, bool]:
+    """How a connection writes flags, by those of its HELLO, whose type is at `offset`.
+
+    Returns:
+        Two booleans. The order is little-endian: SPOP 1.0 had the host's, as FIN shows. There
+        are no flags: HAProxy 1.7 sets none, and each of its frames is whole.
+    """
+    flags = bytes(data[offset + 1 : offset + 5])
+    return flags[0] != 0 and flags[3] == 0, not any(flags)
+
+
+class Intake:
+    """What one connection has received and not dealt with yet, and what it may receive.
+
+    It is the only owner of these. A `Dispatcher` takes the bytes in and answers what it can;
+    the connection's state machine sets the limits when HELLO agrees on them, and counts down
+    what it acknowledges.
+
+    Args:
+        max_frame_size: the largest frame in bytes; HELLO may lower it (section 3.2.4).
+        max_payload_size: the largest payload in bytes that is put together from fragments.
+
+    Attributes:
+        is_open: HELLO is done, so NOTIFY frames may come. Before that, and after it is false
+            again, every frame is left to the caller.
+        little_endian: flags are in the order of SPOP 1.0 on x86.
+        whole: the peer sets no flags, as HAProxy 1.7, and each of its frames is whole.
+        takes_fragments: NOTIFY frames may come in fragments.
+        max_in_flight: NOTIFY frames that may be given out and not yet be acknowledged.
+        in_flight: those that are.
+        suspended: bytes are kept and not looked at, as earlier answers wait to be sent.
+        peer: what HELLO agreed on; handlers find it as ``message.connection``.
+    """
+
+    __slots__ = (
+        "_ids", "_payload", "_unread", "begun", "in_flight", "is_open", "little_endian",
+        "max_frame_size", "max_in_flight", "max_payload_size", "peer", "suspended",
+        "takes_fragments", "whole",
+    )  # fmt: skip
+
+    def __init__(
+        self, max_frame_size: int, max_payload_size: int = DEFAULT_MAX_PAYLOAD_SIZE
+    ) -> None:
+        self.max_frame_size = max_frame_size
+        self.max_payload_size = max_payload_size
+        self.is_open = False
+        self.little_endian = False
+        self.whole = False
+        self.takes_fragments = False
+        self.max_in_flight = 1
+        self.in_flight = 0
+        self.suspended = False
+        self.peer: Peer | None = None
+        self._unread = bytearray()
+        self._payload = bytearray()
+        self._ids: tuple[int, int] | None = None
+        self.begun = False
+
+    @property
+    def unread(self) -> int:
+        """Bytes that were received and belong to no frame that was dealt with."""
+        return len(self._unread)
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept: those unread, and the fragments of a payload."""
+        return len(self._unread) + len(self._payload)
+
+    @property
+    def paused(self) -> bool:
+        """Nothing more is answered until an ACK was made, or earlier ones were sent."""
+        return self.suspended or self.in_flight >= self.max_in_flight
+
+    @property
+    def at_rest(self) -> bool:
+        """Open, with nothing half received and nothing that waits for an answer."""
+        return (
+            self.is_open
+            and not self.in_flight
+            and not self.suspended
+            and not self._unread
+            and self._ids is None
+        )
+
+    @property
+    def _frame_limit(self) -> int:
+        """Bytes that the next frame may have. Before HELLO is done it is a control frame."""
+        return self.max_frame_size if self.is_open else min(self.max_frame_size, MAX_CONTROL_SIZE)
+
+    def close(self) -> None:
+        """Forget what was received: nobody will read it."""
+        self.is_open = False
+        self._unread.clear()
+        self._end_payload()
+
+    def _see_flags(self, data: bytes, offset: int) -> None:
+        """A HELLO shows how the connection writes flags."""
+        self.little_endian, none = flags_of_hello(data, offset)
+        self.whole = none and data[offset] == FrameType.HAPROXY_HELLO
+
+    def _complete_frame(self, data: Buffer) -> int:
+        """Add what the first unread frame lacks. Returns how much of `data` that was."""
+        unread, taken = self._unread, 0
+        if len(unread) < 4:
+            taken = min(4 - len(unread), len(data))
+            unread += data[:taken]
+        missing = 4 + int.from_bytes(unread[:4], "big") - len(unread)
+        # Of a frame above the limit no more is kept, as its length is the error.
+        if len(unread) < 4 or not 0 < missing <= self._frame_limit:
+            return taken
+        end = min(taken + missing, len(data))
+        unread += data[taken:end]
+        return end
+
+    def _take_fragment(self, frame: RawFrame) -> bytes | None:
+        """Add a fragment to the payload (section 3.2). Returns it where it is whole.
+
+        Raises:
+            FragmentationError: HELLO did not allow any.
+            InterlacedFramesError: it belongs to another payload than the one that was begun.
+            FrameTooBigError: the payload became too large; what comes of it is passed over.
+        """
+        if not self.takes_fragments:
+            raise FragmentationError
+        ids = frame.stream_id, frame.frame_id
+        final = frame.flags & _FIN
+        if frame.type == _NOTIFY:
+            if self.begun:
+                raise InterlacedFramesError
+            self._ids, self.begun = ids, True
+        elif self._ids != ids:
+            raise InterlacedFramesError(f"fragment of {ids} where none or another was begun")
+        elif not self.begun or frame.flags & _ABORT:
+            if final:
+                self._end_payload()
+            return None
+        self._payload += frame.payload
+        if len(self._payload) > self.max_payload_size:
+            self._end_payload()
+            self._ids = None if final else ids
+            raise FrameTooBigError
+        return bytes(self._payload) if final else None
+
+    def _take_back(self, frame: RawFrame) -> None:
+        """Remove the last fragment, to take it once more later."""
+        del self._payload[len(self._payload) - len(frame.payload) :]
+
+    def _end_payload(self) -> None:
+        """Be ready for another payload."""
+        self._payload.clear()
+        self._ids, self.begun = None, False
