@@ -118,7 +118,7 @@ class Route:
         self.base = 0
         self._slots = {p.name: slot for slot, p in enumerate(self.parameters) if p.kind == ARGUMENT}
 
-    def bind(self, message: Message) -> list[Any]:
+    def _bind(self, message: Message) -> list[Any]:
         """The values for the parameters, in their order.
 
         Raises:
@@ -452,7 +452,7 @@ class Dispatcher:
             while not intake.paused and len(out) < self.max_answer_size:
                 if not intake.is_open and len(data) - offset >= 9:
                     intake._see_flags(data, offset + 4)
-                length = codec._whole_frame(data, offset, intake.frame_limit)
+                length = codec.frame_length(data, offset, intake._frame_limit)
                 if length < 0:
                     break
                 more = self._answer_frame(intake, data, offset + 4, length, frames, out)
@@ -475,13 +475,13 @@ class Dispatcher:
     ) -> bool:
         """Answer one frame, or add it to `frames`. False: it is no NOTIFY."""
         end = offset + length
-        type_, flags, stream_id, frame_id, offset = codec._header(
+        type_, flags, stream_id, frame_id, offset = codec.read_header(
             data, offset, end, intake.little_endian, intake.whole
         )
         if not intake.is_open or (type_ != _NOTIFY and type_ != _UNSET):
             if type_ in CONTROL_TYPES and length > MAX_CONTROL_SIZE:
                 raise FrameTooBigError(f"frame of {length} bytes, {MAX_CONTROL_SIZE} at most")
-            frames.append(codec._frame(type_, flags, stream_id, frame_id, data, offset, end))
+            frames.append(codec.read_frame(type_, flags, stream_id, frame_id, data, offset, end))
             return False
         if type_ == _NOTIFY and flags & _FIN:
             if intake.begun:
@@ -526,7 +526,7 @@ class Dispatcher:
         while offset < end:
             if len(messages) == self._max_messages:
                 self._too_many("messages", self._max_messages)
-            message, offset = codec._message_at(data, offset, end, stream_id, frame_id)
+            message, offset = codec.read_message(data, offset, end, stream_id, frame_id)
             arguments += len(message.names)
             if arguments > self._max_arguments:
                 self._too_many("arguments", self._max_arguments)
@@ -567,7 +567,7 @@ class Dispatcher:
                 frames.append(self._deferred(*ids, actions, calls, room))
                 return
         self.cells[Cell.ACKS] += 1
-        out += codec._finish(0, ack)
+        out += codec.finish_frame(0, ack)
 
     def _run(self, route: Route, message: Message, ack: bytearray, most: int) -> Call | None:
         """Call a handler and write what it returns, so that the ACK has `most` bytes.
@@ -576,7 +576,7 @@ class Dispatcher:
         """
         start = len(ack)
         try:
-            call = Call(route, route.bind(message))
+            call = Call(route, route._bind(message))
             if route.kind == LEFT or (route.kind == ASYNC and self.start is None):
                 return call
             self.running = Running(
@@ -591,7 +591,7 @@ class Dispatcher:
                     raise begun.error
                 returned = begun.value
             for result in _results(call, returned):
-                codec.encode_answer(result, ack)
+                codec.write_answer(result, ack)
             if len(ack) > most:
                 raise _too_big(len(ack) - start, most - start)
         except BaseException as error:  # Whatever it is, the loop goes on and the peer waits.
@@ -638,7 +638,7 @@ class Dispatcher:
                     calls.append(Call(self._no_route, None))
                 continue
             try:
-                calls.append(Call(route, route.bind(message)))
+                calls.append(Call(route, route._bind(message)))
             except BaseException as error:
                 self.fail(route, error)
                 calls.append(Call(route, None))
