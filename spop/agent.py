@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import threading
 import types
 import typing
@@ -15,9 +16,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from spop import codec
+from spop.address import Address
 from spop.connection import MAX_IN_FLIGHT, Disconnect
 from spop.constants import (
     DEFAULT_MAX_FRAME_SIZE,
@@ -39,18 +41,17 @@ from spop.dispatch import (
     Parameter,
     Route,
 )
+from spop.forks import FORKED, end_child
 from spop.frames import Ack, Message, Peer
 from spop.headers import Headers
-from spop.logs import SafeLogger, text_of
-from spop.rate_limited_log import RateLimitedLog
+from spop.logs import RateLimitedLog, SafeLogger, text_of
 from spop.values import UNSET, Value, type_unset
-
-if TYPE_CHECKING:
-    from spop.server import Server
 
 logger = SafeLogger("spop.agent")
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
+Answer = Mapping[str, Value | type_unset]
+"""Values by ``"scope.name"``; `UNSET` or None removes the variable."""
 
 _ANY = -1
 _ACCEPTED: dict[Any, int] = {
@@ -101,6 +102,39 @@ class HandlerInfo(typing.NamedTuple):
         return ASYNC if self.asynchronous else INLINE
 
 
+class AgentServer(Protocol):
+    """What serves an agent; `spop.server.Server` is one."""
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Where it listens, with the ports that it was given."""
+
+    @property
+    def address(self) -> Address:
+        """The first of `addresses`."""
+
+    @property
+    def admin_address(self) -> Address | None:
+        """Where the pages for operators are, if there are any."""
+
+    @property
+    def failed(self) -> BaseException | None:
+        """What a thread of it died of."""
+
+    def start(self) -> None:
+        """Listen and serve, in threads."""
+
+    def stop(self) -> None:
+        """Stop listening, answer the frames in hand, say DISCONNECT, end the threads."""
+
+    def connections(self, limit: int = 1000) -> list[dict[str, Any]]:
+        """The connections, for people; up to `limit` of them."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None: ...
+
+
 class Agent:
     """A Stream Processing Offload Agent: what to answer to which message.
 
@@ -110,12 +144,19 @@ class Agent:
             limit counts where it is lower.
         max_payload_size: the largest payload in bytes that may arrive in fragments.
         max_in_flight: NOTIFY frames of a connection that may wait for handlers at a time.
+        on_error: the default of its handlers' `on_error`. It also answers a message that no
+            handler is for.
+        on_timeout: the default of `on_timeout` for handlers that may have a timeout.
 
     Attributes:
         errors: how many messages could not be handled, by message name.
+        default_on_error, default_on_timeout: the defaults. They were encoded when they were
+            given.
 
     Raises:
-        ValueError: a limit is too low to work with.
+        TypeError: `on_error` or `on_timeout` has a value of a type that SPOP has not.
+        ValueError: a limit is too low to work with, or `on_error` or `on_timeout` can't be
+            encoded otherwise.
     """
 
     def __init__(
@@ -125,6 +166,8 @@ class Agent:
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
         max_payload_size: int = DEFAULT_MAX_PAYLOAD_SIZE,
         max_in_flight: int = MAX_IN_FLIGHT,
+        on_error: Answer | None = None,
+        on_timeout: Answer | None = None,
     ) -> None:
         if max_frame_size < MIN_FRAME_SIZE:
             raise ValueError(f"max_frame_size is {max_frame_size}, {MIN_FRAME_SIZE} at least")
@@ -141,15 +184,20 @@ class Agent:
         self._disconnect_hooks: list[Callable[[Peer, Disconnect], object]] = []
         self._error_hooks: list[Callable[[str, BaseException], object]] = []
         self._error_log = RateLimitedLog(logger, per_second=10)
+        place = _caller()
+        self._on_error = _encoded(f"agent {name!r}: on_error", place, on_error)
+        self._on_timeout = _encoded(f"agent {name!r}: on_timeout", place, on_timeout)
+        self.default_on_error = dict(on_error or {})
+        self.default_on_timeout = dict(on_timeout or {})
 
     def message(
         self,
         name: str,
         *,
         blocking: bool = False,
-        on_error: Mapping[str, Value | type_unset] | None = None,
+        on_error: Answer | None = None,
         timeout: float | None = None,
-        on_timeout: Mapping[str, Value | type_unset] | None = None,
+        on_timeout: Answer | None = None,
         concurrency: int | None = None,
         sets: Sequence[str] = (),
     ) -> Callable[[Handler], Handler]:
@@ -164,11 +212,12 @@ class Agent:
         Args:
             name: as in ``spoe-message``.
             blocking: run it in the thread pool, because it waits for something.
-            on_error: what to answer when the handler fails; nothing by default.
+            on_error: what to answer when the handler fails; the agent's by default, and nothing
+                if it is empty.
             timeout: seconds after which the message is answered without the handler, counted
-                from when it is handed to the pool or the asyncio loop. A result that comes
+                from when it is handed to the pool or its task is made. A result that comes
                 later is dropped, an ``async def`` handler is cancelled.
-            on_timeout: what to answer then; nothing by default.
+            on_timeout: what to answer then, with the same default.
             concurrency: how many calls of the handler may run at a time; others wait.
             sets: the variables that it may set, as ``"scope.name"``; for tools.
 
@@ -186,12 +235,19 @@ class Agent:
             raise ValueError(f"message {name!r}: concurrency is {concurrency}, 1 at least")
 
         def register(function: Handler) -> Handler:
+            def answer(option: str, own: Answer | None, default: bytes) -> bytes:
+                if own is None:
+                    return default
+                what = f"message {name!r}: {option} of the handler"
+                return _encoded(what, _place(function), own)
+
             if name in self.handlers:
                 raise ValueError(f"message {name!r} has a handler already")
             asynchronous = inspect.iscoroutinefunction(function)
+            may_wait = asynchronous or blocking
             if asynchronous and blocking:
                 raise TypeError(f"message {name!r}: an async handler can't be blocking=True")
-            if not (asynchronous or blocking) and (timeout or on_timeout or concurrency):
+            if not may_wait and (timeout or on_timeout or concurrency):
                 raise TypeError(
                     f"message {name!r}: timeout, on_timeout and concurrency need a handler that "
                     "is blocking=True or async def"
@@ -202,9 +258,9 @@ class Agent:
                 _parameters(name, function),
                 blocking,
                 asynchronous,
-                _encoded(f"message {name!r}: on_error", on_error, function),
+                answer("on_error", on_error, self._on_error),
                 timeout,
-                _encoded(f"message {name!r}: on_timeout", on_timeout, function),
+                answer("on_timeout", on_timeout, self._on_timeout if may_wait else b""),
                 concurrency,
                 _variables(name, function, sets),
             )
@@ -237,7 +293,7 @@ class Agent:
             Route(info.name, info.function, info.parameters, info.kind, info.on_error)
             for info in self.handlers.values()
         ]
-        return Dispatcher(routes, self.failed, **limits)
+        return Dispatcher(routes, self.failed, on_unknown=self._on_error, **limits)
 
     def test(self, name: str, /, **args: Value) -> dict[str, Value | type_unset]:
         """Handle one message here and now, without sockets: for tests of handlers.
@@ -297,6 +353,9 @@ class Agent:
             hook(*args)
         except BaseException as error:  # As with a handler: the loop goes on.
             logger.failure(error, "hook %s failed", text_of(hook, _function_name))
+        finally:
+            if FORKED:
+                end_child()
 
     def serve(self, bind: str | list[str] = "127.0.0.1:9000", **options: Any) -> None:
         """Serve until SIGINT or SIGTERM; `spop.server.Server` has the options."""
@@ -304,22 +363,53 @@ class Agent:
 
         Server(self, bind, **options).run()
 
-    def serve_in_background(self, bind: str | list[str] = "127.0.0.1:0", **options: Any) -> Server:
+    def serve_in_background(
+        self, bind: str | list[str] = "127.0.0.1:0", **options: Any
+    ) -> AgentServer:
         """A server for a ``with`` statement: it serves inside of it, in threads of its own."""
         from spop.server import Server
 
         return Server(self, bind, **options)
 
+    async def serve_async(
+        self,
+        bind: str | list[str] = "127.0.0.1:9000",
+        ready: Callable[[AgentServer], object] | None = None,
+        **options: Any,
+    ) -> None:
+        """Serve on the event loop that runs, until this task is cancelled.
 
-def _encoded(
-    name: str, actions: Mapping[str, Value | type_unset] | None, function: Callable[..., Any]
-) -> bytes:
+        It is one process with one loop, and sees to no signals. When the task is cancelled, it
+        answers the frames in hand, for up to `drain_timeout` seconds, and ends the connections
+        with a DISCONNECT; then the CancelledError passes on. A second cancellation does not
+        wait for handlers.
+
+        Args:
+            ready: called with the server once it listens.
+            options: as `serve` takes them.
+
+        Raises:
+            OSError: an address can't be listened on.
+            ValueError: an option is out of range, or asks for more than one loop.
+        """
+        from spop.server import Server
+
+        await Server(self, bind, **options).run_async(ready)
+
+
+def _encoded(what: str, place: str, actions: Answer | None) -> bytes:
     """What answers for a handler, encoded now, as no one could answer for an error in it."""
     try:
         return bytes(codec.encode_answer(actions or {}))
     except Exception as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{name} of the handler in {_place(function)}: {error}") from None
+        raise kind(f"{what} in {place}: {error}") from None
+
+
+def _caller() -> str:
+    """File and line that called the function that asks."""
+    frame = sys._getframe(2)
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def _place(function: Callable[..., Any]) -> str:

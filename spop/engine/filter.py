@@ -36,7 +36,7 @@ from spop.errors import (
     UnreachableError,
 )
 from spop.frames import Action, Message
-from spop.rate_limited_log import RateLimitedLog
+from spop.logs import RateLimitedLog
 from spop.values import SCOPES, UNSET, VARIABLE, DecodedValue, Int64
 
 ANY_VARIABLE_SINCE = (2, 5)
