@@ -36,7 +36,7 @@ class Questions:
         message: dict[str, Any],
         done: Callable[[Answers], object],
     ) -> None:
-        """Ask workers. Call `done` with the answers when all have come, or after a second."""
+        """Ask workers. Call `done` once, with all answers or those of `ANSWER_TIMEOUT`."""
         number = next(self._ids)
         question = self._open[number] = _Question(set(workers), done)
         for worker in question.asked:

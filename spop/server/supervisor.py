@@ -206,8 +206,8 @@ class Supervisor:
     def _forget_parent(self) -> None:
         """In a child: close what belongs to the supervisor alone.
 
-        Every process must see the supervisor's end. A child may run as another user, so it must
-        not be able to send the supervisor signals through the pipe.
+        Each process has to notice the supervisor's end. No child, which may run as another
+        user, may send it signals through the pipe.
         """
         self._signals.close()
         for worker in self._workers:
@@ -297,8 +297,7 @@ class Supervisor:
         self._timers.call_later(self._back_off, self._fill_up)
 
     def _drain_channel(self, worker: WorkerProcess) -> None:
-        """Take a worker's last messages. No end of file need follow: its children may have
-        its end of the channel."""
+        """Take a worker's last messages. A child of it may hold the channel open, so don't wait."""
         while worker.channel in self._selector.get_map():
             if not select.select([worker.channel], [], [], 0)[0]:
                 self._selector.unregister(worker.channel)
