@@ -10,10 +10,9 @@ encodes what it returns. Handlers that may not run here are left to the caller a
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable
-from contextvars import ContextVar
 from ipaddress import IPv4Address, IPv6Address
 from time import monotonic_ns, perf_counter_ns
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 from spop import _codec_py as codec
 from spop._headers_py import Headers
@@ -38,54 +37,24 @@ from spop.errors import (
 )
 from spop.forks import FORKED, end_child
 from spop.frames import Ack, Frame, Message, Notify, RawFrame
+from spop.parameters import (
+    ACK,
+    ARGUMENT,
+    ASYNC,
+    HEADERS,
+    INLINE,
+    LEFT,
+    MESSAGE,
+    MISSING,
+    RUNNING,
+    Parameter,
+    Running,
+)
 from spop.values import Buffer
 
 # Members of an enum take several times as long to look up.
 _UNSET, _NOTIFY, _ACK = int(FrameType.UNSET), int(FrameType.NOTIFY), int(FrameType.ACK)
 _FIN, _ABORT = int(FrameFlag.FIN), int(FrameFlag.ABORT)
-
-MISSING: Final[Any] = object()
-"""As the default of a `Parameter`: there is none."""
-
-ARGUMENT, MESSAGE, ACK = range(3)
-"""What a parameter is given: an argument of the message, the message itself, an `Ack`."""
-
-HEADERS: Final = 1 << 16
-"""In `Parameter.accepts`: STRING and BINARY are passed as `Headers`, unless they are accepted
-as they are."""
-
-
-class Parameter(NamedTuple):
-    """One parameter of a handler.
-
-    Attributes:
-        accepts: bit N is set where a value of data type N may be passed.
-        default: passed where the argument is missing, or NULL and that is not accepted.
-    """
-
-    name: str
-    kind: int = ARGUMENT
-    accepts: int = -1
-    default: Any = MISSING
-    keyword_only: bool = False
-
-
-INLINE, ASYNC, LEFT = range(3)
-"""How a handler is called: here; here, as the coroutine of a task; or by the dispatcher's caller."""
-
-RUNNING: ContextVar[Callable[[], Running | None] | tuple[str, int, int, Any] | None] = ContextVar(
-    "spop_running"
-)
-"""The message that is handled in this context: the fields of a `Running`, or who knows it."""
-
-
-class Running(NamedTuple):
-    """The message whose handler runs now."""
-
-    name: str
-    stream_id: int
-    frame_id: int
-    connection: Any
 
 
 class Route:
