@@ -2,7 +2,7 @@
 
 cimport cython
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from spop._codec cimport Field, Header, Reader, Writer
 from spop._intake cimport Bytes, Intake
@@ -95,6 +95,21 @@ cdef class AsyncCall:
 
 
 @cython.final
+cdef class Call:
+    cdef readonly Route route
+    cdef readonly list values
+    cdef readonly AsyncCall begun
+
+
+cdef class Deferred:
+    cdef readonly uint64_t stream_id
+    cdef readonly uint64_t frame_id
+    cdef public bytes actions
+    cdef readonly list calls
+    cdef readonly Py_ssize_t room
+
+
+@cython.final
 cdef class Dispatcher:
     cdef readonly dict routes
     cdef readonly object cells
@@ -154,5 +169,5 @@ cdef class Dispatcher:
     cdef object as_notify(self, Header *header, object connection)
     cdef list bound(self, Route route, Span *span, Header *header, object connection)
     cpdef fail(self, Route route, error)
-    cdef void count_call(self, Route route, int64_t taken) noexcept
+    cdef int count_call(self, Route route, int64_t taken) except -1
     cdef int count_unknown(self, Span *span) except -1

@@ -25,7 +25,7 @@ from spop._intake cimport TOO_BIG, WHOLE, Bytes, Intake, Step, add_bytes, drop_b
 from collections.abc import Coroutine
 
 from spop._dispatch_py import HEADERS as PY_HEADERS
-from spop._dispatch_py import MISSING, RUNNING, Call, Deferred, Running
+from spop._dispatch_py import MISSING, RUNNING, Running
 from spop._dispatch_py import ASYNC as PY_ASYNC, INLINE as PY_INLINE, LEFT as PY_LEFT
 from spop.constants import (
     DEFAULT_MAX_PAYLOAD_SIZE, MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, DataType,
@@ -65,7 +65,6 @@ cdef extern from *:
 
 cdef object _missing = MISSING
 cdef object _running = RUNNING
-cdef object _call = Call
 cdef list _forked = FORKED
 
 cdef enum:
@@ -276,6 +275,36 @@ cdef object message_of(Field *fields, Span *span, Header *header, object connect
     return new_message(
         name_text(span.name, span.name_length), tuple(names), tuple(values), header.stream_id,
         header.frame_id, connection)
+
+
+cdef class Call:
+    """One message of a `Deferred`, as the twin describes it."""
+
+    def __cinit__(self, Route route, list values, AsyncCall begun=None):
+        self.route = route
+        self.values = values
+        self.begun = begun
+
+    def run(self):
+        """Call the handler and return what it returns."""
+        try:
+            return self.route.call(self.values or [])
+        finally:
+            if len(_forked):
+                end_child()
+
+
+cdef class Deferred:
+    """A NOTIFY whose handlers have not all ended, as the twin describes it."""
+
+    def __cinit__(
+        self, uint64_t stream_id, uint64_t frame_id, bytes actions, list calls, Py_ssize_t room,
+    ):
+        self.stream_id = stream_id
+        self.frame_id = frame_id
+        self.actions = actions
+        self.calls = calls
+        self.room = room
 
 
 cdef class AsyncCall:
@@ -656,10 +685,7 @@ cdef class Dispatcher:
     cdef object run(
         self, Route route, Span *span, Header *header, Intake intake, Py_ssize_t most, Writer *w,
     ):
-        """Call a handler and write what it returns, so that `w.length` is at most `most`.
-
-        Returns a call that has to be waited for.
-        """
+        """Call a handler and write what fits `most` bytes. Returns a call to be waited for."""
         cdef object connection = intake.peer
         cdef PyObject *stack[16]
         cdef PyObject **values = parameter_values(route, stack)
@@ -669,7 +695,7 @@ cdef class Dispatcher:
         try:
             route.bind(values, self.fields, span, header, connection)
             if route.kind == LEFT or (route.kind == ASYNC and self.start is None):
-                return _call(route, values_list(route, values))
+                return Call(route, values_list(route, values))
             self.running_header = header
             self.running_connection = <PyObject *>connection
             self.running_route = <PyObject *>route
@@ -679,7 +705,7 @@ cdef class Dispatcher:
             if route.kind == ASYNC:
                 begun = self.begin(route, result, header, connection)
                 if not begun.done:
-                    return _call(route, values_list(route, values), begun)
+                    return Call(route, values_list(route, values) if route.takes_ack else [], begun)
                 if begun.error is not None:
                     raise begun.error
                 result = begun.value
@@ -719,16 +745,16 @@ cdef class Dispatcher:
         cdef int64_t end = now()
         cdef int64_t taken = end - self.clock
         self.clock = end
-        self.count_call(route, taken)
-        if 0 < self.slow_after < taken and route.kind == INLINE and self.slow is not None:
-            self.slow(route.name, taken)
-        return 0
+        return self.count_call(route, taken)
 
-    cdef inline void count_call(self, Route route, int64_t taken) noexcept:
+    cdef int count_call(self, Route route, int64_t taken) except -1:
         cdef int bucket = min(bit_length(<uint64_t>taken >> BUCKET_SHIFT), BUCKETS - 1)
         self.row[route.base + CALLS] += 1
         self.row[route.base + NANOSECONDS] += taken
         self.row[route.base + FIRST_BUCKET + bucket] += 1
+        if 0 < self.slow_after < taken and route.kind == INLINE and self.slow is not None:
+            self.slow(route.name, taken)
+        return 0
 
     cdef list calls(self, waiting, Py_ssize_t first, Header *header, object connection):
         """The call that has to be waited for and, bound, those of the messages behind it."""
@@ -739,14 +765,14 @@ cdef class Dispatcher:
             if self.spans[i].route is NULL:
                 self.count_unknown(&self.spans[i])
                 if self.no_route.on_error:
-                    calls.append(_call(self.no_route, None))
+                    calls.append(Call(self.no_route, None))
                 continue
             route = <Route>self.spans[i].route
             try:
-                calls.append(_call(route, self.bound(route, &self.spans[i], header, connection)))
+                calls.append(Call(route, self.bound(route, &self.spans[i], header, connection)))
             except BaseException as error:
                 self.fail(route, error)
-                calls.append(_call(route, None))
+                calls.append(Call(route, None))
         return calls
 
     cdef object as_notify(self, Header *header, object connection):
@@ -764,16 +790,16 @@ cdef class Dispatcher:
         finally:
             free_values(route, values, stack)
 
-    def result(self, call, returned, error, int64_t began, Py_ssize_t room):
+    def result(self, Call call, returned, error, int64_t began, Py_ssize_t room):
         """The encoded actions of a call that had to be waited for, as the twin describes it."""
-        cdef Route route = <Route>call[0]
+        cdef Route route = call.route
         cdef unsigned char stack[512]
         cdef Writer w
         use_stack(&w, stack, sizeof(stack))
         try:
             if error is None:
                 if route.takes_ack:
-                    for value in call[1]:
+                    for value in call.values:
                         if type(value) is Ack:
                             write_answer(&w, value.actions)
                 if returned is not None:
@@ -789,9 +815,9 @@ cdef class Dispatcher:
         self.fail(route, error)
         return route.on_error if len(route.on_error) <= room else b""
 
-    def acknowledge(self, Intake intake, deferred):
+    def acknowledge(self, Intake intake, Deferred deferred):
         """The ACK of a NOTIFY whose calls have all ended."""
-        cdef bytes actions = bytes(deferred.actions)
+        cdef bytes actions = deferred.actions
         cdef Py_ssize_t room
         cdef unsigned char stack[512]
         cdef Writer w

@@ -43,6 +43,7 @@ from spop.values import Buffer
 # Members of an enum take several times as long to look up.
 _UNSET, _NOTIFY, _ACK = int(FrameType.UNSET), int(FrameType.NOTIFY), int(FrameType.ACK)
 _FIN, _ABORT = int(FrameFlag.FIN), int(FrameFlag.ABORT)
+_TOO_BIG = "answer of {} bytes where the ACK has room for {}"
 
 MISSING: Final[Any] = object()
 """As the default of a `Parameter`: there is none."""
@@ -186,6 +187,12 @@ _TYPES: dict[type, int] = {
 }  # fmt: skip
 
 
+def _results(call: Call, returned: Any) -> list[Any]:
+    """What to encode for a handler: its `Ack`, if it took one, and what it returned."""
+    filled = [value.actions for value in call.values or [] if type(value) is Ack]
+    return filled if returned is None else [*filled, returned]
+
+
 def _type_name(types: int) -> str:
     return "an integer" if types == _INTEGERS else DataType(types.bit_length() - 1).name
 
@@ -274,16 +281,21 @@ class AsyncCall(Coroutine[Any, Any, None]):
         raise StopIteration
 
 
-class Call(NamedTuple):
+class Call:
     """One message of a `Deferred`: its handler and the values for the handler's parameters.
 
     Without values the message has failed already, and only its `on_error` is to be answered.
     An asynchronous call that has begun has its `AsyncCall`.
     """
 
-    route: Route
-    values: list[Any] | None
-    begun: AsyncCall | None = None
+    __slots__ = ("begun", "route", "values")
+
+    def __init__(
+        self, route: Route, values: list[Any] | None, begun: AsyncCall | None = None
+    ) -> None:
+        self.route = route
+        self.values = values
+        self.begun = begun
 
     def run(self) -> Any:
         """Call the handler and return what it returns."""
@@ -292,11 +304,6 @@ class Call(NamedTuple):
         finally:
             if FORKED:
                 end_child()
-
-    def results(self, returned: Any) -> list[Any]:
-        """What to encode for the handler: its `Ack`, if it took one, and what it returned."""
-        filled = [value.actions for value in self.values or [] if type(value) is Ack]
-        return filled if returned is None else [*filled, returned]
 
 
 class Deferred:
@@ -551,7 +558,8 @@ class Dispatcher:
             route = self.routes.get(message.name)
             if route is None:
                 self._unknown(message.name)
-                _add_if_it_fits(ack, self._no_route.on_error, payload + room)
+                if len(ack) + len(self._no_route.on_error) <= payload + room:
+                    ack += self._no_route.on_error
                 continue
             waiting = self._run(route, message, ack, payload + room)
             if waiting is not None:
@@ -564,10 +572,7 @@ class Dispatcher:
         out += codec._finish(0, ack)
 
     def _run(self, route: Route, message: Message, ack: bytearray, most: int) -> Call | None:
-        """Call a handler and write what it returns, so that the ACK has `most` bytes.
-
-        Returns a call that has to be waited for.
-        """
+        """Call a handler and write what fits `most` bytes. Returns a call to be waited for."""
         start = len(ack)
         try:
             call = Call(route, route.bind(message))
@@ -584,14 +589,15 @@ class Dispatcher:
                 if begun.error is not None:
                     raise begun.error
                 returned = begun.value
-            for result in call.results(returned):
+            for result in _results(call, returned):
                 codec.encode_answer(result, ack)
             if len(ack) > most:
-                raise _too_big(len(ack) - start, most - start)
+                raise FrameTooBigError(_TOO_BIG.format(len(ack) - start, most - start))
         except BaseException as error:  # Whatever it is, the loop goes on and the peer waits.
             del ack[start:]
             self.fail(route, error)
-            _add_if_it_fits(ack, route.on_error, most)
+            if start + len(route.on_error) <= most:
+                ack += route.on_error
         finally:
             self.running = None
         self._observe(route)
@@ -613,6 +619,9 @@ class Dispatcher:
         now = perf_counter_ns()
         took = now - self._clock
         self._clock = now
+        self._count_call(route, took)
+
+    def _count_call(self, route: Route, took: int) -> None:
         observe(self.cells, route.base, took)
         if 0 < self.slow_after < took and route.kind == INLINE and self.slow is not None:
             self.slow(route.name, took)
@@ -649,18 +658,17 @@ class Dispatcher:
         actions = bytearray()
         if error is None:
             try:
-                for result in call.results(returned):
+                for result in _results(call, returned):
                     codec.encode_answer(result, actions)
                 if len(actions) > room:
-                    raise _too_big(len(actions), room)
+                    raise FrameTooBigError(_TOO_BIG.format(len(actions), room))
             except BaseException as failure:
                 error = failure
         if error is not None:
             self.fail(route, error)
             error = None  # Its traceback may have this frame, which no cycle is to keep.
-            actions.clear()
-            _add_if_it_fits(actions, route.on_error, room)
-        observe(self.cells, route.base, monotonic_ns() - began)
+            actions[:] = route.on_error if len(route.on_error) <= room else b""
+        self._count_call(route, monotonic_ns() - began)
         return actions
 
     def acknowledge(self, intake: Intake, deferred: Deferred) -> bytes | bytearray:
@@ -672,7 +680,8 @@ class Dispatcher:
         )
         if len(ack) - 4 > intake.max_frame_size:  # Another connection may have a lower limit.
             room = intake.max_frame_size + 4 + len(deferred.actions) - len(ack)
-            self.fail(deferred.calls[0].route, _too_big(len(deferred.actions), room))
+            error = FrameTooBigError(_TOO_BIG.format(len(deferred.actions), room))
+            self.fail(deferred.calls[0].route, error)
             ack = codec.encode_raw_frame(_ACK, _FIN, *ids, b"", little_endian=little_endian)
         self.cells[Cell.ACKS] += 1
         return ack
@@ -687,12 +696,3 @@ class Dispatcher:
         self.cells[Cell.UNKNOWN_MESSAGES] += 1
         if name in self.unknown or len(self.unknown) < 100:
             self.unknown[name] = self.unknown.get(name, 0) + 1
-
-
-def _too_big(size: int, room: int) -> FrameTooBigError:
-    return FrameTooBigError(f"answer of {size} bytes where the ACK has room for {room}")
-
-
-def _add_if_it_fits(ack: bytearray, actions: bytes, most: int) -> None:
-    if len(ack) + len(actions) <= most:
-        ack += actions

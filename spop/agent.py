@@ -16,9 +16,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from spop import codec
+from spop.address import Address
 from spop.connection import MAX_IN_FLIGHT, Disconnect
 from spop.constants import (
     DEFAULT_MAX_FRAME_SIZE,
@@ -46,9 +47,6 @@ from spop.headers import Headers
 from spop.logs import SafeLogger, text_of
 from spop.rate_limited_log import RateLimitedLog
 from spop.values import UNSET, Value, type_unset
-
-if TYPE_CHECKING:
-    from spop.server import Server
 
 logger = SafeLogger("spop.agent")
 
@@ -105,6 +103,39 @@ class HandlerInfo(typing.NamedTuple):
         return ASYNC if self.asynchronous else INLINE
 
 
+class AgentServer(Protocol):
+    """What serves an agent; `spop.server.Server` is one."""
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Where it listens, with the ports that it was given."""
+
+    @property
+    def address(self) -> Address:
+        """The first of `addresses`."""
+
+    @property
+    def admin_address(self) -> Address | None:
+        """Where the pages for operators are, if there are any."""
+
+    def start(self) -> None:
+        """Listen and serve, in threads."""
+
+    def stop(self) -> None:
+        """Stop listening, answer the frames in hand, say DISCONNECT, end the threads."""
+
+    @property
+    def failed(self) -> BaseException | None:
+        """What it has ended of, if it has not ended as it should."""
+
+    def connections(self, limit: int = 1000) -> list[dict[str, Any]]:
+        """The connections, for people; up to `limit` of them."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object, /) -> None: ...
+
+
 class Agent:
     """A Stream Processing Offload Agent: what to answer to which message.
 
@@ -149,6 +180,7 @@ class Agent:
         self.max_in_flight = max_in_flight
         self.handlers: dict[str, HandlerInfo] = {}
         self.errors: Counter[str] = Counter()
+        self._interrupt: KeyboardInterrupt | None = None
         self._errors_lock = threading.Lock()
         self._connect_hooks: list[Callable[[Peer], object]] = []
         self._disconnect_hooks: list[Callable[[Peer, Disconnect], object]] = []
@@ -315,6 +347,7 @@ class Agent:
         if self._error_log.allows() is not None:
             summary = repr(f"{type(error).__name__}: {text_of(error)}")
             logger.failure(error, "message %r failed: %s", name, summary)
+        self._keep_interrupt(error)
         for hook in self._error_hooks:
             self._run_hook(hook, name, error)
 
@@ -323,9 +356,24 @@ class Agent:
             hook(*args)
         except BaseException as error:  # As with a handler: the loop goes on.
             logger.failure(error, "hook %s failed", text_of(hook, _function_name))
+            self._keep_interrupt(error)
         finally:
             if FORKED:
                 end_child()
+
+    def _keep_interrupt(self, error: BaseException) -> None:
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if isinstance(error, KeyboardInterrupt) and in_main_thread:
+            self._interrupt = error
+
+    def pass_on_interrupt(self) -> None:
+        """Raise the KeyboardInterrupt that came in a handler or hook in the main thread.
+
+        A server in that thread calls this once the message was answered.
+        """
+        error, self._interrupt = self._interrupt, None
+        if error is not None:
+            raise error
 
     def serve(self, bind: str | list[str] = "127.0.0.1:9000", **options: Any) -> None:
         """Serve until SIGINT or SIGTERM; `spop.server.Server` has the options."""
@@ -333,11 +381,38 @@ class Agent:
 
         Server(self, bind, **options).run()
 
-    def serve_in_background(self, bind: str | list[str] = "127.0.0.1:0", **options: Any) -> Server:
+    def serve_in_background(
+        self, bind: str | list[str] = "127.0.0.1:0", **options: Any
+    ) -> AgentServer:
         """A server for a ``with`` statement: it serves inside of it, in threads of its own."""
         from spop.server import Server
 
         return Server(self, bind, **options)
+
+    async def serve_async(
+        self,
+        bind: str | list[str] = "127.0.0.1:9000",
+        ready: Callable[[AgentServer], object] | None = None,
+        **options: Any,
+    ) -> None:
+        """Serve on the event loop that runs, until this task is cancelled.
+
+        It is one process with one loop, and sees to no signals. When the task is cancelled, it
+        answers the frames in hand, for up to `drain_timeout` seconds, and ends the connections
+        with a DISCONNECT; then the CancelledError passes on. A second cancellation does not
+        wait for handlers.
+
+        Args:
+            ready: called with the server once it listens.
+            options: as `serve` takes them.
+
+        Raises:
+            OSError: an address can't be listened on.
+            ValueError: an option is out of range, or asks for more than one loop.
+        """
+        from spop.server import Server
+
+        await Server(self, bind, **options).run_async(ready)
 
 
 def _encoded(what: str, place: str, actions: Answer | None) -> bytes:

@@ -14,8 +14,6 @@ from spop._dispatch_py import (
     MESSAGE,
     MISSING,
     RUNNING,
-    Call,
-    Deferred,
     Parameter,
     Running,
 )
@@ -23,11 +21,12 @@ from spop._intake_py import flags_of_hello
 from spop.twins import twin
 
 if TYPE_CHECKING:
-    from spop._dispatch_py import AsyncCall, Dispatcher, Route
+    from spop._dispatch_py import AsyncCall, Call, Deferred, Dispatcher, Route
     from spop._intake_py import Intake
 else:
     _dispatch = twin("spop._dispatch")
-    AsyncCall, Dispatcher = _dispatch.AsyncCall, _dispatch.Dispatcher
+    AsyncCall, Call, Deferred = _dispatch.AsyncCall, _dispatch.Call, _dispatch.Deferred
+    Dispatcher = _dispatch.Dispatcher
     Intake, Route = twin("spop._intake").Intake, _dispatch.Route
 
 __all__ = [

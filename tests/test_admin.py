@@ -26,6 +26,7 @@ from serving import Served, served, wait_until_serving
 
 from spop import Agent, Client, Message, RefusedError, SpopError
 from spop.constants import Capability
+from spop.server.status import Status
 
 AGENT = """
 from ipaddress import IPv4Address
@@ -110,6 +111,86 @@ def test_the_pages_of_a_server_in_a_program(agent: Agent) -> None:
         assert metrics(base)["spop_message_seconds_count", "check"] == 1
     with pytest.raises(OSError, match="refused"):
         get(base, "/healthz")
+
+
+@pytest.fixture
+def waiting() -> Iterator[tuple[Agent, threading.Event]]:
+    """An agent whose handler of ``wait`` returns once an event is set."""
+    agent, go_on = Agent("waiting"), threading.Event()
+
+    @agent.message("wait", blocking=True)
+    def wait(ip: IPv4Address) -> None:
+        go_on.wait(30)
+
+    yield agent, go_on
+    go_on.set()
+
+
+def test_page_metrics_and_log_tell_the_same(waiting: tuple[Agent, threading.Event]) -> None:
+    """An ACK that nobody was left to take is in nobody's hands."""
+    agent, _ = waiting
+    with agent.serve_in_background(admin="127.0.0.1:0", drain_timeout=0.0) as server:
+        base = str(server.admin_address)
+        with Client(str(server.address)) as client:
+            client.send([Message("wait", ip=IPv4Address(1))])
+            wait_until(lambda: counts(base)["running"] == 1, "the handler")
+            assert counts(base)["frames_in_hand"] == metrics(base)["spop_frames_in_hand",] == 1
+            assert str(server.status()).endswith("1 in hand, 0 queued, 1 running")
+        wait_until(lambda: counts(base)["acks_dropped"] == 1, "the loss")
+        assert counts(base)["frames_in_hand"] == metrics(base)["spop_frames_in_hand",] == 0
+        assert str(server.status()).endswith("0 in hand, 0 queued, 1 running")
+
+
+def test_a_message_that_lacks_an_argument_counts_as_its_handlers_error_alone(
+    waiting: tuple[Agent, threading.Event],
+) -> None:
+    """Beside one that is handled elsewhere, too."""
+    agent, go_on = waiting
+    agent.message("check")(lambda ip: {"txn.score": 1})
+    go_on.set()
+    with (
+        agent.serve_in_background(admin="127.0.0.1:0") as server,
+        Client(str(server.address)) as client,
+    ):
+        client.notify([Message("check"), Message("wait", ip=IPv4Address(1)), Message("wait")])
+        base = str(server.admin_address)
+        status = json.loads(get(base, "/status.json")[1])
+        assert {each["name"]: each["errors"] for each in status["handlers"]} == {
+            "wait": 1,
+            "check": 1,
+        }
+        assert status["counts"]["frames_received"] == status["counts"]["frames_sent"] == 1
+        assert status["counts"]["frames_in_hand"] == 0
+
+
+def counts(base: str) -> dict[str, int]:
+    return dict(json.loads(get(base, "/status.json")[1])["counts"])
+
+
+def test_the_status_is_the_same_after_it_was_json(agent: Agent) -> None:
+    with (
+        agent.serve_in_background() as server,
+        Client(str(server.address)) as client,
+    ):
+        client.notify("check", ip=IPv4Address(1))
+        status = server.status()
+        again = Status.from_json(json.loads(json.dumps(status.to_json())))
+    assert again.counts == status.counts
+    assert again.limits == status.limits
+    assert again.disconnects == status.disconnects
+    assert again.handlers[0].p99 == status.handlers[0].p99
+    assert str(again) == str(status)
+
+
+def test_sigusr1_logs_the_status(tmp_path: Path) -> None:
+    with (
+        serving(tmp_path, "--processes", "2") as (process, _),
+        Client(f"unix:{tmp_path}/agent.sock") as client,
+    ):
+        client.notify("check", ip=IPv4Address(1))
+        process.send_signal(signal.SIGUSR1)
+        process.wait_for_log("2 workers, 1 connections, 1 frames, 0 in hand, 0 queued, 0 running")
+        assert "agent 'shown <b>' is ready, up for" in process.log
 
 
 def is_answered(client: Client) -> bool:

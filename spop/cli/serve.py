@@ -59,6 +59,8 @@ def _type(each: dataclasses.Field[Any], hint: Any) -> Any:
     low, high = each.metadata["low"], each.metadata["high"]
     if each.metadata.get("size"):
         return SizeType(low, high)
+    if each.metadata.get("choices"):
+        return click.Choice(each.metadata["choices"])
     if hint is int:
         return click.IntRange(low, high)
     if hint is float:
@@ -125,6 +127,8 @@ def serve(
         supervisor = Supervisor(partial(load_agent, target), checked, watch=reload)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    except ModuleNotFoundError as error:
+        raise StartFailure(str(error)) from None
     try:
         supervisor.run()
     except StartError as error:

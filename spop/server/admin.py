@@ -190,7 +190,7 @@ class _Service:
 
     def read_answers(self) -> None:
         """Until the supervisor is gone."""
-        while received := self._channel.receive():
+        for received in self._channel:
             waiting = self._waiting.get(received.message["id"])
             if waiting is not None:
                 waiting.put(received.message["status"])

@@ -79,13 +79,9 @@ class AdminProcess:
         received = channel.receive()
         if received is None:
             self._selector.unregister(channel)
-            return
-        number = received.message["id"]
-
-        def answer(status: Status) -> None:
-            channel.send({"id": number, "status": status.to_json()})
-
-        self._ask_status(received.message["connections"], answer)
+        for question, _ in received or []:
+            answer = partial(_answer, channel, question["id"])
+            self._ask_status(question["connections"], answer)
 
     def ended(self) -> None:
         """It has ended: start it again, unless the service stops."""
@@ -114,3 +110,7 @@ class AdminProcess:
             os.waitpid(self.pid, 0)
         self._forget()
         self.listener.close()
+
+
+def _answer(channel: Channel, number: int, status: Status) -> None:
+    channel.send({"id": number, "status": status.to_json()})

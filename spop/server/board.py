@@ -24,6 +24,8 @@ class Place(IntEnum):
     FREE = 0
     STARTING = auto()
     SERVING = auto()
+    STOPPED = auto()
+    """By a signal, until another lets it go on."""
     LEAVING = auto()
 
 

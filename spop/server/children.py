@@ -92,12 +92,27 @@ class Workers:
         """A worker serves, with such handlers."""
         worker.ready = True
         worker.handlers = handlers
-        self._board.places[worker.place] = Place.SERVING
+        self._post(worker)
+
+    def is_stopped(self, worker: WorkerProcess, stopped: bool) -> None:
+        """A signal has stopped a worker, or another has let it go on."""
+        worker.stopped = stopped
+        self._post(worker)
 
     def leaves(self, worker: WorkerProcess) -> None:
         """A worker is to end."""
         worker.leaving = True
-        self._board.places[worker.place] = Place.LEAVING
+        self._post(worker)
+
+    def _post(self, worker: WorkerProcess) -> None:
+        """Tell on the board what became of a worker."""
+        states = (
+            (Place.LEAVING, worker.leaving),
+            (Place.STOPPED, worker.stopped),
+            (Place.STARTING, not worker.ready),
+            (Place.SERVING, True),
+        )
+        self._board.places[worker.place] = next(place for place, holds in states if holds)
 
     def remove(self, worker: WorkerProcess) -> int:
         """A worker has ended. Returns the frames that were in its hands."""
@@ -140,18 +155,12 @@ class Workers:
     def _status_of(self, worker: WorkerProcess, stuck_timeout: float) -> WorkerStatus:
         seconds = oldest_round(self._board.loops(worker.place))
         health = health_of(seconds, stuck_timeout)
-        states = (
-            ("stopped", worker.stopped),
-            ("leaving", worker.leaving),
-            ("starting", not worker.ready),
-            ("stuck", not health.alive),
-            ("busy", not health.ready),
-            ("ready", True),
-        )
+        place = Place(self._board.places[worker.place])
+        serving = "ready" if health.ready else "busy" if health.alive else "stuck"
         return WorkerStatus(
             pid=worker.pid,
             started=worker.started,
-            state=next(name for name, holds in states if holds),
+            state=serving if place is Place.SERVING else place.name.lower(),
             connections=self._totals_of(worker).counts().connections,
             round=seconds,
         )

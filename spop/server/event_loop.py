@@ -2,8 +2,9 @@
 
 So an ``async def`` handler runs where its NOTIFY was received, with no change of threads: its
 sockets, timers and tasks are asyncio's, and SPOP's sockets are seen to inside of ``select()``,
-in compiled code where there is any. `Guest` is for event loops that exist already, uvloop's for
-one: they wait for the poller as for any file descriptor, which costs a further system call.
+in compiled code where there is any. A `Guest` is for event loops that choose their own way to
+wait, uvloop's and that of a program which serves among other things: they wait for the poller as
+for any file descriptor, which costs a further system call.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import asyncio
 import contextlib
 import selectors
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
+from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, Protocol
 
+from spop.agent import Agent
+from spop.counters import Cell, Cells
 from spop.dispatch import AsyncCall
 from spop.logs import SafeLogger
 from spop.poller import Poller
@@ -31,14 +35,26 @@ Start = Callable[[AsyncCall], Any]
 class Loop(Protocol):
     """What asyncio needs of a loop."""
 
+    agent: Agent
+    cells: Cells
+    context: Context
     poller: Poller
 
     @property
     def alive(self) -> bool: ...
 
+    @property
+    def tasks(self) -> list[asyncio.Task[Any]]: ...
+
+    def use_context(self, context: Context) -> None: ...
+
+    def send_acks(self) -> None: ...
+
     def round(self, timeout: float | None) -> None: ...
 
-    def set_start(self, start: Start | None) -> None: ...
+    def longest_wait(self) -> float | None: ...
+
+    def set_start(self, start: Start | None, ended: Callable[[], object] | None = None) -> None: ...
 
 
 class PollerSelector(selectors.BaseSelector):
@@ -49,12 +65,26 @@ class PollerSelector(selectors.BaseSelector):
         self._poller = loop.poller
         self._keys: dict[int, selectors.SelectorKey] = {}
         self._found: list[tuple[selectors.SelectorKey, int]] = []
-        self.stop: Callable[[], object] = lambda: None
+        self._soon: Sized = ()
+        self._later: Sized = ()
+        self.stop: Callable[[], object] | None = None
+
+    def watch(self, soon: Sized, later: Sized) -> None:
+        """Do not wait when these queues of the event loop have got something new."""
+        self._soon, self._later = soon, later
+        self._poller.watch(soon, later)
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         self._found = []
-        self._loop.round(None if timeout is None else max(0.0, timeout))
-        if not self._loop.alive:
+        if timeout is not None and timeout < 0:
+            timeout = 0.0
+        # Frames that waited for these ACKs begin now, when the timeout is known already.
+        later = len(self._later)
+        self._loop.send_acks()
+        if len(self._soon) or len(self._later) != later:
+            timeout = 0.0
+        self._loop.round(timeout)
+        if self.stop is not None and not self._loop.alive:
             self.stop()
         return self._found
 
@@ -111,24 +141,75 @@ def starting(event_loop: asyncio.AbstractEventLoop) -> Start:
     return partial(asyncio.Task, loop=event_loop)
 
 
-def serve(loop: Loop) -> None:
-    """Run a loop inside of an event loop of its own, in this thread, until it has ended."""
+def serve(loop: Loop, kind: str) -> None:
+    """Run a loop inside of an event loop of its own, in this thread, until it has ended.
+
+    Args:
+        kind: "asyncio" or "uvloop".
+    """
+    (_serve_on_uvloop if kind == "uvloop" else _serve_on_asyncio)(loop)
+
+
+def _serve_on_asyncio(loop: Loop) -> None:
     selector = PollerSelector(loop)
     event_loop = asyncio.SelectorEventLoop(selector)
     selector.stop = event_loop.stop
     loop.set_start(starting(event_loop))
-    loop.poller.watch(*_queues(event_loop))
+    selector.watch(*_queues(event_loop))
     try:
-        while loop.alive:
-            try:
-                event_loop.run_forever()
-            except (KeyboardInterrupt, SystemExit) as error:  # asyncio lets these two through.
-                logger.failure(error, "a task of a handler failed")
+        _run(event_loop, lambda: not loop.alive)
     finally:
-        selector.stop = lambda: None  # From now on the event loop ends when its tasks have.
+        selector.stop = None  # From now on the event loop ends when its tasks have.
         loop.set_start(None)
-        loop.poller.watch((), ())
+        selector.watch((), ())
         _close(event_loop)
+
+
+def _serve_on_uvloop(loop: Loop) -> None:
+    import uvloop
+
+    event_loop = uvloop.new_event_loop()
+    guest = Guest(loop, event_loop)
+    guest.ended.add_done_callback(lambda _: event_loop.stop())
+    try:
+        guest.start()
+        _run(event_loop, guest.ended.done)
+        guest.ended.result()
+    finally:
+        guest.stop()
+        _close(event_loop)
+
+
+async def serve_here(loop: Loop, drain: Callable[[], object]) -> None:
+    """Run a loop inside of the event loop that runs, until it has ended.
+
+    Args:
+        drain: called when this task is cancelled, to make the loop end. A second cancellation
+            does not wait for it.
+
+    Raises:
+        BaseException: what ended the loop, if it did not end as it should.
+    """
+    loop.use_context(copy_context())
+    guest = Guest(loop, asyncio.get_running_loop())
+    guest.start()
+    try:
+        await guest.wait()
+    except asyncio.CancelledError:
+        drain()
+        await guest.wait()
+        raise
+    finally:
+        guest.stop()
+        await _cancel(loop.tasks)
+
+
+def _run(event_loop: asyncio.AbstractEventLoop, ended: Callable[[], bool]) -> None:
+    while not ended():
+        try:
+            event_loop.run_forever()
+        except (KeyboardInterrupt, SystemExit) as error:  # asyncio lets these two through.
+            logger.failure(error, "a task of a handler failed")
 
 
 def _queues(event_loop: asyncio.BaseEventLoop) -> tuple[Any, Any]:
@@ -136,17 +217,17 @@ def _queues(event_loop: asyncio.BaseEventLoop) -> tuple[Any, Any]:
     return getattr(event_loop, "_ready", ()), getattr(event_loop, "_scheduled", ())
 
 
-def _close(event_loop: asyncio.SelectorEventLoop) -> None:
+def _close(event_loop: asyncio.AbstractEventLoop) -> None:
     """Cancel what is left, give it time to end, and close the event loop."""
     try:
-        event_loop.run_until_complete(_cancel_all())
+        event_loop.run_until_complete(_cancel(asyncio.all_tasks(event_loop)))
         event_loop.run_until_complete(event_loop.shutdown_asyncgens())
     finally:
         event_loop.close()
 
 
-async def _cancel_all() -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    tasks = list(tasks)
     for task in tasks:
         task.cancel()
     if tasks:
@@ -156,37 +237,85 @@ async def _cancel_all() -> None:
 
 
 class Guest:
-    """Runs a loop's rounds in an event loop that exists, whenever its poller has something.
+    """Runs the rounds of a loop in an event loop that is not made for it.
 
-    Used in the thread of the event loop.
+    A round is due when the poller has something, when a timer of the loop has run out, and when
+    a task of a handler has ended, as there may be an ACK to send then. Used in the thread of the
+    event loop.
+
+    Attributes:
+        ended: done when there are no further rounds, with the error where one has failed.
     """
 
     def __init__(self, loop: Loop, event_loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._event_loop = event_loop
-        self._timer: asyncio.TimerHandle | None = None
+        self._context = loop.context.copy()  # The loop's own may be that of the whole thread.
+        self._fd = loop.poller.fileno()
+        self._soon: asyncio.Handle | None = None
+        self._later: asyncio.Handle | None = None
+        self._due = 0.0
         self.ended: asyncio.Future[None] = event_loop.create_future()
 
     def start(self) -> None:
-        self._loop.set_start(starting(self._event_loop))
-        self._event_loop.add_reader(self._loop.poller.fileno(), self._round)
-        self._event_loop.call_soon(self._round)
+        self._loop.set_start(starting(self._event_loop), self._order)
+        # What the event loop calls for it has a copy of the context in which it was told to.
+        self._context.run(self._event_loop.add_reader, self._fd, self._round)
+        self._order()
+
+    def stop(self) -> None:
+        """Run no further round."""
+        self._loop.set_start(None)
+        self._event_loop.remove_reader(self._fd)
+        for handle in (self._soon, self._later):
+            if handle is not None:
+                handle.cancel()
+
+    async def wait(self) -> None:
+        """Until the loop has ended. A cancellation does not end it.
+
+        Raises:
+            BaseException: what ended the loop, if it did not end as it should.
+        """
+        await asyncio.wait([self.ended])
+        self.ended.result()
+
+    def _order(self) -> None:
+        """Have a round in the next turn of the event loop."""
+        if self._soon is None:
+            self._soon = self._event_loop.call_soon(self._run_soon, context=self._context)
+
+    def _run_soon(self) -> None:
+        self._soon = None
+        self._round()
+
+    def _order_later(self, wait: float) -> None:
+        due = self._event_loop.time() + wait
+        if self._later is not None:
+            if self._due <= due:
+                return
+            self._later.cancel()
+        self._due = due
+        self._later = self._event_loop.call_later(wait, self._run_due, context=self._context)
+
+    def _run_due(self) -> None:
+        self._later = None
+        self._round()
 
     def _round(self) -> None:
-        try:
-            self._loop.round(0.0)
-        except BaseException as error:
-            self._end(error)
-            return
-        if not self._loop.alive:
-            self._end(None)
-
-    def _end(self, error: BaseException | None) -> None:
-        self._loop.set_start(None)
-        self._event_loop.remove_reader(self._loop.poller.fileno())
         if self.ended.done():
             return
-        if error is None:
-            self.ended.set_result(None)
-        else:
+        try:
+            self._loop.round(0.0)
+            self._loop.agent.pass_on_interrupt()
+            wait = self._loop.longest_wait()
+        except BaseException as error:
             self.ended.set_exception(error)
+            return
+        self._loop.cells[Cell.ROUND_BEGAN] = 0  # What follows is not the loop's.
+        if not self._loop.alive:
+            self.ended.set_result(None)
+        elif wait == 0:
+            self._order()
+        elif wait is not None:
+            self._order_later(wait)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
+from contextvars import Context
 from time import monotonic_ns
 from typing import Any, Protocol
 
 from spop.agent import Agent
 from spop.connection import AgentConnection
 from spop.counters import Cell, Cells, RouteCell, observe
-from spop.dispatch import ASYNC, INLINE, AsyncCall, Call, Deferred, Dispatcher
+from spop.dispatch import ASYNC, INLINE, RUNNING, AsyncCall, Call, Deferred, Dispatcher
 from spop.errors import HandlerError, SpopTimeoutError
 from spop.frames import Peer
 from spop.poller import READ
@@ -91,6 +92,7 @@ class Host(Protocol):
 
     agent: Agent
     cells: Cells
+    context: Context
     dispatcher: Dispatcher
     timeouts: dict[str, float]
 
@@ -199,12 +201,16 @@ class Exchange(Deferred):
             self.host.fail(self.connection, error)
 
     def _run_here(self, call: Call) -> None:
+        peer = self.connection.protocol.peer
+        token = RUNNING.set((call.route.name, self.stream_id, self.frame_id, peer))
         try:
             returned = call.run()
         except BaseException as error:  # As in `Dispatcher`, of which this is the other half.
             self._ended(call, None, error)
         else:
             self._ended(call, returned, None)
+        finally:
+            RUNNING.reset(token)
 
     def _submit(self, call: Call) -> None:
         self._waiting = call
@@ -247,7 +253,8 @@ class Exchange(Deferred):
         begun.finished = None  # It knows us and we know it, which no cycle is to keep.
         if begun is self._waiting:
             self._ended(self.calls[self._index], begun.value, begun.error)
-            self._go_on()
+            # This is the context of the handler that has ended, which no other is to inherit.
+            self.host.context.copy().run(self._go_on)
 
     def _ended(self, call: Call, returned: Any, error: BaseException | None) -> None:
         """Add what the handler answers, and be ready for the next call."""

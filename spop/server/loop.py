@@ -14,8 +14,9 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from functools import partial
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol, cast
 
 from spop.agent import Agent
 from spop.connection import AgentConnection, AgentEvent, Disconnect, Hello, State
@@ -36,6 +37,7 @@ from spop.server.frame_log import LoggedConnection
 from spop.server.leaving import GiveAway, Leaving
 from spop.server.listeners import peer_host, peer_name
 from spop.server.options import Options
+from spop.server.slow import SlowLog
 from spop.server.timers import Timer, Timers
 from spop.server.tls import TLSSocket
 
@@ -58,6 +60,7 @@ class Shared(Protocol):
     engines: Engines
     admission: Admission
     tls: ssl.SSLContext | None
+    slow_log: SlowLog
 
     def thread_died(self, error: BaseException) -> None: ...
 
@@ -73,6 +76,7 @@ class Loop:
         connections: those that it serves.
         timeouts: seconds that the calls of a handler may take, by message name.
         thread: runs it, once it was started.
+        context: of its rounds, and what those of handlers are copies of.
     """
 
     def __init__(self, shared: Shared, cells: Cells, name: str) -> None:
@@ -100,6 +104,7 @@ class Loop:
             max_arguments=options.max_arguments,
             deferred=Exchange,
         )
+        self.dispatcher.slow, self.dispatcher.slow_after = shared.slow_log, shared.slow_log.after
         self._fast_paths = FastPaths(self.dispatcher, self._buffer, self.see_to, self._go_on)
         self._leaving = Leaving(self)
         self._acknowledged: dict[Connection, None] = {}
@@ -108,6 +113,7 @@ class Loop:
         self._woken = False
         self._submitted = False
         self._start: Callable[[AsyncCall], Any] | None = None
+        self._task_ended: Callable[[], object] | None = None
         self._tasks: dict[AsyncCall, str] = {}
         self._limited = frozenset(
             handler.name
@@ -115,7 +121,10 @@ class Loop:
             if handler.concurrency is not None
         )
         self._running = True
-        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.use_context(Context())
+        self.thread = threading.Thread(
+            target=self.context.run, args=[self._run], name=name, daemon=True
+        )
 
     # --- from any thread ---
 
@@ -175,14 +184,18 @@ class Loop:
 
     # --- rounds ---
 
+    def use_context(self, context: Context) -> None:
+        """Run rounds in `context`. To be called before the first one."""
+        context.run(set_running, self.running_message)
+        self.context = context
+
     def _run(self) -> None:
-        set_running(self.running_message)
         serve_in_this_thread()
         try:
             if any(handler.asynchronous for handler in self.agent.handlers.values()):
                 from spop.server import event_loop
 
-                event_loop.serve(self)
+                event_loop.serve(self, self.options.event_loop)
             else:
                 while self._running:
                     self.round(None)
@@ -201,7 +214,7 @@ class Loop:
         if FORKED:
             end_child()
         if self._acknowledged:
-            self._send_acks()
+            self.send_acks()
         self._wake_pool()
         self.poller.run(self.longest_wait(timeout))
         self._wake_pool()
@@ -232,7 +245,7 @@ class Loop:
 
     def close(self) -> None:
         """End what is left, when there are no further rounds."""
-        self._send_acks()
+        self.send_acks()
         self._leaving.end_all(self.connections)
         self.poller.close()
 
@@ -365,9 +378,16 @@ class Loop:
         error: ProtocolError | None,
     ) -> None:
         # Mostly there is nothing but exchanges, and nothing to send before they end.
-        unread = connection.protocol.intake.unread
-        if error is None and not connection.unsent and not unread and _are_exchanges(frames):
-            self._handle(connection, frames)
+        # A frame that is no NOTIFY is the last that the dispatcher gives.
+        if (
+            frames
+            and type(frames[-1]) is Exchange
+            and not connection.unsent
+            and not connection.protocol.intake.unread
+        ):
+            for exchange in cast("list[Exchange]", frames):
+                connection.exchanges.add(exchange)
+                exchange.start(self, connection)
             return
         self._received(connection, connection.protocol.go_on(frames, b"", error))
 
@@ -509,23 +529,42 @@ class Loop:
     # --- exchanges ---
 
     def submit(self, exchange: Exchange, call: Call) -> None:
-        """Have the executor make a call soon. Raises as `Executor.submit` does."""
+        """Have the executor make a call soon. Raises as `begin` does."""
+        self._check_running(call)
         self._executor.submit(exchange, call)
         self._submitted = True
 
-    def set_start(self, start: Callable[[AsyncCall], Any] | None) -> None:
-        """Have tasks for asynchronous handlers made by `start`; None: none can be made."""
+    def _check_running(self, call: Call) -> None:
+        if not self._running:
+            raise HandlerError(f"message {call.route.name}: the agent stops")
+
+    def set_start(
+        self,
+        start: Callable[[AsyncCall], Any] | None,
+        ended: Callable[[], object] | None = None,
+    ) -> None:
+        """Have tasks for asynchronous handlers made by `start`; None: none can be made.
+
+        `ended` is called when such a task has ended, which may be outside of a round.
+        """
         self._start = self.dispatcher.start = start
+        self._task_ended = ended
+
+    @property
+    def tasks(self) -> list[Any]:
+        """Those tasks, as far as they have not ended."""
+        return [begun.task for begun in self._tasks]
 
     def begin(self, exchange: Exchange, call: Call) -> AsyncCall:
         """Make a call of an asynchronous handler, in a task.
 
         Raises:
-            HandlerError: too many run already.
+            HandlerError: too many run already, or the loop has ended.
         """
         name = call.route.name
         start = self.dispatcher.start
         if start is None:
+            self._check_running(call)
             self.cells[Cell.REJECTED] += 1
             raise HandlerError(f"message {name}: {self.options.max_queue} wait already")
         begun = AsyncCall(call.run(), name, self.dispatcher.slow, self.dispatcher.slow_after)
@@ -554,6 +593,8 @@ class Loop:
         self.dispatcher.start = self._start
         if name in self._limited:
             self._executor.ended(name)
+        if self._task_ended is not None:
+            self._task_ended()
 
     def _launch(self, exchange: Exchange, call: Call) -> None:
         self._executor.begins()
@@ -579,7 +620,7 @@ class Loop:
             self.cells[Cell.ACKS_ELSEWHERE] += 1
         self._acknowledged[connection] = None
 
-    def _send_acks(self) -> None:
+    def send_acks(self) -> None:
         """Once in a round: one send for however many ACKs there are."""
         while self._acknowledged:
             connection, _ = self._acknowledged.popitem()
@@ -652,7 +693,3 @@ class Loop:
     def _accept_again(self, listener: socket.socket, hand_out: HandOut) -> None:
         if listener.fileno() >= 0 and not self._leaving.begun:
             self.accept_from(listener, hand_out)
-
-
-def _are_exchanges(frames: Sequence[object]) -> TypeGuard[Sequence[Exchange]]:
-    return all(type(frame) is Exchange for frame in frames)

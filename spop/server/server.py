@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import os
@@ -18,6 +19,7 @@ from spop import codec
 from spop.address import Address
 from spop.agent import Agent
 from spop.counters import Cell, Cells, Totals, new_row, row_size
+from spop.forks import serve_in_this_thread
 from spop.logs import SafeLogger
 from spop.rate_limited_log import RateLimitedLog
 from spop.server.admission import Admission
@@ -29,7 +31,8 @@ from spop.server.leaving import GiveAway
 from spop.server.listeners import bound_address, close_all, listen_all, peer_host
 from spop.server.loop import Loop
 from spop.server.options import DEFAULT_BIND, Options
-from spop.server.signals import Signals
+from spop.server.signals import GRACE, Signals
+from spop.server.slow import SlowLog
 from spop.server.status import Status
 from spop.server.stuck import StuckLog
 from spop.server.tls import server_context
@@ -82,10 +85,12 @@ class Server:
             self.options.max_queue,
             self._rows[-1],
         )
+        self.slow_log = SlowLog(self.options.slow_handler)
         self._owns_listeners = listeners is None
         self._listeners = listeners or []
         self._balance = balance
         self._yielded = False
+        self._is_guest = False
         self._loops: list[Loop] = []
         self._started = 0.0
         self._refusals = RateLimitedLog(logger, per_second=1)
@@ -124,6 +129,13 @@ class Server:
         Raises:
             OSError: an address can't be listened on.
         """
+        self._open()
+        for loop in self._loops:
+            loop.start()
+        self._tell_start()
+
+    def _open(self) -> None:
+        """Listen, and make the loops, which nothing runs yet."""
         if self._owns_listeners:
             self._listeners = listen_all(self.options)
         try:
@@ -138,8 +150,8 @@ class Server:
         ]
         for listener in self._listeners:
             self._loops[0].accept_from(listener, self._take)
-        for loop in self._loops:
-            loop.start()
+
+    def _tell_start(self) -> None:
         if self._owns_listeners:
             self._start_stuck_log()
             log_start(self.agent.name, self.addresses, self.options)
@@ -291,12 +303,7 @@ class Server:
         first, stopped = self._loops[0], threading.Event()
 
         def stop() -> None:
-            for listener in self._listeners:
-                first.forget_listener(listener)
-                if not self._owns_listeners:
-                    listener.close()
-            if self._owns_listeners:
-                self._close_listeners()
+            self._forget_listeners()
             stopped.set()
 
         first.call_soon(stop)
@@ -304,6 +311,15 @@ class Server:
             if not first.alive:
                 self._close_listeners()
                 return
+
+    def _forget_listeners(self) -> None:
+        """To be called where the first loop runs, which accepts."""
+        for listener in self._listeners:
+            self._loops[0].forget_listener(listener)
+            if not self._owns_listeners:
+                listener.close()
+        if self._owns_listeners:
+            self._close_listeners()
 
     def hand_over(self, give_away: GiveAway) -> None:
         """Stop, and have every connection go on in another process. As `stop` otherwise."""
@@ -316,12 +332,18 @@ class Server:
     def _end(self, end: Any) -> None:
         if not self._loops:
             return
+        if self._is_guest:
+            raise RuntimeError("a server on an event loop ends when its task is cancelled")
         self.draining = True
         self.stop_accepting()
         for loop in self._loops:
             end(loop, self.options.drain_timeout)
         for loop in self._loops:
             loop.thread.join()
+        self._close()
+
+    def _close(self) -> None:
+        """End what is left when there are no loops any more."""
         self.executor.stop()
         self._loops = []
         if self._stuck_log is not None:
@@ -343,17 +365,63 @@ class Server:
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM; SIGUSR1 logs the connections. Only the main thread can.
 
+        The process is killed 5 s after the drain timeout, if an inline handler has not ended.
+
         Raises:
             OSError: an address can't be listened on.
             BaseException: whatever a thread died of.
         """
-        with Signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) as signals:
+        numbers = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
+        with Signals(*numbers, end_after=self.options.drain_timeout + GRACE) as signals:
             self._wake = signals.wake
             with self:
                 while signals.wait() == signal.SIGUSR1:
                     logger.info("%s", self.status(connections=False))
                     self.log_connections()
                 logger.info("stopping")
+
+    async def run_async(self, ready: Callable[[Self], object] | None = None) -> None:
+        """Serve on the event loop that runs, until this task is cancelled.
+
+        Frames in hand are answered then, for up to `drain_timeout` seconds, and connections end
+        with a DISCONNECT, before the CancelledError passes on. `ready` is called with this
+        server once it listens.
+
+        Raises:
+            OSError: an address can't be listened on.
+            ValueError: an option asks for more than one loop, or for another event loop.
+        """
+        from spop.server.event_loop import serve_here
+
+        self._check_one_loop()
+        self._open()
+        self._is_guest = True
+        (loop,) = self._loops
+        loop.thread = threading.current_thread()
+        serve_in_this_thread()
+        try:
+            self._tell_start()
+            if ready is not None:
+                ready(self)
+            await serve_here(loop, partial(self._drain_here, loop))
+        finally:
+            serve_in_this_thread(False)
+            loop.close()
+            self._close_listeners()
+            self._close()
+
+    def _check_one_loop(self) -> None:
+        for each in dataclasses.fields(self.options):
+            value = getattr(self.options, each.name)
+            if each.name in ("processes", "threads", "event_loop") and value != each.default:
+                raise ValueError(
+                    f"{each.name} is {value!r}, but it runs on the event loop it is in"
+                )
+
+    def _drain_here(self, loop: Loop) -> None:
+        self.draining = True
+        self._forget_listeners()
+        loop.drain(self.options.drain_timeout)
 
     def log_connections(self) -> None:
         """Log a line for each connection, with its state."""

@@ -10,18 +10,35 @@ import os
 import signal
 from typing import Self
 
+from spop.twins import twin
+
+alarm = twin("spop.server._alarm")
+
+GRACE = 5.0
+"""Seconds that a process has beyond the drain timeout before it is killed."""
+_ENDS = (signal.SIGTERM, signal.SIGINT)
+
 
 class Signals:
-    """Some signals, in the main thread, inside of a ``with`` statement."""
+    """Some signals, in the main thread, inside of a ``with`` statement.
 
-    def __init__(self, *numbers: signal.Signals) -> None:
+    Args:
+        end_after: kill the process that many seconds after SIGTERM or SIGINT, if it still is in
+            the ``with`` statement.
+    """
+
+    def __init__(self, *numbers: signal.Signals, end_after: float | None = None) -> None:
         self._numbers = numbers
+        self._end_after = end_after
 
     def __enter__(self) -> Self:
         self._read_end, self._write_end = os.pipe()
         os.set_blocking(self._write_end, False)
         self._wakeup = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         self._handlers = {n: signal.signal(n, lambda *_: None) for n in self._numbers}
+        if self._end_after is not None:
+            for number in set(self._numbers).intersection(_ENDS):
+                alarm.order_on(number, self._end_after)
         return self
 
     def fileno(self) -> int:
@@ -55,4 +72,5 @@ class Signals:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
+        alarm.cancel()
         self.close()

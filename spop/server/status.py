@@ -23,7 +23,8 @@ class WorkerStatus:
 
     Attributes:
         started: seconds since the epoch.
-        state: "starting", "ready", "busy", "stuck", "stopped" (by a signal) or "leaving".
+        state: "starting", "ready", "busy" (for more than a second), "stuck", "stopped" (by a signal)
+            or "leaving".
         connections: how many it has.
         round: seconds since the oldest of its loops' present rounds began; 0.0 where all wait.
     """

@@ -37,7 +37,7 @@ from spop.server.options import Options
 from spop.server.privileges import check_privileges
 from spop.server.questions import Answers, Questions
 from spop.server.server import log_start
-from spop.server.signals import Signals
+from spop.server.signals import GRACE, Signals
 from spop.server.status import Status
 from spop.server.stuck import StuckWorkers
 from spop.server.timers import Timers
@@ -48,8 +48,6 @@ logger = logging.getLogger("spop.server")
 STEADY = 10.0
 """Seconds after which a worker that dies is restarted at once, as it was well before."""
 MAX_BACK_OFF = 30.0
-GRACE = 5.0
-"""Seconds that a worker has beyond the drain timeout before it is killed."""
 WATCH_INTERVAL = 0.5
 MAX_CONNECTIONS_SHOWN = 1000
 
@@ -223,14 +221,16 @@ class Supervisor:
         received = worker.channel.receive()
         if received is None:
             self._selector.unregister(worker.channel)
-            return
-        message = received.message
+        for message, fds in received or []:
+            self._take(worker, message, fds)
+
+    def _take(self, worker: WorkerProcess, message: dict[str, Any], fds: list[int]) -> None:
         if message["type"] == "ready":
             self._is_ready(worker, message)
         elif message["type"] == "failed":
             worker.error = message["error"]
         elif message["type"] == "connection":
-            self._pass_on(message, received.fds[0])
+            self._pass_on(message, fds[0])
         elif message["type"] == "answer":
             self._questions.answered(worker, message)
         elif message["type"] == "awake":
@@ -270,7 +270,7 @@ class Supervisor:
             if worker is not None and over:
                 self._ended(worker, os.waitstatus_to_exitcode(status))
             elif worker is not None:
-                worker.stopped = os.WIFSTOPPED(status)
+                self._workers.is_stopped(worker, os.WIFSTOPPED(status))
             elif over and self._admin is not None and pid == self._admin.pid:
                 self._admin.ended()
 
@@ -391,7 +391,7 @@ class Supervisor:
 
     def _feed_watchdog(self, interval: float) -> None:
         if self._health().alive:
-            systemd.notify("WATCHDOG=1")
+            systemd.notify("WATCHDOG=1", timeout=0.0)
         self._timers.call_later(interval, partial(self._feed_watchdog, interval))
 
     def _log_status(self) -> None:

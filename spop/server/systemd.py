@@ -26,13 +26,17 @@ def inherited_listeners() -> list[socket.socket]:
     return listeners
 
 
-def notify(*states: str) -> None:
-    """Tell the service manager, if there is one: ``READY=1``, ``STOPPING=1`` …"""
+def notify(*states: str, timeout: float = 1.0) -> None:
+    """Tell the service manager, if there is one: ``READY=1``, ``STOPPING=1`` …
+
+    One that takes nothing for `timeout` seconds is not told.
+    """
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return
     address = "\0" + path[1:] if path.startswith("@") else path
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(timeout)
         try:
             sock.sendto("\n".join(states).encode(), address)
         except OSError:

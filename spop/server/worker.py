@@ -18,7 +18,7 @@ from spop.server.channel import Channel
 from spop.server.options import Options
 from spop.server.privileges import drop_privileges
 from spop.server.server import Server
-from spop.server.signals import Signals
+from spop.server.signals import GRACE, Signals, alarm
 from spop.server.sources import import_as_they_are, source_files
 from spop.server.tls import server_context
 
@@ -51,7 +51,7 @@ def run_worker(
     except Exception as error:
         channel.send({"type": "failed", "error": str(error) or type(error).__name__})
         return 2
-    with Signals(signal.SIGTERM) as signals:
+    with Signals(signal.SIGTERM, end_after=options.drain_timeout + GRACE) as signals:
         server.start()
         balance.tell(0)
         channel.send(
@@ -78,19 +78,22 @@ class _Worker:
             selector.register(self._channel, selectors.EVENT_READ)
             while True:
                 for key, _ in selector.select():
-                    if key.fileobj is signals or not self._obey():
+                    if key.fileobj is signals or not self._obey_all():
                         self._server.stop()
                         return
 
-    def _obey(self) -> bool:
-        """Do what the next message says. False: stop."""
+    def _obey_all(self) -> bool:
+        """Do what has been said. False: stop."""
         received = self._channel.receive()
         if received is None:
             logger.error("the supervisor is gone: stopping")
+            alarm.order(self._server.options.drain_timeout + GRACE)
             return False
-        message = received.message
+        return all(self._obey(message, fds) for message, fds in received)
+
+    def _obey(self, message: dict[str, Any], fds: list[int]) -> bool:
         if message["type"] == "connection":
-            self._server.adopt(socket.socket(fileno=received.fds[0]), message["state"])
+            self._server.adopt(socket.socket(fileno=fds[0]), message["state"])
         elif message["type"] == "status":
             connections = self._server.connections(message["limit"])
             self._answer(message, {"connections": connections})
