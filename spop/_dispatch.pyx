@@ -298,7 +298,7 @@ cdef class Deferred:
     """A NOTIFY whose handlers have not all ended, as the twin describes it."""
 
     def __cinit__(
-        self, uint64_t stream_id, uint64_t frame_id, bytes actions, list calls, Py_ssize_t room,
+        self, uint64_t stream_id, uint64_t frame_id, bytes actions, list calls, Py_ssize_t room
     ):
         self.stream_id = stream_id
         self.frame_id = frame_id

@@ -44,8 +44,7 @@ from spop.dispatch import (
 from spop.forks import FORKED, end_child
 from spop.frames import Ack, Message, Peer
 from spop.headers import Headers
-from spop.logs import SafeLogger, text_of
-from spop.rate_limited_log import RateLimitedLog
+from spop.logs import RateLimitedLog, SafeLogger, text_of
 from spop.values import UNSET, Value, type_unset
 
 logger = SafeLogger("spop.agent")
@@ -118,22 +117,22 @@ class AgentServer(Protocol):
     def admin_address(self) -> Address | None:
         """Where the pages for operators are, if there are any."""
 
+    @property
+    def failed(self) -> BaseException | None:
+        """What a thread of it died of."""
+
     def start(self) -> None:
         """Listen and serve, in threads."""
 
     def stop(self) -> None:
         """Stop listening, answer the frames in hand, say DISCONNECT, end the threads."""
 
-    @property
-    def failed(self) -> BaseException | None:
-        """What it has ended of, if it has not ended as it should."""
-
     def connections(self, limit: int = 1000) -> list[dict[str, Any]]:
         """The connections, for people; up to `limit` of them."""
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object, /) -> None: ...
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None: ...
 
 
 class Agent:
@@ -217,7 +216,7 @@ class Agent:
             on_error: what to answer when the handler fails; the agent's by default, and nothing
                 if it is empty.
             timeout: seconds after which the message is answered without the handler, counted
-                from when it is handed to the pool or the asyncio loop. A result that comes
+                from when it is handed to the pool or its task is made. A result that comes
                 later is dropped, an ``async def`` handler is cancelled.
             on_timeout: what to answer then, with the same default.
             concurrency: how many calls of the handler may run at a time; others wait.

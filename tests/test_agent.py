@@ -14,7 +14,7 @@ from typing import Annotated, Any, Optional
 import pytest
 from conftest import intake_class
 
-import spop.rate_limited_log
+import spop.logs
 from spop import (
     UNSET,
     Ack,
@@ -29,7 +29,6 @@ from spop import (
 )
 from spop.connection import Disconnect
 from spop.counters import Cell, RouteCell, row_size
-from spop.dispatch import Deferred
 from spop.errors import FrameTooBigError
 
 PEER = Peer("peer:1", "2.0", 16380, frozenset(), "engine")
@@ -570,7 +569,7 @@ def test_hooks_that_fail_are_logged_and_no_more(
 def test_errors_are_logged_at_a_limited_rate(
     agent: Agent, ask: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spop.rate_limited_log.time, "monotonic", lambda: 5.0)
+    monkeypatch.setattr(spop.logs.time, "monotonic", lambda: 5.0)
     agent.message("m")(failing(ValueError("x")))
     ask(*[Message("m")] * 50)
     assert agent.errors == {"m": 50}
@@ -580,7 +579,9 @@ def test_errors_are_logged_at_a_limited_rate(
 # --- what is left to the server ---
 
 
-def test_what_has_to_be_waited_for_is_deferred_with_its_values(agent: Agent, ask: Any) -> None:
+def test_what_has_to_be_waited_for_is_deferred_with_its_values(
+    agent: Agent, ask: Any, dispatch: ModuleType
+) -> None:
     @agent.message("slow", blocking=True)
     def slow(a: int, *, b: int = 2) -> dict[str, Any]:
         return {"sess.a": a, "sess.b": b}
@@ -589,7 +590,7 @@ def test_what_has_to_be_waited_for_is_deferred_with_its_values(agent: Agent, ask
     deferred = ask(
         Message("quick", n=1), Message("slow", a=1), Message("unknown"), Message("quick", n=2)
     )
-    assert isinstance(deferred, Deferred)
+    assert isinstance(deferred, dispatch.Deferred)
     assert (deferred.stream_id, deferred.frame_id) == (7, 3)
     assert codec.decode_actions(deferred.actions) == [Action("sess", "n", 1)]
     call, quick = deferred.calls

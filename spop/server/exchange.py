@@ -253,8 +253,10 @@ class Exchange(Deferred):
         begun.finished = None  # It knows us and we know it, which no cycle is to keep.
         if begun is self._waiting:
             self._ended(self.calls[self._index], begun.value, begun.error)
-            # This is the context of the handler that has ended, which no other is to inherit.
-            self.host.context.copy().run(self._go_on)
+            if self._index == len(self.calls):
+                self.host.answer(self)
+            else:  # This is the context of the handler that has ended, which no other inherits.
+                self.host.context.copy().run(self._go_on)
 
     def _ended(self, call: Call, returned: Any, error: BaseException | None) -> None:
         """Add what the handler answers, and be ready for the next call."""

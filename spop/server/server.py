@@ -20,8 +20,7 @@ from spop.address import Address
 from spop.agent import Agent
 from spop.counters import Cell, Cells, Totals, new_row, row_size
 from spop.forks import serve_in_this_thread
-from spop.logs import SafeLogger
-from spop.rate_limited_log import RateLimitedLog
+from spop.logs import RateLimitedLog, SafeLogger
 from spop.server.admission import Admission
 from spop.server.balance import Balance
 from spop.server.engines import Engines
