@@ -190,6 +190,7 @@ class Agent:
         self.max_in_flight = max_in_flight
         self.handlers: dict[str, HandlerInfo] = {}
         self.errors: Counter[str] = Counter()
+        self._interrupt: KeyboardInterrupt | None = None
         self._errors_lock = threading.Lock()
         self._connect_hooks: list[Callable[[Peer], object]] = []
         self._disconnect_hooks: list[Callable[[Peer, Disconnect], object]] = []
@@ -357,6 +358,7 @@ class Agent:
         if self._error_log.allows() is not None:
             summary = repr(f"{type(error).__name__}: {text_of(error)}")
             logger.failure(error, "message %r failed: %s", name, summary)
+        self._keep_interrupt(error)
         for hook in self._error_hooks:
             self._run_hook(hook, name, error)
 
@@ -365,9 +367,24 @@ class Agent:
             hook(*args)
         except BaseException as error:  # As with a handler: the loop goes on.
             logger.failure(error, "hook %s failed", text_of(hook, _function_name))
+            self._keep_interrupt(error)
         finally:
             if FORKED:
                 end_child()
+
+    def _keep_interrupt(self, error: BaseException) -> None:
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if isinstance(error, KeyboardInterrupt) and in_main_thread:
+            self._interrupt = error
+
+    def pass_on_interrupt(self) -> None:
+        """Raise the KeyboardInterrupt that came in a handler or hook in the main thread.
+
+        A server in that thread calls this once the message was answered.
+        """
+        error, self._interrupt = self._interrupt, None
+        if error is not None:
+            raise error
 
     def serve(self, bind: str | list[str] = "127.0.0.1:9000", **options: Any) -> None:
         """Serve until SIGINT or SIGTERM; `spop.server.Server` has the options."""
