@@ -14,8 +14,6 @@ MAX_LINES = {".py": 700, ".pyx": 900}
 MAX_FUNCTION = 50
 
 LONGER = {
-    "spop/_codec.pyx",
-    "spop/_codec_py.py",
     "spop/_dispatch.pyx",
     "spop/_dispatch_py.py:answer_frames",
     "spop/agent.py:message",

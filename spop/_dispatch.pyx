@@ -14,7 +14,7 @@ from libc.string cimport memcmp, memcpy, memmove, memset
 from spop._codec cimport (
     ABORT, ACK, AGENT_DISCONNECT, AGENT_HELLO, FIN, HAPROXY_DISCONNECT, HAPROXY_HELLO,
     MAX_CONTROL_SIZE, NOTIFY, T_BINARY, T_INT32, T_NULL, T_STRING, T_UINT64, UNSET_FRAME,
-    Field, Header, Reader, Writer, announced_length, argument_value, begin_frame, decode_frame,
+    Field, Header, Reader, Writer, announced_length, argument_value, begin_frame, read_frame,
     field_value, finish_frame, frame_length, name_text, new_message, read_field, read_header,
     read_span, release, text, use_stack, write_answer, write_bytes,
 )
@@ -36,6 +36,7 @@ from spop.errors import (
     FragmentationError, FrameTooBigError, HandlerError, InterlacedFramesError, InvalidFrameError,
     ProtocolError,
 )
+from spop.forks import FORKED, end_child
 from spop.frames import Ack, Notify
 
 cdef extern from "Python.h":
@@ -64,6 +65,7 @@ cdef extern from *:
 
 cdef object _missing = MISSING
 cdef object _running = RUNNING
+cdef list _forked = FORKED
 
 cdef enum:
     MOST_SPARE = 262144    # Bytes of the memory of a payload that is kept for the next.
@@ -285,17 +287,24 @@ cdef class Call:
 
     def run(self):
         """Call the handler and return what it returns."""
-        return self.route.call(self.values or [])
+        try:
+            return self.route.call(self.values or [])
+        finally:
+            if len(_forked):
+                end_child()
 
 
 cdef class Deferred:
     """A NOTIFY whose handlers have not all ended, as the twin describes it."""
 
-    def __cinit__(self, uint64_t stream_id, uint64_t frame_id, bytes actions, list calls):
+    def __cinit__(
+        self, uint64_t stream_id, uint64_t frame_id, bytes actions, list calls, Py_ssize_t room
+    ):
         self.stream_id = stream_id
         self.frame_id = frame_id
         self.actions = actions
         self.calls = calls
+        self.room = room
 
 
 cdef class AsyncCall:
@@ -370,6 +379,8 @@ cdef class AsyncCall:
         cdef int64_t took = now() - began
         if 0 < self.slow_after < took and self.slow is not None:
             self.slow(self.name, took)
+        if len(_forked):
+            end_child()
         return 0
 
     cdef int end(self) except -1:
@@ -388,7 +399,7 @@ cdef class Dispatcher:
     def __cinit__(
         self, routes=None, failed=None, *, cells=None,
         Py_ssize_t max_answer_size=MAX_ANSWER_SIZE, Py_ssize_t max_messages=MAX_MESSAGES,
-        Py_ssize_t max_arguments=MAX_ARGUMENTS, deferred=Deferred,
+        Py_ssize_t max_arguments=MAX_ARGUMENTS, deferred=Deferred, bytes on_unknown=b"",
     ):
         self.routes = None if routes is None else {route.name: route for route in routes}
         self.by_raw_name = {}
@@ -406,6 +417,7 @@ cdef class Dispatcher:
         self.max_arguments = max_arguments
         self.unknown = {}
         self.new_deferred = deferred
+        self.no_route = Route("", lambda: None, on_error=on_unknown)
 
     @property
     def running(self):
@@ -522,7 +534,7 @@ cdef class Dispatcher:
             HAPROXY_HELLO, HAPROXY_DISCONNECT, AGENT_HELLO, AGENT_DISCONNECT
         ) and length > MAX_CONTROL_SIZE:
             raise FrameTooBigError(f"frame of {length} bytes, {MAX_CONTROL_SIZE} at most")
-        frames.append(decode_frame(r, header))
+        frames.append(read_frame(r, header))
         return 0
 
     cdef bint put_together(
@@ -638,7 +650,7 @@ cdef class Dispatcher:
         return <PyObject *>self.last
 
     cdef int notify(self, Intake intake, Header *header, list frames, Writer *w) except -1:
-        cdef Py_ssize_t i, start, payload
+        cdef Py_ssize_t i, start, payload, most
         cdef Span *span
         self.row[NOTIFIES] += 1
         if self.routes is None:
@@ -648,33 +660,36 @@ cdef class Dispatcher:
         start = begin_frame(
             w, ACK, FIN, header.stream_id, header.frame_id, intake.little_endian)
         payload = w.length
+        # HAProxy takes no fragments of an ACK (section 3.2.7).
+        most = start + 4 + intake.max_frame_size
         for i in range(self.span_count):
             span = &self.spans[i]
             if span.route is NULL:
                 self.count_unknown(span)
+                write_if_it_fits(w, self.no_route.on_error, most)
                 continue
-            waiting = self.run(<Route>span.route, span, header, intake.peer, w)
+            waiting = self.run(<Route>span.route, span, header, intake, most, w)
             if waiting is not None:
                 intake.in_flight += 1
                 frames.append(self.new_deferred(
                     header.stream_id, header.frame_id,
                     PyBytes_FromStringAndSize(
                         <const char *>w.data + payload, w.length - payload),
-                    self.calls(waiting, i + 1, header, intake.peer)))
+                    self.calls(waiting, i + 1, header, intake.peer), most - payload))
                 w.length = start
                 return 0
-        # HAProxy takes no fragments of an ACK (section 3.2.7).
-        if w.length - start - 4 > intake.max_frame_size:
-            self.too_big(w.length - start - 4, intake.max_frame_size)
-            w.length = payload
         finish_frame(w, start)
         self.row[ACKS] += 1
         return 0
 
     cdef object run(
-        self, Route route, Span *span, Header *header, object connection, Writer *w,
+        self, Route route, Span *span, Header *header, Intake intake, Py_ssize_t most, Writer *w,
     ):
-        """Call a handler and write what it returns. Returns a call that has to be waited for."""
+        """Call a handler and write what it returns, so that `w.length` is at most `most`.
+
+        Returns a call that has to be waited for.
+        """
+        cdef object connection = intake.peer
         cdef PyObject *stack[16]
         cdef PyObject **values = parameter_values(route, stack)
         cdef Py_ssize_t start = w.length
@@ -703,12 +718,15 @@ cdef class Dispatcher:
                         write_answer(w, (<object>values[i]).actions)
             if result is not None:
                 write_answer(w, result)
+            if w.length > most:
+                raise too_big(w.length - start, most - start)
         except BaseException as error:  # Whatever it is, the loop goes on and the peer waits.
             w.length = start
             self.fail(route, error)
-            write_bytes(
-                w, PyBytes_AS_STRING(route.on_error), PyBytes_GET_SIZE(route.on_error))
+            write_if_it_fits(w, route.on_error, most)
         finally:
+            if len(_forked):
+                end_child()
             self.running_route = NULL
             free_values(route, values, stack)
         self.observe(route)
@@ -749,11 +767,13 @@ cdef class Dispatcher:
         for i in range(first, self.span_count):
             if self.spans[i].route is NULL:
                 self.count_unknown(&self.spans[i])
+                if self.no_route.on_error:
+                    calls.append(Call(self.no_route, None))
                 continue
             route = <Route>self.spans[i].route
             try:
                 calls.append(Call(route, self.bound(route, &self.spans[i], header, connection)))
-            except HandlerError as error:
+            except BaseException as error:
                 self.fail(route, error)
                 calls.append(Call(route, None))
         return calls
@@ -773,42 +793,44 @@ cdef class Dispatcher:
         finally:
             free_values(route, values, stack)
 
-    def result(self, Call call, returned, error, int64_t began):
+    def result(self, Call call, returned, error, int64_t began, Py_ssize_t room):
         """The encoded actions of a call that had to be waited for, as the twin describes it."""
         cdef Route route = call.route
         cdef unsigned char stack[512]
         cdef Writer w
         use_stack(&w, stack, sizeof(stack))
         try:
-            if error is not None:
-                raise error
-            if route.takes_ack:
-                for value in call.values:
-                    if type(value) is Ack:
-                        write_answer(&w, value.actions)
-            if returned is not None:
-                write_answer(&w, returned)
-            return PyBytes_FromStringAndSize(<const char *>w.data, w.length)
+            if error is None:
+                if route.takes_ack:
+                    for value in call.values:
+                        if type(value) is Ack:
+                            write_answer(&w, value.actions)
+                if returned is not None:
+                    write_answer(&w, returned)
+                if w.length > room:
+                    raise too_big(w.length, room)
+                return PyBytes_FromStringAndSize(<const char *>w.data, w.length)
         except BaseException as failure:
-            self.fail(route, failure)
-            return route.on_error
+            error = failure
         finally:
             release(&w)
             self.count_call(route, now() - began)
+        self.fail(route, error)
+        return route.on_error if len(route.on_error) <= room else b""
 
     def acknowledge(self, Intake intake, Deferred deferred):
         """The ACK of a NOTIFY whose calls have all ended."""
         cdef bytes actions = deferred.actions
+        cdef Py_ssize_t room
         cdef unsigned char stack[512]
         cdef Writer w
         use_stack(&w, stack, sizeof(stack))
         try:
             begin_frame(
                 &w, ACK, FIN, deferred.stream_id, deferred.frame_id, intake.little_endian)
-            if w.length + PyBytes_GET_SIZE(actions) - 4 > intake.max_frame_size:
-                self.failed_size(
-                    deferred.calls[0].route.name, w.length + PyBytes_GET_SIZE(actions) - 4,
-                    intake.max_frame_size)
+            room = intake.max_frame_size + 4 - w.length
+            if PyBytes_GET_SIZE(actions) > room:  # Another connection may have a lower limit.
+                self.fail(deferred.calls[0].route, too_big(PyBytes_GET_SIZE(actions), room))
                 actions = b""
             write_bytes(&w, PyBytes_AS_STRING(actions), PyBytes_GET_SIZE(actions))
             finish_frame(&w, 0)
@@ -823,18 +845,19 @@ cdef class Dispatcher:
         if self.failed is not None:
             self.failed(route.name, error)
 
-    cdef int too_big(self, Py_ssize_t size, Py_ssize_t limit) except -1:
-        return self.failed_size(
-            text(self.spans[0].name, self.spans[0].name_length), size, limit)
-
-    cdef int failed_size(self, name, Py_ssize_t size, Py_ssize_t limit) except -1:
-        if self.failed is not None:
-            self.failed(name, FrameTooBigError(f"ACK of {size} bytes, {limit} at most"))
-        return 0
-
     cdef int count_unknown(self, Span *span) except -1:
         self.row[UNKNOWN_MESSAGES] += 1
         name = text(span.name, span.name_length)
         if name in self.unknown or len(self.unknown) < 100:
             self.unknown[name] = self.unknown.get(name, 0) + 1
         return 0
+
+
+cdef object too_big(Py_ssize_t size, Py_ssize_t room):
+    return FrameTooBigError(f"answer of {size} bytes where the ACK has room for {room}")
+
+
+cdef int write_if_it_fits(Writer *w, bytes actions, Py_ssize_t most) except -1:
+    if w.length + PyBytes_GET_SIZE(actions) > most:
+        return 0
+    return write_bytes(w, PyBytes_AS_STRING(actions), PyBytes_GET_SIZE(actions))

@@ -36,6 +36,7 @@ from spop.errors import (
     InvalidFrameError,
     ProtocolError,
 )
+from spop.forks import FORKED, end_child
 from spop.frames import Ack, Frame, Message, Notify, RawFrame
 from spop.values import Buffer
 
@@ -117,7 +118,7 @@ class Route:
         self.base = 0
         self._slots = {p.name: slot for slot, p in enumerate(self.parameters) if p.kind == ARGUMENT}
 
-    def bind(self, message: Message) -> list[Any]:
+    def _bind(self, message: Message) -> list[Any]:
         """The values for the parameters, in their order.
 
         Raises:
@@ -271,6 +272,8 @@ class AsyncCall(Coroutine[Any, Any, None]):
             took = perf_counter_ns() - began
             if 0 < self._slow_after < took and self._slow is not None:
                 self._slow(self._name, took)
+            if FORKED:
+                end_child()
         self.done = True
         if self.finished is not None:
             self.finished(self)
@@ -295,7 +298,11 @@ class Call:
 
     def run(self) -> Any:
         """Call the handler and return what it returns."""
-        return self.route.call(self.values or [])
+        try:
+            return self.route.call(self.values or [])
+        finally:
+            if FORKED:
+                end_child()
 
 
 class Deferred:
@@ -305,15 +312,19 @@ class Deferred:
         stream_id, frame_id: the NOTIFY's.
         actions: encoded, of the handlers that have ended.
         calls: those that have not, in order. The first may have begun.
+        room: bytes that `actions` may have, so that the ACK fits one frame.
     """
 
-    __slots__ = ("actions", "calls", "frame_id", "stream_id")
+    __slots__ = ("actions", "calls", "frame_id", "room", "stream_id")
 
-    def __init__(self, stream_id: int, frame_id: int, actions: bytes, calls: list[Call]) -> None:
+    def __init__(
+        self, stream_id: int, frame_id: int, actions: bytes, calls: list[Call], room: int
+    ) -> None:
         self.stream_id = stream_id
         self.frame_id = frame_id
         self.actions = actions
         self.calls = calls
+        self.room = room
 
 
 Failed = Callable[[str, BaseException], None]
@@ -331,6 +342,7 @@ class Dispatcher:
         max_messages: messages that a NOTIFY may have.
         max_arguments: arguments that the messages of a NOTIFY may have together.
         deferred: makes the `Deferred` of a NOTIFY.
+        on_unknown: the encoded actions that answer a message without a route.
 
     Attributes:
         routes: by message name.
@@ -346,8 +358,8 @@ class Dispatcher:
     """
 
     __slots__ = (
-        "_busy", "_clock", "_deferred", "_failed", "_max_arguments", "_max_messages", "cells",
-        "max_answer_size", "routes", "running", "slow", "slow_after", "start", "unknown",
+        "_busy", "_clock", "_deferred", "_failed", "_max_arguments", "_max_messages", "_no_route",
+        "cells", "max_answer_size", "routes", "running", "slow", "slow_after", "start", "unknown",
     )  # fmt: skip
 
     def __init__(
@@ -360,6 +372,7 @@ class Dispatcher:
         max_messages: int = MAX_MESSAGES,
         max_arguments: int = MAX_ARGUMENTS,
         deferred: type[Deferred] = Deferred,
+        on_unknown: bytes = b"",
     ) -> None:
         self.routes = None if routes is None else {route.name: route for route in routes}
         self.cells = new_row(len(self.routes or ())) if cells is None else cells
@@ -372,6 +385,7 @@ class Dispatcher:
         self._max_messages = max_messages
         self._max_arguments = max_arguments
         self._deferred = deferred
+        self._no_route = Route("", lambda: None, on_error=on_unknown)
         self.start: Callable[[AsyncCall], object] | None = None
         self.slow: Callable[[str, int], object] | None = None
         self.slow_after = 0
@@ -438,7 +452,7 @@ class Dispatcher:
             while not intake.paused and len(out) < self.max_answer_size:
                 if not intake.is_open and len(data) - offset >= 9:
                     intake._see_flags(data, offset + 4)
-                length = codec._whole_frame(data, offset, intake.frame_limit)
+                length = codec.frame_length(data, offset, intake._frame_limit)
                 if length < 0:
                     break
                 more = self._answer_frame(intake, data, offset + 4, length, frames, out)
@@ -461,13 +475,13 @@ class Dispatcher:
     ) -> bool:
         """Answer one frame, or add it to `frames`. False: it is no NOTIFY."""
         end = offset + length
-        type_, flags, stream_id, frame_id, offset = codec._header(
+        type_, flags, stream_id, frame_id, offset = codec.read_header(
             data, offset, end, intake.little_endian, intake.whole
         )
         if not intake.is_open or (type_ != _NOTIFY and type_ != _UNSET):
             if type_ in CONTROL_TYPES and length > MAX_CONTROL_SIZE:
                 raise FrameTooBigError(f"frame of {length} bytes, {MAX_CONTROL_SIZE} at most")
-            frames.append(codec._frame(type_, flags, stream_id, frame_id, data, offset, end))
+            frames.append(codec.read_frame(type_, flags, stream_id, frame_id, data, offset, end))
             return False
         if type_ == _NOTIFY and flags & _FIN:
             if intake.begun:
@@ -512,7 +526,7 @@ class Dispatcher:
         while offset < end:
             if len(messages) == self._max_messages:
                 self._too_many("messages", self._max_messages)
-            message, offset = codec._message_at(data, offset, end, stream_id, frame_id)
+            message, offset = codec.read_message(data, offset, end, stream_id, frame_id)
             arguments += len(message.names)
             if arguments > self._max_arguments:
                 self._too_many("arguments", self._max_arguments)
@@ -537,31 +551,32 @@ class Dispatcher:
             notify.stream_id, notify.frame_id, little_endian=intake.little_endian
         )
         payload = len(ack)
+        # HAProxy takes no fragments of an ACK (section 3.2.7).
+        room = intake.max_frame_size + 4 - payload
         for index, message in enumerate(notify.messages):
             route = self.routes.get(message.name)
             if route is None:
                 self._unknown(message.name)
+                _add_if_it_fits(ack, self._no_route.on_error, payload + room)
                 continue
-            waiting = self._run(route, message, ack)
+            waiting = self._run(route, message, ack, payload + room)
             if waiting is not None:
                 calls = [waiting, *self._bound(notify.messages[index + 1 :])]
                 intake.in_flight += 1
-                frames.append(
-                    self._deferred(notify.stream_id, notify.frame_id, bytes(ack[payload:]), calls)
-                )
+                ids, actions = (notify.stream_id, notify.frame_id), bytes(ack[payload:])
+                frames.append(self._deferred(*ids, actions, calls, room))
                 return
-        # HAProxy takes no fragments of an ACK (section 3.2.7).
-        if len(ack) - 4 > intake.max_frame_size:
-            self._too_big(notify.messages[0].name, len(ack) - 4, intake.max_frame_size)
-            del ack[payload:]
         self.cells[Cell.ACKS] += 1
-        out += codec._finish(0, ack)
+        out += codec.finish_frame(0, ack)
 
-    def _run(self, route: Route, message: Message, ack: bytearray) -> Call | None:
-        """Call a handler and write what it returns. Returns a call that has to be waited for."""
+    def _run(self, route: Route, message: Message, ack: bytearray, most: int) -> Call | None:
+        """Call a handler and write what it returns, so that the ACK has `most` bytes.
+
+        Returns a call that has to be waited for.
+        """
         start = len(ack)
         try:
-            call = Call(route, route.bind(message))
+            call = Call(route, route._bind(message))
             if route.kind == LEFT or (route.kind == ASYNC and self.start is None):
                 return call
             self.running = Running(
@@ -576,11 +591,13 @@ class Dispatcher:
                     raise begun.error
                 returned = begun.value
             for result in _results(call, returned):
-                codec.encode_answer(result, ack)
+                codec.write_answer(result, ack)
+            if len(ack) > most:
+                raise _too_big(len(ack) - start, most - start)
         except BaseException as error:  # Whatever it is, the loop goes on and the peer waits.
             del ack[start:]
             self.fail(route, error)
-            ack += route.on_error
+            _add_if_it_fits(ack, route.on_error, most)
         finally:
             self.running = None
         self._observe(route)
@@ -617,33 +634,41 @@ class Dispatcher:
             route = self.routes.get(message.name)
             if route is None:
                 self._unknown(message.name)
+                if self._no_route.on_error:
+                    calls.append(Call(self._no_route, None))
                 continue
             try:
-                calls.append(Call(route, route.bind(message)))
-            except HandlerError as error:
+                calls.append(Call(route, route._bind(message)))
+            except BaseException as error:
                 self.fail(route, error)
                 calls.append(Call(route, None))
         return calls
 
     def result(
-        self, call: Call, returned: Any, error: BaseException | None, began: int
+        self, call: Call, returned: Any, error: BaseException | None, began: int, room: int
     ) -> bytes | bytearray:
         """The encoded actions of a call that had to be waited for, which is counted.
 
         Args:
             returned: what the handler returned, if there is no `error`.
             began: when it was called, in ns of `time.monotonic_ns`.
+            room: bytes that they may have.
         """
         route = call.route
         actions = bytearray()
-        try:
-            if error is not None:
-                raise error
-            for result in _results(call, returned):
-                codec.encode_answer(result, actions)
-        except BaseException as failure:
-            self.fail(route, failure)
-            actions = bytearray(route.on_error)
+        if error is None:
+            try:
+                for result in _results(call, returned):
+                    codec.encode_answer(result, actions)
+                if len(actions) > room:
+                    raise _too_big(len(actions), room)
+            except BaseException as failure:
+                error = failure
+        if error is not None:
+            self.fail(route, error)
+            error = None  # Its traceback may have this frame, which no cycle is to keep.
+            actions.clear()
+            _add_if_it_fits(actions, route.on_error, room)
         self._count_call(route, monotonic_ns() - began)
         return actions
 
@@ -654,8 +679,9 @@ class Dispatcher:
         ack = codec.encode_raw_frame(
             _ACK, _FIN, *ids, deferred.actions, little_endian=little_endian
         )
-        if len(ack) - 4 > intake.max_frame_size:
-            self._too_big(deferred.calls[0].route.name, len(ack) - 4, intake.max_frame_size)
+        if len(ack) - 4 > intake.max_frame_size:  # Another connection may have a lower limit.
+            room = intake.max_frame_size + 4 + len(deferred.actions) - len(ack)
+            self.fail(deferred.calls[0].route, _too_big(len(deferred.actions), room))
             ack = codec.encode_raw_frame(_ACK, _FIN, *ids, b"", little_endian=little_endian)
         self.cells[Cell.ACKS] += 1
         return ack
@@ -666,11 +692,16 @@ class Dispatcher:
         if self._failed is not None:
             self._failed(route.name, error)
 
-    def _too_big(self, name: str, size: int, limit: int) -> None:
-        if self._failed is not None:
-            self._failed(name, FrameTooBigError(f"ACK of {size} bytes, {limit} at most"))
-
     def _unknown(self, name: str) -> None:
         self.cells[Cell.UNKNOWN_MESSAGES] += 1
         if name in self.unknown or len(self.unknown) < 100:
             self.unknown[name] = self.unknown.get(name, 0) + 1
+
+
+def _too_big(size: int, room: int) -> FrameTooBigError:
+    return FrameTooBigError(f"answer of {size} bytes where the ACK has room for {room}")
+
+
+def _add_if_it_fits(ack: bytearray, actions: bytes, most: int) -> None:
+    if len(ack) + len(actions) <= most:
+        ack += actions

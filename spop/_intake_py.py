@@ -106,7 +106,7 @@ class Intake:
         )
 
     @property
-    def frame_limit(self) -> int:
+    def _frame_limit(self) -> int:
         """Bytes that the next frame may have. Before HELLO is done it is a control frame."""
         return self.max_frame_size if self.is_open else min(self.max_frame_size, MAX_CONTROL_SIZE)
 
@@ -129,7 +129,7 @@ class Intake:
             unread += data[:taken]
         missing = 4 + int.from_bytes(unread[:4], "big") - len(unread)
         # Of a frame above the limit no more is kept, as its length is the error.
-        if len(unread) < 4 or not 0 < missing <= self.frame_limit:
+        if len(unread) < 4 or not 0 < missing <= self._frame_limit:
             return taken
         end = min(taken + missing, len(data))
         unread += data[taken:end]

@@ -32,7 +32,7 @@ class FastPaths:
             `EOFError` where the peer has closed its side.
     """
 
-    __slots__ = ("buffer", "dispatcher", "go_on", "ready")
+    __slots__ = ("_buffer", "_dispatcher", "_go_on", "_ready")
 
     def __init__(
         self,
@@ -41,10 +41,10 @@ class FastPaths:
         ready: Callable[[Any, int], object],
         go_on: GoOn,
     ) -> None:
-        self.dispatcher = dispatcher
-        self.buffer = buffer
-        self.ready = ready
-        self.go_on = go_on
+        self._dispatcher = dispatcher
+        self._buffer = buffer
+        self._ready = ready
+        self._go_on = go_on
 
 
 class FastPath:
@@ -78,20 +78,20 @@ class FastPath:
         if events == READ and self.enabled and self._intake.is_open and not self._intake.paused:
             self._exchange()
         else:
-            self._shared.ready(self.connection, events)
+            self._shared._ready(self.connection, events)
 
     def _exchange(self) -> None:
         try:
             frames, unsent = self._receive()
         except Exception as error:  # No local name outlives it: its traceback has this frame.
-            self._shared.go_on(self.connection, [], b"", error)
+            self._shared._go_on(self.connection, [], b"", error)
             return
         if frames or unsent:
-            self._shared.go_on(self.connection, frames, unsent, None)
+            self._shared._go_on(self.connection, frames, unsent, None)
 
     def _receive(self) -> tuple[list[Frame | Deferred], bytes]:
         """The frames that are left, and the ACKs that could not be sent."""
-        dispatcher, buffer = self._shared.dispatcher, self._shared.buffer
+        dispatcher, buffer = self._shared._dispatcher, self._shared._buffer
         try:
             size = os.readv(self.fd, [buffer])
         except (BlockingIOError, InterruptedError):
@@ -119,6 +119,6 @@ class FastPath:
             sent = os.write(self.fd, acks)
         except OSError:
             return acks
-        self._shared.dispatcher.cells[Cell.BYTES_SENT] += sent
+        self._shared._dispatcher.cells[Cell.BYTES_SENT] += sent
         self.active = True
         return acks[sent:]

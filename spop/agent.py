@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import threading
 import types
 import typing
@@ -40,15 +41,17 @@ from spop.dispatch import (
     Parameter,
     Route,
 )
+from spop.forks import FORKED, end_child
 from spop.frames import Ack, Message, Peer
 from spop.headers import Headers
-from spop.logs import SafeLogger, text_of
-from spop.rate_limited_log import RateLimitedLog
+from spop.logs import RateLimitedLog, SafeLogger, text_of
 from spop.values import UNSET, Value, type_unset
 
 logger = SafeLogger("spop.agent")
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
+Answer = Mapping[str, Value | type_unset]
+"""Values by ``"scope.name"``; `UNSET` or None removes the variable."""
 
 _ANY = -1
 _ACCEPTED: dict[Any, int] = {
@@ -124,6 +127,10 @@ class AgentServer(Protocol):
     def admin_address(self) -> Address | None:
         """Where the pages for operators are, if there are any."""
 
+    @property
+    def failed(self) -> BaseException | None:
+        """What a thread of it died of."""
+
     def start(self) -> None:
         """Listen and serve, in threads."""
 
@@ -138,7 +145,7 @@ class AgentServer(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, *exc_info: object) -> None: ...
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None: ...
 
 
 class Agent:
@@ -150,12 +157,19 @@ class Agent:
             limit counts where it is lower.
         max_payload_size: the largest payload in bytes that may arrive in fragments.
         max_in_flight: NOTIFY frames of a connection that may wait for handlers at a time.
+        on_error: the default of its handlers' `on_error`. It also answers a message that no
+            handler is for.
+        on_timeout: the default of `on_timeout` for handlers that may have a timeout.
 
     Attributes:
         errors: how many messages could not be handled, by message name.
+        default_on_error, default_on_timeout: the defaults. They were encoded when they were
+            given.
 
     Raises:
-        ValueError: a limit is too low to work with.
+        TypeError: `on_error` or `on_timeout` has a value of a type that SPOP has not.
+        ValueError: a limit is too low to work with, or `on_error` or `on_timeout` can't be
+            encoded otherwise.
     """
 
     def __init__(
@@ -165,6 +179,8 @@ class Agent:
         max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
         max_payload_size: int = DEFAULT_MAX_PAYLOAD_SIZE,
         max_in_flight: int = MAX_IN_FLIGHT,
+        on_error: Answer | None = None,
+        on_timeout: Answer | None = None,
     ) -> None:
         if max_frame_size < MIN_FRAME_SIZE:
             raise ValueError(f"max_frame_size is {max_frame_size}, {MIN_FRAME_SIZE} at least")
@@ -181,15 +197,20 @@ class Agent:
         self._disconnect_hooks: list[Callable[[Peer, Disconnect], object]] = []
         self._error_hooks: list[Callable[[str, BaseException], object]] = []
         self._error_log = RateLimitedLog(logger, per_second=10)
+        place = _caller()
+        self._on_error = _encoded(f"agent {name!r}: on_error", place, on_error)
+        self._on_timeout = _encoded(f"agent {name!r}: on_timeout", place, on_timeout)
+        self.default_on_error = dict(on_error or {})
+        self.default_on_timeout = dict(on_timeout or {})
 
     def message(
         self,
         name: str,
         *,
         blocking: bool = False,
-        on_error: Mapping[str, Value | type_unset] | None = None,
+        on_error: Answer | None = None,
         timeout: float | None = None,
-        on_timeout: Mapping[str, Value | type_unset] | None = None,
+        on_timeout: Answer | None = None,
         concurrency: int | None = None,
         sets: Sequence[str] = (),
     ) -> Callable[[Handler], Handler]:
@@ -204,11 +225,12 @@ class Agent:
         Args:
             name: as in ``spoe-message``.
             blocking: run it in the thread pool, because it waits for something.
-            on_error: what to answer when the handler fails; nothing by default.
+            on_error: what to answer when the handler fails; the agent's by default, and nothing
+                if it is empty.
             timeout: seconds after which the message is answered without the handler, counted
                 from when it is handed to the pool or its task is made. A result that comes
                 later is dropped, an ``async def`` handler is cancelled.
-            on_timeout: what to answer then; nothing by default.
+            on_timeout: what to answer then, with the same default.
             concurrency: how many calls of the handler may run at a time; others wait.
             sets: the variables that it may set, as ``"scope.name"``; for tools.
 
@@ -226,12 +248,19 @@ class Agent:
             raise ValueError(f"message {name!r}: concurrency is {concurrency}, 1 at least")
 
         def register(function: Handler) -> Handler:
+            def answer(option: str, own: Answer | None, default: bytes) -> bytes:
+                if own is None:
+                    return default
+                what = f"message {name!r}: {option} of the handler"
+                return _encoded(what, _place(function), own)
+
             if name in self.handlers:
                 raise ValueError(f"message {name!r} has a handler already")
             asynchronous = inspect.iscoroutinefunction(function)
+            may_wait = asynchronous or blocking
             if asynchronous and blocking:
                 raise TypeError(f"message {name!r}: an async handler can't be blocking=True")
-            if not (asynchronous or blocking) and (timeout or on_timeout or concurrency):
+            if not may_wait and (timeout or on_timeout or concurrency):
                 raise TypeError(
                     f"message {name!r}: timeout, on_timeout and concurrency need a handler that "
                     "is blocking=True or async def"
@@ -242,9 +271,9 @@ class Agent:
                 _parameters(name, function),
                 blocking,
                 asynchronous,
-                _encoded(f"message {name!r}: on_error", on_error, function),
+                answer("on_error", on_error, self._on_error),
                 timeout,
-                _encoded(f"message {name!r}: on_timeout", on_timeout, function),
+                answer("on_timeout", on_timeout, self._on_timeout if may_wait else b""),
                 concurrency,
                 _variables(name, function, sets),
             )
@@ -277,7 +306,7 @@ class Agent:
             Route(info.name, info.function, info.parameters, info.kind, info.on_error)
             for info in self.handlers.values()
         ]
-        return Dispatcher(routes, self.failed, **limits)
+        return Dispatcher(routes, self.failed, on_unknown=self._on_error, **limits)
 
     def test(self, name: str, /, **args: Value) -> dict[str, Value | type_unset]:
         """Handle one message here and now, without sockets: for tests of handlers.
@@ -337,6 +366,9 @@ class Agent:
             hook(*args)
         except BaseException as error:  # As with a handler: the loop goes on.
             logger.failure(error, "hook %s failed", text_of(hook, _function_name))
+        finally:
+            if FORKED:
+                end_child()
 
     def serve(self, bind: str | list[str] = "127.0.0.1:9000", **options: Any) -> None:
         """Serve until SIGINT or SIGTERM; `spop.server.Server` has the options."""
@@ -378,15 +410,19 @@ class Agent:
         await Server(self, bind, **options).run_async(ready)
 
 
-def _encoded(
-    name: str, actions: Mapping[str, Value | type_unset] | None, function: Callable[..., Any]
-) -> bytes:
+def _encoded(what: str, place: str, actions: Answer | None) -> bytes:
     """What answers for a handler, encoded now, as no one could answer for an error in it."""
     try:
         return bytes(codec.encode_answer(actions or {}))
     except Exception as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{name} of the handler in {_place(function)}: {error}") from None
+        raise kind(f"{what} in {place}: {error}") from None
+
+
+def _caller() -> str:
+    """File and line that called the function that asks."""
+    frame = sys._getframe(2)
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def _place(function: Callable[..., Any]) -> str:

@@ -208,33 +208,56 @@ def is_refused(address: str) -> bool:
         return True
 
 
+class Death(BaseException):
+    pass
+
+
 @pytest.mark.parametrize("dead", ["spop-loop-0", "spop-loop-1"])
-def test_a_server_in_a_program_whose_thread_dies_is_neither_healthy_nor_ready(
+def test_a_server_in_a_program_ends_with_a_thread_that_dies_and_raises_it_in_the_end(
     agent: Agent, dead: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Death(BaseException):
-        pass
-
     with (
+        pytest.raises(Death) as raised,
         agent.serve_in_background(admin="127.0.0.1:0", threads=2) as server,
         contextlib.ExitStack() as stack,
     ):
         address = str(server.address)
         clients = [stack.enter_context(Client(address)) for _ in range(2)]
         assert all(map(is_answered, clients))  # One in each loop.
-        (thread,) = (thread for thread in threading.enumerate() if thread.name == dead)
-        assert thread.ident is not None
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(thread.ident), ctypes.py_object(Death)
-        )
+        assert server.failed is None
+        kill(dead)
         server.connections()  # Wakes the loops.
         base = str(server.admin_address)
         wait_until(lambda: get(base, "/healthz")[0] == 503, "the end of health")
         assert get(base, "/readyz")[0] == 503
         wait_until(lambda: is_refused(address), "the end of accepting")
-        assert sorted(map(is_answered, clients)) == [False, True]
+        wait_until(lambda: not server.connections(), "the end of the connections")
+        assert not any(map(is_answered, clients))
+    assert server.failed is raised.value
     assert f"{dead} died" in caplog.text
     assert not any(thread.name.startswith("spop-") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"), [(ValueError, Death), (KeyboardInterrupt, KeyboardInterrupt)]
+)
+def test_what_a_server_failed_of_comes_before_the_errors_that_follow_from_it(
+    agent: Agent, error: type[BaseException], expected: type[BaseException]
+) -> None:
+    with pytest.raises(expected), agent.serve_in_background() as server:
+        kill("spop-loop-0")
+        server.connections()
+        wait_until(lambda: server.failed is not None, "the death")
+        raise error
+
+
+def kill(name: str) -> None:
+    """Have a thread die when it runs Python code the next time."""
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == name)
+    assert thread.ident is not None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident), ctypes.py_object(Death)
+    )
 
 
 def test_metrics_are_right_over_processes(tmp_path: Path) -> None:

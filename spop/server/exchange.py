@@ -125,6 +125,9 @@ class Host(Protocol):
     def answer(self, exchange: Exchange) -> None:
         """Send the ACK."""
 
+    def fail(self, connection: Connection, error: Exception) -> None:
+        """End a connection with which something went wrong that nobody expects."""
+
     def answer_for_another(self, connection: Connection, exchange: Exchange) -> None:
         """Send the ACK of an exchange whose own connection is gone."""
 
@@ -178,21 +181,24 @@ class Exchange(Deferred):
     def _go_on(self) -> None:
         """Make calls until one has to be waited for, or to the end."""
         calls = self.calls
-        while self._index < len(calls):
-            call = calls[self._index]
-            self._began = monotonic_ns()
-            if call.values is None:
-                self.actions += call.route.on_error
-                self._index += 1
-            elif call.route.kind == INLINE:
-                self._run_here(call)
-            elif call.route.kind == ASYNC:
-                self._begin(call)
-            else:
-                self._submit(call)
-            if self._waiting is not None:
-                return
-        self.host.answer(self)
+        try:
+            while self._index < len(calls):
+                call = calls[self._index]
+                self._began = monotonic_ns()
+                if call.values is None:
+                    self._add_if_it_fits(call.route.on_error)
+                    self._index += 1
+                elif call.route.kind == INLINE:
+                    self._run_here(call)
+                elif call.route.kind == ASYNC:
+                    self._begin(call)
+                else:
+                    self._submit(call)
+                if self._waiting is not None:
+                    return
+            self.host.answer(self)
+        except Exception as error:  # No handler's: theirs do not come here.
+            self.host.fail(self.connection, error)
 
     def _run_here(self, call: Call) -> None:
         peer = self.connection.protocol.peer
@@ -248,14 +254,15 @@ class Exchange(Deferred):
         if begun is self._waiting:
             self._ended(self.calls[self._index], begun.value, begun.error)
             if self._index == len(self.calls):
-                self.host.answer(self)
+                self._go_on()
             else:  # This is the context of the handler that has ended, which no other inherits.
                 self.host.context.copy().run(self._go_on)
 
     def _ended(self, call: Call, returned: Any, error: BaseException | None) -> None:
         """Add what the handler answers, and be ready for the next call."""
         self._stop_waiting()
-        self.actions += self.host.dispatcher.result(call, returned, error, self._began)
+        room = self.room - len(self.actions)
+        self.actions += self.host.dispatcher.result(call, returned, error, self._began, room)
         self._index += 1
 
     def _time_out(self) -> None:
@@ -268,9 +275,13 @@ class Exchange(Deferred):
         self.host.agent.failed(
             handler.name, SpopTimeoutError(f"no result in {handler.timeout:g} s")
         )
-        self.actions += handler.on_timeout
+        self._add_if_it_fits(handler.on_timeout)
         self._index += 1
         self._go_on()
+
+    def _add_if_it_fits(self, actions: bytes) -> None:
+        if len(self.actions) + len(actions) <= self.room:
+            self.actions += actions
 
     def _leave_behind(self) -> None:
         waiting = self._waiting

@@ -18,6 +18,7 @@ from spop.context import set_running
 from spop.counters import Cell, Cells
 from spop.dispatch import Call
 from spop.errors import HandlerError
+from spop.forks import serve_in_this_thread
 from spop.logs import SafeLogger
 from spop.server.exchange import Exchange
 
@@ -99,6 +100,7 @@ class _Threads:
             # Else all are at work, and whoever is done first goes on with it.
 
     def _work(self) -> None:
+        serve_in_this_thread()
         wakeup = threading.Lock()
         wakeup.acquire()
         try:

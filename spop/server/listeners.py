@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import grp
 import os
-import pwd
 import socket
 import stat
 
 from spop.address import Address
 from spop.errors import reason
 from spop.server.options import Options
+from spop.server.privileges import group_id, user_id
 
 BACKLOG = 1024
 
@@ -113,34 +112,6 @@ def _set_owner_and_mode(path: str, options: Options) -> None:
         os.chown(path, user_id(user) if user else -1, group_id(group) if group else -1)
     if options.unix_mode:
         os.chmod(path, int(options.unix_mode, 8))
-
-
-def user_id(name: str) -> int:
-    """The number of a user.
-
-    Raises:
-        ValueError: there is no such user.
-    """
-    if name.isascii() and name.isdigit():
-        return int(name)
-    try:
-        return pwd.getpwnam(name).pw_uid
-    except KeyError:
-        raise ValueError(f"there is no user {name!r}") from None
-
-
-def group_id(name: str) -> int:
-    """The number of a group.
-
-    Raises:
-        ValueError: there is no such group.
-    """
-    if name.isascii() and name.isdigit():
-        return int(name)
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
-        raise ValueError(f"there is no group {name!r}") from None
 
 
 def bound_address(listener: socket.socket) -> Address:

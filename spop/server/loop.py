@@ -24,6 +24,7 @@ from spop.context import set_running
 from spop.counters import Cell, Cells
 from spop.dispatch import RUNNING, AsyncCall, Call, Deferred, Running
 from spop.errors import HandlerError, LocalProtocolError, ProtocolError
+from spop.forks import FORKED, end_child, serve_in_this_thread
 from spop.frames import Frame, Peer
 from spop.logs import SafeLogger
 from spop.poller import READ, WRITE, new_poller
@@ -189,6 +190,7 @@ class Loop:
         self.context = context
 
     def _run(self) -> None:
+        serve_in_this_thread()
         try:
             if any(handler.asynchronous for handler in self.agent.handlers.values()):
                 from spop.server import event_loop
@@ -209,6 +211,8 @@ class Loop:
 
     def round(self, timeout: float | None) -> None:
         """Send the ACKs there are, wait `timeout` seconds for sockets, and see to what came."""
+        if FORKED:
+            end_child()
         if self._acknowledged:
             self.send_acks()
         self._wake_pool()
@@ -270,6 +274,10 @@ class Loop:
             call(*args)
         except Exception as error:
             self._leaving.fail(connection, error)
+
+    def fail(self, connection: Connection, error: Exception) -> None:
+        """End a connection with which something went wrong that nobody expects."""
+        self._leaving.fail(connection, error)
 
     # --- new connections ---
 

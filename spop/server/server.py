@@ -19,8 +19,7 @@ from spop import codec
 from spop.address import Address
 from spop.agent import Agent
 from spop.counters import Cell, Cells, Totals, new_row, row_size
-from spop.logs import SafeLogger
-from spop.rate_limited_log import RateLimitedLog
+from spop.logs import RateLimitedLog, SafeLogger
 from spop.server.admission import Admission
 from spop.server.balance import Balance
 from spop.server.engines import Engines
@@ -96,10 +95,11 @@ class Server:
         self._admin: Any = None
         self._stuck_log: StuckLog | None = None
         self.draining = False
-        self.alive = True
-        """No thread has died of what it can't go on with."""
+        self.failed: BaseException | None = None
+        """What a thread died of. The server is ended by that."""
         self.ends_process = False
-        """Such a death ends the process with status 1. Else it ends accepting and readiness."""
+        """Such a death ends the process at once, with status 1."""
+        self._wake: Callable[[], object] = lambda: None
 
     @property
     def addresses(self) -> list[Address]:
@@ -261,21 +261,25 @@ class Server:
 
     def _loops_health(self) -> Health:
         health = health_of(oldest_round(self._rows[:-1]), self.options.stuck_timeout)
-        return health if self.alive else Health(False, False)
+        return health if self.failed is None else Health(False, False)
 
     def thread_died(self, error: BaseException) -> None:
-        """Called by a loop or a thread of the executor that can't go on, in that thread.
+        """Called by a loop that can't go on, in its thread.
 
-        The service without it would be half dead, so something has to start it again.
+        The service without it would be half dead, so all of it ends, and whoever runs it is told.
         """
         logger.failure(error, "%s died", threading.current_thread().name)
-        self.alive = False
+        if self.failed is None:
+            self.failed = error
         if self.ends_process:
             try:
                 logging.shutdown()
             finally:
                 os._exit(1)
         self.stop_accepting()
+        for loop in self._loops:
+            loop.drain(self.options.drain_timeout)
+        self._wake()
 
     def status(self, *, connections: bool = True) -> Status:
         """All there is to see."""
@@ -363,14 +367,16 @@ class Server:
 
         Raises:
             OSError: an address can't be listened on.
+            BaseException: whatever a thread died of.
         """
-        self.ends_process = True
         numbers = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
-        with Signals(*numbers, end_after=self.options.drain_timeout + GRACE) as signals, self:
-            while signals.wait() == signal.SIGUSR1:
-                logger.info("%s", self.status(connections=False))
-                self.log_connections()
-            logger.info("stopping")
+        with Signals(*numbers, end_after=self.options.drain_timeout + GRACE) as signals:
+            self._wake = signals.wake
+            with self:
+                while signals.wait() == signal.SIGUSR1:
+                    logger.info("%s", self.status(connections=False))
+                    self.log_connections()
+                logger.info("stopping")
 
     async def run_async(self, ready: Callable[[Self], object] | None = None) -> None:
         """Serve on the event loop that runs, until this task is cancelled.
@@ -424,8 +430,11 @@ class Server:
         self.start()
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self.stop()
+        # The death of a thread is the cause of most other errors; an interrupt is its own.
+        if self.failed is not None and (error is None or isinstance(error, Exception)):
+            raise self.failed
 
 
 _REASONS = {

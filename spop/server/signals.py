@@ -45,12 +45,18 @@ class Signals:
         """Readable when a signal has come."""
         return self._read_end
 
-    def wait(self) -> signal.Signals:
-        """The next signal."""
+    def wait(self) -> signal.Signals | None:
+        """The next signal, or None after `wake`."""
         while True:
             number = os.read(self._read_end, 1)[0]
+            if number == 0:
+                return None
             if number in self._numbers:
                 return signal.Signals(number)
+
+    def wake(self) -> None:
+        """Have `wait` return. Any thread may call this."""
+        os.write(self._write_end, b"\0")
 
     def received(self) -> list[signal.Signals]:
         """The signals that have come. To be called when `fileno` is readable."""
