@@ -113,6 +113,16 @@ class _Options(typing.NamedTuple):
     sets: Sequence[str]
 
 
+class ServerHealth(Protocol):
+    """Whether a server does its work, and whether it takes more."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    @property
+    def ready(self) -> bool: ...
+
+
 class AgentServer(Protocol):
     """What serves an agent; `spop.server.Server` is one."""
 
@@ -137,6 +147,9 @@ class AgentServer(Protocol):
 
     def stop(self) -> None:
         """Stop listening, answer the frames in hand, say DISCONNECT, end the threads."""
+
+    def health(self) -> ServerHealth:
+        """Whether it serves, and whether it takes connections."""
 
     def connections(self, limit: int = 1000) -> list[dict[str, Any]]:
         """The connections, for people; up to `limit` of them."""
