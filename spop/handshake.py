@@ -11,7 +11,7 @@ from spop.values import DecodedValue
 
 
 def item(items: dict[str, DecodedValue], key: str, type_: type, missing: Status | None) -> Any:
-    """An item of a HELLO. `missing` is the error where it isn't there; None: it is optional."""
+    """An item of a HELLO. `missing` is the error if it is missing; None: it is optional."""
     if key not in items:
         if missing is None:
             return None
@@ -34,7 +34,8 @@ def parsed_version(text: str) -> tuple[int, int] | None:
 
 
 def common_version(announced: str, supported: Iterable[str]) -> str:
-    """The highest version of both sides. A peer has all minor ones up to what it announces."""
+    """The highest version of both sides (section 3.2.4). A peer that announces a version also
+    supports the lower minor versions."""
     theirs = {version for text in announced.split(",") if (version := parsed_version(text))}
     for ours in supported:
         major = int(ours.partition(".")[0])

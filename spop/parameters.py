@@ -1,4 +1,4 @@
-"""What a dispatcher is told of handlers, and tells of them, as plain data. Both twins use these."""
+"""Parameters and kinds of handlers, and the message that is handled, as data for both twins."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
 MISSING: Final[Any] = object()
-"""As the default of a `Parameter`: there is none."""
+"""The default of a `Parameter` without one."""
 
 ARGUMENT, MESSAGE, ACK = range(3)
 """What a parameter is given: an argument of the message, the message itself, an `Ack`."""
@@ -21,8 +21,8 @@ class Parameter(NamedTuple):
     """One parameter of a handler.
 
     Attributes:
-        accepts: bit N is set where a value of data type N may be passed.
-        default: passed where the argument is missing, or NULL and that is not accepted.
+        accepts: bit N is set if a value of data type N may be passed.
+        default: passed if the argument is missing, or is NULL and NULL is not accepted.
     """
 
     name: str
@@ -33,12 +33,13 @@ class Parameter(NamedTuple):
 
 
 INLINE, ASYNC, LEFT = range(3)
-"""How a handler is called: here; here, as the coroutine of a task; or by the dispatcher's caller."""
+"""How a handler is called: by the dispatcher; by it, in a task; by the dispatcher's caller."""
 
 RUNNING: ContextVar[Callable[[], Running | None] | tuple[str, int, int, Any] | None] = ContextVar(
     "spop_running"
 )
-"""The message that is handled in this context: the fields of a `Running`, or who knows it."""
+"""The message that is handled in this context: the fields of a `Running`, or a call that gives
+one. A tuple of fields costs less than a `Running`."""
 
 
 class Running(NamedTuple):
