@@ -684,10 +684,7 @@ cdef class Dispatcher:
     cdef object run(
         self, Route route, Span *span, Header *header, Intake intake, Py_ssize_t most, Writer *w,
     ):
-        """Call a handler and write what it returns, so that `w.length` is at most `most`.
-
-        Returns a call that has to be waited for.
-        """
+        """Call a handler and write what fits `most` bytes. Returns a call to be waited for."""
         cdef object connection = intake.peer
         cdef PyObject *stack[16]
         cdef PyObject **values = parameter_values(route, stack)

@@ -55,6 +55,7 @@ from spop.values import Buffer
 # Members of an enum take several times as long to look up.
 _UNSET, _NOTIFY, _ACK = int(FrameType.UNSET), int(FrameType.NOTIFY), int(FrameType.ACK)
 _FIN, _ABORT = int(FrameFlag.FIN), int(FrameFlag.ABORT)
+_TOO_BIG = "answer of {} bytes where the ACK has room for {}"
 
 
 class Route:
@@ -527,7 +528,8 @@ class Dispatcher:
             route = self.routes.get(message.name)
             if route is None:
                 self._unknown(message.name)
-                _add_if_it_fits(ack, self._no_route.on_error, payload + room)
+                if len(ack) + len(self._no_route.on_error) <= payload + room:
+                    ack += self._no_route.on_error
                 continue
             waiting = self._run(route, message, ack, payload + room)
             if waiting is not None:
@@ -540,10 +542,7 @@ class Dispatcher:
         out += codec.finish_frame(0, ack)
 
     def _run(self, route: Route, message: Message, ack: bytearray, most: int) -> Call | None:
-        """Call a handler and write its answer to the ACK, which may have `most` bytes.
-
-        Returns the call if it has to be waited for.
-        """
+        """Call a handler and add its answer, up to `most` bytes. Returns a call to be waited for."""
         start = len(ack)
         try:
             call = Call(route, route._bind(message))
@@ -563,11 +562,12 @@ class Dispatcher:
             for result in _results(call, returned):
                 codec.write_answer(result, ack)
             if len(ack) > most:
-                raise _too_big(len(ack) - start, most - start)
+                raise FrameTooBigError(_TOO_BIG.format(len(ack) - start, most - start))
         except BaseException as error:  # Whatever it is, the loop goes on and the peer waits.
             del ack[start:]
             self.fail(route, error)
-            _add_if_it_fits(ack, route.on_error, most)
+            if start + len(route.on_error) <= most:
+                ack += route.on_error
         finally:
             self.running = None
         self._observe(route)
@@ -631,14 +631,13 @@ class Dispatcher:
                 for result in _results(call, returned):
                     codec.encode_answer(result, actions)
                 if len(actions) > room:
-                    raise _too_big(len(actions), room)
+                    raise FrameTooBigError(_TOO_BIG.format(len(actions), room))
             except BaseException as failure:
                 error = failure
         if error is not None:
             self.fail(route, error)
             error = None  # Breaks a reference cycle: its traceback may have this frame.
-            actions.clear()
-            _add_if_it_fits(actions, route.on_error, room)
+            actions[:] = route.on_error if len(route.on_error) <= room else b""
         self._count_call(route, monotonic_ns() - began)
         return actions
 
@@ -651,7 +650,8 @@ class Dispatcher:
         )
         if len(ack) - 4 > intake.max_frame_size:  # Another connection may have a lower limit.
             room = intake.max_frame_size + 4 + len(deferred.actions) - len(ack)
-            self.fail(deferred.calls[0].route, _too_big(len(deferred.actions), room))
+            error = FrameTooBigError(_TOO_BIG.format(len(deferred.actions), room))
+            self.fail(deferred.calls[0].route, error)
             ack = codec.encode_raw_frame(_ACK, _FIN, *ids, b"", little_endian=little_endian)
         self.cells[Cell.ACKS] += 1
         return ack
@@ -666,12 +666,3 @@ class Dispatcher:
         self.cells[Cell.UNKNOWN_MESSAGES] += 1
         if name in self.unknown or len(self.unknown) < 100:
             self.unknown[name] = self.unknown.get(name, 0) + 1
-
-
-def _too_big(size: int, room: int) -> FrameTooBigError:
-    return FrameTooBigError(f"answer of {size} bytes where the ACK has room for {room}")
-
-
-def _add_if_it_fits(ack: bytearray, actions: bytes, most: int) -> None:
-    if len(ack) + len(actions) <= most:
-        ack += actions

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from wire import hello
 
-from spop import Agent, AsyncClient, Message
+from spop import Agent, AsyncClient, Client, Message, SpopError
 from spop.connection import EngineConnection
 
 Main = Callable[[], Awaitable[Any]]
@@ -361,6 +361,44 @@ def test_a_failure_of_the_loop_is_raised(run: Callable[[Main], Any], agent: Agen
     run(main)
 
 
+@pytest.mark.parametrize("where", ["inline", "async at once", "async", "on_connect", "on_error"])
+def test_a_keyboard_interrupt_in_a_handler_or_hook_passes_on_behind_the_answer(
+    run: Callable[[Main], Any], agent: Agent, where: str
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    @agent.message("async-m", on_error={"txn.failed": True})
+    async def asynchronous() -> None:
+        if where == "async":
+            await asyncio.sleep(0)
+        interrupt()
+
+    agent.message("m", on_error={"txn.failed": True})(lambda: interrupt())
+    if where.startswith("on_"):
+        agent.message("broken", on_error={"txn.failed": True})(lambda: 1 / 0)
+        getattr(agent, where)(interrupt)
+    name = "async-m" if where.startswith("async") else "m" if where == "inline" else "broken"
+    clients: list[threading.Thread] = []
+    answers: list[Any] = []
+
+    def ask(address: str) -> None:
+        with contextlib.suppress(SpopError, OSError), Client(address, timeout=10) as client:
+            answers.append(client.notify(name).variables)
+
+    def ready(server: Any) -> None:
+        clients.append(threading.Thread(target=ask, args=[str(server.address)]))
+        clients[0].start()
+
+    async def main() -> None:
+        await agent.serve_async("127.0.0.1:0", ready)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(main)
+    clients[0].join()
+    assert answers == ([] if where == "on_connect" else [{"txn.failed": True}])
+
+
 def test_what_cannot_be_served_is_told(agent: Agent) -> None:
     async def main() -> None:
         with (
@@ -417,6 +455,17 @@ def test_its_health_is_that_of_its_rounds(run: Callable[[Main], Any], agent: Age
         assert not server.health().ready
 
     run(main)
+
+
+def test_its_server_may_be_asked_on_its_event_loop(agent: Agent) -> None:
+    async def main() -> None:
+        task, server = await started(agent)
+        async with AsyncClient(str(server.address)) as client:
+            await client.notify("async")
+            assert [each["state"] for each in server.connections()] == ["OPEN"]
+        await ended(task)
+
+    asyncio.run(main())
 
 
 def test_it_has_pages_for_operators(agent: Agent) -> None:

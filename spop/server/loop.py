@@ -174,7 +174,10 @@ class Loop:
             found.extend(connection.describe() for connection in self.connections)
             answered.set()
 
-        self.call_soon(describe)
+        if threading.current_thread() is self.thread:
+            describe()
+        else:
+            self.call_soon(describe)
         return found if answered.wait(timeout) else []
 
     def _wake(self) -> None:
