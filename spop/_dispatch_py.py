@@ -542,7 +542,7 @@ class Dispatcher:
         out += codec.finish_frame(0, ack)
 
     def _run(self, route: Route, message: Message, ack: bytearray, most: int) -> Call | None:
-        """Call a handler and add its answer, up to `most` bytes. Returns a call to be waited for."""
+        """Call a handler and add its answer, if it fits `most`. Returns a call to be waited for."""
         start = len(ack)
         try:
             call = Call(route, route._bind(message))
