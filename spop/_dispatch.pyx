@@ -24,9 +24,8 @@ from spop._intake cimport TOO_BIG, WHOLE, Bytes, Intake, Step, add_bytes, drop_b
 
 from collections.abc import Coroutine
 
-from spop._dispatch_py import HEADERS as PY_HEADERS
-from spop._dispatch_py import MISSING, RUNNING, Running
-from spop._dispatch_py import ASYNC as PY_ASYNC, INLINE as PY_INLINE, LEFT as PY_LEFT
+from spop.parameters import ASYNC as PY_ASYNC, HEADERS as PY_HEADERS, INLINE as PY_INLINE
+from spop.parameters import LEFT as PY_LEFT, MISSING, RUNNING, Running
 from spop.constants import (
     DEFAULT_MAX_PAYLOAD_SIZE, MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, DataType,
 )
@@ -685,10 +684,7 @@ cdef class Dispatcher:
     cdef object run(
         self, Route route, Span *span, Header *header, Intake intake, Py_ssize_t most, Writer *w,
     ):
-        """Call a handler and write what it returns, so that `w.length` is at most `most`.
-
-        Returns a call that has to be waited for.
-        """
+        """Call a handler and write what fits `most` bytes. Returns a call to be waited for."""
         cdef object connection = intake.peer
         cdef PyObject *stack[16]
         cdef PyObject **values = parameter_values(route, stack)

@@ -10,10 +10,9 @@ encodes what it returns. Handlers that may not run here are left to the caller a
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable
-from contextvars import ContextVar
 from ipaddress import IPv4Address, IPv6Address
 from time import monotonic_ns, perf_counter_ns
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 from spop import _codec_py as codec
 from spop._headers_py import Headers
@@ -38,54 +37,25 @@ from spop.errors import (
 )
 from spop.forks import FORKED, end_child
 from spop.frames import Ack, Frame, Message, Notify, RawFrame
+from spop.parameters import (
+    ACK,
+    ARGUMENT,
+    ASYNC,
+    HEADERS,
+    INLINE,
+    LEFT,
+    MESSAGE,
+    MISSING,
+    RUNNING,
+    Parameter,
+    Running,
+)
 from spop.values import Buffer
 
 # Members of an enum take several times as long to look up.
 _UNSET, _NOTIFY, _ACK = int(FrameType.UNSET), int(FrameType.NOTIFY), int(FrameType.ACK)
 _FIN, _ABORT = int(FrameFlag.FIN), int(FrameFlag.ABORT)
-
-MISSING: Final[Any] = object()
-"""As the default of a `Parameter`: there is none."""
-
-ARGUMENT, MESSAGE, ACK = range(3)
-"""What a parameter is given: an argument of the message, the message itself, an `Ack`."""
-
-HEADERS: Final = 1 << 16
-"""In `Parameter.accepts`: STRING and BINARY are passed as `Headers`, unless they are accepted
-as they are."""
-
-
-class Parameter(NamedTuple):
-    """One parameter of a handler.
-
-    Attributes:
-        accepts: bit N is set where a value of data type N may be passed.
-        default: passed where the argument is missing, or NULL and that is not accepted.
-    """
-
-    name: str
-    kind: int = ARGUMENT
-    accepts: int = -1
-    default: Any = MISSING
-    keyword_only: bool = False
-
-
-INLINE, ASYNC, LEFT = range(3)
-"""How a handler is called: here; here, as the coroutine of a task; or by the dispatcher's caller."""
-
-RUNNING: ContextVar[Callable[[], Running | None] | tuple[str, int, int, Any] | None] = ContextVar(
-    "spop_running"
-)
-"""The message that is handled in this context: the fields of a `Running`, or who knows it."""
-
-
-class Running(NamedTuple):
-    """The message whose handler runs now."""
-
-    name: str
-    stream_id: int
-    frame_id: int
-    connection: Any
+_TOO_BIG = "answer of {} bytes where the ACK has room for {}"
 
 
 class Route:
@@ -557,7 +527,8 @@ class Dispatcher:
             route = self.routes.get(message.name)
             if route is None:
                 self._unknown(message.name)
-                _add_if_it_fits(ack, self._no_route.on_error, payload + room)
+                if len(ack) + len(self._no_route.on_error) <= payload + room:
+                    ack += self._no_route.on_error
                 continue
             waiting = self._run(route, message, ack, payload + room)
             if waiting is not None:
@@ -570,10 +541,7 @@ class Dispatcher:
         out += codec.finish_frame(0, ack)
 
     def _run(self, route: Route, message: Message, ack: bytearray, most: int) -> Call | None:
-        """Call a handler and write what it returns, so that the ACK has `most` bytes.
-
-        Returns a call that has to be waited for.
-        """
+        """Call a handler and write what fits `most` bytes. Returns a call to be waited for."""
         start = len(ack)
         try:
             call = Call(route, route._bind(message))
@@ -593,11 +561,12 @@ class Dispatcher:
             for result in _results(call, returned):
                 codec.write_answer(result, ack)
             if len(ack) > most:
-                raise _too_big(len(ack) - start, most - start)
+                raise FrameTooBigError(_TOO_BIG.format(len(ack) - start, most - start))
         except BaseException as error:  # Whatever it is, the loop goes on and the peer waits.
             del ack[start:]
             self.fail(route, error)
-            _add_if_it_fits(ack, route.on_error, most)
+            if start + len(route.on_error) <= most:
+                ack += route.on_error
         finally:
             self.running = None
         self._observe(route)
@@ -661,14 +630,13 @@ class Dispatcher:
                 for result in _results(call, returned):
                     codec.encode_answer(result, actions)
                 if len(actions) > room:
-                    raise _too_big(len(actions), room)
+                    raise FrameTooBigError(_TOO_BIG.format(len(actions), room))
             except BaseException as failure:
                 error = failure
         if error is not None:
             self.fail(route, error)
             error = None  # Its traceback may have this frame, which no cycle is to keep.
-            actions.clear()
-            _add_if_it_fits(actions, route.on_error, room)
+            actions[:] = route.on_error if len(route.on_error) <= room else b""
         self._count_call(route, monotonic_ns() - began)
         return actions
 
@@ -681,7 +649,8 @@ class Dispatcher:
         )
         if len(ack) - 4 > intake.max_frame_size:  # Another connection may have a lower limit.
             room = intake.max_frame_size + 4 + len(deferred.actions) - len(ack)
-            self.fail(deferred.calls[0].route, _too_big(len(deferred.actions), room))
+            error = FrameTooBigError(_TOO_BIG.format(len(deferred.actions), room))
+            self.fail(deferred.calls[0].route, error)
             ack = codec.encode_raw_frame(_ACK, _FIN, *ids, b"", little_endian=little_endian)
         self.cells[Cell.ACKS] += 1
         return ack
@@ -696,12 +665,3 @@ class Dispatcher:
         self.cells[Cell.UNKNOWN_MESSAGES] += 1
         if name in self.unknown or len(self.unknown) < 100:
             self.unknown[name] = self.unknown.get(name, 0) + 1
-
-
-def _too_big(size: int, room: int) -> FrameTooBigError:
-    return FrameTooBigError(f"answer of {size} bytes where the ACK has room for {room}")
-
-
-def _add_if_it_fits(ack: bytearray, actions: bytes, most: int) -> None:
-    if len(ack) + len(actions) <= most:
-        ack += actions

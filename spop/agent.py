@@ -102,6 +102,17 @@ class HandlerInfo(typing.NamedTuple):
         return ASYNC if self.asynchronous else INLINE
 
 
+class _Options(typing.NamedTuple):
+    """What `Agent.message` was called with."""
+
+    blocking: bool
+    on_error: Answer | None
+    timeout: float | None
+    on_timeout: Answer | None
+    concurrency: int | None
+    sets: Sequence[str]
+
+
 class AgentServer(Protocol):
     """What serves an agent; `spop.server.Server` is one."""
 
@@ -179,6 +190,7 @@ class Agent:
         self.max_in_flight = max_in_flight
         self.handlers: dict[str, HandlerInfo] = {}
         self.errors: Counter[str] = Counter()
+        self._interrupt: KeyboardInterrupt | None = None
         self._errors_lock = threading.Lock()
         self._connect_hooks: list[Callable[[Peer], object]] = []
         self._disconnect_hooks: list[Callable[[Peer, Disconnect], object]] = []
@@ -229,44 +241,45 @@ class Agent:
             ValueError: the message has a handler already, a limit is not positive, `sets` names
                 no variable, or `on_error` or `on_timeout` can't be encoded otherwise.
         """
-        if timeout is not None and timeout <= 0:
-            raise ValueError(f"message {name!r}: timeout is {timeout:g}, more than 0 is needed")
-        if concurrency is not None and concurrency < 1:
-            raise ValueError(f"message {name!r}: concurrency is {concurrency}, 1 at least")
+        _check_limits(name, timeout, concurrency)
+        options = _Options(blocking, on_error, timeout, on_timeout, concurrency, sets)
 
         def register(function: Handler) -> Handler:
-            def answer(option: str, own: Answer | None, default: bytes) -> bytes:
-                if own is None:
-                    return default
-                what = f"message {name!r}: {option} of the handler"
-                return _encoded(what, _place(function), own)
-
             if name in self.handlers:
                 raise ValueError(f"message {name!r} has a handler already")
-            asynchronous = inspect.iscoroutinefunction(function)
-            may_wait = asynchronous or blocking
-            if asynchronous and blocking:
-                raise TypeError(f"message {name!r}: an async handler can't be blocking=True")
-            if not may_wait and (timeout or on_timeout or concurrency):
-                raise TypeError(
-                    f"message {name!r}: timeout, on_timeout and concurrency need a handler that "
-                    "is blocking=True or async def"
-                )
-            self.handlers[name] = HandlerInfo(
-                name,
-                function,
-                _parameters(name, function),
-                blocking,
-                asynchronous,
-                answer("on_error", on_error, self._on_error),
-                timeout,
-                answer("on_timeout", on_timeout, self._on_timeout if may_wait else b""),
-                concurrency,
-                _variables(name, function, sets),
-            )
+            self.handlers[name] = self._info(name, function, options)
             return function
 
         return register
+
+    def _info(self, name: str, function: Callable[..., Any], options: _Options) -> HandlerInfo:
+        asynchronous = inspect.iscoroutinefunction(function)
+        may_wait = asynchronous or options.blocking
+        if asynchronous and options.blocking:
+            raise TypeError(f"message {name!r}: an async handler can't be blocking=True")
+        if not may_wait and (options.timeout or options.on_timeout or options.concurrency):
+            raise TypeError(
+                f"message {name!r}: timeout, on_timeout and concurrency need a handler that "
+                "is blocking=True or async def"
+            )
+
+        def answer(option: str, own: Answer | None, default: bytes) -> bytes:
+            if own is None:
+                return default
+            return _encoded(f"message {name!r}: {option} of the handler", _place(function), own)
+
+        return HandlerInfo(
+            name,
+            function,
+            _parameters(name, function),
+            options.blocking,
+            asynchronous,
+            answer("on_error", options.on_error, self._on_error),
+            options.timeout,
+            answer("on_timeout", options.on_timeout, self._on_timeout if may_wait else b""),
+            options.concurrency,
+            _variables(name, function, options.sets),
+        )
 
     def on_connect(self, hook: Callable[[Peer], object]) -> Callable[[Peer], object]:
         """Have `hook` called with the `Peer` of each connection that said HELLO."""
@@ -345,6 +358,7 @@ class Agent:
         if self._error_log.allows() is not None:
             summary = repr(f"{type(error).__name__}: {text_of(error)}")
             logger.failure(error, "message %r failed: %s", name, summary)
+        self._keep_interrupt(error)
         for hook in self._error_hooks:
             self._run_hook(hook, name, error)
 
@@ -353,9 +367,24 @@ class Agent:
             hook(*args)
         except BaseException as error:  # As with a handler: the loop goes on.
             logger.failure(error, "hook %s failed", text_of(hook, _function_name))
+            self._keep_interrupt(error)
         finally:
             if FORKED:
                 end_child()
+
+    def _keep_interrupt(self, error: BaseException) -> None:
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if isinstance(error, KeyboardInterrupt) and in_main_thread:
+            self._interrupt = error
+
+    def pass_on_interrupt(self) -> None:
+        """Raise the KeyboardInterrupt that came in a handler or hook in the main thread.
+
+        A server in that thread calls this once the message was answered.
+        """
+        error, self._interrupt = self._interrupt, None
+        if error is not None:
+            raise error
 
     def serve(self, bind: str | list[str] = "127.0.0.1:9000", **options: Any) -> None:
         """Serve until SIGINT or SIGTERM; `spop.server.Server` has the options."""
@@ -395,6 +424,13 @@ class Agent:
         from spop.server import Server
 
         await Server(self, bind, **options).run_async(ready)
+
+
+def _check_limits(name: str, timeout: float | None, concurrency: int | None) -> None:
+    if timeout is not None and timeout <= 0:
+        raise ValueError(f"message {name!r}: timeout is {timeout:g}, more than 0 is needed")
+    if concurrency is not None and concurrency < 1:
+        raise ValueError(f"message {name!r}: concurrency is {concurrency}, 1 at least")
 
 
 def _encoded(what: str, place: str, actions: Answer | None) -> bytes:

@@ -37,6 +37,7 @@ from spop.errors import (
     ProtocolError,
 )
 from spop.frames import Ack, Actions, Control, Frame, Message, Notify, Peer, RawFrame
+from spop.handshake import common_version, disconnect_reason, item, names, parsed_version
 from spop.values import Buffer, DecodedValue, UInt32
 
 ALL_CAPABILITIES = frozenset({Capability.FRAGMENTATION, Capability.PIPELINING, Capability.ASYNC})
@@ -391,19 +392,19 @@ class AgentConnection(_Connection):
         if frame.type is FrameType.HAPROXY_HELLO:
             events.append(self._hello(frame.items))
             return
-        code, message = _disconnect_reason(frame.items)
+        code, message = disconnect_reason(frame.items)
         self._send_disconnect(Status.NORMAL, Status.NORMAL.message)
         self._close()
         events.append(Disconnect(code, message, True))
 
     def _hello(self, items: dict[str, DecodedValue]) -> Hello:
         """Answer HAPROXY-HELLO with AGENT-HELLO (sections 3.2.4 and 3.2.5)."""
-        announced = _item(items, "supported-versions", str, Status.NO_VERSION)
-        version = _common_version(announced, ("1.0",) if self.intake.whole else SUPPORTED_VERSIONS)
-        offered = _item(items, "max-frame-size", int, Status.NO_FRAME_SIZE)
-        theirs = _names(_item(items, "capabilities", str, Status.NO_CAPABILITIES))
-        engine_id = _item(items, "engine-id", str, None)
-        healthcheck = _item(items, "healthcheck", bool, None) or False
+        announced = item(items, "supported-versions", str, Status.NO_VERSION)
+        version = common_version(announced, ("1.0",) if self.intake.whole else SUPPORTED_VERSIONS)
+        offered = item(items, "max-frame-size", int, Status.NO_FRAME_SIZE)
+        theirs = names(item(items, "capabilities", str, Status.NO_CAPABILITIES))
+        engine_id = item(items, "engine-id", str, None)
+        healthcheck = item(items, "healthcheck", bool, None) or False
         if offered < MIN_FRAME_SIZE:
             raise HandshakeError(
                 f"max-frame-size is {offered}, {MIN_FRAME_SIZE} at least", Status.BAD_FRAME_SIZE
@@ -651,7 +652,7 @@ class EngineConnection(_Connection):
             self._ack(frame, events)
         elif isinstance(frame, Control):
             if frame.type is FrameType.AGENT_DISCONNECT:
-                events.append(Disconnect(*_disconnect_reason(frame.items), True))
+                events.append(Disconnect(*disconnect_reason(frame.items), True))
             elif self.state is State.OPEN:
                 events.append(self._hello(frame.items))
 
@@ -668,10 +669,10 @@ class EngineConnection(_Connection):
 
     def _hello(self, items: dict[str, DecodedValue]) -> Hello:
         """Check AGENT-HELLO (section 3.2.5)."""
-        version = _item(items, "version", str, Status.NO_VERSION)
-        size = _item(items, "max-frame-size", int, Status.NO_FRAME_SIZE)
-        theirs = _names(_item(items, "capabilities", str, None) or "")
-        if _version(version) not in ((1, 0), (2, 0)):
+        version = item(items, "version", str, Status.NO_VERSION)
+        size = item(items, "max-frame-size", int, Status.NO_FRAME_SIZE)
+        theirs = names(item(items, "capabilities", str, None) or "")
+        if parsed_version(version) not in ((1, 0), (2, 0)):
             raise HandshakeError(f"version {version!r} is not supported", Status.BAD_VERSION)
         if not MIN_FRAME_SIZE <= size <= self._max_frame_size:
             raise HandshakeError(
@@ -684,43 +685,3 @@ class EngineConnection(_Connection):
         self.pipelined = not capabilities.isdisjoint(UNORDERED)
         self.asynchronous = Capability.ASYNC in capabilities
         return Hello(self.peer)
-
-
-def _item(items: dict[str, DecodedValue], key: str, type_: type, missing: Status | None) -> Any:
-    """An item of a HELLO. `missing` is the error where it isn't there; None: it is optional."""
-    if key not in items:
-        if missing is None:
-            return None
-        raise HandshakeError(missing.message, missing)
-    value = items[key]
-    if not isinstance(value, type_) or (type_ is int and isinstance(value, bool)):
-        raise InvalidFrameError(f"{key} is {type(value).__name__}, not {type_.__name__}")
-    return value
-
-
-def _names(listed: str) -> frozenset[str]:
-    return frozenset(name.strip() for name in listed.split(",") if name.strip())
-
-
-def _version(text: str) -> tuple[int, int] | None:
-    major, dot, minor = text.strip().partition(".")
-    if dot and major.isascii() and major.isdigit() and minor.isascii() and minor.isdigit():
-        return int(major[:9]), int(minor[:9])
-    return None
-
-
-def _common_version(announced: str, supported: Iterable[str]) -> str:
-    """The highest version of both sides. A peer has all minor ones up to what it announces."""
-    theirs = {version for text in announced.split(",") if (version := _version(text))}
-    for ours in supported:
-        major = int(ours.partition(".")[0])
-        if any(version[0] == major for version in theirs):
-            return ours
-    raise HandshakeError(f"supported-versions is {announced!r}", Status.BAD_VERSION)
-
-
-def _disconnect_reason(items: dict[str, DecodedValue]) -> tuple[int, str]:
-    code, message = items.get("status-code"), items.get("message")
-    if not isinstance(code, int) or not isinstance(message, str):
-        raise InvalidFrameError("DISCONNECT without status-code or message")
-    return code, message[:MAX_TEXT_SIZE]

@@ -20,9 +20,10 @@ FORKED: list[int] = []
 _thread = threading.local()
 
 
-def serve_in_this_thread() -> None:
-    """A process that this thread forks is no server."""
-    _thread.serves = True
+def serve_in_this_thread(serves: bool = True) -> None:
+    """From now on a process that this thread forks must not go on serving."""
+    _thread.serves = serves
+    FORKED.clear()  # What began to serve only now, in a child, may.
 
 
 def end_child() -> NoReturn:

@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from conftest import intake_class
+from event_loops import EVENT_LOOPS, Serve, serve_on
 from haproxy import wait_until
 from serving import served, wait_until_serving
 
@@ -146,6 +147,15 @@ KINDS: dict[str, Callable[..., None]] = {
 MAY_WAIT = {name: add for name, add in KINDS.items() if add is not add_inline}
 
 every_kind = pytest.mark.parametrize("add", KINDS.values(), ids=KINDS)
+every_kind_on_every_event_loop = pytest.mark.parametrize(
+    ("add", "event_loop"),
+    [
+        pytest.param(add, event_loop, id=f"{kind} on {event_loop}")
+        for kind, add in KINDS.items()
+        for event_loop in EVENT_LOOPS
+        if kind.startswith("async") or event_loop in ("asyncio", "serve_async")
+    ],
+)
 every_kind_that_may_wait = pytest.mark.parametrize("add", MAY_WAIT.values(), ids=MAY_WAIT)
 
 
@@ -178,10 +188,12 @@ ANSWERS = {"txn.inline": 1, "txn.blocking": 1, "txn.async": 1}
 
 
 @contextlib.contextmanager
-def serving(agent: Agent, **options: Any) -> Iterator[tuple[Server, Client]]:
+def serving(
+    agent: Agent, serve: Serve = Agent.serve_in_background, **options: Any
+) -> Iterator[tuple[Server, Client]]:
     """A server and a client. In the end all frames were answered, and it is healthy."""
     with (
-        agent.serve_in_background(pool_size=2, **options) as server,
+        serve(agent, pool_size=2, **options) as server,
         Client(str(server.address), timeout=10) as client,
     ):
         yield server, client
@@ -207,15 +219,21 @@ def failures(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @every_failure
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside others"])
-@every_kind
+@every_kind_on_every_event_loop
 def test_whatever_a_handler_does_is_answered_counted_and_logged_once(
-    agent: Agent, add: Any, beside: bool, fail: Any, caplog: pytest.LogCaptureFixture
+    agent: Agent,
+    add: Any,
+    event_loop: str,
+    beside: bool,
+    fail: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told: list[str] = []
     agent.on_error(lambda name, error: told.append(name))
     add(agent, fail, on_error=FAILED)
     sent = [*NEIGHBOURS, Message("m"), *NEIGHBOURS] if beside else [Message("m")]
-    with serving(agent) as (server, client):
+    with serving(agent, serve_on(event_loop, monkeypatch)) as (server, client):
         assert client.notify(sent).variables == FAILED | (ANSWERS if beside else {})
         assert agent.errors == {"m": 1}
         assert told == ["m"]
@@ -418,16 +436,16 @@ forking = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 
 
 @forking
-@every_kind
+@every_kind_on_every_event_loop
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside others"])
 def test_the_parent_alone_answers_for_a_handler_that_forks(
-    agent: Agent, add: Any, beside: bool
+    agent: Agent, add: Any, event_loop: str, beside: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forks = Forks()
     add(agent, forks)
     sent = [*NEIGHBOURS, Message("m"), *NEIGHBOURS] if beside else [Message("m")]
     expected = {"txn.pid": os.getpid()} | (ANSWERS if beside else {})
-    with serving(agent) as (_, client):
+    with serving(agent, serve_on(event_loop, monkeypatch)) as (_, client):
         assert client.notify(sent).variables == expected
         assert forks.status() == 1
         assert client.notify(NEIGHBOURS).variables == ANSWERS

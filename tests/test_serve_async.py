@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from wire import hello
 
-from spop import Agent, AsyncClient, Message
+from spop import Agent, AsyncClient, Client, Message, SpopError
 from spop.connection import EngineConnection
 
 Main = Callable[[], Awaitable[Any]]
@@ -359,6 +359,44 @@ def test_a_failure_of_the_loop_is_raised(run: Callable[[Main], Any], agent: Agen
             assert sock.recv(1) == b""
 
     run(main)
+
+
+@pytest.mark.parametrize("where", ["inline", "async at once", "async", "on_connect", "on_error"])
+def test_a_keyboard_interrupt_in_a_handler_or_hook_passes_on_behind_the_answer(
+    run: Callable[[Main], Any], agent: Agent, where: str
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    @agent.message("async-m", on_error={"txn.failed": True})
+    async def asynchronous() -> None:
+        if where == "async":
+            await asyncio.sleep(0)
+        interrupt()
+
+    agent.message("m", on_error={"txn.failed": True})(lambda: interrupt())
+    if where.startswith("on_"):
+        agent.message("broken", on_error={"txn.failed": True})(lambda: 1 / 0)
+        getattr(agent, where)(interrupt)
+    name = "async-m" if where.startswith("async") else "m" if where == "inline" else "broken"
+    clients: list[threading.Thread] = []
+    answers: list[Any] = []
+
+    def ask(address: str) -> None:
+        with contextlib.suppress(SpopError, OSError), Client(address, timeout=10) as client:
+            answers.append(client.notify(name).variables)
+
+    def ready(server: Any) -> None:
+        clients.append(threading.Thread(target=ask, args=[str(server.address)]))
+        clients[0].start()
+
+    async def main() -> None:
+        await agent.serve_async("127.0.0.1:0", ready)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(main)
+    clients[0].join()
+    assert answers == ([] if where == "on_connect" else [{"txn.failed": True}])
 
 
 def test_what_cannot_be_served_is_told(agent: Agent) -> None:

@@ -18,6 +18,7 @@ from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, Protocol
 
+from spop.agent import Agent
 from spop.counters import Cell, Cells
 from spop.dispatch import AsyncCall
 from spop.logs import SafeLogger
@@ -34,6 +35,7 @@ Start = Callable[[AsyncCall], Any]
 class Loop(Protocol):
     """What asyncio needs of a loop."""
 
+    agent: Agent
     cells: Cells
     context: Context
     poller: Poller
@@ -305,6 +307,7 @@ class Guest:
             return
         try:
             self._loop.round(0.0)
+            self._loop.agent.pass_on_interrupt()
             wait = self._loop.longest_wait()
         except BaseException as error:
             self.ended.set_exception(error)

@@ -254,7 +254,7 @@ class Exchange(Deferred):
         if begun is self._waiting:
             self._ended(self.calls[self._index], begun.value, begun.error)
             if self._index == len(self.calls):
-                self.host.answer(self)
+                self._go_on()
             else:  # This is the context of the handler that has ended, which no other inherits.
                 self.host.context.copy().run(self._go_on)
 

@@ -19,6 +19,7 @@ from spop import codec
 from spop.address import Address
 from spop.agent import Agent
 from spop.counters import Cell, Cells, Totals, new_row, row_size
+from spop.forks import serve_in_this_thread
 from spop.logs import RateLimitedLog, SafeLogger
 from spop.server.admission import Admission
 from spop.server.balance import Balance
@@ -396,12 +397,14 @@ class Server:
         self._is_guest = True
         (loop,) = self._loops
         loop.thread = threading.current_thread()
+        serve_in_this_thread()
         try:
             self._tell_start()
             if ready is not None:
                 ready(self)
             await serve_here(loop, partial(self._drain_here, loop))
         finally:
+            serve_in_this_thread(False)
             loop.close()
             self._close_listeners()
             self._close()

@@ -1,0 +1,50 @@
+"""What a dispatcher is told of handlers, and tells of them, as plain data. Both twins use these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any, Final, NamedTuple
+
+MISSING: Final[Any] = object()
+"""As the default of a `Parameter`: there is none."""
+
+ARGUMENT, MESSAGE, ACK = range(3)
+"""What a parameter is given: an argument of the message, the message itself, an `Ack`."""
+
+HEADERS: Final = 1 << 16
+"""In `Parameter.accepts`: STRING and BINARY are passed as `Headers`, unless they are accepted
+as they are."""
+
+
+class Parameter(NamedTuple):
+    """One parameter of a handler.
+
+    Attributes:
+        accepts: bit N is set where a value of data type N may be passed.
+        default: passed where the argument is missing, or NULL and that is not accepted.
+    """
+
+    name: str
+    kind: int = ARGUMENT
+    accepts: int = -1
+    default: Any = MISSING
+    keyword_only: bool = False
+
+
+INLINE, ASYNC, LEFT = range(3)
+"""How a handler is called: here; here, as the coroutine of a task; or by the dispatcher's caller."""
+
+RUNNING: ContextVar[Callable[[], Running | None] | tuple[str, int, int, Any] | None] = ContextVar(
+    "spop_running"
+)
+"""The message that is handled in this context: the fields of a `Running`, or who knows it."""
+
+
+class Running(NamedTuple):
+    """The message whose handler runs now."""
+
+    name: str
+    stream_id: int
+    frame_id: int
+    connection: Any
