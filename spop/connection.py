@@ -10,7 +10,7 @@ in it is an error (status 4). A frame of an unknown type is skipped (section 3.2
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -182,12 +182,16 @@ class AgentConnection(_Connection):
             given. It is 1 while pipelining is not in force, so that ACKs keep their order.
         dispatcher: answers NOTIFY frames at once. Without it each becomes a `Notify` event.
         address: the peer's address, for `Peer`.
+        is_ready: asked when a health check comes; one that is not ready is refused with status 13.
 
     Attributes:
         intake: the received bytes. A fast path shares it.
     """
 
-    __slots__ = ("_capabilities", "_dispatcher", "_max_in_flight", "address", "intake")
+    __slots__ = (
+        "_capabilities", "_dispatcher", "_is_ready", "_max_in_flight", "_says_why", "address",
+        "intake",
+    )  # fmt: skip
     _states = _AGENT_STATES
     _disconnect_type = FrameType.AGENT_DISCONNECT
 
@@ -200,8 +204,11 @@ class AgentConnection(_Connection):
         max_in_flight: int = MAX_IN_FLIGHT,
         dispatcher: Dispatcher | None = None,
         address: str = "",
+        is_ready: Callable[[], bool] = lambda: True,
     ) -> None:
         super().__init__(max_frame_size)
+        self._is_ready = is_ready
+        self._says_why = True
         self._capabilities = capabilities
         self._max_in_flight = max_in_flight
         self._dispatcher = dispatcher or Dispatcher()
@@ -409,6 +416,10 @@ class AgentConnection(_Connection):
             raise HandshakeError(
                 f"max-frame-size is {offered}, {MIN_FRAME_SIZE} at least", Status.BAD_FRAME_SIZE
             )
+        if healthcheck and not self._is_ready():
+            # HAProxy 1.7 crashes on a DISCONNECT in answer to its health check.
+            self._says_why = version != "1.0"
+            raise HandshakeError("the agent is not ready", Status.RESOURCE)
         peer = Peer(
             self.address,
             version,
@@ -447,7 +458,7 @@ class AgentConnection(_Connection):
     def _fail(self, error: ProtocolError, events: list[AgentEvent]) -> None:
         text = str(error)[:MAX_TEXT_SIZE]
         # HAProxy 1.7.0 crashes if a health check is answered with a status that it doesn't know.
-        if self.peer is not None or not self.intake.whole:
+        if self.peer is not None or (self._says_why and not self.intake.whole):
             self._send_disconnect(error.status, text)
         self._close()
         events.append(Disconnect(error.status, text, False))

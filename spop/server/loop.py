@@ -64,6 +64,8 @@ class Shared(Protocol):
 
     def thread_died(self, error: BaseException) -> None: ...
 
+    def is_ready(self) -> bool: ...
+
 
 class Loop:
     """Serves the connections that are given to it.
@@ -96,6 +98,7 @@ class Loop:
         self._admission = shared.admission
         self._tls = shared.tls
         self._died = shared.thread_died
+        self._is_ready = shared.is_ready
         self._buffer = bytearray(RECV_SIZE)
         self.dispatcher = shared.agent.dispatcher(
             cells=cells,
@@ -331,6 +334,7 @@ class Loop:
             max_in_flight=options.max_in_flight or agent.max_in_flight,
             dispatcher=self.dispatcher,
             address=address,
+            is_ready=self._is_ready,
         )
 
     def forget(self, connection: Connection) -> None:
