@@ -1,9 +1,9 @@
 """A selector loop: one thread that moves bytes between its sockets and their connections.
 
-It does one recv, one pass through the protocol and one send for however many frames arrived. It
-runs in rounds: it waits for sockets and serves those that are ready. The rounds run in a thread
-of their own, and inside of an event loop if there are ``async def`` handlers. Only that thread
-touches the loop's state; others use `call_soon`.
+It does one recv, one pass through the protocol and one send for however many frames arrived. In
+each round it waits for sockets and serves those that are ready. Rounds run in a thread of their
+own, and inside of an event loop if there are ``async def`` handlers. Only that thread touches the
+loop's state; others use `call_soon`.
 """
 
 from __future__ import annotations
@@ -470,11 +470,8 @@ class Loop:
         return protocol.paused or (self._leaving.handing_over and protocol.in_flight > 0)
 
     def _watch(self, connection: Connection) -> None:
-        """Stop reading while earlier frames wait for handlers or for a slow peer.
-
-        It is called when more bytes have arrived: a peer in lock step sends none before its ACK,
-        and each change of what epoll waits for costs a system call.
-        """
+        """Stop reading while earlier frames wait for handlers or for a slow peer."""
+        # Not before more bytes have come, as a change of what epoll waits for is a system call.
         if connection.unsent:
             events = WRITE
         elif self._holds_back(connection):
