@@ -379,10 +379,7 @@ class Loop:
             self._guarded(connection, self._frames, connection, frames, error)
 
     def _frames(
-        self,
-        connection: Connection,
-        frames: list[Frame | Deferred],
-        error: ProtocolError | None,
+        self, connection: Connection, frames: list[Frame | Deferred], error: ProtocolError | None
     ) -> None:
         # A shortcut for the usual case: only exchanges, and no bytes to send. It is enough to
         # look at the last frame, as the dispatcher stops behind any that is no NOTIFY.
