@@ -14,7 +14,7 @@ from libc.string cimport memcmp, memcpy, memmove, memset
 from spop._codec cimport (
     ABORT, ACK, AGENT_DISCONNECT, AGENT_HELLO, FIN, HAPROXY_DISCONNECT, HAPROXY_HELLO,
     MAX_CONTROL_SIZE, NOTIFY, T_BINARY, T_INT32, T_NULL, T_STRING, T_UINT64, UNSET_FRAME,
-    Field, Header, Reader, Writer, announced_length, argument_value, begin_frame, decode_frame,
+    Field, Header, Reader, Writer, announced_length, argument_value, begin_frame, read_frame,
     field_value, finish_frame, frame_length, name_text, new_message, read_field, read_header,
     read_span, release, text, use_stack, write_answer, write_bytes,
 )
@@ -24,9 +24,8 @@ from spop._intake cimport TOO_BIG, WHOLE, Bytes, Intake, Step, add_bytes, drop_b
 
 from collections.abc import Coroutine
 
-from spop._dispatch_py import HEADERS as PY_HEADERS
-from spop._dispatch_py import MISSING, RUNNING, Running
-from spop._dispatch_py import ASYNC as PY_ASYNC, INLINE as PY_INLINE, LEFT as PY_LEFT
+from spop.parameters import ASYNC as PY_ASYNC, HEADERS as PY_HEADERS, INLINE as PY_INLINE
+from spop.parameters import LEFT as PY_LEFT, MISSING, RUNNING, Running
 from spop.constants import (
     DEFAULT_MAX_PAYLOAD_SIZE, MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, DataType,
 )
@@ -534,7 +533,7 @@ cdef class Dispatcher:
             HAPROXY_HELLO, HAPROXY_DISCONNECT, AGENT_HELLO, AGENT_DISCONNECT
         ) and length > MAX_CONTROL_SIZE:
             raise FrameTooBigError(f"frame of {length} bytes, {MAX_CONTROL_SIZE} at most")
-        frames.append(decode_frame(r, header))
+        frames.append(read_frame(r, header))
         return 0
 
     cdef bint put_together(

@@ -1,8 +1,8 @@
 """From the bytes of NOTIFY frames to the bytes of their ACKs, in pure Python.
 
 A `Route` is a handler whose signature was analysed once. A `Dispatcher` has all routes of an
-agent, finds each message's, calls it with the arguments where its parameters want them, and
-encodes what it returns. Handlers that may not run here are left to the caller as `Deferred`.
+agent. It finds the route of each message, calls it with the message's arguments, and encodes
+what it returns. Handlers that have to be waited for it leaves to the caller, as a `Deferred`.
 
 `_dispatch.pyx` is the compiled twin, `spop.dispatch` chooses. One thread uses a dispatcher.
 """
@@ -10,10 +10,9 @@ encodes what it returns. Handlers that may not run here are left to the caller a
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable
-from contextvars import ContextVar
 from ipaddress import IPv4Address, IPv6Address
 from time import monotonic_ns, perf_counter_ns
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 from spop import _codec_py as codec
 from spop._headers_py import Headers
@@ -38,6 +37,19 @@ from spop.errors import (
 )
 from spop.forks import FORKED, end_child
 from spop.frames import Ack, Frame, Message, Notify, RawFrame
+from spop.parameters import (
+    ACK,
+    ARGUMENT,
+    ASYNC,
+    HEADERS,
+    INLINE,
+    LEFT,
+    MESSAGE,
+    MISSING,
+    RUNNING,
+    Parameter,
+    Running,
+)
 from spop.values import Buffer
 
 # Members of an enum take several times as long to look up.
@@ -45,57 +57,14 @@ _UNSET, _NOTIFY, _ACK = int(FrameType.UNSET), int(FrameType.NOTIFY), int(FrameTy
 _FIN, _ABORT = int(FrameFlag.FIN), int(FrameFlag.ABORT)
 _TOO_BIG = "answer of {} bytes where the ACK has room for {}"
 
-MISSING: Final[Any] = object()
-"""As the default of a `Parameter`: there is none."""
-
-ARGUMENT, MESSAGE, ACK = range(3)
-"""What a parameter is given: an argument of the message, the message itself, an `Ack`."""
-
-HEADERS: Final = 1 << 16
-"""In `Parameter.accepts`: STRING and BINARY are passed as `Headers`, unless they are accepted
-as they are."""
-
-
-class Parameter(NamedTuple):
-    """One parameter of a handler.
-
-    Attributes:
-        accepts: bit N is set where a value of data type N may be passed.
-        default: passed where the argument is missing, or NULL and that is not accepted.
-    """
-
-    name: str
-    kind: int = ARGUMENT
-    accepts: int = -1
-    default: Any = MISSING
-    keyword_only: bool = False
-
-
-INLINE, ASYNC, LEFT = range(3)
-"""How a handler is called: here; here, as the coroutine of a task; or by the dispatcher's caller."""
-
-RUNNING: ContextVar[Callable[[], Running | None] | tuple[str, int, int, Any] | None] = ContextVar(
-    "spop_running"
-)
-"""The message that is handled in this context: the fields of a `Running`, or who knows it."""
-
-
-class Running(NamedTuple):
-    """The message whose handler runs now."""
-
-    name: str
-    stream_id: int
-    frame_id: int
-    connection: Any
-
 
 class Route:
     """A handler, ready to be called.
 
     Attributes:
         kind: `INLINE`, `ASYNC` or `LEFT`.
-        on_error: the encoded actions that answer a message that it fails to handle.
-        base: where its cells begin in the row of its dispatcher.
+        on_error: the encoded actions that answer if the handler fails.
+        base: the index of its first cell in the row of its dispatcher.
     """
 
     __slots__ = (
@@ -119,7 +88,7 @@ class Route:
         self.base = 0
         self._slots = {p.name: slot for slot, p in enumerate(self.parameters) if p.kind == ARGUMENT}
 
-    def bind(self, message: Message) -> list[Any]:
+    def _bind(self, message: Message) -> list[Any]:
         """The values for the parameters, in their order.
 
         Raises:
@@ -188,7 +157,7 @@ _TYPES: dict[type, int] = {
 
 
 def _results(call: Call, returned: Any) -> list[Any]:
-    """What to encode for a handler: its `Ack`, if it took one, and what it returned."""
+    """What to encode for a handler: its `Ack`, if it has one, and what it returned."""
     filled = [value.actions for value in call.values or [] if type(value) is Ack]
     return filled if returned is None else [*filled, returned]
 
@@ -200,20 +169,21 @@ def _type_name(types: int) -> str:
 class AsyncCall(Coroutine[Any, Any, None]):
     """The coroutine of an ``async def`` handler, as its task runs it.
 
-    It never raises into the event loop, but keeps what came of the handler, and tells of it in
-    the very step in which the handler ends. A callback of the task would come rounds later.
+    It keeps the handler's result or exception, and raises nothing into the event loop. It calls
+    `finished` in the step in which the handler ends. A callback of the task would come in a
+    later round.
 
     Args:
-        name: the message's.
+        name: the message's name.
         slow: called with the name and the nanoseconds of a step that took longer than
-            `slow_after` of them; 0: never.
+            `slow_after` nanoseconds; 0: never.
 
     Attributes:
         task: the task that runs it.
         done: the handler has ended.
         value: what it returned.
         error: what it raised.
-        finished: called with this object when the handler ends, if it is set by then.
+        finished: called with this object when the handler ends.
     """
 
     __slots__ = (
@@ -242,7 +212,7 @@ class AsyncCall(Coroutine[Any, Any, None]):
         return self._step(self._coroutine.send, value)
 
     def throw(self, *error: Any) -> Any:
-        """Run its next step with an exception, `asyncio.CancelledError` for one."""
+        """Run its next step with an exception, for example `asyncio.CancelledError`."""
         return self._step(self._coroutine.throw, *error)
 
     def close(self) -> None:
@@ -258,7 +228,7 @@ class AsyncCall(Coroutine[Any, Any, None]):
     __await__ = __iter__
 
     def __getattr__(self, name: str) -> Any:
-        """``cr_frame`` and its like, for those who look into a task."""
+        """``cr_frame`` and its like, for debuggers."""
         return getattr(self._coroutine, name)
 
     def _step(self, resume: Callable[..., Any], *args: Any) -> Any:
@@ -284,8 +254,8 @@ class AsyncCall(Coroutine[Any, Any, None]):
 class Call:
     """One message of a `Deferred`: its handler and the values for the handler's parameters.
 
-    Without values the message has failed already, and only its `on_error` is to be answered.
-    An asynchronous call that has begun has its `AsyncCall`.
+    Without values the message has failed already and is answered with `on_error`. An
+    asynchronous call that has begun has its `AsyncCall`.
     """
 
     __slots__ = ("begun", "route", "values")
@@ -311,9 +281,9 @@ class Deferred:
 
     Attributes:
         stream_id, frame_id: the NOTIFY's.
-        actions: encoded, of the handlers that have ended.
-        calls: those that have not, in order. The first may have begun.
-        room: bytes that `actions` may have, so that the ACK fits one frame.
+        actions: the encoded actions of the handlers that have ended.
+        calls: the calls of the other handlers, in order. The first may have begun.
+        room: the most bytes that `actions` may have, as the ACK must fit one frame.
     """
 
     __slots__ = ("actions", "calls", "frame_id", "room", "stream_id")
@@ -329,29 +299,29 @@ class Deferred:
 
 
 Failed = Callable[[str, BaseException], None]
-"""Told of a message's name and what went wrong with it. It must not raise."""
+"""Called with the name and the exception of a failed message. It must not raise."""
 
 
 class Dispatcher:
     """All routes of an agent, for use by one thread.
 
     Args:
-        routes: None leaves every NOTIFY to the caller, as `Notify`.
-        failed: told of each failure.
-        cells: the row that it counts in; one of its own where None.
+        routes: None leaves every NOTIFY to the caller, as a `Notify`.
+        failed: called for each failure.
+        cells: the row that it counts in; by default one of its own.
         max_answer_size: bytes of ACKs after which `receive` stops.
-        max_messages: messages that a NOTIFY may have.
-        max_arguments: arguments that the messages of a NOTIFY may have together.
+        max_messages: the most messages of a NOTIFY.
+        max_arguments: the most arguments of all messages of a NOTIFY.
         deferred: makes the `Deferred` of a NOTIFY.
         on_unknown: the encoded actions that answer a message without a route.
 
     Attributes:
         routes: by message name.
         start: makes the task of an `AsyncCall`. Without it asynchronous handlers are left to
-            the caller too.
-        slow: told of the name and nanoseconds of a call that took more than `slow_after`; 0 is
-            never.
-        unknown: messages without a route, by name to a bounded number of names.
+            the caller, too.
+        slow: called with the name and the nanoseconds of a call that took longer than
+            `slow_after` nanoseconds; 0: never.
+        unknown: number of messages without a route, by name, for up to 100 names.
         running: the message whose handler is being called, else None.
 
     Raises:
@@ -401,16 +371,16 @@ class Dispatcher:
         """Take in `data`, or its first `end` bytes, and answer the NOTIFY frames there are.
 
         It stops at a partial frame, when the intake is `paused`, behind `max_answer_size` bytes
-        of ACKs, and behind any other frame, as that may change how the next ones are read. The
-        intake keeps the rest. A further call without data goes on with it; that is worth while
-        until one returns nothing.
+        of ACKs, and behind a frame that is no NOTIFY, as that may change how the next ones are
+        read. The intake keeps the other bytes. Call it again without data to go on, until it
+        returns nothing.
 
         Returns:
-            The frames that the caller has to see to, and the ACKs to send.
+            The frames that the caller has to process, and the ACKs to send.
 
         Raises:
-            ProtocolError: the first frame that was not dealt with is malformed. The call has
-                answered nothing; the next one raises the same.
+            ProtocolError: the first unread frame is malformed. This call has answered nothing,
+                and the next one raises the same error.
             RuntimeError: a handler that this dispatcher runs has called it.
             ValueError: `end` is not in the buffer.
         """
@@ -436,7 +406,7 @@ class Dispatcher:
     ) -> None:
         unread, used = intake._unread, 0
         if unread:
-            # Only the first frame is completed there; those behind it are read where they are.
+            # Only the first frame is copied there. Those behind it are read in `data`.
             if not intake.paused:
                 used = intake._complete_frame(data)
             del unread[: self._answer(intake, bytes(unread), frames, out)]
@@ -453,7 +423,7 @@ class Dispatcher:
             while not intake.paused and len(out) < self.max_answer_size:
                 if not intake.is_open and len(data) - offset >= 9:
                     intake._see_flags(data, offset + 4)
-                length = codec._whole_frame(data, offset, intake.frame_limit)
+                length = codec.frame_length(data, offset, intake._frame_limit)
                 if length < 0:
                     break
                 more = self._answer_frame(intake, data, offset + 4, length, frames, out)
@@ -462,7 +432,7 @@ class Dispatcher:
                     break
         except ProtocolError:
             if not frames and not out:
-                raise  # Else the next call begins with it, when these were sent.
+                raise  # Else the next call raises it, after these are sent.
         return offset
 
     def _answer_frame(
@@ -476,13 +446,13 @@ class Dispatcher:
     ) -> bool:
         """Answer one frame, or add it to `frames`. False: it is no NOTIFY."""
         end = offset + length
-        type_, flags, stream_id, frame_id, offset = codec._header(
+        type_, flags, stream_id, frame_id, offset = codec.read_header(
             data, offset, end, intake.little_endian, intake.whole
         )
         if not intake.is_open or (type_ != _NOTIFY and type_ != _UNSET):
             if type_ in CONTROL_TYPES and length > MAX_CONTROL_SIZE:
                 raise FrameTooBigError(f"frame of {length} bytes, {MAX_CONTROL_SIZE} at most")
-            frames.append(codec._frame(type_, flags, stream_id, frame_id, data, offset, end))
+            frames.append(codec.read_frame(type_, flags, stream_id, frame_id, data, offset, end))
             return False
         if type_ == _NOTIFY and flags & _FIN:
             if intake.begun:
@@ -499,7 +469,7 @@ class Dispatcher:
         return True
 
     def _put_together(self, intake: Intake, frame: RawFrame, out: bytearray) -> Notify | None:
-        """The NOTIFY that a fragment completes, else None."""
+        """The NOTIFY that a fragment completes, else None (section 3.2)."""
         ids = frame.stream_id, frame.frame_id
         try:
             payload = intake._take_fragment(frame)
@@ -513,7 +483,7 @@ class Dispatcher:
         try:
             notify.messages = self._messages(payload, 0, len(payload), *ids)
         except ProtocolError:
-            intake._take_back(frame)  # It is taken once more, when it is the first frame.
+            intake._take_back(frame)  # The next call reads it once more.
             raise
         intake._end_payload()
         return notify
@@ -527,7 +497,7 @@ class Dispatcher:
         while offset < end:
             if len(messages) == self._max_messages:
                 self._too_many("messages", self._max_messages)
-            message, offset = codec._message_at(data, offset, end, stream_id, frame_id)
+            message, offset = codec.read_message(data, offset, end, stream_id, frame_id)
             arguments += len(message.names)
             if arguments > self._max_arguments:
                 self._too_many("arguments", self._max_arguments)
@@ -569,13 +539,13 @@ class Dispatcher:
                 frames.append(self._deferred(*ids, actions, calls, room))
                 return
         self.cells[Cell.ACKS] += 1
-        out += codec._finish(0, ack)
+        out += codec.finish_frame(0, ack)
 
     def _run(self, route: Route, message: Message, ack: bytearray, most: int) -> Call | None:
-        """Call a handler and write what fits `most` bytes. Returns a call to be waited for."""
+        """Call a handler and add its answer, if it fits `most`. Returns a call to be waited for."""
         start = len(ack)
         try:
-            call = Call(route, route.bind(message))
+            call = Call(route, route._bind(message))
             if route.kind == LEFT or (route.kind == ASYNC and self.start is None):
                 return call
             self.running = Running(
@@ -590,7 +560,7 @@ class Dispatcher:
                     raise begun.error
                 returned = begun.value
             for result in _results(call, returned):
-                codec.encode_answer(result, ack)
+                codec.write_answer(result, ack)
             if len(ack) > most:
                 raise FrameTooBigError(_TOO_BIG.format(len(ack) - start, most - start))
         except BaseException as error:  # Whatever it is, the loop goes on and the peer waits.
@@ -604,7 +574,7 @@ class Dispatcher:
         return None
 
     def _begin(self, route: Route, coroutine: Coroutine[Any, Any, Any]) -> AsyncCall:
-        """Start a task for a handler's coroutine, which may have ended when this returns."""
+        """Start a task for a handler's coroutine. It may have ended when this returns."""
         assert self.start is not None
         begun = AsyncCall(coroutine, route.name, self.slow, self.slow_after)
         token = RUNNING.set(self.running)
@@ -615,7 +585,7 @@ class Dispatcher:
         return begun
 
     def _observe(self, route: Route) -> None:
-        """Count a run, from the end of the one before it, and how long it took."""
+        """Count a call. Its time begins at the end of the last one: that saves a clock read."""
         now = perf_counter_ns()
         took = now - self._clock
         self._clock = now
@@ -638,7 +608,7 @@ class Dispatcher:
                     calls.append(Call(self._no_route, None))
                 continue
             try:
-                calls.append(Call(route, route.bind(message)))
+                calls.append(Call(route, route._bind(message)))
             except BaseException as error:
                 self.fail(route, error)
                 calls.append(Call(route, None))
@@ -647,12 +617,12 @@ class Dispatcher:
     def result(
         self, call: Call, returned: Any, error: BaseException | None, began: int, room: int
     ) -> bytes | bytearray:
-        """The encoded actions of a call that had to be waited for, which is counted.
+        """Count a call that had to be waited for, and encode its actions.
 
         Args:
             returned: what the handler returned, if there is no `error`.
             began: when it was called, in ns of `time.monotonic_ns`.
-            room: bytes that they may have.
+            room: the most bytes that the actions may have.
         """
         route = call.route
         actions = bytearray()
@@ -666,13 +636,13 @@ class Dispatcher:
                 error = failure
         if error is not None:
             self.fail(route, error)
-            error = None  # Its traceback may have this frame, which no cycle is to keep.
+            error = None  # Breaks a reference cycle: its traceback may have this frame.
             actions[:] = route.on_error if len(route.on_error) <= room else b""
         self._count_call(route, monotonic_ns() - began)
         return actions
 
     def acknowledge(self, intake: Intake, deferred: Deferred) -> bytes | bytearray:
-        """The ACK of a NOTIFY whose calls have all ended."""
+        """The ACK of a NOTIFY whose calls have all ended (section 3.2.7)."""
         ids = deferred.stream_id, deferred.frame_id
         little_endian = intake.little_endian
         ack = codec.encode_raw_frame(
@@ -687,7 +657,7 @@ class Dispatcher:
         return ack
 
     def fail(self, route: Route, error: BaseException) -> None:
-        """Count a failure of a route and tell of it."""
+        """Count a failure of a route and call `failed`."""
         self.cells[route.base + RouteCell.ERRORS] += 1
         if self._failed is not None:
             self._failed(route.name, error)

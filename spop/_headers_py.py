@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar, overload
 
 from spop import _codec_py as codec
+from spop._typed_data_py import read_span
 from spop.errors import InvalidFrameError
 from spop.values import Buffer
 
@@ -191,8 +192,8 @@ def _of_strings(data: bytes) -> list[tuple[bytes, bytes]]:
     fields: list[tuple[bytes, bytes]] = []
     offset, end = 0, len(data)
     while True:
-        start, stop = codec._span(data, offset, end)
-        value, after = codec._span(data, stop, end)
+        start, stop = read_span(data, offset, end)
+        value, after = read_span(data, stop, end)
         if start == stop:
             if value != after:
                 raise InvalidFrameError(f"header without a name at byte {offset}")

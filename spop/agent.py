@@ -1,7 +1,7 @@
-"""The agent: handlers by message name, their signatures, and what becomes of their failures.
+"""The agent: handlers by message name, their signatures, and their failures.
 
-It knows no sockets. A server asks it for a `Dispatcher` for each of its threads and runs the
-`Deferred` exchanges; `spop.server` is one.
+It knows no sockets. A server, such as `spop.server`, gets a `Dispatcher` of it for each loop, and
+runs the handlers of each `Deferred`.
 """
 
 from __future__ import annotations
@@ -96,10 +96,31 @@ class HandlerInfo(typing.NamedTuple):
 
     @property
     def kind(self) -> int:
-        """How a dispatcher calls it; what waits for its turn is left to the server."""
+        """How a dispatcher calls it. Calls that may wait in line are left to the server."""
         if self.blocking or self.concurrency is not None:
             return LEFT
         return ASYNC if self.asynchronous else INLINE
+
+
+class _Options(typing.NamedTuple):
+    """What `Agent.message` was called with."""
+
+    blocking: bool
+    on_error: Answer | None
+    timeout: float | None
+    on_timeout: Answer | None
+    concurrency: int | None
+    sets: Sequence[str]
+
+
+class ServerHealth(Protocol):
+    """Whether a server does its work, and whether it takes more."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    @property
+    def ready(self) -> bool: ...
 
 
 class AgentServer(Protocol):
@@ -119,13 +140,16 @@ class AgentServer(Protocol):
 
     @property
     def failed(self) -> BaseException | None:
-        """What a thread of it died of."""
+        """The error that a thread of it died of."""
 
     def start(self) -> None:
         """Listen and serve, in threads."""
 
     def stop(self) -> None:
         """Stop listening, answer the frames in hand, say DISCONNECT, end the threads."""
+
+    def health(self) -> ServerHealth:
+        """Whether it serves, and whether it takes connections."""
 
     def connections(self, limit: int = 1000) -> list[dict[str, Any]]:
         """The connections, for people; up to `limit` of them."""
@@ -136,27 +160,25 @@ class AgentServer(Protocol):
 
 
 class Agent:
-    """A Stream Processing Offload Agent: what to answer to which message.
+    """A Stream Processing Offload Agent: the handlers of its messages.
 
     Args:
         name: for logs.
-        max_frame_size: the largest frame in bytes that it accepts, 256 or more; HAProxy's
-            limit counts where it is lower.
+        max_frame_size: the largest frame in bytes that it accepts, 256 or more. HELLO agrees on
+            the lower of both sides' limits.
         max_payload_size: the largest payload in bytes that may arrive in fragments.
-        max_in_flight: NOTIFY frames of a connection that may wait for handlers at a time.
-        on_error: the default of its handlers' `on_error`. It also answers a message that no
-            handler is for.
+        max_in_flight: number of NOTIFY frames of a connection that may wait for handlers.
+        on_error: the default of its handlers' `on_error`. It also answers a message without a
+            handler.
         on_timeout: the default of `on_timeout` for handlers that may have a timeout.
 
     Attributes:
-        errors: how many messages could not be handled, by message name.
-        default_on_error, default_on_timeout: the defaults. They were encoded when they were
-            given.
+        errors: number of failed messages, by message name.
+        default_on_error, default_on_timeout: the defaults. To change them later has no effect.
 
     Raises:
-        TypeError: `on_error` or `on_timeout` has a value of a type that SPOP has not.
-        ValueError: a limit is too low to work with, or `on_error` or `on_timeout` can't be
-            encoded otherwise.
+        TypeError: `on_error` or `on_timeout` has a value of a type that SPOP lacks.
+        ValueError: a limit is too low, or `on_error` or `on_timeout` can't be encoded.
     """
 
     def __init__(
@@ -205,86 +227,87 @@ class Agent:
         """Register the handler of a message, as a decorator.
 
         The handler's parameters are the message's arguments by name; "-" and "." in a name
-        become "_". A parameter annotated `Message` is given the message, one annotated `Ack`
-        the answer to fill in. An argument that the message lacks, or that is NULL where the
-        annotation excludes None, is the parameter's default. The handler returns
-        ``{"scope.name": value}``, where `UNSET` or None removes a variable, or None.
+        become "_". A parameter annotated `Message` gets the message, one annotated `Ack` the
+        answer to fill in. If an argument is missing, or is NULL and the annotation excludes
+        None, the parameter gets its default. The handler returns None or
+        ``{"scope.name": value}``. There `UNSET` or None removes the variable.
 
         Args:
             name: as in ``spoe-message``.
             blocking: run it in the thread pool, because it waits for something.
-            on_error: what to answer when the handler fails; the agent's by default, and nothing
-                if it is empty.
-            timeout: seconds after which the message is answered without the handler, counted
-                from when it is handed to the pool or its task is made. A result that comes
-                later is dropped, an ``async def`` handler is cancelled.
-            on_timeout: what to answer then, with the same default.
-            concurrency: how many calls of the handler may run at a time; others wait.
+            on_error: the answer if the handler fails. The default is the agent's; an empty one
+                answers nothing.
+            timeout: seconds after which the message is answered without the handler. They begin
+                when the call is given to the pool or its task is made. A later result is
+                dropped; an ``async def`` handler is cancelled.
+            on_timeout: the answer then. The default is the agent's.
+            concurrency: number of calls of the handler that may run at a time; others wait.
             sets: the variables that it may set, as ``"scope.name"``; for tools.
 
         `timeout` and `concurrency` are for handlers that are blocking or ``async def``.
 
         Raises:
             TypeError: the signature can't be served, the options don't fit the handler, or
-                `on_error` or `on_timeout` has a value of a type that SPOP has not.
-            ValueError: the message has a handler already, a limit is not positive, `sets` names
-                no variable, or `on_error` or `on_timeout` can't be encoded otherwise.
+                `on_error` or `on_timeout` has a value of a type that SPOP lacks.
+            ValueError: the message has a handler already, a limit is not positive, `sets` has an
+                invalid name, or `on_error` or `on_timeout` can't be encoded.
         """
-        if timeout is not None and timeout <= 0:
-            raise ValueError(f"message {name!r}: timeout is {timeout:g}, more than 0 is needed")
-        if concurrency is not None and concurrency < 1:
-            raise ValueError(f"message {name!r}: concurrency is {concurrency}, 1 at least")
+        _check_limits(name, timeout, concurrency)
+        options = _Options(blocking, on_error, timeout, on_timeout, concurrency, sets)
 
         def register(function: Handler) -> Handler:
-            def answer(option: str, own: Answer | None, default: bytes) -> bytes:
-                if own is None:
-                    return default
-                what = f"message {name!r}: {option} of the handler"
-                return _encoded(what, _place(function), own)
-
             if name in self.handlers:
                 raise ValueError(f"message {name!r} has a handler already")
-            asynchronous = inspect.iscoroutinefunction(function)
-            may_wait = asynchronous or blocking
-            if asynchronous and blocking:
-                raise TypeError(f"message {name!r}: an async handler can't be blocking=True")
-            if not may_wait and (timeout or on_timeout or concurrency):
-                raise TypeError(
-                    f"message {name!r}: timeout, on_timeout and concurrency need a handler that "
-                    "is blocking=True or async def"
-                )
-            self.handlers[name] = HandlerInfo(
-                name,
-                function,
-                _parameters(name, function),
-                blocking,
-                asynchronous,
-                answer("on_error", on_error, self._on_error),
-                timeout,
-                answer("on_timeout", on_timeout, self._on_timeout if may_wait else b""),
-                concurrency,
-                _variables(name, function, sets),
-            )
+            self.handlers[name] = self._info(name, function, options)
             return function
 
         return register
 
+    def _info(self, name: str, function: Callable[..., Any], options: _Options) -> HandlerInfo:
+        asynchronous = inspect.iscoroutinefunction(function)
+        may_wait = asynchronous or options.blocking
+        if asynchronous and options.blocking:
+            raise TypeError(f"message {name!r}: an async handler can't be blocking=True")
+        if not may_wait and (options.timeout or options.on_timeout or options.concurrency):
+            raise TypeError(
+                f"message {name!r}: timeout, on_timeout and concurrency need a handler that "
+                "is blocking=True or async def"
+            )
+
+        def answer(option: str, own: Answer | None, default: bytes) -> bytes:
+            if own is None:
+                return default
+            return _encoded(f"message {name!r}: {option} of the handler", _place(function), own)
+
+        return HandlerInfo(
+            name,
+            function,
+            _parameters(name, function),
+            options.blocking,
+            asynchronous,
+            answer("on_error", options.on_error, self._on_error),
+            options.timeout,
+            answer("on_timeout", options.on_timeout, self._on_timeout if may_wait else b""),
+            options.concurrency,
+            _variables(name, function, options.sets),
+        )
+
     def on_connect(self, hook: Callable[[Peer], object]) -> Callable[[Peer], object]:
-        """Have `hook` called with the `Peer` of each connection that said HELLO."""
+        """Call `hook` with the `Peer` of each connection that has said HELLO."""
         self._connect_hooks.append(hook)
         return hook
 
     def on_disconnect(
         self, hook: Callable[[Peer, Disconnect], object]
     ) -> Callable[[Peer, Disconnect], object]:
-        """Have `hook` called when such a connection ended, and with how."""
+        """Call `hook` with `Peer` and `Disconnect` when such a connection has ended."""
         self._disconnect_hooks.append(hook)
         return hook
 
     def on_error(
         self, hook: Callable[[str, BaseException], object]
     ) -> Callable[[str, BaseException], object]:
-        """Have `hook` called with message name and exception of each failed message."""
+        """Call `hook` with the name and the exception of each failed message."""
         self._error_hooks.append(hook)
         return hook
 
@@ -297,10 +320,10 @@ class Agent:
         return Dispatcher(routes, self.failed, on_unknown=self._on_error, **limits)
 
     def test(self, name: str, /, **args: Value) -> dict[str, Value | type_unset]:
-        """Handle one message here and now, without sockets: for tests of handlers.
+        """Handle one message without sockets: for tests of handlers.
 
-        It takes the way that it takes in a server: arguments and actions are encoded and
-        decoded, and an ``async def`` handler has an event loop of its own.
+        As in a server, arguments and actions are encoded and decoded. An ``async def`` handler
+        runs on an event loop of its own.
 
         Returns:
             The variables that were set, ``{"scope.name": value}``; `UNSET` where one is removed.
@@ -308,7 +331,7 @@ class Agent:
         Raises:
             LookupError: the message has no handler.
             HandlerError: an argument is missing or of another type than annotated.
-            Exception: whatever the handler raised.
+            Exception: the handler raised it.
         """
         if name not in self.handlers:
             raise LookupError(f"message {name!r} has no handler")
@@ -330,17 +353,17 @@ class Agent:
         return ack.variables
 
     def connected(self, peer: Peer) -> None:
-        """Servers call this once a connection said HELLO."""
+        """Servers call this when a connection has said HELLO."""
         for hook in self._connect_hooks:
             self._run_hook(hook, peer)
 
     def disconnected(self, peer: Peer, reason: Disconnect) -> None:
-        """Servers call this once such a connection is over."""
+        """Servers call this when such a connection has ended."""
         for hook in self._disconnect_hooks:
             self._run_hook(hook, peer, reason)
 
     def failed(self, name: str, error: BaseException) -> None:
-        """Count, log and tell of a message that could not be handled."""
+        """Count and log a failed message, and call the hooks."""
         with self._errors_lock:
             self.errors[name] += 1
         if self._error_log.allows() is not None:
@@ -383,7 +406,7 @@ class Agent:
     def serve_in_background(
         self, bind: str | list[str] = "127.0.0.1:0", **options: Any
     ) -> AgentServer:
-        """A server for a ``with`` statement: it serves inside of it, in threads of its own."""
+        """A server for a ``with`` statement. Inside of it, it serves in threads of its own."""
         from spop.server import Server
 
         return Server(self, bind, **options)
@@ -394,11 +417,11 @@ class Agent:
         ready: Callable[[AgentServer], object] | None = None,
         **options: Any,
     ) -> None:
-        """Serve on the event loop that runs, until this task is cancelled.
+        """Serve on the running event loop, until this task is cancelled.
 
-        It is one process with one loop, and sees to no signals. When the task is cancelled, it
+        It is one process with one loop, and handles no signals. When the task is cancelled, it
         answers the frames in hand, for up to `drain_timeout` seconds, and ends the connections
-        with a DISCONNECT; then the CancelledError passes on. A second cancellation does not
+        with a DISCONNECT. Then it raises the CancelledError. A second cancellation does not
         wait for handlers.
 
         Args:
@@ -414,8 +437,15 @@ class Agent:
         await Server(self, bind, **options).run_async(ready)
 
 
+def _check_limits(name: str, timeout: float | None, concurrency: int | None) -> None:
+    if timeout is not None and timeout <= 0:
+        raise ValueError(f"message {name!r}: timeout is {timeout:g}, more than 0 is needed")
+    if concurrency is not None and concurrency < 1:
+        raise ValueError(f"message {name!r}: concurrency is {concurrency}, 1 at least")
+
+
 def _encoded(what: str, place: str, actions: Answer | None) -> bytes:
-    """What answers for a handler, encoded now, as no one could answer for an error in it."""
+    """The answer in place of a handler's. It is encoded now, to find errors at registration."""
     try:
         return bytes(codec.encode_answer(actions or {}))
     except Exception as error:
@@ -424,7 +454,7 @@ def _encoded(what: str, place: str, actions: Answer | None) -> bytes:
 
 
 def _caller() -> str:
-    """File and line that called the function that asks."""
+    """File and line of the caller's caller."""
     frame = sys._getframe(2)
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
@@ -442,7 +472,7 @@ def _function_name(function: Callable[..., Any]) -> str:
 
 
 def _awaited(function: Callable[..., Any]) -> Callable[..., Any]:
-    """An ``async def`` handler as one to call: it runs on a loop in a thread of its own."""
+    """An ``async def`` handler as a plain function, with an event loop in its own thread."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         import asyncio
@@ -468,7 +498,7 @@ def _variables(message: str, function: Callable[..., Any], sets: Any) -> tuple[s
 
 
 def _parameters(message: str, function: Callable[..., Any]) -> tuple[Parameter, ...]:
-    """What a handler's signature asks for."""
+    """The parameters of a handler's signature."""
     hints = _hints(message, function)
     parameters = []
     for parameter in inspect.signature(function).parameters.values():
@@ -492,7 +522,7 @@ def _hints(message: str, function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _annotated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, or what a partial or an object calls."""
+    """The function that has the annotations: that of a partial, or an object's `__call__`."""
     while isinstance(function, functools.partial):
         function = function.func
     return function if inspect.isroutine(function) else type(function).__call__
@@ -517,7 +547,7 @@ def _parameter(message: str, parameter: inspect.Parameter, annotation: Any) -> P
 
 
 def _accepted(annotation: Any) -> int | None:
-    """The data types that an annotation admits, a bit each; None where it is no such type."""
+    """The data types that an annotation admits, as bits; None if it is no type of SPOP."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         union = 0
         for member in typing.get_args(annotation):
@@ -525,7 +555,7 @@ def _accepted(annotation: Any) -> int | None:
             if accepts is None:
                 return None
             union |= accepts
-        # Which of the two a STRING or BINARY is to be can't be told.
+        # A STRING or BINARY could become either of the two.
         ambiguous = union != _ANY and union & HEADERS and union & _TEXT
         return None if ambiguous else union
     if typing.get_origin(annotation) is typing.Annotated:

@@ -1,7 +1,7 @@
 """The codec, in the twin that `spop.twins` chooses.
 
-`IMPLEMENTATION` says which it is, ``"c"`` or ``"python"``. The functions are documented in
-`spop._codec_py`.
+`IMPLEMENTATION` is ``"c"`` or ``"python"``. `spop._codec_py` and `spop._typed_data_py` document
+the functions.
 """
 
 from __future__ import annotations

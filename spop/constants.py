@@ -28,7 +28,7 @@ CONTROL_TYPES = frozenset(
         FrameType.AGENT_DISCONNECT,
     }
 )
-"""Types of the frames that have a KV-LIST, of which a connection sees few."""
+"""Types of the frames whose payload is a KV-LIST (sections 3.2.4, 3.2.5, 3.2.8 and 3.2.9)."""
 
 
 class FrameFlag(IntFlag):
@@ -53,11 +53,34 @@ class DataType(IntEnum):
     BINARY = 9
 
 
+TYPE_MASK = 0x0F
+"""Bits of the first byte of typed data that are its type. The upper four are flags."""
+
+BOOL_TRUE = 0x10
+"""Flag of a BOOL that is true (section 3.1)."""
+
+LONG_VARINT = 240
+"""The smallest varint that takes more than one byte (section 3.1)."""
+
+LONGEST_VARINT = 10
+"""Bytes of the largest varint, 2**64 - 1. The section has no limit, HAProxy has 64 bits."""
+
+
 class ActionType(IntEnum):
     """Types of action in an ACK (section 3.4)."""
 
     SET_VAR = 1
     UNSET_VAR = 2
+
+
+SET_VAR_ARGUMENTS = 3
+"""NB-ARGS of a SET-VAR: scope, name and value (section 3.4)."""
+
+UNSET_VAR_ARGUMENTS = 2
+"""NB-ARGS of an UNSET-VAR: scope and name (section 3.4)."""
+
+MAX_MESSAGE_ARGUMENTS = 255
+"""Arguments that one message can have, as NB-ARGS is one byte (section 3.2)."""
 
 
 class Scope(IntEnum):
@@ -96,8 +119,8 @@ class Status(IntEnum):
 
 
 class EngineStatus(IntEnum):
-    """What became of messages that an engine processed: the value of ``option set-on-error``'s
-    variable. A status of the protocol is its number above `PROTOCOL`."""
+    """The value of the variable that ``option set-on-error`` names. A status of a DISCONNECT is
+    reported as `PROTOCOL` plus the status."""
 
     NONE = 0
     TIMEOUT = 1
@@ -136,30 +159,36 @@ class Capability:
     ASYNC = "async"
 
 
+LENGTH_SIZE = 4
+"""Bytes of the length in front of a frame. The length does not count them (section 3.2)."""
+
+SHORTEST_FRAME = 7
+"""Bytes of a frame without a payload: type, flags and two varints of a byte (section 3.2)."""
+
 MIN_FRAME_SIZE = 256
 """The smallest ``max-frame-size`` a peer may announce (section 3.2)."""
 
 DEFAULT_MAX_FRAME_SIZE = 1024 * 1024
-"""What an agent accepts unless told otherwise. HAProxy offers ``tune.bufsize - 4``."""
+"""Default of the largest frame in bytes that an agent accepts."""
 
 DEFAULT_MAX_PAYLOAD_SIZE = 16 * 1024 * 1024
-"""The largest payload put together from fragments unless told otherwise."""
+"""Default of the largest payload in bytes that is put together from fragments."""
 
 HAPROXY_FRAME_SIZE = 16380
-"""What HAProxy announces by default: ``tune.bufsize - 4``."""
+"""The ``max-frame-size`` that HAProxy announces by default: ``tune.bufsize - 4``."""
 
 MAX_CONTROL_SIZE = 16 * 1024
-"""Bytes that a HELLO or DISCONNECT frame may have; larger ones are refused."""
+"""The largest HELLO or DISCONNECT frame in bytes. A larger one is refused with status 3."""
 
 MAX_TEXT_SIZE = 256
-"""Characters of a peer's text (engine-id, reason of a DISCONNECT) that are kept and logged."""
+"""Characters of a peer's text (engine-id, message of a DISCONNECT) that are kept and logged."""
 
 MAX_ANSWER_SIZE = 256 * 1024
-"""Bytes of ACKs after which they are sent before more frames are handled. Small NOTIFY frames
-may have large answers; without this limit one read could fill the memory."""
+"""Bytes of ACKs that are sent before more frames are handled. The answers to small NOTIFY frames
+can be large. Without this limit one read could fill the memory."""
 
 MAX_MESSAGES = 1000
-"""Messages that a NOTIFY may have unless told otherwise."""
+"""Default of the largest number of messages in a NOTIFY."""
 
 MAX_ARGUMENTS = 10_000
-"""Arguments that the messages of a NOTIFY may have together unless told otherwise."""
+"""Default of the largest number of arguments in all messages of a NOTIFY together."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spop._dispatch_py import (
+from spop._intake_py import flags_of_hello
+from spop.parameters import (
     ACK,
     ARGUMENT,
     ASYNC,
@@ -17,7 +18,6 @@ from spop._dispatch_py import (
     Parameter,
     Running,
 )
-from spop._intake_py import flags_of_hello
 from spop.twins import twin
 
 if TYPE_CHECKING:

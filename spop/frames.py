@@ -1,7 +1,7 @@
-"""Frames and what is in them, as plain data. Both codec twins make these same classes.
+"""Frames and their contents as plain data. Both twins of the codec make these classes.
 
-`Notify` and `Ack` are the frames of the exchange, `Control` the HELLO and DISCONNECT frames
-with their key/value list, `RawFrame` all whose payload can't be decoded by itself.
+`Notify` and `Ack` are the two frames of an exchange. `Control` is a HELLO or a DISCONNECT.
+`RawFrame` is any other frame: a fragment, or a frame of an unknown type.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from spop.values import SCOPES, UNSET, DecodedValue, Value, type_unset
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """What a connection's HELLO agreed on; handlers find it as ``message.connection``.
+    """The other end of a connection, as HELLO described it. Handlers find it as
+    ``message.connection``.
 
     Attributes:
-        address: of the socket's other end, as a person would write it.
-        version: the protocol's, "1.0" or "2.0".
-        max_frame_size: in bytes, the lower of both sides' limits.
-        capabilities: those that are in force.
-        engine_id: names the engine that the connection belongs to, if the peer told.
-        healthcheck: the connection is only there to see that the agent lives.
+        address: the address of the other end, such as ``127.0.0.1:51234``.
+        version: the version of SPOP that both ends use, "1.0" or "2.0".
+        max_frame_size: the lower of both ends' limits in bytes.
+        capabilities: those that both ends announced.
+        engine_id: the id of HAProxy's SPOE engine; None if HELLO had none.
+        healthcheck: the connection is a health check (section 3.2.3).
     """
 
     address: str
@@ -36,13 +37,14 @@ class Peer:
 
     @property
     def async_engine_id(self) -> str | None:
-        """The engine whose connections may carry each other's ACKs; None without async."""
+        """The engine-id, if ACKs may use any connection with the same one; None without async
+        (section 3.2.1)."""
         return self.engine_id if Capability.ASYNC in self.capabilities else None
 
     @property
     def software(self) -> str:
-        """What the peer seems to be. HAProxy does not tell its version, but what it speaks
-        and announces changed with it."""
+        """The HAProxy that the peer seems to be. HAProxy does not send its version."""
+        # HAProxy 1.7 and early 1.8 announce SPOP 1.0. From 3.1 on there is no async.
         if self.version == "1.0":
             return "HAProxy 1.7 or 1.8"
         if Capability.ASYNC in self.capabilities:
@@ -51,7 +53,7 @@ class Peer:
 
 
 class _Plain:
-    """Equality and repr over ``__slots__``, as a dataclass would give them."""
+    """Equality and repr by the fields in `_compared`, as in a dataclass."""
 
     __slots__ = ()
     _compared: tuple[str, ...] = ()
@@ -70,16 +72,16 @@ class _Plain:
 class Message(_Plain):
     """One message of a NOTIFY: a name and arguments (section 3.3).
 
-    Arguments are found by name (``message["ip"]``) or, as HAProxy may send them unnamed,
-    by position (``message[0]``). A sample that was not available is None.
+    An argument is found by its name (``message["ip"]``) or by its position (``message[0]``), as
+    HAProxy sends arguments without a name too. The value of a sample that failed is None.
 
     Attributes:
         name: the message's name, as in ``spoe-message``.
-        names: the names of the arguments, in order; a name may be empty.
-        values: their values.
-        stream_id: the stream of the NOTIFY; 0 in a message that no frame brought.
-        frame_id: the frame of the NOTIFY inside its stream; 0 as above.
-        connection: what is known of the peer that sent it; None as above.
+        names: the names of the arguments, in order. A name may be empty.
+        values: the values of the arguments, in the same order.
+        stream_id: the stream-id of the NOTIFY; 0 in a message that was not received.
+        frame_id: the frame-id of the NOTIFY; 0 in a message that was not received.
+        connection: the peer that sent it; None in a message that was not received.
     """
 
     __slots__ = ("connection", "frame_id", "name", "names", "stream_id", "values")
@@ -115,7 +117,7 @@ class Message(_Plain):
 
     @property
     def engine_id(self) -> str | None:
-        """The engine-id of the HELLO of the connection, if it had one."""
+        """The engine-id of the connection; None if its HELLO had none."""
         return None if self.connection is None else self.connection.engine_id
 
     def __getitem__(self, key: str | int) -> DecodedValue:
@@ -136,7 +138,7 @@ class Message(_Plain):
         return len(self.names)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The argument of that name, or `default` where the message has none."""
+        """The first argument of this name, or `default`."""
         try:
             return self[name]
         except KeyError:
@@ -144,7 +146,7 @@ class Message(_Plain):
 
 
 class Action(NamedTuple):
-    """One action of an ACK: set a variable or, where the value is `UNSET`, remove it."""
+    """One action of an ACK (section 3.4): set a variable, or remove it if the value is `UNSET`."""
 
     scope: str
     name: str
@@ -152,12 +154,12 @@ class Action(NamedTuple):
 
     @property
     def variable(self) -> str:
-        """The variable as handlers write it: ``"sess.ip_score"``."""
+        """The full name of the variable, such as ``"sess.ip_score"``."""
         return f"{self.scope}.{self.name}"
 
 
 class Notify(_Plain):
-    """A NOTIFY frame: messages of one event of one stream (section 3.2.6)."""
+    """A NOTIFY frame: the messages of one event (section 3.2.6)."""
 
     __slots__ = ("frame_id", "messages", "stream_id")
     _compared = ("stream_id", "frame_id", "messages")
@@ -175,10 +177,10 @@ class Notify(_Plain):
 class Ack(_Plain):
     """An ACK frame: the actions that answer a NOTIFY (section 3.2.7).
 
-    A handler that takes a parameter annotated `Ack` is given the one to fill in.
+    A handler with a parameter annotated `Ack` receives the one that it may add actions to.
 
     Attributes:
-        aborted: the agent gave up a payload that is still arriving in fragments.
+        aborted: the agent stopped a payload that still arrives in fragments.
     """
 
     __slots__ = ("aborted", "actions", "frame_id", "stream_id")
@@ -202,7 +204,7 @@ class Ack(_Plain):
         self.aborted = aborted
 
     def set(self, scope: str, name: str, value: Value) -> Self:
-        """Have HAProxy set variable `name` of `scope` (``"proc"`` … ``"res"``); None removes it.
+        """Set variable `name` of `scope`, which is ``"proc"`` to ``"res"``. None removes it.
 
         Raises:
             ValueError: there is no such scope.
@@ -210,7 +212,7 @@ class Ack(_Plain):
         return self._act(scope, name, UNSET if value is None else value)
 
     def unset(self, scope: str, name: str) -> Self:
-        """Have HAProxy remove variable `name` of `scope`.
+        """Remove variable `name` of `scope`.
 
         Raises:
             ValueError: there is no such scope.
@@ -225,12 +227,12 @@ class Ack(_Plain):
 
     @property
     def variables(self) -> dict[str, Value | type_unset]:
-        """The actions as ``{"scope.name": value}``; `UNSET` where one is removed."""
+        """The actions as ``{"scope.name": value}``. The value of a removed one is `UNSET`."""
         return {action.variable: action.value for action in self.actions}
 
 
 class Control(_Plain):
-    """A HELLO or DISCONNECT frame of either side, with its key/value list."""
+    """A HELLO or DISCONNECT frame of either side, with its KV-LIST."""
 
     __slots__ = ("items", "type")
     _compared = ("type", "items")
@@ -244,11 +246,11 @@ class Control(_Plain):
 
 
 class RawFrame(_Plain):
-    """A frame whose payload is not decoded: a fragment, or one of an unknown type.
+    """A frame whose payload is not decoded: a fragment, or a frame of an unknown type.
 
     Attributes:
-        type: a `FrameType`, or any number to 255.
-        flags: `FrameFlag` bits, the reserved ones as they came.
+        type: a `FrameType`, or another number up to 255.
+        flags: bits of `FrameFlag`. Reserved bits are kept.
     """
 
     __slots__ = ("flags", "frame_id", "payload", "stream_id", "type")
@@ -271,7 +273,7 @@ class RawFrame(_Plain):
 
 
 Frame = Notify | Ack | Control | RawFrame
-"""What `decode_frames` gives."""
+"""The classes of frame that `decode_frames` returns."""
 
 Actions = Mapping[str, Value | type_unset] | Iterable[Action]
-"""What `encode_ack` takes: ``{"scope.name": value}``, or actions one by one."""
+"""The actions of an ACK to encode: ``{"scope.name": value}``, or `Action` objects."""

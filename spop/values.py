@@ -1,4 +1,4 @@
-"""Typed values: how Python's values and those of the protocol map to each other.
+"""Typed data as Python values: which type each value is sent as, and the names of variables.
 
 | Python              | SPOP                                               |
 |---------------------|----------------------------------------------------|
@@ -11,8 +11,8 @@
 | bytes-like          | BINARY                                             |
 | `SentAsBinary`      | BINARY, as `spop.Headers` is                       |
 
-The wrappers ask for a type that the natural rule would not choose. They are what their
-value is: ``UInt32(5) == 5``. Decoding gives the plain Python types.
+`Int32`, `UInt32`, `Int64`, `UInt64`, `String` and `Binary` ask for one type by name. They are
+equal to their plain value: ``UInt32(5) == 5``. Decoding gives the plain Python types.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from enum import Enum
 from ipaddress import IPv4Address, IPv6Address
 from typing import ClassVar, Final, Literal, Protocol, Self
 
-from spop.constants import DataType
+from spop.constants import DataType, Scope
 
 
 class _Unset(Enum):
@@ -33,9 +33,10 @@ class _Unset(Enum):
 
 
 UNSET: Final = _Unset.UNSET
-"""As the value of a variable in an answer: remove the variable."""
+"""The value of a variable that an answer removes."""
 
 type_unset = Literal[_Unset.UNSET]
+"""The type of `UNSET`."""
 
 
 class _SizedInt(int):
@@ -81,17 +82,18 @@ class UInt64(_SizedInt):
 
 
 class Binary(bytes):
-    """Bytes sent as BINARY, as plain bytes are; for symmetry with `String`."""
+    """Bytes sent as BINARY, as plain bytes are. The counterpart of `String`."""
 
 
 class String(bytes):
-    """Raw bytes sent as STRING, for text that is not UTF-8."""
+    """Bytes sent as STRING, for text that is not UTF-8."""
 
 
 class ReceivedIPv4Address(IPv4Address):
-    """An IPv4 address as a handler is given it, with `packed` at hand, which it came as.
+    """An IPv4 address that a handler receives from the compiled dispatcher.
 
-    Whatever is made of one, a copy or a sum, is a plain `IPv4Address`.
+    `packed` is a slot with the bytes that were received, where `IPv4Address` computes it. The
+    codec makes instances without a call. A copy or a sum of one is a plain `IPv4Address`.
     """
 
     __slots__ = ("packed",)
@@ -104,9 +106,10 @@ class ReceivedIPv4Address(IPv4Address):
 
 
 class ReceivedIPv6Address(IPv6Address):
-    """An IPv6 address as a handler is given it, with `packed` at hand, which it came as.
+    """An IPv6 address that a handler receives from the compiled dispatcher.
 
-    Whatever is made of one, a copy or a sum, is a plain `IPv6Address`.
+    `packed` is a slot with the bytes that were received, where `IPv6Address` computes it. The
+    codec makes instances without a call. A copy or a sum of one is a plain `IPv6Address`.
     """
 
     __slots__ = ("packed",)
@@ -119,26 +122,27 @@ class ReceivedIPv6Address(IPv6Address):
 
 
 DecodedValue = None | bool | int | IPv4Address | IPv6Address | str | bytes
-"""What decoding a typed value gives."""
+"""The types of decoded typed data."""
 
 
 class SentAsBinary(Protocol):
-    """A value of a class that the codec does not know."""
+    """An object that says itself which bytes it is sent as. The codec need not know its class."""
 
     def __spop_binary__(self) -> bytes:
-        """The bytes to send."""
+        """The bytes to send as BINARY."""
 
 
 Value = DecodedValue | bytearray | memoryview | SentAsBinary
-"""What can be encoded as a typed value. `String` and `Binary` are bytes, `Int32` an int."""
+"""The types that can be encoded as typed data. `String` and `Binary` are bytes, `Int32` an int."""
 
-SCOPES: Final = {"proc": 0, "sess": 1, "txn": 2, "req": 3, "res": 4}
-"""Variable scopes by the name that HAProxy's configuration gives them."""
+SCOPES: Final = {scope.name.lower(): int(scope) for scope in Scope}
+"""Numbers of the scopes by their names in HAProxy's configuration: ``"proc"`` to ``"res"``."""
 
 SCOPE_NAMES: Final = tuple(SCOPES)
+"""Names of the scopes by their numbers, which are 0 to 4."""
 
 VARIABLE: Final = re.compile(rf"({'|'.join(SCOPES)})\.([A-Za-z0-9_.]+)", re.ASCII)
-"""The whole name of a variable, such as ``"txn.user"``: its scope and the rest."""
+"""The full name of a variable, such as ``"txn.user"``: scope, dot and name."""
 
 Buffer = bytes | bytearray | memoryview
-"""What the decoders read."""
+"""The types that the decoders read."""

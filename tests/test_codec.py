@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
 import pytest
 
+import spop
 from spop import UNSET, Action, Binary, Int32, Int64, Message, String, UInt32, UInt64, constants
 from spop import _codec_py as python_codec
-from spop.constants import FrameFlag, FrameType, Status
+from spop.constants import ActionType, DataType, FrameFlag, FrameType, Scope, Status
 from spop.errors import FragmentationError, FrameTooBigError, InvalidFrameError
 from spop.frames import Ack, Control, Notify, RawFrame
 
@@ -379,6 +382,20 @@ def test_bad_frames_have_their_status(
     assert caught.value.status is status  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("type_", "flags"), [(256, 0), (-1, 0), (3, 2**32), (3, -1)])
+def test_a_type_of_frame_has_8_bits_and_flags_have_32(
+    twin: ModuleType, type_: int, flags: int
+) -> None:
+    out = bytearray(b"before")
+    with pytest.raises(OverflowError, match=f"^{flags or type_} is not in 0 to "):
+        twin.encode_raw_frame(type_, flags, 1, 1, b"", out)
+    if not flags:
+        with pytest.raises(OverflowError, match=f"^{type_} is not in 0 to 255"):
+            twin.encode_control(type_, {}, out)
+    assert out == b"before"
+    assert twin.encode_raw_frame(255, 2**32 - 1, 0, 0, b"").hex() == "00000007ffffffffff0000"
+
+
 def test_a_frame_of_exactly_the_limit_is_taken(twin: ModuleType) -> None:
     data = twin.encode_raw_frame(0, 0, 1, 1, bytes(249))
     assert len(data) == 4 + 256
@@ -387,13 +404,34 @@ def test_a_frame_of_exactly_the_limit_is_taken(twin: ModuleType) -> None:
         twin.decode_frames(data, max_frame_size=255)
 
 
-# --- the choice ---
+# --- numbers ---
+
+SOURCES = Path(spop.__file__).parent
+
+
+def numbers_of(declarations: str) -> dict[str, int]:
+    """The names in the enums of a .pxd, with what they are there."""
+    text = (SOURCES / declarations).read_text()
+    found = re.findall(r"^ +([A-Z][A-Z0-9_]*) = (\w+)$", text, re.MULTILINE)
+    return {name: int(number, 0) for name, number in found}
 
 
 def test_the_compiled_numbers_are_those_of_the_constants() -> None:
-    _codec = pytest.importorskip("spop._codec")
+    """All members of each enum of frames and typed data are there, and nothing else is."""
+    typed_data = numbers_of("_typed_data.pxd")
+    alone = {name: number for name, number in typed_data.items() if not name.startswith("T_")}
+    assert {f"T_{member.name}": member.value for member in DataType} | alone == typed_data
+
+    frames = numbers_of("_codec.pxd")
+    members = [*FrameType, *FrameFlag, *ActionType]
+    expected = {member.name: member.value for member in members}
+    expected["UNSET_FRAME"] = expected.pop("UNSET")
+    expected["LAST_SCOPE"] = max(Scope)
+    assert expected.items() <= frames.items()
+    alone |= {name: number for name, number in frames.items() if name not in expected}
+    assert alone == {name: getattr(constants, name) for name in alone}
+
+
+def test_the_compiled_cells_are_those_of_the_counters() -> None:
     _dispatch = pytest.importorskip("spop._dispatch")
-    for name, numbers in _codec.C_CONSTANTS.items():
-        expected = getattr(constants, name)
-        assert numbers == (expected if isinstance(expected, int) else tuple(map(int, expected)))
     assert all(python == compiled for python, compiled in _dispatch.C_CELLS)

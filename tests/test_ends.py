@@ -7,6 +7,7 @@ import importlib
 import inspect
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -68,10 +69,15 @@ def program(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         [sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
-            wait_until((tmp_path / "agent.sock").exists, "the socket")
+            wait_until(lambda: listens(tmp_path / "agent.sock"), "the socket")
             yield process
         finally:
             process.kill()
+
+
+def listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(path)) == 0
 
 
 @contextlib.contextmanager
@@ -122,7 +128,7 @@ def test_a_program_that_goes_on_after_its_server_lives(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, str(path)], stdout=subprocess.PIPE, text=True
     ) as process:
-        wait_until((tmp_path / "agent.sock").exists, "the socket")
+        wait_until(lambda: listens(tmp_path / "agent.sock"), "the socket")
         process.terminate()
         assert process.communicate(timeout=30)[0] == "ended\n"
     assert process.returncode == 0

@@ -322,7 +322,8 @@ def test_stuck_workers_are_left_where_nobody_wants_them_replaced(
     )  # fmt: skip
     try:
         os.close(theirs)
-        wait_until((tmp_path / "s").exists, "the socket")
+        with socket.socket(socket.AF_UNIX) as sock:
+            wait_until(lambda: sock.connect_ex(f"{tmp_path}/s") == 0, "the socket")
         with Client(f"unix:{tmp_path}/s", timeout=4) as client, pytest.raises(SpopError):
             client.notify("hang")
         process.send_signal(signal.SIGINT)

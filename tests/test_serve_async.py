@@ -457,6 +457,17 @@ def test_its_health_is_that_of_its_rounds(run: Callable[[Main], Any], agent: Age
     run(main)
 
 
+def test_its_server_may_be_asked_on_its_event_loop(agent: Agent) -> None:
+    async def main() -> None:
+        task, server = await started(agent)
+        async with AsyncClient(str(server.address)) as client:
+            await client.notify("async")
+            assert [each["state"] for each in server.connections()] == ["OPEN"]
+        await ended(task)
+
+    asyncio.run(main())
+
+
 def test_it_has_pages_for_operators(agent: Agent) -> None:
     async def main() -> None:
         task, server = await started(agent, admin="127.0.0.1:0")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import re
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -12,12 +15,17 @@ from conftest import intake_class
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spop import UNSET, Message, _codec_py, _dispatch_py, codec
+from spop import UNSET, Message, _codec_py, _dispatch_py, codec, poller
 from spop._dispatch_py import HEADERS, Parameter
 from spop.errors import ProtocolError
 
 _codec = pytest.importorskip("spop._codec", reason="there is one implementation only")
 _dispatch = pytest.importorskip("spop._dispatch")
+
+PAIRS = [
+    (importlib.import_module(f"spop.{name}"), importlib.import_module(f"spop.{name}_py"))
+    for name in ("_typed_data", "_codec", "_headers", "_intake", "_dispatch", "_port", "load._acks")
+]
 
 values = st.one_of(
     st.none(),
@@ -40,8 +48,32 @@ variables = st.from_regex(r"(proc|sess|txn|req|res)\.[a-zA-Z0-9_.]{1,10}", fullm
 actions = st.dictionaries(variables, st.one_of(values, st.just(UNSET)), max_size=6)
 
 
-def public(module: ModuleType) -> list[str]:
-    return [name for name in vars(module) if name.startswith(("encode_", "decode_"))]
+def public(owner: Any) -> dict[str, Any]:
+    """What a module defines, or all attributes of a class."""
+    own = vars(owner).items() if inspect.ismodule(owner) else inspect.getmembers(owner)
+    return {
+        name: value
+        for name, value in own
+        if not name.startswith("_")
+        and (inspect.isclass(owner) or getattr(value, "__module__", None) == owner.__name__)
+    }
+
+
+def in_python(name: str, module: ModuleType) -> Any:
+    """The twin of a compiled function or class."""
+    return poller.EpollPoller if name == "Poller" else getattr(module, name)
+
+
+def is_encoder(name: str) -> bool:
+    return name.startswith(("encode_", "decode_"))
+
+
+TWINS = [
+    pytest.param(value, in_python(name, python), id=name)
+    for compiled, python in PAIRS
+    for name, value in public(compiled).items()
+    if inspect.isroutine(value) or inspect.isclass(value)
+]
 
 
 def parameters(function: Any) -> list[tuple[str, Any]]:
@@ -49,14 +81,51 @@ def parameters(function: Any) -> list[tuple[str, Any]]:
     return [(p.name, p.kind) for p in signature.parameters.values()]
 
 
-def test_they_have_the_same_functions_in_the_same_order() -> None:
-    assert public(_codec) == public(_codec_py)
-    assert public(codec) == public(_codec_py)
+def parameters_of_new(cls: type) -> list[tuple[str, Any]]:
+    """What a class is called with. Of a compiled one only its source tells."""
+    source = Path(importlib.import_module(cls.__module__).__file__ or "").parent
+    name = cls.__module__.rpartition(".")[2]
+    text = (source / f"{name}.pyx").read_text().partition(f"\ncdef class {cls.__name__}:")[2]
+    text = text.partition("\ncdef class ")[0]
+    words = re.findall(r"def __c?init__\(\s*self,?(.*?)\):\n", text, re.DOTALL)[-1].split(",")
+    found, kind = [], inspect.Parameter.POSITIONAL_OR_KEYWORD
+    for word in filter(None, map(str.strip, words)):
+        if word == "*":
+            kind = inspect.Parameter.KEYWORD_ONLY
+        else:
+            found.append((word.partition("=")[0].split()[-1], kind))
+    return found
 
 
-@pytest.mark.parametrize("name", public(_codec_py))
-def test_functions_take_the_same_parameters(name: str) -> None:
-    assert parameters(getattr(_codec, name)) == parameters(getattr(_codec_py, name))
+@pytest.mark.parametrize(("compiled", "python"), PAIRS, ids=lambda module: module.__name__)
+def test_they_have_the_same_functions_in_the_same_order(
+    compiled: ModuleType, python: ModuleType
+) -> None:
+    names = [name for name in public(compiled) if name in public(python)]
+    assert names == [name for name in public(python) if name in public(compiled)]
+    assert set(filter(is_encoder, public(python))) <= set(names)
+
+
+def test_the_codec_has_the_functions_of_both_its_modules() -> None:
+    typed_data, messages_and_frames = PAIRS[0][1], PAIRS[1][1]
+    expected = [*filter(is_encoder, [*public(typed_data), *public(messages_and_frames)])]
+    assert list(filter(is_encoder, vars(codec))) == expected
+    for module in PAIRS[1]:
+        assert all(hasattr(module, name) for name in expected)
+
+
+@pytest.mark.parametrize(("compiled", "python"), TWINS)
+def test_they_take_the_same_parameters_and_have_the_same_attributes(
+    compiled: Any, python: Any
+) -> None:
+    if not inspect.isclass(compiled):
+        assert parameters(compiled) == parameters(python)
+        return
+    assert parameters_of_new(compiled) == parameters(python)
+    assert public(compiled).keys() == public(python).keys()
+    for name, method in public(compiled).items():
+        if callable(method):
+            assert parameters(method) == parameters(getattr(python, name)), name
 
 
 @given(st.integers(0, 2**64 - 1))

@@ -73,7 +73,8 @@ class AsyncEngine(EngineCore):
         """
         if asyncio.get_running_loop() is not self._loop:
             self._bind()
-        return AsyncStream(self, self._filter, stream_of(stream, fields))
+        stream = stream_of(stream, fields)
+        return AsyncStream(self, self._filter, stream, next(self._filter.stream_ids))
 
     def _bind(self) -> None:
         """Attach the engine to the running event loop."""

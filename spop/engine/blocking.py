@@ -83,7 +83,8 @@ class Engine(EngineCore):
         """
         if not self._started:
             self._start()
-        return BlockingStream(self, self._filter, stream_of(stream, fields))
+        stream = stream_of(stream, fields)
+        return BlockingStream(self, self._filter, stream, next(self._filter.stream_ids))
 
     def close(self) -> None:
         """Send DISCONNECT on all connections, and interrupt all processings."""

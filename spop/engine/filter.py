@@ -128,16 +128,13 @@ class StreamContext:
     _engine: Any
     _filter: Filter
     stream: Stream
-    stream_id: int = field(init=False)
+    stream_id: int
     frame_id: int = field(default=0, init=False)
     status: int = field(default=0, init=False)
     enabled: bool = field(default=True, init=False)
     total_time: int = field(default=0, init=False)
     _seen: tuple[str, ...] = field(default=(), init=False)
     _reached: int = field(default=0, init=False)
-
-    def __post_init__(self) -> None:
-        self.stream_id = next(self._filter.stream_ids)
 
     @property
     def response(self) -> Response | None:
@@ -321,11 +318,8 @@ class Filter:
         Raises:
             ValueError: there is no such group.
         """
-        found = self._groups.get(name)
-        if found is None:
-            known = ", ".join(self._groups) or "there is none"
-            raise ValueError(f"unknown group {name!r}: {known}")
-        return self._begin(context, found)
+        self.config.group(name)
+        return self._begin(context, self._groups[name])
 
     def _begin(self, context: StreamContext, occasion: _Occasion) -> Processing | None:
         if not context.enabled:

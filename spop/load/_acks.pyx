@@ -1,18 +1,15 @@
-"""Matching ACKs with the NOTIFY frames that they answer, compiled. The same as `_acks_py`."""
+"""Matches ACKs with the NOTIFY frames that they answer, compiled: as `_acks_py`, its twin."""
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcmp
 
-from spop._codec cimport Reader, frame_length, read_varint
+from spop._codec cimport ACK, FIN, LENGTH_SIZE, Reader, frame_length, read_varint
+
 from spop.errors import FragmentationError
 
 cdef enum:
-    ACK_FRAME = 103
-    FIN = 1
-    SUB = 5
-
-SUB_BITS = SUB
+    SUB_BITS = 5
 
 
 cdef Py_ssize_t bucket_of(int64_t nanoseconds) noexcept:
@@ -21,16 +18,16 @@ cdef Py_ssize_t bucket_of(int64_t nanoseconds) noexcept:
     if nanoseconds < 0:
         return 0
     value = <uint64_t>nanoseconds
-    while value >> (SUB + 1):
+    while value >> (SUB_BITS + 1):
         value >>= 1
         shift += 1
     if not shift:
         return value
-    return (shift << SUB) + value
+    return (shift << SUB_BITS) + value
 
 
 def bucket(int64_t nanoseconds):
-    """The histogram's bucket of a latency, as the twin describes it."""
+    """The bucket of a latency in the histogram, as the twin describes it."""
     return bucket_of(nanoseconds)
 
 
@@ -51,16 +48,18 @@ def take_acks(
         wanted_size = len(expected)
     PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
     try:
+        if not 0 <= end <= view.len:
+            raise ValueError(f"end is {end}, outside a buffer of {view.len} bytes")
         data = <const unsigned char *>view.buf
         r.base = data
         while True:
             length = frame_length(data, offset, end, max_frame_size)
-            if length < 0 or data[offset + 4] != ACK_FRAME:
+            if length < 0 or data[offset + LENGTH_SIZE] != ACK:
                 break
-            if not data[offset + 8] & FIN:
+            if not data[offset + LENGTH_SIZE + 4] & FIN:
                 raise FragmentationError("an ACK may not be fragmented")
-            r.offset = offset + 9
-            offset += 4 + length
+            r.offset = offset + LENGTH_SIZE + 5
+            offset += LENGTH_SIZE + length
             r.end = offset
             read_varint(&r, &stream_id)
             read_varint(&r, &frame_id)

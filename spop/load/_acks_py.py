@@ -1,4 +1,4 @@
-"""Matching ACKs with the NOTIFY frames that they answer, in pure Python.
+"""Matches ACKs with the NOTIFY frames that they answer, in pure Python.
 
 `_acks.pyx` is the compiled twin, `spop.load.acks` chooses.
 """
@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from array import array
 
-from spop import _codec_py as codec
-from spop.constants import FrameFlag, FrameType
+from spop._codec_py import frame_length
+from spop._typed_data_py import read_varint
+from spop.constants import LENGTH_SIZE, FrameFlag, FrameType
 from spop.errors import FragmentationError
 from spop.values import Buffer
 
+# Plain integers: to look up a member of an enum takes ten times as long.
+_ACK, _FIN = int(FrameType.ACK), int(FrameFlag.FIN)
+
 SUB_BITS = 5
-"""Each power of two of nanoseconds has so many bits of buckets."""
+"""Each power of two of nanoseconds is divided into 2**SUB_BITS buckets."""
 
 
 def bucket(nanoseconds: int) -> int:
-    """The histogram's bucket of a latency: exact below 64 ns, within 3 % above."""
+    """The bucket of a latency in the histogram: exact below 64 ns, within 3 % above."""
     if nanoseconds < 1 << SUB_BITS + 1:
         return max(0, nanoseconds)
     shift = nanoseconds.bit_length() - SUB_BITS - 1
@@ -35,32 +39,36 @@ def take_acks(
     expected: bytes | None,
     answered: list[int],
 ) -> tuple[int, int, int]:
-    """Take the ACK frames at the front of a buffer; their actions are not decoded.
+    """Take the ACK frames at the front of the first `end` bytes. Actions are not decoded.
 
-    An ACK answers the NOTIFY whose stream-id is an index of `sent`, from `first` on, where the
-    time stands at which it was sent; 0 where none waits. That time becomes 0, its distance from
-    `now` goes into the histogram, the index into `answered`.
+    An ACK answers the NOTIFY with the same stream-id. Its time in `sent` becomes 0, its latency
+    is counted in `histogram`, and its stream-id is added to `answered`.
 
     Args:
-        expected: what the actions must be, encoded; None: anything.
+        sent: nanoseconds at which each NOTIFY was sent, by stream-id from `first` on, or 0.
+        expected: the encoded actions that each ACK must have; None accepts any.
 
     Returns:
-        How many bytes were taken, ACKs that nobody waits for, and ACKs that are not as expected.
+        The number of bytes taken, of ACKs nothing waits for, and of ACKs not as `expected`.
 
     Raises:
-        ProtocolError: the bytes are no frame, or an ACK that is not final. Those before it were
-            taken.
+        ProtocolError: the bytes are no frame, or an ACK that is not final. The ACKs in front of
+            it are counted.
+        ValueError: `end` is not in the buffer.
     """
+    if not 0 <= end <= len(buffer):
+        raise ValueError(f"end is {end}, outside a buffer of {len(buffer)} bytes")
     offset = strays = wrong = 0
     data = bytes(memoryview(buffer)[:end])
-    while (length := codec._whole_frame(data, offset, max_frame_size)) >= 0:
-        if data[offset + 4] != FrameType.ACK:
+    while (length := frame_length(data, offset, max_frame_size)) >= 0:
+        if data[offset + LENGTH_SIZE] != _ACK:
             break
-        if not data[offset + 8] & FrameFlag.FIN:
+        if not data[offset + LENGTH_SIZE + 4] & _FIN:
             raise FragmentationError("an ACK may not be fragmented")
-        size = 4 + length
-        stream_id, payload = _ids(data, offset + 9, offset + size)
-        offset += size
+        ids = offset + LENGTH_SIZE + 5
+        offset += LENGTH_SIZE + length
+        stream_id, payload = read_varint(data, ids, offset)
+        _, payload = read_varint(data, payload, offset)
         if not first <= stream_id < len(sent) or not sent[stream_id]:
             strays += 1
             continue
@@ -70,10 +78,3 @@ def take_acks(
         sent[stream_id] = 0
         answered.append(stream_id)
     return offset, strays, wrong
-
-
-def _ids(data: bytes, offset: int, end: int) -> tuple[int, int]:
-    """A frame's stream-id, and where its payload begins."""
-    stream_id, offset = codec.decode_varint(data[:end], offset)
-    _, offset = codec.decode_varint(data[:end], offset)
-    return stream_id, offset

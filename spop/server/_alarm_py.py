@@ -1,7 +1,7 @@
-"""A process that does not end in time is killed, in pure Python.
+"""Kills a process that does not end in time, in pure Python.
 
 `_alarm.pyx` is the compiled twin. Here a thread of `faulthandler` shows where all threads are and
-ends the process with status 1. It needs no GIL, but to order it does.
+ends the process with status 1. That thread needs no GIL, but `order` does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _ordered = False
 
 
 def order(seconds: float) -> None:
-    """Kill this process in `seconds`. One that was ordered before stays as it is."""
+    """Kill this process in `seconds`. An earlier order stays as it is."""
     global _ordered
     if not _ordered:
         _ordered = True
@@ -22,9 +22,9 @@ def order(seconds: float) -> None:
 
 
 def order_on(number: int, seconds: float) -> None:
-    """As soon as a signal comes, order it, and then call the handler that the signal has now.
+    """When a signal comes, call `order`, and then the handler that the signal has now.
 
-    That is to be one of Python's, and all signals have the same `seconds`.
+    That handler must be a Python function. All signals have the same `seconds`.
     """
     handler = signal.getsignal(number)
     assert callable(handler)
@@ -37,7 +37,7 @@ def order_on(number: int, seconds: float) -> None:
 
 
 def cancel() -> None:
-    """Let the process live, if its end was ordered."""
+    """Take an order back."""
     global _ordered
     if _ordered:
         faulthandler.cancel_dump_traceback_later()

@@ -1,7 +1,7 @@
 """Messages between the supervisor and its processes: JSON, with file descriptors if need be.
 
-A process may stop in the middle of a message, for one because a handler holds the GIL. Whoever
-receives takes what has come and never waits for the rest.
+A process may stop in the middle of a message, for example because a handler holds the GIL. So a
+receiver takes the bytes that have come and never waits for the rest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _HEADER = struct.Struct("!IB")
 _RECV_SIZE = 256 * 1024
 _MAX_FDS = 16
 SEND_TIMEOUT = 5
-"""Seconds after which a process that does not read is given up."""
+"""Seconds after which a process that does not read gets no further messages."""
 
 
 class Received(NamedTuple):
@@ -44,12 +44,12 @@ class Channel:
 
     @classmethod
     def pair(cls) -> tuple[Channel, Channel]:
-        """Both ends of a new one."""
+        """Both ends of a new channel."""
         ours, theirs = socket.socketpair()
         return cls(ours), cls(theirs)
 
     def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> bool:
-        """Send a message whole. False: the other end is gone, or does not read."""
+        """Send a message whole. False: the other end is closed, or does not read."""
         text = json.dumps(message).encode()
         data = _HEADER.pack(len(text), len(fds)) + text
         with self._lock:
@@ -64,9 +64,9 @@ class Channel:
         return True
 
     def receive(self) -> list[Received] | None:
-        """The messages that have come whole; None when the other end is gone.
+        """The messages that have come whole; None if the other end is closed.
 
-        To be called when `fileno` is readable.
+        Call this when `fileno` is readable.
         """
         try:
             data, fds, _, _ = socket.recv_fds(self._sock, _RECV_SIZE, _MAX_FDS)
@@ -91,7 +91,7 @@ class Channel:
             yield Received(message, [self._fds.popleft() for _ in range(count)])
 
     def __iter__(self) -> Iterator[Received]:
-        """Wait for messages until the other end is gone."""
+        """Wait for messages until the other end is closed."""
         while True:
             select.select([self._sock], [], [])
             received = self.receive()

@@ -1,10 +1,11 @@
 """asyncio on a loop's own thread: the loop's poller is the selector of an event loop.
 
-So an ``async def`` handler runs where its NOTIFY was received, with no change of threads: its
-sockets, timers and tasks are asyncio's, and SPOP's sockets are seen to inside of ``select()``,
-in compiled code where there is any. A `Guest` is for event loops that choose their own way to
-wait, uvloop's and that of a program which serves among other things: they wait for the poller as
-for any file descriptor, which costs a further system call.
+So an ``async def`` handler runs in the thread that received its NOTIFY. Its sockets, timers and
+tasks are asyncio's. SPOP's sockets are served inside of ``select()``, by the fast path.
+
+A `Guest` is for event loops with their own way to wait: uvloop's, and the one that a caller of
+`Agent.serve_async` runs. They watch the poller as a file descriptor, which costs one more
+system call.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from spop.poller import Poller
 logger = SafeLogger("spop.server")
 
 CANCEL_GRACE = 2.0
-"""Seconds that handlers have to end after they were cancelled at the end of a loop."""
+"""Seconds that handlers have to end after the end of their loop has cancelled them."""
 
 Start = Callable[[AsyncCall], Any]
 
@@ -70,7 +71,7 @@ class PollerSelector(selectors.BaseSelector):
         self.stop: Callable[[], object] | None = None
 
     def watch(self, soon: Sized, later: Sized) -> None:
-        """Do not wait when these queues of the event loop have got something new."""
+        """Do not wait when a handler has added to these queues of the event loop."""
         self._soon, self._later = soon, later
         self._poller.watch(soon, later)
 
@@ -78,7 +79,7 @@ class PollerSelector(selectors.BaseSelector):
         self._found = []
         if timeout is not None and timeout < 0:
             timeout = 0.0
-        # Frames that waited for these ACKs begin now, when the timeout is known already.
+        # To send ACKs can begin further frames, whose tasks `timeout` does not know yet.
         later = len(self._later)
         self._loop.send_acks()
         if len(self._soon) or len(self._later) != later:
@@ -126,7 +127,7 @@ class PollerSelector(selectors.BaseSelector):
     def _ready(self, fd: int, events: int) -> None:
         key = self._keys.get(fd)
         if key is not None:
-            # A hang-up comes as something to read, also to those who only wait to write.
+            # A hang-up comes as READ, even for a socket that waits only for WRITE.
             self._found.append((key, events & key.events or key.events))
 
 
@@ -135,7 +136,7 @@ def _descriptor(fileobj: Any) -> int:
 
 
 def starting(event_loop: asyncio.AbstractEventLoop) -> Start:
-    """Makes the task of an `AsyncCall`. From Python 3.12 on its first step is done with that."""
+    """Makes the task of an `AsyncCall`. From Python 3.12 on this also runs its first step."""
     if sys.version_info >= (3, 12):
         return partial(asyncio.Task, loop=event_loop, eager_start=True)
     return partial(asyncio.Task, loop=event_loop)
@@ -159,7 +160,7 @@ def _serve_on_asyncio(loop: Loop) -> None:
     try:
         _run(event_loop, lambda: not loop.alive)
     finally:
-        selector.stop = None  # From now on the event loop ends when its tasks have.
+        selector.stop = None  # `_close` runs the event loop further, until the tasks have ended.
         loop.set_start(None)
         selector.watch((), ())
         _close(event_loop)
@@ -181,14 +182,14 @@ def _serve_on_uvloop(loop: Loop) -> None:
 
 
 async def serve_here(loop: Loop, drain: Callable[[], object]) -> None:
-    """Run a loop inside of the event loop that runs, until it has ended.
+    """Run a loop inside of the running event loop, until it has ended.
 
     Args:
         drain: called when this task is cancelled, to make the loop end. A second cancellation
-            does not wait for it.
+            does not wait for that end.
 
     Raises:
-        BaseException: what ended the loop, if it did not end as it should.
+        BaseException: the error that ended the loop, if one did.
     """
     loop.use_context(copy_context())
     guest = Guest(loop, asyncio.get_running_loop())
@@ -213,12 +214,12 @@ def _run(event_loop: asyncio.AbstractEventLoop, ended: Callable[[], bool]) -> No
 
 
 def _queues(event_loop: asyncio.BaseEventLoop) -> tuple[Any, Any]:
-    """What the event loop has to do, now and later: a handler may add to these in its first step."""
+    """The queues of callbacks and timers. A handler may add to these in its first step."""
     return getattr(event_loop, "_ready", ()), getattr(event_loop, "_scheduled", ())
 
 
 def _close(event_loop: asyncio.AbstractEventLoop) -> None:
-    """Cancel what is left, give it time to end, and close the event loop."""
+    """Cancel the tasks, wait `CANCEL_GRACE` for their end, and close the event loop."""
     try:
         event_loop.run_until_complete(_cancel(asyncio.all_tasks(event_loop)))
         event_loop.run_until_complete(event_loop.shutdown_asyncgens())
@@ -237,14 +238,13 @@ async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
 
 
 class Guest:
-    """Runs the rounds of a loop in an event loop that is not made for it.
+    """Runs the rounds of a loop in any event loop.
 
-    A round is due when the poller has something, when a timer of the loop has run out, and when
-    a task of a handler has ended, as there may be an ACK to send then. Used in the thread of the
-    event loop.
+    A round is due when a socket is ready, when a timer of the loop is due, and when a handler's
+    task has ended, as there may be an ACK to send. Only the thread of the event loop uses it.
 
     Attributes:
-        ended: done when there are no further rounds, with the error where one has failed.
+        ended: done after the last round. If a round has failed it has the error.
     """
 
     def __init__(self, loop: Loop, event_loop: asyncio.AbstractEventLoop) -> None:
@@ -259,7 +259,7 @@ class Guest:
 
     def start(self) -> None:
         self._loop.set_start(starting(self._event_loop), self._order)
-        # What the event loop calls for it has a copy of the context in which it was told to.
+        # The event loop calls `_round` in the context in which the reader was added.
         self._context.run(self._event_loop.add_reader, self._fd, self._round)
         self._order()
 
@@ -272,10 +272,10 @@ class Guest:
                 handle.cancel()
 
     async def wait(self) -> None:
-        """Until the loop has ended. A cancellation does not end it.
+        """Wait for the end of the loop. A cancellation does not end the loop.
 
         Raises:
-            BaseException: what ended the loop, if it did not end as it should.
+            BaseException: the error that ended the loop, if one did.
         """
         await asyncio.wait([self.ended])
         self.ended.result()
@@ -312,7 +312,7 @@ class Guest:
         except BaseException as error:
             self.ended.set_exception(error)
             return
-        self._loop.cells[Cell.ROUND_BEGAN] = 0  # What follows is not the loop's.
+        self._loop.cells[Cell.ROUND_BEGAN] = 0  # The time until the next round is not the loop's.
         if not self._loop.alive:
             self.ended.set_result(None)
         elif wait == 0:

@@ -27,10 +27,10 @@ def _option(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """What a server may be told.
+    """The options of a server. Times are seconds.
 
-    Each field's metadata has ``help``, ``low`` and ``high`` where there is a range, and ``size``
-    where it is one in bytes, ``choices`` where it is one of these. Times are seconds.
+    Each field's metadata has ``help``. ``low`` and ``high`` are its range, if it has one.
+    ``size`` is true for a size in bytes. ``choices`` lists the values, if only some are allowed.
 
     Raises:
         ValueError: a value is out of range or can't be read. The message names the option.
@@ -126,7 +126,7 @@ class Options:
 
     @classmethod
     def of(cls, bind: str | Iterable[str], **options: Any) -> Options:
-        """Options with one address or several, as callers write them.
+        """Options with one address or several.
 
         Raises:
             TypeError: there is no option of that name.

@@ -10,10 +10,10 @@ from spop.server.options import Options
 
 
 def check_privileges(options: Options) -> None:
-    """Find out before anything starts whether there are such a user and group.
+    """Check before anything starts that the user and group exist and can be used.
 
     Raises:
-        ValueError: there are not, or this process may not become another.
+        ValueError: one does not exist, or this process is not root's.
     """
     wanted = _ids(options)
     if wanted != (None, None) and os.geteuid() != 0:

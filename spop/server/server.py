@@ -1,4 +1,4 @@
-"""The server of one process: listeners, loops and executor put together."""
+"""The server of one process: it puts listeners, loops and executor together."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from spop.server.tls import server_context
 logger = SafeLogger("spop.server")
 
 YIELD = 0.005
-"""Seconds for which a process leaves a new connection to one that has fewer."""
+"""Seconds for which a process leaves a new connection to one with fewer connections."""
 
 
 class Server:
@@ -49,11 +49,12 @@ class Server:
         agent: its handlers must be registered.
         bind: one address or several, each ``HOST:PORT`` (port 0: any free one) or
             ``unix:PATH``.
-        options: all options; else they are given by name, as `Options` has them.
-        listeners: sockets that listen already, instead of `bind`; they are left open.
+        options: all options; by default they are made of `bind` and `more_options`.
+        listeners: sockets that listen already, instead of `bind`.
         rows: where to count, a row for each loop and one for the executor.
-        balance: tells of other processes that accept from the same sockets.
-        tls: the context for TCP; made from the options where None.
+        balance: knows the other processes that accept from the same sockets.
+        tls: the context for TCP; by default it is made from the options.
+        more_options: options by name, as in `Options`.
 
     Raises:
         ValueError: an option is out of range.
@@ -97,9 +98,9 @@ class Server:
         self._stuck_log: StuckLog | None = None
         self.draining = False
         self.failed: BaseException | None = None
-        """What a thread died of. The server is ended by that."""
+        """The error that a thread died of. It ends the server."""
         self.ends_process = False
-        """Such a death ends the process at once, with status 1."""
+        """The death of a thread ends the process at once, with status 1."""
         self._wake: Callable[[], object] = lambda: None
 
     @property
@@ -119,7 +120,7 @@ class Server:
 
     @property
     def busy_handlers(self) -> int:
-        """Blocking handlers that run now; after `stop`, those that did not end in time."""
+        """Number of blocking handlers that run; after `stop`, of those that did not end."""
         return self.executor.busy
 
     def start(self) -> None:
@@ -134,7 +135,7 @@ class Server:
         self._tell_start()
 
     def _open(self) -> None:
-        """Listen, and make the loops, which nothing runs yet."""
+        """Listen, and make the loops without running them."""
         if self._owns_listeners:
             self._listeners = listen_all(self.options)
         try:
@@ -173,7 +174,7 @@ class Server:
     # --- connections ---
 
     def _take(self, listener: socket.socket) -> bool:
-        """Accept a connection and give it to a loop. False: it is left to other processes."""
+        """Accept a connection and give it to a loop. False: other processes may accept it."""
         if self._balance is not None and not self._yielded and self._balance.yields():
             self._yielded = True
             self._loops[0].pause_listener(listener, self._take, YIELD)
@@ -203,7 +204,7 @@ class Server:
     def _adding(
         self, add: Callable[[], None], sock: socket.socket, host: str | None
     ) -> Callable[[], None]:
-        """`add`, which a loop calls for an admitted connection; a failure closes that one."""
+        """`add` for an admitted connection, as a call that closes the connection if it fails."""
 
         def add_or_close() -> None:
             try:
@@ -223,7 +224,7 @@ class Server:
     # --- what there is to see ---
 
     def totals(self) -> Totals:
-        """What was counted."""
+        """The sums of all rows."""
         totals = Totals()
         for row in self._rows:
             totals.add(row, self.agent.handlers)
@@ -235,7 +236,7 @@ class Server:
         return list(itertools.islice(found, limit))
 
     def wake_loops(self, done: Callable[[], object]) -> None:
-        """Have each loop come round. The last one to do so calls `done`, in its thread."""
+        """Wake all loops. The last one to run a round calls `done`, in its thread."""
         waiting = set(self._loops)
 
         def came_round(loop: Loop) -> None:
@@ -247,16 +248,16 @@ class Server:
             loop.call_soon(partial(came_round, loop))
 
     def health(self) -> Health:
-        """Whether it serves, and whether it takes connections, as its loops themselves tell."""
+        """Whether it serves and takes connections, read from the cells that its loops write."""
         health = self._loops_health()
         ready = health.ready and bool(self._loops) and not self.draining
         return Health(health.alive, ready)
 
     def is_ready(self) -> bool:
-        """Whether each loop has begun its round, if it is in one, a second ago at most.
+        """Whether no present round of a loop is older than a second. Any thread may ask.
 
-        This is the answer to a health check by HELLO. It may be asked in any thread, and does
-        not count whether the server drains: the other end has nobody else to ask on reload.
+        This answers a health check by HELLO. A server that drains is ready here: after a reload
+        the other end has no other connection to ask on.
         """
         return self._loops_health().ready
 
@@ -265,9 +266,9 @@ class Server:
         return health if self.failed is None else Health(False, False)
 
     def thread_died(self, error: BaseException) -> None:
-        """Called by a loop that can't go on, in its thread.
+        """A loop calls this in its thread when it can't go on.
 
-        The service without it would be half dead, so all of it ends, and whoever runs it is told.
+        Without that loop the service would be half dead, so all of it ends.
         """
         logger.failure(error, "%s died", threading.current_thread().name)
         if self.failed is None:
@@ -296,7 +297,7 @@ class Server:
     # --- ending ---
 
     def stop_accepting(self) -> None:
-        """Take no further connections; those that wait are left to other processes."""
+        """Accept no further connections. Other processes accept those that wait."""
         if self._balance is not None:
             self._balance.leave()
         first, stopped = self._loops[0], threading.Event()
@@ -312,7 +313,7 @@ class Server:
                 return
 
     def _forget_listeners(self) -> None:
-        """To be called where the first loop runs, which accepts."""
+        """Call this in the thread of the first loop, which accepts."""
         for listener in self._listeners:
             self._loops[0].forget_listener(listener)
             if not self._owns_listeners:
@@ -321,7 +322,7 @@ class Server:
             self._close_listeners()
 
     def hand_over(self, give_away: GiveAway) -> None:
-        """Stop, and have every connection go on in another process. As `stop` otherwise."""
+        """As `stop`, but give the connections to another process."""
         self._end(lambda loop, timeout: loop.hand_over(give_away, timeout))
 
     def stop(self) -> None:
@@ -342,7 +343,7 @@ class Server:
         self._close()
 
     def _close(self) -> None:
-        """End what is left when there are no loops any more."""
+        """End the threads that are left, after the loops have ended."""
         self.executor.stop()
         self._loops = []
         if self._stuck_log is not None:
@@ -362,13 +363,13 @@ class Server:
         self._listeners = []
 
     def run(self) -> None:
-        """Serve until SIGINT or SIGTERM; SIGUSR1 logs the connections. Only the main thread can.
+        """Serve until SIGINT or SIGTERM, in the main thread. SIGUSR1 logs the connections.
 
         The process is killed 5 s after the drain timeout, if an inline handler has not ended.
 
         Raises:
             OSError: an address can't be listened on.
-            BaseException: whatever a thread died of.
+            BaseException: the error that a thread died of.
         """
         numbers = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
         with Signals(*numbers, end_after=self.options.drain_timeout + GRACE) as signals:
@@ -380,11 +381,11 @@ class Server:
                 logger.info("stopping")
 
     async def run_async(self, ready: Callable[[Self], object] | None = None) -> None:
-        """Serve on the event loop that runs, until this task is cancelled.
+        """Serve on the running event loop, until this task is cancelled.
 
-        Frames in hand are answered then, for up to `drain_timeout` seconds, and connections end
-        with a DISCONNECT, before the CancelledError passes on. `ready` is called with this
-        server once it listens.
+        Then it answers the frames in hand, for up to `drain_timeout` seconds, and ends the
+        connections with a DISCONNECT. Then it raises the CancelledError. `ready` is called with
+        this server once it listens.
 
         Raises:
             OSError: an address can't be listened on.
@@ -456,7 +457,7 @@ def _rows(rows: list[Cells] | None, count: int, handlers: int) -> list[Cells]:
 
 
 def log_start(name: str, addresses: list[Address], options: Options) -> None:
-    """Say once that the agent is there."""
+    """Log once that the agent serves."""
     logger.info(
         "agent %r serves on %s (codec: %s, processes: %d, threads: %d%s)",
         name,

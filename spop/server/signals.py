@@ -1,7 +1,7 @@
-"""Signals as something to wait for.
+"""Signals that can be waited for.
 
-They arrive as bytes in a pipe, written by the interpreter's own handler: a handler in Python
-may run inside of any lock that the main thread holds, and only once that thread wakes up.
+The interpreter's own handler writes them to a pipe as bytes. A handler in Python would run only
+once the main thread wakes up, and maybe while that thread holds a lock.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Signals:
     """Some signals, in the main thread, inside of a ``with`` statement.
 
     Args:
-        end_after: kill the process that many seconds after SIGTERM or SIGINT, if it still is in
+        end_after: kill the process that many seconds after SIGTERM or SIGINT, unless it has left
             the ``with`` statement.
     """
 
@@ -55,11 +55,11 @@ class Signals:
                 return signal.Signals(number)
 
     def wake(self) -> None:
-        """Have `wait` return. Any thread may call this."""
+        """Make `wait` return. Any thread may call this."""
         os.write(self._write_end, b"\0")
 
     def received(self) -> list[signal.Signals]:
-        """The signals that have come. To be called when `fileno` is readable."""
+        """The signals that have come. Call this when `fileno` is readable."""
         numbers = os.read(self._read_end, 1024)
         return [signal.Signals(number) for number in numbers if number in self._numbers]
 

@@ -1,4 +1,4 @@
-"""Handlers that hold up their loop, for the log."""
+"""A log of handlers that keep their loop for too long."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ logger = SafeLogger("spop.server")
 
 
 class SlowLog:
-    """Logs once of each message whose handler kept its loop for too long. Threads share it.
+    """Logs each message whose handler kept its loop for too long, once. Threads share it.
 
     Args:
-        after: seconds that a handler may keep its loop; 0: any.
+        after: seconds that a handler may keep its loop; 0: no limit.
 
     Attributes:
         after: the same in nanoseconds.
@@ -25,7 +25,7 @@ class SlowLog:
         self._told: set[str] = set()
 
     def __call__(self, name: str, nanoseconds: int) -> None:
-        """The handler of message `name` ran for so long without a pause."""
+        """The handler of message `name` ran for that long without a pause."""
         with self._lock:
             if name in self._told:
                 return

@@ -1,4 +1,4 @@
-"""A worker process: a `Server`, told by the supervisor over a channel what to do."""
+"""A worker process: a `Server` that obeys the supervisor's messages."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def run_worker(
     rows: list[Cells],
     balance: Balance,
 ) -> int:
-    """Serve until the supervisor says stop or is gone. Returns the exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal sends it to all; one decides.
+    """Serve until the supervisor says stop or has ended. Returns the exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal sends it to all processes.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    faulthandler.enable(2)  # It shows where all threads are when the supervisor sends SIGABRT.
+    faulthandler.enable(2)  # On SIGABRT from the supervisor it shows where all threads are.
     try:
         tls = server_context(options)
         drop_privileges(options)
@@ -72,7 +72,7 @@ class _Worker:
         self._channel = channel
 
     def run(self, signals: Signals) -> None:
-        """Do what is said until it is to stop."""
+        """Obey messages until one says stop."""
         with selectors.DefaultSelector() as selector:
             selector.register(signals, selectors.EVENT_READ)
             selector.register(self._channel, selectors.EVENT_READ)
@@ -83,7 +83,7 @@ class _Worker:
                         return
 
     def _obey_all(self) -> bool:
-        """Do what has been said. False: stop."""
+        """Obey the messages that have come. False: stop."""
         received = self._channel.receive()
         if received is None:
             logger.error("the supervisor is gone: stopping")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from spop.engine.config.model import AgentConfig, Event, MessageConfig
+from spop.engine.config.model import AgentConfig, Event
 from spop.web.rules import Rule, SendGroup
 
 MAX_BODY = 64 * 1024
@@ -73,16 +73,9 @@ def _bodies_read(config: AgentConfig, rules: Iterable[Rule]) -> set[str]:
     for rule in rules:
         texts += [reader.text for reader in rule.readers()]
         if isinstance(rule, SendGroup):
-            messages += _group(config, rule.group)
+            messages += config.group(rule.group).messages
     texts += [argument.expression.text for message in messages for argument in message.arguments]
     return {found for text in texts for found in _BODY.findall(text)}
-
-
-def _group(config: AgentConfig, name: str) -> tuple[MessageConfig, ...]:
-    if name not in config.groups:
-        known = ", ".join(config.groups) or "there is none"
-        raise ValueError(f"unknown group {name!r}: {known}")
-    return config.groups[name].messages
 
 
 def _bytes_to_wait_for(max_body: int, wait: bool | None, is_read: bool) -> int:

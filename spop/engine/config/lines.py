@@ -75,9 +75,8 @@ class Line:
         """
         if len(self.arguments) > most:
             unexpected = self.arguments[most]
-            raise refusal(
-                self.at(most + 1), f"unexpected '{unexpected}' after '{self._before(most)}'"
-            )
+            before = " ".join(word.text for word in self.words[: most + 1])
+            raise refusal(self.at(most + 1), f"unexpected '{unexpected}' after '{before}'")
         return self.arguments
 
     @contextmanager
@@ -87,9 +86,6 @@ class Line:
             yield
         except ValueError as error:
             raise refusal(self.at(index), str(error)) from None
-
-    def _before(self, count: int) -> str:
-        return " ".join(word.text for word in self.words[: count + 1])
 
 
 def not_in_names(name: str) -> str | None:
@@ -156,11 +152,8 @@ class Reader:
 
     def _lines(self) -> Iterator[str]:
         """The lines, each up to its end or a NUL. HAProxy takes a NUL for the end of the file."""
-        text = (
-            self.data
-            if isinstance(self.data, str)
-            else self.data.decode("utf-8", "surrogateescape")
-        )
+        data = self.data
+        text = data if isinstance(data, str) else data.decode("utf-8", "surrogateescape")
         lines = text.split("\n")
         last = lines.pop()
         for number, line in enumerate([*lines, last] if last else lines, 1):

@@ -66,7 +66,6 @@ class _Splitter:
 
     def split(self) -> list[Word]:
         self._skip_spaces()
-        self._begin_word()
         while self._step():
             pass
         if self.quote:
@@ -97,7 +96,6 @@ class _Splitter:
         elif char in _SPACE and not self.quote:
             self._end_word()
             self._skip_spaces()
-            self._begin_word()
         elif char == "$" and self.quote == '"':
             self._expand()
         else:
@@ -109,10 +107,6 @@ class _Splitter:
         rest = self.line[self.position :]
         self.position += len(rest) - len(rest.lstrip(_SPACE))
 
-    def _begin_word(self) -> None:
-        self.chars = []
-        self.columns = []
-
     def _end_word(self) -> None:
         text = "".join(self.chars)
         self.columns.append(self.position + 1)
@@ -120,6 +114,7 @@ class _Splitter:
         # character.
         raw = text.partition("\0")[0].encode("utf-8", "surrogateescape")
         self.words.append(Word(raw.decode("utf-8", "surrogateescape"), self.columns))
+        self.chars, self.columns = [], []
 
     def _emit(self, char: str, position: int) -> None:
         self.chars.append(char)
@@ -160,7 +155,6 @@ class _Splitter:
         for index, part in enumerate(_SPACES.split(value or "") if split else [value or ""]):
             if index:
                 self._end_word()
-                self._begin_word()
             for char in part:
                 self._emit(char, start)
 

@@ -35,6 +35,21 @@ class VariableArgument:
         name, casts = self.name, CASTS[wanted]
         return lambda stream: cast(stream.variables.get(name), casts)
 
+    def computer(
+        self, wanted: SampleType, compute: Callable[[Any, Any], Any]
+    ) -> Callable[[Any, Stream], Any]:
+        """A function of a value and the stream that computes with both values.
+
+        It gives None where `reader` does.
+        """
+        read = self.reader(wanted)
+
+        def compute_with_variable(value: Any, stream: Stream) -> Any:
+            other = read(stream)
+            return None if other is None else compute(value, other)
+
+        return compute_with_variable
+
 
 Operand = int | VariableArgument
 """An integer argument: a number, or a variable that has one."""
