@@ -235,7 +235,7 @@ class Loop:
 
     def longest_wait(self, timeout: float | None = None) -> float | None:
         """Seconds that it may wait for sockets, at most `timeout`; None: for ever."""
-        if self._woken or self._acknowledged:
+        if self._woken or self._acknowledged or self._submitted:
             return 0.0
         wait = self.timers.wait()
         if wait is None or timeout is None:
