@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import logging
 import re
 import signal
@@ -312,6 +313,16 @@ def test_messages_of_a_notify_are_handled_in_order(serve: Serve, agent: Agent) -
                 int(entry.partition(" ")[0]) for entry in order
             )
             assert order[-2:] == ["4 begins", "4 ends"]
+
+
+def test_a_handler_of_any_kind_may_stand_behind_any_other(serve: Serve, agent: Agent) -> None:
+    add_slow(agent, timeout=0.02, on_timeout={"txn.late": True})
+    kinds = {"inline": "txn.inline", "blocking": "txn.blocking", "async": "txn.async",
+             "slow": "txn.late"}  # fmt: skip
+    with serve(agent) as server, Client(str(server.address)) as client:
+        for names in itertools.product(kinds, repeat=3):
+            answer = client.notify([Message(name) for name in names])
+            assert set(answer.variables) == {kinds[name] for name in names}
 
 
 @pytest.mark.parametrize("message", ["sleeps", "suspends", "does-not"])
