@@ -10,7 +10,16 @@ import sys
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-MODULES = ("_typed_data", "_codec", "_headers", "_intake", "_dispatch", "_port", "load/_acks")
+MODULES = (
+    "_typed_data",
+    "_codec",
+    "_headers",
+    "_intake",
+    "_dispatch",
+    "_port",
+    "load/_acks",
+    "server/_alarm",
+)
 DIRECTIVES = {
     "language_level": 3,
     "boundscheck": False,

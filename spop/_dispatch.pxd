@@ -2,7 +2,7 @@
 
 cimport cython
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from spop._codec cimport Field, Header, Reader, Writer
 from spop._intake cimport Bytes, Intake
@@ -95,6 +95,21 @@ cdef class AsyncCall:
 
 
 @cython.final
+cdef class Call:
+    cdef readonly Route route
+    cdef readonly list values
+    cdef readonly AsyncCall begun
+
+
+cdef class Deferred:
+    cdef readonly uint64_t stream_id
+    cdef readonly uint64_t frame_id
+    cdef public bytes actions
+    cdef readonly list calls
+    cdef readonly Py_ssize_t room
+
+
+@cython.final
 cdef class Dispatcher:
     cdef readonly dict routes
     cdef readonly object cells
@@ -105,6 +120,7 @@ cdef class Dispatcher:
     cdef public int64_t slow_after
     cdef object failed
     cdef object new_deferred
+    cdef Route no_route
     cdef int64_t[::1] row
     cdef int64_t clock
     cdef Py_ssize_t max_messages
@@ -145,14 +161,12 @@ cdef class Dispatcher:
     cdef PyObject *find_route(self, Span *span) except? NULL
     cdef int notify(self, Intake intake, Header *header, list frames, Writer *w) except -1
     cdef object run(
-        self, Route route, Span *span, Header *header, object connection, Writer *w)
+        self, Route route, Span *span, Header *header, Intake intake, Py_ssize_t most, Writer *w)
     cdef AsyncCall begin(self, Route route, coroutine, Header *header, object connection)
     cdef int observe(self, Route route) except -1
     cdef list calls(self, waiting, Py_ssize_t first, Header *header, object connection)
     cdef object as_notify(self, Header *header, object connection)
     cdef list bound(self, Route route, Span *span, Header *header, object connection)
     cpdef fail(self, Route route, error)
-    cdef int too_big(self, Py_ssize_t size, Py_ssize_t limit) except -1
-    cdef int failed_size(self, name, Py_ssize_t size, Py_ssize_t limit) except -1
-    cdef void count_call(self, Route route, int64_t taken) noexcept
+    cdef int count_call(self, Route route, int64_t taken) except -1
     cdef int count_unknown(self, Span *span) except -1

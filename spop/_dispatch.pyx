@@ -13,10 +13,10 @@ from libc.string cimport memcmp, memcpy, memmove, memset
 
 from spop._codec cimport (
     ABORT, ACK, AGENT_DISCONNECT, AGENT_HELLO, FIN, HAPROXY_DISCONNECT, HAPROXY_HELLO,
-    FLAGS_END, LENGTH_SIZE, MAX_CONTROL_SIZE, NOTIFY, T_BINARY, T_INT32, T_NULL, T_STRING, T_UINT64, UNSET_FRAME,
-    Field, Header, Reader, Writer, announced_length, argument_value, begin_frame, read_frame,
-    field_value, finish_frame, frame_length, name_text, new_message, read_field, read_header,
-    read_span, release, text, use_stack, write_answer, write_bytes,
+    FLAGS_END, LENGTH_SIZE, MAX_CONTROL_SIZE, NOTIFY, T_BINARY, T_INT32, T_NULL, T_STRING,
+    T_UINT64, UNSET_FRAME, Field, Header, Reader, Writer, argument_value, begin_frame,
+    field_value, finish_frame, frame_length, name_text, new_message, read_field, read_frame,
+    read_header, read_span, release, text, use_stack, write_answer, write_bytes,
 )
 
 from spop._headers cimport received
@@ -24,18 +24,18 @@ from spop._intake cimport TOO_BIG, WHOLE, Bytes, Intake, Step, add_bytes, drop_b
 
 from collections.abc import Coroutine
 
-from spop._dispatch_py import HEADERS as PY_HEADERS
-from spop._dispatch_py import MISSING, RUNNING, Call, Deferred, Running, TooManyError
-from spop._dispatch_py import ASYNC as PY_ASYNC, INLINE as PY_INLINE, LEFT as PY_LEFT
+from spop.parameters import ASYNC as PY_ASYNC, HEADERS as PY_HEADERS, INLINE as PY_INLINE
+from spop.parameters import LEFT as PY_LEFT, MISSING, RUNNING, Running
 from spop.constants import (
     DEFAULT_MAX_PAYLOAD_SIZE, MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, DataType,
 )
 from spop.counters import Cell, RouteCell, new_row, row_size
 from spop.counters import BUCKETS as PY_BUCKETS, BUCKET_SHIFT as PY_BUCKET_SHIFT
 from spop.errors import (
-    FragmentationError, FrameTooBigError, HandlerError, InterlacedFramesError, InvalidFrameError,
-    ProtocolError,
+    FrameTooBigError, HandlerError, InterlacedFramesError, InvalidFrameError, ProtocolError,
+    TooManyMessagesError,
 )
+from spop.forks import FORKED, end_child
 from spop.frames import Ack, Notify
 
 cdef extern from "Python.h":
@@ -64,7 +64,7 @@ cdef extern from *:
 
 cdef object _missing = MISSING
 cdef object _running = RUNNING
-cdef object _call = Call
+cdef list _forked = FORKED
 
 cdef enum:
     MOST_SPARE = 262144    # Bytes of the memory of a payload that is kept for the next.
@@ -276,6 +276,36 @@ cdef object message_of(Field *fields, Span *span, Header *header, object connect
         header.frame_id, connection)
 
 
+cdef class Call:
+    """One message of a `Deferred`, as the twin describes it."""
+
+    def __cinit__(self, Route route, list values, AsyncCall begun=None):
+        self.route = route
+        self.values = values
+        self.begun = begun
+
+    def run(self):
+        """Call the handler and return what it returns."""
+        try:
+            return self.route.call(self.values or [])
+        finally:
+            if len(_forked):
+                end_child()
+
+
+cdef class Deferred:
+    """A NOTIFY whose handlers have not all ended, as the twin describes it."""
+
+    def __cinit__(
+        self, uint64_t stream_id, uint64_t frame_id, bytes actions, list calls, Py_ssize_t room
+    ):
+        self.stream_id = stream_id
+        self.frame_id = frame_id
+        self.actions = actions
+        self.calls = calls
+        self.room = room
+
+
 cdef class AsyncCall:
     """The coroutine of an ``async def`` handler, as the twin describes it."""
 
@@ -348,6 +378,8 @@ cdef class AsyncCall:
         cdef int64_t took = now() - began
         if 0 < self.slow_after < took and self.slow is not None:
             self.slow(self.name, took)
+        if len(_forked):
+            end_child()
         return 0
 
     cdef int end(self) except -1:
@@ -366,7 +398,7 @@ cdef class Dispatcher:
     def __cinit__(
         self, routes=None, failed=None, *, cells=None,
         Py_ssize_t max_answer_size=MAX_ANSWER_SIZE, Py_ssize_t max_messages=MAX_MESSAGES,
-        Py_ssize_t max_arguments=MAX_ARGUMENTS, deferred=Deferred,
+        Py_ssize_t max_arguments=MAX_ARGUMENTS, deferred=Deferred, bytes on_unknown=b"",
     ):
         self.routes = None if routes is None else {route.name: route for route in routes}
         self.by_raw_name = {}
@@ -384,6 +416,7 @@ cdef class Dispatcher:
         self.max_arguments = max_arguments
         self.unknown = {}
         self.new_deferred = deferred
+        self.no_route = Route("", lambda: None, on_error=on_unknown)
 
     @property
     def running(self):
@@ -493,7 +526,7 @@ cdef class Dispatcher:
         except ProtocolError as error:
             # Else the next call begins with the error, when these were sent.
             if not frames and not w.length:
-                if isinstance(error, TooManyError):
+                if isinstance(error, TooManyMessagesError):
                     self.row[TOO_MANY_MESSAGES] += 1
                 raise
         self.shrink()
@@ -559,7 +592,7 @@ cdef class Dispatcher:
         self.span_count = 0
         while r.offset < r.end:
             if self.span_count == self.max_messages:
-                raise TooManyError(f"NOTIFY of more than {self.max_messages} messages")
+                raise TooManyMessagesError(f"NOTIFY of more than {self.max_messages} messages")
             if self.span_count == self.spans_size:
                 self.grow_spans()
             span = &self.spans[self.span_count]
@@ -576,7 +609,7 @@ cdef class Dispatcher:
                 read_field(r, &self.fields[used + i])
             used += span.count
             if used > self.max_arguments:
-                raise TooManyError(f"NOTIFY of more than {self.max_arguments} arguments")
+                raise TooManyMessagesError(f"NOTIFY of more than {self.max_arguments} arguments")
             self.span_count += 1
             span.route = self.route_of(span)
         return 0
@@ -617,7 +650,7 @@ cdef class Dispatcher:
         return <PyObject *>self.last
 
     cdef int notify(self, Intake intake, Header *header, list frames, Writer *w) except -1:
-        cdef Py_ssize_t i, start, payload
+        cdef Py_ssize_t i, start, payload, most
         cdef Span *span
         self.row[NOTIFIES] += 1
         if self.routes is None:
@@ -627,33 +660,33 @@ cdef class Dispatcher:
         start = begin_frame(
             w, ACK, FIN, header.stream_id, header.frame_id, intake.little_endian)
         payload = w.length
+        # HAProxy takes no fragments of an ACK (section 3.2.7).
+        most = start + 4 + intake.max_frame_size
         for i in range(self.span_count):
             span = &self.spans[i]
             if span.route is NULL:
                 self.count_unknown(span)
+                write_if_it_fits(w, self.no_route.on_error, most)
                 continue
-            waiting = self.run(<Route>span.route, span, header, intake.peer, w)
+            waiting = self.run(<Route>span.route, span, header, intake, most, w)
             if waiting is not None:
                 intake.in_flight += 1
                 frames.append(self.new_deferred(
                     header.stream_id, header.frame_id,
                     PyBytes_FromStringAndSize(
                         <const char *>w.data + payload, w.length - payload),
-                    self.calls(waiting, i + 1, header, intake.peer)))
+                    self.calls(waiting, i + 1, header, intake.peer), most - payload))
                 w.length = start
                 return 0
-        # HAProxy takes no fragments of an ACK (section 3.2.7).
-        if w.length - start - 4 > intake.max_frame_size:
-            self.too_big(w.length - start - 4, intake.max_frame_size)
-            w.length = payload
         finish_frame(w, start)
         self.row[ACKS] += 1
         return 0
 
     cdef object run(
-        self, Route route, Span *span, Header *header, object connection, Writer *w,
+        self, Route route, Span *span, Header *header, Intake intake, Py_ssize_t most, Writer *w,
     ):
-        """Call a handler and write what it returns. Returns a call that has to be waited for."""
+        """Call a handler and write what fits `most` bytes. Returns a call to be waited for."""
+        cdef object connection = intake.peer
         cdef PyObject *stack[16]
         cdef PyObject **values = parameter_values(route, stack)
         cdef Py_ssize_t start = w.length
@@ -662,7 +695,7 @@ cdef class Dispatcher:
         try:
             route.bind(values, self.fields, span, header, connection)
             if route.kind == LEFT or (route.kind == ASYNC and self.start is None):
-                return _call(route, values_list(route, values))
+                return Call(route, values_list(route, values))
             self.running_header = header
             self.running_connection = <PyObject *>connection
             self.running_route = <PyObject *>route
@@ -672,7 +705,7 @@ cdef class Dispatcher:
             if route.kind == ASYNC:
                 begun = self.begin(route, result, header, connection)
                 if not begun.done:
-                    return _call(route, values_list(route, values), begun)
+                    return Call(route, values_list(route, values) if route.takes_ack else [], begun)
                 if begun.error is not None:
                     raise begun.error
                 result = begun.value
@@ -682,12 +715,15 @@ cdef class Dispatcher:
                         write_answer(w, (<object>values[i]).actions)
             if result is not None:
                 write_answer(w, result)
+            if w.length > most:
+                raise too_big(w.length - start, most - start)
         except BaseException as error:  # Whatever it is, the loop goes on and the peer waits.
             w.length = start
             self.fail(route, error)
-            write_bytes(
-                w, PyBytes_AS_STRING(route.on_error), PyBytes_GET_SIZE(route.on_error))
+            write_if_it_fits(w, route.on_error, most)
         finally:
+            if len(_forked):
+                end_child()
             self.running_route = NULL
             free_values(route, values, stack)
         self.observe(route)
@@ -709,16 +745,16 @@ cdef class Dispatcher:
         cdef int64_t end = now()
         cdef int64_t taken = end - self.clock
         self.clock = end
-        self.count_call(route, taken)
-        if 0 < self.slow_after < taken and route.kind == INLINE and self.slow is not None:
-            self.slow(route.name, taken)
-        return 0
+        return self.count_call(route, taken)
 
-    cdef inline void count_call(self, Route route, int64_t taken) noexcept:
+    cdef int count_call(self, Route route, int64_t taken) except -1:
         cdef int bucket = min(bit_length(<uint64_t>taken >> BUCKET_SHIFT), BUCKETS - 1)
         self.row[route.base + CALLS] += 1
         self.row[route.base + NANOSECONDS] += taken
         self.row[route.base + FIRST_BUCKET + bucket] += 1
+        if 0 < self.slow_after < taken and route.kind == INLINE and self.slow is not None:
+            self.slow(route.name, taken)
+        return 0
 
     cdef list calls(self, waiting, Py_ssize_t first, Header *header, object connection):
         """The call that has to be waited for and, bound, those of the messages behind it."""
@@ -728,13 +764,15 @@ cdef class Dispatcher:
         for i in range(first, self.span_count):
             if self.spans[i].route is NULL:
                 self.count_unknown(&self.spans[i])
+                if self.no_route.on_error:
+                    calls.append(Call(self.no_route, None))
                 continue
             route = <Route>self.spans[i].route
             try:
-                calls.append(_call(route, self.bound(route, &self.spans[i], header, connection)))
-            except HandlerError as error:
+                calls.append(Call(route, self.bound(route, &self.spans[i], header, connection)))
+            except BaseException as error:
                 self.fail(route, error)
-                calls.append(_call(route, None))
+                calls.append(Call(route, None))
         return calls
 
     cdef object as_notify(self, Header *header, object connection):
@@ -752,42 +790,44 @@ cdef class Dispatcher:
         finally:
             free_values(route, values, stack)
 
-    def result(self, call, returned, error, int64_t began):
+    def result(self, Call call, returned, error, int64_t began, Py_ssize_t room):
         """The encoded actions of a call that had to be waited for, as the twin describes it."""
-        cdef Route route = <Route>call[0]
+        cdef Route route = call.route
         cdef unsigned char stack[512]
         cdef Writer w
         use_stack(&w, stack, sizeof(stack))
         try:
-            if error is not None:
-                raise error
-            if route.takes_ack:
-                for value in call[1]:
-                    if type(value) is Ack:
-                        write_answer(&w, value.actions)
-            if returned is not None:
-                write_answer(&w, returned)
-            return PyBytes_FromStringAndSize(<const char *>w.data, w.length)
+            if error is None:
+                if route.takes_ack:
+                    for value in call.values:
+                        if type(value) is Ack:
+                            write_answer(&w, value.actions)
+                if returned is not None:
+                    write_answer(&w, returned)
+                if w.length > room:
+                    raise too_big(w.length, room)
+                return PyBytes_FromStringAndSize(<const char *>w.data, w.length)
         except BaseException as failure:
-            self.fail(route, failure)
-            return route.on_error
+            error = failure
         finally:
             release(&w)
             self.count_call(route, now() - began)
+        self.fail(route, error)
+        return route.on_error if len(route.on_error) <= room else b""
 
-    def acknowledge(self, Intake intake, deferred):
+    def acknowledge(self, Intake intake, Deferred deferred):
         """The ACK of a NOTIFY whose calls have all ended."""
-        cdef bytes actions = bytes(deferred.actions)
+        cdef bytes actions = deferred.actions
+        cdef Py_ssize_t room
         cdef unsigned char stack[512]
         cdef Writer w
         use_stack(&w, stack, sizeof(stack))
         try:
             begin_frame(
                 &w, ACK, FIN, deferred.stream_id, deferred.frame_id, intake.little_endian)
-            if w.length + PyBytes_GET_SIZE(actions) - 4 > intake.max_frame_size:
-                self.failed_size(
-                    deferred.calls[0].route.name, w.length + PyBytes_GET_SIZE(actions) - 4,
-                    intake.max_frame_size)
+            room = intake.max_frame_size + 4 - w.length
+            if PyBytes_GET_SIZE(actions) > room:  # Another connection may have a lower limit.
+                self.fail(deferred.calls[0].route, too_big(PyBytes_GET_SIZE(actions), room))
                 actions = b""
             write_bytes(&w, PyBytes_AS_STRING(actions), PyBytes_GET_SIZE(actions))
             finish_frame(&w, 0)
@@ -802,18 +842,19 @@ cdef class Dispatcher:
         if self.failed is not None:
             self.failed(route.name, error)
 
-    cdef int too_big(self, Py_ssize_t size, Py_ssize_t limit) except -1:
-        return self.failed_size(
-            text(self.spans[0].name, self.spans[0].name_length), size, limit)
-
-    cdef int failed_size(self, name, Py_ssize_t size, Py_ssize_t limit) except -1:
-        if self.failed is not None:
-            self.failed(name, FrameTooBigError(f"ACK of {size} bytes, {limit} at most"))
-        return 0
-
     cdef int count_unknown(self, Span *span) except -1:
         self.row[UNKNOWN_MESSAGES] += 1
         name = text(span.name, span.name_length)
         if name in self.unknown or len(self.unknown) < 100:
             self.unknown[name] = self.unknown.get(name, 0) + 1
         return 0
+
+
+cdef object too_big(Py_ssize_t size, Py_ssize_t room):
+    return FrameTooBigError(f"answer of {size} bytes where the ACK has room for {room}")
+
+
+cdef int write_if_it_fits(Writer *w, bytes actions, Py_ssize_t most) except -1:
+    if w.length + PyBytes_GET_SIZE(actions) > most:
+        return 0
+    return write_bytes(w, PyBytes_AS_STRING(actions), PyBytes_GET_SIZE(actions))

@@ -1,8 +1,8 @@
 """From the bytes of NOTIFY frames to the bytes of their ACKs, in pure Python.
 
 A `Route` is a handler whose signature was analysed once. A `Dispatcher` has all routes of an
-agent, finds each message's, calls it with the arguments where its parameters want them, and
-encodes what it returns. Handlers that may not run here are left to the caller as `Deferred`.
+agent. It finds the route of each message, calls it with the message's arguments, and encodes
+what it returns. Handlers that have to be waited for it leaves to the caller, as a `Deferred`.
 
 `_dispatch.pyx` is the compiled twin, `spop.dispatch` chooses. One thread uses a dispatcher.
 """
@@ -10,10 +10,9 @@ encodes what it returns. Handlers that may not run here are left to the caller a
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable
-from contextvars import ContextVar
 from ipaddress import IPv4Address, IPv6Address
 from time import monotonic_ns, perf_counter_ns
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 from spop import _codec_py as codec
 from spop._headers_py import Headers
@@ -37,60 +36,29 @@ from spop.errors import (
     InterlacedFramesError,
     InvalidFrameError,
     ProtocolError,
+    TooManyMessagesError,
 )
+from spop.forks import FORKED, end_child
 from spop.frames import Ack, Frame, Message, Notify, RawFrame
+from spop.parameters import (
+    ACK,
+    ARGUMENT,
+    ASYNC,
+    HEADERS,
+    INLINE,
+    LEFT,
+    MESSAGE,
+    MISSING,
+    RUNNING,
+    Parameter,
+    Running,
+)
 from spop.values import Buffer
 
 # Members of an enum take several times as long to look up.
 _UNSET, _NOTIFY, _ACK = int(FrameType.UNSET), int(FrameType.NOTIFY), int(FrameType.ACK)
 _FIN, _ABORT = int(FrameFlag.FIN), int(FrameFlag.ABORT)
-
-MISSING: Final[Any] = object()
-"""As the default of a `Parameter`: there is none."""
-
-ARGUMENT, MESSAGE, ACK = range(3)
-"""What a parameter is given: an argument of the message, the message itself, an `Ack`."""
-
-HEADERS: Final = 1 << 16
-"""In `Parameter.accepts`: STRING and BINARY are passed as `Headers`, unless they are accepted
-as they are."""
-
-
-class Parameter(NamedTuple):
-    """One parameter of a handler.
-
-    Attributes:
-        accepts: bit N is set where a value of data type N may be passed.
-        default: passed where the argument is missing, or NULL and that is not accepted.
-    """
-
-    name: str
-    kind: int = ARGUMENT
-    accepts: int = -1
-    default: Any = MISSING
-    keyword_only: bool = False
-
-
-INLINE, ASYNC, LEFT = range(3)
-"""How a handler is called: here; here, as the coroutine of a task; or by the dispatcher's caller."""
-
-RUNNING: ContextVar[Callable[[], Running | None] | tuple[str, int, int, Any] | None] = ContextVar(
-    "spop_running"
-)
-"""The message that is handled in this context: the fields of a `Running`, or who knows it."""
-
-
-class TooManyError(FrameTooBigError):
-    """A NOTIFY with more messages or arguments than the limits allow."""
-
-
-class Running(NamedTuple):
-    """The message whose handler runs now."""
-
-    name: str
-    stream_id: int
-    frame_id: int
-    connection: Any
+_TOO_BIG = "answer of {} bytes where the ACK has room for {}"
 
 
 class Route:
@@ -98,8 +66,8 @@ class Route:
 
     Attributes:
         kind: `INLINE`, `ASYNC` or `LEFT`.
-        on_error: the encoded actions that answer a message that it fails to handle.
-        base: where its cells begin in the row of its dispatcher.
+        on_error: the encoded actions that answer if the handler fails.
+        base: the index of its first cell in the row of its dispatcher.
     """
 
     __slots__ = (
@@ -191,6 +159,12 @@ _TYPES: dict[type, int] = {
 }  # fmt: skip
 
 
+def _results(call: Call, returned: Any) -> list[Any]:
+    """What to encode for a handler: its `Ack`, if it has one, and what it returned."""
+    filled = [value.actions for value in call.values or [] if type(value) is Ack]
+    return filled if returned is None else [*filled, returned]
+
+
 def _type_name(types: int) -> str:
     return "an integer" if types == _INTEGERS else DataType(types.bit_length() - 1).name
 
@@ -198,20 +172,21 @@ def _type_name(types: int) -> str:
 class AsyncCall(Coroutine[Any, Any, None]):
     """The coroutine of an ``async def`` handler, as its task runs it.
 
-    It never raises into the event loop, but keeps what came of the handler, and tells of it in
-    the very step in which the handler ends. A callback of the task would come rounds later.
+    It keeps the handler's result or exception, and raises nothing into the event loop. It calls
+    `finished` in the step in which the handler ends. A callback of the task would come in a
+    later round.
 
     Args:
-        name: the message's.
+        name: the message's name.
         slow: called with the name and the nanoseconds of a step that took longer than
-            `slow_after` of them; 0: never.
+            `slow_after` nanoseconds; 0: never.
 
     Attributes:
         task: the task that runs it.
         done: the handler has ended.
         value: what it returned.
         error: what it raised.
-        finished: called with this object when the handler ends, if it is set by then.
+        finished: called with this object when the handler ends.
     """
 
     __slots__ = (
@@ -240,7 +215,7 @@ class AsyncCall(Coroutine[Any, Any, None]):
         return self._step(self._coroutine.send, value)
 
     def throw(self, *error: Any) -> Any:
-        """Run its next step with an exception, `asyncio.CancelledError` for one."""
+        """Run its next step with an exception, for example `asyncio.CancelledError`."""
         return self._step(self._coroutine.throw, *error)
 
     def close(self) -> None:
@@ -256,7 +231,7 @@ class AsyncCall(Coroutine[Any, Any, None]):
     __await__ = __iter__
 
     def __getattr__(self, name: str) -> Any:
-        """``cr_frame`` and its like, for those who look into a task."""
+        """``cr_frame`` and its like, for debuggers."""
         return getattr(self._coroutine, name)
 
     def _step(self, resume: Callable[..., Any], *args: Any) -> Any:
@@ -271,31 +246,37 @@ class AsyncCall(Coroutine[Any, Any, None]):
             took = perf_counter_ns() - began
             if 0 < self._slow_after < took and self._slow is not None:
                 self._slow(self._name, took)
+            if FORKED:
+                end_child()
         self.done = True
         if self.finished is not None:
             self.finished(self)
         raise StopIteration
 
 
-class Call(NamedTuple):
+class Call:
     """One message of a `Deferred`: its handler and the values for the handler's parameters.
 
-    Without values the message has failed already, and only its `on_error` is to be answered.
-    An asynchronous call that has begun has its `AsyncCall`.
+    Without values the message has failed already and is answered with `on_error`. An
+    asynchronous call that has begun has its `AsyncCall`.
     """
 
-    route: Route
-    values: list[Any] | None
-    begun: AsyncCall | None = None
+    __slots__ = ("begun", "route", "values")
+
+    def __init__(
+        self, route: Route, values: list[Any] | None, begun: AsyncCall | None = None
+    ) -> None:
+        self.route = route
+        self.values = values
+        self.begun = begun
 
     def run(self) -> Any:
         """Call the handler and return what it returns."""
-        return self.route.call(self.values or [])
-
-    def results(self, returned: Any) -> list[Any]:
-        """What to encode for the handler: its `Ack`, if it took one, and what it returned."""
-        filled = [value.actions for value in self.values or [] if type(value) is Ack]
-        return filled if returned is None else [*filled, returned]
+        try:
+            return self.route.call(self.values or [])
+        finally:
+            if FORKED:
+                end_child()
 
 
 class Deferred:
@@ -303,42 +284,47 @@ class Deferred:
 
     Attributes:
         stream_id, frame_id: the NOTIFY's.
-        actions: encoded, of the handlers that have ended.
-        calls: those that have not, in order. The first may have begun.
+        actions: the encoded actions of the handlers that have ended.
+        calls: the calls of the other handlers, in order. The first may have begun.
+        room: the most bytes that `actions` may have, as the ACK must fit one frame.
     """
 
-    __slots__ = ("actions", "calls", "frame_id", "stream_id")
+    __slots__ = ("actions", "calls", "frame_id", "room", "stream_id")
 
-    def __init__(self, stream_id: int, frame_id: int, actions: bytes, calls: list[Call]) -> None:
+    def __init__(
+        self, stream_id: int, frame_id: int, actions: bytes, calls: list[Call], room: int
+    ) -> None:
         self.stream_id = stream_id
         self.frame_id = frame_id
         self.actions = actions
         self.calls = calls
+        self.room = room
 
 
 Failed = Callable[[str, BaseException], None]
-"""Told of a message's name and what went wrong with it. It must not raise."""
+"""Called with the name and the exception of a failed message. It must not raise."""
 
 
 class Dispatcher:
     """All routes of an agent, for use by one thread.
 
     Args:
-        routes: None leaves every NOTIFY to the caller, as `Notify`.
-        failed: told of each failure.
-        cells: the row that it counts in; one of its own where None.
+        routes: None leaves every NOTIFY to the caller, as a `Notify`.
+        failed: called for each failure.
+        cells: the row that it counts in; by default one of its own.
         max_answer_size: bytes of ACKs after which `receive` stops.
-        max_messages: messages that a NOTIFY may have.
-        max_arguments: arguments that the messages of a NOTIFY may have together.
+        max_messages: the most messages of a NOTIFY.
+        max_arguments: the most arguments of all messages of a NOTIFY.
         deferred: makes the `Deferred` of a NOTIFY.
+        on_unknown: the encoded actions that answer a message without a route.
 
     Attributes:
         routes: by message name.
         start: makes the task of an `AsyncCall`. Without it asynchronous handlers are left to
-            the caller too.
-        slow: told of the name and nanoseconds of a call that took more than `slow_after`; 0 is
-            never.
-        unknown: messages without a route, by name to a bounded number of names.
+            the caller, too.
+        slow: called with the name and the nanoseconds of a call that took longer than
+            `slow_after` nanoseconds; 0: never.
+        unknown: number of messages without a route, by name, for up to 100 names.
         running: the message whose handler is being called, else None.
 
     Raises:
@@ -346,8 +332,8 @@ class Dispatcher:
     """
 
     __slots__ = (
-        "_busy", "_clock", "_deferred", "_failed", "_max_arguments", "_max_messages", "cells",
-        "max_answer_size", "routes", "running", "slow", "slow_after", "start", "unknown",
+        "_busy", "_clock", "_deferred", "_failed", "_max_arguments", "_max_messages", "_no_route",
+        "cells", "max_answer_size", "routes", "running", "slow", "slow_after", "start", "unknown",
     )  # fmt: skip
 
     def __init__(
@@ -360,6 +346,7 @@ class Dispatcher:
         max_messages: int = MAX_MESSAGES,
         max_arguments: int = MAX_ARGUMENTS,
         deferred: type[Deferred] = Deferred,
+        on_unknown: bytes = b"",
     ) -> None:
         self.routes = None if routes is None else {route.name: route for route in routes}
         self.cells = new_row(len(self.routes or ())) if cells is None else cells
@@ -372,6 +359,7 @@ class Dispatcher:
         self._max_messages = max_messages
         self._max_arguments = max_arguments
         self._deferred = deferred
+        self._no_route = Route("", lambda: None, on_error=on_unknown)
         self.start: Callable[[AsyncCall], object] | None = None
         self.slow: Callable[[str, int], object] | None = None
         self.slow_after = 0
@@ -386,16 +374,16 @@ class Dispatcher:
         """Take in `data`, or its first `end` bytes, and answer the NOTIFY frames there are.
 
         It stops at a partial frame, when the intake is `paused`, behind `max_answer_size` bytes
-        of ACKs, and behind any other frame, as that may change how the next ones are read. The
-        intake keeps the rest. A further call without data goes on with it; that is worth while
-        until one returns nothing.
+        of ACKs, and behind a frame that is no NOTIFY, as that may change how the next ones are
+        read. The intake keeps the other bytes. Call it again without data to go on, until it
+        returns nothing.
 
         Returns:
-            The frames that the caller has to see to, and the ACKs to send.
+            The frames that the caller has to process, and the ACKs to send.
 
         Raises:
-            ProtocolError: the first frame that was not dealt with is malformed. The call has
-                answered nothing; the next one raises the same.
+            ProtocolError: the first unread frame is malformed. This call has answered nothing,
+                and the next one raises the same error.
             RuntimeError: a handler that this dispatcher runs has called it.
             ValueError: `end` is not in the buffer.
         """
@@ -421,7 +409,7 @@ class Dispatcher:
     ) -> None:
         unread, used = intake._unread, 0
         if unread:
-            # Only the first frame is completed there; those behind it are read where they are.
+            # Only the first frame is copied there. Those behind it are read in `data`.
             if not intake.paused:
                 used = intake._complete_frame(data)
             del unread[: self._answer(intake, bytes(unread), frames, out)]
@@ -449,8 +437,8 @@ class Dispatcher:
                     break
         except ProtocolError as error:
             if frames or out:
-                return offset  # The next call begins with the error, when these were sent.
-            if isinstance(error, TooManyError):
+                return offset  # The next call raises it, after these are sent.
+            if isinstance(error, TooManyMessagesError):
                 self.cells[Cell.TOO_MANY_MESSAGES] += 1
             raise
         return offset
@@ -489,7 +477,7 @@ class Dispatcher:
         return True
 
     def _put_together(self, intake: Intake, frame: RawFrame, out: bytearray) -> Notify | None:
-        """The NOTIFY that a fragment completes, else None."""
+        """The NOTIFY that a fragment completes, else None (section 3.2)."""
         ids = frame.stream_id, frame.frame_id
         try:
             payload = intake._take_fragment(frame)
@@ -503,7 +491,7 @@ class Dispatcher:
         try:
             notify.messages = self._messages(payload, 0, len(payload), *ids)
         except ProtocolError:
-            intake._take_back(frame)  # It is taken once more, when it is the first frame.
+            intake._take_back(frame)  # The next call reads it once more.
             raise
         intake._end_payload()
         return notify
@@ -516,11 +504,11 @@ class Dispatcher:
         arguments = 0
         while offset < end:
             if len(messages) == self._max_messages:
-                raise TooManyError(f"NOTIFY of more than {self._max_messages} messages")
+                raise TooManyMessagesError(f"NOTIFY of more than {self._max_messages} messages")
             message, offset = codec.read_message(data, offset, end, stream_id, frame_id)
             arguments += len(message.names)
             if arguments > self._max_arguments:
-                raise TooManyError(f"NOTIFY of more than {self._max_arguments} arguments")
+                raise TooManyMessagesError(f"NOTIFY of more than {self._max_arguments} arguments")
             messages.append(message)
         return messages
 
@@ -539,28 +527,27 @@ class Dispatcher:
             (_ACK, _FIN, notify.stream_id, notify.frame_id, intake.little_endian), ack
         )
         payload = len(ack)
+        # HAProxy takes no fragments of an ACK (section 3.2.7).
+        room = intake.max_frame_size + 4 - payload
         for index, message in enumerate(notify.messages):
             route = self.routes.get(message.name)
             if route is None:
                 self._unknown(message.name)
+                if len(ack) + len(self._no_route.on_error) <= payload + room:
+                    ack += self._no_route.on_error
                 continue
-            waiting = self._run(route, message, ack)
+            waiting = self._run(route, message, ack, payload + room)
             if waiting is not None:
                 calls = [waiting, *self._bound(notify.messages[index + 1 :])]
                 intake.in_flight += 1
-                frames.append(
-                    self._deferred(notify.stream_id, notify.frame_id, bytes(ack[payload:]), calls)
-                )
+                ids, actions = (notify.stream_id, notify.frame_id), bytes(ack[payload:])
+                frames.append(self._deferred(*ids, actions, calls, room))
                 return
-        # HAProxy takes no fragments of an ACK (section 3.2.7).
-        if len(ack) - 4 > intake.max_frame_size:
-            self._too_big(notify.messages[0].name, len(ack) - 4, intake.max_frame_size)
-            del ack[payload:]
         self.cells[Cell.ACKS] += 1
         out += codec.finish_frame(0, ack)
 
-    def _run(self, route: Route, message: Message, ack: bytearray) -> Call | None:
-        """Call a handler and write what it returns. Returns a call that has to be waited for."""
+    def _run(self, route: Route, message: Message, ack: bytearray, most: int) -> Call | None:
+        """Call a handler and add its answer, if it fits `most`. Returns a call to be waited for."""
         start = len(ack)
         try:
             call = Call(route, route._bind(message))
@@ -577,19 +564,22 @@ class Dispatcher:
                 if begun.error is not None:
                     raise begun.error
                 returned = begun.value
-            for result in call.results(returned):
+            for result in _results(call, returned):
                 codec.write_answer(result, ack)
+            if len(ack) > most:
+                raise FrameTooBigError(_TOO_BIG.format(len(ack) - start, most - start))
         except BaseException as error:  # Whatever it is, the loop goes on and the peer waits.
             del ack[start:]
             self.fail(route, error)
-            ack += route.on_error
+            if start + len(route.on_error) <= most:
+                ack += route.on_error
         finally:
             self.running = None
         self._observe(route)
         return None
 
     def _begin(self, route: Route, coroutine: Coroutine[Any, Any, Any]) -> AsyncCall:
-        """Start a task for a handler's coroutine, which may have ended when this returns."""
+        """Start a task for a handler's coroutine. It may have ended when this returns."""
         assert self.start is not None
         begun = AsyncCall(coroutine, route.name, self.slow, self.slow_after)
         token = RUNNING.set(self.running)
@@ -600,10 +590,13 @@ class Dispatcher:
         return begun
 
     def _observe(self, route: Route) -> None:
-        """Count a run, from the end of the one before it, and how long it took."""
+        """Count a call. Its time begins at the end of the last one: that saves a clock read."""
         now = perf_counter_ns()
         took = now - self._clock
         self._clock = now
+        self._count_call(route, took)
+
+    def _count_call(self, route: Route, took: int) -> None:
         observe(self.cells, route.base, took)
         if 0 < self.slow_after < took and route.kind == INLINE and self.slow is not None:
             self.slow(route.name, took)
@@ -616,58 +609,63 @@ class Dispatcher:
             route = self.routes.get(message.name)
             if route is None:
                 self._unknown(message.name)
+                if self._no_route.on_error:
+                    calls.append(Call(self._no_route, None))
                 continue
             try:
                 calls.append(Call(route, route._bind(message)))
-            except HandlerError as error:
+            except BaseException as error:
                 self.fail(route, error)
                 calls.append(Call(route, None))
         return calls
 
     def result(
-        self, call: Call, returned: Any, error: BaseException | None, began: int
+        self, call: Call, returned: Any, error: BaseException | None, began: int, room: int
     ) -> bytes | bytearray:
-        """The encoded actions of a call that had to be waited for, which is counted.
+        """Count a call that had to be waited for, and encode its actions.
 
         Args:
             returned: what the handler returned, if there is no `error`.
             began: when it was called, in ns of `time.monotonic_ns`.
+            room: the most bytes that the actions may have.
         """
         route = call.route
         actions = bytearray()
-        try:
-            if error is not None:
-                raise error
-            for result in call.results(returned):
-                codec.encode_answer(result, actions)
-        except BaseException as failure:
-            self.fail(route, failure)
-            actions = bytearray(route.on_error)
-        observe(self.cells, route.base, monotonic_ns() - began)
+        if error is None:
+            try:
+                for result in _results(call, returned):
+                    codec.encode_answer(result, actions)
+                if len(actions) > room:
+                    raise FrameTooBigError(_TOO_BIG.format(len(actions), room))
+            except BaseException as failure:
+                error = failure
+        if error is not None:
+            self.fail(route, error)
+            error = None  # Breaks a reference cycle: its traceback may have this frame.
+            actions[:] = route.on_error if len(route.on_error) <= room else b""
+        self._count_call(route, monotonic_ns() - began)
         return actions
 
     def acknowledge(self, intake: Intake, deferred: Deferred) -> bytes | bytearray:
-        """The ACK of a NOTIFY whose calls have all ended."""
+        """The ACK of a NOTIFY whose calls have all ended (section 3.2.7)."""
         ids = deferred.stream_id, deferred.frame_id
         little_endian = intake.little_endian
         ack = codec.encode_raw_frame(
             _ACK, _FIN, *ids, deferred.actions, little_endian=little_endian
         )
-        if len(ack) - 4 > intake.max_frame_size:
-            self._too_big(deferred.calls[0].route.name, len(ack) - 4, intake.max_frame_size)
+        if len(ack) - 4 > intake.max_frame_size:  # Another connection may have a lower limit.
+            room = intake.max_frame_size + 4 + len(deferred.actions) - len(ack)
+            error = FrameTooBigError(_TOO_BIG.format(len(deferred.actions), room))
+            self.fail(deferred.calls[0].route, error)
             ack = codec.encode_raw_frame(_ACK, _FIN, *ids, b"", little_endian=little_endian)
         self.cells[Cell.ACKS] += 1
         return ack
 
     def fail(self, route: Route, error: BaseException) -> None:
-        """Count a failure of a route and tell of it."""
+        """Count a failure of a route and call `failed`."""
         self.cells[route.base + RouteCell.ERRORS] += 1
         if self._failed is not None:
             self._failed(route.name, error)
-
-    def _too_big(self, name: str, size: int, limit: int) -> None:
-        if self._failed is not None:
-            self._failed(name, FrameTooBigError(f"ACK of {size} bytes, {limit} at most"))
 
     def _unknown(self, name: str) -> None:
         self.cells[Cell.UNKNOWN_MESSAGES] += 1

@@ -1,7 +1,7 @@
 """What a connection has received and may receive, in pure Python.
 
-`_intake.pyx` is the compiled twin, `spop.dispatch` chooses. The dispatcher takes bytes in and
-answers what it can; the connection's state machine sets the limits.
+`_intake.pyx` is the compiled twin, `spop.dispatch` chooses. The dispatcher puts bytes in and
+answers them; the connection's state machine sets the limits.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ _FIN, _ABORT = int(FrameFlag.FIN), int(FrameFlag.ABORT)
 
 
 def flags_of_hello(data: Buffer, offset: int) -> tuple[bool, bool]:
-    """How a connection writes flags, by those of its HELLO, whose type is at `offset`.
+    """How a connection writes flags. Its HELLO shows that; its type is at `offset`.
 
     Returns:
-        Two booleans. The order is little-endian: SPOP 1.0 had the host's, as FIN shows. There
-        are no flags: HAProxy 1.7 sets none, and each of its frames is whole.
+        Whether flags are little-endian: HAProxy 1.7 and early 1.8 write them in the host's order.
+        Whether there are none: HAProxy 1.7 sets no flag, and each of its frames is whole.
     """
     flags = bytes(data[offset + 1 : offset + 5])
     return flags[0] != 0 and flags[3] == 0, not any(flags)
 
 
 class Intake:
-    """What one connection has received and not dealt with yet, and what it may receive.
+    """The bytes that one connection has received and not processed, and its limits.
 
-    It is the only owner of these. A `Dispatcher` takes the bytes in and answers what it can;
-    the connection's state machine sets the limits when HELLO agrees on them, and counts down
-    what it acknowledges.
+    Nothing else owns them. A `Dispatcher` puts bytes in and answers NOTIFY frames. The
+    connection's state machine sets the limits of HELLO, and subtracts from `in_flight` what it
+    acknowledges.
 
     Args:
         max_frame_size: the largest frame in bytes; HELLO may lower it (section 3.2.4).
         max_payload_size: the largest payload in bytes that is put together from fragments.
 
     Attributes:
-        is_open: HELLO is done, so NOTIFY frames may come. Before that, and after it is false
-            again, every frame is left to the caller.
+        is_open: NOTIFY frames may come: HELLO is done. While it is false the dispatcher leaves
+            every frame to its caller.
         little_endian: flags are in the order of SPOP 1.0 on x86.
-        whole: the peer sets no flags, as HAProxy 1.7, and each of its frames is whole.
-        takes_fragments: NOTIFY frames may come in fragments.
-        max_in_flight: NOTIFY frames that may be given out and not yet be acknowledged.
-        in_flight: those that are.
-        suspended: bytes are kept and not looked at, as earlier answers wait to be sent.
+        whole: the peer sets no flags, like HAProxy 1.7, and each of its frames is whole.
+        takes_fragments: NOTIFY frames may come in fragments (section 3.2.1).
+        max_in_flight: the most NOTIFY frames that may wait for an ACK.
+        in_flight: number of NOTIFY frames that wait for an ACK.
+        suspended: bytes are kept unprocessed, as earlier answers wait to be sent.
         peer: what HELLO agreed on; handlers find it as ``message.connection``.
     """
 
@@ -83,22 +83,22 @@ class Intake:
 
     @property
     def unread(self) -> int:
-        """Bytes that were received and belong to no frame that was dealt with."""
+        """Number of received bytes that were not processed."""
         return len(self._unread)
 
     @property
     def size(self) -> int:
-        """Bytes that are kept: those unread, and the fragments of a payload."""
+        """Number of bytes that are kept: those unread, and the fragments of a payload."""
         return len(self._unread) + len(self._payload)
 
     @property
     def paused(self) -> bool:
-        """Nothing more is answered until an ACK was made, or earlier ones were sent."""
+        """Nothing more is answered until an ACK is made, or earlier ones are sent."""
         return self.suspended or self.in_flight >= self.max_in_flight
 
     @property
     def at_rest(self) -> bool:
-        """Open, with nothing half received and nothing that waits for an answer."""
+        """Open, with no partial frame or payload and no NOTIFY that waits for an answer."""
         return (
             self.is_open
             and not self.in_flight
@@ -109,11 +109,11 @@ class Intake:
 
     @property
     def _frame_limit(self) -> int:
-        """Bytes that the next frame may have. Before HELLO is done it is a control frame."""
+        """The largest next frame in bytes. Before HELLO is done it is a control frame."""
         return self.max_frame_size if self.is_open else min(self.max_frame_size, MAX_CONTROL_SIZE)
 
     def close(self) -> None:
-        """Forget what was received: nobody will read it."""
+        """Drop the received bytes."""
         self.is_open = False
         self._unread.clear()
         self._end_payload()
@@ -124,14 +124,14 @@ class Intake:
         self.whole = none and data[offset] == FrameType.HAPROXY_HELLO
 
     def _complete_frame(self, data: Buffer) -> int:
-        """Add what the first unread frame lacks. Returns how much of `data` that was."""
+        """Complete the first unread frame. Returns how many bytes of `data` that took."""
         unread, taken = self._unread, 0
         front = LENGTH_SIZE if self.is_open else FLAGS_END
         if len(unread) < front:
             taken = min(front - len(unread), len(data))
             unread += data[:taken]
         missing = LENGTH_SIZE + int.from_bytes(unread[:LENGTH_SIZE], "big") - len(unread)
-        # Of a frame above the limit no more is kept, as its length is the error.
+        # A frame above the limit is not kept: its length is the error.
         if len(unread) < front or not 0 < missing <= self._frame_limit:
             return taken
         end = min(taken + missing, len(data))
@@ -139,12 +139,12 @@ class Intake:
         return end
 
     def _take_fragment(self, frame: RawFrame) -> bytes | None:
-        """Add a fragment to the payload (section 3.2). Returns it where it is whole.
+        """Add a fragment to the payload (section 3.2). Returns the payload once it is whole.
 
         Raises:
-            FragmentationError: HELLO did not allow any.
+            FragmentationError: HELLO allowed no fragments.
             InterlacedFramesError: it belongs to another payload than the one that was begun.
-            FrameTooBigError: the payload became too large; what comes of it is passed over.
+            FrameTooBigError: the payload is too large. Its further fragments are skipped.
         """
         if not self.takes_fragments:
             raise FragmentationError
@@ -168,7 +168,7 @@ class Intake:
         return bytes(self._payload) if final else None
 
     def _take_back(self, frame: RawFrame) -> None:
-        """Remove the last fragment, to take it once more later."""
+        """Remove the last fragment. `_take_fragment` gets it once more."""
         del self._payload[len(self._payload) - len(frame.payload) :]
 
     def _end_payload(self) -> None:

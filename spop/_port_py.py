@@ -1,6 +1,6 @@
 """The fast path between a socket and the dispatcher, in pure Python.
 
-`_port.pyx` is the compiled twin, `spop.port` chooses. `spop.poller` tells when a socket is ready.
+`_port.pyx` is the compiled twin, `spop.port` chooses. A poller calls it when a socket is ready.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ GoOn = Callable[[Any, list[Frame | Deferred], bytes, Exception | None], object]
 
 
 class FastPaths:
-    """What the fast paths of a loop have in common.
+    """The parts that the fast paths of a loop share.
 
     Args:
         dispatcher: answers NOTIFY frames.
-        buffer: what is received goes here first.
-        ready: called with the connection and what its socket is ready for, when the fast path
-            can't be used.
-        go_on: called with the connection when the fast path can't finish: the frames that
-            `Dispatcher.receive` left, the bytes that could not be sent, and what went wrong, an
-            `EOFError` where the peer has closed its side.
+        buffer: receives the bytes.
+        ready: called when the fast path can't be used, with the connection and the events of its
+            socket.
+        go_on: called when the fast path can't finish, with the connection, the frames that
+            `Dispatcher.receive` left, the bytes that could not be sent, and the error. The error
+            is an `EOFError` if the peer has closed its side.
     """
 
     __slots__ = ("_buffer", "_dispatcher", "_go_on", "_ready")
@@ -48,14 +48,14 @@ class FastPaths:
 
 
 class FastPath:
-    """A socket whose NOTIFY frames are answered as they come: one recv, one pass, one send.
+    """Answers the NOTIFY frames of a socket: one recv, one pass, one send.
 
-    It is called with what the socket is ready for. The connection's intake says whether there
-    may be answers now.
+    The poller calls it with the events of the socket. It works while the connection's intake is
+    open and not paused.
 
     Attributes:
-        enabled: the loop has nothing else to do with what is received.
-        active: something was sent since somebody set it to false.
+        enabled: the loop allows it.
+        active: set to true when bytes are sent. The loop sets it to false.
     """
 
     __slots__ = ("_intake", "_shared", "active", "connection", "enabled", "fd")
@@ -69,12 +69,12 @@ class FastPath:
         self.active = False
 
     def close(self) -> None:
-        """Have nothing more to do with the connection."""
+        """Release the connection."""
         self.enabled = False
         self.connection = None
 
     def __call__(self, events: int) -> None:
-        """The socket is ready for something."""
+        """The socket is ready to be read or written."""
         if events == READ and self.enabled and self._intake.is_open and not self._intake.paused:
             self._exchange()
         else:
@@ -83,14 +83,14 @@ class FastPath:
     def _exchange(self) -> None:
         try:
             frames, unsent = self._receive()
-        except Exception as error:  # No local name outlives it: its traceback has this frame.
+        except Exception as error:  # No other name has it: its traceback has this frame.
             self._shared._go_on(self.connection, [], b"", error)
             return
         if frames or unsent:
             self._shared._go_on(self.connection, frames, unsent, None)
 
     def _receive(self) -> tuple[list[Frame | Deferred], bytes]:
-        """The frames that are left, and the ACKs that could not be sent."""
+        """The frames that are left to the loop, and the ACKs that could not be sent."""
         dispatcher, buffer = self._shared._dispatcher, self._shared._buffer
         try:
             size = os.readv(self.fd, [buffer])
@@ -106,13 +106,13 @@ class FastPath:
                 break
             if not self._intake.unread:
                 break
-            # Behind what was answered there is a partial frame, one that is malformed, or more
-            # than there may be answers for at a time.
+            # Unread bytes are a partial frame, a malformed one, or frames beyond
+            # `max_answer_size`.
             frames, acks = dispatcher.receive(self._intake, b"")
         return frames, acks
 
     def _send(self, acks: bytes) -> bytes:
-        """Send ACKs. Returns what could not be sent; whoever sends that finds out why."""
+        """Send ACKs. Returns the unsent bytes. An error shows again when the loop sends them."""
         if not acks:
             return acks
         try:

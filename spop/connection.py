@@ -1,17 +1,16 @@
 """The protocol's two ends as state machines without I/O: bytes in, events and bytes out.
 
-`AgentConnection` is the agent's end, `EngineConnection` HAProxy's. Whoever has the socket
-gives what arrives to ``receive_data()``, acts on the events that it returns, and sends what
-``data_to_send()`` gives, each time whole. When `should_close` is true and that is sent, the
-connection is over.
+`AgentConnection` is the agent's end, `EngineConnection` HAProxy's. The caller has the socket. It
+gives the received bytes to ``receive_data()``, acts on the events that it returns, and sends all
+of ``data_to_send()``. When `should_close` is true and those bytes are sent, it closes the socket.
 
-What is allowed in a state stands in a table: state, frame type, next state. A known frame
-that is not in it is an error (status 4); one of an unknown type is skipped (section 3.2.2).
+A table has what is allowed in a state: state, frame type, next state. A known frame that is not
+in it is an error (status 4). A frame of an unknown type is skipped (section 3.2.2).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -37,29 +36,30 @@ from spop.errors import (
     ProtocolError,
 )
 from spop.frames import Ack, Actions, Control, Frame, Message, Notify, Peer, RawFrame
+from spop.handshake import common_version, disconnect_reason, item, names, parsed_version
 from spop.values import Buffer, DecodedValue, UInt32
 
 ALL_CAPABILITIES = frozenset({Capability.FRAGMENTATION, Capability.PIPELINING, Capability.ASYNC})
 SUPPORTED_VERSIONS = ("2.0", "1.0")
 MAX_IN_FLIGHT = 1000
-"""NOTIFY frames of one connection that may wait for their handlers, unless told otherwise."""
+"""The default number of NOTIFY frames of one connection that may wait for their handlers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """The handshake succeeded; notifications may follow (not after a health check)."""
+    """The handshake succeeded. NOTIFY frames may follow, but not after a health check."""
 
     peer: Peer
 
 
 @dataclass(frozen=True, slots=True)
 class Disconnect:
-    """The connection ends: a DISCONNECT frame came, or the peer's bytes made us send one.
+    """The connection ends: a DISCONNECT frame came, or we send one.
 
     Attributes:
-        code: the status code (section 3.5); a peer may have ones of its own.
-        message: what the peer or the error said.
-        remote: true where the peer began.
+        code: the status code (section 3.5); a peer may use others.
+        message: the text of the peer or of our error.
+        remote: the peer ended the connection.
     """
 
     code: int
@@ -122,7 +122,7 @@ def _frame_type(frame: Frame | Deferred) -> int:
 
 
 class _Connection:
-    """What both ends share: the state, and the bytes to send."""
+    """The state and the bytes to send, of both ends."""
 
     __slots__ = ("_out", "state")
     _states: dict[State, dict[FrameType, State]]
@@ -140,7 +140,7 @@ class _Connection:
         return self.state in (State.CLOSING, State.CLOSED)
 
     def data_to_send(self) -> bytes | bytearray:
-        """The bytes to send now; empty when there are none. They are given once."""
+        """The bytes to send now, empty if there are none. The next call does not return them."""
         out = self._out
         if not out:
             return b""
@@ -151,7 +151,7 @@ class _Connection:
         return data
 
     def _advance(self, frame: Frame | Deferred) -> bool:
-        """Go to the state that the frame leads to. False: skip it, its type is unknown."""
+        """Go to the frame's next state. False: its type is unknown, skip it (section 3.2.2)."""
         type_ = _frame_type(frame)
         state = self._states[self.state].get(type_)  # type: ignore[call-overload]
         if state is None:
@@ -175,19 +175,23 @@ class AgentConnection(_Connection):
 
     Args:
         max_frame_size: the largest frame in bytes that is offered to the peer.
-        max_payload_size: the largest payload in bytes put together from fragments; one that
-            is larger is answered with ACK and ABORT.
-        capabilities: what to announce where the peer can do it too.
-        max_in_flight: NOTIFY frames given out and not yet acknowledged; reading further ones
-            waits. It is 1 while pipelining is not in force, so that ACKs keep their order.
+        max_payload_size: the largest payload in bytes that is put together from fragments. A
+            larger one is answered with ACK and ABORT.
+        capabilities: announced if the peer has them, too.
+        max_in_flight: number of NOTIFY events without an ACK at which no further ones are
+            given. It is 1 while pipelining is not in force, so that ACKs keep their order.
         dispatcher: answers NOTIFY frames at once. Without it each becomes a `Notify` event.
-        address: the peer's, for `Peer`.
+        address: the peer's address, for `Peer`.
+        is_ready: asked when a health check comes; one that is not ready is refused with status 13.
 
     Attributes:
-        intake: what was received. A fast path may have the dispatcher receive into it.
+        intake: the received bytes. A fast path shares it.
     """
 
-    __slots__ = ("_capabilities", "_dispatcher", "_max_in_flight", "address", "intake")
+    __slots__ = (
+        "_capabilities", "_dispatcher", "_is_ready", "_max_in_flight", "_says_why", "address",
+        "intake",
+    )  # fmt: skip
     _states = _AGENT_STATES
     _disconnect_type = FrameType.AGENT_DISCONNECT
 
@@ -200,8 +204,11 @@ class AgentConnection(_Connection):
         max_in_flight: int = MAX_IN_FLIGHT,
         dispatcher: Dispatcher | None = None,
         address: str = "",
+        is_ready: Callable[[], bool] = lambda: True,
     ) -> None:
         super().__init__(max_frame_size)
+        self._is_ready = is_ready
+        self._says_why = True
         self._capabilities = capabilities
         self._max_in_flight = max_in_flight
         self._dispatcher = dispatcher or Dispatcher()
@@ -215,32 +222,32 @@ class AgentConnection(_Connection):
 
     @property
     def max_frame_size(self) -> int:
-        """The largest frame in bytes: one's own limit until HELLO, then what was agreed on."""
+        """The largest frame in bytes: our own limit until HELLO, then the lower of both."""
         return self.intake.max_frame_size
 
     @property
     def in_flight(self) -> int:
-        """NOTIFY frames that were given out and are not acknowledged."""
+        """Number of NOTIFY events that are not acknowledged."""
         return self.intake.in_flight
 
     @property
     def stalled(self) -> bool:
-        """What there is to send must be sent before more is taken; `resume` afterwards."""
+        """The bytes to send must be sent before more frames are answered. Then call `resume`."""
         return self.intake.suspended
 
     @property
     def paused(self) -> bool:
-        """Nothing more is taken until an `acknowledge`, or, where it is `stalled`, until what
-        there is to send was sent. Reading the socket can wait; then comes `resume`."""
+        """No more frames are answered until an `acknowledge`, or, if `stalled`, until the bytes
+        to send are sent. Stop reading the socket until then, and call `resume`."""
         return self.intake.paused
 
     @property
     def at_rest(self) -> bool:
-        """Open, with nothing half received, waiting for a handler or to be sent."""
+        """Open, with no partial frame, no NOTIFY that waits for a handler, nothing to send."""
         return self.intake.at_rest and not self._out
 
     def negotiated(self) -> dict[str, Any]:
-        """What HELLO agreed on, as JSON can have it, for `resume_from` in another process."""
+        """What HELLO agreed on, in types of JSON, for `resume_from` in another process."""
         assert self.peer is not None
         return {
             "address": self.peer.address,
@@ -253,7 +260,7 @@ class AgentConnection(_Connection):
         }
 
     def resume_from(self, negotiated: dict[str, Any]) -> Peer:
-        """Be open, as the connection was that is `at_rest` in another process."""
+        """Be open, in place of a connection that is `at_rest` in another process."""
         peer = Peer(
             negotiated["address"],
             negotiated["version"],
@@ -267,7 +274,7 @@ class AgentConnection(_Connection):
         return peer
 
     def _open(self, peer: Peer) -> None:
-        """NOTIFY frames may come, within what HELLO agreed on."""
+        """NOTIFY frames may come, within the limits of HELLO (section 3.2.1)."""
         self.state = State.OPEN
         intake = self.intake
         intake.peer = peer
@@ -278,15 +285,15 @@ class AgentConnection(_Connection):
         intake.is_open = True
 
     def _close(self) -> None:
-        """Whatever still comes is passed over."""
+        """Skip all further frames."""
         self.state = State.CLOSING
         self.intake.close()
 
     def receive_data(self, data: Buffer, end: int | None = None) -> list[AgentEvent]:
-        """Take what arrived: `data`, or its first `end` bytes.
+        """Take received bytes: `data`, or its first `end` bytes.
 
         Returns:
-            What happened. NOTIFY frames that the dispatcher answered are not among it.
+            The events. NOTIFY frames that the dispatcher has answered make none.
         """
         if self.should_close:
             return []
@@ -294,7 +301,7 @@ class AgentConnection(_Connection):
             frames, acks = self._dispatcher.receive(self.intake, data, end)
         except ProtocolError as error:
             return self.go_on([], b"", error)
-        # Nearly always all there is are NOTIFY frames that the dispatcher can answer.
+        # Bytes that complete no frame make neither.
         return self.go_on(frames, acks) if acks or frames else []
 
     def go_on(
@@ -303,9 +310,9 @@ class AgentConnection(_Connection):
         acks: bytes,
         error: ProtocolError | None = None,
     ) -> list[AgentEvent]:
-        """Go on after `Dispatcher.receive` gave `frames` and `acks`, or raised an error.
+        """Go on after `Dispatcher.receive` has returned `frames` and `acks`, or raised an error.
 
-        A fast path calls it, which has the dispatcher receive into this connection's `intake`.
+        A fast path that shares this connection's `intake` stops there.
         """
         events: list[AgentEvent] = []
         intake = self.intake
@@ -326,12 +333,12 @@ class AgentConnection(_Connection):
         return events
 
     def resume(self) -> list[AgentEvent]:
-        """Go on with what was held back while `paused`."""
+        """Go on with the frames that were held back while `paused`."""
         self.intake.suspended = False
         return self.receive_data(b"") if self.intake.unread else []
 
     def receive_eof(self) -> list[AgentEvent]:
-        """The peer closed its side. A partial frame or payload is lost."""
+        """The peer has closed its side. A partial frame or payload is dropped."""
         if self.state is State.CLOSED:
             return []
         was_open = not self.should_close
@@ -340,11 +347,11 @@ class AgentConnection(_Connection):
         return [Disconnect(Status.IO, "connection closed by peer", True)] if was_open else []
 
     def acknowledge(self, stream_id: int, frame_id: int, actions: Actions = ()) -> None:
-        """Answer a NOTIFY that came as an event; `resume` afterwards.
+        """Answer a NOTIFY event (section 3.2.7). Then call `resume`.
 
         Raises:
-            FrameTooBigError: the ACK would be too long for a frame. Nothing was sent: answer
-                with fewer actions.
+            FrameTooBigError: the ACK does not fit a frame. Nothing was sent: answer with fewer
+                actions.
             LocalProtocolError: the connection is no longer open.
             TypeError, OverflowError, ValueError: an action can't be encoded.
         """
@@ -356,7 +363,7 @@ class AgentConnection(_Connection):
         self.send_ack(ack)
 
     def send_ack(self, ack: bytes | bytearray) -> None:
-        """As `acknowledge`, with an ACK frame that `Dispatcher.acknowledge` made.
+        """As `acknowledge`, with an ACK frame of `Dispatcher.acknowledge`.
 
         Raises:
             LocalProtocolError: the connection is no longer open.
@@ -365,14 +372,15 @@ class AgentConnection(_Connection):
         self.intake.in_flight -= 1
 
     def send_ack_of_another(self, ack: bytes | bytearray) -> None:
-        """Answer a NOTIFY that came on another connection of the engine, where both are
-        async (section 3.2.1). Raises as `send_ack` does."""
+        """Answer a NOTIFY of another connection of the engine, if both are async (section
+        3.2.1). Raises as `send_ack` does."""
         if self.state is not _OPEN:
             raise LocalProtocolError(f"no ACK in state {self.state.name}")
         self._out.append(ack)
 
     def disconnect(self, code: int = Status.NORMAL, message: str = "normal") -> None:
-        """End the connection with an AGENT-DISCONNECT frame, if it was not ending yet."""
+        """End the connection with an AGENT-DISCONNECT frame (section 3.2.9), if it is not
+        ending."""
         if not self.should_close:
             self._send_disconnect(code, message)
             self._close()
@@ -391,23 +399,27 @@ class AgentConnection(_Connection):
         if frame.type is FrameType.HAPROXY_HELLO:
             events.append(self._hello(frame.items))
             return
-        code, message = _disconnect_reason(frame.items)
+        code, message = disconnect_reason(frame.items)
         self._send_disconnect(Status.NORMAL, Status.NORMAL.message)
         self._close()
         events.append(Disconnect(code, message, True))
 
     def _hello(self, items: dict[str, DecodedValue]) -> Hello:
         """Answer HAPROXY-HELLO with AGENT-HELLO (sections 3.2.4 and 3.2.5)."""
-        announced = _item(items, "supported-versions", str, Status.NO_VERSION)
-        version = _common_version(announced, ("1.0",) if self.intake.whole else SUPPORTED_VERSIONS)
-        offered = _item(items, "max-frame-size", int, Status.NO_FRAME_SIZE)
-        theirs = _names(_item(items, "capabilities", str, Status.NO_CAPABILITIES))
-        engine_id = _item(items, "engine-id", str, None)
-        healthcheck = _item(items, "healthcheck", bool, None) or False
+        announced = item(items, "supported-versions", str, Status.NO_VERSION)
+        version = common_version(announced, ("1.0",) if self.intake.whole else SUPPORTED_VERSIONS)
+        offered = item(items, "max-frame-size", int, Status.NO_FRAME_SIZE)
+        theirs = names(item(items, "capabilities", str, Status.NO_CAPABILITIES))
+        engine_id = item(items, "engine-id", str, None)
+        healthcheck = item(items, "healthcheck", bool, None) or False
         if offered < MIN_FRAME_SIZE:
             raise HandshakeError(
                 f"max-frame-size is {offered}, {MIN_FRAME_SIZE} at least", Status.BAD_FRAME_SIZE
             )
+        if healthcheck and not self._is_ready():
+            # HAProxy 1.7 crashes on a DISCONNECT in answer to its health check.
+            self._says_why = version != "1.0"
+            raise HandshakeError("the agent is not ready", Status.RESOURCE)
         peer = Peer(
             self.address,
             version,
@@ -432,20 +444,21 @@ class AgentConnection(_Connection):
     def _negotiated(
         self, theirs: frozenset[str], engine_id: str | None, healthcheck: bool
     ) -> frozenset[str]:
-        """Fragmentation is the receiver's own to announce; the rest takes both (3.2.1)."""
-        # HAProxy 1.8 and 1.9 crash on capabilities in a health check, 1.7 has none.
+        """The capabilities to announce (section 3.2.1). A receiver announces fragmentation by
+        itself; the others need both sides."""
+        # HAProxy 1.8 and 1.9 crash on capabilities in a health check; 1.7 has none.
         if healthcheck or self.intake.whole:
             return frozenset()
         shared = self._capabilities & (theirs | {Capability.FRAGMENTATION})
-        # Async connections are found by their engine-id, so it must be there whole.
+        # Async connections are found by their engine-id, so it must not be cut.
         if not engine_id or len(engine_id.encode("utf-8", "surrogateescape")) > MAX_TEXT_SIZE:
             return shared - {Capability.ASYNC}
         return shared
 
     def _fail(self, error: ProtocolError, events: list[AgentEvent]) -> None:
         text = str(error)[:MAX_TEXT_SIZE]
-        # HAProxy 1.7.0 crashes on a status that it has no text for in a health check's answer.
-        if self.peer is not None or not self.intake.whole:
+        # HAProxy 1.7.0 crashes if a health check is answered with a status that it doesn't know.
+        if self.peer is not None or (self._says_why and not self.intake.whole):
             self._send_disconnect(error.status, text)
         self._close()
         events.append(Disconnect(error.status, text, False))
@@ -456,11 +469,11 @@ class EngineConnection(_Connection):
 
     Args:
         max_frame_size: the largest frame in bytes that is offered to the agent.
-        capabilities: what to announce. Fragmentation concerns what is received, and ACKs are
-            never fragmented, so it makes no difference.
-        fragments: send a payload that fits no frame in fragments, where the agent takes them.
-        engine_id: names the engine that this connection belongs to; async needs it.
-        healthcheck: only ask whether the agent lives.
+        capabilities: announced to the agent. Fragmentation makes no difference here: ACKs are
+            never fragmented.
+        fragments: send a payload that fits no frame in fragments, if the agent takes them.
+        engine_id: names the engine of this connection. Async needs it.
+        healthcheck: only check the agent's health.
 
     Attributes:
         waiting: stream-id and frame-id of each NOTIFY whose ACK has not come.
@@ -522,10 +535,10 @@ class EngineConnection(_Connection):
         self._send_control(FrameType.HAPROXY_HELLO, items)
 
     def notify(self, stream_id: int, frame_id: int, messages: Iterable[Message]) -> None:
-        """Send a NOTIFY, in fragments where it is too long for a frame and the agent can.
+        """Send a NOTIFY, in fragments if it does not fit a frame (section 3.2.6).
 
         Raises:
-            FrameTooBigError: it is too long and the agent takes no fragments.
+            FrameTooBigError: it does not fit a frame, and fragments can't be sent.
             LocalProtocolError: the connection is not open, or the last NOTIFY was not
                 answered yet and pipelining is not in force.
             TypeError, OverflowError, ValueError: an argument can't be encoded.
@@ -651,7 +664,7 @@ class EngineConnection(_Connection):
             self._ack(frame, events)
         elif isinstance(frame, Control):
             if frame.type is FrameType.AGENT_DISCONNECT:
-                events.append(Disconnect(*_disconnect_reason(frame.items), True))
+                events.append(Disconnect(*disconnect_reason(frame.items), True))
             elif self.state is State.OPEN:
                 events.append(self._hello(frame.items))
 
@@ -668,10 +681,10 @@ class EngineConnection(_Connection):
 
     def _hello(self, items: dict[str, DecodedValue]) -> Hello:
         """Check AGENT-HELLO (section 3.2.5)."""
-        version = _item(items, "version", str, Status.NO_VERSION)
-        size = _item(items, "max-frame-size", int, Status.NO_FRAME_SIZE)
-        theirs = _names(_item(items, "capabilities", str, None) or "")
-        if _version(version) not in ((1, 0), (2, 0)):
+        version = item(items, "version", str, Status.NO_VERSION)
+        size = item(items, "max-frame-size", int, Status.NO_FRAME_SIZE)
+        theirs = names(item(items, "capabilities", str, None) or "")
+        if parsed_version(version) not in ((1, 0), (2, 0)):
             raise HandshakeError(f"version {version!r} is not supported", Status.BAD_VERSION)
         if not MIN_FRAME_SIZE <= size <= self._max_frame_size:
             raise HandshakeError(
@@ -684,43 +697,3 @@ class EngineConnection(_Connection):
         self.pipelined = not capabilities.isdisjoint(UNORDERED)
         self.asynchronous = Capability.ASYNC in capabilities
         return Hello(self.peer)
-
-
-def _item(items: dict[str, DecodedValue], key: str, type_: type, missing: Status | None) -> Any:
-    """An item of a HELLO. `missing` is the error where it isn't there; None: it is optional."""
-    if key not in items:
-        if missing is None:
-            return None
-        raise HandshakeError(missing.message, missing)
-    value = items[key]
-    if not isinstance(value, type_) or (type_ is int and isinstance(value, bool)):
-        raise InvalidFrameError(f"{key} is {type(value).__name__}, not {type_.__name__}")
-    return value
-
-
-def _names(listed: str) -> frozenset[str]:
-    return frozenset(name.strip() for name in listed.split(",") if name.strip())
-
-
-def _version(text: str) -> tuple[int, int] | None:
-    major, dot, minor = text.strip().partition(".")
-    if dot and major.isascii() and major.isdigit() and minor.isascii() and minor.isdigit():
-        return int(major[:9]), int(minor[:9])
-    return None
-
-
-def _common_version(announced: str, supported: Iterable[str]) -> str:
-    """The highest version of both sides. A peer has all minor ones up to what it announces."""
-    theirs = {version for text in announced.split(",") if (version := _version(text))}
-    for ours in supported:
-        major = int(ours.partition(".")[0])
-        if any(version[0] == major for version in theirs):
-            return ours
-    raise HandshakeError(f"supported-versions is {announced!r}", Status.BAD_VERSION)
-
-
-def _disconnect_reason(items: dict[str, DecodedValue]) -> tuple[int, str]:
-    code, message = items.get("status-code"), items.get("message")
-    if not isinstance(code, int) or not isinstance(message, str):
-        raise InvalidFrameError("DISCONNECT without status-code or message")
-    return code, message[:MAX_TEXT_SIZE]

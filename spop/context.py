@@ -1,7 +1,7 @@
-"""Which message a handler works on, for its logs and for whatever it calls.
+"""Which message is being handled, for logs and for the functions that a handler calls.
 
-`current` answers inside of any handler: inline, blocking or ``async def``, and in what these
-call, as it is kept in a context variable. `ContextFilter` puts it into log records.
+A context variable has it. So `current` works inside of any handler, inline, blocking or
+``async def``, and in the functions that it calls. `ContextFilter` puts it into log records.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def current() -> Running | None:
 
 
 def set_running(running: Callable[[], Running | None] | tuple[str, int, int, Any]) -> None:
-    """Servers say what is being handled in this context, or who knows it."""
+    """Servers set the message of this context, or a call that gives it."""
     RUNNING.set(running)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spop._dispatch_py import (
+from spop._intake_py import flags_of_hello
+from spop.parameters import (
     ACK,
     ARGUMENT,
     ASYNC,
@@ -14,20 +15,18 @@ from spop._dispatch_py import (
     MESSAGE,
     MISSING,
     RUNNING,
-    Call,
-    Deferred,
     Parameter,
     Running,
 )
-from spop._intake_py import flags_of_hello
 from spop.twins import twin
 
 if TYPE_CHECKING:
-    from spop._dispatch_py import AsyncCall, Dispatcher, Route
+    from spop._dispatch_py import AsyncCall, Call, Deferred, Dispatcher, Route
     from spop._intake_py import Intake
 else:
     _dispatch = twin("spop._dispatch")
-    AsyncCall, Dispatcher = _dispatch.AsyncCall, _dispatch.Dispatcher
+    AsyncCall, Call, Deferred = _dispatch.AsyncCall, _dispatch.Call, _dispatch.Deferred
+    Dispatcher = _dispatch.Dispatcher
     Intake, Route = twin("spop._intake").Intake, _dispatch.Route
 
 __all__ = [

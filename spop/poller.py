@@ -1,7 +1,8 @@
-"""Waiting for sockets: epoll where there is one, else whatever `selectors` finds.
+"""Waiting for sockets: epoll if the system has it, else the best of `selectors`.
 
 `selectors` makes an object and a named tuple for each ready socket, which costs as much as
-answering a frame; epoll needs neither, and the compiled one no Python at all between sockets.
+answering a frame. epoll needs neither. The compiled poller, in `_port.pyx`, runs no Python
+between sockets.
 """
 
 from __future__ import annotations
@@ -27,14 +28,16 @@ Ready = Callable[[int], object]
 class Poller(Protocol):
     """Sockets by file descriptor, each with the function to call when it is ready.
 
-    ``run()`` waits for sockets to be ready and calls their functions. One that an earlier
-    function of the same round has unregistered is left out. It returns after that round, the
-    compiled one only after a round in which anything but fast paths was called. ``poll()`` waits and leaves the
-    calls to the caller, who may have to take a lock first. Both write `Cell.ROUND_BEGAN` of the
-    row of cells that a poller was made with: 0 when they wait, and afterwards the time.
+    ``run()`` waits for sockets and calls the functions of those that are ready. It skips a socket
+    that an earlier function of the round has unregistered. It returns after that round; the
+    compiled one goes on while a round calls nothing but fast paths. ``poll()`` waits and leaves
+    the calls to the caller, who may have to take a lock first. Both write `Cell.ROUND_BEGAN` of
+    the poller's row of cells: 0 before they wait, and the time afterwards.
+
     ``watch()`` names two queues of an event loop: the compiled ``run()`` also returns after a
-    round in which something was put into these. ``fileno()`` is ready when a socket is. ``wake()`` has one thread that waits
-    return, or the next that would; it may be called from any thread, and when all is closed.
+    round that has put something into them. ``fileno()`` is ready when a socket is. ``wake()``
+    makes one thread that waits return, or the next one that would wait. Any thread may call it,
+    also after ``close()``.
     """
 
     def register(self, fd: int, events: int, ready: Ready) -> None: ...
@@ -173,12 +176,12 @@ class SelectorPoller:
 _EPOLLIN: int = getattr(select, "EPOLLIN", 1)
 _EPOLLOUT: int = getattr(select, "EPOLLOUT", 4)
 _EPOLL_EVENTS = {READ: _EPOLLIN, WRITE: _EPOLLOUT, READ | WRITE: _EPOLLIN | _EPOLLOUT}
-# Hang-ups and errors come without EPOLLOUT, and reading finds out what they are.
+# Hang-ups and errors come without EPOLLOUT. Reading shows which they are.
 _READ_AND_WRITE = {0: READ, _EPOLLOUT: READ | WRITE}
 
 
 def new_poller(cells: Cells | None = None) -> Poller:
-    """The best there is on this system, with the row of cells to write to."""
+    """The fastest poller of this system, with the row of cells to write to."""
     if not hasattr(select, "epoll"):
         return SelectorPoller(cells)
     if IMPLEMENTATION == "c":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from opentelemetry import propagate, trace
@@ -52,56 +52,50 @@ def trace_messages(
         ):
             yield
 
+    names = [each.replace("-", "_") for each in (traceparent, tracestate)]
     for name, info in list(agent.handlers.items()):
-        parameters = [p.name for p in info.parameters]
-        added = [
-            Parameter(each.replace("-", "_"), default=None, keyword_only=True)
-            for each in (traceparent, tracestate)
-            if each.replace("-", "_") not in parameters
-        ]
+        missing = set(names).difference(parameter.name for parameter in info.parameters)
+        added = [Parameter(n, default=None, keyword_only=True) for n in names if n in missing]
         agent.handlers[name] = info._replace(
-            function=_traced(info.function, name, traceparent, tracestate, added, span),
+            function=_traced(info.function, functools.partial(span, name), names, missing),
             parameters=(*info.parameters, *added),
         )
 
 
 def _traced(
     function: Callable[..., Any],
-    name: str,
-    traceparent: str,
-    tracestate: str,
-    added: list[Parameter],
-    span: Callable[[str, object, object], Any],
+    span: Callable[..., AbstractContextManager[None]],
+    names: list[str],
+    missing: set[str],
 ) -> Callable[..., Any]:
-    """The handler in a span. The handler is not given the `added` parameters."""
-    names = [each.replace("-", "_") for each in (traceparent, tracestate)]
+    """The handler in a span. The handler is not given the arguments that it has no names for."""
     signature = inspect.signature(function)
-    extra = {parameter.name for parameter in added}
 
-    def context_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        own = {k: v for k, v in kwargs.items() if k not in extra}
+    def called(
+        args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[AbstractContextManager[None], dict[str, Any]]:
+        """The span of a call, and the keyword arguments of the handler."""
+        own = {name: value for name, value in kwargs.items() if name not in missing}
         given = {**kwargs, **signature.bind_partial(*args, **own).arguments}
-        return [given.get(each) for each in names]
+        return span(*map(given.get, names)), own
 
     if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
         async def traced_async(*args: Any, **kwargs: Any) -> Any:
-            with span(name, *context_of(args, kwargs)):
-                return await function(*args, **_without(kwargs, extra))
+            running, own = called(args, kwargs)
+            with running:
+                return await function(*args, **own)
 
         return traced_async
 
     @functools.wraps(function)
     def traced(*args: Any, **kwargs: Any) -> Any:
-        with span(name, *context_of(args, kwargs)):
-            return function(*args, **_without(kwargs, extra))
+        running, own = called(args, kwargs)
+        with running:
+            return function(*args, **own)
 
     return traced
-
-
-def _without(kwargs: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    return {key: value for key, value in kwargs.items() if key not in names}
 
 
 def _attributes(name: str) -> dict[str, str | int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -64,8 +65,13 @@ class Served(subprocess.Popen[str]):
         return [int(pid) for pid in children.split()]
 
     def end(self) -> None:
+        """Kill it, and its children, which may be unable to end by themselves."""
+        workers = self.workers() if self.poll() is None else []
         self.kill()
         self.wait()
+        for pid in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self._reader.join(10)
         assert self.stderr is not None
         self.stderr.close()

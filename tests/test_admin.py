@@ -26,6 +26,7 @@ from serving import Served, served, wait_until_serving
 
 from spop import Agent, Client, Message, RefusedError, SpopError
 from spop.constants import Capability
+from spop.server.status import Status
 
 AGENT = """
 from ipaddress import IPv4Address
@@ -112,6 +113,86 @@ def test_the_pages_of_a_server_in_a_program(agent: Agent) -> None:
         get(base, "/healthz")
 
 
+@pytest.fixture
+def waiting() -> Iterator[tuple[Agent, threading.Event]]:
+    """An agent whose handler of ``wait`` returns once an event is set."""
+    agent, go_on = Agent("waiting"), threading.Event()
+
+    @agent.message("wait", blocking=True)
+    def wait(ip: IPv4Address) -> None:
+        go_on.wait(30)
+
+    yield agent, go_on
+    go_on.set()
+
+
+def test_page_metrics_and_log_tell_the_same(waiting: tuple[Agent, threading.Event]) -> None:
+    """An ACK that nobody was left to take is in nobody's hands."""
+    agent, _ = waiting
+    with agent.serve_in_background(admin="127.0.0.1:0", drain_timeout=0.0) as server:
+        base = str(server.admin_address)
+        with Client(str(server.address)) as client:
+            client.send([Message("wait", ip=IPv4Address(1))])
+            wait_until(lambda: counts(base)["running"] == 1, "the handler")
+            assert counts(base)["frames_in_hand"] == metrics(base)["spop_frames_in_hand",] == 1
+            assert str(server.status()).endswith("1 in hand, 0 queued, 1 running")
+        wait_until(lambda: counts(base)["acks_dropped"] == 1, "the loss")
+        assert counts(base)["frames_in_hand"] == metrics(base)["spop_frames_in_hand",] == 0
+        assert str(server.status()).endswith("0 in hand, 0 queued, 1 running")
+
+
+def test_a_message_that_lacks_an_argument_counts_as_its_handlers_error_alone(
+    waiting: tuple[Agent, threading.Event],
+) -> None:
+    """Beside one that is handled elsewhere, too."""
+    agent, go_on = waiting
+    agent.message("check")(lambda ip: {"txn.score": 1})
+    go_on.set()
+    with (
+        agent.serve_in_background(admin="127.0.0.1:0") as server,
+        Client(str(server.address)) as client,
+    ):
+        client.notify([Message("check"), Message("wait", ip=IPv4Address(1)), Message("wait")])
+        base = str(server.admin_address)
+        status = json.loads(get(base, "/status.json")[1])
+        assert {each["name"]: each["errors"] for each in status["handlers"]} == {
+            "wait": 1,
+            "check": 1,
+        }
+        assert status["counts"]["frames_received"] == status["counts"]["frames_sent"] == 1
+        assert status["counts"]["frames_in_hand"] == 0
+
+
+def counts(base: str) -> dict[str, int]:
+    return dict(json.loads(get(base, "/status.json")[1])["counts"])
+
+
+def test_the_status_is_the_same_after_it_was_json(agent: Agent) -> None:
+    with (
+        agent.serve_in_background() as server,
+        Client(str(server.address)) as client,
+    ):
+        client.notify("check", ip=IPv4Address(1))
+        status = server.status()
+        again = Status.from_json(json.loads(json.dumps(status.to_json())))
+    assert again.counts == status.counts
+    assert again.limits == status.limits
+    assert again.disconnects == status.disconnects
+    assert again.handlers[0].p99 == status.handlers[0].p99
+    assert str(again) == str(status)
+
+
+def test_sigusr1_logs_the_status(tmp_path: Path) -> None:
+    with (
+        serving(tmp_path, "--processes", "2") as (process, _),
+        Client(f"unix:{tmp_path}/agent.sock") as client,
+    ):
+        client.notify("check", ip=IPv4Address(1))
+        process.send_signal(signal.SIGUSR1)
+        process.wait_for_log("2 workers, 1 connections, 1 frames, 0 in hand, 0 queued, 0 running")
+        assert "agent 'shown <b>' is ready, up for" in process.log
+
+
 def is_answered(client: Client) -> bool:
     try:
         return client.notify("check", ip=IPv4Address(1)).variables == {"txn.score": 1}
@@ -127,33 +208,56 @@ def is_refused(address: str) -> bool:
         return True
 
 
+class Death(BaseException):
+    pass
+
+
 @pytest.mark.parametrize("dead", ["spop-loop-0", "spop-loop-1"])
-def test_a_server_in_a_program_whose_thread_dies_is_neither_healthy_nor_ready(
+def test_a_server_in_a_program_ends_with_a_thread_that_dies_and_raises_it_in_the_end(
     agent: Agent, dead: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Death(BaseException):
-        pass
-
     with (
+        pytest.raises(Death) as raised,
         agent.serve_in_background(admin="127.0.0.1:0", threads=2) as server,
         contextlib.ExitStack() as stack,
     ):
         address = str(server.address)
         clients = [stack.enter_context(Client(address)) for _ in range(2)]
         assert all(map(is_answered, clients))  # One in each loop.
-        (thread,) = (thread for thread in threading.enumerate() if thread.name == dead)
-        assert thread.ident is not None
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(thread.ident), ctypes.py_object(Death)
-        )
+        assert server.failed is None
+        kill(dead)
         server.connections()  # Wakes the loops.
         base = str(server.admin_address)
         wait_until(lambda: get(base, "/healthz")[0] == 503, "the end of health")
         assert get(base, "/readyz")[0] == 503
         wait_until(lambda: is_refused(address), "the end of accepting")
-        assert sorted(map(is_answered, clients)) == [False, True]
+        wait_until(lambda: not server.connections(), "the end of the connections")
+        assert not any(map(is_answered, clients))
+    assert server.failed is raised.value
     assert f"{dead} died" in caplog.text
     assert not any(thread.name.startswith("spop-") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"), [(ValueError, Death), (KeyboardInterrupt, KeyboardInterrupt)]
+)
+def test_what_a_server_failed_of_comes_before_the_errors_that_follow_from_it(
+    agent: Agent, error: type[BaseException], expected: type[BaseException]
+) -> None:
+    with pytest.raises(expected), agent.serve_in_background() as server:
+        kill("spop-loop-0")
+        server.connections()
+        wait_until(lambda: server.failed is not None, "the death")
+        raise error
+
+
+def kill(name: str) -> None:
+    """Have a thread die when it runs Python code the next time."""
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == name)
+    assert thread.ident is not None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident), ctypes.py_object(Death)
+    )
 
 
 def test_metrics_are_right_over_processes(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Optional
 import pytest
 from conftest import intake_class
 
-import spop.rate_limited_log
+import spop.logs
 from spop import (
     UNSET,
     Ack,
@@ -28,8 +28,7 @@ from spop import (
     codec,
 )
 from spop.connection import Disconnect
-from spop.counters import Cell
-from spop.dispatch import Deferred
+from spop.counters import Cell, RouteCell, row_size
 from spop.errors import FrameTooBigError
 
 PEER = Peer("peer:1", "2.0", 16380, frozenset(), "engine")
@@ -43,7 +42,8 @@ class Exchange:
             module.Route(h.name, h.function, h.parameters, h.kind, h.on_error)
             for h in agent.handlers.values()
         ]
-        self.dispatcher = module.Dispatcher(routes, agent.failed)
+        default = bytes(codec.encode_answer(agent.default_on_error))
+        self.dispatcher = module.Dispatcher(routes, agent.failed, on_unknown=default)
         self.intake = intake_class(module)(16380)
         self.intake.peer = PEER
         self.intake.max_in_flight = 10
@@ -491,13 +491,53 @@ def test_unknown_messages_are_answered_and_counted(agent: Agent, dispatch: Modul
     assert exchange.dispatcher.cells[Cell.NOTIFIES] == 2
 
 
-def test_an_ack_too_big_for_a_frame_is_an_empty_one(agent: Agent, ask: Any) -> None:
-    told: list[BaseException] = []
-    agent.on_error(lambda name, error: told.append(error))
-    agent.message("m")(lambda: {"sess.x": bytes(300)})
-    assert ask(Message("m"), max_frame_size=256) == {}
-    assert isinstance(told[0], FrameTooBigError)
+def test_an_unknown_message_is_answered_in_its_place(dispatch: ModuleType) -> None:
+    agent = Agent(on_error={"txn.x": "default"})
+    agent.message("m")(lambda: {"txn.x": "m"})
+    agent.message("slow", blocking=True)(lambda: None)
+    exchange = Exchange(agent, dispatch)
+    assert exchange(Message("m"), Message("nobody")) == {"txn.x": "default"}
+    assert exchange(Message("nobody"), Message("m")) == {"txn.x": "m"}
+    deferred = exchange(Message("nobody"), Message("slow"), Message("nobody"), Message("m"))
+    assert codec.decode_actions(deferred.actions) == [Action("txn", "x", "default")]
+    assert [call.values for call in deferred.calls] == [[], None, []]
+    assert deferred.calls[1].route.on_error == deferred.actions
+    assert agent.errors == {}
+
+
+@pytest.mark.parametrize(
+    ("on_error", "expected"),
+    [({}, {}), (None, {"txn.default": True}), ({"sess.x": bytes(300)}, {})],
+    ids=["nothing", "the default", "what fits no frame either"],
+)
+def test_an_answer_that_fits_no_frame_is_an_error_of_its_message(
+    dispatch: ModuleType, on_error: Any, expected: dict[str, Any]
+) -> None:
+    agent, told = Agent(on_error={"txn.default": True}), []
+    agent.on_error(lambda name, error: told.append((name, error)))
+    agent.message("m", on_error=on_error)(lambda: {"sess.x": bytes(300)})
+    agent.message("n")(lambda: {"sess.n": 1})
+    ask = Exchange(agent, dispatch)
+    assert ask(Message("n"), Message("m"), max_frame_size=256) == {"sess.n": 1} | expected
+    ((name, error),) = told
+    assert name == "m"
+    assert isinstance(error, FrameTooBigError)
+    assert str(error) == "answer of 308 bytes where the ACK has room for 242"
+    assert ask.dispatcher.cells[row_size(0) + RouteCell.ERRORS] == 1
     assert len(ask(Message("m"), max_frame_size=400)) == 1
+
+
+def test_an_answer_of_exactly_the_room_there_is_fits(dispatch: ModuleType) -> None:
+    agent = Agent()
+    agent.message("m")(lambda: {"sess.x": bytes(240)})
+    agent.message("n", blocking=True)(lambda: None)
+    ask = Exchange(agent, dispatch)
+    size = len(codec.encode_ack(7, 3, {"sess.x": bytes(240)})) - 4
+    assert ask(Message("m"), max_frame_size=size) == {"sess.x": bytes(240)}
+    assert ask(Message("m"), max_frame_size=size - 1) == {}
+    deferred = ask(Message("n"), max_frame_size=size)
+    actions = codec.encode_actions({"sess.x": bytes(240)})
+    assert deferred.room == len(actions)
 
 
 def test_a_malformed_notify_calls_no_handler(agent: Agent, dispatch: ModuleType) -> None:
@@ -529,7 +569,7 @@ def test_hooks_that_fail_are_logged_and_no_more(
 def test_errors_are_logged_at_a_limited_rate(
     agent: Agent, ask: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spop.rate_limited_log.time, "monotonic", lambda: 5.0)
+    monkeypatch.setattr(spop.logs.time, "monotonic", lambda: 5.0)
     agent.message("m")(failing(ValueError("x")))
     ask(*[Message("m")] * 50)
     assert agent.errors == {"m": 50}
@@ -539,7 +579,9 @@ def test_errors_are_logged_at_a_limited_rate(
 # --- what is left to the server ---
 
 
-def test_what_has_to_be_waited_for_is_deferred_with_its_values(agent: Agent, ask: Any) -> None:
+def test_what_has_to_be_waited_for_is_deferred_with_its_values(
+    agent: Agent, ask: Any, dispatch: ModuleType
+) -> None:
     @agent.message("slow", blocking=True)
     def slow(a: int, *, b: int = 2) -> dict[str, Any]:
         return {"sess.a": a, "sess.b": b}
@@ -548,7 +590,7 @@ def test_what_has_to_be_waited_for_is_deferred_with_its_values(agent: Agent, ask
     deferred = ask(
         Message("quick", n=1), Message("slow", a=1), Message("unknown"), Message("quick", n=2)
     )
-    assert isinstance(deferred, Deferred)
+    assert isinstance(deferred, dispatch.Deferred)
     assert (deferred.stream_id, deferred.frame_id) == (7, 3)
     assert codec.decode_actions(deferred.actions) == [Action("sess", "n", 1)]
     call, quick = deferred.calls

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import socket
 import ssl
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -429,3 +431,37 @@ assert client.notify("m", n=1000).variables["sess.n"] == 1000
 client.close()
 """
         subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=30)
+
+
+@pytest.mark.parametrize("event", ["call", "c_return"])
+def test_a_signal_anywhere_in_a_call_leaves_the_client_to_other_threads(event: str) -> None:
+    """Python lets a signal's handler raise where a function begins and where one in C returned."""
+    file = Client.notify.__code__.co_filename
+
+    def interrupt_at(place: int) -> bool:
+        """Whether there is such a place."""
+        places = itertools.count()
+
+        def profile(frame: FrameType, what: str, argument: object) -> None:
+            if frame.f_code.co_filename == file and what == event and next(places) == place:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+        with ScriptedAgent() as agent:
+            client = Client(agent.address, timeout=60.0)
+            client.connect()
+            with contextlib.suppress(KeyboardInterrupt):
+                sys.setprofile(profile)
+                client.notify("m", n=0)
+                sys.setprofile(None)
+                return False
+            closing = threading.Thread(target=client.close, daemon=True)
+            closing.start()
+            closing.join(20)
+            assert not closing.is_alive(), f"the lock is lost at place {place}"
+            return True
+
+    place = 0
+    while interrupt_at(place):
+        place += 1
+    assert place > 5

@@ -115,6 +115,7 @@ def test_mistakes_in_the_file_are_told_with_their_place(
         ([TARGET, "--allow", "nowhere"], {}, "'nowhere' is no network"),
         ([TARGET, "--user", "nobody-of-that-name"], {}, "there is no user 'nobody-of-that-name'"),
         ([TARGET, "--unix-mode", "rw"], {}, "unix_mode is 'rw'"),
+        ([TARGET, "--event-loop", "trio"], {}, "'trio' is not one of 'asyncio', 'uvloop'"),
         (["--check-config", "no_such_module:agent"], {}, "No module named 'no_such_module'"),
         ([], {}, "Missing argument"),
     ],
@@ -127,6 +128,17 @@ def test_mistakes_are_one_line_and_exit_status_2(
     assert result.returncode == 2
     assert complaint in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
+
+
+def test_uvloop_is_asked_for_where_it_is_not_installed() -> None:
+    code = "import sys; sys.modules['uvloop'] = None; from spop.__main__ import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", code, "serve", TARGET, "--event-loop", "uvloop"],
+        capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.endswith("event_loop uvloop needs an extra: pip install 'haproxy-spop[uvloop]'")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root can become another user")

@@ -638,3 +638,30 @@ def test_the_agents_disconnect_ends_the_engines_connection() -> None:
     assert event == Disconnect(Status.RESOURCE, "full", True)
     with pytest.raises(LocalProtocolError):
         connection.notify(1, 1, [])
+
+
+@pytest.mark.parametrize(("versions", "answered"), [("2.0", True), ("1.0", False)])
+def test_a_health_check_of_an_agent_that_is_not_ready_is_refused(
+    versions: str, answered: bool
+) -> None:
+    """HAProxy 1.7 crashes on a DISCONNECT there, so SPOP 1.0 gets none."""
+    connection = AgentConnection(is_ready=lambda: False)
+    items = {
+        "supported-versions": versions,
+        "max-frame-size": UInt32(16380),
+        "capabilities": "",
+        "healthcheck": True,
+    }
+    hello = codec.encode_control(FrameType.HAPROXY_HELLO, items)
+    (event,) = connection.receive_data(hello)
+    assert isinstance(event, Disconnect)
+    assert event.code == Status.RESOURCE
+    assert bool(connection.data_to_send()) == answered
+    assert connection.should_close
+
+
+def test_a_connection_is_served_by_an_agent_that_is_not_ready() -> None:
+    connection = AgentConnection(is_ready=lambda: False)
+    items = {"supported-versions": "2.0", "max-frame-size": UInt32(16380), "capabilities": ""}
+    (event,) = connection.receive_data(codec.encode_control(FrameType.HAPROXY_HELLO, items))
+    assert isinstance(event, Hello)

@@ -1,4 +1,8 @@
-"""Whatever handlers and hooks raise is answered, counted once and logged once; all goes on."""
+"""One rule for what goes wrong: answered, counted once, logged once, and all goes on.
+
+What can fail (`FAILURES`) is tried in every kind of handler (`KINDS`) and hook. What ends a
+server is at the end.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +10,35 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
+import signal
 import socket
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 from conftest import intake_class
+from event_loops import EVENT_LOOPS, Serve, serve_on
 from haproxy import wait_until
 from serving import served, wait_until_serving
 
 from spop import Agent, Client, Message, codec
-from spop.connection import Disconnect, EngineConnection, Peer
+from spop.connection import AgentConnection, Disconnect, EngineConnection, Peer
 from spop.counters import RouteCell
+from spop.errors import DisconnectedError
 from spop.logs import FORMATTERS
 from spop.poller import READ
+from spop.server import Server
+from spop.server.health import Health
 
 PEER = Peer("peer:1", "2.0", 16380, frozenset())
+FAILED = {"sess.failed": True}
+
+
+# --- what can fail ---
 
 
 class BareError(BaseException):
@@ -49,42 +65,114 @@ class Unusable:
     __iter__ = refuse
 
 
-def errors() -> list[BaseException]:
-    return [
-        ValueError("x"), SystemExit(1), KeyboardInterrupt(), asyncio.CancelledError(),
-        GeneratorExit(), StopIteration(), MemoryError(), BareError("x"), NoTextError(),
-        NoNotesError("x"), UnicodeEncodeError("utf-8", "\udcff", 0, 1, "x"),
-    ]  # fmt: skip
+def raising(kind: type[BaseException], *args: Any) -> Callable[..., Any]:
+    """A function that raises an error of its own each time."""
 
-
-every_error = pytest.mark.parametrize("error", errors(), ids=lambda error: type(error).__name__)
-
-
-def raising(error: BaseException) -> Any:
     def function(first: Any = None, second: Any = None) -> None:
-        raise error
+        raise kind(*args)
 
     return function
 
 
-def add_failing(agent: Agent, kind: str, error: BaseException) -> None:
-    """A handler of ``m`` that raises `error` each time."""
-    if kind == "async":
+def recurse(*_: object) -> Any:
+    return recurse()
 
-        @agent.message("m", on_error={"sess.failed": True})
-        async def failing() -> None:
-            await asyncio.sleep(0)
-            raise error
-    else:
 
-        @agent.message("m", blocking=kind == "blocking", on_error={"sess.failed": True})
-        def failing_here() -> None:
-            raise error
+ERRORS: dict[str, Callable[..., Any]] = {
+    "ValueError": raising(ValueError, "x"),
+    "SystemExit": raising(SystemExit, 1),
+    "KeyboardInterrupt": raising(KeyboardInterrupt),
+    "CancelledError": raising(asyncio.CancelledError),
+    "GeneratorExit": raising(GeneratorExit),
+    "StopIteration": raising(StopIteration),
+    "StopAsyncIteration": raising(StopAsyncIteration),
+    "MemoryError": raising(MemoryError),
+    "RecursionError": recurse,
+    "BaseExceptionGroup": raising(BaseExceptionGroup, "x", [BareError(), ValueError()]),
+    "BareError": raising(BareError, "x"),
+    "NoTextError": raising(NoTextError),
+    "NoNotesError": raising(NoNotesError, "x"),
+    "UnicodeEncodeError": raising(UnicodeEncodeError, "utf-8", "\udcff", 0, 1, "x"),
+}
+FAILURES: dict[str, Callable[..., Any]] = ERRORS | {
+    "an answer that raises": Unusable,
+    "an answer of no type": lambda: {"sess.x": 1.5},
+    "an answer that fits no frame": lambda: {"sess.x": bytes(20_000)},
+}
+
+every_error = pytest.mark.parametrize("fail", ERRORS.values(), ids=ERRORS)
+every_failure = pytest.mark.parametrize("fail", FAILURES.values(), ids=FAILURES)
+
+
+# --- where it can ---
+
+
+def add_inline(agent: Agent, act: Callable[[], Any], **options: Any) -> None:
+    agent.message("m", **options)(lambda: act())
+
+
+def add_blocking(agent: Agent, act: Callable[[], Any], **options: Any) -> None:
+    agent.message("m", blocking=True, **options)(lambda: act())
+
+
+def add_in_line(agent: Agent, act: Callable[[], Any], **options: Any) -> None:
+    add_blocking(agent, act, concurrency=1, **options)
+
+
+def add_async_at_once(agent: Agent, act: Callable[[], Any], **options: Any) -> None:
+    @agent.message("m", **options)
+    async def handler() -> Any:
+        return act()
+
+
+def add_async(agent: Agent, act: Callable[[], Any], **options: Any) -> None:
+    @agent.message("m", **options)
+    async def handler() -> Any:
+        await asyncio.sleep(0)
+        return act()
+
+
+def add_async_in_line(agent: Agent, act: Callable[[], Any], **options: Any) -> None:
+    add_async(agent, act, concurrency=1, **options)
+
+
+KINDS: dict[str, Callable[..., None]] = {
+    "inline": add_inline,
+    "blocking": add_blocking,
+    "blocking in line": add_in_line,
+    "async that does not suspend": add_async_at_once,
+    "async": add_async,
+    "async in line": add_async_in_line,
+}
+MAY_WAIT = {name: add for name, add in KINDS.items() if add is not add_inline}
+
+every_kind = pytest.mark.parametrize("add", KINDS.values(), ids=KINDS)
+every_kind_on_every_event_loop = pytest.mark.parametrize(
+    ("add", "event_loop"),
+    [
+        pytest.param(add, event_loop, id=f"{kind} on {event_loop}")
+        for kind, add in KINDS.items()
+        for event_loop in EVENT_LOOPS
+        if kind.startswith("async") or event_loop in ("asyncio", "serve_async")
+    ],
+)
+every_kind_that_may_wait = pytest.mark.parametrize("add", MAY_WAIT.values(), ids=MAY_WAIT)
 
 
 @pytest.fixture
 def agent() -> Agent:
-    agent = Agent()
+    return with_neighbours(Agent())
+
+
+@pytest.fixture
+def released() -> Iterator[threading.Event]:
+    """What handlers wait for that never return by themselves."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+def with_neighbours(agent: Agent) -> Agent:
     agent.message("inline")(lambda: {"txn.inline": 1})
     agent.message("blocking", blocking=True)(lambda: {"txn.blocking": 1})
 
@@ -95,61 +183,88 @@ def agent() -> Agent:
     return agent
 
 
-ALL_KINDS = {"txn.inline": 1, "txn.blocking": 1, "txn.async": 1}
+NEIGHBOURS = [Message("inline"), Message("blocking"), Message("async")]
+ANSWERS = {"txn.inline": 1, "txn.blocking": 1, "txn.async": 1}
+
+
+@contextlib.contextmanager
+def serving(
+    agent: Agent, serve: Serve = Agent.serve_in_background, **options: Any
+) -> Iterator[tuple[Server, Client]]:
+    """A server and a client. In the end all frames were answered, and it is healthy."""
+    with (
+        serve(agent, pool_size=2, **options) as server,
+        Client(str(server.address), timeout=10) as client,
+    ):
+        yield server, client
+        assert client.notify(NEIGHBOURS).variables == ANSWERS
+        assert_all_is_well(server)
+
+
+def assert_all_is_well(server: Server) -> None:
+    counts = server.totals().counts()
+    assert counts.frames_received == counts.frames_sent + counts.acks_dropped
+    assert counts.frames_in_hand == counts.queued == 0
+    assert server.health() == Health(alive=True, ready=True)
 
 
 def failures(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    """What we logged as errors, up to the first colon."""
+    records = [r for r in caplog.records if r.levelno >= logging.ERROR and r.name[:4] == "spop"]
+    return [record.getMessage().partition(": ")[0] for record in records]
 
 
 # --- handlers ---
 
 
-@every_error
-@pytest.mark.parametrize("kind", ["inline", "beside a deferred one", "blocking", "async"])
-def test_whatever_a_handler_raises_is_answered_counted_and_logged_once(
-    agent: Agent, kind: str, error: BaseException, caplog: pytest.LogCaptureFixture
+@every_failure
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside others"])
+@every_kind_on_every_event_loop
+def test_whatever_a_handler_does_is_answered_counted_and_logged_once(
+    agent: Agent,
+    add: Any,
+    event_loop: str,
+    beside: bool,
+    fail: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    add_failing(agent, kind, error)
-    others = ["blocking"] if kind == "beside a deferred one" else ["inline"]
-    with (
-        agent.serve_in_background(pool_size=1) as server,
-        Client(str(server.address), timeout=10) as client,
-    ):
-        answer = client.notify([Message("m"), *map(Message, others)])
-        assert answer.variables == {"sess.failed": True, f"txn.{others[0]}": 1}
+    told: list[str] = []
+    agent.on_error(lambda name, error: told.append(name))
+    add(agent, fail, on_error=FAILED)
+    sent = [*NEIGHBOURS, Message("m"), *NEIGHBOURS] if beside else [Message("m")]
+    with serving(agent, serve_on(event_loop, monkeypatch)) as (server, client):
+        assert client.notify(sent).variables == FAILED | (ANSWERS if beside else {})
         assert agent.errors == {"m": 1}
+        assert told == ["m"]
         assert server.totals().routes["m"][RouteCell.ERRORS] == 1
-        assert [message.partition(": ")[0] for message in failures(caplog)] == [
-            "message 'm' failed"
-        ]
-        assert client.notify("m").variables == {"sess.failed": True}
-        answer = client.notify([Message("inline"), Message("blocking"), Message("async")])
-        assert answer.variables == ALL_KINDS
+        assert failures(caplog) == ["message 'm' failed"]
+        with Client(str(server.address), timeout=10) as neighbour:
+            assert neighbour.notify(NEIGHBOURS).variables == ANSWERS
+        assert client.notify("m").variables == FAILED
 
 
-@pytest.mark.parametrize("kind", ["inline", "blocking", "async"])
-def test_a_result_that_raises_when_it_is_encoded_is_answered_for(agent: Agent, kind: str) -> None:
-    @agent.message("m", blocking=kind == "blocking", on_error={"sess.failed": True})
-    def unusable() -> Any:
-        return Unusable()
+@pytest.mark.parametrize("add", [add_async_at_once, add_async])
+def test_a_handler_that_cancels_itself_is_answered_for(agent: Agent, add: Any) -> None:
+    def cancel() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
 
-    @agent.message("async-m", on_error={"sess.failed": True})
-    async def unusable_async() -> Any:
-        return Unusable()
+    @agent.message("later", on_error=FAILED)
+    async def later() -> None:
+        cancel()
+        await asyncio.sleep(0)
 
-    with (
-        agent.serve_in_background(pool_size=1) as server,
-        Client(str(server.address), timeout=10) as client,
-    ):
-        name = "async-m" if kind == "async" else "m"
-        for _ in range(2):
-            assert client.notify(name).variables == {"sess.failed": True}
+    add(agent, cancel, on_error=FAILED)
+    with serving(agent) as (_, client):
+        assert client.notify("later").variables == FAILED
+        assert client.notify([Message("m"), Message("inline")]).variables == {"txn.inline": 1}
 
 
-@pytest.mark.parametrize("error", [SystemExit(1), KeyboardInterrupt()], ids=repr)
-def test_a_task_that_a_handler_started_does_not_end_the_asyncio_thread(
-    agent: Agent, error: BaseException, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_a_task_that_a_handler_started_ends_nothing_but_itself(
+    agent: Agent, error: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
     tasks: list[Any] = []
 
@@ -160,14 +275,227 @@ def test_a_task_that_a_handler_started_does_not_end_the_asyncio_thread(
 
         tasks.append(asyncio.create_task(later()))
 
-    with (
-        agent.serve_in_background() as server,
-        Client(str(server.address), timeout=10) as client,
-    ):
+    with serving(agent) as (_, client):
         client.notify("m")
         for _ in range(2):
             assert client.notify("async").variables == {"txn.async": 1}
     assert failures(caplog) == ["a task of a handler failed"]
+    assert isinstance(tasks[0].exception(), error)  # Else asyncio logs it as well, at any time.
+
+
+@every_kind_that_may_wait
+def test_a_handler_that_never_returns_is_answered_when_its_time_is_over(
+    agent: Agent, add: Any, released: threading.Event, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Even one that does not let itself be cancelled; its neighbours do not wait for it."""
+    started = threading.Event()
+
+    def block() -> None:
+        started.set()
+        released.wait(10)
+
+    async def go_on() -> None:
+        started.set()
+        while not released.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+
+    options = {"timeout": 0.2, "on_timeout": {"txn.late": True}, "on_error": FAILED}
+    if add in (add_blocking, add_in_line):
+        add(agent, block, **options)
+    else:
+        options |= {"concurrency": 1} if add is add_async_in_line else {}
+        agent.message("m", **options)(go_on)
+    with serving(agent) as (server, client):
+        waiting = client.send([Message("inline"), Message("m"), Message("async")])
+        assert started.wait(10)
+        with Client(str(server.address), timeout=10) as neighbour:
+            assert neighbour.notify(NEIGHBOURS).variables == ANSWERS
+        late = client.wait(waiting).variables
+        assert late == {"txn.late": True, "txn.inline": 1, "txn.async": 1}
+        assert agent.errors == {"m": 1}
+        assert server.totals().routes["m"][RouteCell.TIMEOUTS] == 1
+        assert failures(caplog) == ["message 'm' failed"]
+        assert client.notify(NEIGHBOURS).variables == ANSWERS
+        assert_all_is_well(server)
+        released.set()
+
+
+@pytest.mark.parametrize("where", ["handler", "on_connect", "on_error"])
+def test_what_holds_a_loop_ends_its_health_until_it_returns(
+    agent: Agent, where: str, released: threading.Event
+) -> None:
+    def hold(*_: object) -> None:
+        released.wait(20)
+
+    if where == "handler":
+        agent.message("m")(lambda: hold())
+    else:
+        agent.message("m")(raising(ValueError))
+        getattr(agent, where)(hold)
+    with agent.serve_in_background(stuck_timeout=1.0) as server:
+        with EngineOnASocket(server) as engine:
+            if where != "on_connect":
+                engine.receive()
+                engine.notify("m")
+            wait_until(lambda: server.health() == Health(False, False), "the end of health")
+            released.set()
+            wait_until(lambda: server.health() == Health(True, True), "its return")
+            engine.receive()
+        assert server.totals().in_hand == 0
+
+
+class EngineOnASocket:
+    """An engine that has said HELLO, and waits for nothing until it is told to."""
+
+    def __init__(self, server: Server) -> None:
+        self._protocol = EngineConnection()
+        self._sock = socket.create_connection((server.address.host, server.address.port), 15)
+        self._send()
+
+    def _send(self) -> None:
+        self._sock.sendall(self._protocol.data_to_send())
+
+    def notify(self, name: str) -> None:
+        self._protocol.notify(1, 1, [Message(name)])
+        self._send()
+
+    def receive(self) -> list[Any]:
+        events: list[Any] = []
+        while not events:
+            events += self._protocol.receive_data(self._sock.recv(4096))
+        return events
+
+    def __enter__(self) -> EngineOnASocket:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._sock.close()
+
+
+@every_kind
+@pytest.mark.parametrize("what", ["close", "stop"])
+def test_a_handler_that_ends_the_event_loop_does_not_end_the_server(
+    agent: Agent, add: Any, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncio does not close a loop that runs; one that was stopped goes on."""
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    @agent.message("loop")
+    async def loop() -> None:
+        loops.append(asyncio.get_running_loop())
+
+    add(agent, lambda: getattr(loops[0], what)(), on_error=FAILED)
+    with serving(agent) as (_, client):
+        client.notify("loop")
+        for number in (1, 2):
+            assert client.notify([Message("m"), *NEIGHBOURS]).variables == (
+                ANSWERS | FAILED if what == "close" else ANSWERS
+            )
+            assert agent.errors["m"] == (number if what == "close" else 0)
+    assert set(failures(caplog)) <= {"message 'm' failed"}
+    assert all(loop.is_closed() for loop in loops)
+
+
+# --- children ---
+
+
+class Forks:
+    """Forks when it is called, and goes on in both processes."""
+
+    def __init__(self) -> None:
+        self.children: list[int] = []
+
+    def __call__(self, *_: object) -> dict[str, Any]:
+        child = os.fork()
+        if child:
+            self.children.append(child)
+        return {"txn.pid": os.getpid()}
+
+    def status(self) -> int:
+        """With what the child has ended."""
+        (child,) = self.children
+        ended: list[int] = []
+
+        def has_ended() -> bool:
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                ended.append(os.waitstatus_to_exitcode(status))
+            return bool(pid)
+
+        try:
+            wait_until(has_ended, "the child's end")
+        except BaseException:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            raise
+        return ended[0]
+
+
+forking = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
+
+@forking
+@every_kind_on_every_event_loop
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside others"])
+def test_the_parent_alone_answers_for_a_handler_that_forks(
+    agent: Agent, add: Any, event_loop: str, beside: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forks = Forks()
+    add(agent, forks)
+    sent = [*NEIGHBOURS, Message("m"), *NEIGHBOURS] if beside else [Message("m")]
+    expected = {"txn.pid": os.getpid()} | (ANSWERS if beside else {})
+    with serving(agent, serve_on(event_loop, monkeypatch)) as (_, client):
+        assert client.notify(sent).variables == expected
+        assert forks.status() == 1
+        assert client.notify(NEIGHBOURS).variables == ANSWERS
+
+
+@forking
+@pytest.mark.parametrize("hook", ["on_connect", "on_disconnect", "on_error"])
+def test_the_child_of_a_hook_that_forks_ends(agent: Agent, hook: str) -> None:
+    forks = Forks()
+    agent.message("m", on_error=FAILED)(raising(ValueError))
+    getattr(agent, hook)(forks)
+    with agent.serve_in_background() as server:
+        with Client(str(server.address), timeout=10) as client:
+            assert client.notify("m").variables == FAILED
+        wait_until(lambda: bool(forks.children), "the hook")
+        assert forks.status() == 1
+        assert server.health() == Health(alive=True, ready=True)
+
+
+@forking
+def test_the_child_of_a_task_that_forks_ends(agent: Agent) -> None:
+    forks, tasks = Forks(), []
+
+    @agent.message("m")
+    async def handler() -> None:
+        async def fork() -> None:
+            forks()
+
+        tasks.append(asyncio.create_task(fork()))
+
+    with serving(agent) as (_, client):
+        client.notify("m")
+        wait_until(lambda: bool(forks.children), "the task")
+        assert forks.status() == 1
+
+
+@forking
+def test_a_child_that_does_not_come_back_has_its_own_end(agent: Agent) -> None:
+    children: list[int] = []
+
+    @agent.message("m", blocking=True)
+    def handler() -> dict[str, Any]:
+        child = os.fork()
+        if child == 0:
+            os._exit(7)
+        children.append(child)
+        return {"txn.status": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}
+
+    with serving(agent) as (_, client):
+        assert client.notify("m").variables == {"txn.status": 7}
 
 
 # --- memory ---
@@ -180,7 +508,7 @@ def test_a_fast_path_tells_of_memory_that_it_cannot_have(
         raise MemoryError
 
     told: list[Any] = []
-    route = dispatch.Route("m", raising(ValueError()))
+    route = dispatch.Route("m", raising(ValueError))
     dispatcher = dispatch.Dispatcher([route], no_memory)
     shared = port.FastPaths(dispatcher, bytearray(4096), None, lambda *what: told.append(what))
     intake = intake_class(dispatch)(16380)
@@ -255,33 +583,51 @@ def test_a_peer_that_takes_the_last_memory_loses_its_connection_and_no_more(
 
 @every_error
 def test_whatever_a_hook_raises_is_logged_once_and_all_goes_on(
-    agent: Agent, error: BaseException, caplog: pytest.LogCaptureFixture
+    agent: Agent, fail: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     ended: list[Peer] = []
-    agent.on_connect(raising(error))
-    agent.on_disconnect(raising(error))
-    agent.on_error(raising(error))
+    agent.on_connect(fail)
+    agent.on_disconnect(fail)
+    agent.on_error(fail)
     agent.on_disconnect(lambda peer, reason: ended.append(peer))
-    add_failing(agent, "inline", ValueError("x"))
+    agent.message("m", on_error=FAILED)(raising(ValueError))
     with agent.serve_in_background() as server:
         with Client(str(server.address), timeout=10) as client:
-            assert client.notify("m").variables == {"sess.failed": True}
+            assert client.notify("m").variables == FAILED
+            assert agent.errors == {"m": 1}
         wait_until(lambda: bool(ended), "the hook")
-        assert [message.partition(": ")[0] for message in failures(caplog)] == [
-            "hook function failed", "message 'm' failed", *["hook function failed"] * 2,
-        ]  # fmt: skip
+        name = f"hook {fail.__name__} failed"
+        assert failures(caplog) == [name, "message 'm' failed", name, name]
         with Client(str(server.address), timeout=10) as client:
-            assert client.notify("inline").variables == {"txn.inline": 1}
+            assert client.notify(NEIGHBOURS).variables == ANSWERS
+            assert_all_is_well(server)
+
+
+@every_kind
+@every_error
+def test_whatever_an_on_error_hook_raises_the_message_is_answered_and_counted_once(
+    agent: Agent, add: Any, fail: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent.on_error(fail)
+    add(agent, fail, on_error=FAILED)
+    with serving(agent) as (server, client):
+        assert client.notify([Message("m"), Message("inline")]).variables == {
+            **FAILED,
+            "txn.inline": 1,
+        }
+        assert agent.errors == {"m": 1}
+        assert server.totals().routes["m"][RouteCell.ERRORS] == 1
+        assert failures(caplog) == ["message 'm' failed", f"hook {fail.__name__} failed"]
 
 
 def test_a_hook_without_a_name_is_told_of_by_what_it_is(
     agent: Agent, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Hook:
-        __call__ = raising(ValueError())
+        __call__ = raising(ValueError)
         __repr__ = refuse
 
-    agent.on_connect(functools.partial(raising(ValueError()), 1))
+    agent.on_connect(functools.partial(raising(ValueError), 1))
     agent.on_connect(Hook())
     agent.connected(PEER)
     partial, shown = failures(caplog)
@@ -295,44 +641,51 @@ def test_a_hook_without_a_name_is_told_of_by_what_it_is(
 @pytest.mark.parametrize("style", FORMATTERS)
 @every_error
 def test_any_error_can_be_logged(
-    agent: Agent, style: str, error: BaseException, capsys: pytest.CaptureFixture[str]
+    agent: Agent, style: str, fail: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(FORMATTERS[style]())
     logging.getLogger("spop").addHandler(handler)
     try:
-        agent.message("m")(raising(error))
-        with pytest.raises(type(error)):
+        agent.message("m")(lambda: fail())
+        with pytest.raises(BaseException) as caught:  # noqa: PT011
             agent.test("m")
-        agent.failed("m", error)
-        agent.on_disconnect(raising(error))
+        agent.failed("m", caught.value)
+        agent.on_disconnect(fail)
         agent.disconnected(PEER, Disconnect(0, "", True))
     finally:
         logging.getLogger("spop").removeHandler(handler)
     logged = capsys.readouterr().err
     assert "Logging error" not in logged
     assert logged.count("test_failures.py") >= 2
-    assert logged.count(type(error).__name__) >= 2
+    assert logged.count(caught.type.__name__) >= 2
 
 
-def test_a_log_handler_that_raises_harms_nobody(agent: Agent) -> None:
-    class Broken(logging.Handler):
-        emit = refuse
-
-    broken = Broken()
+@contextlib.contextmanager
+def logging_with(emit: Callable[..., Any]) -> Iterator[None]:
+    broken = type("Broken", (logging.Handler,), {"emit": emit})()
     logger = logging.getLogger("spop")
     level = logger.level
     logger.addHandler(broken)
     logger.setLevel(logging.DEBUG)
     try:
-        add_failing(agent, "inline", ValueError("x"))
-        with agent.serve_in_background() as server:
-            for _ in range(2):
-                with Client(str(server.address), timeout=10) as client:
-                    assert client.notify("m").variables == {"sess.failed": True}
+        yield
     finally:
         logger.removeHandler(broken)
         logger.setLevel(level)
+
+
+@every_kind
+@every_error
+def test_whatever_a_log_handler_raises_harms_nobody(agent: Agent, add: Any, fail: Any) -> None:
+    told: list[str] = []
+    agent.on_error(lambda name, error: told.append(name))
+    add(agent, raising(ValueError), on_error=FAILED)
+    with logging_with(lambda self, record: fail()), serving(agent) as (server, client):
+        assert client.notify([*NEIGHBOURS, Message("m")]).variables == ANSWERS | FAILED
+        assert agent.errors == {"m": 1}
+        assert told == ["m"]
+        assert server.totals().routes["m"][RouteCell.ERRORS] == 1
 
 
 # --- what answers for a failure ---
@@ -375,9 +728,191 @@ def test_answers_that_cannot_be_encoded_are_an_error_of_the_handler(
     assert "m" not in agent.handlers
 
 
-def test_answers_are_encoded_once(agent: Agent) -> None:
-    changed = {"sess.failed": 1}
-    agent.message("m", on_error=changed)(raising(ValueError()))
-    changed["sess.failed"] = 2
+def test_answers_are_encoded_once() -> None:
+    changed, default = {"sess.failed": 1}, {"sess.default": 1}
+    agent = Agent(on_error=default)
+    agent.message("m", on_error=changed)(raising(ValueError))
+    agent.message("n")(raising(ValueError))
+    changed["sess.failed"] = default["sess.default"] = 2
     with agent.serve_in_background() as server, Client(str(server.address)) as client:
-        assert client.notify("m").variables == {"sess.failed": 1}
+        answer = client.notify([Message("m"), Message("n")])
+        assert answer.variables == {"sess.failed": 1, "sess.default": 1}
+    assert agent.default_on_error == {"sess.default": 1}
+
+
+@pytest.mark.parametrize("option", ["on_error", "on_timeout"])
+@pytest.mark.parametrize(
+    ("actions", "kind", "complaint"),
+    [
+        ({"score": 3}, ValueError, "'score' names no variable"),
+        ({"sess.score": 1.5}, TypeError, "sess.score: float has no SPOP type"),
+        (5, TypeError, "not iterable"),
+    ],
+    ids=str,
+)
+def test_defaults_that_cannot_be_encoded_are_an_error_where_the_agent_is_made(
+    option: str, actions: Any, kind: type[Exception], complaint: str
+) -> None:
+    with pytest.raises(kind, match=rf"agent 'a': {option} in .*:[0-9]+: .*{complaint}") as caught:
+        Agent("a", **{option: actions})
+    assert f"{__file__}:" in str(caught.value)
+
+
+def test_an_agent_without_defaults_has_empty_ones() -> None:
+    agent = Agent()
+    assert agent.default_on_error == agent.default_on_timeout == {}
+
+
+OWN = {
+    "the agent's": (None, {"txn.default": True}),
+    "its own": ({"txn.own": True}, {"txn.own": True}),
+    "nothing": ({}, {}),
+}
+every_answer = pytest.mark.parametrize(("own", "expected"), OWN.values(), ids=OWN)
+
+
+@pytest.fixture
+def with_defaults() -> Agent:
+    """An agent with defaults, and a handler that may be asked to take its time."""
+    return with_neighbours(Agent(on_error={"txn.default": True}, on_timeout={"txn.default": True}))
+
+
+@every_answer
+@every_kind
+@pytest.mark.parametrize(
+    "fail", ["raises", "an answer that fits no frame", "no argument", "another type"]
+)
+def test_a_failure_is_answered_with_the_agents_default_if_the_handler_has_none(
+    with_defaults: Agent, add: Any, fail: str, own: Any, expected: dict[str, Any]
+) -> None:
+    agent = with_defaults
+    add(agent, FAILURES.get(fail, raising(ValueError)), on_error=own)
+    if fail in ("no argument", "another type"):
+        info = agent.handlers["m"]
+        del agent.handlers["m"]
+        agent.message("m", blocking=info.blocking, concurrency=info.concurrency, on_error=own)(
+            needs_async if info.asynchronous else needs
+        )
+    arguments = {"needed": "text"} if fail == "another type" else {}
+    with serving(agent) as (_, client):
+        for others, answers in (([], {}), (NEIGHBOURS, ANSWERS)):
+            sent = [*others, Message("m", arguments), *others]
+            assert client.notify(sent).variables == answers | expected
+        assert agent.errors == {"m": 2}
+
+
+def needs(needed: int) -> None: ...
+
+
+async def needs_async(needed: int) -> None: ...
+
+
+@every_answer
+@every_kind_that_may_wait
+def test_a_full_queue_is_answered_with_on_error(
+    with_defaults: Agent, add: Any, own: Any, expected: dict[str, Any], released: threading.Event
+) -> None:
+    """Calls that wait for a thread or in line, and tasks that wait for whatever they like."""
+    agent = with_defaults
+
+    async def wait() -> None:
+        while not released.is_set():
+            await asyncio.sleep(0.01)
+
+    if add in (add_blocking, add_in_line):
+        add(agent, lambda: {"txn.open": released.wait(10)}, on_error=own)
+    else:
+        limits = {"concurrency": 1} if add is add_async_in_line else {}
+        agent.message("m", on_error=own, **limits)(wait)
+    with serving(agent, max_queue=1) as (server, client):
+        waiting: list[int] = []
+
+        def is_settled() -> bool:
+            counts = server.totals().counts()
+            return counts.running + counts.queued + agent.errors["m"] == len(waiting)
+
+        while not agent.errors:
+            waiting.append(client.send([Message("m")]))
+            wait_until(is_settled, "the message")
+        refused = waiting.pop()
+        assert client.wait(refused).variables == expected
+        assert agent.errors == {"m": 1}
+        assert server.totals().limits()["max_queue"] == 1
+        released.set()
+        for stream_id in waiting:
+            client.wait(stream_id)
+        assert agent.errors == {"m": 1}
+
+
+@every_answer
+@every_kind_that_may_wait
+def test_a_timeout_is_answered_with_the_agents_default_if_the_handler_has_none(
+    with_defaults: Agent, add: Any, own: Any, expected: dict[str, Any], released: threading.Event
+) -> None:
+    agent = with_defaults
+    if add in (add_blocking, add_in_line):
+        add(agent, lambda: {"txn.open": released.wait(10)}, timeout=0.05, on_timeout=own)
+    else:
+
+        async def wait() -> None:
+            await asyncio.sleep(10)
+
+        limits = {"concurrency": 1} if add is add_async_in_line else {}
+        agent.message("m", timeout=0.05, on_timeout=own, **limits)(wait)
+    with serving(agent) as (_, client):
+        answer = client.notify([*NEIGHBOURS, Message("m"), *NEIGHBOURS])
+        assert answer.variables == ANSWERS | expected
+        released.set()
+
+
+@pytest.mark.parametrize(
+    "before", [[], ["inline"], ["blocking"], ["async"], ["inline", "blocking", "async"]], ids=str
+)
+def test_a_message_that_no_handler_is_for_is_answered_with_the_agents_default(
+    with_defaults: Agent, before: list[str]
+) -> None:
+    agent = with_defaults
+    names = [*before, "nobody", "inline"]
+    with serving(agent) as (server, client):
+        expected = {"txn.default": True, "txn.inline": 1} | {f"txn.{n}": 1 for n in before}
+        assert client.notify([Message(name) for name in names]).variables == expected
+        assert server.totals().counts().unknown_messages == 1
+        assert agent.errors == {}
+
+
+@every_kind
+def test_of_a_notify_whose_answers_fit_no_frame_only_what_is_too_much_fails(
+    with_defaults: Agent, add: Any
+) -> None:
+    agent = with_defaults
+    add(agent, lambda: {"sess.m": bytes(9_000)})
+    agent.message("before")(lambda: {"sess.before": bytes(9_000)})
+    agent.message("no-room", on_error={"sess.large": bytes(16_000)})(raising(ValueError))
+    with serving(agent) as (_, client):
+        sent = [Message("before"), Message("m"), Message("no-room"), *NEIGHBOURS]
+        answer = client.notify(sent).variables
+        assert answer == {"sess.before": bytes(9_000), "txn.default": True} | ANSWERS
+        assert agent.errors == {"m": 1, "no-room": 1}
+
+
+# --- what ends ---
+
+
+@pytest.mark.parametrize("add", [add_blocking, add_async, add_async_in_line])
+def test_what_the_server_does_not_expect_ends_that_connection_alone(
+    agent: Agent, add: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(agent, dict)
+    with agent.serve_in_background() as server:
+        address = str(server.address)
+        with Client(address, timeout=10) as neighbour, Client(address, timeout=10) as client:
+            assert neighbour.notify(NEIGHBOURS).variables == ANSWERS
+            assert client.notify("m").variables == {}
+            with monkeypatch.context() as patched:
+                patched.setattr(AgentConnection, "send_ack", raising(ValueError, "unexpected"))
+                with pytest.raises(DisconnectedError):
+                    client.notify("m")
+            assert failures(caplog) == ["connection failed"]
+            assert neighbour.notify(NEIGHBOURS).variables == ANSWERS
+            assert client.notify("m").variables == {}
+            assert_all_is_well(server)

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from haproxy import wait_until
+from wire import connect, hello
 
 from spop import Ack, Agent, Client, DisconnectedError, Message, SpopTimeoutError, codec
 from spop.connection import AgentConnection, EngineConnection
@@ -43,21 +44,6 @@ def opened() -> Iterator[threading.Event]:
     event = threading.Event()
     yield event
     event.set()
-
-
-def connect(server: Server) -> socket.socket:
-    sock = socket.create_connection((server.address.host, server.address.port), 10)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
-
-
-def hello(server: Server, **options: Any) -> tuple[socket.socket, EngineConnection]:
-    """A connection that said HELLO."""
-    sock, protocol = connect(server), EngineConnection(**options)
-    sock.sendall(protocol.data_to_send())
-    while protocol.peer is None:
-        protocol.receive_data(sock.recv(4096))
-    return sock, protocol
 
 
 def received(sock: socket.socket) -> list[Any]:
@@ -379,28 +365,16 @@ def test_a_slow_reader_is_not_read_from(agent: Agent) -> None:
 # --- handlers' limits ---
 
 
-@pytest.mark.parametrize("kind", ["blocking", "async"])
 def test_a_handler_that_takes_too_long_is_answered_for(
-    agent: Agent, opened: threading.Event, kind: str
+    agent: Agent, opened: threading.Event
 ) -> None:
     late: list[str] = []
-    if kind == "blocking":
 
-        @agent.message("slow", blocking=True, timeout=0.1, on_timeout={"txn.late": True})
-        def slow() -> dict[str, Any]:
-            opened.wait(10)
-            late.append("done")
-            return {"txn.late": False}
-    else:
-
-        @agent.message("slow", timeout=0.1, on_timeout={"txn.late": True})
-        async def slow_async() -> dict[str, Any]:
-            try:
-                await asyncio.sleep(10)
-            except asyncio.CancelledError:
-                late.append("cancelled")
-                raise
-            return {"txn.late": False}
+    @agent.message("slow", blocking=True, timeout=0.1, on_timeout={"txn.late": True})
+    def slow() -> dict[str, Any]:
+        opened.wait(10)
+        late.append("done")
+        return {"txn.late": False}
 
     with agent.serve_in_background() as server, Client(str(server.address)) as client:
         answer = client.notify([Message("slow"), Message("check", ip=IPv4Address(3))])
@@ -440,8 +414,7 @@ def test_handlers_limits_are_checked(
         agent.message("m", **options)(lambda: None)
 
 
-@pytest.mark.parametrize("kind", ["blocking", "async"])
-def test_concurrency_limits_how_many_run(agent: Agent, kind: str) -> None:
+def test_concurrency_limits_how_many_run(agent: Agent) -> None:
     lock, running, most = threading.Lock(), [0], [0]
 
     def enter() -> None:
@@ -449,22 +422,12 @@ def test_concurrency_limits_how_many_run(agent: Agent, kind: str) -> None:
             running[0] += 1
             most[0] = max(most[0], running[0])
 
-    if kind == "blocking":
-
-        @agent.message("m", blocking=True, concurrency=2)
-        def handler(n: int) -> dict[str, Any]:
-            enter()
-            threading.Event().wait(0.01)
-            running[0] -= 1
-            return {"sess.n": n}
-    else:
-
-        @agent.message("m", concurrency=2)
-        async def handler_async(n: int) -> dict[str, Any]:
-            enter()
-            await asyncio.sleep(0.01)
-            running[0] -= 1
-            return {"sess.n": n}
+    @agent.message("m", blocking=True, concurrency=2)
+    def handler(n: int) -> dict[str, Any]:
+        enter()
+        threading.Event().wait(0.01)
+        running[0] -= 1
+        return {"sess.n": n}
 
     with agent.serve_in_background() as server, Client(str(server.address)) as client:
         sent = [client.send([Message("m", n=n)]) for n in range(20)]
@@ -494,57 +457,19 @@ def test_a_full_queue_fails_at_once(agent: Agent, opened: threading.Event) -> No
         assert count(server, Cell.REJECTED) == 1
 
 
-def slow_handler(agent: Agent) -> list[str]:
-    """Gives the agent an asynchronous handler of "slow" that tells what becomes of it."""
-    events: list[str] = []
-
-    @agent.message("slow")
-    async def slow() -> None:
-        events.append("begun")
-        try:
-            await asyncio.sleep(10)
-        except asyncio.CancelledError:
-            events.append("cancelled")
-            raise
-
-    return events
-
-
-def test_async_handlers_of_a_lost_connection_are_cancelled(agent: Agent) -> None:
-    events = slow_handler(agent)
-    with agent.serve_in_background() as server:
-        sock, protocol = hello(server)
-        protocol.notify(1, 1, [Message("slow")])
-        sock.sendall(protocol.data_to_send())
-        wait_until(lambda: events == ["begun"], "the handler")
-        sock.close()
-        wait_until(lambda: events == ["begun", "cancelled"], "the cancellation")
-        wait_until(lambda: count(server, Cell.ACKS_DROPPED) == 1, "the count")
-        assert server.totals().in_hand == 0
-
-
 # --- async exchanges ---
 
 ASYNC = frozenset({Capability.ASYNC, Capability.PIPELINING})
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("kind", ["blocking", "async"])
 def test_an_ack_leaves_on_another_connection_when_its_own_is_lost(
-    agent: Agent, opened: threading.Event, kind: str, threads: int
+    agent: Agent, opened: threading.Event, threads: int
 ) -> None:
-    if kind == "blocking":
-
-        @agent.message("slow", blocking=True)
-        def slow(n: int) -> dict[str, Any]:
-            opened.wait(10)
-            return {"sess.n": n}
-    else:
-
-        @agent.message("slow")
-        async def slow_async(n: int) -> dict[str, Any]:
-            await asyncio.get_running_loop().run_in_executor(None, opened.wait, 10)
-            return {"sess.n": n}
+    @agent.message("slow", blocking=True)
+    def slow(n: int) -> dict[str, Any]:
+        opened.wait(10)
+        return {"sess.n": n}
 
     with agent.serve_in_background(threads=threads) as server:
         first, protocol = hello(server, engine_id="e", capabilities=ASYNC)
@@ -569,21 +494,6 @@ def test_an_ack_leaves_on_another_connection_when_its_own_is_lost(
             stranger.recv(1)
         second.close()
         stranger.close()
-
-
-def test_exchanges_are_cancelled_with_the_last_connection_of_their_engine(agent: Agent) -> None:
-    events = slow_handler(agent)
-    with agent.serve_in_background() as server:
-        first, protocol = hello(server, engine_id="e", capabilities=ASYNC)
-        second, _ = hello(server, engine_id="e", capabilities=ASYNC)
-        protocol.notify(1, 1, [Message("slow")])
-        first.sendall(protocol.data_to_send())
-        wait_until(lambda: events == ["begun"], "the handler")
-        first.close()
-        wait_until(lambda: server.admission.connections == 1, "the loss")
-        assert events == ["begun"]
-        second.close()
-        wait_until(lambda: events == ["begun", "cancelled"], "the cancellation")
 
 
 # --- what handlers and their logs know ---
@@ -678,6 +588,7 @@ def test_a_connection_that_cannot_be_adopted_does_not_count(
         ({"threads": 0}, "threads is 0"),
         ({"max_frame_size": 100}, "max_frame_size is 100"),
         ({"unix_mode": "999"}, "unix_mode is '999'"),
+        ({"event_loop": "trio"}, "event_loop is 'trio', not one of asyncio, uvloop"),
         ({"allow": ("nowhere",)}, "'nowhere' is no network"),
         ({"tls_key": "key.pem"}, "need tls_cert"),
         ({"tls_cert": "/nowhere/cert.pem"}, "cannot use /nowhere/cert.pem"),

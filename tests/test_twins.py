@@ -221,8 +221,14 @@ def dispatcher(module: Any, failures: list[str]) -> Any:
         with_headers,
         [Parameter("a", accepts=HEADERS | 1), Parameter("b", accepts=HEADERS, keyword_only=True)],
     )
+    large = module.Route(
+        "large", lambda: {"txn.large": bytes(200)},
+        on_error=bytes(codec.encode_actions({"txn.too_large": "x" * 30})),
+    )  # fmt: skip
     return module.Dispatcher(
-        [route, other], lambda name, error: failures.append(f"{name}: {error}")
+        [route, other, large],
+        lambda name, error: failures.append(f"{name}: {error}"),
+        on_unknown=bytes(codec.encode_actions({"txn.unknown": True})),
     )
 
 
@@ -237,13 +243,13 @@ def open_intake(module: Any, max_frame_size: int, max_payload_size: int = 10**6)
     st.lists(
         st.builds(
             Message,
-            st.sampled_from(["m", "h", "unknown"]),
+            st.sampled_from(["m", "h", "unknown", "large"]),
             st.lists(
                 st.tuples(st.sampled_from(["a", "b", "c", "a"]), st.one_of(values, headers)),
                 max_size=4,
             ),
         ),
-        max_size=3,
+        max_size=4,
     ),
     st.sampled_from([300, 16380]),
     st.integers(-3, 0),

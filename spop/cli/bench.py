@@ -13,7 +13,7 @@ import click
 
 from spop.address import Address
 from spop.cli.notation import parse_argument, parse_messages
-from spop.cli.parameters import ADDRESS, max_frame_size_option, timeout_option
+from spop.cli.parameters import ADDRESS, EXISTING_FILE, FILE, max_frame_size_option, timeout_option
 from spop.errors import reason
 from spop.frames import Message
 from spop.load import report
@@ -75,12 +75,9 @@ def bench() -> None:
     help="Frames in flight on each connection; 1 in ping-pong.",
 )  # fmt: skip
 @click.option(
-    "--duration",
-    type=click.FloatRange(0.1),
-    default=5.0,
-    show_default=True,
+    "--duration", type=click.FloatRange(0.1), default=5.0, show_default=True,
     help="Seconds that are measured.",
-)
+)  # fmt: skip
 @click.option("--count", type=click.IntRange(1), help="Frames, instead of a duration.")
 @click.option(
     "--rate", type=click.FloatRange(0.1),
@@ -111,9 +108,12 @@ def bench() -> None:
 @click.option("--pid", type=click.IntRange(1), help="The agent's process: measure its CPU, too.")
 @timeout_option(5.0)
 @max_frame_size_option
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path), help="Write the result as JSON; - is standard output.")  # fmt: skip
-@click.option("--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the distribution of latencies.")  # fmt: skip
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Plot it, as .svg or .png.")  # fmt: skip
+@click.option(
+    "--json", "json_file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    help="Write the result as JSON; - is standard output.",
+)  # fmt: skip
+@click.option("--csv", "csv_file", type=FILE, help="Write the distribution of latencies.")
+@click.option("--plot", type=FILE, help="Plot it, as .svg or .png.")
 @click.option("--quiet", is_flag=True, help="No progress while it runs.")
 def run_(
     address: Address,
@@ -239,9 +239,9 @@ class _Progress:
 
 
 @bench.command()
-@click.argument("first", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.argument("second", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Plot both, as .svg or .png.")  # fmt: skip
+@click.argument("first", type=EXISTING_FILE)
+@click.argument("second", type=EXISTING_FILE)
+@click.option("--plot", type=FILE, help="Plot both, as .svg or .png.")
 def compare(first: Path, second: Path, plot: Path | None) -> None:
     """Compare two results that "spop bench --json" wrote.
 

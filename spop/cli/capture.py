@@ -2,13 +2,13 @@
 
 A `Conversation` is a TCP connection. Its bytes come in the order in which they became whole:
 segments that arrive out of order, twice or overlapping are put right, and what the capture
-lacks is a `Gap`.
+lacks is a number of bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 import dpkt
@@ -19,28 +19,34 @@ _HALF = 2**31
 _WHOLE = 2**32
 
 
-class Gap(NamedTuple):
-    """Bytes that were sent and are not in the capture."""
-
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What became whole with a packet: when, from whom, and the bytes or that they lack."""
+class Piece(NamedTuple):
+    """What became whole with a packet: when, from whom, and the bytes, or how many are missing."""
 
     time: float
     source: Address
-    data: bytes | Gap
+    data: bytes | int
 
 
-@dataclass(slots=True)
 class Conversation:
     """A TCP connection."""
 
-    first: Address
-    second: Address
-    pieces: list[Piece] = field(default_factory=list)
+    def __init__(self, first: Address, second: Address) -> None:
+        self.first = first
+        self.second = second
+        self.pieces: list[Piece] = []
+        self._directions = {first: _Direction(), second: _Direction()}
+
+    def add(self, time: float, source: Address, tcp: Any) -> None:
+        """Take a segment."""
+        for data in self._directions[source].add(tcp):
+            self.pieces.append(Piece(time, source, data))
+        self._last = time
+
+    def finish(self) -> None:
+        """There is no more."""
+        for source, direction in self._directions.items():
+            for data in direction.rest():
+                self.pieces.append(Piece(self._last, source, data))
 
 
 class CaptureError(ValueError):
@@ -53,38 +59,19 @@ def read_conversations(file: BinaryIO) -> list[Conversation]:
     Raises:
         CaptureError: it is none, or of a kind of link that is not known.
     """
-    found: dict[frozenset[Address], _Connection] = {}
-    done: list[_Connection] = []
+    latest: dict[frozenset[Address], Conversation] = {}
+    found: list[Conversation] = []
     for time, source, target, tcp in _segments(file):
         key = frozenset((source, target))
-        connection = found.get(key)
+        conversation = latest.get(key)
         begins = bool(tcp.flags & dpkt.tcp.TH_SYN and not tcp.flags & dpkt.tcp.TH_ACK)
-        if connection is None or (begins and connection.has_data):
-            connection = found[key] = _Connection(source, target)
-            done.append(connection)
-        connection.add(time, source, tcp)
-    return [connection.finish() for connection in done]
-
-
-class _Connection:
-    def __init__(self, first: Address, second: Address) -> None:
-        self._conversation = Conversation(first, second)
-        self._directions = {first: _Direction(), second: _Direction()}
-
-    @property
-    def has_data(self) -> bool:
-        return bool(self._conversation.pieces)
-
-    def add(self, time: float, source: Address, tcp: Any) -> None:
-        for data in self._directions[source].add(tcp):
-            self._conversation.pieces.append(Piece(time, source, data))
-        self._last = time
-
-    def finish(self) -> Conversation:
-        for source, direction in self._directions.items():
-            for data in direction.rest():
-                self._conversation.pieces.append(Piece(self._last, source, data))
-        return self._conversation
+        if conversation is None or (begins and conversation.pieces):
+            conversation = latest[key] = Conversation(source, target)
+            found.append(conversation)
+        conversation.add(time, source, tcp)
+    for conversation in found:
+        conversation.finish()
+    return found
 
 
 class _Direction:
@@ -118,12 +105,12 @@ class _Direction:
                     self._next = (self._next + len(data)) % _WHOLE
                     yield data
 
-    def rest(self) -> Iterator[bytes | Gap]:
+    def rest(self) -> Iterator[bytes | int]:
         """What is left at the end of the capture, with the gaps before it."""
         while self._waiting and self._next is not None:
             ahead = {_distance(self._next, sequence): sequence for sequence in self._waiting}
             size = min(ahead)
-            yield Gap(size)
+            yield size
             self._next = ahead[size]
             yield from self._whole()
 
@@ -158,21 +145,11 @@ def _packets(file: BinaryIO) -> Iterator[tuple[float, Any]]:
     decode = _LINKS.get(link)
     if decode is None:
         raise CaptureError(f"packets of link type {link} are not known")
-    for time, data in _readable(reader):
-        try:
-            yield float(time), decode(data)
-        except (dpkt.dpkt.Error, ValueError, IndexError):
-            continue  # Not the packet of a protocol that matters here.
-
-
-def _readable(reader: Iterable[tuple[float, bytes]]) -> Iterator[tuple[float, bytes]]:
-    """Packets up to where the file was cut off."""
-    packets = iter(reader)
-    while True:
-        try:
-            yield next(packets)
-        except (StopIteration, dpkt.dpkt.Error, ValueError):
-            return
+    with contextlib.suppress(dpkt.dpkt.Error, ValueError):  # The file may be cut off.
+        for time, data in reader:
+            # What can't be decoded is not the packet of a protocol that matters here.
+            with contextlib.suppress(dpkt.dpkt.Error, ValueError, IndexError):
+                yield float(time), decode(data)
 
 
 def _raw_ip(data: bytes) -> Any:

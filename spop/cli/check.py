@@ -27,12 +27,7 @@ from spop.errors import SpopError, reason
     "--count", type=click.IntRange(1), help="With --watch: so many times.  [default: no end]"
 )
 def check(
-    address: Address,
-    timeout: float,
-    max_frame_size: int,
-    as_json: bool,
-    watch: float | None,
-    count: int | None,
+    address: Address, as_json: bool, watch: float | None, count: int | None, **options: Any
 ) -> None:
     """Ask an agent whether it is well, as HAProxy's `option spop-check` does.
 
@@ -48,7 +43,7 @@ def check(
     """
     left = count if watch else 1
     while True:
-        found = examine(address, timeout, max_frame_size)
+        found = examine(address, **options)
         click.echo(json.dumps(found) if as_json else _line(found), err=False)
         left = None if left is None else left - 1
         if left == 0:
@@ -56,14 +51,14 @@ def check(
         time.sleep(watch or 0)
 
 
-def examine(address: Address, timeout: float, max_frame_size: int) -> dict[str, Any]:
-    """What two HELLOs find out, as JSON can have it."""
+def examine(address: Address, **options: Any) -> dict[str, Any]:
+    """What two HELLOs find out, as JSON can have it. The options are those of `Wire`."""
     found: dict[str, Any] = {"address": str(address), "well": False}
     started = time.perf_counter()
     try:
-        with Wire(address, timeout, max_frame_size=max_frame_size, healthcheck=True):
+        with Wire(address, healthcheck=True, **options):
             found["seconds"] = round(time.perf_counter() - started, 6)
-        with Wire(address, timeout, max_frame_size=max_frame_size, engine_id="spop-check") as wire:
+        with Wire(address, engine_id="spop-check", **options) as wire:
             found |= {
                 "well": True,
                 "version": wire.peer.version,

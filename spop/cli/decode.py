@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import click
 
@@ -18,6 +18,9 @@ from spop.constants import FrameType
 from spop.dispatch import Dispatcher, Intake, flags_of_hello
 from spop.errors import ProtocolError
 from spop.frames import Control, Frame, Notify, RawFrame
+
+if TYPE_CHECKING:
+    from spop.cli.capture import Conversation
 
 MAX_FRAME_SIZE = 64 * 1024 * 1024
 """A longer one is taken for damage."""
@@ -34,6 +37,8 @@ class Found(NamedTuple):
         offset: in the bytes of its direction.
         damage: what is wrong; empty where there is a frame.
         payload: what a last fragment completed.
+        direction: from where to where; empty where that is not known.
+        time: when its last packet was captured, where that is known.
     """
 
     offset: int
@@ -41,6 +46,8 @@ class Found(NamedTuple):
     frame: Frame | None
     damage: str = ""
     payload: Frame | None = None
+    direction: str = ""
+    time: float | None = None
 
 
 @dataclass
@@ -169,13 +176,6 @@ def _open_intake(flags: Flags) -> Intake:
     return intake
 
 
-class Source(NamedTuple):
-    """Where frames come from: the direction for people, the time where it is known."""
-
-    direction: str
-    time: float | None
-
-
 @click.command()
 @click.argument("file", type=click.File("rb"))
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each frame.")
@@ -205,12 +205,12 @@ def decode(file: BinaryIO, as_json: bool, port: int | None, as_hex: bool, format
     data = file.read()
     kind = _kind(data) if format_ == "auto" else format_
     good = damaged = 0
-    for source, found in _frames(data, kind, port):
+    for found in _captured(data, port) if kind == "pcap" else _plain(data, kind):
         good, damaged = good + (found.frame is not None), damaged + (found.frame is None)
         if as_json:
-            click.echo(json.dumps(_as_object(source, found, as_hex)))
+            click.echo(json.dumps(_as_object(found, as_hex)))
         else:
-            _print(source, found, as_hex)
+            _print(found, as_hex)
     if not good and not damaged:
         click.echo("Error: there is no SPOP in it", err=True)
     raise SystemExit(0 if good and not damaged else 1)
@@ -219,23 +219,13 @@ def decode(file: BinaryIO, as_json: bool, port: int | None, as_hex: bool, format
 def _kind(data: bytes) -> str:
     if data[:4] in PCAP_MAGIC:
         return "pcap"
-    try:
-        text = data.decode("ascii")
-    except UnicodeDecodeError:
-        return "raw"
-    return "hex" if text.isprintable() or re.fullmatch(r"[\x20-\x7e\s…]*", text) else "raw"
+    return "hex" if re.fullmatch(rb"[\x20-\x7e\s]*", data) else "raw"
 
 
-def _frames(data: bytes, kind: str, port: int | None) -> Iterator[tuple[Source, Found]]:
-    if kind == "pcap":
-        yield from _captured(data, port)
-        return
+def _plain(data: bytes, kind: str) -> Iterator[Found]:
     decoder = Decoder()
-    source = Source("", None)
-    for found in decoder.feed(data if kind == "raw" else read_hex(data.decode("ascii", "replace"))):
-        yield source, found
-    for found in decoder.finish():
-        yield source, found
+    yield from decoder.feed(data if kind == "raw" else read_hex(data.decode("ascii", "replace")))
+    yield from decoder.finish()
 
 
 def read_hex(text: str) -> bytes:
@@ -273,9 +263,9 @@ def _xxd_columns(line: str) -> str:
     return line.partition(":")[2].strip().partition("  ")[0]
 
 
-def _captured(data: bytes, port: int | None) -> Iterator[tuple[Source, Found]]:
+def _captured(data: bytes, port: int | None) -> Iterator[Found]:
     try:
-        from spop.cli.capture import CaptureError, Gap, read_conversations
+        from spop.cli.capture import CaptureError, read_conversations
     except ModuleNotFoundError:
         message = "captures need an extra: pip install 'haproxy-spop[cli]'"
         raise click.UsageError(message) from None
@@ -284,43 +274,42 @@ def _captured(data: bytes, port: int | None) -> Iterator[tuple[Source, Found]]:
     except CaptureError as error:
         raise click.UsageError(str(error)) from None
     for each in conversations:
-        if port is not None and port not in (each.first.port, each.second.port):
-            continue
-        if port is None and not _speaks_spop(each):
-            continue
-        ends = {each.first: each.second, each.second: each.first}
-        flags = Flags()
-        decoders = {end: Decoder(flags) for end in ends}
-        last = None
-        for piece in each.pieces:
-            decoder = decoders[piece.source]
-            source = Source(f"{piece.source} → {ends[piece.source]}", piece.time)
-            last = piece.time
-            if isinstance(piece.data, Gap):
-                yield from ((source, found) for found in decoder.skip(piece.data.size))
-                continue
-            yield from ((source, found) for found in decoder.feed(piece.data))
-        for end, decoder in decoders.items():
-            source = Source(f"{end} → {ends[end]}", last)
-            yield from ((source, found) for found in decoder.finish())
+        if port in (each.first.port, each.second.port) if port else _speaks_spop(each):
+            yield from _conversation(each)
 
 
-def _speaks_spop(conversation: Any) -> bool:
+def _conversation(conversation: Conversation) -> Iterator[Found]:
+    first, second = conversation.first, conversation.second
+    directions = {first: f"{first} → {second}", second: f"{second} → {first}"}
+    flags = Flags()
+    time: float | None = None
+    decoders = {end: Decoder(flags) for end in directions}
+    for time, source, data in conversation.pieces:
+        decoder = decoders[source]
+        for found in decoder.skip(data) if isinstance(data, int) else decoder.feed(data):
+            yield found._replace(direction=directions[source], time=time)
+    for end, decoder in decoders.items():
+        for found in decoder.finish():
+            yield found._replace(direction=directions[end], time=time)
+
+
+def _speaks_spop(conversation: Conversation) -> bool:
     """What is first seen of either side is a frame."""
     for end in (conversation.first, conversation.second):
         data = b"".join(
-            piece.data
-            for piece in conversation.pieces[:20]
-            if piece.source == end and isinstance(piece.data, bytes)
+            data
+            for _, source, data in conversation.pieces[:20]
+            if source == end and isinstance(data, bytes)
         )
         if data and not (len(data) > 8 and data[4] in set(FrameType) and data[:1] == b"\0"):
             return False
     return bool(conversation.pieces)
 
 
-def _print(source: Source, found: Found, as_hex: bool) -> None:
-    place = f"{_time(source)}{source.direction}{' ' if source.direction else ''}@{found.offset}"
-    click.echo(click.style(place, dim=True))
+def _print(found: Found, as_hex: bool) -> None:
+    time = "" if found.time is None else f"{datetime.fromtimestamp(found.time, UTC):%H:%M:%S.%f} "
+    direction = f"{found.direction} " if found.direction else ""
+    click.echo(click.style(f"{time}{direction}@{found.offset}", dim=True))
     if as_hex:
         click.echo(f"  {found.data.hex()}")
     if found.frame is None:
@@ -337,16 +326,10 @@ def _print(source: Source, found: Found, as_hex: bool) -> None:
             click.echo(f"    {line}")
 
 
-def _time(source: Source) -> str:
-    if source.time is None:
-        return ""
-    return f"{datetime.fromtimestamp(source.time, UTC):%H:%M:%S.%f} "
-
-
-def _as_object(source: Source, found: Found, as_hex: bool) -> dict[str, Any]:
+def _as_object(found: Found, as_hex: bool) -> dict[str, Any]:
     shown: dict[str, Any] = {"offset": found.offset}
-    if source.direction:
-        shown |= {"direction": source.direction, "time": source.time}
+    if found.direction:
+        shown |= {"direction": found.direction, "time": found.time}
     if found.frame is None:
         shown |= {"type": "damaged", "error": found.damage, "hex": found.data.hex()}
     else:

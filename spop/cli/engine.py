@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import click
 
 from spop.address import Address
-from spop.cli.parameters import ADDRESS
-from spop.cli.validate import VersionType
+from spop.cli.parameters import ADDRESS, EXISTING_FILE, HAPROXY_VERSION
 
 
 @click.command()
-@click.argument(
-    "path", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path)
-)
+@click.argument("path", metavar="FILE", type=EXISTING_FILE)
 @click.argument("words", nargs=-1, metavar="[name=value]...")
 @click.option(
     "--event", "events", multiple=True, metavar="EVENT",
@@ -27,11 +26,8 @@ from spop.cli.validate import VersionType
     "--agent", "agents", multiple=True, type=ADDRESS, metavar="ADDRESS",
     help="Where the agent is, for any `use-backend`.",
 )  # fmt: skip
-@click.option(
-    "--haproxy-cfg", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="The haproxy.cfg with the backend.",
-)  # fmt: skip
-@click.option("--haproxy-version", type=VersionType(), metavar="X.Y", help="Behave as this one.")
+@click.option("--haproxy-cfg", type=EXISTING_FILE, help="The haproxy.cfg with the backend.")
+@click.option("--haproxy-version", type=HAPROXY_VERSION, metavar="X.Y", help="Behave as this one.")
 @click.option("--json", "as_object", is_flag=True, help="Print a JSON object.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the messages that are sent.")
 def engine(
@@ -39,12 +35,9 @@ def engine(
     words: tuple[str, ...],
     events: tuple[str, ...],
     groups: tuple[str, ...],
-    scope: str | None,
     agents: tuple[Address, ...],
     haproxy_cfg: Path | None,
-    haproxy_version: str | None,
-    as_object: bool,
-    verbose: bool,
+    **options: Any,
 ) -> None:
     """Run one stream through an SPOE file's engine, as HAProxy's filter would: evaluate the
     messages of its events, ask the agent, set variables. Prints those, and HAProxy's log lines.
@@ -69,8 +62,9 @@ def engine(
         raise click.UsageError("nothing happens: name an --event or a --group")
     if bool(agents) is bool(haproxy_cfg):
         raise click.UsageError("where is the agent? --agent ADDRESS or --haproxy-cfg FILE")
-    from spop.cli.stream_run import Run, everywhere
+    from spop.cli.stream_run import run_stream
 
-    run = Run(path, scope, haproxy_cfg or everywhere(agents), haproxy_version)
-    well = run(words, events, groups, as_object=as_object, verbose=verbose)
+    addresses = [str(address) for address in agents]
+    backends: Path | dict[str, list[str]] = haproxy_cfg or defaultdict(lambda: addresses)
+    well = run_stream(path, words, events, groups, backends=backends, **options)
     sys.exit(0 if well else 1)

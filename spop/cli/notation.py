@@ -7,6 +7,7 @@ import binascii
 import ipaddress
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,19 +71,15 @@ def natural_value(text: str) -> Value:
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     if re.fullmatch(r"-?\d+", text):
-        return _integer(Int64 if -(2**63) <= int(text) < 2**63 else UInt64)(text)
+        return _integer(Int64 if -(2**63) <= int(text) < 2**63 else UInt64, text)
     try:
         return ipaddress.ip_address(text)
     except ValueError:
         return text
 
 
-def _integer(type_: Callable[[int], Any]) -> Callable[[str], Value]:
-    def parse(text: str) -> Value:
-        value: Value = type_(int(text, 0))
-        return value
-
-    return parse
+def _integer(type_: Callable[[int], int], text: str) -> int:
+    return type_(int(text, 0))
 
 
 def _bool(text: str) -> bool:
@@ -111,11 +108,11 @@ def _binary(text: str) -> bytes:
 _TYPES: dict[str, Callable[[str], Value]] = {
     "null": _null,
     "bool": _bool,
-    "int": _integer(Int64),
-    "int32": _integer(Int32),
-    "uint32": _integer(UInt32),
-    "int64": _integer(Int64),
-    "uint64": _integer(UInt64),
+    "int": partial(_integer, Int64),
+    "int32": partial(_integer, Int32),
+    "uint32": partial(_integer, UInt32),
+    "int64": partial(_integer, Int64),
+    "uint64": partial(_integer, UInt64),
     "ip": ipaddress.ip_address,
     "ipv4": ipaddress.IPv4Address,
     "ipv6": ipaddress.IPv6Address,
@@ -159,6 +156,11 @@ def show(value: object, limit: int = 200) -> str:
         shown = repr(value[:limit].encode("utf-8", "backslashreplace").decode())
         return shown + (f"… ({len(value)} characters)" if len(value) > limit else "")
     return str(value)
+
+
+def described(value: object) -> str:
+    """A value and its type, for people."""
+    return f"{show(value)} ({type_name(value)})"
 
 
 def as_json(value: object) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 import click
 
@@ -13,14 +14,12 @@ from spop import codec
 from spop.address import Address
 from spop.cli import tree
 from spop.cli.decode import Decoder, Found
-from spop.cli.notation import as_json as value_as_json
-from spop.cli.notation import parse_messages, show, type_name
+from spop.cli.notation import parse_messages
 from spop.cli.parameters import ADDRESS, max_frame_size_option, timeout_option
 from spop.cli.wire import Wire
 from spop.constants import Status
 from spop.errors import DisconnectedError, SpopError, reason
 from spop.frames import Ack, Message
-from spop.values import UNSET
 
 
 @click.command()
@@ -36,13 +35,11 @@ from spop.values import UNSET
 def notify(
     address: Address,
     words: tuple[str, ...],
-    timeout: float,
     as_json: bool,
     as_hex: bool,
     verbose: bool,
-    engine_id: str | None,
-    max_frame_size: int,
     dry_run: bool,
+    **options: Any,
 ) -> None:
     """Send messages in a NOTIFY and print the actions that answer it.
 
@@ -69,9 +66,8 @@ def notify(
         click.echo(frame.hex())
         return
     trace = _Trace(as_hex) if verbose or as_hex else None
-    wire = Wire(address, timeout, trace, engine_id=engine_id, max_frame_size=max_frame_size)
     try:
-        _exchange(wire, messages, f"{address}", as_json)
+        _exchange(Wire(address, trace=trace, **options), messages, f"{address}", as_json)
     finally:
         if trace is not None:
             trace.finish()
@@ -100,27 +96,14 @@ def _why(error: Exception) -> str:
 
 def _print(ack: Ack, as_json: bool) -> None:
     if as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "aborted": ack.aborted,
-                    "actions": [
-                        {"variable": action.variable, **value_as_json(action.value)}
-                        for action in ack.actions
-                    ],
-                }
-            )
-        )
+        click.echo(json.dumps(tree.answer(ack)))
         return
     if ack.aborted:
         click.echo("aborted: the agent takes no payload of this size")
     elif not ack.actions:
         click.echo("no actions")
     for action in ack.actions:
-        if action.value is UNSET:
-            click.echo(f"unset {action.variable}")
-        else:
-            click.echo(f"set {action.variable} = {show(action.value)} ({type_name(action.value)})")
+        click.echo(tree.action_line(action))
 
 
 class _Trace:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,24 +13,34 @@ from spop.address import Address
 from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE
 from spop.values import UInt32
 
+FILE = click.Path(dir_okay=False, path_type=Path)
+EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
-class AddressType(click.ParamType):  # type: ignore[type-arg]
-    """``HOST:PORT`` or ``unix:PATH``."""
 
-    name = "address"
+class Parsed(click.ParamType):  # type: ignore[type-arg]
+    """What a function makes of a text. Its ValueError says what is wrong with it."""
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Address:
-        if isinstance(value, Address):
-            return value
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
-            return Address.parse(value)
+            return self._parse(value) if isinstance(value, str) else value
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
 
-ADDRESS = AddressType()
+def _haproxy_version(text: str) -> str:
+    # The engine takes a tenth of a second to import, which commands without it needn't wait for.
+    from spop.engine.config.versions import Version
+
+    Version.of_haproxy(text)
+    return text
+
+
+ADDRESS = Parsed("address", Address.parse)
+HAPROXY_VERSION = Parsed("version", _haproxy_version)
 
 _SIZE = re.compile(r"([0-9]+)([KMG]?)", re.ASCII | re.IGNORECASE)
 

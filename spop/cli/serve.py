@@ -11,7 +11,6 @@ import types
 import typing
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
@@ -19,7 +18,7 @@ import click
 from spop import logs
 from spop.cli.configuration import read_configuration
 from spop.cli.loading import StartFailure, load_agent
-from spop.cli.parameters import SizeType
+from spop.cli.parameters import FILE, SizeType
 from spop.context import ContextFilter
 from spop.server.options import Options
 from spop.server.supervisor import StartError, Supervisor
@@ -59,6 +58,8 @@ def _type(each: dataclasses.Field[Any], hint: Any) -> Any:
     low, high = each.metadata["low"], each.metadata["high"]
     if each.metadata.get("size"):
         return SizeType(low, high)
+    if each.metadata.get("choices"):
+        return click.Choice(each.metadata["choices"])
     if hint is int:
         return click.IntRange(low, high)
     if hint is float:
@@ -78,8 +79,8 @@ def _type(each: dataclasses.Field[Any], hint: Any) -> Any:
     show_default=True, envvar="SPOP_LOG_FORMAT", help="Log lines of text or of JSON.",
 )  # fmt: skip
 @click.option(
-    "--config", type=click.Path(dir_okay=False, path_type=Path), envvar="SPOP_CONFIG",
-    is_eager=True, callback=read_configuration, expose_value=False, metavar="FILE",
+    "--config", type=FILE, envvar="SPOP_CONFIG", is_eager=True, callback=read_configuration,
+    expose_value=False, metavar="FILE",
     help="TOML file: keys are the long options' names, and agent = \"MODULE:AGENT\".",
 )  # fmt: skip
 @click.option(
@@ -125,6 +126,8 @@ def serve(
         supervisor = Supervisor(partial(load_agent, target), checked, watch=reload)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    except ModuleNotFoundError as error:
+        raise StartFailure(str(error)) from None
     try:
         supervisor.run()
     except StartError as error:

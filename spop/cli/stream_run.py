@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from spop.address import Address
 from spop.cli import tree
-from spop.cli.notation import as_json, show, type_name
+from spop.cli.notation import as_json, described
 from spop.cli.stream_notation import parse_stream
 from spop.engine import BlockingStream, ConfigError, Engine, Event, Processing, Stream
 from spop.errors import reason
 from spop.frames import Notify
-from spop.values import DecodedValue
 
 Processed = Sequence[tuple[str, Processing | None]]
 
@@ -25,71 +23,37 @@ _HTTP_EVENTS = {event for event in Event if "http" in event}
 _RESPONSE_EVENTS = (Event.ON_TCP_RESPONSE, Event.ON_HTTP_RESPONSE)
 
 
-class _Everywhere(dict[str, list[str]]):
-    """The same addresses for each backend."""
-
-    def __init__(self, addresses: list[str]) -> None:
-        self._addresses = addresses
-
-    def __missing__(self, name: str) -> list[str]:
-        return self._addresses
-
-
-def everywhere(addresses: Iterable[Address]) -> dict[str, list[str]]:
-    """A mapping that finds these addresses for any backend."""
-    return _Everywhere(list(map(str, addresses)))
-
-
-class Run:
-    """A run of one stream.
+def run_stream(
+    path: Path,
+    words: Sequence[str],
+    events: Sequence[str],
+    groups: Sequence[str],
+    *,
+    as_object: bool,
+    verbose: bool,
+    **settings: Any,
+) -> bool:
+    """Run one stream and print. Returns whether all messages were answered.
 
     Args:
-        path, scope, backends, haproxy_version: those of `Engine.from_file`.
+        path, settings: those of `Engine.from_file`.
+
+    Raises:
+        click.UsageError: a word, an event, a group or a file is wrong.
     """
-
-    def __init__(
-        self, path: Path, scope: str | None, backends: Any, haproxy_version: str | None
-    ) -> None:
-        self._path = path
-        self._scope = scope
-        self._backends = backends
-        self._haproxy_version = haproxy_version
-
-    def __call__(
-        self,
-        words: Sequence[str],
-        events: Sequence[str],
-        groups: Sequence[str],
-        *,
-        as_object: bool,
-        verbose: bool,
-    ) -> bool:
-        """Run it and print. Returns whether all messages were answered.
-
-        Raises:
-            click.UsageError: a word, an event, a group or a file is wrong.
-        """
-        # What is to be told, is printed; the log would say it again.
-        logging.getLogger("spop.engine").addHandler(logging.NullHandler())
-        stream = parse_stream(words, http=not _HTTP_EVENTS.isdisjoint(events))
-        try:
-            with self._engine() as engine, engine.stream(stream) as context:
-                processed = _process(context, stream, events, groups)
-                if as_object:
-                    click.echo(json.dumps(_object(engine, context, processed)))
-                else:
-                    _print(engine, context, processed, verbose)
-        except (ConfigError, ValueError, OSError) as error:
-            raise click.UsageError(_first_line(error)) from None
-        return not any(processing and processing.status for _, processing in processed)
-
-    def _engine(self) -> Engine:
-        return Engine.from_file(
-            self._path,
-            self._scope,
-            backends=self._backends,
-            haproxy_version=self._haproxy_version,
-        )
+    # What is to be told, is printed; the log would say it again.
+    logging.getLogger("spop.engine").addHandler(logging.NullHandler())
+    stream = parse_stream(words, http=not _HTTP_EVENTS.isdisjoint(events))
+    try:
+        with Engine.from_file(path, **settings) as engine, engine.stream(stream) as context:
+            processed = _process(context, stream, events, groups)
+            if as_object:
+                click.echo(json.dumps(_object(engine, context, processed)))
+            else:
+                _print(engine, context, processed, verbose)
+    except (ConfigError, ValueError, OSError) as error:
+        raise click.UsageError(_first_line(error)) from None
+    return not any(processing and processing.status for _, processing in processed)
 
 
 def _process(
@@ -123,16 +87,12 @@ def _print(engine: Engine, context: BlockingStream, processed: Processed, verbos
             click.echo("\n".join(tree.lines(frame)))
         click.echo(engine.log_line(processing))
     for name, value in sorted(context.vars.items()):
-        click.echo(_variable(click.style(name, bold=True), value))
+        click.echo(f"{click.style(name, bold=True)} = {described(value)}")
     for name, value in sorted(context.ignored.items()):
         note = click.style("ignored: nothing knows it", fg="yellow")
-        click.echo(f"{_variable(name, value)} {note}")
+        click.echo(f"{name} = {described(value)} {note}")
     if context.ignored:
         click.echo("  (rules that read it, register-var-names or force-set-var make it known)")
-
-
-def _variable(name: str, value: DecodedValue) -> str:
-    return f"{name} = {show(value)} ({type_name(value)})"
 
 
 def _object(engine: Engine, context: BlockingStream, processed: Processed) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from spop.cli.notation import as_json, show, type_name
+from spop.cli.notation import as_json, described
 from spop.constants import FrameFlag, FrameType
-from spop.frames import Ack, Control, Frame, Message, Notify, RawFrame
+from spop.frames import Ack, Action, Control, Frame, Message, Notify, RawFrame
 from spop.values import UNSET
 
 _COLOURS = {
@@ -44,7 +44,7 @@ def lines(frame: Frame) -> Iterator[str]:
     if isinstance(frame, Control):
         yield header
         for key, value in frame.items.items():
-            yield f"  {key} = {show(value)} ({type_name(value)})"
+            yield f"  {key} = {described(value)}"
         return
     header += f" stream {frame.stream_id} frame {frame.frame_id}"
     if isinstance(frame, Notify):
@@ -54,10 +54,7 @@ def lines(frame: Frame) -> Iterator[str]:
     elif isinstance(frame, Ack):
         yield header + (" aborted" if frame.aborted else "")
         for action in frame.actions:
-            if action.value is UNSET:
-                yield f"  unset {action.variable}"
-            else:
-                yield f"  set {action.variable} = {show(action.value)} ({type_name(action.value)})"
+            yield f"  {action_line(action)}"
     else:
         yield f"{header} {_flags(frame.flags)} {len(frame.payload)} bytes"
 
@@ -65,11 +62,24 @@ def lines(frame: Frame) -> Iterator[str]:
 def _message(message: Message) -> Iterator[str]:
     yield f"  {message.name}"
     for name, value in zip(message.names, message.values, strict=True):
-        yield f"    {name or '(no name)'} = {show(value)} ({type_name(value)})"
+        yield f"    {name or '(no name)'} = {described(value)}"
+
+
+def action_line(action: Action) -> str:
+    """What an action does."""
+    if action.value is UNSET:
+        return f"unset {action.variable}"
+    return f"set {action.variable} = {described(action.value)}"
 
 
 def _flags(flags: int) -> str:
     return "|".join(flag.name or "" for flag in FrameFlag if flags & flag) or "no flags"
+
+
+def answer(ack: Ack) -> dict[str, Any]:
+    """What an ACK says, as JSON can have it."""
+    actions = [{"variable": action.variable, **as_json(action.value)} for action in ack.actions]
+    return {"aborted": ack.aborted, "actions": actions}
 
 
 def as_object(frame: Frame) -> dict[str, Any]:
@@ -91,10 +101,7 @@ def as_object(frame: Frame) -> dict[str, Any]:
             for message in frame.messages
         ]
     elif isinstance(frame, Ack):
-        shown["aborted"] = frame.aborted
-        shown["actions"] = [
-            {"variable": action.variable, **as_json(action.value)} for action in frame.actions
-        ]
+        shown |= answer(frame)
     else:
         shown |= {"flags": frame.flags, "payload": frame.payload.hex()}
     return shown

@@ -4,30 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
-
-class VersionType(click.ParamType):  # type: ignore[type-arg]
-    """A version of HAProxy."""
-
-    name = "version"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from spop.engine.config.versions import Version
-
-        try:
-            Version.of_haproxy(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        return str(value)
+from spop.cli.parameters import EXISTING_FILE, HAPROXY_VERSION
 
 
 @click.command()
-@click.argument(
-    "path", metavar="FILE", type=click.Path(exists=True, dir_okay=False, path_type=Path)
-)
+@click.argument("path", metavar="FILE", type=EXISTING_FILE)
 @click.option(
     "--scope", metavar="NAME", help="The engine of `filter spoe engine NAME`.  [default: every one]"
 )
@@ -36,7 +20,7 @@ class VersionType(click.ParamType):  # type: ignore[type-arg]
     show_default=True, help="The kind of section that the filter stands in.",
 )  # fmt: skip
 @click.option(
-    "--haproxy-version", type=VersionType(), metavar="X.Y",
+    "--haproxy-version", type=HAPROXY_VERSION, metavar="X.Y",
     help="Warn of what this HAProxy lacks or ignores.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
@@ -54,7 +38,6 @@ def validate(
       spop validate spoe.cfg --scope ip-reputation --haproxy-version 3.2
       spop validate spoe.cfg --json
     """
-    # The engine takes a tenth of a second to import, which commands without it needn't wait for.
     from spop.cli.verdict import Verdict
 
     verdict = Verdict.of(path, scope, proxy, haproxy_version)

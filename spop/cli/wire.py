@@ -12,8 +12,7 @@ from spop.address import Address
 from spop.client.dial import (
     Endpoint,
     Trace,
-    dial,
-    greet,
+    connect,
     receive_before,
     say_goodbye,
     send_before,
@@ -59,12 +58,8 @@ class Wire:
         self._sock: socket.socket
 
     def __enter__(self) -> Self:
-        self._sock = dial(Endpoint(self._address), self._timeout)
-        try:
-            greet(self._sock, self._protocol, self._timeout, self._trace)
-        except BaseException:
-            self._sock.close()
-            raise
+        endpoint, timeout = Endpoint(self._address), self._timeout
+        self._sock = connect(endpoint, self._protocol, timeout, timeout, self._trace)
         assert self._protocol.peer is not None
         self.peer = self._protocol.peer
         return self

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any, Self, cast
 
 from spop.client.dial import Endpoint, hear_hello
 from spop.client.face import LINGER, Face
-from spop.client.pool import Exchange, Link, MessageOrMessages, Servers, in_notify
+from spop.client.pool import Driver, Exchange, Link, MessageOrMessages, Servers, in_notify
+from spop.connection import EngineConnection, EngineEvent
 from spop.constants import Status
 from spop.errors import DisconnectedError, reason
 from spop.frames import Ack, Message, Peer
@@ -25,7 +26,8 @@ class AsyncClient(Face):
     """Asks agents and awaits the answers; for any number of tasks of one event loop.
 
     It connects when it must; inside of an ``async with`` statement, at its beginning. It takes
-    the arguments of `spop.client.face.Face`, the same as `Client`.
+    the address of `spop.client.face.Face` and the settings of `spop.client.settings.Settings`,
+    as `Client` does.
     """
 
     def __init__(self, address: str | Iterable[str] | Servers, **settings: Any) -> None:
@@ -33,10 +35,11 @@ class AsyncClient(Face):
         self._tasks: set[asyncio.Task[None]] = set()
         self._open_transports: set[asyncio.Future[None]] = set()
         self._to_send: dict[Link, None] = {}
-        self._buffer = bytearray(RECV_SIZE)
+        self.buffer = bytearray(RECV_SIZE)  # For all transports, as what comes is decoded at once.
         self._deadlines = _Deadlines(self._expire)
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = float("inf")
+
+    def _driver(self) -> Driver:
+        return Driver(self._open, self._flush, self._part, self._wake, self._schedule)
 
     # --- for callers ---
 
@@ -143,15 +146,8 @@ class AsyncClient(Face):
 
     # --- bytes ---
 
-    @property
-    def buffer(self) -> bytearray:
-        """Where transports read to: one buffer for all, as what comes is decoded at once."""
-        return self._buffer
-
-    def received(self, link: Link, size: int) -> None:
-        """A transport read so much, or found the end."""
-        protocol = link.protocol
-        events = protocol.receive_data(self._buffer, size) if size else protocol.receive_eof()
+    def received(self, link: Link, events: Sequence[EngineEvent]) -> None:
+        """A transport read something, or found the end."""
         self._pool.received(link, events, monotonic())
 
     def _flush(self, link: Link) -> None:
@@ -187,13 +183,12 @@ class AsyncClient(Face):
         task.add_done_callback(self._tasks.discard)
 
     async def _connect(self, endpoint: Endpoint) -> None:
-        transport = _Transport(self)
+        transport = _Transport(self, endpoint, self._protocol())
         try:
             async with asyncio.timeout(self._connect_timeout):
                 await self._dial(endpoint, transport)
             async with asyncio.timeout(self._hello_timeout):
-                link = Link(endpoint, self._protocol(), transport)
-                await transport.greet(link)
+                await transport.greet()
         except Exception as error:
             transport.abort()
             self._pool.opening_failed(endpoint, self._unreachable(endpoint, error), monotonic())
@@ -201,20 +196,17 @@ class AsyncClient(Face):
             transport.abort()
             raise
         else:
-            self._pool.opened(link, monotonic())
+            self._pool.opened(transport.link, monotonic())
 
     async def _dial(self, endpoint: Endpoint, transport: _Transport) -> None:
         loop = asyncio.get_running_loop()
         address, tls = endpoint.address, endpoint.tls
         name = endpoint.name_in_certificate if tls is not None else None
+        options: dict[str, Any] = {"ssl": tls, "server_hostname": name}
         if address.path is not None:
-            await loop.create_unix_connection(
-                lambda: transport, address.path, ssl=tls, server_hostname=name
-            )
+            await loop.create_unix_connection(lambda: transport, address.path, **options)
         else:
-            await loop.create_connection(
-                lambda: transport, address.host, address.port, ssl=tls, server_hostname=name
-            )
+            await loop.create_connection(lambda: transport, address.host, address.port, **options)
         self._open_transports.add(transport.closed)
         transport.closed.add_done_callback(self._open_transports.discard)
 
@@ -227,18 +219,8 @@ class AsyncClient(Face):
 
     # --- time ---
 
-    def _schedule(self, when: float) -> None:
-        if when >= self._timer_at:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = when
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(when - monotonic(), self._tick)
-
-    def _tick(self) -> None:
-        self._timer_at = float("inf")
-        self._pool.tick(monotonic())
+    def _start_timer(self, delay: float) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(delay, self._tick)
 
 
 class _Deadlines:
@@ -284,29 +266,29 @@ class _Transport(asyncio.BufferedProtocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, client: AsyncClient) -> None:
+    def __init__(self, client: AsyncClient, endpoint: Endpoint, protocol: EngineConnection) -> None:
+        self.link = Link(endpoint, protocol, self)
         self._client = client
-        self._link: Link | None = None
         loop = asyncio.get_running_loop()
         self._hello: asyncio.Future[None] = loop.create_future()
         self._leaving = False
         self.closed: asyncio.Future[None] = loop.create_future()
 
-    async def greet(self, link: Link) -> None:
+    async def greet(self) -> None:
         """Exchange HELLO. Raises DisconnectedError where the agent refuses."""
-        self._link = link
-        self.transport.write(link.protocol.data_to_send())
+        self.transport.write(self.link.protocol.data_to_send())
         await self._hello
 
     def leave(self) -> None:
         """Close once the agent said DISCONNECT or closed, or did not in time."""
         self._leaving = True
-        if self._link is None or self._link.protocol.should_close:
+        if self.link.protocol.should_close:
             self.transport.close()
         else:
             asyncio.get_running_loop().call_later(LINGER, self.abort)
 
     def abort(self) -> None:
+        self._hello.cancel()  # Nobody waits for it any more.
         if hasattr(self, "transport"):
             self.transport.abort()
 
@@ -319,28 +301,21 @@ class _Transport(asyncio.BufferedProtocol):
         return memoryview(self._client.buffer)  # A slice of it is no copy, as TLS needs it.
 
     def buffer_updated(self, size: int) -> None:
-        link = self._link
-        if link is None:
-            return  # An agent that speaks first: greet() does not hear it, and times out.
+        protocol = self.link.protocol
+        events = (
+            protocol.receive_data(self._client.buffer, size) if size else protocol.receive_eof()
+        )
         if self._leaving:
-            link.protocol.receive_data(self._client.buffer, size)
-            if link.protocol.should_close:
+            if protocol.should_close:
                 self.transport.close()
-        elif not self._hello.done():
-            self._hear_hello(link, size)
+        elif self._hello.done():
+            self._client.received(self.link, events)
         else:
-            self._client.received(link, size)
-
-    def _hear_hello(self, link: Link, size: int) -> None:
-        protocol = link.protocol
-        try:
-            events = (
-                protocol.receive_data(self._client.buffer, size) if size else protocol.receive_eof()
-            )
-            if hear_hello(protocol, events):
-                self._hello.set_result(None)
-        except DisconnectedError as error:
-            self._hello.set_exception(error)
+            try:
+                if hear_hello(protocol, events):
+                    self._hello.set_result(None)
+            except DisconnectedError as error:
+                self._hello.set_exception(error)
 
     def eof_received(self) -> None:
         self.buffer_updated(0)
@@ -348,16 +323,13 @@ class _Transport(asyncio.BufferedProtocol):
     def connection_lost(self, error: Exception | None) -> None:
         if not self.closed.done():
             self.closed.set_result(None)
-        if self._link is not None:
-            if not self._hello.done():
-                self._hear_hello(self._link, 0)
-            elif not self._leaving:
-                self._client.lost(self._link, error if isinstance(error, OSError) else None)
+        if not self._hello.done():
+            self.buffer_updated(0)
+        elif not self._leaving:
+            self._client.lost(self.link, error if isinstance(error, OSError) else None)
 
     def pause_writing(self) -> None:
-        if self._link is not None:
-            self._client.blocked(self._link, True)
+        self._client.blocked(self.link, True)
 
     def resume_writing(self) -> None:
-        if self._link is not None:
-            self._client.blocked(self._link, False)
+        self._client.blocked(self.link, False)

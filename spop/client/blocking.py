@@ -14,15 +14,14 @@ import contextlib
 import ssl
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from time import monotonic
 from typing import Any, Self
 
-from spop.client.dial import Endpoint, dial, greet, say_goodbye
+from spop.client.dial import Endpoint, connect, say_goodbye
 from spop.client.face import LINGER, Face
-from spop.client.pool import Exchange, Link, MessageOrMessages, Servers, in_notify
+from spop.client.pool import Driver, Exchange, Link, MessageOrMessages, Servers, in_notify
 from spop.constants import Status
 from spop.errors import LocalProtocolError, reason
 from spop.frames import Ack, Message, Peer
@@ -41,27 +40,29 @@ class Client(Face):
     """Asks agents and waits for the answers; for any number of threads at a time.
 
     It connects when it must; inside of a ``with`` statement, at its beginning. It takes the
-    arguments of `spop.client.face.Face`, the same as `AsyncClient`.
+    address of `spop.client.face.Face` and the settings of `spop.client.settings.Settings`, as
+    `AsyncClient` does.
     """
 
     def __init__(self, address: str | Iterable[str] | Servers, **settings: Any) -> None:
         super().__init__(address, **settings)
-        self._lock = _Lock()
+        self._lock = threading.RLock()
         self._poller: Poller
         self._buffer = bytearray(RECV_SIZE)
         self._leader: Exchange | None = None
         self._leader_sleeps = False
         self._heir: Exchange | None = None
-        self._returning: dict[Exchange, None] = {}
         self._to_send: dict[Link, None] = {}
         self._heard_at = 0.0
-        self._followers: dict[Exchange, _Baton] = {}
+        self._followers: dict[Exchange, threading.Lock] = {}
+        self._waking: dict[Exchange, threading.Lock] = {}
         self._sent: dict[int, Exchange] = {}
-        self._timer: threading.Timer | None = None
-        self._timer_at = float("inf")
         self._partings: set[threading.Thread] = set()
         self._started = False
         self._release: Callable[[], object] = bool
+
+    def _driver(self) -> Driver:
+        return Driver(self._open, self._flush, self._part, self._wake, self._schedule)
 
     def _start(self) -> None:
         """Make what must not be shared with a process that is forked before the first call."""
@@ -191,21 +192,13 @@ class Client(Face):
         try:
             while not exchange.done:
                 self._wait(exchange, deadline)
+            if self._heir is exchange:
+                self._leave(exchange)
         except BaseException:
             with self._lock:
                 self._pool.abandon(exchange)
-                self._followers.pop(exchange, None)
-                if self._leader is exchange:  # A signal came on its way into the wait or out.
-                    self._leader, self._heir = None, exchange
+                self._leave(exchange)
             raise
-        finally:
-            self._returning.pop(exchange, None)
-            if self._heir is exchange or (self._to_send and not self._returning):
-                with self._lock:
-                    if self._heir is exchange:
-                        self._heir = None
-                        self._pass_lead_on()
-                    self._send_all()
         return exchange
 
     def pump(self) -> None:
@@ -242,7 +235,8 @@ class Client(Face):
             if self._leader is None:
                 self._leader, self._leader_sleeps, self._heir = exchange, True, None
             else:
-                baton = self._followers[exchange] = _Baton()
+                baton = self._followers[exchange] = threading.Lock()
+                baton.acquire()
         remaining = deadline - monotonic()
         if baton is None:
             self._lead(exchange, remaining)
@@ -251,13 +245,16 @@ class Client(Face):
         if remaining <= 0 and not exchange.done:
             raise self._timed_out(exchange)
 
-    def _follow(self, exchange: Exchange, baton: _Baton, timeout: float) -> None:
+    def _follow(self, exchange: Exchange, baton: threading.Lock, timeout: float) -> None:
         try:
             if timeout > 0:
-                baton.wait(timeout)
+                baton.acquire(timeout=timeout)
         finally:
-            self._lock.had(baton)
-            self._followers.pop(exchange, None)
+            with self._lock:
+                self._followers.pop(exchange, None)
+                self._waking.pop(exchange, None)
+                self._wake_next()
+                self._send_all()
 
     def _lead(self, exchange: Exchange, timeout: float) -> None:
         ready: list[tuple[Ready, int]] = []
@@ -280,17 +277,39 @@ class Client(Face):
             return
         if self._followers:
             self._heir, baton = self._followers.popitem()
-            self._lock.wake(baton)
+            self._wake_in_turn(self._heir, baton)
         elif self._pool.closed:
             self._release()
+
+    def _leave(self, exchange: Exchange) -> None:
+        """Its caller neither leads nor follows any more, wherever a signal interrupted it."""
+        with self._lock:
+            if self._leader is exchange:
+                self._leader = None
+            if self._heir is exchange:
+                self._heir = None
+            self._followers.pop(exchange, None)
+            self._waking.pop(exchange, None)
+            self._pass_lead_on()
+            self._wake_next()
+            self._send_all()
 
     def _wake(self, exchange: Exchange) -> None:
         baton = self._followers.pop(exchange, None)
         if baton is not None:
-            self._returning[exchange] = None
-            self._lock.wake(baton)
+            self._wake_in_turn(exchange, baton)
         elif exchange is self._leader and self._leader_sleeps:
             self._poller.wake()
+
+    def _wake_in_turn(self, exchange: Exchange, baton: threading.Lock) -> None:
+        self._waking[exchange] = baton
+        self._wake_next()
+
+    def _wake_next(self) -> None:
+        """Release the baton of the first that is to be woken; once more does no harm."""
+        baton = next(iter(self._waking.values()), None)
+        if baton is not None and baton.locked():
+            baton.release()
 
     # --- bytes ---
 
@@ -324,14 +343,14 @@ class Client(Face):
             self._pool.received(link, events, now)
 
     def _flush(self, link: Link) -> None:
-        if self._returning:
+        if self._waking:
             self._to_send[link] = None
         else:
             self._send(link)
 
     def _send_all(self) -> None:
-        """Send what waited for those who were returning to their callers."""
-        if self._to_send and not self._returning:
+        """Send what waited until all that are to be woken had their turn."""
+        if self._to_send and not self._waking:
             links, self._to_send = self._to_send, {}
             for link in links:
                 if link in self._pool.links:
@@ -368,12 +387,7 @@ class Client(Face):
         """Open a connection, in a thread of its own."""
         protocol = self._protocol()
         try:
-            sock = dial(endpoint, self._connect_timeout)
-            try:
-                greet(sock, protocol, self._hello_timeout)
-            except BaseException:
-                sock.close()
-                raise
+            sock = connect(endpoint, protocol, self._connect_timeout, self._hello_timeout)
         except Exception as error:
             with self._lock:
                 failure = self._unreachable(endpoint, error)
@@ -406,88 +420,12 @@ class Client(Face):
 
     # --- time ---
 
-    def _schedule(self, when: float) -> None:
-        if when >= self._timer_at:
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at = when
-        self._timer = threading.Timer(max(0.0, when - monotonic()), self._tick)
-        self._timer.daemon = True
-        self._timer.start()
+    def _start_timer(self, delay: float) -> threading.Timer:
+        timer = threading.Timer(delay, self._tick)
+        timer.daemon = True
+        timer.start()
+        return timer
 
     def _tick(self) -> None:
         with self._lock:
-            self._timer_at = float("inf")
-            self._pool.tick(monotonic())
-
-
-class _Baton:
-    """What a caller waits for; it was passed on to it, or was not."""
-
-    __slots__ = ("_lock", "passed")
-
-    def __init__(self) -> None:
-        self.passed = False
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def wait(self, timeout: float) -> None:
-        self._lock.acquire(timeout=timeout)
-
-    def release(self) -> None:
-        self._lock.release()
-
-
-class _Lock:
-    """A lock for a ``with`` statement, after which those are woken that have to be.
-
-    They are woken in turn: the first when the lock is free, each other one when the one before
-    it runs. All at once they would wait for the interpreter, and for each other.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._to_wake: deque[_Baton] = deque()
-        self._waking = False
-
-    def wake(self, baton: _Baton) -> None:
-        """Whoever waits for it is next, or one of the next."""
-        self._to_wake.append(baton)
-
-    def had(self, baton: _Baton) -> None:
-        """Whoever waited for it runs, for whatever reason."""
-        with self._lock:
-            following = None
-            if baton.passed:
-                following = self._next()
-            else:
-                with contextlib.suppress(ValueError):
-                    self._to_wake.remove(baton)
-        if following is not None:
-            following.release()
-
-    def _next(self) -> _Baton | None:
-        self._waking = bool(self._to_wake)
-        if not self._waking:
-            return None
-        baton = self._to_wake.popleft()
-        baton.passed = True
-        return baton
-
-    def __enter__(self) -> None:
-        try:
-            self._lock.acquire()
-        except BaseException:
-            # A signal's handler may raise before this thread has it, or right after.
-            with contextlib.suppress(RuntimeError):
-                self._lock.release()
-            raise
-
-    def __exit__(self, *exc_info: object) -> None:
-        first = None
-        if self._to_wake and not self._waking:
-            first = self._next()
-        self._lock.release()
-        if first is not None:
-            first.release()
+            super()._tick()

@@ -55,6 +55,23 @@ def dial(endpoint: Endpoint, timeout: float) -> socket.socket:
         raise
 
 
+def connect(
+    endpoint: Endpoint,
+    protocol: EngineConnection,
+    timeout: float,
+    hello_timeout: float,
+    trace: Trace | None = None,
+) -> socket.socket:
+    """`dial` and `greet`. Raises what they do; there is no socket then."""
+    sock = dial(endpoint, timeout)
+    try:
+        greet(sock, protocol, hello_timeout, trace)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 def _connect(address: Address, timeout: float) -> socket.socket:
     if address.path is None:
         address = address.reachable

@@ -12,14 +12,15 @@ import itertools
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from spop.client.dial import Endpoint
+from spop.client.settings import Settings
 from spop.connection import UNORDERED, Disconnect, EngineConnection, EngineEvent
 from spop.errors import DisconnectedError, LocalProtocolError, SpopError, UnreachableError
 from spop.frames import Ack, Message, Peer
-from spop.values import Value
+from spop.values import Buffer, Value
 
 FRAME_ID = 1
 """Of every NOTIFY: each has a stream of its own, whose number is never used again."""
@@ -29,23 +30,6 @@ MessageOrMessages = Message | Iterable[Message]
 
 FIRST_BACKOFF, LAST_BACKOFF = 0.1, 10.0
 """Seconds that an address which failed is passed over: doubled each time, to the last."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How many connections there may be, and how busy. `face.Face` documents them.
-
-    Attributes:
-        waits_for_rate: a call may wait for a connection that `maxconnrate` holds back. False:
-            it fails where there is no other one.
-    """
-
-    minimum: int
-    maximum: int
-    max_waiting_frames: int
-    maxconnrate: int | None
-    idle_timeout: float | None
-    waits_for_rate: bool = True
 
 
 class Servers(ABC):
@@ -76,6 +60,7 @@ class Servers(ABC):
         """One that was there has ended."""
 
 
+@dataclass(slots=True, eq=False)
 class Exchange:
     """A call: messages that wait for a connection, then for their ACK.
 
@@ -88,17 +73,14 @@ class Exchange:
         waiter: what the driver wakes the caller by.
     """
 
-    __slots__ = ("ack", "done", "error", "ids", "link", "messages", "sent_at", "waiter")
-
-    def __init__(self, ids: tuple[int, int], messages: Iterable[Message] | None) -> None:
-        self.ids = ids
-        self.messages = messages
-        self.link: Link | None = None
-        self.sent_at = 0.0
-        self.done = False
-        self.ack: Ack | None = None
-        self.error: Exception | None = None
-        self.waiter: Any = None
+    ids: tuple[int, int]
+    messages: Iterable[Message] | None
+    link: Link | None = None
+    sent_at: float = 0.0
+    done: bool = False
+    ack: Ack | None = None
+    error: Exception | None = None
+    waiter: Any = None
 
     def result(self) -> Ack:
         """The ACK. Raises what went wrong instead."""
@@ -107,6 +89,7 @@ class Exchange:
         return self.ack
 
 
+@dataclass(slots=True, eq=False)
 class Link:
     """A connection of the pool.
 
@@ -118,26 +101,14 @@ class Link:
         used_at: when a call was last given to it.
     """
 
-    __slots__ = (
-        "blocked",
-        "capacity",
-        "endpoint",
-        "protocol",
-        "starting",
-        "transport",
-        "unsent",
-        "used_at",
-    )
-
-    def __init__(self, endpoint: Endpoint, protocol: EngineConnection, transport: Any) -> None:
-        self.endpoint = endpoint
-        self.protocol = protocol
-        self.transport = transport
-        self.capacity = 0
-        self.starting: list[Exchange] = []
-        self.blocked = False
-        self.unsent: bytes | bytearray | memoryview = b""
-        self.used_at = 0.0
+    endpoint: Endpoint
+    protocol: EngineConnection
+    transport: Any
+    capacity: int = 0
+    starting: list[Exchange] = field(default_factory=list)
+    blocked: bool = False
+    unsent: Buffer = b""
+    used_at: float = 0.0
 
 
 def in_notify(message: str | MessageOrMessages, args: dict[str, Value]) -> Iterable[Message]:
@@ -177,30 +148,26 @@ class Pool:
 
     Args:
         servers: where connections go to.
+
+    Attributes:
+        links: the open connections.
+        openings: connections that are being opened.
+        closed: there are no more calls.
+        peer: what the last HELLO agreed on; None before the first.
     """
 
-    def __init__(self, driver: Driver, servers: Servers, limits: Limits) -> None:
+    def __init__(self, driver: Driver, servers: Servers, limits: Settings) -> None:
         self._driver = driver
         self._servers = servers
         self._limits = limits
         self._rate = Rate(limits.maxconnrate)
-        self._links: deque[Link] = deque()
-        self._openings = 0
+        self.links: deque[Link] = deque()
+        self.openings = 0
         self._queue: deque[Exchange] = deque()
         self._exchanges: dict[tuple[int, int], Exchange] = {}
         self._stream_ids = itertools.count(1)
         self.closed = False
         self.peer: Peer | None = None
-
-    @property
-    def links(self) -> Sequence[Link]:
-        """The open connections."""
-        return self._links
-
-    @property
-    def openings(self) -> int:
-        """Connections that are being opened."""
-        return self._openings
 
     @property
     def queued(self) -> int:
@@ -226,7 +193,7 @@ class Pool:
         """
         if self.closed:
             raise LocalProtocolError("the client is not connected: it was closed")
-        if exchange.messages is None and self._links:
+        if exchange.messages is None and self.links:
             exchange.done = True
             return
         if exchange.messages is not None and self.peer is not None and self.peer.healthcheck:
@@ -251,7 +218,7 @@ class Pool:
             used[link] = None
         for link in used:
             self._driver.send(link)
-        if queue or len(self._links) + self._openings < self._limits.minimum:
+        if queue or len(self.links) + self.openings < self._limits.minimum:
             self._grow(now)
 
     def abandon(self, exchange: Exchange) -> None:
@@ -268,7 +235,7 @@ class Pool:
 
     def _link_with_room(self) -> Link | None:
         """Connections take calls in turn."""
-        links = self._links
+        links = self.links
         for _ in range(len(links)):
             link = links[0]
             links.rotate(-1)
@@ -325,9 +292,9 @@ class Pool:
 
     def lost(self, link: Link, message: str, code: int, now: float) -> None:
         """A connection is over. What it was sent fails; what it was not goes to another."""
-        if link not in self._links:
+        if link not in self.links:
             return
-        self._links.remove(link)
+        self.links.remove(link)
         for exchange in reversed(link.starting):
             if not exchange.done:
                 exchange.link = None
@@ -345,11 +312,11 @@ class Pool:
 
     def opened(self, link: Link, now: float) -> None:
         """A connection that `Driver.open` was asked for is there."""
-        self._openings -= 1
+        self.openings -= 1
         self._servers.opened(link.endpoint)
         link.used_at = now
         link.capacity = self._capacity(link.protocol)
-        self._links.append(link)
+        self.links.append(link)
         self.peer = link.protocol.peer
         if self.closed:
             self._leave(link)
@@ -362,7 +329,7 @@ class Pool:
 
     def opening_failed(self, endpoint: Endpoint, error: SpopError, now: float) -> None:
         """It is not. Calls that could wait for no other connection fail with it."""
-        self._openings -= 1
+        self.openings -= 1
         self._servers.failed(endpoint, now)
         if self._alone and self._servers.next(now) is None:
             self._fail_queue(error)
@@ -372,7 +339,7 @@ class Pool:
     @property
     def idle(self) -> int:
         """Connections that could take a call now."""
-        return sum(len(link.protocol.waiting) < link.capacity for link in self._links)
+        return sum(len(link.protocol.waiting) < link.capacity for link in self.links)
 
     def _capacity(self, protocol: EngineConnection) -> int:
         if protocol.peer is not None and protocol.peer.healthcheck:
@@ -383,8 +350,8 @@ class Pool:
         """Do what was scheduled: close what was idle, open what had to wait."""
         if self.closed:
             return
-        for link in list(self._links):
-            if len(self._links) > self._limits.minimum and self._idle(link, now):
+        for link in list(self.links):
+            if len(self.links) > self._limits.minimum and self._idle(link, now):
                 self._leave(link)
         self.pump(now)
         self._schedule_idle(now)
@@ -394,11 +361,11 @@ class Pool:
         self.closed = True
         error = LocalProtocolError("the client was closed")
         self._fail_queue(error)
-        for link in list(self._links):
+        for link in list(self.links):
             self._leave(link, error)
 
     def _leave(self, link: Link, error: SpopError | None = None) -> None:
-        self._links.remove(link)
+        self.links.remove(link)
         self._servers.closed(link.endpoint)
         for ids in link.protocol.waiting:
             if (exchange := self._exchanges.pop(ids, None)) is not None:
@@ -420,14 +387,14 @@ class Pool:
 
     def _schedule_idle(self, now: float) -> None:
         idle_timeout = self._limits.idle_timeout
-        if idle_timeout is not None and len(self._links) > self._limits.minimum:
-            due = min(link.used_at for link in self._links) + idle_timeout
+        if idle_timeout is not None and len(self.links) > self._limits.minimum:
+            due = min(link.used_at for link in self.links) + idle_timeout
             self._driver.schedule(due if due > now else now + idle_timeout)
 
     @property
     def _alone(self) -> bool:
         """There is no connection, and none is on its way."""
-        return not self._links and not self._openings
+        return not self.links and not self.openings
 
     def _grow(self, now: float) -> None:
         """Open connections while calls wait for one, as the limits allow."""
@@ -449,13 +416,13 @@ class Pool:
                 self._driver.schedule(self._servers.retry_at(now))
                 return
             self._rate.count(now)
-            self._openings += 1
+            self.openings += 1
             self._driver.open(endpoint)
 
     def _wants_connection(self) -> bool:
         """As many as the calls in the queue fill. Until an agent said that it pipelines, it is
         thought to."""
-        limits, count = self._limits, len(self._links) + self._openings
+        limits, count = self._limits, len(self.links) + self.openings
         if count < limits.minimum:
             return True
         if count >= limits.maximum:
@@ -463,7 +430,7 @@ class Pool:
         each = limits.max_waiting_frames
         if self.peer is not None and self.peer.capabilities.isdisjoint(UNORDERED):
             each = 1
-        return len(self._queue) > self._openings * each
+        return len(self._queue) > self.openings * each
 
 
 class InTurn(Servers):

@@ -26,23 +26,23 @@ class AsyncStream(StreamContext):
         Cancelling the task interrupts the processing. That is an error: without
         ``option continue-on-error``, the engine is disabled for the stream.
         """
-        processing = self._begin_event(event)
-        return None if processing is None else await self._exchange(processing)
+        return await self._exchange(self._begin_event(event))
 
     async def send_group(self, name: str) -> Processing | None:
         """Send the messages of a group, as `BlockingStream.send_group` does."""
-        processing = self._begin_group(name)
-        return None if processing is None else await self._exchange(processing)
+        return await self._exchange(self._begin_group(name))
 
-    async def _exchange(self, processing: Processing) -> Processing:
+    async def _exchange(self, processing: Processing | None) -> Processing | None:
+        if processing is None:
+            return None
         calls = self._engine._calls
         try:
             calls.submit(processing)
             await calls.wait_for(processing, self._filter.deadline(processing))
         except SpopTimeoutError:
-            self._fail(processing, EngineStatus.TIMEOUT)
+            self._end(processing, EngineStatus.TIMEOUT)
         except BaseException:
-            self._fail(processing, EngineStatus.INTERRUPTED)
+            self._end(processing, EngineStatus.INTERRUPTED)
             raise
         else:
             self._end(processing)
@@ -73,7 +73,8 @@ class AsyncEngine(EngineCore):
         """
         if asyncio.get_running_loop() is not self._loop:
             self._bind()
-        return AsyncStream(self, self._filter, stream_of(stream, fields))
+        stream = stream_of(stream, fields)
+        return AsyncStream(self, self._filter, stream, next(self._filter.stream_ids))
 
     def _bind(self) -> None:
         """Attach the engine to the running event loop."""

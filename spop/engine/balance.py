@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 import ssl
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from operator import attrgetter, itemgetter
 
 from spop.address import Address
 from spop.client.dial import Endpoint
@@ -57,7 +59,7 @@ class Backend(Servers):
         self.config = config
         self.servers = tuple(BackendServer(server) for server in config.servers)
         self._by_endpoint = {server.endpoint: server for server in self.servers}
-        self._choose = _CHOICES.get(config.balance) or _Random(config.random_draws)
+        self._choose = _CHOICES.get(config.balance) or partial(_random, draws=config.random_draws)
 
     def next(self, now: float) -> Endpoint | None:
         free = [server for server in self._usable() if server.retry_at <= now]
@@ -65,11 +67,11 @@ class Backend(Servers):
 
     def soonest(self) -> Endpoint | None:
         usable = self._usable()
-        return min(usable, key=_retry_at).endpoint if usable else None
+        return min(usable, key=attrgetter("retry_at")).endpoint if usable else None
 
     def retry_at(self, now: float) -> float:
         usable = self._usable()
-        return min(map(_retry_at, usable)) if usable else now + FIRST_BACKOFF
+        return min((server.retry_at for server in usable), default=now + FIRST_BACKOFF)
 
     def opened(self, endpoint: Endpoint) -> None:
         server = self._by_endpoint[endpoint]
@@ -90,10 +92,6 @@ class Backend(Servers):
         return [server for server in main or up[:1] if not server.full]
 
 
-def _retry_at(server: BackendServer) -> float:
-    return server.retry_at
-
-
 def _roundrobin(servers: Sequence[BackendServer]) -> BackendServer:
     """Smooth weighted round-robin."""
     # Each server gains its weight. The one with the most is chosen, and loses the sum of all.
@@ -109,27 +107,17 @@ def _leastconn(servers: Sequence[BackendServer]) -> BackendServer:
     return _roundrobin([server for server in servers if server.load == least])
 
 
-def _first(servers: Sequence[BackendServer]) -> BackendServer:
-    return servers[0]
-
-
 _CHOICES: dict[str, Callable[[Sequence[BackendServer]], BackendServer]] = {
     "roundrobin": _roundrobin,
     "leastconn": _leastconn,
-    "first": _first,
+    "first": itemgetter(0),
 }
 
 
-class _Random:
+def _random(servers: Sequence[BackendServer], draws: int) -> BackendServer:
     """Draws some servers by weight, and takes the least loaded."""
-
-    def __init__(self, draws: int) -> None:
-        self._draws = draws
-
-    def __call__(self, servers: Sequence[BackendServer]) -> BackendServer:
-        weights = [server.config.weight for server in servers]
-        drawn = random.choices(servers, weights, k=self._draws)
-        return min(drawn, key=lambda server: server.load)
+    weights = [server.config.weight for server in servers]
+    return min(random.choices(servers, weights, k=draws), key=attrgetter("load"))
 
 
 def of_addresses(name: str, addresses: str | Iterable[str]) -> BackendConfig:

@@ -31,8 +31,7 @@ class BlockingStream(StreamContext):
             ValueError: there is no such event.
             LocalProtocolError: a later event of the stream has happened, or the engine is closed.
         """
-        processing = self._begin_event(event)
-        return None if processing is None else self._exchange(processing)
+        return self._exchange(self._begin_event(event))
 
     def send_group(self, name: str) -> Processing | None:
         """Send the messages of a group, as ``send-spoe-group`` does. Returns what `event` returns.
@@ -41,18 +40,19 @@ class BlockingStream(StreamContext):
             ValueError: the configuration has no such group.
             LocalProtocolError: the engine is closed.
         """
-        processing = self._begin_group(name)
-        return None if processing is None else self._exchange(processing)
+        return self._exchange(self._begin_group(name))
 
-    def _exchange(self, processing: Processing) -> Processing:
+    def _exchange(self, processing: Processing | None) -> Processing | None:
+        if processing is None:
+            return None
         calls = self._engine._calls
         try:
             calls.submit(processing)
             calls.wait_for(processing, self._filter.deadline(processing))
         except SpopTimeoutError:
-            self._fail(processing, EngineStatus.TIMEOUT)
+            self._end(processing, EngineStatus.TIMEOUT)
         except BaseException:
-            self._fail(processing, EngineStatus.INTERRUPTED)
+            self._end(processing, EngineStatus.INTERRUPTED)
             raise
         else:
             self._end(processing)
@@ -83,7 +83,8 @@ class Engine(EngineCore):
         """
         if not self._started:
             self._start()
-        return BlockingStream(self, self._filter, stream_of(stream, fields))
+        stream = stream_of(stream, fields)
+        return BlockingStream(self, self._filter, stream, next(self._filter.stream_ids))
 
     def close(self) -> None:
         """Send DISCONNECT on all connections, and interrupt all processings."""

@@ -133,7 +133,7 @@ class EngineCore(ABC):
 
     def let_set(self, variables: Iterable[str]) -> None:
         """Permit the agent to set further variables, by their whole names."""
-        self._filter.let_set(variables)
+        self._filter.permissions.add(variables)
 
     @property
     def traffic(self) -> Traffic:

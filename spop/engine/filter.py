@@ -13,6 +13,7 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -35,7 +36,7 @@ from spop.errors import (
     UnreachableError,
 )
 from spop.frames import Action, Message
-from spop.rate_limited_log import RateLimitedLog
+from spop.logs import RateLimitedLog
 from spop.values import SCOPES, UNSET, VARIABLE, DecodedValue, Int64
 
 ANY_VARIABLE_SINCE = (2, 5)
@@ -111,6 +112,7 @@ class Processing(Exchange):
         return f"<Processing {self.label} status={self.status:d}>"
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class StreamContext:
     """One stream, as one engine sees it.
 
@@ -123,30 +125,16 @@ class StreamContext:
         total_time: milliseconds of all processings together.
     """
 
-    __slots__ = (
-        "_engine",
-        "_filter",
-        "_reached",
-        "_seen",
-        "enabled",
-        "frame_id",
-        "status",
-        "stream",
-        "stream_id",
-        "total_time",
-    )
-
-    def __init__(self, engine: Any, filter: Filter, stream: Stream) -> None:
-        self._engine = engine
-        self._filter = filter
-        self.stream = stream
-        self.stream_id = next(filter.stream_ids)
-        self.frame_id = 0
-        self.status = 0
-        self.enabled = True
-        self.total_time = 0
-        self._seen: tuple[str, ...] = ()
-        self._reached = 0
+    _engine: Any
+    _filter: Filter
+    stream: Stream
+    stream_id: int
+    frame_id: int = field(default=0, init=False)
+    status: int = field(default=0, init=False)
+    enabled: bool = field(default=True, init=False)
+    total_time: int = field(default=0, init=False)
+    _seen: tuple[str, ...] = field(default=(), init=False)
+    _reached: int = field(default=0, init=False)
 
     @property
     def response(self) -> Response | None:
@@ -192,12 +180,8 @@ class StreamContext:
             self.stream.variables.begin_response()
         return self._filter.begin_group(self, name)
 
-    def _end(self, processing: Processing) -> None:
-        self._filter.end(self, processing)
-        self._engine.log(processing)
-
-    def _fail(self, processing: Processing, status: int) -> None:
-        self._filter.fail(self, processing, status)
+    def _end(self, processing: Processing, failure: int = 0) -> None:
+        self._filter.end(self, processing, failure)
         self._engine.log(processing)
 
 
@@ -281,6 +265,7 @@ class Filter:
 
     Attributes:
         rewritten: that HAProxy has no fragments, no async exchanges and no rates.
+        permissions: the variables that the agent may set.
         stream_ids: the stream-ids of streams to come.
         nb_processed, nb_errors: number of processings, and of those that failed.
     """
@@ -306,7 +291,7 @@ class Filter:
             haproxy_version is not None and haproxy_version.branch >= _REWRITTEN_SINCE
         )
         self._refused = EngineStatus.PROTOCOL + Status.IO if rewritten else EngineStatus.RESOURCES
-        self._permissions = _Permissions(config, variables, haproxy_version)
+        self.permissions = Permissions(config, variables, haproxy_version)
         self._timeout = NEVER if config.processing_timeout is None else config.processing_timeout
         self._maxerrrate = 0 if rewritten else config.maxerrrate
         self._errors = Rate(self._maxerrrate)
@@ -319,10 +304,6 @@ class Filter:
     def _templates(self, messages: Iterable[MessageConfig]) -> tuple[_Template, ...]:
         set_on_error = self.config.set_on_error
         return tuple(_Template(message, set_on_error, self._problems) for message in messages)
-
-    def let_set(self, variables: Iterable[str]) -> None:
-        """Permit the agent to set further variables."""
-        self._permissions.add(variables)
 
     # --- the beginning ---
 
@@ -337,11 +318,8 @@ class Filter:
         Raises:
             ValueError: there is no such group.
         """
-        found = self._groups.get(name)
-        if found is None:
-            known = ", ".join(self._groups) or "there is none"
-            raise ValueError(f"unknown group {name!r}: {known}")
-        return self._begin(context, found)
+        self.config.group(name)
+        return self._begin(context, self._groups[name])
 
     def _begin(self, context: StreamContext, occasion: _Occasion) -> Processing | None:
         if not context.enabled:
@@ -369,10 +347,12 @@ class Filter:
 
     # --- the end ---
 
-    def end(self, context: StreamContext, processing: Processing) -> None:
-        """Act on the ACK, or on the error."""
+    def end(self, context: StreamContext, processing: Processing, failure: int = 0) -> None:
+        """Act on the ACK, on the error, or on the failure to wait for either."""
         ack = processing.ack
-        if ack is None:
+        if failure:
+            processing.status = failure
+        elif ack is None:
             processing.status = self._status(processing.error)
             if processing.sent_at:
                 processing.acked_at = monotonic()
@@ -383,11 +363,6 @@ class Filter:
         else:
             processing.acked_at = monotonic()
             self._act(context, ack.actions)
-        self._finish(context, processing)
-
-    def fail(self, context: StreamContext, processing: Processing, status: int) -> None:
-        """End a processing that has no ACK."""
-        processing.status = status
         self._finish(context, processing)
 
     def _finish(self, context: StreamContext, processing: Processing) -> None:
@@ -431,7 +406,7 @@ class Filter:
     def _act(self, context: StreamContext, actions: Iterable[Action]) -> None:
         """Set and unset the variables of an ACK (section 3.4)."""
         variables = context.stream.variables
-        permissions = self._permissions
+        permissions = self.permissions
         for scope, name, value in actions:
             variable = permissions.known[scope].get(name) or permissions.admit(scope, name)
             if variable is None:
@@ -445,7 +420,7 @@ class Filter:
                 variables.set(variable, value)  # type: ignore[arg-type]
 
 
-class _Permissions:
+class Permissions:
     """The variables that the agent may set (section 2.2, ``option var-prefix``).
 
     It may set a variable whose name the configuration mentions, in any scope. With ``option
@@ -470,16 +445,13 @@ class _Permissions:
 
     def add(self, names: Iterable[str]) -> None:
         """Permit further variables, by their whole names."""
-        names = tuple(names)
-        for scope, known in self.known.items():
-            known.update(self._by_name(scope, names))
-
-    def _by_name(self, scope: str, names: Iterable[str]) -> Iterator[tuple[str, str]]:
         beginning = f"{self.prefix}."
         for name in names:
             its_scope, _, rest = name.partition(".")
-            if rest.startswith(beginning) and (scope != "proc" or its_scope == scope):
-                yield rest.removeprefix(beginning), f"{scope}.{rest}"
+            if rest.startswith(beginning):
+                for scope, known in self.known.items():
+                    if scope != "proc" or its_scope == scope:
+                        known[rest.removeprefix(beginning)] = f"{scope}.{rest}"
 
     def admit(self, scope: str, name: str) -> str | None:
         """The whole name of an unknown variable; None if the agent may not set it."""

@@ -133,10 +133,10 @@ class Generator:
         self._progress = progress
         depth = 1 if plan.mode == "ping-pong" else plan.depth
         self._sent = array("q", bytes(8 * (1 + plan.connections * depth)))
-        self._connections = [
+        self._connections = deque(
             _Connection(1 + number * depth, 1 + (number + 1) * depth)
             for number in range(plan.connections)
-        ]
+        )
         self._by_fd: dict[int, _Connection] = {}
         self._by_stream = [self._connections[0]] + [
             connection for connection in self._connections for _ in range(depth)
@@ -210,9 +210,8 @@ class Generator:
         connection.max_frame_size = protocol.max_frame_size
         if len(self._buffer) < 4 + protocol.max_frame_size:
             self._buffer = bytearray(4 + protocol.max_frame_size)
-        connection.free = deque(range(connection.first, connection.last))
-        if not protocol.pipelined:
-            connection.free = deque([connection.first])
+        last = connection.last if protocol.pipelined else connection.first + 1
+        connection.free = deque(range(connection.first, last))
         self._by_fd[sock.fileno()] = connection
         self._epoll.register(sock.fileno(), select.EPOLLIN)
 
@@ -343,13 +342,13 @@ class Generator:
             connection.free.extend(answered)
             self._fill(connection)
 
-    def _fill(self, connection: _Connection) -> None:
+    def _fill(self, connection: _Connection, most: int | None = None) -> None:
         """Send what is due, or all there may be, on a connection."""
         if connection.sock is None:
             return
-        free, data = connection.free, []
+        free, data = connection.free, list[bytes]()
         now = time.monotonic_ns()
-        while free and (self._plan.rate is None or self._due):
+        while free and len(data) != most and (self._plan.rate is None or self._due):
             stream_id = free.popleft()
             self._sent[stream_id] = now if self._plan.rate is None else self._due.popleft()
             data.append(connection.frames[stream_id])
@@ -364,18 +363,9 @@ class Generator:
         for _ in range(len(self._connections)):
             if not self._due:
                 break
-            connection = self._connections[0]
-            self._connections.append(self._connections.pop(0))
-            self._fill_one(connection)
+            self._connections.rotate(-1)
+            self._fill(self._connections[-1], 1)  # One frame on each, so that they take turns.
         return min(TICK, max(0.0, (self._next_due - time.monotonic_ns()) / 1e9))
-
-    def _fill_one(self, connection: _Connection) -> None:
-        """Send the frame that is due on a connection that is free, so that they take turns."""
-        if connection.sock is None or not connection.free:
-            return
-        stream_id = connection.free.popleft()
-        self._sent[stream_id] = self._due.popleft()
-        self._send(connection, connection.frames[stream_id])
 
     def _send(self, connection: _Connection, data: bytes) -> None:
         assert connection.sock is not None

@@ -38,7 +38,7 @@ def as_object(plan: Plan, processes: int, result: Result) -> dict[str, Any]:
         },
         "frames": result.frames,
         "seconds": result.seconds,
-        "rate": result.frames / result.seconds if result.seconds else 0.0,
+        "rate": _rate(result.frames, result.seconds),
         "latency": {
             "mean": latencies.mean,
             **{_quantile_name(q): latencies.quantile(q) for q in QUANTILES},
@@ -46,15 +46,17 @@ def as_object(plan: Plan, processes: int, result: Result) -> dict[str, Any]:
         },
         "errors": dict(result.errors),
         "generator": {
-            "frames_per_cpu_second": result.frames / result.cpu_seconds
-            if result.cpu_seconds
-            else 0.0,
+            "frames_per_cpu_second": _rate(result.frames, result.cpu_seconds),
             "busy": result.busy,
             "is_the_bottleneck": _is_bottleneck(plan, result),
         },
         "agent_cpu_per_frame": agent_cpu / result.frames if agent_cpu and result.frames else None,
         "distribution": [list(point) for point in latencies.distribution()],
     }
+
+
+def _rate(frames: int, seconds: float) -> float:
+    return frames / seconds if seconds else 0.0
 
 
 def _is_bottleneck(plan: Plan, result: Result) -> bool:

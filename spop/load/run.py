@@ -42,7 +42,7 @@ def run(plan: Plan, processes: int, progress: Progress, *, agent_pid: int | None
         pipes.append(ours)
         children.append(child)
     try:
-        return _Watch(pipes, progress, agent_pid).result()
+        return _watch(pipes, progress, agent_pid)
     finally:
         for child in children:
             child.terminate()
@@ -78,53 +78,38 @@ def _generate(plan: Plan, pipe: multiprocessing.connection.Connection) -> None:
         pipe.send(LoadError(f"{plan.address}: {reason(error)}"))
 
 
-class _Watch:
-    """Reads what the generators tell until all are done."""
+def _watch(pipes: list[Any], progress: Progress, agent_pid: int | None) -> Result:
+    """Read what the generators tell until all are done."""
+    result, running, frames = Result(), list(pipes), dict.fromkeys(pipes, 0)
+    measuring = False
+    agent_cpu: float | None = None
+    while running:
+        ready: Any
+        for ready in multiprocessing.connection.wait(running):
+            told = _receive(ready)
+            if isinstance(told, Result):
+                running.remove(ready)
+                result.merge(told)
+                continue
+            frames[ready], measured = told
+            if measured and not measuring and agent_pid is not None:
+                agent_cpu = cpu_seconds(agent_pid)
+            measuring = measuring or measured
+            progress(sum(frames.values()), measuring)
+    if agent_cpu is not None and agent_pid is not None:
+        result.agent_cpu_seconds = cpu_seconds(agent_pid) - agent_cpu
+    return result
 
-    def __init__(
-        self,
-        pipes: list[multiprocessing.connection.Connection],
-        progress: Progress,
-        agent_pid: int | None,
-    ) -> None:
-        self._open = list(pipes)
-        self._progress = progress
-        self._agent_pid = agent_pid
-        self._agent_cpu: float | None = None
-        self._frames = dict.fromkeys(pipes, 0)
-        self._measuring: set[Any] = set()
-        self._result: Result | None = None
 
-    def result(self) -> Result:
-        while self._open:
-            for ready in multiprocessing.connection.wait(self._open):
-                pipe: Any = ready
-                try:
-                    told = pipe.recv()
-                except EOFError:
-                    raise LoadError("a generator died") from None
-                self._take(pipe, told)
-        assert self._result is not None
-        if self._agent_cpu is not None and self._agent_pid is not None:
-            self._result.agent_cpu_seconds = cpu_seconds(self._agent_pid) - self._agent_cpu
-        return self._result
-
-    def _take(self, pipe: Any, told: Any) -> None:
-        if isinstance(told, LoadError):
-            raise told
-        if isinstance(told, Result):
-            self._open.remove(pipe)
-            if self._result is None:
-                self._result = told
-            else:
-                self._result.merge(told)
-            return
-        self._frames[pipe], measuring = told
-        if measuring:
-            if not self._measuring and self._agent_pid is not None:
-                self._agent_cpu = cpu_seconds(self._agent_pid)
-            self._measuring.add(pipe)
-        self._progress(sum(self._frames.values()), bool(self._measuring))
+def _receive(pipe: multiprocessing.connection.Connection) -> Any:
+    """A result, or how far a generator is. Raises LoadError: it failed."""
+    try:
+        told = pipe.recv()
+    except EOFError:
+        raise LoadError("a generator died") from None
+    if isinstance(told, LoadError):
+        raise told
+    return told
 
 
 def cpu_seconds(pid: int) -> float:

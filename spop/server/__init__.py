@@ -1,8 +1,8 @@
 """Serving an agent.
 
-`Server` is one process: `listeners` makes sockets of addresses, `loop` moves bytes between
-sockets and the protocol, `exchange` and `executor` run the handlers that may not run in a loop.
-`Supervisor` runs such servers in worker processes and keeps them running.
+`Server` is one process: `listeners` opens the sockets, `loop` moves bytes between sockets and
+the protocol, `exchange` and `executor` run the handlers that may not run in a loop.
+`Supervisor` runs such servers in worker processes and restarts them.
 """
 
 from spop.server.options import Options

@@ -1,6 +1,6 @@
-"""What operators ask over HTTP: /metrics, /healthz, /readyz, and a status page for people.
+"""The pages for operators, over HTTP: /metrics, /healthz, /readyz, and a status page.
 
-It answers in threads of its own. Health is read from memory; nobody has to answer for it.
+It answers in threads of its own. Health is read from memory, so no process has to answer.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ STATUS_TIMEOUT = 5.0
 
 
 class Source(Protocol):
-    """What the pages show."""
+    """The server or service that the pages show."""
 
     def status(self, *, connections: bool) -> Status | None:
-        """The status; None where nobody answers."""
+        """The status; None if the supervisor does not answer."""
 
     def health(self) -> Health: ...
 
@@ -165,7 +165,7 @@ def run_admin(listener: socket.socket, channel: Channel, board: Board, stuck_tim
 
 
 class _Service:
-    """The supervisor and its workers, seen from another process. Any thread may ask."""
+    """The supervisor and its workers, for the admin process. Any thread may ask."""
 
     def __init__(self, channel: Channel, board: Board, stuck_timeout: float) -> None:
         self._channel = channel
@@ -189,8 +189,8 @@ class _Service:
             del self._waiting[number]
 
     def read_answers(self) -> None:
-        """Until the supervisor is gone."""
-        while received := self._channel.receive():
+        """Read answers until the supervisor has ended."""
+        for received in self._channel:
             waiting = self._waiting.get(received.message["id"])
             if waiting is not None:
                 waiting.put(received.message["status"])

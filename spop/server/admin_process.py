@@ -1,6 +1,6 @@
-"""The process that answers operators over HTTP. The supervisor starts it, and again if it dies.
+"""The process that answers operators over HTTP. The supervisor starts it and restarts it.
 
-It is one of its own because the threads that it has and a process that forks don't go together.
+It is a process of its own because it has threads, and a process with threads must not fork.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ logger = logging.getLogger("spop.server")
 RESTART_DELAY = 1.0
 
 Fork = Callable[[Callable[[Channel], int]], tuple[int, Channel]]
-"""Starts a child that runs a function with its end of a channel. Gives its pid and our end."""
+"""Starts a child that runs a function with its end of a channel. Returns its pid and our end."""
 AskStatus = Callable[[bool, Callable[[Status], object]], object]
-"""Makes the status, with the connections or without, and calls a function with it."""
+"""Makes the status, with connections if the bool is true, and calls the function with it."""
 
 
 class AdminProcess:
-    """The process, as the supervisor sees it.
+    """The admin process, as the supervisor sees it.
 
     Args:
-        listener: where it answers; closed here.
-        stuck_timeout: as the option.
+        listener: where it answers. `close` closes it.
+        stuck_timeout: the option of that name.
         selector: the supervisor's. The channel to the process is registered there.
     """
 
@@ -70,7 +70,7 @@ class AdminProcess:
         logger.info("admin on %s", bound_address(self.listener))
 
     def _run(self, channel: Channel) -> int:
-        """In the process itself."""
+        """Run in the admin process."""
         from spop.server.admin import run_admin
 
         return run_admin(self.listener, channel, self._board, self._stuck_timeout)
@@ -79,16 +79,12 @@ class AdminProcess:
         received = channel.receive()
         if received is None:
             self._selector.unregister(channel)
-            return
-        number = received.message["id"]
-
-        def answer(status: Status) -> None:
-            channel.send({"id": number, "status": status.to_json()})
-
-        self._ask_status(received.message["connections"], answer)
+        for question, _ in received or []:
+            answer = partial(_answer, channel, question["id"])
+            self._ask_status(question["connections"], answer)
 
     def ended(self) -> None:
-        """It has ended: start it again, unless the service stops."""
+        """It has ended: restart it, unless the service stops."""
         self._forget()
         if not self._board.draining:
             logger.error("the admin process died; it is started again")
@@ -102,7 +98,7 @@ class AdminProcess:
         self.pid = self._channel = None
 
     def close_channel(self) -> None:
-        """In another child of the supervisor, whose affair it is not."""
+        """Close the channel in another child of the supervisor, which does not use it."""
         if self._channel is not None:
             self._channel.close()
 
@@ -114,3 +110,7 @@ class AdminProcess:
             os.waitpid(self.pid, 0)
         self._forget()
         self.listener.close()
+
+
+def _answer(channel: Channel, number: int, status: Status) -> None:
+    channel.send({"id": number, "status": status.to_json()})

@@ -1,4 +1,4 @@
-"""Who may connect: from which networks, how many in all, how many from one address."""
+"""Which connections are admitted: networks, number in all, number from one address."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from spop.server.options import Options
 
 
 class Admission:
-    """Counts a process's connections and says which more may be. Threads share it."""
+    """Counts a process's connections and admits further ones. Threads share it."""
 
     def __init__(self, options: Options, balance: Balance | None = None) -> None:
         self._balance = balance
@@ -24,10 +24,10 @@ class Admission:
         self.connections = 0
 
     def admit(self, host: str | None) -> Cell | None:
-        """Count a connection from an IP address, None for a unix socket.
+        """Count a connection from an IP address (None: a unix socket), if it is admitted.
 
         Returns:
-            None where it may be, else the cell that counts the reason why not.
+            None if it is admitted, else the cell that counts the reason.
         """
         if host is not None and self._networks and not _is_in(host, self._networks):
             return Cell.REFUSED_NOT_ALLOWED
@@ -45,7 +45,7 @@ class Admission:
             self._count(host, 1)
 
     def release(self, host: str | None) -> None:
-        """The connection is gone."""
+        """A connection is closed."""
         with self._lock:
             self._count(host, -1)
 

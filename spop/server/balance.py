@@ -1,8 +1,8 @@
 """Spreading connections over processes that accept from the same sockets.
 
-Each process tells on a board in shared memory how many connections it has. One that has more
-than another leaves a new connection to it for a moment; if nobody took it then, it does. So no
-process is in the way of another, whatever happens to it.
+Each process writes on the board how many connections it has. A process with more than another
+leaves a new connection to that one for a moment, and then accepts it itself if it is still
+there. So a process that hangs or dies holds no connection back.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ class Balance:
         self._leaving = False
 
     def tell(self, connections: int) -> None:
-        """Say how many connections this process has."""
+        """Write how many connections this process has."""
         if not self._leaving:
             self._board[self._place] = connections + 1
 
     def leave(self) -> None:
-        """This process accepts no longer."""
+        """This process accepts no more connections."""
         self._leaving = True
         self._board[self._place] = 0
 

@@ -1,7 +1,7 @@
 """Memory that the processes of a service share: each writes its own cells, all may read.
 
-The supervisor makes it before it starts any process. So whoever asks for health or counts reads
-them here, and needs no answer from the process that they are about.
+The supervisor makes it before it starts any process. Health and counts are read here, so the
+process that they are about does not have to answer.
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ from enum import IntEnum, auto
 from spop.counters import Cells, row_size
 
 PLACES = 8
-"""Number of places for each worker there is to be, as old workers leave while new ones start."""
+"""Number of places for each of `processes`, as old workers leave while new ones start."""
 ROW_BYTES = 1024 * 1024
-"""Size of a row, enough for 4094 handlers. Memory that is never written takes no room."""
+"""Size of a row, enough for 4094 handlers. Pages that are never written take no memory."""
 
 
 class Place(IntEnum):
-    """What is at a place."""
+    """The state of the worker at a place."""
 
     FREE = 0
     STARTING = auto()
     SERVING = auto()
+    STOPPED = auto()
+    """By a signal, until another continues it."""
     LEAVING = auto()
 
 
@@ -31,8 +33,8 @@ class Board:
     """The shared memory.
 
     Args:
-        processes: how many workers there are to be.
-        threads: loops of each worker.
+        processes: number of workers that serve at a time.
+        threads: number of loops of each worker.
 
     Attributes:
         supervisor: the supervisor's row, as a loop has one.
@@ -65,23 +67,23 @@ class Board:
         self._draining[0] = draining
 
     def take(self) -> int:
-        """Begin to use a place.
+        """Begin to use a free place.
 
         Raises:
-            ValueError: all are taken.
+            ValueError: no place is free.
         """
         place = self.places.tolist().index(Place.FREE)
         self.places[place] = Place.STARTING
         return place
 
     def free(self, place: int) -> None:
-        """The process that was there has ended."""
+        """The worker of a place has ended."""
         self.places[place] = Place.FREE
         self.connections[place] = 0
         start, size = self._rows_begin + place * self._place_size, self._place_size
         try:
             self._memory.madvise(mmap.MADV_REMOVE, start, size)
-        except (AttributeError, OSError):  # It is Linux's alone.
+        except (AttributeError, OSError):  # Only Linux has it.
             self._memory[start : start + size] = bytes(size)
 
     def rows(self, place: int) -> list[Cells]:
@@ -94,12 +96,12 @@ class Board:
             ]
 
     def loops(self, place: int) -> list[Cells]:
-        """The rows of the loops alone."""
+        """The rows of the loops, without the executor's."""
         return self.rows(place)[:-1]
 
 
 def _shared_memory(size: int) -> mmap.mmap:
-    """Zeros, which child processes share. A file's are not reserved before they are written."""
+    """Zeros that child processes share. Pages of a memfd take no memory until written."""
     if not hasattr(os, "memfd_create"):
         return mmap.mmap(-1, size)
     fd = os.memfd_create("spop")

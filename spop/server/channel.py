@@ -1,17 +1,27 @@
-"""Messages between the supervisor and its processes: JSON, with file descriptors if need be."""
+"""Messages between the supervisor and its processes: JSON, with file descriptors if need be.
+
+A process may stop in the middle of a message, for example because a handler holds the GIL. So a
+receiver takes the bytes that have come and never waits for the rest.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import select
 import socket
 import struct
 import threading
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-_LENGTH_SIZE = 4
+_HEADER = struct.Struct("!IB")
+"""Length of the JSON text, number of file descriptors that come with it."""
+_RECV_SIZE = 256 * 1024
+_MAX_FDS = 16
 SEND_TIMEOUT = 5
-"""Seconds after which a process that does not read is given up."""
+"""Seconds after which a process that does not read gets no further messages."""
 
 
 class Received(NamedTuple):
@@ -28,44 +38,71 @@ class Channel:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_TIMEOUT, 0))
         self._sock = sock
         self._lock = threading.Lock()
+        self._given_up = False
+        self._data = bytearray()
+        self._fds: deque[int] = deque()
 
     @classmethod
     def pair(cls) -> tuple[Channel, Channel]:
-        """Both ends of a new one."""
+        """Both ends of a new channel."""
         ours, theirs = socket.socketpair()
         return cls(ours), cls(theirs)
 
-    def send(self, message: dict[str, Any], fds: Iterable[int] = ()) -> bool:
-        """Send a message whole. False: the other end is gone, or does not read."""
-        data = json.dumps(message).encode()
-        try:
-            with self._lock:
-                socket.send_fds(self._sock, [len(data).to_bytes(_LENGTH_SIZE, "big")], list(fds))
-                self._sock.sendall(data)
-        except OSError:
-            return False
+    def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> bool:
+        """Send a message whole. False: the other end is closed, or does not read."""
+        text = json.dumps(message).encode()
+        data = _HEADER.pack(len(text), len(fds)) + text
+        with self._lock:
+            if self._given_up:
+                return False
+            try:
+                sent = socket.send_fds(self._sock, [data], fds)
+                self._sock.sendall(memoryview(data)[sent:])
+            except OSError:
+                self._given_up = True  # Part of the message may be sent, so no other can follow.
+                return False
         return True
 
-    def receive(self) -> Received | None:
-        """The next message; None when the other end is gone."""
+    def receive(self) -> list[Received] | None:
+        """The messages that have come whole; None if the other end is closed.
+
+        Call this when `fileno` is readable.
+        """
         try:
-            length, fds, _, _ = socket.recv_fds(self._sock, _LENGTH_SIZE, 1)
-            data = self._receive_exactly(int.from_bytes(length, "big")) if length else b""
+            data, fds, _, _ = socket.recv_fds(self._sock, _RECV_SIZE, _MAX_FDS)
         except OSError:
             return None
-        return Received(json.loads(data), fds) if data else None
+        if not data:
+            return None
+        for fd in fds:
+            os.set_inheritable(fd, False)
+        self._data += data
+        self._fds += fds
+        return list(self._whole_messages())
 
-    def _receive_exactly(self, size: int) -> bytes:
-        data = bytearray()
-        while len(data) < size:
-            chunk = self._sock.recv(size - len(data))
-            if not chunk:
-                return b""
-            data += chunk
-        return bytes(data)
+    def _whole_messages(self) -> Iterator[Received]:
+        while len(self._data) >= _HEADER.size:
+            length, count = _HEADER.unpack_from(self._data)
+            end = _HEADER.size + length
+            if len(self._data) < end:
+                return
+            message = json.loads(self._data[_HEADER.size : end])
+            del self._data[:end]
+            yield Received(message, [self._fds.popleft() for _ in range(count)])
+
+    def __iter__(self) -> Iterator[Received]:
+        """Wait for messages until the other end is closed."""
+        while True:
+            select.select([self._sock], [], [])
+            received = self.receive()
+            if received is None:
+                return
+            yield from received
 
     def fileno(self) -> int:
         return self._sock.fileno()
 
     def close(self) -> None:
         self._sock.close()
+        while self._fds:
+            os.close(self._fds.popleft())

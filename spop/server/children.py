@@ -1,4 +1,4 @@
-"""The supervisor's children: how they start, which workers there are, and what they count."""
+"""The supervisor's children: how they start, which workers exist, what they have counted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger("spop.server")
 def child(run: Callable[[], int]) -> int:
     """Fork a process that runs `run` and exits with what it returns. Returns its pid.
 
-    Whatever goes wrong there, it does not come back into the caller's code.
+    No error in the child returns into the caller's code.
     """
     pid = os.fork()
     if pid:
@@ -46,8 +46,8 @@ class WorkerProcess:
     """A worker, as the supervisor sees it.
 
     Attributes:
-        place: on the board.
-        stopped: a signal stops it, until another lets it go on.
+        place: its place on the board.
+        stopped: SIGSTOP or its like has stopped it.
         error: why it could not start.
     """
 
@@ -68,7 +68,7 @@ class WorkerProcess:
 
 
 class Workers:
-    """The workers that exist, and what those had counted that have ended."""
+    """The workers that exist, and the counts of those that have ended."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
@@ -89,18 +89,33 @@ class Workers:
         self._workers.append(worker)
 
     def is_ready(self, worker: WorkerProcess, handlers: list[str]) -> None:
-        """A worker serves, with such handlers."""
+        """A worker serves, with handlers of these names."""
         worker.ready = True
         worker.handlers = handlers
-        self._board.places[worker.place] = Place.SERVING
+        self._post(worker)
+
+    def is_stopped(self, worker: WorkerProcess, stopped: bool) -> None:
+        """A signal has stopped a worker, or has continued it."""
+        worker.stopped = stopped
+        self._post(worker)
 
     def leaves(self, worker: WorkerProcess) -> None:
-        """A worker is to end."""
+        """A worker was told to end."""
         worker.leaving = True
-        self._board.places[worker.place] = Place.LEAVING
+        self._post(worker)
+
+    def _post(self, worker: WorkerProcess) -> None:
+        """Write the state of a worker to the board."""
+        states = (
+            (Place.LEAVING, worker.leaving),
+            (Place.STOPPED, worker.stopped),
+            (Place.STARTING, not worker.ready),
+            (Place.SERVING, True),
+        )
+        self._board.places[worker.place] = next(place for place, holds in states if holds)
 
     def remove(self, worker: WorkerProcess) -> int:
-        """A worker has ended. Returns the frames that were in its hands."""
+        """A worker has ended. Returns the number of frames that it had not answered."""
         self._workers.remove(worker)
         totals = self._totals_of(worker)
         self._board.free(worker.place)
@@ -111,16 +126,16 @@ class Workers:
         return lost
 
     def serving(self) -> list[WorkerProcess]:
-        """Those that serve and will go on, the one with the fewest connections first."""
+        """The workers that serve and do not leave, ordered by number of connections."""
         found = [worker for worker in self if worker.ready and not worker.leaving]
         return sorted(found, key=lambda worker: self._board.connections[worker.place])
 
     def of(self, generation: int) -> list[WorkerProcess]:
-        """Those of a generation."""
+        """The workers of a generation."""
         return [worker for worker in self if worker.generation == generation]
 
     def totals(self) -> Totals:
-        """What was counted, by those that have ended, too."""
+        """The sums of all counts, those of workers that have ended included."""
         totals = Totals()
         totals.merge(self._retired)
         for worker in self:
@@ -128,7 +143,7 @@ class Workers:
         return totals
 
     def statuses(self, stuck_timeout: float) -> list[WorkerStatus]:
-        """What there is to see of each."""
+        """The status of each worker."""
         return [self._status_of(worker, stuck_timeout) for worker in self]
 
     def _totals_of(self, worker: WorkerProcess) -> Totals:
@@ -140,18 +155,12 @@ class Workers:
     def _status_of(self, worker: WorkerProcess, stuck_timeout: float) -> WorkerStatus:
         seconds = oldest_round(self._board.loops(worker.place))
         health = health_of(seconds, stuck_timeout)
-        states = (
-            ("stopped", worker.stopped),
-            ("leaving", worker.leaving),
-            ("starting", not worker.ready),
-            ("stuck", not health.alive),
-            ("busy", not health.ready),
-            ("ready", True),
-        )
+        place = Place(self._board.places[worker.place])
+        serving = "ready" if health.ready else "busy" if health.alive else "stuck"
         return WorkerStatus(
             pid=worker.pid,
             started=worker.started,
-            state=next(name for name, holds in states if holds),
+            state=serving if place is Place.SERVING else place.name.lower(),
             connections=self._totals_of(worker).counts().connections,
             round=seconds,
         )

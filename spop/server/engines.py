@@ -1,5 +1,5 @@
-"""Connections by the engine they belong to: with async, an ACK may leave on any of them
-(section 3.2.1 of the specification)."""
+"""Connections by engine: with async, an ACK may leave on any connection of its NOTIFY's engine
+(section 3.2.1)."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Engines:
     def remove(
         self, engine_id: str, connection: Connection, exchanges: set[Exchange]
     ) -> set[Exchange]:
-        """A connection is gone, with `exchanges` unanswered.
+        """A connection is closed, with `exchanges` unanswered.
 
         Returns:
-            The exchanges that nobody is left to answer for, to be cancelled.
+            The exchanges that no connection is left for. They are to be cancelled.
         """
         with self._lock:
             connections = self._connections.get(engine_id, {})
@@ -41,7 +41,7 @@ class Engines:
             return orphans
 
     def another(self, engine_id: str, exchange: Exchange) -> tuple[Host, Connection] | None:
-        """A connection for the ACK of an exchange whose own one is gone."""
+        """A connection for the ACK of an exchange whose own connection is closed."""
         with self._lock:
             self._orphans.get(engine_id, set()).discard(exchange)
             for connection, host in self._connections.get(engine_id, {}).items():

@@ -1,9 +1,11 @@
 """asyncio on a loop's own thread: the loop's poller is the selector of an event loop.
 
-So an ``async def`` handler runs where its NOTIFY was received, with no change of threads: its
-sockets, timers and tasks are asyncio's, and SPOP's sockets are seen to inside of ``select()``,
-in compiled code where there is any. `Guest` is for event loops that exist already, uvloop's for
-one: they wait for the poller as for any file descriptor, which costs a further system call.
+So an ``async def`` handler runs in the thread that received its NOTIFY. Its sockets, timers and
+tasks are asyncio's. SPOP's sockets are served inside of ``select()``, by the fast path.
+
+A `Guest` is for event loops with their own way to wait: uvloop's, and the one that a caller of
+`Agent.serve_async` runs. They watch the poller as a file descriptor, which costs one more
+system call.
 """
 
 from __future__ import annotations
@@ -12,10 +14,13 @@ import asyncio
 import contextlib
 import selectors
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
+from contextvars import Context, copy_context
 from functools import partial
 from typing import Any, Protocol
 
+from spop.agent import Agent
+from spop.counters import Cell, Cells
 from spop.dispatch import AsyncCall
 from spop.logs import SafeLogger
 from spop.poller import Poller
@@ -23,7 +28,7 @@ from spop.poller import Poller
 logger = SafeLogger("spop.server")
 
 CANCEL_GRACE = 2.0
-"""Seconds that handlers have to end after they were cancelled at the end of a loop."""
+"""Seconds that handlers have to end after the end of their loop has cancelled them."""
 
 Start = Callable[[AsyncCall], Any]
 
@@ -31,14 +36,26 @@ Start = Callable[[AsyncCall], Any]
 class Loop(Protocol):
     """What asyncio needs of a loop."""
 
+    agent: Agent
+    cells: Cells
+    context: Context
     poller: Poller
 
     @property
     def alive(self) -> bool: ...
 
+    @property
+    def tasks(self) -> list[asyncio.Task[Any]]: ...
+
+    def use_context(self, context: Context) -> None: ...
+
+    def send_acks(self) -> None: ...
+
     def round(self, timeout: float | None) -> None: ...
 
-    def set_start(self, start: Start | None) -> None: ...
+    def longest_wait(self) -> float | None: ...
+
+    def set_start(self, start: Start | None, ended: Callable[[], object] | None = None) -> None: ...
 
 
 class PollerSelector(selectors.BaseSelector):
@@ -49,12 +66,26 @@ class PollerSelector(selectors.BaseSelector):
         self._poller = loop.poller
         self._keys: dict[int, selectors.SelectorKey] = {}
         self._found: list[tuple[selectors.SelectorKey, int]] = []
-        self.stop: Callable[[], object] = lambda: None
+        self._soon: Sized = ()
+        self._later: Sized = ()
+        self.stop: Callable[[], object] | None = None
+
+    def watch(self, soon: Sized, later: Sized) -> None:
+        """Do not wait when a handler has added to these queues of the event loop."""
+        self._soon, self._later = soon, later
+        self._poller.watch(soon, later)
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         self._found = []
-        self._loop.round(None if timeout is None else max(0.0, timeout))
-        if not self._loop.alive:
+        if timeout is not None and timeout < 0:
+            timeout = 0.0
+        # To send ACKs can begin further frames, whose tasks `timeout` does not know yet.
+        later = len(self._later)
+        self._loop.send_acks()
+        if len(self._soon) or len(self._later) != later:
+            timeout = 0.0
+        self._loop.round(timeout)
+        if self.stop is not None and not self._loop.alive:
             self.stop()
         return self._found
 
@@ -96,7 +127,7 @@ class PollerSelector(selectors.BaseSelector):
     def _ready(self, fd: int, events: int) -> None:
         key = self._keys.get(fd)
         if key is not None:
-            # A hang-up comes as something to read, also to those who only wait to write.
+            # A hang-up comes as READ, even for a socket that waits only for WRITE.
             self._found.append((key, events & key.events or key.events))
 
 
@@ -105,47 +136,99 @@ def _descriptor(fileobj: Any) -> int:
 
 
 def starting(event_loop: asyncio.AbstractEventLoop) -> Start:
-    """Makes the task of an `AsyncCall`. From Python 3.12 on its first step is done with that."""
+    """Makes the task of an `AsyncCall`. From Python 3.12 on this also runs its first step."""
     if sys.version_info >= (3, 12):
         return partial(asyncio.Task, loop=event_loop, eager_start=True)
     return partial(asyncio.Task, loop=event_loop)
 
 
-def serve(loop: Loop) -> None:
-    """Run a loop inside of an event loop of its own, in this thread, until it has ended."""
+def serve(loop: Loop, kind: str) -> None:
+    """Run a loop inside of an event loop of its own, in this thread, until it has ended.
+
+    Args:
+        kind: "asyncio" or "uvloop".
+    """
+    (_serve_on_uvloop if kind == "uvloop" else _serve_on_asyncio)(loop)
+
+
+def _serve_on_asyncio(loop: Loop) -> None:
     selector = PollerSelector(loop)
     event_loop = asyncio.SelectorEventLoop(selector)
     selector.stop = event_loop.stop
     loop.set_start(starting(event_loop))
-    loop.poller.watch(*_queues(event_loop))
+    selector.watch(*_queues(event_loop))
     try:
-        while loop.alive:
-            try:
-                event_loop.run_forever()
-            except (KeyboardInterrupt, SystemExit) as error:  # asyncio lets these two through.
-                logger.failure(error, "a task of a handler failed")
+        _run(event_loop, lambda: not loop.alive)
     finally:
+        selector.stop = None  # `_close` runs the event loop further, until the tasks have ended.
         loop.set_start(None)
-        loop.poller.watch((), ())
+        selector.watch((), ())
         _close(event_loop)
 
 
+def _serve_on_uvloop(loop: Loop) -> None:
+    import uvloop
+
+    event_loop = uvloop.new_event_loop()
+    guest = Guest(loop, event_loop)
+    guest.ended.add_done_callback(lambda _: event_loop.stop())
+    try:
+        guest.start()
+        _run(event_loop, guest.ended.done)
+        guest.ended.result()
+    finally:
+        guest.stop()
+        _close(event_loop)
+
+
+async def serve_here(loop: Loop, drain: Callable[[], object]) -> None:
+    """Run a loop inside of the running event loop, until it has ended.
+
+    Args:
+        drain: called when this task is cancelled, to make the loop end. A second cancellation
+            does not wait for that end.
+
+    Raises:
+        BaseException: the error that ended the loop, if one did.
+    """
+    loop.use_context(copy_context())
+    guest = Guest(loop, asyncio.get_running_loop())
+    guest.start()
+    try:
+        await guest.wait()
+    except asyncio.CancelledError:
+        drain()
+        await guest.wait()
+        raise
+    finally:
+        guest.stop()
+        await _cancel(loop.tasks)
+
+
+def _run(event_loop: asyncio.AbstractEventLoop, ended: Callable[[], bool]) -> None:
+    while not ended():
+        try:
+            event_loop.run_forever()
+        except (KeyboardInterrupt, SystemExit) as error:  # asyncio lets these two through.
+            logger.failure(error, "a task of a handler failed")
+
+
 def _queues(event_loop: asyncio.BaseEventLoop) -> tuple[Any, Any]:
-    """What the event loop has to do, now and later: a handler may add to these in its first step."""
+    """The queues of callbacks and timers. A handler may add to these in its first step."""
     return getattr(event_loop, "_ready", ()), getattr(event_loop, "_scheduled", ())
 
 
-def _close(event_loop: asyncio.SelectorEventLoop) -> None:
-    """Cancel what is left, give it time to end, and close the event loop."""
+def _close(event_loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel the tasks, wait `CANCEL_GRACE` for their end, and close the event loop."""
     try:
-        event_loop.run_until_complete(_cancel_all())
+        event_loop.run_until_complete(_cancel(asyncio.all_tasks(event_loop)))
         event_loop.run_until_complete(event_loop.shutdown_asyncgens())
     finally:
         event_loop.close()
 
 
-async def _cancel_all() -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    tasks = list(tasks)
     for task in tasks:
         task.cancel()
     if tasks:
@@ -155,37 +238,84 @@ async def _cancel_all() -> None:
 
 
 class Guest:
-    """Runs a loop's rounds in an event loop that exists, whenever its poller has something.
+    """Runs the rounds of a loop in any event loop.
 
-    Used in the thread of the event loop.
+    A round is due when a socket is ready, when a timer of the loop is due, and when a handler's
+    task has ended, as there may be an ACK to send. Only the thread of the event loop uses it.
+
+    Attributes:
+        ended: done after the last round. If a round has failed it has the error.
     """
 
     def __init__(self, loop: Loop, event_loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._event_loop = event_loop
-        self._timer: asyncio.TimerHandle | None = None
+        self._context = loop.context.copy()  # The loop's own may be that of the whole thread.
+        self._fd = loop.poller.fileno()
+        self._soon: asyncio.Handle | None = None
+        self._later: asyncio.Handle | None = None
+        self._due = 0.0
         self.ended: asyncio.Future[None] = event_loop.create_future()
 
     def start(self) -> None:
-        self._loop.set_start(starting(self._event_loop))
-        self._event_loop.add_reader(self._loop.poller.fileno(), self._round)
-        self._event_loop.call_soon(self._round)
+        self._loop.set_start(starting(self._event_loop), self._order)
+        # The event loop calls `_round` in the context in which the reader was added.
+        self._context.run(self._event_loop.add_reader, self._fd, self._round)
+        self._order()
+
+    def stop(self) -> None:
+        """Run no further round."""
+        self._loop.set_start(None)
+        self._event_loop.remove_reader(self._fd)
+        for handle in (self._soon, self._later):
+            if handle is not None:
+                handle.cancel()
+
+    async def wait(self) -> None:
+        """Wait for the end of the loop. A cancellation does not end the loop.
+
+        Raises:
+            BaseException: the error that ended the loop, if one did.
+        """
+        await asyncio.wait([self.ended])
+        self.ended.result()
+
+    def _order(self) -> None:
+        """Have a round in the next turn of the event loop."""
+        if self._soon is None:
+            self._soon = self._event_loop.call_soon(self._run_soon, context=self._context)
+
+    def _run_soon(self) -> None:
+        self._soon = None
+        self._round()
+
+    def _order_later(self, wait: float) -> None:
+        due = self._event_loop.time() + wait
+        if self._later is not None:
+            if self._due <= due:
+                return
+            self._later.cancel()
+        self._due = due
+        self._later = self._event_loop.call_later(wait, self._run_due, context=self._context)
+
+    def _run_due(self) -> None:
+        self._later = None
+        self._round()
 
     def _round(self) -> None:
-        try:
-            self._loop.round(0.0)
-        except BaseException as error:
-            self._end(error)
-            return
-        if not self._loop.alive:
-            self._end(None)
-
-    def _end(self, error: BaseException | None) -> None:
-        self._loop.set_start(None)
-        self._event_loop.remove_reader(self._loop.poller.fileno())
         if self.ended.done():
             return
-        if error is None:
-            self.ended.set_result(None)
-        else:
+        try:
+            self._loop.round(0.0)
+            self._loop.agent.pass_on_interrupt()
+            wait = self._loop.longest_wait()
+        except BaseException as error:
             self.ended.set_exception(error)
+            return
+        self._loop.cells[Cell.ROUND_BEGAN] = 0  # The time until the next round is not the loop's.
+        if not self._loop.alive:
+            self.ended.set_result(None)
+        elif wait == 0:
+            self._order()
+        elif wait is not None:
+            self._order_later(wait)

@@ -1,8 +1,8 @@
-"""A connection, and an exchange: a NOTIFY whose handlers are not done when it was received.
+"""A connection, and an exchange: a NOTIFY with handlers that have to be waited for.
 
-An exchange has its calls made one after the other and is answered with one ACK. All of its
-state belongs to the thread of its loop, of which it knows only what `Host` says. A call that
-takes longer than its handler may is left behind: its result comes too late and is dropped.
+An exchange makes its calls one after the other and is answered with one ACK. Only the thread of
+its loop touches its state. It knows its loop as a `Host`. A call that runs into its timeout is
+left behind, and its result is dropped.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
+from contextvars import Context
 from time import monotonic_ns
 from typing import Any, Protocol
 
 from spop.agent import Agent
 from spop.connection import AgentConnection
 from spop.counters import Cell, Cells, RouteCell, observe
-from spop.dispatch import ASYNC, INLINE, AsyncCall, Call, Deferred, Dispatcher
+from spop.dispatch import ASYNC, INLINE, RUNNING, AsyncCall, Call, Deferred, Dispatcher
 from spop.errors import HandlerError, SpopTimeoutError
 from spop.frames import Peer
 from spop.poller import READ
@@ -26,16 +27,16 @@ from spop.server.tls import TLSSocket
 
 
 class Connection:
-    """A socket, its protocol, and what is still to be sent.
+    """A socket, its protocol, and the bytes that are still to be sent.
 
     Attributes:
-        sock: a plain socket, or a `TLSSocket`, which then is `tls` too.
+        sock: a plain socket, or a `TLSSocket`; `tls` is the latter or None.
         peer: what HELLO agreed on, until the end of the connection was reported.
         events: what the poller waits for.
         unsent: bytes that the socket did not take yet.
-        quiet: sweeps for idle connections since it last sent something.
+        quiet: number of sweeps for idle connections since something was sent.
         exchanges: those that wait for handlers.
-        fast_path: answers what comes in, where it may.
+        fast_path: answers NOTIFY frames while nothing else is to be done.
     """
 
     __slots__ = (
@@ -69,7 +70,7 @@ class Connection:
         return self.tls is not None and self.tls.pending() > 0
 
     def describe(self) -> dict[str, Any]:
-        """What there is to see of it, as JSON can have it."""
+        """Its state for people, in types of JSON."""
         protocol, peer = self.protocol, self.protocol.peer
         return {
             "address": protocol.address,
@@ -91,6 +92,7 @@ class Host(Protocol):
 
     agent: Agent
     cells: Cells
+    context: Context
     dispatcher: Dispatcher
     timeouts: dict[str, float]
 
@@ -100,7 +102,7 @@ class Host(Protocol):
     def call_later(self, delay: float, call: Callable[[], object]) -> Timer: ...
 
     def submit(self, exchange: Exchange, call: Call) -> None:
-        """Have a call made soon. Raises a HandlerError if too many wait already."""
+        """Make a call soon, in the executor. Raises a HandlerError if too many wait."""
 
     def job_done(
         self, exchange: Exchange, call: Call, returned: Any, error: BaseException | None
@@ -111,24 +113,26 @@ class Host(Protocol):
         """Make a call of an asynchronous handler, in a task. Raises as `submit` does."""
 
     def launch(self, exchange: Exchange, call: Call) -> None:
-        """The turn of an asynchronous call has come that had to wait for it. Any thread may
-        call this."""
+        """Begin an asynchronous call that waited in line. Any thread may call this."""
 
     def waits(self, begun: AsyncCall, name: str) -> None:
-        """A task of the handler of message `name` goes on after this round."""
+        """A task of the handler of message `name` has not ended in its first step."""
 
     def task_ended(self, begun: AsyncCall) -> None:
-        """Such a task has ended, wanted or not."""
+        """Such a task has ended, even if its result is no longer wanted."""
 
     def answer(self, exchange: Exchange) -> None:
         """Send the ACK."""
 
+    def fail(self, connection: Connection, error: Exception) -> None:
+        """End a connection after an unexpected error."""
+
     def answer_for_another(self, connection: Connection, exchange: Exchange) -> None:
-        """Send the ACK of an exchange whose own connection is gone."""
+        """Send the ACK of an exchange whose own connection is closed (section 3.2.1)."""
 
 
 class Exchange(Deferred):
-    """Has the calls of a NOTIFY made in order."""
+    """Makes the calls of a NOTIFY in order."""
 
     __slots__ = ("_began", "_handler", "_index", "_timer", "_waiting", "connection", "host")
 
@@ -154,13 +158,13 @@ class Exchange(Deferred):
         return self._waiting is call
 
     def cancel(self) -> None:
-        """Nobody is left to answer: end what runs, drop what comes of it."""
+        """No connection is left for the ACK: cancel the call that runs, drop its result."""
         if self._waiting is not None:
             self._leave_behind()
             self.host.cells[Cell.ACKS_DROPPED] += 1
 
     def launch(self, call: Call) -> bool:
-        """The turn of an asynchronous call has come. Returns whether its task goes on."""
+        """Begin an asynchronous call that waited in line. Returns whether its task goes on."""
         self._began = monotonic_ns()
         goes_on = self._begin(call)
         if not goes_on:
@@ -176,29 +180,36 @@ class Exchange(Deferred):
     def _go_on(self) -> None:
         """Make calls until one has to be waited for, or to the end."""
         calls = self.calls
-        while self._index < len(calls):
-            call = calls[self._index]
-            self._began = monotonic_ns()
-            if call.values is None:
-                self.actions += call.route.on_error
-                self._index += 1
-            elif call.route.kind == INLINE:
-                self._run_here(call)
-            elif call.route.kind == ASYNC:
-                self._begin(call)
-            else:
-                self._submit(call)
-            if self._waiting is not None:
-                return
-        self.host.answer(self)
+        try:
+            while self._index < len(calls):
+                call = calls[self._index]
+                self._began = monotonic_ns()
+                if call.values is None:
+                    self._add_if_it_fits(call.route.on_error)
+                    self._index += 1
+                elif call.route.kind == INLINE:
+                    self._run_here(call)
+                elif call.route.kind == ASYNC:
+                    self._begin(call)
+                else:
+                    self._submit(call)
+                if self._waiting is not None:
+                    return
+            self.host.answer(self)
+        except Exception as error:  # Not a handler's: `_ended` takes those.
+            self.host.fail(self.connection, error)
 
     def _run_here(self, call: Call) -> None:
+        peer = self.connection.protocol.peer
+        token = RUNNING.set((call.route.name, self.stream_id, self.frame_id, peer))
         try:
             returned = call.run()
-        except BaseException as error:  # As in `Dispatcher`, of which this is the other half.
+        except BaseException as error:  # Whatever it is, the NOTIFY is answered.
             self._ended(call, None, error)
         else:
             self._ended(call, returned, None)
+        finally:
+            RUNNING.reset(token)
 
     def _submit(self, call: Call) -> None:
         self._waiting = call
@@ -236,17 +247,21 @@ class Exchange(Deferred):
             self._timer = self.host.call_later(timeout, self._time_out)
 
     def _finished(self, begun: AsyncCall) -> None:
-        """A task has ended, in the step that is just being run."""
+        """A task has ended. This is still its last step."""
         self.host.task_ended(begun)
-        begun.finished = None  # It knows us and we know it, which no cycle is to keep.
+        begun.finished = None  # Breaks a reference cycle.
         if begun is self._waiting:
             self._ended(self.calls[self._index], begun.value, begun.error)
-            self._go_on()
+            if self._index == len(self.calls):
+                self._go_on()
+            else:  # The context here is the ended handler's; the next one gets a fresh copy.
+                self.host.context.copy().run(self._go_on)
 
     def _ended(self, call: Call, returned: Any, error: BaseException | None) -> None:
-        """Add what the handler answers, and be ready for the next call."""
+        """Add the handler's answer, and be ready for the next call."""
         self._stop_waiting()
-        self.actions += self.host.dispatcher.result(call, returned, error, self._began)
+        room = self.room - len(self.actions)
+        self.actions += self.host.dispatcher.result(call, returned, error, self._began, room)
         self._index += 1
 
     def _time_out(self) -> None:
@@ -259,9 +274,13 @@ class Exchange(Deferred):
         self.host.agent.failed(
             handler.name, SpopTimeoutError(f"no result in {handler.timeout:g} s")
         )
-        self.actions += handler.on_timeout
+        self._add_if_it_fits(handler.on_timeout)
         self._index += 1
         self._go_on()
+
+    def _add_if_it_fits(self, actions: bytes) -> None:
+        if len(self.actions) + len(actions) <= self.room:
+            self.actions += actions
 
     def _leave_behind(self) -> None:
         waiting = self._waiting

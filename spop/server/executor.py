@@ -1,8 +1,8 @@
-"""Runs blocking handlers in a bounded pool of threads, and keeps the lines of handlers with a
+"""Runs blocking handlers in a bounded pool of threads, and queues the calls of handlers with a
 `concurrency` limit.
 
-What waits is bounded: a message for which there is no room fails at once, as an answer that
-comes after HAProxy's processing timeout is worth nothing.
+The queues are bounded. A message beyond the bound fails at once: HAProxy ignores an answer that
+comes after its processing timeout.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from spop.context import set_running
 from spop.counters import Cell, Cells
 from spop.dispatch import Call
 from spop.errors import HandlerError
+from spop.forks import serve_in_this_thread
 from spop.logs import SafeLogger
 from spop.server.exchange import Exchange
 
@@ -25,7 +26,7 @@ logger = SafeLogger("spop.server")
 
 
 class Job(NamedTuple):
-    """A call that waits for a thread, and since when, in ns of CLOCK_MONOTONIC."""
+    """A call that waits for a thread. `came` is in ns of `time.monotonic_ns`."""
 
     exchange: Exchange
     call: Call
@@ -33,7 +34,7 @@ class Job(NamedTuple):
 
 
 class _Line:
-    """The calls of a handler that has a limit: so many run, the others wait."""
+    """The calls of a handler with a limit: up to `limit` run, the others wait in line."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -42,11 +43,11 @@ class _Line:
 
 
 class _Threads:
-    """Threads that run jobs, each in the order of their coming; they start as they are needed.
+    """Threads that begin jobs in the order of arrival. They start as they are needed.
 
-    To wake a thread costs more than most handlers. So whoever submits jobs wakes once for all of
-    them, and one thread at most is being woken; before it begins its first job it wakes the next,
-    where there is more: short jobs are run by few threads, and one that blocks holds up no other.
+    To wake a thread costs more than most handlers. So a loop wakes once for all jobs that it
+    submitted, and at most one thread is being woken. A thread wakes the next before each job, if
+    there are more. So few threads run short jobs, and a job that blocks delays no other.
     """
 
     def __init__(self, size: int, run: Callable[[Job], object], cells: Cells) -> None:
@@ -70,7 +71,7 @@ class _Threads:
             self._wake()
 
     def stop(self) -> None:
-        """End the threads, each when its job has ended; what waits is dropped."""
+        """End each thread after its present job. Jobs that wait are dropped."""
         with self._lock:
             self._stopped = True
             self._jobs.clear()
@@ -96,9 +97,10 @@ class _Threads:
                 self._waking = True
                 name = f"spop-pool-{self._started}"
                 threading.Thread(target=self._work, name=name, daemon=True).start()
-            # Else all are at work, and whoever is done first goes on with it.
+            # Else all threads are busy, and the first that is free takes the next job.
 
     def _work(self) -> None:
+        serve_in_this_thread()
         wakeup = threading.Lock()
         wakeup.acquire()
         try:
@@ -110,7 +112,7 @@ class _Threads:
                         continue
                     self._idle.append(wakeup)
                 wakeup.acquire()
-        except BaseException as error:  # Handlers' errors do not come here.
+        except BaseException as error:  # Not a handler's: the executor's `_run` takes those.
             logger.failure(error, "a thread of the pool died and is replaced")
             with self._lock:
                 self._started -= 1
@@ -138,8 +140,8 @@ class Executor:
     """Runs the blocking calls of one agent. Its loops share it.
 
     Args:
-        pool_size: threads for blocking handlers; they start as they are needed.
-        max_queue: calls that may wait for a thread, or in a line.
+        pool_size: number of threads for blocking handlers. They start as they are needed.
+        max_queue: number of calls that may wait for a thread or in line.
         cells: the row in which it counts.
     """
 
@@ -159,7 +161,7 @@ class Executor:
         """Blocking handlers that run now."""
 
     def submit(self, exchange: Exchange, call: Call) -> None:
-        """Make a call after the next `wake`, once there is room for it.
+        """Make a call after the next `wake`, as soon as a thread and the limit allow it.
 
         Raises:
             HandlerError: too many wait already.
@@ -180,7 +182,7 @@ class Executor:
         self._launch(exchange, call)
 
     def wake(self) -> None:
-        """Have threads begin what was submitted."""
+        """Have threads begin the submitted calls."""
         self._threads.wake()
 
     def stop(self) -> None:
@@ -188,13 +190,13 @@ class Executor:
         self._threads.stop()
 
     def begins(self) -> None:
-        """A call that was submitted begins in a loop."""
+        """A submitted asynchronous call begins in its loop."""
         with self._lock:
             self._queued -= 1
             self._count()
 
     def ended(self, name: str) -> None:
-        """A call has ended: where its handler has a limit, the first in line may begin."""
+        """A call has ended. If its handler has a limit, the first in line begins."""
         line = self._lines.get(name)
         if line is None:
             return
@@ -223,14 +225,14 @@ class Executor:
             set_running((call.route.name, exchange.stream_id, exchange.frame_id, peer))
             try:
                 returned = call.run()
-            except BaseException as failure:  # Whatever it is, the thread goes on, the peer waits.
+            except BaseException as failure:  # Whatever it is, the NOTIFY is answered.
                 error = failure
         with self._lock:
             self.busy -= 1
             self._count()
         self.ended(call.route.name)
-        exchange.host.job_done(exchange, call, returned, error)  # Last, as the loop takes over.
-        error = None  # Its traceback has this frame, which no cycle is to keep.
+        exchange.host.job_done(exchange, call, returned, error)  # Last: now the loop owns it.
+        error = None  # Breaks a reference cycle: its traceback has this frame.
 
     def _count(self) -> None:
         self._cells[Cell.QUEUED] = self._queued

@@ -1,4 +1,4 @@
-"""A connection that logs each of its frames, for whoever asked for that."""
+"""A connection that logs each of its frames, for the option `log_frames`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LoggedConnection(AgentConnection):
 
     def receive_data(self, data: Buffer, end: int | None = None) -> list[AgentEvent]:
         received = bytes(data) if end is None else bytes(memoryview(data)[:end])
-        # Before it is logged, as HELLO shows how flags are written.
+        # Logged afterwards, as HELLO shows how the peer writes flags.
         events = super().receive_data(data, end)
         partial: bytes = getattr(self, "_partial", b"") + received
         self._partial = partial[self._log("from", partial) :]

@@ -1,8 +1,8 @@
-"""Whether a server does its work, read from what its loops and the supervisor write themselves.
+"""Whether a server works. It is read from cells that the loops and the supervisor write.
 
-Each writes when its present round began, and 0 while it waits. Nobody is asked, so that nobody
-has to be waited for. A process is alive where no round is older than ``--stuck-timeout``, and
-ready where none is older than `READY_WITHIN`.
+Each writes when its present round began, and 0 while it waits. No process has to answer. A
+process is alive if no round is older than ``--stuck-timeout`` seconds. It is ready if none is
+older than `READY_WITHIN` seconds.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ READY_WITHIN = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Whether a process or a service does its work, and whether it takes more."""
+    """Whether a process or a service is alive, and whether it takes connections."""
 
     alive: bool
     ready: bool
 
 
 def oldest_round(rows: Iterable[Cells]) -> float:
-    """Seconds since the oldest of the loops' present rounds began; 0.0 where all wait."""
+    """The age in seconds of the oldest present round; 0.0 if all loops wait."""
     return max((age(row[Cell.ROUND_BEGAN]) for row in rows), default=0.0)
 
 
 def health_of(seconds: float, stuck_timeout: float) -> Health:
-    """That of a process whose oldest round began so many seconds ago."""
+    """The health of a process whose oldest round is `seconds` old."""
     return Health(not stuck_timeout or seconds <= stuck_timeout, seconds <= READY_WITHIN)
 
 
 def service_health(board: Board, stuck_timeout: float) -> Health:
-    """That of a supervisor with its workers."""
+    """The health of a supervisor and its workers."""
     supervisor = health_of(oldest_round([board.supervisor]), stuck_timeout)
     starting, serving = (
         [

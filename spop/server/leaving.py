@@ -1,6 +1,6 @@
 """How connections end: one by one, and all of them when their loop drains or hands over.
 
-What happens to a connection, and what it leads to::
+On the left what happens to a connection, on the right what follows::
 
     the peer's DISCONNECT ──────────── ours answers it ──┐
     bytes that break the protocol ─────┐                 │
@@ -10,9 +10,9 @@ What happens to a connection, and what it leads to::
     the peer closed its side, a socket error ────────────┼─ report ────────── close
     hand-over: at rest ──────────────────────────────────┴─ report ─ its socket lives on
 
-``report`` counts, logs and tells the hooks, once. ``linger`` closes our side and waits for the
-peer to do the same, so that it can read our last words even if it still sends. A connection
-whose handlers run when it ends is answered for on another of its engine, where it is async.
+``report`` counts, logs and calls the hooks, once. ``linger`` closes our side and waits for the
+peer to close its own, so that it can read our DISCONNECT even if it still sends. If handlers
+still run and async is in force, their ACKs leave on another connection of the engine.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from spop.server.timers import Timers
 logger = SafeLogger("spop.server")
 
 LINGER = 2.0
-"""Seconds that a peer has to read our last words and close."""
+"""Seconds that a peer has to read our DISCONNECT and close."""
 QUIET = 0.2
-"""Seconds that a connection may stay open for its next ACK to carry our goodbye."""
+"""Seconds that a draining connection waits for an ACK, to send DISCONNECT right behind it."""
 SWEEPS = 4
-"""How often a loop looks for idle connections within the idle timeout."""
+"""Number of sweeps for idle connections in each idle timeout."""
 
 GiveAway = Callable[[socket.socket, dict[str, Any]], object]
-"""Takes a connection at rest, its socket and what was negotiated, for another process."""
+"""Takes the socket of a connection at rest, and what HELLO agreed on, for another process."""
 
 
 class Deadlines:
-    """Connections that have `seconds` for something, in the order of their ends."""
+    """Connections with `seconds` to do something, ordered by their deadlines."""
 
     def __init__(
         self, timers: Timers, seconds: float, expired: Callable[[Connection], object]
@@ -61,12 +61,12 @@ class Deadlines:
         self._timed = False
 
     def add(self, connection: Connection) -> None:
-        """Its time begins now."""
+        """The time of a connection begins now."""
         self._ends[connection] = time.monotonic() + self._seconds
         self._order_call(self._seconds)
 
     def discard(self, connection: Connection) -> None:
-        """It has done it, or is gone."""
+        """The connection has done it, or is closed."""
         self._ends.pop(connection, None)
 
     def _order_call(self, delay: float) -> None:
@@ -98,7 +98,7 @@ class Loop(Protocol):
         """Do what the socket is ready for."""
 
     def forget(self, connection: Connection) -> None:
-        """Have no more to do with a connection; its socket stays as it is."""
+        """Serve a connection no longer. Its socket stays open."""
 
     def end(self) -> None:
         """Run no further round."""
@@ -130,22 +130,22 @@ class Leaving:
     # --- one connection ---
 
     def expect_hello(self, connection: Connection) -> None:
-        """A connection was accepted, and has the handshake timeout from now on."""
+        """A connection was accepted: its handshake timeout begins."""
         self._handshakes.add(connection)
 
     def said_hello(self, connection: Connection) -> None:
-        """From now on only the idle timeout is watched."""
+        """HELLO is done: only the idle timeout counts now."""
         self._handshakes.discard(connection)
 
     def watch_idle(self) -> None:
-        """There are connections, so look for idle ones from now on."""
+        """Look for idle connections from now on."""
         timeout = self._loop.options.idle_timeout
         if timeout and not self._sweeping:
             self._sweeping = True
             self._loop.timers.call_later(timeout / SWEEPS, self._sweep)
 
     def report(self, connection: Connection, reason: Disconnect) -> None:
-        """Count, log and tell of the end of a connection, or of one that was refused."""
+        """Count and log the end of a connection, or its refusal, and call the hooks."""
         cells = self._loop.cells
         peer, connection.peer = connection.peer, None
         if reason.remote:
@@ -158,7 +158,7 @@ class Leaving:
             self._tell(peer, reason)
 
     def fail(self, connection: Connection, error: Exception) -> None:
-        """Whatever goes wrong with a connection ends this one and no other."""
+        """End a connection after an unexpected error. All others go on."""
         if isinstance(error, OSError):
             reason = error.strerror or str(error)
         else:
@@ -169,7 +169,7 @@ class Leaving:
         self.close(connection)
 
     def disconnect(self, connection: Connection, code: Status, message: str) -> None:
-        """Send our DISCONNECT (section 3.2.8), if the connection was not ending yet."""
+        """Send our DISCONNECT (section 3.2.9), unless the connection ends already."""
         if connection.protocol.should_close:
             return
         connection.protocol.disconnect(code, message if code else "normal")
@@ -177,21 +177,21 @@ class Leaving:
         self._loop.see_to(connection, WRITE)
 
     def linger(self, connection: Connection) -> None:
-        """All is sent: close our side, and wait for the peer to close its own."""
+        """All bytes are sent: close our side, and wait for the peer to close its own."""
         with contextlib.suppress(OSError):
             connection.sock.shutdown(socket.SHUT_WR)
         self._lingering.add(connection)
 
     def close(self, connection: Connection) -> None:
-        """Close the socket. Nothing happens if that was done."""
+        """Close the socket, unless it is closed."""
         if connection in self._loop.connections:
             self._forget(connection)
             connection.sock.close()
 
     def after_answers(self, connection: Connection) -> None:
-        """While the loop drains: say goodbye right behind an ACK, if no other is waited for.
+        """While the loop drains: send DISCONNECT right behind the last ACK.
 
-        A peer that is in lock step then has sent nothing that could be lost.
+        Then a peer in lock step has sent nothing that could be lost.
         """
         protocol = connection.protocol
         leaves = self._draining or connection.tls is not None  # TLS can't be given away.
@@ -200,7 +200,7 @@ class Leaving:
             self.report(connection, Disconnect(Status.NORMAL, "the agent stops", False))
 
     def give_away(self, connection: Connection) -> None:
-        """Leave a connection at rest to another process."""
+        """Give a connection at rest to another process."""
         sock = connection.sock
         if self._give_away is None or connection.tls is not None:
             return
@@ -234,11 +234,11 @@ class Leaving:
             return
         self._loop.cells[cell] += 1
         self.disconnect(connection, Status.TIMEOUT, message)
-        if connection.unsent:  # It does not read, so waiting would be in vain.
+        if connection.unsent:  # The peer does not read, so it would not see the DISCONNECT.
             self.close(connection)
 
     def _sweep(self) -> None:
-        """Close what was idle for the idle timeout."""
+        """Close the connections that were idle for the idle timeout."""
         for connection in list(self._loop.connections):
             if connection.protocol.in_flight and not connection.unsent:
                 continue
@@ -253,16 +253,16 @@ class Leaving:
     # --- all connections ---
 
     def drain(self, timeout: float) -> None:
-        """Answer what is in hand, say goodbye to all, and end the loop after `timeout` seconds."""
+        """Answer the frames in hand, say DISCONNECT, end the loop after `timeout` s at most."""
         self._draining = True
         self._begin()
         self._loop.timers.call_later(min(QUIET, timeout), self._end_quiet_ones)
         self._loop.timers.call_later(timeout, self._loop.end)
-        # What has arrived before now is in hand.
+        # Frames that have arrived before now are in hand.
         self._see_to_all(READ)
 
     def hand_over(self, give_away: GiveAway, timeout: float) -> None:
-        """Give each connection away once it is at rest; `drain` those that are not in time."""
+        """Give each connection away once it is at rest; `drain` the rest after `timeout` s."""
         self._give_away = give_away
         self._begin()
         self._loop.timers.call_later(timeout, partial(self.drain, QUIET))
@@ -272,7 +272,7 @@ class Leaving:
         self._see_to_all(WRITE)
 
     def end_all(self, connections: Iterable[Connection]) -> None:
-        """The loop has ended: close what is left."""
+        """The loop has ended: close the connections that are left."""
         for connection in list(connections):
             if connection.peer is not None:
                 self.report(connection, Disconnect(Status.NORMAL, "the agent stopped", False))

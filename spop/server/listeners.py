@@ -1,17 +1,16 @@
-"""Listening sockets, and the names of what connects to them."""
+"""Listening sockets, and the names of the peers that connect to them."""
 
 from __future__ import annotations
 
 import contextlib
-import grp
 import os
-import pwd
 import socket
 import stat
 
 from spop.address import Address
 from spop.errors import reason
 from spop.server.options import Options
+from spop.server.privileges import group_id, user_id
 
 BACKLOG = 1024
 
@@ -20,8 +19,8 @@ def listen_all(options: Options) -> list[socket.socket]:
     """The listening sockets that the options ask for.
 
     Raises:
-        OSError: one can't be had. Its message names the address.
-        ValueError: the owner of unix sockets is nobody.
+        OSError: an address can't be listened on. The message names it.
+        ValueError: there is no such user or group to own unix sockets.
     """
     listeners: list[socket.socket] = []
     try:
@@ -68,7 +67,7 @@ def _listen_tcp(address: Address) -> socket.socket:
 
 
 class _UnixListener(socket.socket):
-    """A unix socket that knows its file from one that has taken its place."""
+    """A unix socket that removes its own file, and not one that has replaced it."""
 
     def __init__(self, path: str) -> None:
         super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -81,7 +80,7 @@ class _UnixListener(socket.socket):
             raise
 
     def remove_file(self) -> None:
-        """To be called before `close`: until then no other file has the same inode."""
+        """Call this before `close`: until then no other file has the same inode."""
         path = self.getsockname()
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.lstat(path), self._file):
@@ -94,7 +93,7 @@ def _listen_unix(path: str) -> socket.socket:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove a socket that a dead server left; one that answers is in use."""
+    """Remove a socket file that a dead server left. A socket that answers is in use."""
     try:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             return
@@ -115,36 +114,8 @@ def _set_owner_and_mode(path: str, options: Options) -> None:
         os.chmod(path, int(options.unix_mode, 8))
 
 
-def user_id(name: str) -> int:
-    """The number of a user.
-
-    Raises:
-        ValueError: there is no such user.
-    """
-    if name.isascii() and name.isdigit():
-        return int(name)
-    try:
-        return pwd.getpwnam(name).pw_uid
-    except KeyError:
-        raise ValueError(f"there is no user {name!r}") from None
-
-
-def group_id(name: str) -> int:
-    """The number of a group.
-
-    Raises:
-        ValueError: there is no such group.
-    """
-    if name.isascii() and name.isdigit():
-        return int(name)
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
-        raise ValueError(f"there is no group {name!r}") from None
-
-
 def bound_address(listener: socket.socket) -> Address:
-    """Where a listening socket can be reached; of interest after binding to port 0."""
+    """The address of a listening socket, with the port that port 0 became."""
     if listener.family == socket.AF_UNIX:
         return Address("", 0, listener.getsockname())
     host, port = listener.getsockname()[:2]
@@ -152,13 +123,13 @@ def bound_address(listener: socket.socket) -> Address:
 
 
 def peer_host(sock: socket.socket, sockaddr: tuple[str, int] | str | bytes) -> str | None:
-    """The IP address of an accepted connection's other end; None on a unix socket."""
+    """The IP address of an accepted connection's peer; None on a unix socket."""
     if sock.family == socket.AF_UNIX or not isinstance(sockaddr, tuple):
         return None
     return sockaddr[0]
 
 
 def peer_name(sock: socket.socket, sockaddr: tuple[str, int] | str | bytes) -> str:
-    """The other end of an accepted connection, for people."""
+    """The peer of an accepted connection, for people."""
     host = peer_host(sock, sockaddr)
     return "unix" if host is None else str(Address(host, int(sockaddr[1])))

@@ -1,9 +1,9 @@
 """A selector loop: one thread that moves bytes between its sockets and their connections.
 
-For whatever has arrived on a socket it does one recv, one pass through the protocol and one
-send, however many frames that was. It goes round after round, each a wait for sockets and what
-came of it, in a thread of its own, or inside of an event loop of asyncio, where handlers need
-one. All of its state belongs to that thread; others reach it through `call_soon`.
+It does one recv, one pass through the protocol and one send for however many frames arrived. It
+runs in rounds: it waits for sockets and serves those that are ready. The rounds run in a thread
+of their own, and inside of an event loop if there are ``async def`` handlers. Only that thread
+touches the loop's state; others use `call_soon`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from functools import partial
-from typing import Any, Protocol, TypeGuard
+from typing import Any, Protocol, cast
 
 from spop.agent import Agent
 from spop.connection import AgentConnection, AgentEvent, Disconnect, Hello, State
@@ -23,6 +24,7 @@ from spop.context import set_running
 from spop.counters import Cell, Cells
 from spop.dispatch import RUNNING, AsyncCall, Call, Deferred, Running
 from spop.errors import HandlerError, LocalProtocolError, ProtocolError
+from spop.forks import FORKED, end_child, serve_in_this_thread
 from spop.frames import Frame, Peer
 from spop.logs import SafeLogger
 from spop.poller import READ, WRITE, new_poller
@@ -35,6 +37,7 @@ from spop.server.frame_log import LoggedConnection
 from spop.server.leaving import GiveAway, Leaving
 from spop.server.listeners import peer_host, peer_name
 from spop.server.options import Options
+from spop.server.slow import SlowLog
 from spop.server.timers import Timer, Timers
 from spop.server.tls import TLSSocket
 
@@ -43,7 +46,7 @@ logger = SafeLogger("spop.server")
 RECV_SIZE = 256 * 1024
 
 HandOut = Callable[[socket.socket], bool]
-"""Accepts a connection of a listener. False: not now."""
+"""Accepts a connection of a listener. False: it accepts none now."""
 
 Result = tuple[Exchange, Call, Any, BaseException | None]
 
@@ -57,8 +60,11 @@ class Shared(Protocol):
     engines: Engines
     admission: Admission
     tls: ssl.SSLContext | None
+    slow_log: SlowLog
 
     def thread_died(self, error: BaseException) -> None: ...
+
+    def is_ready(self) -> bool: ...
 
 
 class Loop:
@@ -66,12 +72,13 @@ class Loop:
 
     Args:
         cells: the row in which it counts.
-        name: of its thread.
+        name: the name of its thread.
 
     Attributes:
         connections: those that it serves.
-        timeouts: seconds that the calls of a handler may take, by message name.
-        thread: runs it, once it was started.
+        timeouts: seconds that a call of a handler may take, by message name.
+        thread: runs the rounds.
+        context: the context of the rounds. Handlers of exchanges get copies of it.
     """
 
     def __init__(self, shared: Shared, cells: Cells, name: str) -> None:
@@ -91,6 +98,7 @@ class Loop:
         self._admission = shared.admission
         self._tls = shared.tls
         self._died = shared.thread_died
+        self._is_ready = shared.is_ready
         self._buffer = bytearray(RECV_SIZE)
         self.dispatcher = shared.agent.dispatcher(
             cells=cells,
@@ -99,6 +107,7 @@ class Loop:
             max_arguments=options.max_arguments,
             deferred=Exchange,
         )
+        self.dispatcher.slow, self.dispatcher.slow_after = shared.slow_log, shared.slow_log.after
         self._fast_paths = FastPaths(self.dispatcher, self._buffer, self.see_to, self._go_on)
         self._leaving = Leaving(self)
         self._acknowledged: dict[Connection, None] = {}
@@ -107,6 +116,7 @@ class Loop:
         self._woken = False
         self._submitted = False
         self._start: Callable[[AsyncCall], Any] | None = None
+        self._task_ended: Callable[[], object] | None = None
         self._tasks: dict[AsyncCall, str] = {}
         self._limited = frozenset(
             handler.name
@@ -114,7 +124,10 @@ class Loop:
             if handler.concurrency is not None
         )
         self._running = True
-        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.use_context(Context())
+        self.thread = threading.Thread(
+            target=self.context.run, args=[self._run], name=name, daemon=True
+        )
 
     # --- from any thread ---
 
@@ -125,11 +138,11 @@ class Loop:
 
     @property
     def alive(self) -> bool:
-        """It serves, or will once it is started."""
+        """It has not ended: it serves, or is not started yet."""
         return self._running
 
     def call_soon(self, call: Callable[[], object]) -> None:
-        """Have `call` run in the loop's thread."""
+        """Run `call` in the loop's thread, in its next round."""
         self._calls.append(call)
         self._wake()
 
@@ -141,7 +154,7 @@ class Loop:
         self._wake()
 
     def launch(self, exchange: Exchange, call: Call) -> None:
-        """The turn of an asynchronous call has come that had to wait for it."""
+        """Begin an asynchronous call that waited in line."""
         self.call_soon(partial(self._launch, exchange, call))
 
     def start(self) -> None:
@@ -156,7 +169,7 @@ class Loop:
         self.call_soon(partial(self._leaving.hand_over, give_away, timeout))
 
     def describe(self, timeout: float = 1.0) -> list[dict[str, Any]]:
-        """Its connections, for people; none if it does not answer in `timeout` seconds."""
+        """Its connections, for people; none if the loop does not answer in `timeout` seconds."""
         found: list[dict[str, Any]] = []
         answered = threading.Event()
 
@@ -164,7 +177,10 @@ class Loop:
             found.extend(connection.describe() for connection in self.connections)
             answered.set()
 
-        self.call_soon(describe)
+        if threading.current_thread() is self.thread:
+            describe()
+        else:
+            self.call_soon(describe)
         return found if answered.wait(timeout) else []
 
     def _wake(self) -> None:
@@ -174,13 +190,18 @@ class Loop:
 
     # --- rounds ---
 
+    def use_context(self, context: Context) -> None:
+        """Run the rounds in `context`. Call this before the first round."""
+        context.run(set_running, self.running_message)
+        self.context = context
+
     def _run(self) -> None:
-        set_running(self.running_message)
+        serve_in_this_thread()
         try:
             if any(handler.asynchronous for handler in self.agent.handlers.values()):
                 from spop.server import event_loop
 
-                event_loop.serve(self)
+                event_loop.serve(self, self.options.event_loop)
             else:
                 while self._running:
                     self.round(None)
@@ -195,9 +216,11 @@ class Loop:
         return self.dispatcher.running
 
     def round(self, timeout: float | None) -> None:
-        """Send the ACKs there are, wait `timeout` seconds for sockets, and see to what came."""
+        """Send the ACKs, wait up to `timeout` seconds for sockets, and serve those ready."""
+        if FORKED:
+            end_child()
         if self._acknowledged:
-            self._send_acks()
+            self.send_acks()
         self._wake_pool()
         self.poller.run(self.longest_wait(timeout))
         self._wake_pool()
@@ -208,13 +231,13 @@ class Loop:
         self.timers.run_due()
 
     def _wake_pool(self) -> None:
-        """Once for all calls that were submitted since the last time."""
+        """Wake the pool once for all calls that were submitted since the last time."""
         if self._submitted:
             self._submitted = False
             self._executor.wake()
 
     def longest_wait(self, timeout: float | None = None) -> float | None:
-        """Seconds that it may wait for sockets, at most `timeout`; None: for ever."""
+        """Seconds that it may wait for sockets, `timeout` at most; None: without a limit."""
         if self._woken or self._acknowledged:
             return 0.0
         wait = self.timers.wait()
@@ -227,13 +250,13 @@ class Loop:
         self._running = False
 
     def close(self) -> None:
-        """End what is left, when there are no further rounds."""
-        self._send_acks()
+        """Close the connections and the poller, after the last round."""
+        self.send_acks()
         self._leaving.end_all(self.connections)
         self.poller.close()
 
     def call_later(self, delay: float, call: Callable[[], object]) -> Timer:
-        """Have `call` run in `delay` seconds."""
+        """Run `call` in `delay` seconds."""
         return self.timers.call_later(delay, call)
 
     def _take_results(self) -> None:
@@ -252,11 +275,15 @@ class Loop:
             logger.failure(error, "call in the loop failed")
 
     def _guarded(self, connection: Connection, call: Callable[..., object], *args: object) -> None:
-        """What goes wrong with a connection ends that one."""
+        """Run `call`. An error in it ends its connection and no other."""
         try:
             call(*args)
         except Exception as error:
             self._leaving.fail(connection, error)
+
+    def fail(self, connection: Connection, error: Exception) -> None:
+        """End a connection after an unexpected error."""
+        self._leaving.fail(connection, error)
 
     # --- new connections ---
 
@@ -288,7 +315,7 @@ class Loop:
         connection = Connection(served, host, self._new_protocol(address))
         protocol, fd = connection.protocol, served.fileno()
         connection.fast_path = FastPath(self._fast_paths, protocol.intake, fd, connection)
-        # TLS is Python's, and a connection that logs its frames has to see them.
+        # The fast path reads plain sockets alone, and does not log frames.
         connection.fast_path.enabled = (
             connection.tls is None and type(protocol) is AgentConnection and not self._leaving.begun
         )
@@ -307,16 +334,17 @@ class Loop:
             max_in_flight=options.max_in_flight or agent.max_in_flight,
             dispatcher=self.dispatcher,
             address=address,
+            is_ready=self._is_ready,
         )
 
     def forget(self, connection: Connection) -> None:
-        """Have no more to do with a connection; its socket stays as it is."""
+        """Serve a connection no longer. Its socket stays open."""
         self.connections.remove(connection)
         self._admission.release(connection.host)
         self.cells[Cell.CONNECTIONS_CLOSED] += 1
         if connection.events:
             self.poller.unregister(connection.sock.fileno())
-        connection.fast_path.close()  # It may have MBs, which no cycle is to keep.
+        connection.fast_path.close()  # Breaks a reference cycle that may hold MBs.
         self._orphan_exchanges(connection)
 
     # --- bytes in and out ---
@@ -341,7 +369,7 @@ class Loop:
         unsent: bytes,
         error: Exception | None,
     ) -> None:
-        """Go on with what the connection's fast path can't do."""
+        """Go on where a connection's fast path stopped."""
         if isinstance(error, EOFError):
             self._guarded(connection, self._end_of_file, connection)
         elif error is not None and not isinstance(error, ProtocolError):
@@ -351,15 +379,19 @@ class Loop:
             self._guarded(connection, self._frames, connection, frames, error)
 
     def _frames(
-        self,
-        connection: Connection,
-        frames: list[Frame | Deferred],
-        error: ProtocolError | None,
+        self, connection: Connection, frames: list[Frame | Deferred], error: ProtocolError | None
     ) -> None:
-        # Mostly there is nothing but exchanges, and nothing to send before they end.
-        unread = connection.protocol.intake.unread
-        if error is None and not connection.unsent and not unread and _are_exchanges(frames):
-            self._handle(connection, frames)
+        # A shortcut for the usual case: only exchanges, and no bytes to send. It is enough to
+        # look at the last frame, as the dispatcher stops behind any that is no NOTIFY.
+        if (
+            frames
+            and type(frames[-1]) is Exchange
+            and not connection.unsent
+            and not connection.protocol.intake.unread
+        ):
+            for exchange in cast("list[Exchange]", frames):
+                connection.exchanges.add(exchange)
+                exchange.start(self, connection)
             return
         self._received(connection, connection.protocol.go_on(frames, b"", error))
 
@@ -389,12 +421,12 @@ class Loop:
         self._look_again(connection)
 
     def _look_again(self, connection: Connection) -> None:
-        """See to bytes that TLS holds already, for which the socket will not be ready."""
+        """Read bytes that TLS holds already: the socket does not become ready for them."""
         if connection.events & READ and connection.has_pending:
             self.call_soon(partial(self.see_to, connection, READ))
 
     def _flush(self, connection: Connection) -> None:
-        """Send what there is, go on with what was held back, and see what to wait for next."""
+        """Send, answer the frames that were held back, and decide what to wait for."""
         self._send(connection)
         protocol = connection.protocol
         while protocol.stalled and not connection.unsent:
@@ -430,15 +462,15 @@ class Loop:
         connection.unsent = data[sent:] if sent < len(data) else b""
 
     def _holds_back(self, connection: Connection) -> bool:
-        """What was read before has to be answered first."""
+        """Earlier frames have to be answered before more is read."""
         protocol = connection.protocol
         return protocol.paused or (self._leaving.handing_over and protocol.in_flight > 0)
 
     def _watch(self, connection: Connection) -> None:
-        """Read unless what was read waits for handlers or for a slow peer.
+        """Stop reading while earlier frames wait for handlers or for a slow peer.
 
-        That is looked at when there is more to read, as a peer in lock step sends nothing more,
-        and to change what epoll waits for costs a system call.
+        It is called when more bytes have arrived: a peer in lock step sends none before its ACK,
+        and each change of what epoll waits for costs a system call.
         """
         if connection.unsent:
             events = WRITE
@@ -501,23 +533,42 @@ class Loop:
     # --- exchanges ---
 
     def submit(self, exchange: Exchange, call: Call) -> None:
-        """Have the executor make a call soon. Raises as `Executor.submit` does."""
+        """Make a call soon, in the executor. Raises as `begin` does."""
+        self._check_running(call)
         self._executor.submit(exchange, call)
         self._submitted = True
 
-    def set_start(self, start: Callable[[AsyncCall], Any] | None) -> None:
-        """Have tasks for asynchronous handlers made by `start`; None: none can be made."""
+    def _check_running(self, call: Call) -> None:
+        if not self._running:
+            raise HandlerError(f"message {call.route.name}: the agent stops")
+
+    def set_start(
+        self,
+        start: Callable[[AsyncCall], Any] | None,
+        ended: Callable[[], object] | None = None,
+    ) -> None:
+        """Use `start` to make tasks for asynchronous handlers; None: none can be made.
+
+        `ended` is called when such a task has ended, which may be outside of a round.
+        """
         self._start = self.dispatcher.start = start
+        self._task_ended = ended
+
+    @property
+    def tasks(self) -> list[Any]:
+        """The tasks of handlers that have not ended."""
+        return [begun.task for begun in self._tasks]
 
     def begin(self, exchange: Exchange, call: Call) -> AsyncCall:
         """Make a call of an asynchronous handler, in a task.
 
         Raises:
-            HandlerError: too many run already.
+            HandlerError: too many run already, or the loop has ended.
         """
         name = call.route.name
         start = self.dispatcher.start
         if start is None:
+            self._check_running(call)
             self.cells[Cell.REJECTED] += 1
             raise HandlerError(f"message {name}: {self.options.max_queue} wait already")
         begun = AsyncCall(call.run(), name, self.dispatcher.slow, self.dispatcher.slow_after)
@@ -532,20 +583,22 @@ class Loop:
         return begun
 
     def waits(self, begun: AsyncCall, name: str) -> None:
-        """A task of the handler of message `name` goes on after this round."""
+        """A task of the handler of message `name` has not ended in its first step."""
         self._tasks[begun] = name
         self.cells[Cell.RUNNING] = len(self._tasks)
         if len(self._tasks) >= self.options.max_queue:
             self.dispatcher.start = None
 
     def task_ended(self, begun: AsyncCall) -> None:
-        """Such a task has ended."""
-        begun.task = None  # They know each other, which no cycle is to keep.
+        """Such a task has ended, even if its result is no longer wanted."""
+        begun.task = None  # Breaks a reference cycle.
         name = self._tasks.pop(begun)
         self.cells[Cell.RUNNING] = len(self._tasks)
         self.dispatcher.start = self._start
         if name in self._limited:
             self._executor.ended(name)
+        if self._task_ended is not None:
+            self._task_ended()
 
     def _launch(self, exchange: Exchange, call: Call) -> None:
         self._executor.begins()
@@ -553,7 +606,7 @@ class Loop:
             self._executor.ended(call.route.name)
 
     def answer(self, exchange: Exchange) -> None:
-        """Send the ACK of an exchange, on its own connection or another of the engine."""
+        """Send an exchange's ACK on its connection, or another of its engine (section 3.2.1)."""
         connection = exchange.connection
         connection.exchanges.discard(exchange)
         if connection.protocol.state is State.OPEN and connection in self.connections:
@@ -571,8 +624,8 @@ class Loop:
             self.cells[Cell.ACKS_ELSEWHERE] += 1
         self._acknowledged[connection] = None
 
-    def _send_acks(self) -> None:
-        """Once in a round: one send for however many ACKs there are."""
+    def send_acks(self) -> None:
+        """Send the ACKs of this round, with one send for each connection."""
         while self._acknowledged:
             connection, _ = self._acknowledged.popitem()
             if connection in self.connections:
@@ -596,7 +649,7 @@ class Loop:
         host.call_soon(partial(host.answer_for_another, connection, exchange))
 
     def answer_for_another(self, connection: Connection, exchange: Exchange) -> None:
-        """Send an ACK for an exchange whose own connection is gone."""
+        """Send the ACK of an exchange whose own connection is closed (section 3.2.1)."""
         if connection in self.connections and connection.protocol.state is State.OPEN:
             with contextlib.suppress(LocalProtocolError):
                 self._acknowledge(connection, exchange)
@@ -604,7 +657,7 @@ class Loop:
             self._answer_elsewhere(exchange)
 
     def _orphan_exchanges(self, connection: Connection) -> None:
-        """Cancel the exchanges of a lost connection that no other can answer for."""
+        """Cancel the exchanges of a lost connection, if no other can carry their ACKs."""
         peer = connection.protocol.peer
         exchanges, connection.exchanges = connection.exchanges, set()
         if peer is not None and peer.async_engine_id:
@@ -615,7 +668,7 @@ class Loop:
     # --- accepting ---
 
     def accept_from(self, listener: socket.socket, hand_out: HandOut) -> None:
-        """Have `hand_out` accept connections of a listener whenever there are some."""
+        """Call `hand_out` whenever a listener has connections to accept."""
         accept = partial(self._accept, listener, hand_out)
         self.poller.register(listener.fileno(), READ, accept)
 
@@ -624,7 +677,7 @@ class Loop:
             self.poller.unregister(listener.fileno())
 
     def pause_listener(self, listener: socket.socket, hand_out: HandOut, seconds: float) -> None:
-        """Leave connections to others for a while."""
+        """Accept no connections of a listener for some seconds."""
         self.forget_listener(listener)
         self.call_later(seconds, partial(self._accept_again, listener, hand_out))
 
@@ -644,7 +697,3 @@ class Loop:
     def _accept_again(self, listener: socket.socket, hand_out: HandOut) -> None:
         if listener.fileno() >= 0 and not self._leaving.begun:
             self.accept_from(listener, hand_out)
-
-
-def _are_exchanges(frames: Sequence[object]) -> TypeGuard[Sequence[Exchange]]:
-    return all(type(frame) is Exchange for frame in frames)

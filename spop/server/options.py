@@ -7,6 +7,7 @@ made from this table.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -26,13 +27,14 @@ def _option(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """What a server may be told.
+    """The options of a server. Times are seconds.
 
-    Each field's metadata has ``help``, ``low`` and ``high`` where there is a range, and ``size``
-    where it is one in bytes. Times are seconds.
+    Each field's metadata has ``help``. ``low`` and ``high`` are its range, if it has one.
+    ``size`` is true for a size in bytes. ``choices`` lists the values, if only some are allowed.
 
     Raises:
         ValueError: a value is out of range or can't be read. The message names the option.
+        ModuleNotFoundError: an option needs an extra. The message says which.
     """
 
     bind: tuple[str, ...] = _option(
@@ -53,7 +55,12 @@ class Options:
         30.0, "Seconds after which a loop that does not come round is stuck; 0: never.", 0
     )
     slow_handler: float = _option(
-        0.1, "Seconds after which an inline handler is logged, as all wait for it; 0: never.", 0
+        0.1,
+        "Seconds that a handler may keep its loop before it is logged, as all wait; 0: never.",
+        0,
+    )
+    event_loop: str = _option(
+        "asyncio", "Event loop of async handlers.", choices=("asyncio", "uvloop")
     )
     max_connections: int = _option(20_000, "Connections of a worker.", 1)
     max_connections_per_peer: int = _option(
@@ -101,6 +108,11 @@ class Options:
     def __post_init__(self) -> None:
         for each in dataclasses.fields(self):
             _check_range(each, getattr(self, each.name))
+            _check_choice(each, getattr(self, each.name))
+        if self.event_loop == "uvloop" and importlib.util.find_spec("uvloop") is None:
+            raise ModuleNotFoundError(
+                "event_loop uvloop needs an extra: pip install 'haproxy-spop[uvloop]'"
+            )
         for address in self.bind:
             Address.parse(address)
         if self.admin:
@@ -114,7 +126,7 @@ class Options:
 
     @classmethod
     def of(cls, bind: str | Iterable[str], **options: Any) -> Options:
-        """Options with one address or several, as callers write them.
+        """Options with one address or several.
 
         Raises:
             TypeError: there is no option of that name.
@@ -135,6 +147,12 @@ def _check_range(option: dataclasses.Field[Any], value: Any) -> None:
     if (low is not None and value < low) or (high is not None and value > high):
         wanted = f"{low:g} at least" if high is None else f"not in {low:g} to {high:g}"
         raise ValueError(f"{option.name} is {value:g}, {wanted}")
+
+
+def _check_choice(option: dataclasses.Field[Any], value: Any) -> None:
+    choices = option.metadata.get("choices")
+    if choices and value not in choices:
+        raise ValueError(f"{option.name} is {value!r}, not one of {', '.join(choices)}")
 
 
 def _check_network(text: str) -> None:

@@ -1,19 +1,19 @@
-"""Becoming somebody who may do less."""
+"""Users and groups by name, and becoming one who may do less."""
 
 from __future__ import annotations
 
+import grp
 import os
 import pwd
 
-from spop.server.listeners import group_id, user_id
 from spop.server.options import Options
 
 
 def check_privileges(options: Options) -> None:
-    """Find out before anything starts whether there are such a user and group.
+    """Check before anything starts that the user and group exist and can be used.
 
     Raises:
-        ValueError: there are not, or this process may not become another.
+        ValueError: one does not exist, or this process is not root's.
     """
     wanted = _ids(options)
     if wanted != (None, None) and os.geteuid() != 0:
@@ -34,6 +34,34 @@ def drop_privileges(options: Options) -> None:
         os.setgid(group)
     if user is not None:
         os.setuid(user)
+
+
+def user_id(name: str) -> int:
+    """The number of a user.
+
+    Raises:
+        ValueError: there is no such user.
+    """
+    if name.isascii() and name.isdigit():
+        return int(name)
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise ValueError(f"there is no user {name!r}") from None
+
+
+def group_id(name: str) -> int:
+    """The number of a group.
+
+    Raises:
+        ValueError: there is no such group.
+    """
+    if name.isascii() and name.isdigit():
+        return int(name)
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ValueError(f"there is no group {name!r}") from None
 
 
 def _ids(options: Options) -> tuple[int | None, int | None]:

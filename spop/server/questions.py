@@ -23,7 +23,7 @@ class _Question:
 
 
 class Questions:
-    """Those that are not answered yet."""
+    """The questions that are not answered yet."""
 
     def __init__(self, timers: Timers) -> None:
         self._timers = timers
@@ -36,7 +36,7 @@ class Questions:
         message: dict[str, Any],
         done: Callable[[Answers], object],
     ) -> None:
-        """Ask workers and call `done` once with the answers that came in `ANSWER_TIMEOUT`."""
+        """Ask workers. Call `done` once, with all answers or those of `ANSWER_TIMEOUT`."""
         number = next(self._ids)
         question = self._open[number] = _Question(set(workers), done)
         for worker in question.asked:
@@ -52,7 +52,7 @@ class Questions:
             self._discard(message["id"], worker)
 
     def ended(self, worker: WorkerProcess) -> None:
-        """A worker will not answer any more."""
+        """A worker has ended and will not answer."""
         for number in list(self._open):
             self._discard(number, worker)
 

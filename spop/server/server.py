@@ -1,7 +1,8 @@
-"""The server of one process: listeners, loops and executor put together."""
+"""The server of one process: it puts listeners, loops and executor together."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import os
@@ -18,8 +19,8 @@ from spop import codec
 from spop.address import Address
 from spop.agent import Agent
 from spop.counters import Cell, Cells, Totals, new_row, row_size
-from spop.logs import SafeLogger
-from spop.rate_limited_log import RateLimitedLog
+from spop.forks import serve_in_this_thread
+from spop.logs import RateLimitedLog, SafeLogger
 from spop.server.admission import Admission
 from spop.server.balance import Balance
 from spop.server.engines import Engines
@@ -29,7 +30,8 @@ from spop.server.leaving import GiveAway
 from spop.server.listeners import bound_address, close_all, listen_all, peer_host
 from spop.server.loop import Loop
 from spop.server.options import DEFAULT_BIND, Options
-from spop.server.signals import Signals
+from spop.server.signals import GRACE, Signals
+from spop.server.slow import SlowLog
 from spop.server.status import Status
 from spop.server.stuck import StuckLog
 from spop.server.tls import server_context
@@ -37,7 +39,7 @@ from spop.server.tls import server_context
 logger = SafeLogger("spop.server")
 
 YIELD = 0.005
-"""Seconds for which a process leaves a new connection to one that has fewer."""
+"""Seconds for which a process leaves a new connection to one with fewer connections."""
 
 
 class Server:
@@ -47,11 +49,12 @@ class Server:
         agent: its handlers must be registered.
         bind: one address or several, each ``HOST:PORT`` (port 0: any free one) or
             ``unix:PATH``.
-        options: all options; else they are given by name, as `Options` has them.
-        listeners: sockets that listen already, instead of `bind`; they are left open.
+        options: all options; by default they are made of `bind` and `more_options`.
+        listeners: sockets that listen already, instead of `bind`.
         rows: where to count, a row for each loop and one for the executor.
-        balance: tells of other processes that accept from the same sockets.
-        tls: the context for TCP; made from the options where None.
+        balance: knows the other processes that accept from the same sockets.
+        tls: the context for TCP; by default it is made from the options.
+        more_options: options by name, as in `Options`.
 
     Raises:
         ValueError: an option is out of range.
@@ -82,20 +85,23 @@ class Server:
             self.options.max_queue,
             self._rows[-1],
         )
+        self.slow_log = SlowLog(self.options.slow_handler)
         self._owns_listeners = listeners is None
         self._listeners = listeners or []
         self._balance = balance
         self._yielded = False
+        self._is_guest = False
         self._loops: list[Loop] = []
         self._started = 0.0
         self._refusals = RateLimitedLog(logger, per_second=1)
         self._admin: Any = None
         self._stuck_log: StuckLog | None = None
         self.draining = False
-        self.alive = True
-        """No thread has died of what it can't go on with."""
+        self.failed: BaseException | None = None
+        """The error that a thread died of. It ends the server."""
         self.ends_process = False
-        """Such a death ends the process with status 1. Else it ends accepting and readiness."""
+        """The death of a thread ends the process at once, with status 1."""
+        self._wake: Callable[[], object] = lambda: None
 
     @property
     def addresses(self) -> list[Address]:
@@ -114,7 +120,7 @@ class Server:
 
     @property
     def busy_handlers(self) -> int:
-        """Blocking handlers that run now; after `stop`, those that did not end in time."""
+        """Number of blocking handlers that run; after `stop`, of those that did not end."""
         return self.executor.busy
 
     def start(self) -> None:
@@ -123,6 +129,13 @@ class Server:
         Raises:
             OSError: an address can't be listened on.
         """
+        self._open()
+        for loop in self._loops:
+            loop.start()
+        self._tell_start()
+
+    def _open(self) -> None:
+        """Listen, and make the loops without running them."""
         if self._owns_listeners:
             self._listeners = listen_all(self.options)
         try:
@@ -137,8 +150,8 @@ class Server:
         ]
         for listener in self._listeners:
             self._loops[0].accept_from(listener, self._take)
-        for loop in self._loops:
-            loop.start()
+
+    def _tell_start(self) -> None:
         if self._owns_listeners:
             self._start_stuck_log()
             log_start(self.agent.name, self.addresses, self.options)
@@ -161,7 +174,7 @@ class Server:
     # --- connections ---
 
     def _take(self, listener: socket.socket) -> bool:
-        """Accept a connection and give it to a loop. False: it is left to other processes."""
+        """Accept a connection and give it to a loop. False: other processes may accept it."""
         if self._balance is not None and not self._yielded and self._balance.yields():
             self._yielded = True
             self._loops[0].pause_listener(listener, self._take, YIELD)
@@ -191,7 +204,7 @@ class Server:
     def _adding(
         self, add: Callable[[], None], sock: socket.socket, host: str | None
     ) -> Callable[[], None]:
-        """`add`, which a loop calls for an admitted connection; a failure closes that one."""
+        """`add` for an admitted connection, as a call that closes the connection if it fails."""
 
         def add_or_close() -> None:
             try:
@@ -211,7 +224,7 @@ class Server:
     # --- what there is to see ---
 
     def totals(self) -> Totals:
-        """What was counted."""
+        """The sums of all rows."""
         totals = Totals()
         for row in self._rows:
             totals.add(row, self.agent.handlers)
@@ -223,7 +236,7 @@ class Server:
         return list(itertools.islice(found, limit))
 
     def wake_loops(self, done: Callable[[], object]) -> None:
-        """Have each loop come round. The last one to do so calls `done`, in its thread."""
+        """Wake all loops. The last one to run a round calls `done`, in its thread."""
         waiting = set(self._loops)
 
         def came_round(loop: Loop) -> None:
@@ -235,36 +248,40 @@ class Server:
             loop.call_soon(partial(came_round, loop))
 
     def health(self) -> Health:
-        """Whether it serves, and whether it takes connections, as its loops themselves tell."""
+        """Whether it serves and takes connections, read from the cells that its loops write."""
         health = self._loops_health()
         ready = health.ready and bool(self._loops) and not self.draining
         return Health(health.alive, ready)
 
     def is_ready(self) -> bool:
-        """Whether each loop has begun its round, if it is in one, a second ago at most.
+        """Whether no present round of a loop is older than a second. Any thread may ask.
 
-        This is the answer to a health check by HELLO. It may be asked in any thread, and does
-        not count whether the server drains: the other end has nobody else to ask on reload.
+        This answers a health check by HELLO. A server that drains is ready here: after a reload
+        the other end has no other connection to ask on.
         """
         return self._loops_health().ready
 
     def _loops_health(self) -> Health:
         health = health_of(oldest_round(self._rows[:-1]), self.options.stuck_timeout)
-        return health if self.alive else Health(False, False)
+        return health if self.failed is None else Health(False, False)
 
     def thread_died(self, error: BaseException) -> None:
-        """Called by a loop or a thread of the executor that can't go on, in that thread.
+        """A loop calls this in its thread when it can't go on.
 
-        The service without it would be half dead, so something has to start it again.
+        Without that loop the service would be half dead, so all of it ends.
         """
         logger.failure(error, "%s died", threading.current_thread().name)
-        self.alive = False
+        if self.failed is None:
+            self.failed = error
         if self.ends_process:
             try:
                 logging.shutdown()
             finally:
                 os._exit(1)
         self.stop_accepting()
+        for loop in self._loops:
+            loop.drain(self.options.drain_timeout)
+        self._wake()
 
     def status(self, *, connections: bool = True) -> Status:
         """All there is to see."""
@@ -280,18 +297,13 @@ class Server:
     # --- ending ---
 
     def stop_accepting(self) -> None:
-        """Take no further connections; those that wait are left to other processes."""
+        """Accept no further connections. Other processes accept those that wait."""
         if self._balance is not None:
             self._balance.leave()
         first, stopped = self._loops[0], threading.Event()
 
         def stop() -> None:
-            for listener in self._listeners:
-                first.forget_listener(listener)
-                if not self._owns_listeners:
-                    listener.close()
-            if self._owns_listeners:
-                self._close_listeners()
+            self._forget_listeners()
             stopped.set()
 
         first.call_soon(stop)
@@ -300,8 +312,17 @@ class Server:
                 self._close_listeners()
                 return
 
+    def _forget_listeners(self) -> None:
+        """Call this in the thread of the first loop, which accepts."""
+        for listener in self._listeners:
+            self._loops[0].forget_listener(listener)
+            if not self._owns_listeners:
+                listener.close()
+        if self._owns_listeners:
+            self._close_listeners()
+
     def hand_over(self, give_away: GiveAway) -> None:
-        """Stop, and have every connection go on in another process. As `stop` otherwise."""
+        """As `stop`, but give the connections to another process."""
         self._end(lambda loop, timeout: loop.hand_over(give_away, timeout))
 
     def stop(self) -> None:
@@ -311,12 +332,18 @@ class Server:
     def _end(self, end: Any) -> None:
         if not self._loops:
             return
+        if self._is_guest:
+            raise RuntimeError("a server on an event loop ends when its task is cancelled")
         self.draining = True
         self.stop_accepting()
         for loop in self._loops:
             end(loop, self.options.drain_timeout)
         for loop in self._loops:
             loop.thread.join()
+        self._close()
+
+    def _close(self) -> None:
+        """End the threads that are left, after the loops have ended."""
         self.executor.stop()
         self._loops = []
         if self._stuck_log is not None:
@@ -336,17 +363,65 @@ class Server:
         self._listeners = []
 
     def run(self) -> None:
-        """Serve until SIGINT or SIGTERM; SIGUSR1 logs the connections. Only the main thread can.
+        """Serve until SIGINT or SIGTERM, in the main thread. SIGUSR1 logs the connections.
+
+        The process is killed 5 s after the drain timeout, if an inline handler has not ended.
 
         Raises:
             OSError: an address can't be listened on.
+            BaseException: the error that a thread died of.
         """
-        self.ends_process = True
-        with Signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR1) as signals, self:
-            while signals.wait() == signal.SIGUSR1:
-                logger.info("%s", self.status(connections=False))
-                self.log_connections()
-            logger.info("stopping")
+        numbers = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
+        with Signals(*numbers, end_after=self.options.drain_timeout + GRACE) as signals:
+            self._wake = signals.wake
+            with self:
+                while signals.wait() == signal.SIGUSR1:
+                    logger.info("%s", self.status(connections=False))
+                    self.log_connections()
+                logger.info("stopping")
+
+    async def run_async(self, ready: Callable[[Self], object] | None = None) -> None:
+        """Serve on the running event loop, until this task is cancelled.
+
+        Then it answers the frames in hand, for up to `drain_timeout` seconds, and ends the
+        connections with a DISCONNECT. Then it raises the CancelledError. `ready` is called with
+        this server once it listens.
+
+        Raises:
+            OSError: an address can't be listened on.
+            ValueError: an option asks for more than one loop, or for another event loop.
+        """
+        from spop.server.event_loop import serve_here
+
+        self._check_one_loop()
+        self._open()
+        self._is_guest = True
+        (loop,) = self._loops
+        loop.thread = threading.current_thread()
+        serve_in_this_thread()
+        try:
+            self._tell_start()
+            if ready is not None:
+                ready(self)
+            await serve_here(loop, partial(self._drain_here, loop))
+        finally:
+            serve_in_this_thread(False)
+            loop.close()
+            self._close_listeners()
+            self._close()
+
+    def _check_one_loop(self) -> None:
+        for each in dataclasses.fields(self.options):
+            value = getattr(self.options, each.name)
+            if each.name in ("processes", "threads", "event_loop") and value != each.default:
+                raise ValueError(
+                    f"{each.name} is {value!r}, but it runs on the event loop it is in"
+                )
+
+    def _drain_here(self, loop: Loop) -> None:
+        self.draining = True
+        self._forget_listeners()
+        loop.drain(self.options.drain_timeout)
 
     def log_connections(self) -> None:
         """Log a line for each connection, with its state."""
@@ -359,8 +434,11 @@ class Server:
         self.start()
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self.stop()
+        # The death of a thread is the cause of most other errors; an interrupt is its own.
+        if self.failed is not None and (error is None or isinstance(error, Exception)):
+            raise self.failed
 
 
 _REASONS = {
@@ -379,7 +457,7 @@ def _rows(rows: list[Cells] | None, count: int, handlers: int) -> list[Cells]:
 
 
 def log_start(name: str, addresses: list[Address], options: Options) -> None:
-    """Say once that the agent is there."""
+    """Log once that the agent serves."""
     logger.info(
         "agent %r serves on %s (codec: %s, processes: %d, threads: %d%s)",
         name,

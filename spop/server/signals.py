@@ -1,7 +1,7 @@
-"""Signals as something to wait for.
+"""Signals that can be waited for.
 
-They arrive as bytes in a pipe, written by the interpreter's own handler: a handler in Python
-may run inside of any lock that the main thread holds, and only once that thread wakes up.
+The interpreter's own handler writes them to a pipe as bytes. A handler in Python would run only
+once the main thread wakes up, and maybe while that thread holds a lock.
 """
 
 from __future__ import annotations
@@ -10,33 +10,56 @@ import os
 import signal
 from typing import Self
 
+from spop.twins import twin
+
+alarm = twin("spop.server._alarm")
+
+GRACE = 5.0
+"""Seconds that a process has beyond the drain timeout before it is killed."""
+_ENDS = (signal.SIGTERM, signal.SIGINT)
+
 
 class Signals:
-    """Some signals, in the main thread, inside of a ``with`` statement."""
+    """Some signals, in the main thread, inside of a ``with`` statement.
 
-    def __init__(self, *numbers: signal.Signals) -> None:
+    Args:
+        end_after: kill the process that many seconds after SIGTERM or SIGINT, unless it has left
+            the ``with`` statement.
+    """
+
+    def __init__(self, *numbers: signal.Signals, end_after: float | None = None) -> None:
         self._numbers = numbers
+        self._end_after = end_after
 
     def __enter__(self) -> Self:
         self._read_end, self._write_end = os.pipe()
         os.set_blocking(self._write_end, False)
         self._wakeup = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         self._handlers = {n: signal.signal(n, lambda *_: None) for n in self._numbers}
+        if self._end_after is not None:
+            for number in set(self._numbers).intersection(_ENDS):
+                alarm.order_on(number, self._end_after)
         return self
 
     def fileno(self) -> int:
         """Readable when a signal has come."""
         return self._read_end
 
-    def wait(self) -> signal.Signals:
-        """The next signal."""
+    def wait(self) -> signal.Signals | None:
+        """The next signal, or None after `wake`."""
         while True:
             number = os.read(self._read_end, 1)[0]
+            if number == 0:
+                return None
             if number in self._numbers:
                 return signal.Signals(number)
 
+    def wake(self) -> None:
+        """Make `wait` return. Any thread may call this."""
+        os.write(self._write_end, b"\0")
+
     def received(self) -> list[signal.Signals]:
-        """The signals that have come. To be called when `fileno` is readable."""
+        """The signals that have come. Call this when `fileno` is readable."""
         numbers = os.read(self._read_end, 1024)
         return [signal.Signals(number) for number in numbers if number in self._numbers]
 
@@ -49,4 +72,5 @@ class Signals:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
+        alarm.cancel()
         self.close()

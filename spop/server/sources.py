@@ -1,7 +1,7 @@
-"""The agent's own sources: the files that it was imported from, Python's and packages' left out.
+"""The agent's own sources: the imported files, without Python's and installed packages'.
 
-A worker imports them as they are. Python would take the bytecode of an earlier version for
-theirs where a file was changed within a second and has the same size.
+A worker compiles them anew. Python's bytecode cache would keep the earlier version of a file that
+was changed within the same second and has the same size.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _INSTALLED = tuple(sysconfig.get_paths().values())
 
 
 def source_files() -> list[str]:
-    """The files of the modules that are neither Python's nor installed packages."""
+    """The files of all modules that are neither Python's nor of installed packages."""
     paths = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
     return [os.path.abspath(path) for path in paths if path and _is_own(path)]
 
 
 def import_as_they_are() -> None:
-    """Compile own sources with each import of this process, from now on."""
+    """Import own sources without their bytecode in this process, from now on."""
     sys.meta_path.insert(0, _Finder())
 
 
@@ -37,7 +37,7 @@ class SourceLoader(SourceFileLoader):
 
 
 class _Finder:
-    """Finds what the finders behind it find, and changes the loader of own sources."""
+    """Asks the finders behind it, and replaces the loader of own sources."""
 
     def find_spec(self, *args: Any) -> ModuleSpec | None:
         for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:

@@ -1,6 +1,6 @@
-"""What there is to see of a server, made here alone, for one process and for several.
+"""The status of a server of one process or several.
 
-The status page, /status.json, /metrics and the log read it.
+The status page, /status.json, /metrics and the log show it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ class WorkerStatus:
 
     Attributes:
         started: seconds since the epoch.
-        state: "starting", "ready", "busy", "stuck", "stopped" (by a signal) or "leaving".
+        state: "starting", "ready", "busy" (for more than a second), "stuck", "stopped" (by a
+            signal) or "leaving".
         connections: how many it has.
-        round: seconds since the oldest of its loops' present rounds began; 0.0 where all wait.
+        round: age in seconds of the oldest present round of its loops; 0.0 if all wait.
     """
 
     pid: int
@@ -37,17 +38,17 @@ class WorkerStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """All there is to see.
+    """The status of a service.
 
     Attributes:
         started: seconds since the epoch.
-        alive, ready: as /healthz and /readyz have them.
+        alive, ready: what /healthz and /readyz answer.
         draining: it stops.
-        restarts: workers that were started again because one had died.
-        frames_lost: NOTIFY frames that were in the hands of workers that died.
+        restarts: number of workers that were restarted because one had died.
+        frames_lost: number of NOTIFY frames in the hands of workers that died.
         limits: how often a limit took effect, by option.
-        disconnects: by sender, "agent" or "peer", and status code.
-        connections: for people; up to 1000 of them.
+        disconnects: number of DISCONNECTs by sender, "agent" or "peer", and status code.
+        connections: up to 1000 of them, for people.
     """
 
     agent: str
@@ -68,7 +69,7 @@ class Status:
 
     @classmethod
     def of(cls, totals: Totals, health: Health, **more: Any) -> Self:
-        """The status that follows from the counts, the health and the other attributes."""
+        """The status with these counts, this health and the other attributes."""
         return cls(
             alive=health.alive,
             ready=health.ready,
@@ -80,12 +81,12 @@ class Status:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """As JSON can have it."""
+        """The same in types of JSON."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Self:
-        """What `to_json` gave."""
+        """The status that `to_json` was called for."""
         made = {
             "workers": [WorkerStatus(**each) for each in fields["workers"]],
             "counts": Counts(**fields["counts"]),

@@ -1,4 +1,4 @@
-"""Loops that do not come round: told where there is no supervisor, replaced where there is one."""
+"""Loops that are stuck in a round: a server logs them, a supervisor replaces their workers."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from spop.server.timers import Timer, Timers
 logger = SafeLogger("spop.server")
 
 STEPS = 10
-"""Number of steps in which the supervisor counts the time that a worker has to answer."""
+"""Number of steps in which the supervisor counts a worker's time to answer."""
 ABORT_TIMEOUT = 5.0
-"""Seconds in which a worker shows where its threads are before it is killed."""
+"""Seconds between SIGABRT, which logs where a worker's threads are, and SIGKILL."""
 
 
 class StuckLog:
-    """Logs once of each round that takes longer than `timeout` seconds, in a thread of its own.
+    """Logs each round that takes longer than `timeout` seconds, once, in its own thread.
 
     Args:
-        threads: those of the loops.
-        rows: their rows.
+        threads: the threads of the loops.
+        rows: the rows of the loops.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class StuckLog:
 
 
 def _place(thread: threading.Thread) -> str:
-    """Where a thread is."""
+    """The function, file and line that a thread runs."""
     frame = sys._current_frames().get(thread.ident or 0)
     if frame is None:
         return "no code of Python"
@@ -67,13 +67,12 @@ def _place(thread: threading.Thread) -> str:
 
 
 class StuckWorkers:
-    """Finds workers of which a loop does not come round any more, and ends them.
+    """Finds workers with a loop that is stuck, and ends them.
 
-    Once in `timeout` seconds each worker is asked to wake its loops, and answers when all of them
-    have come round. One that does not answer for as long shows with SIGABRT where its threads
-    are, and is killed if it survives that. The time is counted in steps of the supervisor's own,
-    so that none passes while it or the whole machine is stopped, nor while a signal stops the
-    worker.
+    Every `timeout` seconds it asks each worker to wake its loops. The worker answers when all of
+    them have run a round. One that does not answer for `timeout` seconds gets SIGABRT, which logs
+    where its threads are, and then SIGKILL. The supervisor counts that time in steps of its own.
+    So no time passes while the supervisor, the machine or, by a signal, the worker is stopped.
     """
 
     def __init__(self, workers: Workers, timers: Timers, timeout: float) -> None:
@@ -88,13 +87,13 @@ class StuckWorkers:
         self._timer = self._timers.call_later(self._timeout, self._ask)
 
     def stop(self) -> None:
-        """Find no more: the workers end anyway."""
+        """Look for no more: the workers end anyway."""
         if self._timer is not None:
             self._timer.cancel()
         self._steps.clear()
 
     def answered(self, worker: WorkerProcess) -> None:
-        """All loops of a worker have come round."""
+        """All loops of a worker have run a round."""
         self._steps.pop(worker, None)
 
     def _ask(self) -> None:

@@ -1,9 +1,9 @@
 """Worker processes: started, restarted when they die, replaced on request, stopped.
 
-The supervisor has the listening sockets, which its workers inherit, and never imports the
-agent: each generation of workers does so afresh. It is one thread without any of the service's
-work, so that nothing the agent does can stop it. A worker that is replaced gives its
-connections, each at a moment when nothing is in flight on it, to the new ones.
+The supervisor has the listening sockets, and its workers inherit them. It never imports the
+agent: each generation of workers imports it anew. It has one thread and handles no frame, so
+that no handler can stop it. A worker that is replaced gives its connections to the new ones,
+each when nothing is in flight on it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from spop.server.options import Options
 from spop.server.privileges import check_privileges
 from spop.server.questions import Answers, Questions
 from spop.server.server import log_start
-from spop.server.signals import Signals
+from spop.server.signals import GRACE, Signals
 from spop.server.status import Status
 from spop.server.stuck import StuckWorkers
 from spop.server.timers import Timers
@@ -46,10 +46,8 @@ from spop.server.worker import Load, run_worker
 logger = logging.getLogger("spop.server")
 
 STEADY = 10.0
-"""Seconds after which a worker that dies is restarted at once, as it was well before."""
+"""Seconds that a worker must have lived to be restarted at once."""
 MAX_BACK_OFF = 30.0
-GRACE = 5.0
-"""Seconds that a worker has beyond the drain timeout before it is killed."""
 WATCH_INTERVAL = 0.5
 MAX_CONNECTIONS_SHOWN = 1000
 
@@ -62,9 +60,9 @@ class Supervisor:
     """Serves an agent in worker processes.
 
     Args:
-        load: gives the agent; called in each worker.
-        options: those of the server.
-        watch: replace the workers when a file of the agent's has changed.
+        load: imports the agent. Each worker calls it.
+        options: the server's.
+        watch: replace the workers when a source file of the agent has changed.
 
     Raises:
         ValueError: the options' user or group can't be used.
@@ -191,7 +189,7 @@ class Supervisor:
     def _fork(
         self, run: Callable[[Channel], int], foreign: list[socket.socket]
     ) -> tuple[int, Channel]:
-        """Start a child with one end of a channel and all listeners but the `foreign` ones."""
+        """Start a child with one end of a channel. It closes the `foreign` listeners."""
         ours, theirs = Channel.pair()
 
         def run_alone() -> int:
@@ -206,9 +204,10 @@ class Supervisor:
         return pid, ours
 
     def _forget_parent(self) -> None:
-        """In a child: close what is the supervisor's alone.
+        """In a child: close what belongs to the supervisor alone.
 
-        All must see its end, and none may signal it: a child may run as another user.
+        Each process has to notice the supervisor's end. No child, which may run as another
+        user, may send it signals through the pipe.
         """
         self._signals.close()
         for worker in self._workers:
@@ -218,19 +217,21 @@ class Supervisor:
         self._selector.close()
 
     def _receive(self, worker: WorkerProcess) -> None:
-        if worker not in self._workers:  # It ended in this very round.
+        if worker not in self._workers:  # It ended earlier in this round.
             return
         received = worker.channel.receive()
         if received is None:
             self._selector.unregister(worker.channel)
-            return
-        message = received.message
+        for message, fds in received or []:
+            self._take(worker, message, fds)
+
+    def _take(self, worker: WorkerProcess, message: dict[str, Any], fds: list[int]) -> None:
         if message["type"] == "ready":
             self._is_ready(worker, message)
         elif message["type"] == "failed":
             worker.error = message["error"]
         elif message["type"] == "connection":
-            self._pass_on(message, received.fds[0])
+            self._pass_on(message, fds[0])
         elif message["type"] == "answer":
             self._questions.answered(worker, message)
         elif message["type"] == "awake":
@@ -270,7 +271,7 @@ class Supervisor:
             if worker is not None and over:
                 self._ended(worker, os.waitstatus_to_exitcode(status))
             elif worker is not None:
-                worker.stopped = os.WIFSTOPPED(status)
+                self._workers.is_stopped(worker, os.WIFSTOPPED(status))
             elif over and self._admin is not None and pid == self._admin.pid:
                 self._admin.ended()
 
@@ -296,7 +297,7 @@ class Supervisor:
         self._timers.call_later(self._back_off, self._fill_up)
 
     def _drain_channel(self, worker: WorkerProcess) -> None:
-        """Take what it said before it ended. Its end may still be open in a child of its own."""
+        """Take a worker's last messages. A child of it may hold the channel open, so don't wait."""
         while worker.channel in self._selector.get_map():
             if not select.select([worker.channel], [], [], 0)[0]:
                 self._selector.unregister(worker.channel)
@@ -324,7 +325,7 @@ class Supervisor:
         self._spawn()
 
     def _generation_is_new(self) -> bool:
-        """There are workers of the last generation, which this one has not replaced yet."""
+        """Workers of the last generation still serve: this one has not replaced them yet."""
         return any(
             worker.generation != self._generation and not worker.leaving for worker in self._workers
         )
@@ -339,7 +340,7 @@ class Supervisor:
         systemd.notify("READY=1")
 
     def _pass_on(self, message: dict[str, Any], fd: int) -> None:
-        """Give a connection of a worker that leaves to one that stays."""
+        """Give a connection from a worker that leaves to one that stays."""
         for worker in self._workers.serving():
             if worker.channel.send(message, [fd]):
                 break
@@ -371,7 +372,7 @@ class Supervisor:
         self._running = bool(self._workers)
 
     def _close_listeners(self) -> None:
-        """Refuse connections from now on, unless systemd keeps them for the next one."""
+        """Refuse connections from now on, unless systemd keeps the sockets open."""
         if not self._inherited:
             close_all(self._listeners)
             self._listeners = []
@@ -391,7 +392,7 @@ class Supervisor:
 
     def _feed_watchdog(self, interval: float) -> None:
         if self._health().alive:
-            systemd.notify("WATCHDOG=1")
+            systemd.notify("WATCHDOG=1", timeout=0.0)
         self._timers.call_later(interval, partial(self._feed_watchdog, interval))
 
     def _log_status(self) -> None:
@@ -402,7 +403,7 @@ class Supervisor:
                 worker.channel.send({"type": "log"})
 
     def _ask_status(self, connections: bool, done: Callable[[Status], object]) -> None:
-        """Call `done` with the status, with what the workers tell of their connections."""
+        """Call `done` with the status; with the workers' connections, if they are wanted."""
         asked = self._workers.serving() if connections else []
         self._questions.ask(
             asked,
@@ -436,14 +437,14 @@ def _why(exit_code: int) -> str:
 
 
 def _next_back_off(last: float, lived: float) -> float:
-    """Seconds until a worker is started again."""
+    """Seconds until a worker that died is restarted."""
     if lived >= STEADY:
         return 0.0
     return min(MAX_BACK_OFF, max(0.1, 2 * last))
 
 
 def _has_terminal() -> bool:
-    """Somebody may be debugging a handler."""
+    """Whether it runs on a terminal, where somebody may be debugging a handler."""
     return sys.stdin is not None and sys.stdin.isatty()
 
 

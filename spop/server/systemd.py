@@ -1,6 +1,6 @@
-"""What systemd and a service say to each other: inherited sockets, readiness, watchdog.
+"""systemd's protocols for services: inherited sockets, readiness, watchdog.
 
-sd_listen_fds(3) and sd_notify(3) describe both; neither needs a library.
+sd_listen_fds(3) and sd_notify(3) describe them. They need no library.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _FIRST_FD = 3
 
 
 def inherited_listeners() -> list[socket.socket]:
-    """The sockets of the unit's ``.socket`` file; none where systemd gave none."""
+    """The sockets of the unit's ``.socket`` file, if systemd passed any."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return []
     count = int(os.environ.get("LISTEN_FDS", "0"))
@@ -26,13 +26,17 @@ def inherited_listeners() -> list[socket.socket]:
     return listeners
 
 
-def notify(*states: str) -> None:
-    """Tell the service manager, if there is one: ``READY=1``, ``STOPPING=1`` …"""
+def notify(*states: str, timeout: float = 1.0) -> None:
+    """Tell the service manager, if there is one: ``READY=1``, ``STOPPING=1`` …
+
+    If it takes nothing for `timeout` seconds, the message is dropped.
+    """
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return
     address = "\0" + path[1:] if path.startswith("@") else path
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(timeout)
         try:
             sock.sendto("\n".join(states).encode(), address)
         except OSError:
@@ -40,12 +44,12 @@ def notify(*states: str) -> None:
 
 
 def reloading() -> str:
-    """The states that say that a reload has begun."""
+    """The states that announce a reload."""
     return f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
 
 
 def watchdog_interval() -> float | None:
-    """Seconds within which ``WATCHDOG=1`` has to be told; None where nobody waits for it."""
+    """Seconds within which ``WATCHDOG=1`` has to be sent; None if there is no watchdog."""
     if os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     microseconds = int(os.environ.get("WATCHDOG_USEC", "0"))

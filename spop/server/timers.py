@@ -1,6 +1,6 @@
-"""Calls that are ordered for later: one heap, for a loop and for the supervisor.
+"""Calls that are scheduled for later, in one heap. Loops and the supervisor have one each.
 
-The thread that orders calls also runs them. It asks `run_due` how long it may wait.
+The thread that schedules calls also runs them, with `run_due`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Callable
 Call = Callable[[], object]
 
 MIN_PURGED = 64
-"""Number of calls below which cancelled ones stay in the heap until they are due."""
+"""Number of calls below which cancelled ones may stay in the heap until they are due."""
 
 
 class Timer:
-    """A call that was ordered for later and can be cancelled."""
+    """A call that is scheduled for later and can be cancelled."""
 
     __slots__ = ("_timers", "call")
 
@@ -26,7 +26,7 @@ class Timer:
         self.call: Call | None = call
 
     def cancel(self) -> None:
-        """Do not call it. Nothing happens if it was called or cancelled before."""
+        """Do not make the call. Nothing happens if it was made or cancelled before."""
         if self.call is not None:
             self.call = None
             self._timers.cancelled()
@@ -36,7 +36,7 @@ class Timers:
     """The calls of one thread.
 
     Args:
-        run: runs a call that is due. Where it raises, `run_due` does, and can be called again.
+        run: runs a call that is due. What it raises, `run_due` raises, and can be called again.
     """
 
     def __init__(self, run: Callable[[Call], object] = lambda call: call()) -> None:
@@ -46,11 +46,11 @@ class Timers:
         self._cancelled = 0
 
     def __len__(self) -> int:
-        """Number of calls in the heap, those included that were cancelled and not yet purged."""
+        """Number of calls in the heap, cancelled ones included."""
         return len(self._heap)
 
     def call_later(self, delay: float, call: Call) -> Timer:
-        """Have `run_due` run `call` once `delay` seconds have passed."""
+        """Schedule `call` for a `run_due` after `delay` seconds."""
         timer = Timer(self, call)
         heapq.heappush(self._heap, (time.monotonic() + delay, next(self._ids), timer))
         return timer
@@ -63,7 +63,7 @@ class Timers:
     def run_due(self) -> float | None:
         """Run the calls that are due. Returns the seconds until the next; None without one.
 
-        A call that is ordered meanwhile waits for the next `run_due`.
+        A call that one of them schedules waits for the next `run_due`.
         """
         heap = self._heap
         if not heap:
@@ -79,7 +79,7 @@ class Timers:
         return max(0.0, heap[0][0] - now) if heap else None
 
     def cancelled(self) -> None:
-        """Count a cancelled call. More than half of a heap of some size are purged at once."""
+        """Count a cancelled call. Purge the cancelled ones if they are over half of the heap."""
         self._cancelled += 1
         if self._cancelled > max(MIN_PURGED, len(self._heap)) // 2:
             # In place, as `run_due` may be at work on it.

@@ -11,7 +11,7 @@ from spop.server.options import Options
 
 
 def server_context(options: Options) -> ssl.SSLContext | None:
-    """The context that the options ask for, its files read now; None where they ask for none.
+    """The context of the options, with its files read now; None without `tls_cert`.
 
     Raises:
         ValueError: a file can't be read or used. The message names it.
@@ -35,10 +35,10 @@ def server_context(options: Options) -> ssl.SSLContext | None:
 
 
 class TLSSocket:
-    """What a loop uses of a socket, over TLS. The handshake is part of the first reads.
+    """The methods of a socket that a loop uses, over TLS. The first reads do the handshake.
 
     Attributes:
-        wants_write: nothing can be read before something was written.
+        wants_write: TLS has to write before it can read.
     """
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
@@ -54,11 +54,11 @@ class TLSSocket:
         return self._ssl.fileno()
 
     def pending(self) -> int:
-        """Bytes that were received and that no wait for the socket will announce."""
+        """Bytes that TLS has received already: the socket does not become ready for them."""
         return self._ssl.pending() if self._ready else 0
 
     def recv_into(self, buffer: bytearray) -> int:
-        """As `socket.recv_into`; it fills the buffer with all there is.
+        """As `socket.recv_into`, but it takes all bytes that TLS holds, if they fit.
 
         Raises:
             BlockingIOError: there is nothing yet.

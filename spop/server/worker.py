@@ -1,4 +1,4 @@
-"""A worker process: a `Server`, told by the supervisor over a channel what to do."""
+"""A worker process: a `Server` that obeys the supervisor's messages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from spop.server.channel import Channel
 from spop.server.options import Options
 from spop.server.privileges import drop_privileges
 from spop.server.server import Server
-from spop.server.signals import Signals
+from spop.server.signals import GRACE, Signals, alarm
 from spop.server.sources import import_as_they_are, source_files
 from spop.server.tls import server_context
 
@@ -36,10 +36,10 @@ def run_worker(
     rows: list[Cells],
     balance: Balance,
 ) -> int:
-    """Serve until the supervisor says stop or is gone. Returns the exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal sends it to all; one decides.
+    """Serve until the supervisor says stop or has ended. Returns the exit status."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal sends it to all processes.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    faulthandler.enable(2)  # It shows where all threads are when the supervisor sends SIGABRT.
+    faulthandler.enable(2)  # On SIGABRT from the supervisor it shows where all threads are.
     try:
         tls = server_context(options)
         drop_privileges(options)
@@ -51,7 +51,7 @@ def run_worker(
     except Exception as error:
         channel.send({"type": "failed", "error": str(error) or type(error).__name__})
         return 2
-    with Signals(signal.SIGTERM) as signals:
+    with Signals(signal.SIGTERM, end_after=options.drain_timeout + GRACE) as signals:
         server.start()
         balance.tell(0)
         channel.send(
@@ -72,25 +72,28 @@ class _Worker:
         self._channel = channel
 
     def run(self, signals: Signals) -> None:
-        """Do what is said until it is to stop."""
+        """Obey messages until one says stop."""
         with selectors.DefaultSelector() as selector:
             selector.register(signals, selectors.EVENT_READ)
             selector.register(self._channel, selectors.EVENT_READ)
             while True:
                 for key, _ in selector.select():
-                    if key.fileobj is signals or not self._obey():
+                    if key.fileobj is signals or not self._obey_all():
                         self._server.stop()
                         return
 
-    def _obey(self) -> bool:
-        """Do what the next message says. False: stop."""
+    def _obey_all(self) -> bool:
+        """Obey the messages that have come. False: stop."""
         received = self._channel.receive()
         if received is None:
             logger.error("the supervisor is gone: stopping")
+            alarm.order(self._server.options.drain_timeout + GRACE)
             return False
-        message = received.message
+        return all(self._obey(message, fds) for message, fds in received)
+
+    def _obey(self, message: dict[str, Any], fds: list[int]) -> bool:
         if message["type"] == "connection":
-            self._server.adopt(socket.socket(fileno=received.fds[0]), message["state"])
+            self._server.adopt(socket.socket(fileno=fds[0]), message["state"])
         elif message["type"] == "status":
             connections = self._server.connections(message["limit"])
             self._answer(message, {"connections": connections})

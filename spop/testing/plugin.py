@@ -16,25 +16,25 @@ from spop.testing.haproxy import HAProxy, find_haproxy
 
 if TYPE_CHECKING:
     from spop import Agent, Client
-    from spop.server import Server
+    from spop.agent import AgentServer
 
 
 @pytest.fixture
-def serve_agent() -> Iterator[Callable[..., Server]]:
+def serve_agent() -> Iterator[Callable[..., AgentServer]]:
     """A function that serves an agent until the test ends: ``serve_agent(agent, **options)``.
 
-    It takes what `Agent.serve_in_background` takes and returns the `Server`.
+    It takes what `Agent.serve_in_background` takes and returns the server.
     """
     with contextlib.ExitStack() as stack:
 
-        def serve(agent: Agent, *args: Any, **options: Any) -> Server:
+        def serve(agent: Agent, *args: Any, **options: Any) -> AgentServer:
             return stack.enter_context(agent.serve_in_background(*args, **options))
 
         yield serve
 
 
 @pytest.fixture
-def agent_client(serve_agent: Callable[..., Server]) -> Iterator[Callable[..., Client]]:
+def agent_client(serve_agent: Callable[..., AgentServer]) -> Iterator[Callable[..., Client]]:
     """A function that serves an agent and connects a client: ``agent_client(agent, **settings)``.
 
     It takes the settings of `spop.Client`, which it returns.
@@ -51,7 +51,7 @@ def agent_client(serve_agent: Callable[..., Server]) -> Iterator[Callable[..., C
 
 @pytest.fixture
 def run_haproxy(
-    serve_agent: Callable[..., Server], tmp_path: Path
+    serve_agent: Callable[..., AgentServer], tmp_path: Path
 ) -> Iterator[Callable[..., HAProxy]]:
     """A function that runs HAProxy in front of an agent: ``run_haproxy(agent, spoe=, rules=)``.
 

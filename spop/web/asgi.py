@@ -75,8 +75,7 @@ class ASGIMiddleware:
         self.app = app
         self._make = None if isinstance(engine, AsyncEngine) else engine
         self._first: AsyncEngine | None = engine() if callable(engine) else engine
-        self._engines: WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncEngine]
-        self._engines = WeakKeyDictionary()
+        self._engines = WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncEngine]()
         self._websockets = websockets
         self._unique_id_header = (unique_id_header or "").lower().encode()
         self._policy = Policy(
@@ -176,11 +175,12 @@ class ASGIMiddleware:
     def _begin(self, scope: ASGIScope) -> tuple[ASGIScope, Transaction]:
         """A copy of the scope for the application, and the transaction of the request."""
         raw_headers = list(scope["headers"])
-        unique_id = _value(raw_headers, self._unique_id_header)
+        wanted = self._unique_id_header
+        unique_id = next((text(value) for name, value in raw_headers if name == wanted), None)
         if unique_id is None:
             unique_id = new_unique_id()
-            if self._unique_id_header:
-                raw_headers.append((self._unique_id_header, unique_id.encode()))
+            if wanted:
+                raw_headers.append((wanted, unique_id.encode()))
         source, source_port = scope.get("client") or (None, 0)
         destination, destination_port = scope.get("server") or (None, 0)
         stream = Stream(
@@ -354,12 +354,6 @@ def _headers(headers: Iterable[tuple[bytes, bytes]]) -> HeaderFields:
 
 def _raw_headers(headers: HeaderFields) -> list[tuple[bytes, bytes]]:
     return [(raw(name.lower()), raw(value)) for name, value in headers]
-
-
-def _value(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> str | None:
-    if not wanted:
-        return None
-    return next((text(value) for name, value in headers if name == wanted), None)
 
 
 def _tls(scope: ASGIScope) -> Tls | None:

@@ -9,7 +9,7 @@ import operator
 import os
 from collections.abc import Callable, Container
 from functools import partial
-from typing import Any, Protocol, overload
+from typing import Any, Protocol
 
 from spop.engine.acl import AclError, compile_condition
 from spop.engine.config.diagnostics import ConfigError
@@ -137,13 +137,7 @@ def var(name: str) -> Variable:
     return Variable(name)
 
 
-@overload
-def condition_of(when: Condition | str) -> Condition: ...
-@overload
-def condition_of(when: None) -> None: ...
-@overload
-def condition_of(when: Condition | str | None) -> Condition | None: ...
-def condition_of(when: Condition | str | None) -> Condition | None:
+def condition_of(when: Condition | str) -> Condition:
     """A condition as it is, or compiled from the words after HAProxy's ``if``.
 
     Raises:

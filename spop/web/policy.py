@@ -8,19 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from spop.engine.config.model import AgentConfig, Event, MessageConfig
+from spop.engine.config.model import AgentConfig, Event
 from spop.web.rules import Rule, SendGroup
 
 MAX_BODY = 64 * 1024
 """Default of the bytes of a body that a middleware waits for."""
 
-_REQUEST_EVENTS = (
-    Event.ON_CLIENT_SESSION,
-    Event.ON_FRONTEND_TCP_REQUEST,
-    Event.ON_FRONTEND_HTTP_REQUEST,
-    Event.ON_BACKEND_TCP_REQUEST,
-    Event.ON_BACKEND_HTTP_REQUEST,
-)
 _RESPONSE_EVENTS = (Event.ON_SERVER_SESSION, Event.ON_TCP_RESPONSE, Event.ON_HTTP_RESPONSE)
 
 _BODY = re.compile(r"\b(req|res)\.body")
@@ -61,8 +54,9 @@ class Policy:
             raise ValueError(f"max_body is {max_body}, 1 at least")
         self.http_request = tuple(http_request)
         self.http_response = tuple(http_response)
-        self.request_events = tuple(e for e in _REQUEST_EVENTS if config.events.get(e))
-        self.response_events = tuple(e for e in _RESPONSE_EVENTS if config.events.get(e))
+        events = [event for event in Event if config.events.get(event)]
+        self.request_events = tuple(e for e in events if e not in _RESPONSE_EVENTS)
+        self.response_events = tuple(e for e in events if e in _RESPONSE_EVENTS)
         self.acts_on_response = bool(self.response_events or self.http_response)
         rules = (*self.http_request, *self.http_response)
         read = _bodies_read(config, rules)
@@ -79,16 +73,9 @@ def _bodies_read(config: AgentConfig, rules: Iterable[Rule]) -> set[str]:
     for rule in rules:
         texts += [reader.text for reader in rule.readers()]
         if isinstance(rule, SendGroup):
-            messages += _group(config, rule.group)
+            messages += config.group(rule.group).messages
     texts += [argument.expression.text for message in messages for argument in message.arguments]
     return {found for text in texts for found in _BODY.findall(text)}
-
-
-def _group(config: AgentConfig, name: str) -> tuple[MessageConfig, ...]:
-    if name not in config.groups:
-        known = ", ".join(config.groups) or "there is none"
-        raise ValueError(f"unknown group {name!r}: {known}")
-    return config.groups[name].messages
 
 
 def _bytes_to_wait_for(max_body: int, wait: bool | None, is_read: bool) -> int:

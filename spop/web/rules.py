@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from spop.engine.samples import Expression, SampleError, compile_expression
 from spop.web.conditions import Condition, Variable, condition_of, var
@@ -21,6 +21,9 @@ from spop.web.texts import Text, text_of
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", re.ASCII)
 _REDIRECTS = (301, 302, 303, 307, 308)
 
+Reads = Condition | Text | Expression
+"""A part of a rule that reads samples."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -28,10 +31,12 @@ class Rule:
 
     when: Condition | None
 
-    def readers(self) -> Iterator[Condition | Text | Expression]:
+    def readers(self) -> Iterator[Reads]:
         """The parts of the rule that read samples."""
-        if self.when is not None:
-            yield self.when
+        for field in fields(self):
+            part = getattr(self, field.name)
+            if isinstance(part, Reads):
+                yield part
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +60,8 @@ class Deny(Rule):
     content_type: str
     headers: tuple[tuple[str, Text], ...]
 
-    def readers(self) -> Iterator[Condition | Text | Expression]:
+    def readers(self) -> Iterator[Reads]:
         yield from Rule.readers(self)
-        if isinstance(self.body, Text):
-            yield self.body
         for _, value in self.headers:
             yield value
 
@@ -70,10 +73,6 @@ class Redirect(Rule):
     location: Text
     status: int
 
-    def readers(self) -> Iterator[Condition | Text | Expression]:
-        yield from Rule.readers(self)
-        yield self.location
-
 
 @dataclass(frozen=True, slots=True)
 class SetHeader(Rule):
@@ -83,11 +82,6 @@ class SetHeader(Rule):
     value: Text | None
     beside: bool = False
 
-    def readers(self) -> Iterator[Condition | Text | Expression]:
-        yield from Rule.readers(self)
-        if self.value is not None:
-            yield self.value
-
 
 @dataclass(frozen=True, slots=True)
 class SetVar(Rule):
@@ -96,14 +90,10 @@ class SetVar(Rule):
     name: str
     expression: Expression
 
-    def readers(self) -> Iterator[Condition | Text | Expression]:
-        yield from Rule.readers(self)
-        yield self.expression
-
 
 def allow(*, when: Condition | str | None = None) -> Rule:
     """Skip the rules after this one."""
-    return Allow(condition_of(when))
+    return Allow(_condition(when))
 
 
 def deny(
@@ -123,7 +113,7 @@ def deny(
     if status is not None and not 200 <= status <= 599:
         raise ValueError(f"status {status}: 200 to 599 ends a request")
     return Deny(
-        condition_of(when),
+        _condition(when),
         status,
         body if isinstance(body, bytes) else text_of(body),
         content_type,
@@ -137,7 +127,7 @@ def redirect(
     """Answer the request with a redirection: 301, 302, 303, 307 or 308."""
     if status not in _REDIRECTS:
         raise ValueError(f"status {status} is no redirection: {', '.join(map(str, _REDIRECTS))}")
-    return Redirect(condition_of(when), text_of(location), status)
+    return Redirect(_condition(when), text_of(location), status)
 
 
 def set_header(name: str, value: str | Variable, *, when: Condition | str | None = None) -> Rule:
@@ -146,30 +136,34 @@ def set_header(name: str, value: str | Variable, *, when: Condition | str | None
     If `value` is a variable or a single sample, and is not set, the fields are removed. So a client
     can't set a field that an agent did not set.
     """
-    return SetHeader(condition_of(when), _token(name), text_of(value))
+    return SetHeader(_condition(when), _token(name), text_of(value))
 
 
 def add_header(name: str, value: str | Variable, *, when: Condition | str | None = None) -> Rule:
     """Add a header field to those of its name."""
-    return SetHeader(condition_of(when), _token(name), text_of(value), beside=True)
+    return SetHeader(_condition(when), _token(name), text_of(value), beside=True)
 
 
 def del_header(name: str, *, when: Condition | str | None = None) -> Rule:
     """Remove all header fields of a name."""
-    return SetHeader(condition_of(when), _token(name), None)
+    return SetHeader(_condition(when), _token(name), None)
 
 
 def set_var(name: str, expression: str, *, when: Condition | str | None = None) -> Rule:
     """Set a variable, such as ``"txn.host"``, to a sample, such as ``"req.hdr(host),lower"``."""
     try:
-        return SetVar(condition_of(when), var(name).name, compile_expression(expression))
+        return SetVar(_condition(when), var(name).name, compile_expression(expression))
     except SampleError as error:
         raise ValueError(f"{expression!r}: {error}") from None
 
 
 def send_group(name: str, *, when: Condition | str | None = None) -> Rule:
     """Send the messages of a ``spoe-group``, and wait for their answer."""
-    return SendGroup(condition_of(when), name)
+    return SendGroup(_condition(when), name)
+
+
+def _condition(when: Condition | str | None) -> Condition | None:
+    return None if when is None else condition_of(when)
 
 
 def _token(name: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
-from typing import NamedTuple
 
 from spop.address import Address
 
@@ -12,14 +11,6 @@ _PREFIX = re.compile(r"(unix|abns|fd|sockpair|ring|(?:udp|tcp|ip|stream\+)?(?:ip
 _STANDARD_STREAMS = {"stdout": "stdout", "stderr": "stderr", "fd@1": "stdout", "fd@2": "stderr"}
 _HOST_NAME = re.compile(r"(?!(?:global|stdout|stderr)\Z)[A-Za-z0-9_.-]+", re.ASCII)
 _SYSLOG_PORT = 514
-
-
-class _Split(NamedTuple):
-    """The parts of an address. A missing port is None."""
-
-    family: str
-    host: str
-    port: str | None
 
 
 def read_server_address(text: str) -> str:
@@ -63,14 +54,15 @@ def _unix_path(text: str) -> str:
     return path if path.startswith("/") or path != text else ""
 
 
-def _split(text: str) -> _Split:
+def _split(text: str) -> tuple[str, str, str | None]:
+    """The family, host and port of an address. A missing port is None."""
     prefix = _PREFIX.match(text)
     family = prefix[1] if prefix else ""
     rest = text[prefix.end() :] if prefix else text
     if family in ("abns", "fd", "sockpair", "ring") or rest.endswith("]"):
-        return _Split(family, rest, None)
+        return family, rest, None
     host, colon, port = rest.rpartition(":")
-    return _Split(family, host, port) if colon else _Split(family, rest, None)
+    return (family, host, port) if colon else (family, rest, None)
 
 
 def _host(text: str, family: str, host: str) -> str:

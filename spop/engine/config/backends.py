@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from os import PathLike
+from typing import Any
 
 from spop.engine.config.diagnostics import Collector, ConfigError, listed, refusal
-from spop.engine.config.lines import Line, Modifier, Reader, not_in_names
+from spop.engine.config.lines import Line, Reader, not_in_names
 from spop.engine.config.model import AgentConfig, BackendConfig, Location, ServerConfig
 from spop.engine.config.servers import NO_SERVER, TlsDefaults, read_default, read_server
 from spop.engine.config.spoe import read_file
@@ -75,7 +76,7 @@ def parse_backends(
             sections.take(line)
     if collector.failed:
         raise ConfigError(collector.all())
-    return {name: backend.config() for name, backend in sections.backends.items()}
+    return {name: backend.config for name, backend in sections.backends.items()}
 
 
 def backend_of(agent: AgentConfig, backends: Mapping[str, BackendConfig]) -> BackendConfig:
@@ -100,19 +101,16 @@ def backend_of(agent: AgentConfig, backends: Mapping[str, BackendConfig]) -> Bac
 class _ProxySection:
     """A ``backend``, ``listen`` or ``defaults`` section that is being read."""
 
-    name: str = ""
-    location: Location | None = None
-    balance: str = "roundrobin"
-    random_draws: int = 2
-    spop_check: bool = False
-    mode: str = "tcp"
-    timeouts: dict[str, float | None] = field(default_factory=dict)
-    server: ServerConfig = NO_SERVER
-    servers: list[ServerConfig] = field(default_factory=list)
+    config: BackendConfig
+    server: ServerConfig
 
     def copy(self, name: str, location: Location) -> _ProxySection:
         """A section that starts with the settings of this one."""
-        return replace(self, name=name, location=location, timeouts=dict(self.timeouts), servers=[])
+        config = replace(self.config, name=name, location=location, servers=())
+        return _ProxySection(config, self.server)
+
+    def change(self, **settings: Any) -> None:
+        self.config = replace(self.config, **settings)
 
     def take(self, line: Line, tls: TlsDefaults) -> None:
         if line.keyword == "server":
@@ -124,33 +122,29 @@ class _ProxySection:
 
     def _add_server(self, line: Line, tls: TlsDefaults) -> None:
         server = read_server(line, self.server, tls)
-        if any(server.name == other.name for other in self.servers):
+        if any(server.name == other.name for other in self.config.servers):
             raise refusal(line.at(1), f"another server has the name '{server.name}'")
-        self.servers.append(server)
+        self.change(servers=(*self.config.servers, server))
 
     def set_balance(self, line: Line) -> None:
-        if not line.arguments:
-            self.balance = "roundrobin"
-            return
-        word = line.arguments[0]
+        word = line.arguments[0] if line.arguments else "roundrobin"
         name, parenthesis, _ = word.partition("(")
         if name not in _BALANCE or (parenthesis and name != "random"):
             raise refusal(
                 line.at(1), f"an engine has no 'balance {word}'", f"it has {listed(list(_BALANCE))}"
             )
-        self.balance = _BALANCE[name]
+        self.change(balance=_BALANCE[name])
         if name == "random":
-            self.random_draws = _draws(line, word)
+            self.change(random_draws=_draws(line, word))
 
     def set_option(self, line: Line) -> None:
         name = line.arguments[0] if line.arguments else ""
         if name == "spop-check":
             line.take(1)
-            if line.modifier is not Modifier.NONE:
-                raise refusal(line.at(1), f"'{line.modifier.value}' is not for 'option {name}'")
-            self.spop_check = True
-        elif name in _CHECKS:
-            self.spop_check = False
+            if line.modifier:
+                raise refusal(line.at(1), f"'{line.modifier}' is not for 'option {name}'")
+        if name in _CHECKS:
+            self.change(spop_check=name == "spop-check")
 
     def set_timeout(self, line: Line) -> None:
         if not line.arguments or line.arguments[0] not in _TIMEOUTS:
@@ -159,24 +153,10 @@ class _ProxySection:
         if not value:
             raise refusal(line.at(2), f"'timeout {name}' needs a time, as '5s'")
         with line.refusing(2):
-            self.timeouts[name] = seconds(value[0]) or None
+            self.change(**{f"{name}_timeout": seconds(value[0]) or None})
 
     def set_mode(self, line: Line) -> None:
-        self.mode = "".join(line.arguments[:1])
-
-    def config(self) -> BackendConfig:
-        return BackendConfig(
-            self.name,
-            tuple(self.servers),
-            self.balance,
-            self.spop_check,
-            self.timeouts.get("connect"),
-            self.timeouts.get("server"),
-            self.timeouts.get("check"),
-            self.mode,
-            self.random_draws,
-            self.location,
-        )
+        self.change(mode="".join(line.arguments[:1]))
 
 
 _KEYWORDS: Mapping[str, Callable[[_ProxySection, Line], None]] = {
@@ -252,7 +232,7 @@ class _Sections:
         origin = self._named_defaults(line) or self._last_defaults or self._fresh()
         backend = origin.copy(name, line.at(1))
         if name in self.backends:
-            first = self.backends[name].location
+            first = self.backends[name].config.location
             where = f", in line {first.line}" if first else ""
             self._collector.error(line.at(1), f"another backend has the name '{name}'{where}")
         else:
@@ -260,7 +240,7 @@ class _Sections:
         return backend
 
     def _fresh(self) -> _ProxySection:
-        return _ProxySection(server=replace(NO_SERVER, verify=self._tls.verify))
+        return _ProxySection(BackendConfig("", ()), replace(NO_SERVER, verify=self._tls.verify))
 
     def _named_defaults(self, line: Line) -> _ProxySection | None:
         """The ``defaults`` section that ``from`` names; None if there is no ``from``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -28,7 +29,6 @@ class Surroundings(NamedTuple):
         at: gives the location of a character of the expression, from 0.
     """
 
-    environment: Mapping[str, str]
     version: Version
     at: Callable[[int], Location]
 
@@ -137,49 +137,13 @@ def _end_of_number(number: re.Match[str]) -> int:
     return number.start() + octal.end() if octal else number.end()
 
 
-def _defined(about: Surroundings, name: str) -> bool:
-    return name in about.environment
-
-
-def _feature(about: Surroundings, name: str) -> bool:
-    return name == "" or name in _FEATURES
-
-
-def _streq(about: Surroundings, first: str, second: str) -> bool:
-    return first == second
-
-
-def _strneq(about: Surroundings, first: str, second: str) -> bool:
-    return first != second
-
-
-def _version_atleast(about: Surroundings, version: str) -> bool:
-    return about.version >= Version.read(version)
-
-
-def _version_before(about: Surroundings, version: str) -> bool:
-    return about.version < Version.read(version)
-
-
-def _ssllib_name_startswith(about: Surroundings, name: str) -> bool:
-    return "OpenSSL".startswith(name)
-
-
-def _openssl_version_atleast(about: Surroundings, version: str) -> bool:
-    return _openssl_version() >= _read_openssl_version(version)
-
-
-def _openssl_version_before(about: Surroundings, version: str) -> bool:
-    return _openssl_version() < _read_openssl_version(version)
-
-
-def _openssl_version() -> tuple[int, ...]:
+def _openssl() -> tuple[int, ...]:
     import ssl
 
     return ssl.OPENSSL_VERSION_INFO[:3]
 
 
-def _read_openssl_version(text: str) -> tuple[int, ...]:
+def _openssl_version(text: str) -> tuple[int, ...]:
     match = _OPENSSL_VERSION.match(text)
     if match is None:
         raise ValueError(f"'{text}' is no version of OpenSSL")
@@ -187,13 +151,14 @@ def _read_openssl_version(text: str) -> tuple[int, ...]:
 
 
 _PREDICATES: Mapping[str, tuple[int, Callable[..., bool]]] = {
-    "defined": (1, _defined),
-    "feature": (1, _feature),
-    "streq": (2, _streq),
-    "strneq": (2, _strneq),
-    "version_atleast": (1, _version_atleast),
-    "version_before": (1, _version_before),
-    "openssl_version_atleast": (1, _openssl_version_atleast),
-    "openssl_version_before": (1, _openssl_version_before),
-    "ssllib_name_startswith": (1, _ssllib_name_startswith),
+    "defined": (1, lambda about, name: name in os.environ),
+    "feature": (1, lambda about, name: name == "" or name in _FEATURES),
+    "streq": (2, lambda about, first, second: first == second),
+    "strneq": (2, lambda about, first, second: first != second),
+    "version_atleast": (1, lambda about, text: about.version >= Version.read(text)),
+    "version_before": (1, lambda about, text: about.version < Version.read(text)),
+    "openssl_version_atleast": (1, lambda about, text: _openssl() >= _openssl_version(text)),
+    "openssl_version_before": (1, lambda about, text: _openssl() < _openssl_version(text)),
+    "ssllib_name_startswith": (1, lambda about, name: "OpenSSL".startswith(name)),
 }
+"""The predicates: the number of their arguments, and what they tell of the surroundings."""

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import dataclass, field, replace
 
 from spop.engine.config.conditionals import Surroundings, evaluate
 from spop.engine.config.diagnostics import Collector, refusal
@@ -22,28 +21,13 @@ from spop.engine.samples.errors import did_you_mean
 
 _SPACE = " \t\v\f\r"
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.:-]", re.ASCII)
-_MODIFIABLE = frozenset(
-    (
-        "option",
-        "log",
-        "busy-polling",
-        "set-dumpable",
-        "strict-limits",
-        "insecure-fork-wanted",
-        "numa-cpu-mapping",
-    )
-)
+_MODIFIABLE = (
+    "option", "log", "busy-polling", "set-dumpable", "strict-limits", "insecure-fork-wanted",
+    "numa-cpu-mapping",
+)  # fmt: skip
 _DIRECTIVES = (
     ".if", ".elif", ".else", ".endif", ".notice", ".warning", ".alert", ".diag",
 )  # fmt: skip
-
-
-class Modifier(Enum):
-    """The word before a keyword."""
-
-    NONE = ""
-    NO = "no"
-    DEFAULT = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +39,7 @@ class Line:
         scope: the last ``[name]`` before the line; None if there is none.
         section: the keyword of the line's section.
         opens: the line is the first of its section.
+        modifier: the word before the keyword: ``no``, ``default`` or none.
     """
 
     file: str
@@ -63,7 +48,7 @@ class Line:
     scope: str | None = None
     section: str | None = None
     opens: bool = False
-    modifier: Modifier = Modifier.NONE
+    modifier: str = ""
 
     @property
     def keyword(self) -> str:
@@ -90,9 +75,8 @@ class Line:
         """
         if len(self.arguments) > most:
             unexpected = self.arguments[most]
-            raise refusal(
-                self.at(most + 1), f"unexpected '{unexpected}' after '{self._before(most)}'"
-            )
+            before = " ".join(word.text for word in self.words[: most + 1])
+            raise refusal(self.at(most + 1), f"unexpected '{unexpected}' after '{before}'")
         return self.arguments
 
     @contextmanager
@@ -102,9 +86,6 @@ class Line:
             yield
         except ValueError as error:
             raise refusal(self.at(index), str(error)) from None
-
-    def _before(self, count: int) -> str:
-        return " ".join(word.text for word in self.words[: count + 1])
 
 
 def not_in_names(name: str) -> str | None:
@@ -128,46 +109,35 @@ class _Block:
     in_else: bool = False
 
 
+@dataclass(slots=True, eq=False)
 class Reader:
-    """Iterates over the lines of a configuration file. The collector is told of mistakes.
+    """Iterates over the lines of a configuration file.
 
     Args:
         data: the contents of the file.
+        collector: is told of mistakes.
         sections: the keywords that open a section.
         version: the HAProxy that decides what is a mistake; None is 2.6.
         strict: report what HAProxy refuses: lines before the first section, modifiers of keywords
             that have none, and a missing newline at the end.
     """
 
-    def __init__(
-        self,
-        data: bytes | str,
-        file: str,
-        collector: Collector,
-        sections: Collection[str],
-        *,
-        version: Version | None = None,
-        strict: bool = True,
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
-        text = data if isinstance(data, str) else data.decode("utf-8", "surrogateescape")
-        self._text = text
-        self._file = file
-        self._collector = collector
-        self._sections = sections
-        self._version = version
-        self._strict = strict
-        self._environment = os.environ if environment is None else environment
-        self._number = 0
-        self._scope: str | None = None
-        self._section: str | None = None
-        self._section_name = ""
-        self._blocks: list[_Block] = []
+    data: bytes | str
+    file: str
+    collector: Collector
+    sections: Collection[str]
+    version: Version | None = field(default=None, kw_only=True)
+    strict: bool = field(default=True, kw_only=True)
+    _number: int = field(default=0, init=False)
+    _scope: str | None = field(default=None, init=False)
+    _section: str | None = field(default=None, init=False)
+    _section_name: str = field(default="", init=False)
+    _blocks: list[_Block] = field(default_factory=list, init=False)
 
     def __iter__(self) -> Iterator[Line]:
         for number, text in enumerate(self._lines(), 1):
             self._number = number
-            with self._collector.collecting():
+            with self.collector.collecting():
                 if text.lstrip(_SPACE).startswith("["):
                     self._enter_scope(text)
                     continue
@@ -178,38 +148,40 @@ class Reader:
                 if line:
                     yield line
         if self._blocks:
-            self._collector.error(self._at(1), "an '.if' has no '.endif'")
+            self.collector.error(self._at(1), "an '.if' has no '.endif'")
 
     def _lines(self) -> Iterator[str]:
         """The lines, each up to its end or a NUL. HAProxy takes a NUL for the end of the file."""
-        lines = self._text.split("\n")
+        data = self.data
+        text = data if isinstance(data, str) else data.decode("utf-8", "surrogateescape")
+        lines = text.split("\n")
         last = lines.pop()
         for number, line in enumerate([*lines, last] if last else lines, 1):
             if "\0" in line:
-                location = Location(self._file, number, line.index("\0") + 1)
-                self._collector.error(location, "a NUL character")
+                location = Location(self.file, number, line.index("\0") + 1)
+                self.collector.error(location, "a NUL character")
             yield line.partition("\0")[0]
-        if last and "\0" not in last and self._strict:
-            self._report_missing_newline(Location(self._file, len(lines) + 1, len(last) + 1))
+        if last and "\0" not in last and self.strict:
+            self._report_missing_newline(Location(self.file, len(lines) + 1, len(last) + 1))
 
     def _report_missing_newline(self, location: Location) -> None:
         """A missing newline is an error since HAProxy 2.3, and a warning if no version is given."""
         message = "the last line has no end"
-        if self._version is None:
-            self._collector.warning(location, message, "HAProxy refuses it since 2.3")
-        elif self._version.branch >= FINAL_NEWLINE:
-            self._collector.error(location, message, "HAProxy takes the file for cut off")
+        if self.version is None:
+            self.collector.warning(location, message, "HAProxy refuses it since 2.3")
+        elif self.version.branch >= FINAL_NEWLINE:
+            self.collector.error(location, message, "HAProxy takes the file for cut off")
 
     def _at(self, column: int) -> Location:
-        return Location(self._file, self._number, column)
+        return Location(self.file, self._number, column)
 
     def _variable(self, name: str) -> str | None:
         internal = {
-            ".FILE": self._file,
+            ".FILE": self.file,
             ".LINE": str(self._number),
             ".SECTION": self._section_name,
         }
-        return internal.get(name) if name.startswith(".") else self._environment.get(name)
+        return internal.get(name) if name.startswith(".") else os.environ.get(name)
 
     def _enter_scope(self, text: str) -> None:
         """Read a line ``[NAME]`` (section 2.1 of the SPOE document)."""
@@ -229,29 +201,25 @@ class Reader:
 
     def _modified(self, words: list[Word]) -> Line:
         """A line, its modifier apart."""
-        first = words[0].text
-        line = Line(self._file, self._number, tuple(words), self._scope)
-        if first == "no":
-            line = replace(line, words=tuple(words[1:]), modifier=Modifier.NO)
-        elif first == "default":
-            line = replace(line, words=_shifted(words), modifier=Modifier.DEFAULT)
-        else:
-            return line
-        if self._strict and line.keyword not in _MODIFIABLE:
-            known = "'option' and 'log'"
-            self._collector.error(
-                self._at(words[0].column()), f"'{first}' goes before {known} only"
+        modifier = words[0].text
+        if modifier not in ("no", "default"):
+            return Line(self.file, self._number, tuple(words), self._scope)
+        kept = tuple(words[1:]) if modifier == "no" else _shifted(words)
+        line = Line(self.file, self._number, kept, self._scope, modifier=modifier)
+        if self.strict and line.keyword not in _MODIFIABLE:
+            self.collector.error(
+                self._at(words[0].column()), f"'{modifier}' goes before 'option' and 'log' only"
             )
         return line
 
     def _in_section(self, line: Line) -> Line | None:
-        opens = line.keyword in self._sections
+        opens = line.keyword in self.sections
         if opens:
             self._section = line.keyword
             self._section_name = line.arguments[0] if line.arguments else line.keyword
         if self._section is None:
-            if self._strict:
-                self._collector.error(
+            if self.strict:
+                self.collector.error(
                     line.at(0),
                     f"'{line.keyword}' is in no section",
                     self._hint_for_first_keyword(line.keyword),
@@ -262,7 +230,7 @@ class Reader:
     def _hint_for_first_keyword(self, keyword: str) -> str | None:
         if keyword.startswith("\ufeff"):
             return "the file begins with a byte order mark"
-        return did_you_mean(keyword, self._sections)
+        return did_you_mean(keyword, self.sections)
 
     # Directives
 
@@ -270,7 +238,7 @@ class Reader:
         """Execute a directive. Returns True if the line has nothing else to read."""
         name = words[0].text
         location = self._at(words[0].column())
-        line = Line(self._file, self._number, tuple(words))
+        line = Line(self.file, self._number, tuple(words))
         if name == ".if":
             self._if(line)
         elif name in (".elif", ".else", ".endif"):
@@ -281,17 +249,16 @@ class Reader:
             self._report_text(line, location)
         else:
             return False
-        if self._version and (reason := unsupported("directives", self._version)):
-            self._collector.warning(location, reason)
+        if self.version and (reason := unsupported("directives", self.version)):
+            self.collector.warning(location, reason)
         return True
 
     def _if(self, line: Line) -> None:
-        if any(not block.taken for block in self._blocks):
-            self._blocks.append(_Block(taken=False, done=True))
-            return
+        skipped = any(not block.taken for block in self._blocks)
         block = _Block(taken=False, done=True)
         self._blocks.append(block)
-        block.taken = block.done = self._holds(line)
+        if not skipped:
+            block.taken = block.done = self._holds(line)
 
     def _close_branch(self, line: Line, location: Location) -> None:
         name = line.keyword
@@ -319,7 +286,7 @@ class Reader:
             columns = [column for word in words for column in word.columns]
             return self._at(columns[min(offset, len(columns) - 1)])
 
-        surroundings = Surroundings(self._environment, self._version or DEFAULT, at)
+        surroundings = Surroundings(self.version or DEFAULT, at)
         return evaluate(" ".join(word.text for word in words), surroundings)
 
     def _report_text(self, line: Line, location: Location) -> None:
@@ -332,7 +299,7 @@ class Reader:
         if name == ".alert":
             raise refusal(location, text)
         if name == ".warning":
-            self._collector.warning(location, text)
+            self.collector.warning(location, text)
 
 
 def _shifted(words: list[Word]) -> tuple[Word, ...]:

@@ -153,6 +153,17 @@ class AgentConfig:
     set_total_time: str | None = None
     known_variables: frozenset[str] = field(default_factory=frozenset)
 
+    def group(self, name: str) -> GroupConfig:
+        """The group of this name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if name not in self.groups:
+            known = ", ".join(self.groups) or "there is none"
+            raise ValueError(f"unknown group {name!r}: {known}")
+        return self.groups[name]
+
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:

@@ -26,16 +26,11 @@ from spop.engine.config.sections import (
     Mention,
     MessageSection,
 )
-from spop.engine.config.versions import IGNORED_SINCE, Version
+from spop.engine.config.versions import Version, unsupported
 from spop.engine.samples import Place
 from spop.engine.samples.errors import did_you_mean
 from spop.values import SCOPES
 
-_FRONTEND_ONLY = (
-    Event.ON_CLIENT_SESSION,
-    Event.ON_FRONTEND_TCP_REQUEST,
-    Event.ON_FRONTEND_HTTP_REQUEST,
-)
 _IN_LISTEN = {
     Event.ON_BACKEND_TCP_REQUEST: Event.ON_FRONTEND_TCP_REQUEST,
     Event.ON_BACKEND_HTTP_REQUEST: Event.ON_FRONTEND_HTTP_REQUEST,
@@ -111,27 +106,25 @@ def resolve(
     return _Resolver(scope, scope.agent, proxy, version, collector).resolve(engine)
 
 
+@dataclass(slots=True)
 class _Resolver:
-    def __init__(
-        self,
-        scope: ScopeSections,
-        agent: AgentSection,
-        proxy: Proxy,
-        version: Version | None,
-        collector: Collector,
-    ) -> None:
-        self._scope = scope
-        self._agent = agent
-        self._proxy = proxy
-        self._version = version
-        self._collector = collector
-        self._prefix = agent.var_prefix if agent.var_prefix is not None else agent.name
-        self._messages = {name: _config(section) for name, section in scope.messages.items()}
+    scope: ScopeSections
+    agent: AgentSection
+    proxy: Proxy
+    version: Version | None
+    collector: Collector
+    prefix: str = field(init=False)
+    messages: dict[str, MessageConfig] = field(init=False)
+
+    def __post_init__(self) -> None:
+        agent = self.agent
+        self.prefix = agent.name if agent.var_prefix is None else agent.var_prefix
+        self.messages = {name: _config(section) for name, section in self.scope.messages.items()}
 
     def resolve(self, engine: str | None) -> AgentConfig | None:
-        agent = self._agent
-        if agent.backend is None:
-            self._collector.error(
+        agent = self.agent
+        if "backend" not in agent.settings:
+            self.collector.error(
                 agent.location, f"agent '{agent.name}' has no backend", "add 'use-backend NAME'"
             )
         self._check_timeouts()
@@ -142,79 +135,60 @@ class _Resolver:
             events = self._events()
             groups = self._groups()
         else:
-            self._collector.warning(
+            self.collector.warning(
                 agent.location, f"agent '{agent.name}' uses no message and no group"
             )
-        if self._collector.failed or agent.backend is None:
+        if self.collector.failed:
             return None
-        options = agent.options
+        settings = dict(agent.settings)
+        settings.update((f"{name}_timeout", value) for name, value in agent.timeouts.items())
+        settings.update((name.replace("-", "_"), value) for name, value in self._set_variables())
         return AgentConfig(
             name=agent.name,
             engine=agent.name if engine is None else engine,
             location=agent.location,
-            backend=agent.backend,
             events={event: events[event] for event in Event if event in events},
             groups=groups,
-            var_prefix=self._prefix,
-            hello_timeout=agent.timeouts["hello"],
-            idle_timeout=agent.timeouts["idle"],
-            processing_timeout=agent.timeouts["processing"],
-            maxconnrate=agent.maxconnrate,
-            maxerrrate=agent.maxerrrate,
-            max_frame_size=agent.max_frame_size,
-            max_waiting_frames=agent.max_waiting_frames,
-            pipelining="pipelining" in options,
-            asynchronous="async" in options,
-            send_frag_payload="send-frag-payload" in options,
-            continue_on_error="continue-on-error" in options,
-            force_set_var="force-set-var" in options,
-            dontlog_normal="dontlog-normal" in options,
+            var_prefix=self.prefix,
             log_targets=tuple(agent.log_targets),
-            log_global=agent.log_global,
-            set_on_error=self._set_variable("set-on-error"),
-            set_process_time=self._set_variable("set-process-time"),
-            set_total_time=self._set_variable("set-total-time"),
             known_variables=frozenset(self._known_variables()),
+            **settings,
         )
 
     def _check_timeouts(self) -> None:
         missing = [
             name
-            for name, value in self._agent.timeouts.items()
-            if value is None and not self._is_ignored(f"timeout {name}")
+            for name, value in self.agent.timeouts.items()
+            if value is None and not (self.version and unsupported(f"timeout {name}", self.version))
         ]
         if missing:
-            self._collector.warning(
-                self._agent.location,
-                f"agent '{self._agent.name}' has no timeout {listed(missing)}",
+            self.collector.warning(
+                self.agent.location,
+                f"agent '{self.agent.name}' has no timeout {listed(missing)}",
                 "an agent that hangs then keeps streams waiting",
             )
 
-    def _is_ignored(self, keyword: str) -> bool:
-        since = IGNORED_SINCE.get(keyword)
-        return since is not None and self._version is not None and self._version.branch >= since
-
     def _check_names_of_variables(self) -> None:
         # Section 2.2: the prefix is the name of the agent, unless "option var-prefix" sets another.
-        agent = self._agent
+        agent = self.agent
         if agent.name and agent.var_prefix is None and NOT_IN_VARIABLES.search(agent.name):
-            self._collector.error(
+            self.collector.error(
                 agent.location,
                 f"'{agent.name}' can't begin the names of variables: they have letters, digits, "
                 "'_' and '.' only",
                 "set another with 'option var-prefix'",
             )
-        for name, location in ((m.name, m.location) for m in agent.registered):
-            if bad := NOT_IN_VARIABLES.search(name):
-                self._collector.error(
-                    location,
-                    f"'{bad[0]}' in '{name}': a variable's name has letters, digits, '_' and '.' "
-                    "only",
+        for mention in agent.registered:
+            if bad := NOT_IN_VARIABLES.search(mention.name):
+                self.collector.error(
+                    mention.location,
+                    f"'{bad[0]}' in '{mention.name}': a variable's name has letters, digits, '_' "
+                    "and '.' only",
                 )
 
     def _events(self) -> dict[Event, tuple[MessageConfig, ...]]:
         events: dict[Event, tuple[MessageConfig, ...]] = {}
-        for mention in self._agent.messages:
+        for mention in self.agent.messages:
             message = self._message(mention)
             if message and (event := self._event_of(message)):
                 self._check_places(message, event)
@@ -222,12 +196,12 @@ class _Resolver:
         return events
 
     def _message(self, mention: Mention) -> MessageConfig | None:
-        message = self._messages.get(mention.name)
+        message = self.messages.get(mention.name)
         if message is None:
-            self._collector.error(
+            self.collector.error(
                 mention.location,
                 f"there is no spoe-message '{mention.name}'",
-                did_you_mean(mention.name, self._messages),
+                did_you_mean(mention.name, self.messages),
             )
         return message
 
@@ -235,13 +209,13 @@ class _Resolver:
         """The event of a message in this kind of proxy; None, with a warning, if never sent."""
         event = message.event
         if event is None:
-            self._collector.warning(
+            self.collector.warning(
                 message.location, f"message '{message.name}' has no event and is never sent"
             )
-        elif self._proxy is Proxy.LISTEN:
+        elif self.proxy is Proxy.LISTEN:
             return _IN_LISTEN.get(event, event)
-        elif self._proxy is Proxy.BACKEND and event in _FRONTEND_ONLY:
-            self._collector.warning(
+        elif self.proxy is Proxy.BACKEND and not _PLACES[event][1]:
+            self.collector.warning(
                 message.location,
                 f"message '{message.name}' is never sent: '{event.value}' happens in frontends",
             )
@@ -251,28 +225,28 @@ class _Resolver:
     def _check_places(self, message: MessageConfig, event: Event) -> None:
         in_frontend, in_backend = _PLACES[event]
         place = _NO_PLACE
-        if self._proxy is not Proxy.BACKEND:
+        if self.proxy is not Proxy.BACKEND:
             place |= in_frontend
-        if self._proxy is not Proxy.FRONTEND:
+        if self.proxy is not Proxy.FRONTEND:
             place |= in_backend
-        arguments = self._scope.messages[message.name].arguments
+        arguments = self.scope.messages[message.name].arguments
         for index in misplaced(message.arguments, place):
-            self._collector.error(
+            self.collector.error(
                 arguments[index][1],
                 f"'{message.arguments[index].expression.text}' can't be had at '{event.value}' "
-                f"in a {self._proxy.value}",
+                f"in a {self.proxy.value}",
             )
 
     def _groups(self) -> dict[str, GroupConfig]:
         groups: dict[str, GroupConfig] = {}
         owners: dict[str, str] = {}
-        for mention in self._agent.groups:
-            section = self._scope.groups.get(mention.name)
+        for mention in self.agent.groups:
+            section = self.scope.groups.get(mention.name)
             if section is None:
-                self._collector.error(
+                self.collector.error(
                     mention.location,
                     f"there is no spoe-group '{mention.name}'",
-                    did_you_mean(mention.name, self._scope.groups),
+                    did_you_mean(mention.name, self.scope.groups),
                 )
             else:
                 groups[section.name] = self._group(section, owners)
@@ -284,24 +258,24 @@ class _Resolver:
             # Section 2.4: a message is in one group at most.
             owner = owners.setdefault(mention.name, section.name)
             if owner != section.name:
-                self._collector.error(
+                self.collector.error(
                     mention.location, f"message '{mention.name}' is in group '{owner}' already"
                 )
             elif message := self._message(mention):
                 messages.append(message)
         return GroupConfig(section.name, section.location, tuple(messages))
 
-    def _set_variable(self, option: str) -> str | None:
-        name = self._agent.set_variables.get(option)
-        return None if name is None else f"txn.{self._prefix}.{name}"
+    def _set_variables(self) -> Iterator[tuple[str, str]]:
+        """The options that name a variable, and its whole name."""
+        for option, name in self.agent.set_variables.items():
+            yield option, f"txn.{self.prefix}.{name}"
 
     def _known_variables(self) -> Iterator[str]:
-        for section in self._scope.messages.values():
+        for section in self.scope.messages.values():
             yield from section.variables
-        for mention in self._agent.registered:
-            yield from (f"{scope}.{self._prefix}.{mention.name}" for scope in SCOPES)
-        for name in self._agent.set_variables.values():
-            yield f"txn.{self._prefix}.{name}"
+        for mention in self.agent.registered:
+            yield from (f"{scope}.{self.prefix}.{mention.name}" for scope in SCOPES)
+        yield from (name for _, name in self._set_variables())
 
 
 def _config(section: MessageSection) -> MessageConfig:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE
 from spop.engine.acl import Acl, AclCondition, AclError, compile_acl, compile_condition
 from spop.engine.config.diagnostics import Collector, ConfigError, listed, refusal
-from spop.engine.config.lines import Line, Modifier, not_in_names
+from spop.engine.config.lines import Line, not_in_names
 from spop.engine.config.log_targets import read_log_target
 from spop.engine.config.model import Argument, Event, Location, LogTarget
 from spop.engine.config.values import seconds, unsigned
@@ -27,8 +27,16 @@ NOT_IN_VARIABLES = re.compile(r"[^A-Za-z0-9_.]", re.ASCII)
 Keywords = Mapping[str, Callable[..., None]]
 """The methods that read the lines of a section, by keyword."""
 
-_FRAME_SIZES = range(MIN_FRAME_SIZE, HAPROXY_FRAME_SIZE + 1)
-"""The sizes that HAProxy takes with its default of ``tune.bufsize`` (section 2.2)."""
+_NUMBERS: Mapping[str, tuple[range, str]] = {
+    "max-frame-size": (
+        range(MIN_FRAME_SIZE, HAPROXY_FRAME_SIZE + 1),
+        f"size of frames, from {MIN_FRAME_SIZE} to {HAPROXY_FRAME_SIZE}",
+    ),
+    "max-waiting-frames": (range(1, 2**32), "number of frames, from 1"),
+    "maxconnrate": (range(2**32), "number"),
+    "maxerrrate": (range(2**32), "number"),
+}
+"""The numbers that HAProxy takes, frames with its default of ``tune.bufsize`` (section 2.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,26 +110,24 @@ def _add_mentions(line: Line, mentions: list[Mention], what: str) -> None:
 
 
 class AgentSection(Section):
-    """A ``spoe-agent`` section. Its attributes become the fields of `AgentConfig`."""
+    """A ``spoe-agent`` section.
+
+    Attributes:
+        settings: fields of `AgentConfig`. A field whose line is missing has its default there.
+    """
 
     kind = "spoe-agent"
 
     def __init__(self, line: Line, collector: Collector, version: Version | None) -> None:
         super().__init__(line, collector, version)
-        self.backend: str | None = None
         self.messages: list[Mention] = []
         self.groups: list[Mention] = []
         self.timeouts: dict[str, float | None] = dict.fromkeys(("hello", "idle", "processing"))
         self.var_prefix: str | None = None
         self.registered: list[Mention] = []
         self.set_variables: dict[str, str] = {}
-        self.maxconnrate = 0
-        self.maxerrrate = 0
-        self.max_frame_size = HAPROXY_FRAME_SIZE
-        self.max_waiting_frames = 20
-        self.options = {"pipelining", "async", "send-frag-payload"}
         self.log_targets: list[LogTarget] = []
-        self.log_global = False
+        self.settings: dict[str, Any] = {}
 
     def take(self, line: Line) -> None:
         if line.keyword not in ("option", "timeout"):  # These warn of the option or timeout.
@@ -129,7 +135,7 @@ class AgentSection(Section):
         super().take(line)
 
     def _use_backend(self, line: Line) -> None:
-        self.backend = self._value(line, "the name of a backend")
+        self.settings["backend"] = self._value(line, "the name of a backend")
 
     def _messages(self, line: Line) -> None:
         _add_mentions(line, self.messages, "spoe-message")
@@ -142,24 +148,12 @@ class AgentSection(Section):
             raise refusal(line.at(1), f"'{line.keyword}' needs {what}")
         return line.take(1)[0]
 
-    def _maxconnrate(self, line: Line) -> None:
-        self.maxconnrate = unsigned(self._value(line, "a number"))
-
-    def _maxerrrate(self, line: Line) -> None:
-        self.maxerrrate = unsigned(self._value(line, "a number"))
-
-    def _max_frame_size(self, line: Line) -> None:
-        size = unsigned(self._value(line, "a number"))
-        if size not in _FRAME_SIZES:
-            message = f"is no size of frames, from {MIN_FRAME_SIZE} to {HAPROXY_FRAME_SIZE}"
-            raise refusal(line.at(1), f"'{line.arguments[0]}' {message}")
-        self.max_frame_size = size
-
-    def _max_waiting_frames(self, line: Line) -> None:
-        count = unsigned(self._value(line, "a number"))
-        if count < 1:
-            raise refusal(line.at(1), f"'{line.arguments[0]}' is no number of frames, from 1")
-        self.max_waiting_frames = count
+    def _number(self, line: Line) -> None:
+        number = unsigned(self._value(line, "a number"))
+        allowed, described = _NUMBERS[line.keyword]
+        if number not in allowed:
+            raise refusal(line.at(1), f"'{line.arguments[0]}' is no {described}")
+        self.settings[line.keyword.replace("-", "_")] = number
 
     def _register_var_names(self, line: Line) -> None:
         if not line.arguments:
@@ -185,12 +179,12 @@ class AgentSection(Section):
             self.timeouts[which] = seconds(value[0]) or None
 
     def _log(self, line: Line) -> None:
-        if line.modifier is Modifier.NO:
+        if line.modifier == "no":
             line.take(0)
             self.log_targets.clear()
-            self.log_global = False
+            self.settings["log_global"] = False
         elif line.arguments == ["global"]:
-            self.log_global = True
+            self.settings["log_global"] = True
         else:
             self.log_targets.append(read_log_target(line))
 
@@ -199,9 +193,11 @@ class AgentSection(Section):
             raise refusal(line.at(1), "'option' needs the name of one")
         name = line.arguments[0]
         # Section 2.2: "[no] option ..." is for the switches only.
-        if name in _SWITCHES or (name in _FLAGS and line.modifier is not Modifier.NO):
-            self._switch(name, line)
-        elif line.modifier is Modifier.NO:
+        if name in _SWITCHES or (name in _FLAGS and line.modifier != "no"):
+            line.take(1)
+            field = "asynchronous" if name == "async" else name.replace("-", "_")
+            self.settings[field] = line.modifier != "no"
+        elif line.modifier == "no":
             raise refusal(line.at(1), f"'no' is not for the option '{name}'")
         elif name in _NAMING:
             self._set_name(name, line)
@@ -210,13 +206,6 @@ class AgentSection(Section):
             hint = did_you_mean(name, known) or f"there are {listed(known)}"
             raise refusal(line.at(1), f"unknown option '{name}'", hint)
         self._warn_if_unsupported(f"option {name}", line.at(0))
-
-    def _switch(self, name: str, line: Line) -> None:
-        line.take(1)
-        if line.modifier is Modifier.NO:
-            self.options.discard(name)
-        else:
-            self.options.add(name)
 
     def _set_name(self, option: str, line: Line) -> None:
         if len(line.arguments) < 2:
@@ -235,10 +224,10 @@ class AgentSection(Section):
     KEYWORDS: ClassVar[Keywords] = {
         "groups": _groups,
         "log": _log,
-        "max-frame-size": _max_frame_size,
-        "max-waiting-frames": _max_waiting_frames,
-        "maxconnrate": _maxconnrate,
-        "maxerrrate": _maxerrrate,
+        "max-frame-size": _number,
+        "max-waiting-frames": _number,
+        "maxconnrate": _number,
+        "maxerrrate": _number,
         "messages": _messages,
         "option": _option,
         "register-var-names": _register_var_names,

@@ -6,11 +6,10 @@ Keywords that an engine does not use are skipped, together with their values.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from spop.engine.config.addresses import read_server_address
-from spop.engine.config.diagnostics import ConfigError, refusal
+from spop.engine.config.diagnostics import refusal
 from spop.engine.config.lines import Line, not_in_names
 from spop.engine.config.model import ServerConfig
 from spop.engine.config.values import leading_integer, seconds
@@ -72,7 +71,7 @@ def read_server(line: Line, template: ServerConfig, tls: TlsDefaults) -> ServerC
         raise refusal(line.at(1, name.index(bad)), f"a server's name can't have '{bad}'")
     with line.refusing(2):
         template = replace(template, name=name, address=read_server_address(address))
-    server = _Parameters(line, 3, tls).apply(template)
+    server = _read_parameters(line, 3, template, tls)
     if server.ssl and server.verify and not server.ca_file:
         hint = "add 'ca-file FILE' or 'verify none'"
         raise refusal(line.at(1), f"nothing verifies the certificate of server '{name}'", hint)
@@ -85,102 +84,79 @@ def read_default(line: Line, template: ServerConfig, tls: TlsDefaults) -> Server
     Raises:
         ConfigError: HAProxy would refuse the line.
     """
-    return _Parameters(line, 1, tls).apply(template)
+    return _read_parameters(line, 1, template, tls)
 
 
-@dataclass(slots=True)
-class _Parameters:
-    """Reads the parameters of a server from the words of a line."""
+def _read_parameters(
+    line: Line, index: int, template: ServerConfig, tls: TlsDefaults
+) -> ServerConfig:
+    """The template, changed by the parameters from a word on."""
+    changes: dict[str, object] = {}
+    words = line.arguments
+    while index <= len(words):
+        keyword = words[index - 1]
+        if keyword in _FLAGS:
+            name, value = _FLAGS[keyword]
+            changes[name] = value
+        elif keyword in _VALUES or keyword in _PASSED_OVER:
+            index += 1
+            if index > len(words):
+                raise refusal(line.at(index), f"'{keyword}' needs a value")
+            if keyword in _VALUES:
+                with line.refusing(index):
+                    changes[keyword.replace("-", "_")] = _VALUES[keyword](words[index - 1], tls)
+        index += 1
+    return replace(template, **changes)  # type: ignore[arg-type]
 
-    line: Line
-    index: int
-    tls: TlsDefaults
-    changes: dict[str, Any] = field(default_factory=dict)
 
-    def apply(self, template: ServerConfig) -> ServerConfig:
-        while self.index <= len(self.line.arguments):
-            keyword = self.line.arguments[self.index - 1]
-            self.index += 1
-            if keyword in _FLAGS:
-                name, value = _FLAGS[keyword]
-                self.changes[name] = value
-            elif keyword in _VALUES:
-                _VALUES[keyword](self, self._value(keyword))
-            elif keyword in _PASSED_OVER:
-                self._value(keyword)
-        return replace(template, **self.changes)
+def _inter(value: str, tls: TlsDefaults) -> float:
+    inter = seconds(value)
+    if not inter:
+        raise ValueError("'inter' is more than 0")
+    return inter
 
-    def _value(self, keyword: str) -> str:
-        if self.index > len(self.line.arguments):
-            raise refusal(self.line.at(self.index), f"'{keyword}' needs a value")
-        self.index += 1
-        return self.line.arguments[self.index - 2]
 
-    def _refuse(self, message: str) -> ConfigError:
-        return refusal(self.line.at(self.index - 1), message)
-
-    def _inter(self, value: str) -> None:
-        with self.line.refusing(self.index - 1):
-            self.changes["inter"] = seconds(value)
-        if not self.changes["inter"]:
-            raise self._refuse("'inter' is more than 0")
-
-    def _rise(self, value: str) -> None:
-        self.changes["rise"] = self._positive("rise", value)
-
-    def _fall(self, value: str) -> None:
-        self.changes["fall"] = self._positive("fall", value)
-
-    def _positive(self, keyword: str, value: str) -> int:
+def _number(keyword: str, allowed: range, described: str) -> Callable[[str, TlsDefaults], int]:
+    def read(value: str, tls: TlsDefaults) -> int:
         number = leading_integer(value)
-        if number < 1:
-            raise self._refuse(f"'{keyword}' is a number from 1, not '{value}'")
+        if number not in allowed:
+            raise ValueError(f"'{keyword}' is a number {described}, not '{value}'")
         return number
 
-    def _weight(self, value: str) -> None:
-        weight = leading_integer(value)
-        if not 0 <= weight <= 256:
-            raise self._refuse(f"'weight' is a number from 0 to 256, not '{value}'")
-        self.changes["weight"] = weight
+    return read
 
-    def _maxconn(self, value: str) -> None:
-        self.changes["maxconn"] = max(0, leading_integer(value))
 
-    def _verify(self, value: str) -> None:
-        if value not in ("none", "required"):
-            raise self._refuse(f"'verify' is 'none' or 'required', not '{value}'")
-        self.changes["verify"] = value == "required"
+def _verify(value: str, tls: TlsDefaults) -> bool:
+    if value not in ("none", "required"):
+        raise ValueError(f"'verify' is 'none' or 'required', not '{value}'")
+    return value == "required"
 
-    def _ca_file(self, value: str) -> None:
-        self.changes["ca_file"] = _under(self.tls.ca_base, value)
 
-    def _crt(self, value: str) -> None:
-        self.changes["crt"] = _under(self.tls.crt_base, value)
-
-    def _sni(self, value: str) -> None:
-        # A connection to an agent belongs to no request: only a constant expression gives a name.
-        try:
-            name = compile_expression(value).evaluate(Stream())
-        except SampleError as error:
-            # Backends of web servers may have fetches that the engine lacks: that is no mistake.
-            if value.startswith("str("):
-                raise self._refuse(error.message) from None
-            name = None
-        self.changes["sni"] = name if isinstance(name, str) else None
+def _sni(value: str, tls: TlsDefaults) -> str | None:
+    # A connection to an agent belongs to no request: only a constant expression gives a name.
+    try:
+        name = compile_expression(value).evaluate(Stream())
+    except SampleError as error:
+        # Backends of web servers may have fetches that the engine lacks: that is no mistake.
+        if value.startswith("str("):
+            raise ValueError(error.message) from None
+        return None
+    return name if isinstance(name, str) else None
 
 
 def _under(base: str, file: str) -> str:
     return f"{base}/{file}" if base and not file.startswith(("/", "@")) else file
 
 
-_VALUES: Mapping[str, Callable[[_Parameters, str], None]] = {
-    "ca-file": _Parameters._ca_file,
-    "crt": _Parameters._crt,
-    "fall": _Parameters._fall,
-    "inter": _Parameters._inter,
-    "maxconn": _Parameters._maxconn,
-    "rise": _Parameters._rise,
-    "sni": _Parameters._sni,
-    "verify": _Parameters._verify,
-    "weight": _Parameters._weight,
+_VALUES: Mapping[str, Callable[[str, TlsDefaults], object]] = {
+    "ca-file": lambda value, tls: _under(tls.ca_base, value),
+    "crt": lambda value, tls: _under(tls.crt_base, value),
+    "fall": _number("fall", range(1, 2**63), "from 1"),
+    "inter": _inter,
+    "maxconn": lambda value, tls: max(0, leading_integer(value)),
+    "rise": _number("rise", range(1, 2**63), "from 1"),
+    "sni": _sni,
+    "verify": _verify,
+    "weight": _number("weight", range(257), "from 0 to 256"),
 }
+"""The values of the keywords that an engine uses. Each may raise ValueError."""

@@ -28,14 +28,8 @@ class Version(NamedTuple):
         match = _VERSION.match(text)
         if match is None:
             return cls(0, 0, 0, _LATEST)
-        major, minor, patch, pre = match.groups()
-        is_pre_release = "-" in match[0]
-        return cls(
-            int(major),
-            int(minor or 0),
-            int(patch or 0),
-            int(pre or 0) if is_pre_release else _LATEST,
-        )
+        major, minor, patch, pre = (int(number or 0) for number in match.groups())
+        return cls(major, minor, patch, pre if "-" in match[0] else _LATEST)
 
     @classmethod
     def of_haproxy(cls, text: str) -> Version:

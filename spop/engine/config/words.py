@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from spop.engine.config.diagnostics import ConfigError, refusal
 from spop.engine.config.model import Location
@@ -52,146 +52,137 @@ def split_words(
     return _Splitter(line, variable, at).split()
 
 
+@dataclass(slots=True)
 class _Splitter:
-    def __init__(
-        self, line: str, variable: Callable[[str], str | None], at: Callable[[int], Location]
-    ) -> None:
-        self._line = line
-        self._variable = variable
-        self._at = at
-        self._position = 0
-        self._quote = ""
-        self._opened = 0
-        self._words: list[Word] = []
-        self._chars: list[str] = []
-        self._columns: list[int] = []
-        self._begin_word()
+    line: str
+    variable: Callable[[str], str | None]
+    at: Callable[[int], Location]
+    position: int = 0
+    quote: str = ""
+    opened: int = 0
+    words: list[Word] = field(default_factory=list)
+    chars: list[str] = field(default_factory=list)
+    columns: list[int] = field(default_factory=list)
 
     def split(self) -> list[Word]:
         self._skip_spaces()
-        self._begin_word()
         while self._step():
             pass
-        if self._quote:
-            raise self._refuse("unmatched quote", self._opened)
+        if self.quote:
+            raise self._refuse("unmatched quote", self.opened)
         self._end_word()
-        last = self._words[-1]
+        last = self.words[-1]
         # To HAProxy, space at the end of a line begins a word. It counts for the limit.
-        if len(self._words) > MAX_WORDS:
+        if len(self.words) > MAX_WORDS:
             raise self._refuse(f"too many words, {MAX_WORDS} at most", last.column() - 1)
         if not last.text:
-            self._words.pop()
-        return self._words
+            self.words.pop()
+        return self.words
 
     def _refuse(self, message: str, position: int) -> ConfigError:
-        return refusal(self._at(position + 1), message)
+        return refusal(self.at(position + 1), message)
 
     def _step(self) -> bool:
         """Read the next character, escape or variable; False at the end of the line."""
-        char = self._line[self._position : self._position + 1]
-        if not char or char in _END or (char == "#" and not self._quote):
+        char = self.line[self.position : self.position + 1]
+        if not char or char in _END or (char == "#" and not self.quote):
             return False
-        if char in "'\"" and self._quote in ("", char):
-            self._opened = self._position
-            self._quote = "" if self._quote else char
-            self._position += 1
-        elif char == "\\" and self._quote != "'":
+        if char in "'\"" and self.quote in ("", char):
+            self.opened = self.position
+            self.quote = "" if self.quote else char
+            self.position += 1
+        elif char == "\\" and self.quote != "'":
             self._escape()
-        elif char in _SPACE and not self._quote:
+        elif char in _SPACE and not self.quote:
             self._end_word()
             self._skip_spaces()
-            self._begin_word()
-        elif char == "$" and self._quote == '"':
+        elif char == "$" and self.quote == '"':
             self._expand()
         else:
-            self._emit(char, self._position)
-            self._position += 1
+            self._emit(char, self.position)
+            self.position += 1
         return True
 
     def _skip_spaces(self) -> None:
-        rest = self._line[self._position :]
-        self._position += len(rest) - len(rest.lstrip(_SPACE))
-
-    def _begin_word(self) -> None:
-        self._chars = []
-        self._columns = []
+        rest = self.line[self.position :]
+        self.position += len(rest) - len(rest.lstrip(_SPACE))
 
     def _end_word(self) -> None:
-        text = "".join(self._chars)
-        self._columns.append(self._position + 1)
+        text = "".join(self.chars)
+        self.columns.append(self.position + 1)
         # A word of HAProxy is a C string: it ends at a NUL. Bytes of several escapes may be one
         # character.
         raw = text.partition("\0")[0].encode("utf-8", "surrogateescape")
-        self._words.append(Word(raw.decode("utf-8", "surrogateescape"), self._columns))
+        self.words.append(Word(raw.decode("utf-8", "surrogateescape"), self.columns))
+        self.chars, self.columns = [], []
 
     def _emit(self, char: str, position: int) -> None:
-        self._chars.append(char)
-        self._columns.append(position + 1)
+        self.chars.append(char)
+        self.columns.append(position + 1)
 
     def _escape(self) -> None:
-        start = self._position
-        following = self._line[start + 1 : start + 2]
-        self._position += 1
+        start = self.position
+        following = self.line[start + 1 : start + 2]
+        self.position += 1
         if following == "x":
             self._emit(self._hexadecimal(start), start)
         elif following in _ESCAPES:
             self._emit(_ESCAPES[following], start)
-            self._position += 1
-        elif following == "$" and self._quote:
+            self.position += 1
+        elif following == "$" and self.quote:
             self._emit("$", start)
-            self._position += 1
+            self.position += 1
         else:
             self._emit("\\", start)
 
     def _hexadecimal(self, start: int) -> str:
-        digits = _HEX.match(self._line, start + 1)
+        digits = _HEX.match(self.line, start + 1)
         if digits is None:
             raise self._refuse(r"an escape of the form \xHH needs two hexadecimal digits", start)
-        self._position = digits.end()
+        self.position = digits.end()
         return bytes.fromhex(digits[1]).decode("utf-8", "surrogateescape")
 
     def _expand(self) -> None:
         """Replace a variable by its value. With ``[*]``, the value may be several words."""
-        start = self._position
-        braced = self._line[start + 1 : start + 2] == "{"
-        self._position += 1 + braced
+        start = self.position
+        braced = self.line[start + 1 : start + 2] == "{"
+        self.position += 1 + braced
         name = self._name()
-        value = self._variable(name)
+        value = self.variable(name)
         split = braced and self._asks_for_words()
         if braced:
             value = self._close_brace(start + 1, value)
         for index, part in enumerate(_SPACES.split(value or "") if split else [value or ""]):
             if index:
                 self._end_word()
-                self._begin_word()
             for char in part:
                 self._emit(char, start)
 
     def _name(self) -> str:
-        start = self._position
-        if not _FIRST_OF_NAME.match(self._line, start):
+        start = self.position
+        if not _FIRST_OF_NAME.match(self.line, start):
             raise self._refuse("no environment variable's name begins like this", start)
-        match = _NAME.match(self._line, start)
+        match = _NAME.match(self.line, start)
         assert match
-        if match[0].startswith(".") and self._variable(match[0]) is None:
+        if match[0].startswith(".") and self.variable(match[0]) is None:
             raise self._refuse(f"unknown variable '{match[0]}'", start)
-        self._position = match.end()
+        self.position = match.end()
         return match[0]
 
     def _asks_for_words(self) -> bool:
-        if self._line[self._position : self._position + 1] != "[":
+        if self.line[self.position : self.position + 1] != "[":
             return False
-        if self._line[self._position : self._position + 3] != "[*]":
-            raise self._refuse("'[*]' is what makes words of a variable", self._position)
-        self._position += 3
+        if self.line[self.position : self.position + 3] != "[*]":
+            raise self._refuse("'[*]' is what makes words of a variable", self.position)
+        self.position += 3
         return True
 
     def _close_brace(self, opening: int, value: str | None) -> str | None:
         """Step over the default value and the brace, and choose the value."""
-        closing = self._line.find("}", self._position)
-        has_default = self._line[self._position : self._position + 1] == "-"
-        if closing < 0 or (closing > self._position and not has_default):
+        closing = self.line.find("}", self.position)
+        has_default = self.line[self.position : self.position + 1] == "-"
+        if closing < 0 or (closing > self.position and not has_default):
             raise self._refuse("unmatched brace of a variable", opening)
-        default = self._line[self._position + 1 : closing] if has_default else None
-        self._position = closing + 1
+        default = self.line[self.position + 1 : closing] if has_default else None
+        self.position = closing + 1
         return default if value is None else value

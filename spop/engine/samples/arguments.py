@@ -35,6 +35,21 @@ class VariableArgument:
         name, casts = self.name, CASTS[wanted]
         return lambda stream: cast(stream.variables.get(name), casts)
 
+    def computer(
+        self, wanted: SampleType, compute: Callable[[Any, Any], Any]
+    ) -> Callable[[Any, Stream], Any]:
+        """A function of a value and the stream that computes with both values.
+
+        It gives None where `reader` does.
+        """
+        read = self.reader(wanted)
+
+        def compute_with_variable(value: Any, stream: Stream) -> Any:
+            other = read(stream)
+            return None if other is None else compute(value, other)
+
+        return compute_with_variable
+
 
 Operand = int | VariableArgument
 """An integer argument: a number, or a variable that has one."""
@@ -97,43 +112,36 @@ def parse_hex(word: str) -> bytes:
 
 
 def parse_ipv4(word: str) -> IPv4Address:
-    address = ipv4_of(word)
-    if address is None:
-        raise ValueError(f"'{word}' is not an IPv4 address")
-    return address
+    if address := ipv4_of(word):
+        return address
+    raise ValueError(f"'{word}' is not an IPv4 address")
 
 
 def parse_ipv6(word: str) -> IPv6Address:
-    address = ipv6_of(word)
-    if address is None:
-        raise ValueError(f"'{word}' is not an IPv6 address")
-    return address
+    if address := ipv6_of(word):
+        return address
+    raise ValueError(f"'{word}' is not an IPv6 address")
 
 
 def parse_mask4(word: str) -> Mask4:
-    if word.isdecimal() and int(word) <= 32:
-        return Mask4(_leading_ones(int(word), 32))
-    try:
-        return Mask4(int(IPv4Address(word)))
-    except AddressValueError:
-        raise ValueError(f"'{word}' is not an IPv4 mask") from None
+    return Mask4(_mask(word, IPv4Address, 4, 32))
 
 
 def parse_mask6(word: str) -> Mask6:
-    if word.isdecimal() and int(word) <= 128:
-        return Mask6(_leading_ones(int(word), 128))
-    try:
-        return Mask6(int(IPv6Address(word)))
-    except AddressValueError:
-        raise ValueError(f"'{word}' is not an IPv6 mask") from None
+    return Mask6(_mask(word, IPv6Address, 6, 128))
 
 
 def parse_mask6_if_any(word: str) -> Mask6 | None:
     return parse_mask6(word) if word else None
 
 
-def _leading_ones(count: int, width: int) -> int:
-    return (1 << width) - (1 << width - count)
+def _mask(word: str, address: type[IPv4Address | IPv6Address], version: int, width: int) -> int:
+    if word.isdecimal() and int(word) <= width:
+        return (1 << width) - (1 << width - int(word))
+    try:
+        return int(address(word))
+    except AddressValueError:
+        raise ValueError(f"'{word}' is not an IPv{version} mask") from None
 
 
 PARSERS: Mapping[Any, Callable[[str], Any]] = {

@@ -173,18 +173,6 @@ def disjunction(tests: Sequence[Callable[[T], bool]]) -> Callable[[T], bool]:
     return one_holds
 
 
-def _equal(words: tuple[str, ...]) -> Predicate:
-    return frozenset(words).__contains__
-
-
-def _begins(words: tuple[str, ...]) -> Predicate:
-    return lambda value: bool(value.startswith(words))
-
-
-def _ends(words: tuple[str, ...]) -> Predicate:
-    return lambda value: bool(value.endswith(words))
-
-
 def _contains_one(word: str) -> Predicate:
     return lambda value: word in value
 
@@ -265,9 +253,9 @@ METHODS: Mapping[str, MatchMethod] = {
     "ip": MatchMethod(SampleType.ADDR, _addresses),
     "bin": MatchMethod(SampleType.BIN, _each(_block)),
     "len": MatchMethod(SampleType.STR, _each(_length)),
-    "str": MatchMethod(SampleType.STR, _texts(_equal)),
-    "beg": MatchMethod(SampleType.STR, _texts(_begins)),
-    "end": MatchMethod(SampleType.STR, _texts(_ends)),
+    "str": MatchMethod(SampleType.STR, _texts(lambda words: frozenset(words).__contains__)),
+    "beg": MatchMethod(SampleType.STR, _texts(lambda words: lambda value: value.startswith(words))),
+    "end": MatchMethod(SampleType.STR, _texts(lambda words: lambda value: value.endswith(words))),
     "sub": MatchMethod(SampleType.STR, _texts(_contains)),
     "dir": MatchMethod(SampleType.STR, _texts(_delimited("/?"))),
     "dom": MatchMethod(SampleType.STR, _texts(_delimited("/?.:"))),

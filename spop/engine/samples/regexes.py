@@ -26,8 +26,10 @@ _POSIX_CLASSES = {
     "print": r"\x20-\x7e",
     "graph": r"\x21-\x7e",
     "ascii": r"\x00-\x7f",
+    "^digit": r"\D",
+    "^space": r"\S",
+    "^word": r"\W",
 }
-_NEGATED_POSIX_CLASSES = {"digit": r"\D", "space": r"\S", "word": r"\W"}
 
 _ESCAPES = {
     "z": r"\Z",
@@ -138,7 +140,6 @@ def _character(kind: str, value: str) -> str | None:
 
 
 def _posix(name: str) -> str:
-    known = _NEGATED_POSIX_CLASSES if name.startswith("^") else _POSIX_CLASSES
-    if name.lstrip("^") not in known:
+    if name not in _POSIX_CLASSES:
         raise re.error(f"class '{name}' is unknown")
-    return known[name.lstrip("^")]
+    return _POSIX_CLASSES[name]

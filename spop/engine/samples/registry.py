@@ -128,6 +128,25 @@ def fetch(
     return register
 
 
+def fetch_part(
+    *names: str, of: Source, whole: Callable[[Stream], Any], read: Callable[[Any], Any], gives: Any
+) -> None:
+    """Register a fetch of a part of what a stream may lack, such as its request.
+
+    Args:
+        whole: gives the whole. Where it gives None, the fetch is not available.
+        read: reads the part of the whole.
+        gives: the type of the part, as a return annotation.
+    """
+
+    def read_part(stream: Stream) -> Any:
+        found = whole(stream)
+        return None if found is None else read(found)
+
+    read_part.__annotations__["return"] = gives
+    fetch(*names, of=of)(read_part)
+
+
 def converter(*names: str, pure: bool = True) -> Callable[[Function], Function]:
     """Register a function of a value and the arguments as a converter, under each name.
 

@@ -39,14 +39,20 @@ def hex2i(value: str) -> int | None:
     return number - 2**64 if number >> 63 else number
 
 
-def _chunks(value: bytes, size: int, truncate: int) -> list[bytes]:
-    end = len(value) - len(value) % size if truncate else len(value)
-    return [value[start : start + size] for start in range(0, end, size)]
-
-
-def _check_truncate(truncate: int) -> None:
+def _by_chunks(
+    separator: str, size: int, truncate: int, write: Callable[[bytes], str]
+) -> Callable[[bytes], str]:
+    """Writes chunks of a size, all of the value if the size is 0."""
     if truncate not in (0, 1):
         raise ValueError("whether to truncate is 0 or 1")
+    if not size:
+        return write
+
+    def write_chunks(value: bytes) -> str:
+        end = len(value) - len(value) % size if truncate else len(value)
+        return separator.join(write(value[at : at + size]) for at in range(0, end, size))
+
+    return write_chunks
 
 
 @converter("be2hex")
@@ -55,27 +61,14 @@ def be2hex(
 ) -> Callable[[bytes], str]:
     if size is not None and (size < 0 or (separator and not size)):
         raise ValueError("a chunk has at least one byte")
-    _check_truncate(truncate)
-    if not size:
-        return hexadecimal
-
-    def write(value: bytes) -> str:
-        return separator.join(chunk.hex().upper() for chunk in _chunks(value, size, truncate))
-
-    return write
+    return _by_chunks(separator, size or 0, truncate, hexadecimal)
 
 
 @converter("be2dec")
 def be2dec(separator: str, size: int, truncate: int = 0) -> Callable[[bytes], str]:
     if not 1 <= size <= 8:
         raise ValueError("a chunk has 1 to 8 bytes")
-    _check_truncate(truncate)
-
-    def write(value: bytes) -> str:
-        chunks = _chunks(value, size, truncate)
-        return separator.join(str(int.from_bytes(chunk, "big")) for chunk in chunks)
-
-    return write
+    return _by_chunks(separator, size, truncate, lambda part: str(int.from_bytes(part, "big")))
 
 
 @converter("base64")

@@ -37,10 +37,6 @@ _OUTPUTS: dict[str, tuple[Parse, Any]] = {
 _INPUTS: dict[str, Any] = {"int": int, "ip": IPv4Address | IPv6Address}
 
 
-def _exact(entries: list[tuple[str, Any]]) -> Lookup:
-    return dict(reversed(entries)).get
-
-
 def _longest_prefix(entries: list[tuple[str, Any]]) -> Lookup:
     return _first_match("beg", sorted(entries, key=lambda entry: -len(entry[0])))
 
@@ -68,7 +64,7 @@ def _with_references(entries: list[tuple[str, Any]]) -> Lookup:
 
 
 _LOOKUPS: dict[str, Callable[[list[tuple[str, Any]]], Lookup]] = {
-    "str": _exact,
+    "str": lambda entries: dict(reversed(entries)).get,
     "beg": _longest_prefix,
     "ip": _narrowest_network,
     "regm": _with_references,

@@ -34,16 +34,13 @@ def _as_given(value: int, result: int) -> int:
 
 
 def _register(name: str, compute: Callable[[int, int], int]) -> None:
+    def compute_as_given(value: int, operand: int) -> int:
+        return _as_given(value, compute(value, operand))
+
     def arithmetic(operand: Operand) -> Callable[[int, Stream], int | None]:
         if isinstance(operand, int):
             return lambda value, stream: _as_given(value, compute(value, operand))
-        read = operand.reader(SampleType.INT)
-
-        def with_variable(value: int, stream: Stream) -> int | None:
-            other = read(stream)
-            return None if other is None else _as_given(value, compute(value, other))
-
-        return with_variable
+        return operand.computer(SampleType.INT, compute_as_given)
 
     converter(name)(arithmetic)
 

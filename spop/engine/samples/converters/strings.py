@@ -205,16 +205,11 @@ def add_item(
 @converter("strcmp")
 def strcmp(variable: VariableArgument) -> Callable[[str, Stream], int | None]:
     """Negative if the value sorts before the variable, 0 if they are equal, else positive."""
-    read = variable.reader(SampleType.STR)
-
-    def compare(value: str, stream: Stream) -> int | None:
-        other = read(stream)
-        return None if other is None else _difference(raw(value), raw(other))
-
-    return compare
+    return variable.computer(SampleType.STR, _difference)
 
 
-def _difference(left: bytes, right: bytes) -> int:
+def _difference(value: str, variable: str) -> int:
+    left, right = raw(value), raw(variable)
     for a, b in zip(left, right, strict=False):
         if a != b:
             return a - b
@@ -223,13 +218,7 @@ def _difference(left: bytes, right: bytes) -> int:
 
 @converter("secure_memcmp")
 def secure_memcmp(variable: VariableArgument) -> Callable[[bytes, Stream], bool | None]:
-    read = variable.reader(SampleType.BIN)
-
-    def compare(value: bytes, stream: Stream) -> bool | None:
-        other = read(stream)
-        return None if other is None else compare_digest(value, other)
-
-    return compare
+    return variable.computer(SampleType.BIN, compare_digest)
 
 
 def _host_and_port(value: str) -> tuple[str, int]:

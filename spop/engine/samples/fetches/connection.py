@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any
+from operator import attrgetter
 
 from spop.engine.samples.places import Source
-from spop.engine.samples.registry import fetch
-from spop.engine.stream import Stream, Tls
+from spop.engine.samples.registry import fetch, fetch_part
+from spop.engine.stream import Stream
 
 
 @fetch("src", "fc_src", of=Source.CONNECTION)
@@ -52,20 +52,14 @@ def ssl_fc(stream: Stream) -> bool:
     return stream.tls is not None
 
 
-def _register_tls(name: str, gives: Any, read: Callable[[Tls], Any]) -> None:
-    def tls_fetch(stream: Stream) -> Any:
-        return read(stream.tls) if stream.tls else None
+_tls_fetch = partial(fetch_part, of=Source.SESSION, whole=attrgetter("tls"))
 
-    tls_fetch.__annotations__["return"] = gives
-    fetch(name, of=Source.SESSION)(tls_fetch)
-
-
-_register_tls("ssl_fc_protocol", str, lambda tls: tls.protocol)
-_register_tls("ssl_fc_cipher", str, lambda tls: tls.cipher)
-_register_tls("ssl_fc_alpn", str, lambda tls: tls.alpn)
-_register_tls("ssl_fc_sni", str, lambda tls: tls.sni)
-_register_tls("ssl_fc_has_sni", bool, lambda tls: tls.sni is not None)
-_register_tls("ssl_fc_use_keysize", int, lambda tls: tls.key_size)
-_register_tls("ssl_fc_session_id", bytes, lambda tls: tls.session_id)
-_register_tls("ssl_fc_is_resumed", bool, lambda tls: tls.resumed)
-_register_tls("ssl_fc_has_crt", bool, lambda tls: tls.client_certificate)
+_tls_fetch("ssl_fc_protocol", gives=str, read=attrgetter("protocol"))
+_tls_fetch("ssl_fc_cipher", gives=str, read=attrgetter("cipher"))
+_tls_fetch("ssl_fc_alpn", gives=str, read=attrgetter("alpn"))
+_tls_fetch("ssl_fc_sni", gives=str, read=attrgetter("sni"))
+_tls_fetch("ssl_fc_has_sni", gives=bool, read=lambda tls: tls.sni is not None)
+_tls_fetch("ssl_fc_use_keysize", gives=int, read=attrgetter("key_size"))
+_tls_fetch("ssl_fc_session_id", gives=bytes, read=attrgetter("session_id"))
+_tls_fetch("ssl_fc_is_resumed", gives=bool, read=attrgetter("resumed"))
+_tls_fetch("ssl_fc_has_crt", gives=bool, read=attrgetter("client_certificate"))

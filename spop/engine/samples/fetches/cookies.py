@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from spop.engine.samples.fetches.headers import strict_int, values
+from spop.engine.samples.fetches.headers import parsed, strict_int, values
 from spop.engine.samples.places import Source
 from spop.engine.samples.registry import fetch
 from spop.engine.stream import Stream
@@ -16,7 +16,7 @@ _NEXT = re.compile(r"[;,]")
 Cookies = Callable[[Stream], Iterator[str]]
 
 
-def request_cookies(name: str) -> Cookies:
+def request_cookies(name: str = "") -> Cookies:
     """Reads the values of the cookies of this name in a request; of all if the name is empty."""
     key = re.escape(name) or "[^=;,]*?"
     least = len(name) + 2
@@ -33,7 +33,7 @@ def request_cookies(name: str) -> Cookies:
     return read
 
 
-def response_cookies(name: str) -> Cookies:
+def response_cookies(name: str = "") -> Cookies:
     """Reads the values of the cookies that a response sets."""
     least = len(name) + 2
 
@@ -60,7 +60,7 @@ def _pairs(line: str, least: int) -> Iterator[tuple[str, str]]:
         position = end.end() if end else len(line)
 
 
-def _register(source: Source, cookies: Callable[[str], Cookies], *prefixes: str) -> None:
+def _register(source: Source, cookies: Callable[..., Cookies], *prefixes: str) -> None:
     def every_int(name: str = "") -> Callable[[Stream], Iterable[int]]:
         read = cookies(name)
         return lambda stream: map(strict_int, read(stream))
@@ -80,22 +80,13 @@ def _register(source: Source, cookies: Callable[[str], Cookies], *prefixes: str)
         return last
 
     def cook_val(name: str = "") -> Callable[[Stream], int | None]:
-        read = cook(name)
-
-        def read_int(stream: Stream) -> int | None:
-            value = read(stream)
-            return None if value is None else strict_int(value)
-
-        return read_int
+        return parsed(cook(name), strict_int)
 
     def cook_cnt(name: str = "") -> Callable[[Stream], int]:
         read = cookies(name)
         return lambda stream: sum(1 for _ in read(stream))
 
-    def every(name: str = "") -> Callable[[Stream], Iterable[str]]:
-        return cookies(name)
-
-    fetch(*prefixes, of=source, every=every)(cook)
+    fetch(*prefixes, of=source, every=cookies)(cook)
     fetch(*(f"{p}_val" for p in prefixes), of=source, every=every_int)(cook_val)
     fetch(*(f"{p}_cnt" for p in prefixes), of=source)(cook_cnt)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from itertools import chain, islice
 from operator import attrgetter
@@ -15,7 +16,7 @@ from typing import Any
 
 from spop import codec
 from spop.engine.samples.places import Source
-from spop.engine.samples.registry import fetch
+from spop.engine.samples.registry import fetch, fetch_part
 from spop.engine.samples.types import CASTS, SampleType, cast, ipv6_of, raw
 from spop.engine.stream import Request, Response, Stream, header_fields
 
@@ -24,6 +25,7 @@ MAX_OCCURRENCE = 10
 
 HttpMessage = Request | Response
 MessageOf = Callable[[Stream], HttpMessage | None]
+Parse = Callable[[str], Any]
 Read = Callable[[Stream], str | None]
 ReadEvery = Callable[[Stream], Iterable[str]]
 
@@ -179,34 +181,31 @@ def _read_every(message_of: MessageOf, view: View, name: str | None, occurrence:
     return read_one if occurrence else read_all
 
 
-def _register_values(source: Source, view: View, *names: str) -> None:
-    message_of = MESSAGE_OF[source]
+def parsed(read: Read, parse: Parse) -> Callable[[Stream], Any]:
+    """Reads a value and parses it."""
 
-    def every(name: str | None = None, occurrence: int = 0) -> ReadEvery:
-        return _read_every(message_of, view, name, occurrence)
+    def read_parsed(stream: Stream) -> Any:
+        value = read(stream)
+        return None if value is None else parse(value)
 
-    def header(name: str | None = None, occurrence: int = 0) -> Callable[[Stream], str | None]:
-        return _read(message_of, view, name, occurrence)
-
-    fetch(*names, of=source, every=every)(header)
+    return read_parsed
 
 
-def _register_parsed(source: Source, parse: Callable[[str], Any], gives: Any, *names: str) -> None:
-    """Values parsed as addresses or integers. An ACL skips values that can't be parsed."""
+def _register_values(
+    source: Source, view: View, *names: str, gives: Any = str, parse: Parse | None = None
+) -> None:
+    """Values, parsed or as they are. An ACL skips values that can't be parsed."""
     message_of = MESSAGE_OF[source]
 
     def every(name: str | None = None, occurrence: int = 0) -> Callable[[Stream], Iterable[Any]]:
-        read = _read_every(message_of, VALUES, name, occurrence)
+        read = _read_every(message_of, view, name, occurrence)
+        if parse is None:
+            return read
         return lambda stream: (v for v in map(parse, read(stream)) if v is not None)
 
     def header(name: str | None = None, occurrence: int = 0) -> Callable[[Stream], Any]:
-        read = _read(message_of, VALUES, name, occurrence)
-
-        def read_parsed(stream: Stream) -> Any:
-            value = read(stream)
-            return None if value is None else parse(value)
-
-        return read_parsed
+        read = _read(message_of, view, name, occurrence)
+        return read if parse is None else parsed(read, parse)
 
     header.__annotations__["return"] = Callable[[Stream], gives]
     fetch(*names, of=source, every=every)(header)
@@ -226,17 +225,11 @@ def _register_blocks(source: Source, prefix: str) -> None:
     """The whole header section, in the forms that agents read."""
     message_of = MESSAGE_OF[source]
 
-    def hdrs(stream: Stream) -> str | bytes | None:
-        message = message_of(stream)
-        if message is None:
-            return None
+    def hdrs(message: HttpMessage) -> str:
         lines = [f"{name.lower()}: {value}\r\n" for name, value in message.headers]
         return "".join(lines) + "\r\n"
 
-    def hdrs_bin(stream: Stream) -> bytes | None:
-        message = message_of(stream)
-        if message is None:
-            return None
+    def hdrs_bin(message: HttpMessage) -> bytes:
         out = bytearray()
         for name, value in message.headers:
             codec.encode_string(name.lower(), out)
@@ -254,8 +247,9 @@ def _register_blocks(source: Source, prefix: str) -> None:
 
         return read
 
-    fetch(f"{prefix}.hdrs", of=source)(hdrs)
-    fetch(f"{prefix}.hdrs_bin", of=source)(hdrs_bin)
+    block = partial(fetch_part, of=source, whole=message_of)
+    block(f"{prefix}.hdrs", read=hdrs, gives=str | bytes)
+    block(f"{prefix}.hdrs_bin", read=hdrs_bin, gives=bytes)
     fetch(f"{prefix}.hdr_names", of=source)(hdr_names)
 
 
@@ -269,8 +263,12 @@ for _source, _prefix, _short in (
 ):
     _register_values(_source, VALUES, f"{_prefix}.hdr")
     _register_values(_source, WHOLE_FIELDS, f"{_prefix}.fhdr")
-    _register_parsed(_source, address, _ADDRESS, f"{_prefix}.hdr_ip", f"{_short}hdr_ip")
-    _register_parsed(_source, strict_int, int, f"{_prefix}.hdr_val", f"{_short}hdr_val")
+    _register_values(
+        _source, VALUES, f"{_prefix}.hdr_ip", f"{_short}hdr_ip", gives=_ADDRESS, parse=address
+    )
+    _register_values(
+        _source, VALUES, f"{_prefix}.hdr_val", f"{_short}hdr_val", gives=int, parse=strict_int
+    )
     _register_counts(_source, VALUES, f"{_prefix}.hdr_cnt", f"{_short}hdr_cnt")
     _register_counts(_source, WHOLE_FIELDS, f"{_prefix}.fhdr_cnt")
     _register_blocks(_source, _prefix)

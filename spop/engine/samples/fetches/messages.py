@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
+from operator import attrgetter
 
 from spop.engine.samples.converters.hashes import avalanche, sdbm_hash
 from spop.engine.samples.fetches.headers import strict_int, values
 from spop.engine.samples.places import Source
-from spop.engine.samples.registry import fetch
+from spop.engine.samples.registry import fetch, fetch_part
 from spop.engine.samples.types import Method, raw, text
 from spop.engine.stream import Request, Stream
 
@@ -26,9 +28,18 @@ def path_and_query(request: Request) -> str | None:
     return uri[match.end() :] if match else None
 
 
-@fetch("method", of=Source.REQUEST_KEPT)
-def method(stream: Stream) -> Method | None:
-    return stream.request.method if stream.request else None  # type: ignore[return-value]
+_request_fetch = partial(fetch_part, whole=attrgetter("request"))
+_response_fetch = partial(fetch_part, whole=attrgetter("response"))
+_version, _body = attrgetter("version"), attrgetter("body")
+
+_request_fetch("method", of=Source.REQUEST_KEPT, gives=Method, read=attrgetter("method"))
+_request_fetch("req.ver", "req_ver", of=Source.REQUEST_HEADERS, gives=str, read=_version)
+_request_fetch("req.body", of=Source.REQUEST_BODY, gives=bytes, read=_body)
+_request_fetch("req.body_len", of=Source.REQUEST_BODY, gives=int, read=lambda it: len(it.body))
+_response_fetch("status", of=Source.RESPONSE_KEPT, gives=int, read=attrgetter("status"))
+_response_fetch("res.ver", "resp_ver", of=Source.RESPONSE_HEADERS, gives=str, read=_version)
+_response_fetch("res.body", of=Source.RESPONSE_BODY, gives=bytes, read=_body)
+_response_fetch("res.body_len", of=Source.RESPONSE_BODY, gives=int, read=lambda it: len(it.body))
 
 
 @fetch("url", of=Source.REQUEST_HEADERS)
@@ -80,35 +91,10 @@ def base32(stream: Stream) -> int | None:
     return None if found is None else avalanche(sdbm_hash(raw(found)))
 
 
-@fetch("req.ver", "req_ver", of=Source.REQUEST_HEADERS)
-def req_ver(stream: Stream) -> str | None:
-    return stream.request.version if stream.request else None
-
-
 @fetch("req.proto_http", "req_proto_http", of=Source.REQUEST_KEPT)
 def req_proto_http(stream: Stream) -> bool | None:
     # HAProxy has no such sample once there is a response.
     return stream.request is not None if stream.response is None else None
-
-
-@fetch("res.ver", "resp_ver", of=Source.RESPONSE_HEADERS)
-def res_ver(stream: Stream) -> str | None:
-    return stream.response.version if stream.response else None
-
-
-@fetch("status", of=Source.RESPONSE_KEPT)
-def status(stream: Stream) -> int | None:
-    return stream.response.status if stream.response else None
-
-
-@fetch("req.body", of=Source.REQUEST_BODY)
-def req_body(stream: Stream) -> bytes | None:
-    return stream.request.body if stream.request else None
-
-
-@fetch("req.body_len", of=Source.REQUEST_BODY)
-def req_body_len(stream: Stream) -> int | None:
-    return len(stream.request.body) if stream.request else None
 
 
 @fetch("req.body_size", of=Source.REQUEST_BODY)
@@ -118,16 +104,6 @@ def req_body_size(stream: Stream) -> int | None:
         return None
     announced = next(values(stream.request, "content-length"), None)
     return len(stream.request.body) if announced is None else strict_int(announced)
-
-
-@fetch("res.body", of=Source.RESPONSE_BODY)
-def res_body(stream: Stream) -> bytes | None:
-    return stream.response.body if stream.response else None
-
-
-@fetch("res.body_len", of=Source.RESPONSE_BODY)
-def res_body_len(stream: Stream) -> int | None:
-    return len(stream.response.body) if stream.response else None
 
 
 def parameters(name: str, separators: str = "&;") -> re.Pattern[str]:

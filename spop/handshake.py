@@ -1,0 +1,51 @@
+"""Reading the items of HELLO and DISCONNECT frames, of either end (sections 3.2.4 to 3.2.9)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from spop.constants import MAX_TEXT_SIZE, Status
+from spop.errors import HandshakeError, InvalidFrameError
+from spop.values import DecodedValue
+
+
+def item(items: dict[str, DecodedValue], key: str, type_: type, missing: Status | None) -> Any:
+    """An item of a HELLO. `missing` is the error if it is missing; None: it is optional."""
+    if key not in items:
+        if missing is None:
+            return None
+        raise HandshakeError(missing.message, missing)
+    value = items[key]
+    if not isinstance(value, type_) or (type_ is int and isinstance(value, bool)):
+        raise InvalidFrameError(f"{key} is {type(value).__name__}, not {type_.__name__}")
+    return value
+
+
+def names(listed: str) -> frozenset[str]:
+    return frozenset(name.strip() for name in listed.split(",") if name.strip())
+
+
+def parsed_version(text: str) -> tuple[int, int] | None:
+    major, dot, minor = text.strip().partition(".")
+    if dot and major.isascii() and major.isdigit() and minor.isascii() and minor.isdigit():
+        return int(major[:9]), int(minor[:9])
+    return None
+
+
+def common_version(announced: str, supported: Iterable[str]) -> str:
+    """The highest version of both sides (section 3.2.4). A peer that announces a version also
+    supports the lower minor versions."""
+    theirs = {version for text in announced.split(",") if (version := parsed_version(text))}
+    for ours in supported:
+        major = int(ours.partition(".")[0])
+        if any(version[0] == major for version in theirs):
+            return ours
+    raise HandshakeError(f"supported-versions is {announced!r}", Status.BAD_VERSION)
+
+
+def disconnect_reason(items: dict[str, DecodedValue]) -> tuple[int, str]:
+    code, message = items.get("status-code"), items.get("message")
+    if not isinstance(code, int) or not isinstance(message, str):
+        raise InvalidFrameError("DISCONNECT without status-code or message")
+    return code, message[:MAX_TEXT_SIZE]

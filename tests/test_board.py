@@ -1,0 +1,55 @@
+"""The memory that the processes of a service share."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from spop.counters import Cell
+from spop.server.board import PLACES, Board, Place
+
+
+def test_each_place_has_rows_of_its_own_which_processes_share() -> None:
+    board = Board(2, 3)
+    places = [board.take() for _ in range(2 * PLACES)]
+    assert sorted(places) == list(range(2 * PLACES))
+    with pytest.raises(ValueError, match="not in list"):
+        board.take()
+    pid = os.fork()
+    if pid == 0:
+        for place in places:
+            for number, row in enumerate(board.rows(place)):
+                row[Cell.NOTIFIES] = 10 * place + number
+                row[len(row) - 1] = 1
+        os._exit(0)
+    os.waitpid(pid, 0)
+    for place in places:
+        assert [row[Cell.NOTIFIES] for row in board.rows(place)] == [
+            10 * place + number for number in range(4)
+        ]
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_a_place_is_clean_when_it_is_taken_again(
+    portable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if portable:
+        monkeypatch.delattr("os.memfd_create", raising=False)
+        monkeypatch.delattr("mmap.MADV_REMOVE", raising=False)
+    board = Board(1, 1)
+    kept, place = board.take(), board.take()
+    for each in (kept, place):
+        board.rows(each)[1][Cell.QUEUED] = 7
+        board.connections[each] = 3
+    board.free(place)
+    assert board.places.tolist()[:2] == [Place.STARTING, Place.FREE]
+    assert board.take() == place
+    assert board.rows(place)[1][Cell.QUEUED] == board.connections[place] == 0
+    assert board.rows(kept)[1][Cell.QUEUED] == 7
+    assert board.connections[kept] == 3
+
+
+def test_the_largest_board_takes_no_memory_before_it_is_used() -> None:
+    board = Board(1024, 256)
+    board.rows(board.places.nbytes // 8 - 1)[256][Cell.QUEUED] = 1

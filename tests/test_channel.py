@@ -1,0 +1,112 @@
+"""Messages between the supervisor and its processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from spop.server.channel import Channel, Received
+
+Pair = tuple[socket.socket, Channel]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """A raw end, and the channel at the other."""
+    raw, other = socket.socketpair()
+    channel = Channel(other)
+    yield raw, channel
+    raw.close()
+    channel.close()
+
+
+def bytes_of(message: dict[str, Any]) -> bytes:
+    """A message as it is sent."""
+    raw, other = socket.socketpair()
+    channel = Channel(other)
+    with raw:
+        assert channel.send(message)
+        channel.close()
+        return raw.recv(65536)
+
+
+def test_the_receiver_does_not_wait_for_the_rest_of_a_message(pair: Pair) -> None:
+    """A process may stop in the middle of one."""
+    raw, channel = pair
+    data = bytes_of({"number": 1}) + bytes_of({"number": 2})
+    found: list[Received] | None = []
+    for byte in data:
+        raw.send(bytes([byte]))
+        received = channel.receive()
+        assert received is not None
+        found += received
+    assert found == [Received({"number": 1}, []), Received({"number": 2}, [])]
+    raw.send(data[:-1])
+    assert channel.receive() == [Received({"number": 1}, [])]
+    raw.close()
+    assert channel.receive() is None
+
+
+def test_each_message_has_its_own_descriptors() -> None:
+    ours, theirs = Channel.pair()
+    files = [os.pipe() for _ in range(3)]
+    for number, (read_end, write_end) in enumerate(files):
+        assert ours.send({"number": number, "fds": False})
+        assert ours.send({"number": number, "fds": True}, [read_end, write_end])
+        os.close(read_end)
+        os.close(write_end)
+    found: list[Received] = []
+    while len(found) < 6:
+        found += theirs.receive() or []
+    for message, fds in found:
+        assert len(fds) == (2 if message["fds"] else 0)
+        if fds:
+            assert not any(map(os.get_inheritable, fds))
+            os.write(fds[1], bytes([message["number"]]))
+            assert os.read(fds[0], 2) == bytes([message["number"]])
+            for fd in fds:
+                os.close(fd)
+    ours.close()
+    theirs.close()
+
+
+def test_a_message_larger_than_the_sockets_buffer(pair: Pair) -> None:
+    ours, theirs = Channel.pair()
+    large = {"text": "x" * 3_000_000}
+    sender = threading.Thread(target=ours.send, args=(large,))
+    sender.start()
+    assert next(iter(theirs)).message == large
+    sender.join()
+    ours.close()
+    theirs.close()
+
+
+def test_descriptors_of_a_message_that_never_came_whole_are_closed() -> None:
+    raw, other = socket.socketpair()
+    channel = Channel(other)
+    read_end, write_end = os.pipe()
+    with raw:
+        socket.send_fds(raw, [bytes_of({"number": 1})[:-1]], [write_end])
+        os.close(write_end)
+        assert channel.receive() == []
+        channel.close()
+    assert os.read(read_end, 1) == b"", "nobody has the other end any more"
+    os.close(read_end)
+
+
+def test_a_channel_on_which_a_message_could_not_be_sent_whole_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("spop.server.channel.SEND_TIMEOUT", 1)
+    ours, theirs = Channel.pair()
+    assert not ours.send({"text": "x" * 3_000_000})
+    assert not ours.send({})
+    assert theirs.receive() == []
+    ours.close()
+    assert next(iter(theirs), None) is None
+    theirs.close()

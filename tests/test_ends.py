@@ -1,0 +1,165 @@
+"""A server that is told to end does so in time, whatever its handlers do."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from haproxy import wait_until
+from serving import served, wait_until_serving
+
+from spop import Client, Message, codec
+
+AGENT = """
+import re, time
+from spop import Agent
+
+agent = Agent("stubborn")
+
+def sleep():
+    time.sleep(600)
+
+def match():
+    re.match("(a+)+$", "a" * 60 + "b")  # It holds the GIL for years.
+
+def add(name, function, blocking):
+    @agent.message(name, blocking=blocking)
+    def handler(path: str):
+        open(path, "w").close()
+        function()
+
+for name, function in [("sleep", sleep), ("match", match)]:
+    add(f"inline-{name}", function, False)
+    add(f"blocking-{name}", function, True)
+"""
+SERVE = """
+agent.serve("unix:{path}", drain_timeout=0.1)
+print("went on", flush=True)
+"""
+
+compiled = codec.IMPLEMENTATION == "c"
+needs_no_gil = pytest.mark.skipif(not compiled, reason="the twin in Python needs the GIL")
+
+
+@pytest.mark.skipif(not compiled, reason="there is one implementation only")
+def test_the_twins_have_the_same_functions() -> None:
+    for name in ("order", "order_on", "cancel"):
+        found = [
+            list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+            for module in ("spop.server._alarm", "spop.server._alarm_py")
+        ]
+        assert found[0] == found[1]
+
+
+@contextlib.contextmanager
+def program(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A program that serves the agent, and says whether it goes on afterwards."""
+    path = tmp_path / "stubborn.py"
+    path.write_text(AGENT + SERVE.format(path=tmp_path / "agent.sock"))
+    with subprocess.Popen(
+        [sys.executable, str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            wait_until(lambda: listens(tmp_path / "agent.sock"), "the socket")
+            yield process
+        finally:
+            process.kill()
+
+
+def listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as sock:
+        return sock.connect_ex(str(path)) == 0
+
+
+@contextlib.contextmanager
+def handling(tmp_path: Path, message: str) -> Iterator[None]:
+    """While a handler of the server is at work."""
+    begun = tmp_path / "begun"
+    client = Client(f"unix:{tmp_path}/agent.sock")
+    client.connect()
+    client.send([Message(message, path=str(begun))])
+    wait_until(begun.exists, "the handler's begin")
+    yield
+    client.close()
+
+
+@pytest.mark.parametrize(
+    ("message", "number"),
+    [
+        ("inline-sleep", signal.SIGTERM),
+        ("inline-sleep", signal.SIGINT),
+        pytest.param("inline-match", signal.SIGTERM, marks=needs_no_gil),
+        pytest.param("blocking-match", signal.SIGTERM, marks=needs_no_gil),
+    ],
+)
+def test_a_program_with_a_handler_that_does_not_end_is_killed(
+    tmp_path: Path, message: str, number: signal.Signals
+) -> None:
+    with program(tmp_path) as process, handling(tmp_path, message):
+        process.send_signal(number)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == (-signal.SIGALRM if compiled else 1), err
+    assert out == ""
+    if not compiled:
+        assert "in sleep" in err
+
+
+def test_a_blocking_handler_that_lets_others_run_is_left_behind(tmp_path: Path) -> None:
+    with program(tmp_path) as process, handling(tmp_path, "blocking-sleep"):
+        process.terminate()
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert out == "went on\n"
+
+
+def test_a_program_that_goes_on_after_its_server_lives(tmp_path: Path) -> None:
+    path = tmp_path / "going_on.py"
+    path.write_text(GOES_ON.format(path=tmp_path / "agent.sock"))
+    with subprocess.Popen(
+        [sys.executable, str(path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        wait_until(lambda: listens(tmp_path / "agent.sock"), "the socket")
+        process.terminate()
+        assert process.communicate(timeout=30)[0] == "ended\n"
+    assert process.returncode == 0
+
+
+GOES_ON = """
+import select
+from spop import Agent
+
+Agent().serve("unix:{path}", drain_timeout=0)
+select.select([], [], [], 6.5)  # More than the 5 s after which it would be killed.
+print("ended")
+"""
+
+
+def test_workers_end_in_time_with_their_supervisor_and_without(tmp_path: Path) -> None:
+    message = "inline-match" if compiled else "inline-sleep"
+    path = tmp_path / "stubborn.py"
+    path.write_text(AGENT)
+    options = "--bind", f"unix:{tmp_path}/agent.sock", "--drain-timeout", "0.1"
+    with served(*options, target=f"{path}:agent") as process:
+        wait_until_serving(process)
+        (worker,) = process.workers()
+        with handling(tmp_path, message):
+            os.kill(worker, signal.SIGTERM)
+            killed = f"worker {worker} died: "
+            process.wait_for_log(killed)
+            how = "killed by SIGALRM" if compiled else "exit status 1"
+            assert killed + how in process.log
+        (tmp_path / "begun").unlink()
+        wait_until(lambda: process.workers() not in ([], [worker]), "the new worker")
+        with handling(tmp_path, message):
+            process.terminate()
+            assert process.wait(30) == 0, process.log
