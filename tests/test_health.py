@@ -23,6 +23,8 @@ from haproxy import wait_until
 from serving import Served, served, wait_until_serving
 
 from spop import Agent, Client, Message, SpopError
+from spop.connection import Disconnect, EngineConnection, Hello
+from spop.constants import Status
 from spop.server.board import Board
 from spop.server.channel import Channel
 from spop.server.children import WorkerProcess, Workers
@@ -417,3 +419,42 @@ def test_a_server_in_a_program_tells_of_a_stuck_loop_and_recovers(
     assert re.fullmatch(
         r"spop-loop-\d is stuck for \d+ s, in wait \(.*threading.py:\d+\)", lines[0]
     )
+
+
+def answer_to_a_check(server: Any) -> Any:
+    """What a health check by HELLO is answered with."""
+    protocol = EngineConnection(healthcheck=True)
+    with socket.create_connection((server.address.host, server.address.port), 10) as sock:
+        sock.sendall(protocol.data_to_send())
+        events: list[Any] = []
+        while not events:
+            events += protocol.receive_data(sock.recv(4096))
+    return events[0]
+
+
+def test_a_worker_with_a_loop_that_is_not_ready_refuses_health_checks() -> None:
+    agent, released = Agent(), threading.Event()
+
+    @agent.message("where")
+    def where() -> dict[str, Any]:
+        return {"txn.loop": threading.current_thread().name}
+
+    @agent.message("hold")
+    def hold() -> None:
+        released.wait(30)
+
+    with agent.serve_in_background(threads=2) as server:
+        address = str(server.address)
+        with Client(address, timeout=30) as first, Client(address, timeout=30) as second:
+            clients = {each.notify("where").variables["txn.loop"]: each for each in (first, second)}
+            assert len(clients) == 2
+            assert isinstance(answer_to_a_check(server), Hello)
+            # The first loop accepts, and so answers the check, as both have a connection.
+            waiting = clients["spop-loop-1"].send([Message("hold")])
+            wait_until(lambda: not server.health().ready, "the end of readiness")
+            answer = answer_to_a_check(server)
+            assert isinstance(answer, Disconnect)
+            assert (answer.code, answer.remote) == (Status.RESOURCE, True)
+            released.set()
+            clients["spop-loop-1"].wait(waiting)
+            assert isinstance(answer_to_a_check(server), Hello)
