@@ -58,7 +58,7 @@ cdef int read_header(Reader *r, Header *header, bint little_endian, bint whole) 
         header.flags = p[4] | p[3] << 8 | p[2] << 16 | <unsigned int>p[1] << 24
     if whole:
         header.flags |= FIN
-    r.offset += 5
+    r.offset += FLAGS_END - LENGTH_SIZE
     read_varint(r, &header.stream_id)
     read_varint(r, &header.frame_id)
     # "When ABORT is set, the FIN bit must also be set" (section 3.2).
@@ -291,7 +291,7 @@ cdef int write_actions_with(Writer *w, object actions, object null) except -1:
 
 
 cdef enum:
-    LONGEST_HEADER = LENGTH_SIZE + 5 + 2 * LONGEST_VARINT
+    LONGEST_HEADER = FLAGS_END + 2 * LONGEST_VARINT
 
 
 cdef Py_ssize_t begin_frame(
@@ -307,7 +307,7 @@ cdef Py_ssize_t begin_frame(
     p[LENGTH_SIZE] = type
     for i in range(4):
         p[LENGTH_SIZE + 1 + i] = <unsigned char>(flags >> (8 * i if little_endian else 24 - 8 * i))
-    w.length += LENGTH_SIZE + 5
+    w.length += FLAGS_END
     write_varint(w, stream_id)
     write_varint(w, frame_id)
     return start

@@ -25,6 +25,7 @@ from spop._typed_data_py import encode_varint as encode_varint
 from spop.constants import (
     CONTROL_TYPES,
     DEFAULT_MAX_FRAME_SIZE,
+    FLAGS_END,
     LENGTH_SIZE,
     LONG_VARINT,
     MAX_MESSAGE_ARGUMENTS,
@@ -70,7 +71,7 @@ def _written(
     start = len(out)
     try:
         if head is not None:
-            _begin(head, out)
+            begin_frame(head, out)
         write(content, out)
     except BaseException:
         del out[start:]
@@ -424,7 +425,7 @@ def encode_frame(
     )
 
 
-def _begin(head: Head, out: bytearray) -> None:
+def begin_frame(head: Head, out: bytearray) -> None:
     """Append a frame up to its payload. `finish_frame` fills in the length."""
     type_, flags, stream_id, frame_id, little_endian = head
     out += _frame_start(type_, flags, little_endian)
@@ -525,7 +526,7 @@ def read_header(
     flags = (_LITTLE_ENDIAN if little_endian else _NETWORK_ORDER).unpack_from(data, offset + 1)[0]
     if whole:
         flags |= _FIN
-    stream_id, offset = read_varint(data, offset + 5, end)
+    stream_id, offset = read_varint(data, offset + FLAGS_END - LENGTH_SIZE, end)
     frame_id, offset = read_varint(data, offset, end)
     # "When ABORT is set, the FIN bit must also be set" (section 3.2).
     if flags & _ABORT and not flags & _FIN:

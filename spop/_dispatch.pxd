@@ -155,7 +155,6 @@ cdef class Dispatcher:
     cdef void keep_spare(self, Intake intake) noexcept
     cdef void shrink(self) noexcept
     cdef int read_spans(self, Reader *r) except -1
-    cdef int too_many(self, str what, Py_ssize_t limit) except -1
     cdef int grow_spans(self) except -1
     cdef int grow_fields(self, Py_ssize_t needed) except -1
     cdef PyObject *route_of(self, Span *span) except? NULL

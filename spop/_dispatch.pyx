@@ -13,10 +13,10 @@ from libc.string cimport memcmp, memcpy, memmove, memset
 
 from spop._codec cimport (
     ABORT, ACK, AGENT_DISCONNECT, AGENT_HELLO, FIN, HAPROXY_DISCONNECT, HAPROXY_HELLO,
-    MAX_CONTROL_SIZE, NOTIFY, T_BINARY, T_INT32, T_NULL, T_STRING, T_UINT64, UNSET_FRAME,
-    Field, Header, Reader, Writer, announced_length, argument_value, begin_frame, read_frame,
-    field_value, finish_frame, frame_length, name_text, new_message, read_field, read_header,
-    read_span, release, text, use_stack, write_answer, write_bytes,
+    FLAGS_END, LENGTH_SIZE, MAX_CONTROL_SIZE, NOTIFY, T_BINARY, T_INT32, T_NULL, T_STRING,
+    T_UINT64, UNSET_FRAME, Field, Header, Reader, Writer, argument_value, begin_frame,
+    field_value, finish_frame, frame_length, name_text, new_message, read_field, read_frame,
+    read_header, read_span, release, text, use_stack, write_answer, write_bytes,
 )
 
 from spop._headers cimport received
@@ -32,8 +32,8 @@ from spop.constants import (
 from spop.counters import Cell, RouteCell, new_row, row_size
 from spop.counters import BUCKETS as PY_BUCKETS, BUCKET_SHIFT as PY_BUCKET_SHIFT
 from spop.errors import (
-    FragmentationError, FrameTooBigError, HandlerError, InterlacedFramesError, InvalidFrameError,
-    ProtocolError,
+    FrameTooBigError, HandlerError, InterlacedFramesError, InvalidFrameError, ProtocolError,
+    TooManyMessagesError,
 )
 from spop.forks import FORKED, end_child
 from spop.frames import Ack, Notify
@@ -498,8 +498,10 @@ cdef class Dispatcher:
         r.base = data
         try:
             while not intake.is_paused() and w.length < self.max_answer_size:
-                if not intake.is_open and end - offset >= 9:
-                    intake.see_flags(data + offset + 4)
+                if not intake.is_open:
+                    if end - offset < FLAGS_END:
+                        break  # How an error is answered depends on the flags of HELLO.
+                    intake.see_flags(data + offset + LENGTH_SIZE)
                 length = frame_length(data, offset, end, intake.frame_limit())
                 if length < 0:
                     break
@@ -521,9 +523,12 @@ cdef class Dispatcher:
                 self.notify(intake, &header, frames, w)
                 if intake.begun:
                     self.keep_spare(intake)
-        except ProtocolError:
+        except ProtocolError as error:
+            # Else the next call begins with the error, when these were sent.
             if not frames and not w.length:
-                raise  # Else the next call begins with it, when these were sent.
+                if isinstance(error, TooManyMessagesError):
+                    self.row[TOO_MANY_MESSAGES] += 1
+                raise
         self.shrink()
         return offset
 
@@ -587,7 +592,7 @@ cdef class Dispatcher:
         self.span_count = 0
         while r.offset < r.end:
             if self.span_count == self.max_messages:
-                self.too_many("messages", self.max_messages)
+                raise TooManyMessagesError(f"NOTIFY of more than {self.max_messages} messages")
             if self.span_count == self.spans_size:
                 self.grow_spans()
             span = &self.spans[self.span_count]
@@ -604,14 +609,10 @@ cdef class Dispatcher:
                 read_field(r, &self.fields[used + i])
             used += span.count
             if used > self.max_arguments:
-                self.too_many("arguments", self.max_arguments)
+                raise TooManyMessagesError(f"NOTIFY of more than {self.max_arguments} arguments")
             self.span_count += 1
             span.route = self.route_of(span)
         return 0
-
-    cdef int too_many(self, str what, Py_ssize_t limit) except -1:
-        self.row[TOO_MANY_MESSAGES] += 1
-        raise FrameTooBigError(f"NOTIFY of more than {limit} {what}")
 
     cdef int grow_spans(self) except -1:
         cdef Py_ssize_t size = max(8, 2 * self.spans_size)

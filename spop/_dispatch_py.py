@@ -19,6 +19,8 @@ from spop._headers_py import Headers
 from spop._intake_py import Intake
 from spop.constants import (
     CONTROL_TYPES,
+    FLAGS_END,
+    LENGTH_SIZE,
     MAX_ANSWER_SIZE,
     MAX_ARGUMENTS,
     MAX_CONTROL_SIZE,
@@ -34,6 +36,7 @@ from spop.errors import (
     InterlacedFramesError,
     InvalidFrameError,
     ProtocolError,
+    TooManyMessagesError,
 )
 from spop.forks import FORKED, end_child
 from spop.frames import Ack, Frame, Message, Notify, RawFrame
@@ -421,18 +424,23 @@ class Dispatcher:
         offset = 0
         try:
             while not intake.paused and len(out) < self.max_answer_size:
-                if not intake.is_open and len(data) - offset >= 9:
-                    intake._see_flags(data, offset + 4)
+                if not intake.is_open:
+                    if len(data) - offset < FLAGS_END:
+                        break  # How an error is answered depends on the flags of HELLO.
+                    intake._see_flags(data, offset + LENGTH_SIZE)
                 length = codec.frame_length(data, offset, intake._frame_limit)
                 if length < 0:
                     break
-                more = self._answer_frame(intake, data, offset + 4, length, frames, out)
-                offset += 4 + length
+                more = self._answer_frame(intake, data, offset + LENGTH_SIZE, length, frames, out)
+                offset += LENGTH_SIZE + length
                 if not more:
                     break
-        except ProtocolError:
-            if not frames and not out:
-                raise  # Else the next call raises it, after these are sent.
+        except ProtocolError as error:
+            if frames or out:
+                return offset  # The next call raises it, after these are sent.
+            if isinstance(error, TooManyMessagesError):
+                self.cells[Cell.TOO_MANY_MESSAGES] += 1
+            raise
         return offset
 
     def _answer_frame(
@@ -496,17 +504,13 @@ class Dispatcher:
         arguments = 0
         while offset < end:
             if len(messages) == self._max_messages:
-                self._too_many("messages", self._max_messages)
+                raise TooManyMessagesError(f"NOTIFY of more than {self._max_messages} messages")
             message, offset = codec.read_message(data, offset, end, stream_id, frame_id)
             arguments += len(message.names)
             if arguments > self._max_arguments:
-                self._too_many("arguments", self._max_arguments)
+                raise TooManyMessagesError(f"NOTIFY of more than {self._max_arguments} arguments")
             messages.append(message)
         return messages
-
-    def _too_many(self, what: str, limit: int) -> None:
-        self.cells[Cell.TOO_MANY_MESSAGES] += 1
-        raise FrameTooBigError(f"NOTIFY of more than {limit} {what}")
 
     def _notify(
         self, intake: Intake, notify: Notify, frames: list[Frame | Deferred], out: bytearray
@@ -518,8 +522,9 @@ class Dispatcher:
             intake.in_flight += 1
             frames.append(notify)
             return
-        ack = codec.encode_ack(
-            notify.stream_id, notify.frame_id, little_endian=intake.little_endian
+        ack = bytearray()
+        codec.begin_frame(
+            (_ACK, _FIN, notify.stream_id, notify.frame_id, intake.little_endian), ack
         )
         payload = len(ack)
         # HAProxy takes no fragments of an ACK (section 3.2.7).

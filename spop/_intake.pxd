@@ -14,7 +14,9 @@ cdef struct Bytes:
     Py_ssize_t capacity
 
 
-cdef int add_bytes(Bytes *kept, const unsigned char *data, Py_ssize_t size) except -1
+cdef int add_bytes(
+    Bytes *kept, const unsigned char *data, Py_ssize_t size, Py_ssize_t expected=*
+) except -1
 cdef void drop_bytes(Bytes *kept, Py_ssize_t size) noexcept
 cdef void free_bytes(Bytes *kept) noexcept
 

@@ -3,14 +3,21 @@
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.string cimport memcpy, memmove, memset
 
-from spop._codec cimport ABORT, FIN, HAPROXY_HELLO, NOTIFY, Header, Reader, announced_length
+from spop._codec cimport (
+    ABORT, FIN, FLAGS_END, HAPROXY_HELLO, LENGTH_SIZE, NOTIFY, Header, Reader, announced_length,
+)
 
 from spop.constants import DEFAULT_MAX_PAYLOAD_SIZE
 from spop.errors import FragmentationError, InterlacedFramesError
 
 
-cdef int add_bytes(Bytes *kept, const unsigned char *data, Py_ssize_t size) except -1:
-    """Add to the end. What was read at the front makes room first."""
+cdef int add_bytes(
+    Bytes *kept, const unsigned char *data, Py_ssize_t size, Py_ssize_t expected=0
+) except -1:
+    """Add to the end. Bytes that were read at the front make room first.
+
+    `expected` is how many bytes there may be in the end. Memory never grows beyond that.
+    """
     cdef Py_ssize_t used = kept.end - kept.start
     cdef Py_ssize_t capacity
     cdef unsigned char *grown
@@ -22,7 +29,9 @@ cdef int add_bytes(Bytes *kept, const unsigned char *data, Py_ssize_t size) exce
             kept.start, kept.end = 0, used
         if used + size > kept.capacity:
             # Twice as much for the next, but exact at first: most partial frames are the only one.
-            capacity = used + size if kept.data is NULL else 2 * (used + size)
+            capacity = used + size
+            if kept.data is not NULL:
+                capacity = max(capacity, min(2 * capacity, expected))
             grown = <unsigned char *>PyMem_Realloc(kept.data, capacity)
             if grown is NULL:
                 raise MemoryError
@@ -92,19 +101,20 @@ cdef class Intake:
     cdef Py_ssize_t complete_frame(self, const unsigned char *data, Py_ssize_t size) except -1:
         """Add what the first unread frame lacks. Returns how much of `data` that was."""
         cdef Bytes *received = &self.received
-        cdef Py_ssize_t taken = 0, missing, end
-        if received.end - received.start < 4:
-            taken = min(4 - (received.end - received.start), size)
+        cdef Py_ssize_t front = LENGTH_SIZE if self.is_open else FLAGS_END
+        cdef Py_ssize_t taken = 0, whole, missing, end
+        if received.end - received.start < front:
+            taken = min(front - (received.end - received.start), size)
             add_bytes(received, data, taken)
-        if received.end - received.start < 4:
+        if received.end - received.start < front:
             return taken
-        missing = 4 + announced_length(received.data + received.start) - (
-            received.end - received.start)
+        whole = LENGTH_SIZE + announced_length(received.data + received.start)
+        missing = whole - (received.end - received.start)
         # Of a frame above the limit no more is kept, as its length is the error.
         if not 0 < missing <= self.frame_limit():
             return taken
         end = min(taken + missing, size)
-        add_bytes(received, data + taken, end - taken)
+        add_bytes(received, data + taken, end - taken, whole)
         return end
 
     cdef Step take_fragment(self, Reader *r, Header *header) except? WAITING:
@@ -126,11 +136,11 @@ cdef class Intake:
             if header.flags & FIN:
                 self.end_payload()
             return WAITING
-        add_bytes(&self.payload, r.base + r.offset, r.end - r.offset)
-        if self.payload.end > self.max_payload_size:
+        if self.payload.end + r.end - r.offset > self.max_payload_size:
             self.end_payload()
             self.ignored = not header.flags & FIN
             return TOO_BIG
+        add_bytes(&self.payload, r.base + r.offset, r.end - r.offset, self.max_payload_size)
         return WHOLE if header.flags & FIN else WAITING
 
     cdef void end_payload(self) noexcept:

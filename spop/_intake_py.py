@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from spop.constants import (
     DEFAULT_MAX_PAYLOAD_SIZE,
+    FLAGS_END,
+    LENGTH_SIZE,
     MAX_CONTROL_SIZE,
     FrameFlag,
     FrameType,
@@ -124,12 +126,13 @@ class Intake:
     def _complete_frame(self, data: Buffer) -> int:
         """Complete the first unread frame. Returns how many bytes of `data` that took."""
         unread, taken = self._unread, 0
-        if len(unread) < 4:
-            taken = min(4 - len(unread), len(data))
+        front = LENGTH_SIZE if self.is_open else FLAGS_END
+        if len(unread) < front:
+            taken = min(front - len(unread), len(data))
             unread += data[:taken]
-        missing = 4 + int.from_bytes(unread[:4], "big") - len(unread)
+        missing = LENGTH_SIZE + int.from_bytes(unread[:LENGTH_SIZE], "big") - len(unread)
         # A frame above the limit is not kept: its length is the error.
-        if len(unread) < 4 or not 0 < missing <= self._frame_limit:
+        if len(unread) < front or not 0 < missing <= self._frame_limit:
             return taken
         end = min(taken + missing, len(data))
         unread += data[taken:end]
@@ -157,11 +160,11 @@ class Intake:
             if final:
                 self._end_payload()
             return None
-        self._payload += frame.payload
-        if len(self._payload) > self.max_payload_size:
+        if len(self._payload) + len(frame.payload) > self.max_payload_size:
             self._end_payload()
             self._ids = None if final else ids
             raise FrameTooBigError
+        self._payload += frame.payload
         return bytes(self._payload) if final else None
 
     def _take_back(self, frame: RawFrame) -> None:

@@ -162,6 +162,9 @@ class Capability:
 LENGTH_SIZE = 4
 """Bytes of the length in front of a frame. The length does not count them (section 3.2)."""
 
+FLAGS_END = 9
+"""Bytes of a frame up to its identifiers: length, type and flags (section 3.2)."""
+
 SHORTEST_FRAME = 7
 """Bytes of a frame without a payload: type, flags and two varints of a byte (section 3.2)."""
 

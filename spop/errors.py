@@ -50,6 +50,10 @@ class FrameTooBigError(ProtocolError):
     status = Status.TOO_BIG
 
 
+class TooManyMessagesError(FrameTooBigError):
+    """A NOTIFY with more messages or arguments than the limits allow."""
+
+
 class FragmentationError(ProtocolError):
     """A fragment where none is allowed."""
 

@@ -4,7 +4,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcmp
 
-from spop._codec cimport ACK, FIN, LENGTH_SIZE, Reader, frame_length, read_varint
+from spop._codec cimport ACK, FIN, FLAGS_END, LENGTH_SIZE, Reader, frame_length, read_varint
 
 from spop.errors import FragmentationError
 
@@ -56,9 +56,9 @@ def take_acks(
             length = frame_length(data, offset, end, max_frame_size)
             if length < 0 or data[offset + LENGTH_SIZE] != ACK:
                 break
-            if not data[offset + LENGTH_SIZE + 4] & FIN:
+            if not data[offset + FLAGS_END - 1] & FIN:
                 raise FragmentationError("an ACK may not be fragmented")
-            r.offset = offset + LENGTH_SIZE + 5
+            r.offset = offset + FLAGS_END
             offset += LENGTH_SIZE + length
             r.end = offset
             read_varint(&r, &stream_id)

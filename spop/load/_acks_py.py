@@ -9,7 +9,7 @@ from array import array
 
 from spop._codec_py import frame_length
 from spop._typed_data_py import read_varint
-from spop.constants import LENGTH_SIZE, FrameFlag, FrameType
+from spop.constants import FLAGS_END, LENGTH_SIZE, FrameFlag, FrameType
 from spop.errors import FragmentationError
 from spop.values import Buffer
 
@@ -63,9 +63,9 @@ def take_acks(
     while (length := frame_length(data, offset, max_frame_size)) >= 0:
         if data[offset + LENGTH_SIZE] != _ACK:
             break
-        if not data[offset + LENGTH_SIZE + 4] & _FIN:
+        if not data[offset + FLAGS_END - 1] & _FIN:
             raise FragmentationError("an ACK may not be fragmented")
-        ids = offset + LENGTH_SIZE + 5
+        ids = offset + FLAGS_END
         offset += LENGTH_SIZE + length
         stream_id, payload = read_varint(data, ids, offset)
         _, payload = read_varint(data, payload, offset)
