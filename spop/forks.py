@@ -21,8 +21,11 @@ _thread = threading.local()
 
 
 def serve_in_this_thread(serves: bool = True) -> None:
-    """From now on a process that this thread forks must not go on serving."""
-    _thread.serves = serves
+    """From now on a process that this thread forks must not go on serving.
+
+    False: of the servers of this thread one has ended.
+    """
+    _thread.servers = getattr(_thread, "servers", 0) + (1 if serves else -1)
     FORKED.clear()  # What began to serve only now, in a child, may.
 
 
@@ -33,7 +36,7 @@ def end_child() -> NoReturn:
 
 
 def _forked() -> None:
-    if getattr(_thread, "serves", False):
+    if getattr(_thread, "servers", 0):
         FORKED.append(os.getpid())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Awaitable, Callable
@@ -184,6 +185,27 @@ def test_handlers_see_the_context_variables_of_whoever_serves(agent: Agent) -> N
         assert await ask(server, "look") == {"sess.v1": 5}
         assert await ask(server, "look-async") == {"sess.v1": 5}
         await ended(task)
+
+    asyncio.run(main())
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_the_child_of_a_handler_ends_when_another_server_has_ended(agent: Agent) -> None:
+    children: list[int] = []
+
+    @agent.message("fork")
+    def fork() -> dict[str, Any]:
+        children.append(os.fork())
+        return {"txn.pid": os.getpid()}
+
+    async def main() -> None:
+        first, _ = await started(agent)
+        second, server = await started(agent)
+        await ended(first)
+        assert await ask(server, "fork") == {"txn.pid": os.getpid()}
+        _, status = await asyncio.to_thread(os.waitpid, children[0], 0)
+        assert os.waitstatus_to_exitcode(status) == 1
+        await ended(second)
 
     asyncio.run(main())
 
