@@ -218,7 +218,7 @@ def test_notify_prints_the_actions(server: Server, tmp_path: Path) -> None:
         "set txn.body = hex:00ff (binary)",
         "set txn.n = 5 (int)",
         r"set txn.t = 'x\x1b[31m' (string)",
-        "set txn.nothing = null (null)",
+        "unset txn.nothing",
         "set txn.yes = true (bool)",
         "set sess.ip_score = 9 (int)",
     ]
