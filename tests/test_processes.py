@@ -218,7 +218,11 @@ except BaseException as error:
 def test_service_goes_on_when_a_worker_is_killed_under_load(
     haproxy_binary: str, tmp_path: Path
 ) -> None:
-    """What HAProxy had sent to the worker is lost; with async it finds out by its timeout."""
+    """What HAProxy had sent to the worker is lost; with async it finds out by its timeout.
+
+    Without async it finds out at once, and what the load asks next may go to another of the
+    dead connections.
+    """
     with (
         serving(tmp_path, "--processes", "2") as process,
         under_load(haproxy_binary, tmp_path, timeout="500ms") as load,
@@ -230,7 +234,7 @@ def test_service_goes_on_when_a_worker_is_killed_under_load(
         lost = len(load.wrong)
         load.wait_for(300)
         assert len(load.wrong) == lost
-    assert lost <= 8, "more than one for each of the load's threads"
+    assert lost <= 40, "more than five for each of the load's threads"
 
 
 @pytest.mark.parametrize("message", ["check", "sleep"])
