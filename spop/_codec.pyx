@@ -52,11 +52,12 @@ cdef dict _targets = _codec_py.targets
 cdef int read_header(Reader *r, Header *header, bint little_endian, bint whole) except -1:
     cdef const unsigned char *p = r.base + r.offset
     header.type = p[0]
+    # Network order (section 3.2). SPOP 1.0, HAProxy 1.7 and early 1.8, had the host's order.
     if little_endian:
         header.flags = p[1] | p[2] << 8 | p[3] << 16 | <unsigned int>p[4] << 24
     else:
         header.flags = p[4] | p[3] << 8 | p[2] << 16 | <unsigned int>p[1] << 24
-    if whole:
+    if whole:  # HAProxy 1.7 sets no flags.
         header.flags |= FIN
     r.offset += FLAGS_END - LENGTH_SIZE
     read_varint(r, &header.stream_id)

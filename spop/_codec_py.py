@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from spop._typed_data_py import as_bytes, read_span, read_string, read_value, read_varint
 from spop._typed_data_py import decode_string as decode_string
@@ -39,7 +39,16 @@ from spop.constants import (
 )
 from spop.errors import FragmentationError, FrameTooBigError, InvalidFrameError
 from spop.frames import Ack, Action, Actions, Control, Frame, Message, Notify, RawFrame
-from spop.values import SCOPE_NAMES, SCOPES, UNSET, VARIABLE, Buffer, DecodedValue, Value
+from spop.values import (
+    SCOPE_NAMES,
+    SCOPES,
+    UNSET,
+    VARIABLE,
+    Buffer,
+    DecodedValue,
+    Value,
+    type_unset,
+)
 
 # Plain integers: to look up a member of an enum takes ten times as long.
 _NOTIFY, _ACK = int(FrameType.NOTIFY), int(FrameType.ACK)
@@ -251,7 +260,7 @@ def write_answer(answer: Actions, out: bytearray) -> None:
     _write_actions(answer, out, UNSET)
 
 
-def _write_actions(actions: Actions, out: bytearray, null: Any = None) -> None:
+def _write_actions(actions: Actions, out: bytearray, null: type_unset | None = None) -> None:
     """Append actions. `null` replaces a value that is None."""
     if type(actions) is dict or isinstance(actions, Mapping):
         for variable, value in actions.items():
@@ -262,7 +271,7 @@ def _write_actions(actions: Actions, out: bytearray, null: Any = None) -> None:
             _write_action(action.variable, null if value is None else value, out)
 
 
-def _write_action(variable: str, value: Any, out: bytearray) -> None:
+def _write_action(variable: str, value: Value | type_unset, out: bytearray) -> None:
     target = targets.get(variable) or find_target(variable)
     if value is UNSET:
         out += _UNSET_VAR
@@ -318,7 +327,7 @@ def _read_actions(data: bytes, offset: int, end: int) -> list[Action]:
         if scope >= len(SCOPE_NAMES):
             raise InvalidFrameError(f"unknown variable scope {scope} at byte {offset + 2}")
         name, offset = read_string(data, offset + 3, end)
-        value: Any = UNSET
+        value: DecodedValue | type_unset = UNSET
         if (type_, count) == _SET:
             value, offset = read_value(data, offset, end)
         actions.append(Action(SCOPE_NAMES[scope], name, value))
@@ -523,8 +532,9 @@ def read_header(
 ) -> tuple[int, int, int, int, int]:
     """Type, flags, stream-id and frame-id of a frame, and the offset of its payload."""
     type_ = data[offset]
+    # Network order (section 3.2). SPOP 1.0, HAProxy 1.7 and early 1.8, had the host's order.
     flags = (_LITTLE_ENDIAN if little_endian else _NETWORK_ORDER).unpack_from(data, offset + 1)[0]
-    if whole:
+    if whole:  # HAProxy 1.7 sets no flags.
         flags |= _FIN
     stream_id, offset = read_varint(data, offset + FLAGS_END - LENGTH_SIZE, end)
     frame_id, offset = read_varint(data, offset, end)

@@ -676,6 +676,14 @@ def test_twins_match_the_same_acks(frames: list[bytes], cut: int, expecting: boo
     assert outcomes[0] == outcomes[1]
 
 
+@pytest.mark.parametrize("end", [-1, 12])
+def test_acks_are_matched_inside_of_the_buffer_alone(end: int) -> None:
+    sent, counts = array("q", [0, 1]), Histogram().counts
+    for take in (_acks_py.take_acks, chosen.take_acks):
+        with pytest.raises(ValueError, match=f"^end is {end}, outside a buffer of 11 bytes$"):
+            take(codec.encode_ack(1, 1), end, 40, 1, sent, 1, counts, None, [])
+
+
 codec_errors = (__import__("spop").ProtocolError,)
 
 

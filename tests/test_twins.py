@@ -15,17 +15,19 @@ from conftest import intake_class
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spop import UNSET, Message, _codec_py, _dispatch_py, codec, poller
+from spop import UNSET, Message, _codec_py, _dispatch_py, _typed_data_py, codec, poller
 from spop._dispatch_py import HEADERS, Parameter
 from spop.errors import ProtocolError
 
 _codec = pytest.importorskip("spop._codec", reason="there is one implementation only")
 _dispatch = pytest.importorskip("spop._dispatch")
 
-PAIRS = [
-    (importlib.import_module(f"spop.{name}"), importlib.import_module(f"spop.{name}_py"))
-    for name in ("_typed_data", "_codec", "_headers", "_intake", "_dispatch", "_port", "load._acks")
+SOURCES = Path(codec.__file__).parent
+NAMES = [
+    ".".join(path.relative_to(SOURCES.parent).with_suffix("").parts)
+    for path in sorted(SOURCES.rglob("*.pyx"))
 ]
+PAIRS = [(importlib.import_module(name), importlib.import_module(f"{name}_py")) for name in NAMES]
 
 values = st.one_of(
     st.none(),
@@ -83,9 +85,8 @@ def parameters(function: Any) -> list[tuple[str, Any]]:
 
 def parameters_of_new(cls: type) -> list[tuple[str, Any]]:
     """What a class is called with. Of a compiled one only its source tells."""
-    source = Path(importlib.import_module(cls.__module__).__file__ or "").parent
-    name = cls.__module__.rpartition(".")[2]
-    text = (source / f"{name}.pyx").read_text().partition(f"\ncdef class {cls.__name__}:")[2]
+    source = SOURCES.parent.joinpath(*cls.__module__.split(".")).with_suffix(".pyx")
+    text = source.read_text().partition(f"\ncdef class {cls.__name__}:")[2]
     text = text.partition("\ncdef class ")[0]
     words = re.findall(r"def __c?init__\(\s*self,?(.*?)\):\n", text, re.DOTALL)[-1].split(",")
     found, kind = [], inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -107,10 +108,9 @@ def test_they_have_the_same_functions_in_the_same_order(
 
 
 def test_the_codec_has_the_functions_of_both_its_modules() -> None:
-    typed_data, messages_and_frames = PAIRS[0][1], PAIRS[1][1]
-    expected = [*filter(is_encoder, [*public(typed_data), *public(messages_and_frames)])]
+    expected = [*filter(is_encoder, [*public(_typed_data_py), *public(_codec_py)])]
     assert list(filter(is_encoder, vars(codec))) == expected
-    for module in PAIRS[1]:
+    for module in (_codec, _codec_py):
         assert all(hasattr(module, name) for name in expected)
 
 
