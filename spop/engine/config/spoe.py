@@ -1,6 +1,6 @@
 """Reads SPOE files: `load_spoe`, `check_spoe` and `parse_spoe` make the configuration of an engine.
 
-What HAProxy 2.6 refuses is an error. What it accepts is accepted.
+What HAProxy refuses is an error. What it accepts is accepted.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 
 from spop.engine.config.diagnostics import Collector, ConfigError, Diagnostic, refusal
+from spop.engine.config.dialect import Dialect
 from spop.engine.config.lines import Line, Reader
 from spop.engine.config.model import AgentConfig, Location, Proxy
 from spop.engine.config.resolution import ScopeSections, no_agent, resolve
@@ -21,7 +22,7 @@ from spop.engine.config.sections import (
     MessageSection,
     Section,
 )
-from spop.engine.config.versions import Version
+from spop.engine.config.versions import DEFAULT_VERSION
 from spop.errors import reason
 
 
@@ -54,20 +55,23 @@ def load_spoe(
     *,
     proxy: Proxy = Proxy.FRONTEND,
     haproxy_version: str | None = None,
+    missing: str = "error",
 ) -> AgentConfig:
     """Read the configuration that ``filter spoe [engine ENGINE] config PATH`` selects.
 
     Args:
         engine: the scope ``[ENGINE]``; None is the part of the file before all scopes.
         proxy: the kind of section of the filter. It decides where samples are available.
-        haproxy_version: a version such as ``"3.0"``. What it lacks or ignores is a warning. A
-            missing newline at the end of the file is an error if that version refuses it.
+        haproxy_version: the HAProxy that decides, such as ``"3.0"``; ``"2.6"`` by default.
+        missing: what becomes of samples that HAProxy has and the engine can't evaluate. They are
+            an ``"error"``, or ``"unavailable"``: never available.
 
     Raises:
-        ConfigError: the file can't be read, or HAProxy would refuse it.
-        ValueError: `haproxy_version` is no version of HAProxy.
+        ConfigError: the file can't be read, HAProxy would refuse it, or a sample is missing.
+        ValueError: `haproxy_version` is no version of HAProxy, or `missing` none of the two.
     """
-    return check_spoe(path, engine, proxy=proxy, haproxy_version=haproxy_version).result()
+    report = check_spoe(path, engine, proxy=proxy, haproxy_version=haproxy_version, missing=missing)
+    return report.result()
 
 
 def check_spoe(
@@ -76,14 +80,26 @@ def check_spoe(
     *,
     proxy: Proxy = Proxy.FRONTEND,
     haproxy_version: str | None = None,
+    missing: str = "note",
 ) -> Report:
-    """Read a file as `load_spoe` does, and report errors and warnings. Arguments are the same."""
+    """Read a file as `load_spoe` does, and report errors, warnings and notes.
+
+    Args:
+        missing: as of `load_spoe`, or ``"note"``: HAProxy's own verdict.
+    """
     file = str(path)
     try:
         data = read_file(path)
     except ConfigError as error:
         return Report(None, error.diagnostics)
-    return parse_spoe(data, file, engine, proxy=proxy, haproxy_version=haproxy_version)
+    return parse_spoe(
+        data,
+        file,
+        engine,
+        proxy=proxy,
+        haproxy_version=haproxy_version or DEFAULT_VERSION,
+        missing=missing,
+    )
 
 
 def parse_spoe(
@@ -93,9 +109,14 @@ def parse_spoe(
     *,
     proxy: Proxy = Proxy.FRONTEND,
     haproxy_version: str | None = None,
+    missing: str = "note",
 ) -> Report:
-    """Check a text as `check_spoe` does. `file` is its name in locations."""
-    version = None if haproxy_version is None else Version.of_haproxy(haproxy_version)
+    """Check a text as `check_spoe` does. `file` is its name in locations.
+
+    Without a version, a last line that has no end is a warning.
+    """
+    dialect = Dialect.of(haproxy_version, missing, proxy)
+    version = dialect.version
     collector = Collector()
     scope = ScopeSections()
     open_sections: dict[str, Section] = {}
@@ -107,7 +128,7 @@ def parse_spoe(
             continue
         with collector.collecting():
             if line.opens:
-                section = SECTIONS[line.keyword](line, collector, version)
+                section = SECTIONS[line.keyword](line, collector, dialect)
                 open_sections[line.keyword] = section
                 _enter(scope, section, line, collector)
             else:
