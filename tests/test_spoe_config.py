@@ -124,7 +124,7 @@ def bytes_of_files() -> Iterator[Case]:
 def real_files() -> Iterator[Case]:
     for path in sorted((FILES / "real").iterdir()):
         for engine in scopes(path):
-            yield Case(path.stem, True, path.read_bytes() + b"\n", engine)
+            yield Case(path.stem, True, path.read_bytes(), engine)
 
 
 CASES = [

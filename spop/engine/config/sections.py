@@ -144,6 +144,7 @@ class AgentSection(Section):
 
     Attributes:
         settings: fields of `AgentConfig`. A field whose line is missing has its default there.
+        places: the last line of each keyword, such as ``"use-backend"`` and ``"option async"``.
     """
 
     kind = "spoe-agent"
@@ -158,10 +159,12 @@ class AgentSection(Section):
         self.set_variables: dict[str, str] = {}
         self.log_targets: list[LogTarget] = []
         self.settings: dict[str, Any] = {}
+        self.places: dict[str, Location] = {}
 
     def take(self, line: Line) -> None:
         named = line.keyword in ("option", "timeout")
         keyword = " ".join([line.keyword, *line.arguments[:1]]) if named else line.keyword
+        self.places[keyword] = line.at(0)
         if self._ignored(keyword, line):
             self._pass_over(line)
         else:

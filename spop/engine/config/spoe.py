@@ -5,12 +5,13 @@ What HAProxy refuses is an error. What it accepts is accepted.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
-from spop.engine.config.diagnostics import Collector, ConfigError, Diagnostic, refusal
+from spop.engine.config.diagnostics import Collector, ConfigError, Diagnostic, Severity, refusal
 from spop.engine.config.dialect import Dialect
 from spop.engine.config.lines import Line, Reader
 from spop.engine.config.model import AgentConfig, Location, Proxy
@@ -25,6 +26,10 @@ from spop.engine.config.sections import (
 from spop.engine.config.versions import DEFAULT_VERSION
 from spop.errors import reason
 
+_HAPROXY_SECTION = re.compile(r"^(?:global|defaults|frontend|backend|listen)\b", re.MULTILINE)
+_SPOE_SECTION = re.compile(r"^\s*(?:spoe-(?:agent|message|group)\b|\[)", re.MULTILINE)
+_FILTER = re.compile(r"^\s*filter\s+spoe\b.*\bconfig\s+(\S+)", re.MULTILINE)
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -33,10 +38,12 @@ class Report:
     Attributes:
         config: the configuration; None if there are errors.
         diagnostics: errors and warnings, in the order of the file.
+        sections: the sections that the configuration is made of, with their places.
     """
 
     config: AgentConfig | None
     diagnostics: tuple[Diagnostic, ...]
+    sections: ScopeSections = field(default_factory=ScopeSections)
 
     def result(self) -> AgentConfig:
         """The configuration.
@@ -118,6 +125,10 @@ def parse_spoe(
     dialect = Dialect.of(haproxy_version, missing, proxy)
     version = dialect.version
     collector = Collector()
+    if mistaken := _haproxy_cfg(text, file):
+        return Report(None, (mistaken,))
+    if dialect.vocabulary.remark:
+        collector.note(Location(file, 1), dialect.vocabulary.remark, rule="version")
     scope = ScopeSections()
     open_sections: dict[str, Section] = {}
     others: list[str | None] = []
@@ -136,7 +147,22 @@ def parse_spoe(
     if AgentSection.kind not in open_sections:
         collector.error(*no_agent(file, engine, others))
     config = resolve(scope, engine, proxy, version, collector)
-    return Report(None if collector.failed else config, collector.all())
+    return Report(None if collector.failed else config, collector.all(), scope)
+
+
+def _haproxy_cfg(text: str | bytes, file: str) -> Diagnostic | None:
+    """The one error of a file that is a ``haproxy.cfg``; None if it is none."""
+    data = text if isinstance(text, str) else text.decode("utf-8", "surrogateescape")
+    section = _HAPROXY_SECTION.search(data)
+    if section is None or _SPOE_SECTION.search(data):
+        return None
+    used = _FILTER.search(data)
+    named = f"the file that its line 'filter spoe … config {used[1]}' names" if used else None
+    line = data.count("\n", 0, section.start()) + 1
+    return Diagnostic(
+        Severity.ERROR, Location(file, line), "this is a haproxy.cfg, not an SPOE file",
+        f"give {named or 'the file that its filter spoe line names'}", "file",
+    )  # fmt: skip
 
 
 def scopes(path: str | PathLike[str]) -> list[str | None]:

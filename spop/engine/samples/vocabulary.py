@@ -84,6 +84,11 @@ class Vocabulary:
         self._own = own
         self._has_backend = has_backend
 
+    @property
+    def remark(self) -> str | None:
+        """What is to be said of the table that is used."""
+        return self._keywords.remark if self._keywords else None
+
     def fetch(self, name: str, offset: int) -> Fetch:
         """The fetch of this name.
 
