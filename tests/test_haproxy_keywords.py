@@ -56,6 +56,16 @@ KNOWN_TO_DIFFER = {
 }
 """The keywords of which HAProxy knows what stands in no SPOE file."""
 
+KNOWN_TO_DIFFER_IN_2_2 = {
+    "internal.strm.is_htx": "2.2 has it at fewer places",
+    "set-var": "2.2 knows no conditions",
+    "ssl_fc_cipherlist_bin": "2.2 takes no argument",
+    "ssl_fc_cipherlist_hex": "2.2 takes no argument",
+    "ssl_fc_cipherlist_str": "2.2 takes no argument",
+    "var": "2.2 takes no default, and compares without a method",
+}
+"""The keywords of which 2.2's manual does not tell what differs from 2.6."""
+
 
 def arguments(keyword: Keyword, folder: Path) -> list[str]:
     words = [ARGUMENTS[kind] for kind in keyword.arguments]
@@ -127,7 +137,8 @@ def test_the_verdict_on_each_keyword_is_haproxys(haproxy_binary: str, tmp_path: 
     # What is judged among others is judged by an HAProxy whose memory they have changed.
     wrong = [lines for lines in wrong if judge.alone(lines) is not verdict(lines, branch)]
     differing = {name for name, lines in judged if lines in wrong}
-    assert differing <= KNOWN_TO_DIFFER.keys(), wrong
+    known_to_differ = KNOWN_TO_DIFFER | (KNOWN_TO_DIFFER_IN_2_2 if version < (2, 3) else {})
+    assert differing <= known_to_differ.keys(), wrong
     assert len(wrong) < 0.005 * len(judged)
 
 
