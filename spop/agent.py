@@ -27,7 +27,12 @@ from spop.constants import (
     MIN_FRAME_SIZE,
     DataType,
 )
-from spop.dispatch import (
+from spop.dispatch import Dispatcher, Intake, Route
+from spop.forks import FORKED, end_child
+from spop.frames import Ack, Message, Peer
+from spop.headers import Headers
+from spop.logs import RateLimitedLog, SafeLogger, text_of
+from spop.parameters import (
     ACK,
     ARGUMENT,
     ASYNC,
@@ -36,15 +41,8 @@ from spop.dispatch import (
     LEFT,
     MESSAGE,
     MISSING,
-    Dispatcher,
-    Intake,
     Parameter,
-    Route,
 )
-from spop.forks import FORKED, end_child
-from spop.frames import Ack, Message, Peer
-from spop.headers import Headers
-from spop.logs import RateLimitedLog, SafeLogger, text_of
 from spop.values import UNSET, Value, type_unset
 
 logger = SafeLogger("spop.agent")

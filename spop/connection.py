@@ -35,7 +35,7 @@ from spop.errors import (
     LocalProtocolError,
     ProtocolError,
 )
-from spop.frames import Ack, Actions, Control, Frame, Message, Notify, Peer, RawFrame
+from spop.frames import Ack, Actions, Control, Frame, Message, Notify, Peer
 from spop.handshake import common_version, disconnect_reason, item, names, parsed_version
 from spop.values import Buffer, DecodedValue, UInt32
 
@@ -77,7 +77,6 @@ class State(Enum):
 
 
 _OPEN = State.OPEN
-_NOTIFIES = (Notify, Deferred)
 UNORDERED = frozenset({Capability.PIPELINING, Capability.ASYNC})
 """With either of these, more than one NOTIFY may wait for its ACK."""
 
@@ -115,12 +114,6 @@ AgentEvent = Hello | Notify | Deferred | Disconnect
 EngineEvent = Hello | Ack | Disconnect
 
 
-def _frame_type(frame: Frame | Deferred) -> int:
-    if isinstance(frame, Control | RawFrame):
-        return frame.type
-    return FrameType.ACK if isinstance(frame, Ack) else FrameType.NOTIFY
-
-
 class _Connection:
     """The state and the bytes to send, of both ends."""
 
@@ -150,9 +143,9 @@ class _Connection:
         out.clear()
         return data
 
-    def _advance(self, frame: Frame | Deferred) -> bool:
+    def _advance(self, frame: Frame) -> bool:
         """Go to the frame's next state. False: its type is unknown, skip it (section 3.2.2)."""
-        type_ = _frame_type(frame)
+        type_ = frame.type
         state = self._states[self.state].get(type_)  # type: ignore[call-overload]
         if state is None:
             if type_ not in _FRAME_TYPES:
@@ -390,7 +383,7 @@ class AgentConnection(_Connection):
         self._out.append(codec.encode_control(type_, items, little_endian=little_endian))
 
     def _handle(self, frame: Frame | Deferred, events: list[AgentEvent]) -> None:
-        if isinstance(frame, _NOTIFIES) and self.state is _OPEN:
+        if isinstance(frame, Deferred) or (isinstance(frame, Notify) and self.state is _OPEN):
             events.append(frame)
         elif self._advance(frame) and isinstance(frame, Control):
             self._control(frame, events)

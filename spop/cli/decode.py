@@ -15,9 +15,10 @@ import click
 from spop import codec
 from spop.cli import tree
 from spop.constants import FrameType
-from spop.dispatch import Dispatcher, Intake, flags_of_hello
+from spop.dispatch import Dispatcher, Intake
 from spop.errors import ProtocolError
 from spop.frames import Control, Frame, Notify, RawFrame
+from spop.handshake import flags_of_hello
 
 if TYPE_CHECKING:
     from spop.cli.capture import Conversation
