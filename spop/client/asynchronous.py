@@ -10,7 +10,8 @@ from typing import Any, Self, cast
 
 from spop.client.dial import Endpoint, hear_hello
 from spop.client.face import LINGER, Face
-from spop.client.pool import Driver, Exchange, Link, MessageOrMessages, Servers, in_notify
+from spop.client.pool import Driver, Exchange, Link, MessageOrMessages, in_notify
+from spop.client.servers import Servers
 from spop.connection import EngineConnection, EngineEvent
 from spop.constants import Status
 from spop.errors import DisconnectedError, reason
@@ -30,7 +31,7 @@ class AsyncClient(Face):
     as `Client` does.
     """
 
-    def __init__(self, address: str | Iterable[str] | Servers, **settings: Any) -> None:
+    def __init__(self, address: str | Iterable[str] | Servers[Any], **settings: Any) -> None:
         super().__init__(address, **settings)
         self._tasks: set[asyncio.Task[None]] = set()
         self._open_transports: set[asyncio.Future[None]] = set()

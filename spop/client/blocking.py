@@ -19,9 +19,10 @@ from functools import partial
 from time import monotonic
 from typing import Any, Self
 
-from spop.client.dial import Endpoint, connect, say_goodbye
+from spop.client.dial import Dialogue, Endpoint, connect
 from spop.client.face import LINGER, Face
-from spop.client.pool import Driver, Exchange, Link, MessageOrMessages, Servers, in_notify
+from spop.client.pool import Driver, Exchange, Link, MessageOrMessages, in_notify
+from spop.client.servers import Servers
 from spop.constants import Status
 from spop.errors import LocalProtocolError, reason
 from spop.frames import Ack, Message, Peer
@@ -44,7 +45,7 @@ class Client(Face):
     `AsyncClient` does.
     """
 
-    def __init__(self, address: str | Iterable[str] | Servers, **settings: Any) -> None:
+    def __init__(self, address: str | Iterable[str] | Servers[Any], **settings: Any) -> None:
         super().__init__(address, **settings)
         self._lock = threading.RLock()
         self._poller: Poller
@@ -387,7 +388,7 @@ class Client(Face):
         """Open a connection, in a thread of its own."""
         protocol = self._protocol()
         try:
-            sock = connect(endpoint, protocol, self._connect_timeout, self._hello_timeout)
+            sock = connect(endpoint, protocol, self._connect_timeout, self._hello_timeout).sock
         except Exception as error:
             with self._lock:
                 failure = self._unreachable(endpoint, error)
@@ -414,7 +415,7 @@ class Client(Face):
     def _say_goodbye(self, link: Link) -> None:
         """Send DISCONNECT and wait for the agent's, in a thread of its own."""
         with link.transport as sock:
-            say_goodbye(sock, link.protocol, LINGER, unsent=link.unsent)
+            Dialogue(sock, link.protocol).say_goodbye(LINGER, link.unsent)
         with self._lock:
             self._partings.discard(threading.current_thread())
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from spop.address import Address
 from spop.client.dial import Endpoint
-from spop.client.pool import Driver, Exchange, InTurn, Pool, Servers
+from spop.client.pool import Driver, Exchange, Pool
+from spop.client.servers import Server, Servers, in_turn
 from spop.client.settings import Settings
 from spop.connection import EngineConnection
 from spop.errors import (
@@ -46,14 +47,15 @@ class Face(ABC):
         ValueError: an address or a setting makes no sense.
     """
 
-    def __init__(self, address: str | Iterable[str] | Servers, **settings: Any) -> None:
+    def __init__(self, address: str | Iterable[str] | Servers[Any], **settings: Any) -> None:
         self._settings = given = Settings(**settings)
         self._timeout = NEVER if given.timeout is None else given.timeout
         self._hello_timeout = NEVER if given.hello_timeout is None else given.hello_timeout
         connect_timeout = given.connect_timeout
         self._connect_timeout = self._hello_timeout if connect_timeout is None else connect_timeout
         if not isinstance(address, Servers):
-            address = InTurn(_endpoints(address, given.tls, given.server_name))
+            endpoints = _endpoints(address, given.tls, given.server_name)
+            address = Servers(map(Server, endpoints), in_turn)
         self._pool = Pool(self._driver(), address, given)
         self._timer: Any = None
         self._timer_at = float("inf")

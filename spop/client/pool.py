@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import copy
 import itertools
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from spop.client.dial import Endpoint
+from spop.client.servers import Servers
 from spop.client.settings import Settings
 from spop.connection import UNORDERED, Disconnect, EngineConnection, EngineEvent
 from spop.errors import DisconnectedError, LocalProtocolError, SpopError, UnreachableError
@@ -27,37 +27,6 @@ FRAME_ID = 1
 
 MessageOrMessages = Message | Iterable[Message]
 """What goes into one NOTIFY."""
-
-FIRST_BACKOFF, LAST_BACKOFF = 0.1, 10.0
-"""Seconds that an address which failed is passed over: doubled each time, to the last."""
-
-
-class Servers(ABC):
-    """Where connections go to; the pool tells what became of each."""
-
-    @abstractmethod
-    def next(self, now: float) -> Endpoint | None:
-        """Where the next one goes to; None where it has to wait."""
-
-    @abstractmethod
-    def soonest(self) -> Endpoint | None:
-        """The one to try first of those that failed lately; None: there is nothing to try."""
-
-    @abstractmethod
-    def retry_at(self, now: float) -> float:
-        """When `next` may have one."""
-
-    @abstractmethod
-    def opened(self, endpoint: Endpoint) -> None:
-        """A connection is there."""
-
-    @abstractmethod
-    def failed(self, endpoint: Endpoint, now: float) -> None:
-        """It could not be had."""
-
-    @abstractmethod
-    def closed(self, endpoint: Endpoint) -> None:
-        """One that was there has ended."""
 
 
 @dataclass(slots=True, eq=False)
@@ -156,7 +125,7 @@ class Pool:
         peer: what the last HELLO agreed on; None before the first.
     """
 
-    def __init__(self, driver: Driver, servers: Servers, limits: Settings) -> None:
+    def __init__(self, driver: Driver, servers: Servers[Any], limits: Settings) -> None:
         self._driver = driver
         self._servers = servers
         self._limits = limits
@@ -431,40 +400,6 @@ class Pool:
         if self.peer is not None and self.peer.capabilities.isdisjoint(UNORDERED):
             each = 1
         return len(self._queue) > self.openings * each
-
-
-class InTurn(Servers):
-    """`Servers` that are taken in turn, those that failed lately left out."""
-
-    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
-        self._turn = deque(endpoints)
-        self._retry_at = dict.fromkeys(endpoints, 0.0)
-        self._backoff = dict.fromkeys(endpoints, FIRST_BACKOFF)
-
-    def next(self, now: float) -> Endpoint | None:
-        for _ in range(len(self._turn)):
-            endpoint = self._turn[0]
-            self._turn.rotate(-1)
-            if self._retry_at[endpoint] <= now:
-                return endpoint
-        return None
-
-    def soonest(self) -> Endpoint:
-        return min(self._turn, key=lambda endpoint: self._retry_at[endpoint])
-
-    def retry_at(self, now: float) -> float:
-        return self._retry_at[self.soonest()]
-
-    def opened(self, endpoint: Endpoint) -> None:
-        self._retry_at[endpoint], self._backoff[endpoint] = 0.0, FIRST_BACKOFF
-
-    def failed(self, endpoint: Endpoint, now: float) -> None:
-        backoff = self._backoff[endpoint]
-        self._retry_at[endpoint] = now + backoff
-        self._backoff[endpoint] = min(2 * backoff, LAST_BACKOFF)
-
-    def closed(self, endpoint: Endpoint) -> None:
-        pass
 
 
 class Rate:
