@@ -18,11 +18,11 @@ from spop.values import Buffer
 RECV_SIZE = 64 * 1024
 
 Trace = Callable[[bool, bytes], object]
-"""Told of all bytes of a connection: whether they are sent, and which."""
+"""Called with all bytes of a connection: whether they are sent, and the bytes."""
 
 
 class Endpoint(NamedTuple):
-    """Where to connect, and how.
+    """The address and TLS settings of a server.
 
     Attributes:
         tls: speak TLS, with this context.
@@ -39,11 +39,11 @@ class Endpoint(NamedTuple):
 
 
 def dial(endpoint: Endpoint, timeout: float) -> socket.socket:
-    """A connected socket; its operations have the timeout, in seconds, too.
+    """A connected socket. The timeout, in seconds, is for its later operations too.
 
     Raises:
-        OSError: there is no connection to be had.
-        ValueError: the name in the certificate is none.
+        OSError: the server can't be reached.
+        ValueError: the name in the certificate is invalid.
     """
     sock = _connect(endpoint.address, timeout)
     if endpoint.tls is None:
@@ -89,7 +89,7 @@ def _connect(address: Address, timeout: float) -> socket.socket:
 
 
 def hear_hello(protocol: EngineConnection, events: Sequence[EngineEvent]) -> bool:
-    """Whether the handshake is over. Raises DisconnectedError where the agent refuses."""
+    """Whether the handshake is done. Raises DisconnectedError if the agent refuses."""
     for event in events:
         if isinstance(event, Disconnect):
             raise DisconnectedError(event.message, event.code)
