@@ -1,4 +1,4 @@
-"""A backend's servers: which one takes a connection, whether it is well, TLS to it."""
+"""A backend's servers: which one takes a connection, whether it is healthy, TLS to it."""
 
 from __future__ import annotations
 
