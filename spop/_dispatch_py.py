@@ -520,7 +520,7 @@ class Dispatcher:
         )
         payload = len(ack)
         # HAProxy takes no fragments of an ACK (section 3.2.7).
-        room = intake.max_frame_size + 4 - payload
+        room = intake.max_frame_size + LENGTH_SIZE - payload
         for index, message in enumerate(notify.messages):
             route = self.routes.get(message.name)
             if route is None:
@@ -645,8 +645,10 @@ class Dispatcher:
         ack = codec.encode_raw_frame(
             _ACK, _FIN, *ids, deferred.actions, little_endian=little_endian
         )
-        if len(ack) - 4 > intake.max_frame_size:  # Another connection may have a lower limit.
-            room = intake.max_frame_size + 4 + len(deferred.actions) - len(ack)
+        if (
+            len(ack) - LENGTH_SIZE > intake.max_frame_size
+        ):  # Another connection may have a lower limit.
+            room = intake.max_frame_size + LENGTH_SIZE + len(deferred.actions) - len(ack)
             error = FrameTooBigError(_TOO_BIG.format(len(deferred.actions), room))
             self.fail(deferred.calls[0].route, error)
             ack = codec.encode_raw_frame(_ACK, _FIN, *ids, b"", little_endian=little_endian)
