@@ -108,7 +108,7 @@ class Decoder:
         try:
             ((frame,), _) = self._decode(data)
         except ProtocolError as error:
-            return Found(offset, data, None, str(error))
+            return Found(offset, data, self._taken(data), str(error))
         return Found(offset, data, frame, "", self._payload(frame, data))
 
     def _see_flags(self, hello: bytes) -> None:
@@ -116,13 +116,22 @@ class Decoder:
         if none and _speaks_1_0(hello):
             self._flags.whole = True
 
-    def _decode(self, data: bytes) -> tuple[list[Frame], int]:
+    def _taken(self, data: bytes) -> Frame | None:
+        """What HAProxy takes of a damaged frame; None: nothing."""
+        try:
+            ((frame,), _) = self._decode(data, lenient=True)
+        except ProtocolError:
+            return None
+        return frame
+
+    def _decode(self, data: bytes, lenient: bool = False) -> tuple[list[Frame], int]:
         flags = self._flags
         return codec.decode_frames(
             data,
             max_frame_size=MAX_FRAME_SIZE,
             little_endian=flags.little_endian,
             whole=flags.whole,
+            lenient=lenient,
         )
 
     def _payload(self, frame: Frame, data: bytes) -> Notify | None:
@@ -206,7 +215,7 @@ def decode(file: BinaryIO, as_json: bool, port: int | None, as_hex: bool, format
     kind = _kind(data) if format_ == "auto" else format_
     good = damaged = 0
     for found in _captured(data, port) if kind == "pcap" else _plain(data, kind):
-        good, damaged = good + (found.frame is not None), damaged + (found.frame is None)
+        good, damaged = good + (not found.damage), damaged + bool(found.damage)
         if as_json:
             click.echo(json.dumps(_as_object(found, as_hex)))
         else:
@@ -312,11 +321,12 @@ def _print(found: Found, as_hex: bool) -> None:
     click.echo(click.style(f"{time}{direction}@{found.offset}", dim=True))
     if as_hex:
         click.echo(f"  {found.data.hex()}")
-    if found.frame is None:
+    if found.damage:
         marked = click.style("damaged", fg="red", bold=True)
         click.echo(
             f"  {marked}: {found.damage} ({len(found.data)} bytes: {found.data[:32].hex()}…)"
         )
+    if found.frame is None:
         return
     for line in tree.lines(found.frame):
         click.echo(f"  {line}")
@@ -330,9 +340,9 @@ def _as_object(found: Found, as_hex: bool) -> dict[str, Any]:
     shown: dict[str, Any] = {"offset": found.offset}
     if found.direction:
         shown |= {"direction": found.direction, "time": found.time}
-    if found.frame is None:
+    if found.damage:
         shown |= {"type": "damaged", "error": found.damage, "hex": found.data.hex()}
-    else:
+    if found.frame is not None:
         shown |= tree.as_object(found.frame)
     if found.payload is not None:
         shown["payload"] = tree.as_object(found.payload)
