@@ -520,19 +520,25 @@ def decode_frames(
         raise ValueError(f"{start} to {end} is outside a buffer of {len(buffer)} bytes")
     data = _part(buffer, start, end)
     frames: list[Frame] = []
-    offset = 0
+    taken = 0
     try:
-        while (length := frame_length(data, offset, max_frame_size)) >= 0:
-            end_of_frame = offset + LENGTH_SIZE + length
-            *head, payload = read_header(
-                data, offset + LENGTH_SIZE, end_of_frame, little_endian, whole
-            )
-            frames.append(read_frame(*head, data, payload, end_of_frame, lenient))
-            offset = end_of_frame
+        while (length := frame_length(data, taken, max_frame_size)) >= 0:
+            offset, end = taken + LENGTH_SIZE, taken + LENGTH_SIZE + length
+            frames.append(_frame_at(data, offset, end, little_endian, whole, lenient))
+            taken = end
     except (FrameTooBigError, FragmentationError, InvalidFrameError):
         if not frames:
             raise
-    return frames, start + offset
+    return frames, start + taken
+
+
+def _frame_at(
+    data: bytes, offset: int, end: int, little_endian: bool, whole: bool, lenient: bool
+) -> Frame:
+    type_, flags, stream_id, frame_id, payload = read_header(
+        data, offset, end, little_endian, whole
+    )
+    return read_frame(type_, flags, stream_id, frame_id, data, payload, end, lenient)
 
 
 def frame_length(data: bytes, offset: int, max_frame_size: int) -> int:
