@@ -35,7 +35,7 @@ from spop.errors import (
     LocalProtocolError,
     ProtocolError,
 )
-from spop.frames import Ack, Actions, Control, Frame, Message, Notify, Peer, RawFrame
+from spop.frames import Ack, Actions, Control, Frame, Message, Notify, Peer
 from spop.handshake import agent_hello, common_version, disconnect_reason, item, names
 from spop.values import Buffer, DecodedValue, UInt32
 
@@ -78,7 +78,6 @@ class State(Enum):
 
 
 _OPEN = State.OPEN
-_NOTIFIES = (Notify, Deferred)
 UNORDERED = frozenset({Capability.PIPELINING, Capability.ASYNC})
 """With either of these, more than one NOTIFY may wait for its ACK."""
 
@@ -116,12 +115,6 @@ AgentEvent = Hello | Notify | Deferred | Disconnect
 EngineEvent = Hello | Ack | Disconnect
 
 
-def _frame_type(frame: Frame | Deferred) -> int:
-    if isinstance(frame, Control | RawFrame):
-        return frame.type
-    return FrameType.ACK if isinstance(frame, Ack) else FrameType.NOTIFY
-
-
 class _Connection:
     """The state and the bytes to send, of both ends."""
 
@@ -151,9 +144,9 @@ class _Connection:
         out.clear()
         return data
 
-    def _advance(self, frame: Frame | Deferred) -> bool:
+    def _advance(self, frame: Frame) -> bool:
         """Go to the frame's next state. False: its type is unknown, skip it (section 3.2.2)."""
-        type_ = _frame_type(frame)
+        type_ = frame.type
         state = self._states[self.state].get(type_)  # type: ignore[call-overload]
         if state is None:
             if type_ not in _FRAME_TYPES:
@@ -391,7 +384,7 @@ class AgentConnection(_Connection):
         self._out.append(codec.encode_control(type_, items, little_endian=little_endian))
 
     def _handle(self, frame: Frame | Deferred, events: list[AgentEvent]) -> None:
-        if isinstance(frame, _NOTIFIES) and self.state is _OPEN:
+        if isinstance(frame, Deferred) or (isinstance(frame, Notify) and self.state is _OPEN):
             events.append(frame)
         elif self._advance(frame) and isinstance(frame, Control):
             self._control(frame, events)
@@ -661,7 +654,7 @@ class EngineConnection(_Connection):
 
     def _handle(self, frame: Frame, events: list[EngineEvent]) -> None:
         # Behind HELLO, HAProxy skips frames that may not come now.
-        unexpected = _frame_type(frame) not in self._states.get(self.state, ())
+        unexpected = frame.type not in self._states.get(self.state, ())
         if (unexpected and self.state is not State.HELLO) or not self._advance(frame):
             return
         if isinstance(frame, Ack):

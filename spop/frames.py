@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from spop.constants import Capability, FrameType
 from spop.values import SCOPES, UNSET, DecodedValue, Value, type_unset
@@ -162,6 +162,7 @@ class Notify(_Plain):
     """A NOTIFY frame: the messages of one event (section 3.2.6)."""
 
     __slots__ = ("frame_id", "messages", "stream_id")
+    type: ClassVar = FrameType.NOTIFY
     _compared = ("stream_id", "frame_id", "messages")
 
     stream_id: int
@@ -185,6 +186,7 @@ class Ack(_Plain):
     """
 
     __slots__ = ("aborted", "actions", "frame_id", "ignored", "stream_id")
+    type: ClassVar = FrameType.ACK
     _compared = ("stream_id", "frame_id", "actions", "aborted", "ignored")
 
     stream_id: int

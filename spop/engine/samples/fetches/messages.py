@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from operator import attrgetter
+from typing import TypeVar
 
 from spop.engine.samples.converters.hashes import avalanche, sdbm_hash
 from spop.engine.samples.fetches.headers import strict_int, values
@@ -13,6 +14,8 @@ from spop.engine.samples.places import Source
 from spop.engine.samples.registry import fetch, fetch_part
 from spop.engine.samples.types import Method, raw, text
 from spop.engine.stream import Request, Stream
+
+T = TypeVar("T")
 
 _AUTHORITY = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 
@@ -116,6 +119,10 @@ def parameters(name: str, separators: str = "&;") -> re.Pattern[str]:
     return re.compile(rf"(?:\A|{separator}){key}=({other}*)")
 
 
+def _first(every: Callable[[Stream], Iterable[T]]) -> Callable[[Stream], T | None]:
+    return lambda stream: next(iter(every(stream)), None)
+
+
 def _every_urlp(name: str = "", delimiter: str = "?") -> Callable[[Stream], Iterable[str]]:
     delimiter = delimiter[:1] or "\0"
     find_all = parameters(name, "&;" + delimiter).finditer
@@ -130,16 +137,7 @@ def _every_urlp(name: str = "", delimiter: str = "?") -> Callable[[Stream], Iter
 
 @fetch("urlp", "url_param", of=Source.REQUEST_HEADERS, every=_every_urlp)
 def urlp(name: str = "", delimiter: str = "?") -> Callable[[Stream], str | None]:
-    delimiter = delimiter[:1] or "\0"
-    search = parameters(name, "&;" + delimiter).search
-
-    def read(stream: Stream) -> str | None:
-        uri = stream.request.uri if stream.request else ""
-        start = uri.find(delimiter)
-        match = search(uri, start) if start >= 0 else None
-        return match[1] if match else None
-
-    return read
+    return _first(_every_urlp(name, delimiter))
 
 
 def _every_urlp_val(name: str = "", delimiter: str = "?") -> Callable[[Stream], Iterable[int]]:
@@ -149,8 +147,7 @@ def _every_urlp_val(name: str = "", delimiter: str = "?") -> Callable[[Stream], 
 
 @fetch("urlp_val", of=Source.REQUEST_HEADERS, every=_every_urlp_val)
 def urlp_val(name: str = "", delimiter: str = "?") -> Callable[[Stream], int | None]:
-    every = _every_urlp_val(name, delimiter)
-    return lambda stream: next(iter(every(stream)), None)
+    return _first(_every_urlp_val(name, delimiter))
 
 
 def _every_body_param(name: str = "") -> Callable[[Stream], Iterable[str]]:
@@ -160,5 +157,4 @@ def _every_body_param(name: str = "") -> Callable[[Stream], Iterable[str]]:
 
 @fetch("req.body_param", of=Source.REQUEST_BODY, every=_every_body_param)
 def req_body_param(name: str = "") -> Callable[[Stream], str | bytes | None]:
-    every = _every_body_param(name)
-    return lambda stream: next(iter(every(stream)), None)
+    return _first(_every_body_param(name))
