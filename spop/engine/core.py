@@ -148,6 +148,13 @@ class EngineCore(ABC):
             nb_processed=counts.nb_processed,
         )
 
+    @property
+    def ignored_actions(self) -> int:
+        """Number of malformed actions in ACKs: unknown actions or scopes, wrong argument counts,
+        reserved data types. HAProxy reads an ACK up to one that it can't read. Those before it
+        count, and the connection goes on."""
+        return self._filter.ignored_actions
+
     def log_line(self, processing: Processing) -> str:
         """HAProxy's log line for a processing."""
         return log_line(self.config.name, processing, self.traffic, short=self._filter.rewritten)
