@@ -374,21 +374,21 @@ class Agent:
             HandlerError: an argument is missing or of another type than annotated.
             Exception: the handler or a lifespan raised it.
         """
-        handling = self._handle(name, args)
-        if self.handlers[name].asynchronous or self.resources:
+        info = self._handler(name)
+        if info.asynchronous or self.resources:
             loop = self._loop_for_tests()
-            return loop.run(loop.with_state(handling))
+            return loop.run(loop.with_state(self._handle(info, args)))
         try:
-            handling.send(None)
+            self._handle(info, args).send(None)
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
         raise AssertionError("a plain handler has nothing to wait for")
 
     async def test_async(self, name: str, /, **args: Value) -> dict[str, Value | type_unset]:
         """`test` for tests that run in an event loop. The handler runs in that of `test`."""
-        handling = self._handle(name, args)
+        info = self._handler(name)
         loop = self._loop_for_tests()
-        return await loop.run_async(loop.with_state(handling))
+        return await loop.run_async(loop.with_state(self._handle(info, args)))
 
     def close_test(self) -> None:
         """End the event loop and the lifespans that `test` began.
@@ -407,14 +407,16 @@ class Agent:
             self._test_loop = LoopThread(self.resources)
         return self._test_loop
 
-    def _handle(
-        self, name: str, args: Mapping[str, Value]
-    ) -> Coroutine[Any, Any, dict[str, Value | type_unset]]:
+    def _handler(self, name: str) -> HandlerInfo:
         if name not in self.handlers:
             raise LookupError(f"message {name!r} has no handler")
         info = self.handlers[name]
-        info = info._replace(wraps=self._wraps + info.wraps)
-        notify = bytes(codec.encode_notify(1, 1, [Message(name, args)]))
+        return info._replace(wraps=self._wraps + info.wraps)
+
+    def _handle(
+        self, info: HandlerInfo, args: Mapping[str, Value]
+    ) -> Coroutine[Any, Any, dict[str, Value | type_unset]]:
+        notify = bytes(codec.encode_notify(1, 1, [Message(info.name, args)]))
         return _handle(info, notify, Peer("test", "2.0", self.max_frame_size, frozenset()))
 
     def connected(self, peer: Peer) -> None:

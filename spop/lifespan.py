@@ -15,12 +15,15 @@ from typing import Any, NamedTuple
 
 from spop.parameters import name_of, place_of
 
-State = Mapping[str, Any]
+LoopState = Mapping[str, Any]
 
-_STATE: ContextVar[State] = ContextVar("spop_state")
+NOTHING: Any = object()
+"""In place of what a generator would yield, when it has ended."""
+
+_STATE: ContextVar[LoopState] = ContextVar("spop_state")
 
 
-def current_state() -> State:
+def current_state() -> LoopState:
     """The state of the loop that runs the present handler.
 
     Raises:
@@ -32,7 +35,7 @@ def current_state() -> State:
         raise RuntimeError("agent.state is there in handlers and what they call") from None
 
 
-def use_state(state: State) -> None:
+def use_state(state: LoopState) -> None:
     """Have `current_state` return this in the present context."""
     _STATE.set(state)
 
@@ -80,7 +83,7 @@ class Resources(NamedTuple):
         return bool(self.lifespans or self.periodic)
 
     @contextlib.contextmanager
-    def worker(self) -> Iterator[State]:
+    def worker(self) -> Iterator[LoopState]:
         """The state of a worker, for a ``with`` statement around all of its loops.
 
         Raises:
@@ -92,9 +95,16 @@ class Resources(NamedTuple):
         with contextlib.ExitStack() as stack:
             for lifespan in self.lifespans:
                 if inspect.isgeneratorfunction(lifespan):
-                    context = contextlib.contextmanager(lifespan)()
-                    merged.add(lifespan, stack.enter_context(context))
+                    generator = lifespan()
+                    merged.add(lifespan, next(generator, NOTHING))
+                    stack.callback(_end, generator)
             yield merged.state
+
+
+def _end(generator: Iterator[Any]) -> None:
+    # Not as a context manager: a lifespan ends in the same way whatever the reason is.
+    if next(generator, NOTHING) is not NOTHING:
+        raise RuntimeError("a lifespan yields more than once")
 
 
 class Merged:
@@ -105,7 +115,7 @@ class Merged:
         TypeError: by `add`: it yields what is no dict.
     """
 
-    def __init__(self, state: State | None = None) -> None:
+    def __init__(self, state: LoopState | None = None) -> None:
         self.state: dict[str, Any] = dict(state or {})
         self._owners: dict[str, Lifespan] = {}
 
@@ -113,6 +123,8 @@ class Merged:
         name = f"lifespan {name_of(lifespan)} ({place_of(lifespan)})"
         if yielded is None:
             return
+        if yielded is NOTHING:
+            raise TypeError(f"{name} yields nothing")
         if not isinstance(yielded, Mapping):
             kind = type(yielded).__name__
             raise TypeError(f"{name} yields {kind}; a dict or None is needed")

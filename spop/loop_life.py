@@ -8,10 +8,10 @@ import contextlib
 import inspect
 import threading
 import weakref
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
-from spop.lifespan import Merged, Periodic, Resources, State, use_state
+from spop.lifespan import NOTHING, LoopState, Merged, Periodic, Resources, use_state
 
 T = TypeVar("T")
 
@@ -27,15 +27,17 @@ class LoopLife:
 
     Attributes:
         task: the task. It ends early only when a lifespan fails.
+        ended_early: called then.
     """
 
-    def __init__(self, resources: Resources, state: State, is_first: bool) -> None:
+    def __init__(self, resources: Resources, state: LoopState, is_first: bool) -> None:
         self._resources = resources
         self._merged = Merged(state)
         self._periodic = [each for each in resources.periodic if is_first or not each.once]
         self.task: asyncio.Task[None] | None = None
+        self.ended_early: Callable[[], object] = lambda: None
 
-    async def start(self) -> State:
+    async def start(self) -> LoopState:
         """Begin, and return the loop's state.
 
         Raises:
@@ -48,15 +50,30 @@ class LoopLife:
         began.cancel()
         if not self._began.is_set():
             await self.task
+        self.task.add_done_callback(self._task_ended)
         return self._merged.state
 
-    async def stop(self) -> None:
-        """End, and wait for that.
+    def _task_ended(self, _: asyncio.Task[None]) -> None:
+        if not self._ends.is_set():
+            self.ended_early()
+
+    def check(self) -> None:
+        """Raise the error of a lifespan that has ended early.
 
         Raises:
             BaseException: a lifespan raised it.
         """
-        if self.task is not None:
+        if self.task is not None and self.task.done():
+            self.task.result()
+            raise RuntimeError("a lifespan has ended by itself")
+
+    async def stop(self) -> None:
+        """End, if a failure has not ended it, and wait for that.
+
+        Raises:
+            BaseException: a lifespan raised it.
+        """
+        if self.task is not None and not self.task.done():
             self._ends.set()
             await self.task
 
@@ -77,8 +94,9 @@ class LoopLife:
         async with contextlib.AsyncExitStack() as stack:
             for lifespan in self._resources.lifespans:
                 if inspect.isasyncgenfunction(lifespan):
-                    context = contextlib.asynccontextmanager(lifespan)()
-                    self._merged.add(lifespan, await stack.enter_async_context(context))
+                    generator = lifespan()
+                    self._merged.add(lifespan, await anext(generator, NOTHING))
+                    stack.push_async_callback(_end, generator)
             yield
 
     async def _repeat(self, periodic: Periodic) -> None:
@@ -92,6 +110,11 @@ class LoopLife:
                     await asyncio.to_thread(function)
             except Exception as error:
                 self._resources.failed(periodic.name, error)
+
+
+async def _end(generator: AsyncIterator[Any]) -> None:
+    if await anext(generator, NOTHING) is not NOTHING:
+        raise RuntimeError("a lifespan yields more than once")
 
 
 class LoopThread:
@@ -111,7 +134,7 @@ class LoopThread:
         ).start()
         self._stop = weakref.finalize(self, _stop, self._event_loop)
         self._stack = contextlib.ExitStack()
-        self._state: State = {}
+        self._state: LoopState = {}
         if resources:
             self._begin(resources)
 

@@ -14,9 +14,10 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextvars import Context
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from spop.agent import Agent
 from spop.connection import AgentConnection, AgentEvent, Disconnect, Hello, State
@@ -26,6 +27,7 @@ from spop.dispatch import RUNNING, AsyncCall, Call, Deferred, Running
 from spop.errors import HandlerError, LocalProtocolError, ProtocolError
 from spop.forks import FORKED, end_child, serve_in_this_thread
 from spop.frames import Frame, Peer
+from spop.lifespan import LoopState
 from spop.logs import SafeLogger
 from spop.poller import READ, WRITE, new_poller
 from spop.port import FastPath, FastPaths
@@ -40,6 +42,9 @@ from spop.server.options import Options
 from spop.server.slow import SlowLog
 from spop.server.timers import Timer, Timers
 from spop.server.tls import TLSSocket
+
+if TYPE_CHECKING:
+    from spop.loop_life import LoopLife
 
 logger = SafeLogger("spop.server")
 
@@ -79,6 +84,9 @@ class Loop:
         timeouts: seconds that a call of a handler may take, by message name.
         thread: runs the rounds.
         context: the context of the rounds. Handlers of exchanges get copies of it.
+        life: its lifespans, if the agent has any; set before `start`.
+        state: what they have yielded.
+        began: done when it is ready for connections; has the error if a lifespan failed.
     """
 
     def __init__(self, shared: Shared, cells: Cells, name: str) -> None:
@@ -124,6 +132,9 @@ class Loop:
             if handler.concurrency is not None
         )
         self._running = True
+        self.life: LoopLife | None = None
+        self.state: LoopState = {}
+        self.began: Future[None] = Future()
         self.use_context(Context())
         self.thread = threading.Thread(
             target=self.context.run, args=[self._run], name=name, daemon=True
@@ -198,18 +209,27 @@ class Loop:
     def _run(self) -> None:
         serve_in_this_thread()
         try:
-            if any(handler.asynchronous for handler in self.agent.handlers.values()):
+            if self.life or any(each.asynchronous for each in self.agent.handlers.values()):
                 from spop.server import event_loop
 
                 event_loop.serve(self, self.options.event_loop)
             else:
+                self.has_begun({})
                 while self._running:
                     self.round(None)
         except BaseException as error:
             self._running = False
-            self._died(error)
+            if self.began.done():
+                self._died(error)
+            else:
+                self.began.set_exception(error)
         finally:
             self.close()
+
+    def has_begun(self, state: LoopState) -> None:
+        """The lifespans are set up. Handlers see what they have yielded."""
+        self.state = state
+        self.began.set_result(None)
 
     def running_message(self) -> Running | None:
         """The message whose inline handler runs now."""
