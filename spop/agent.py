@@ -320,13 +320,21 @@ class Agent:
         Raises:
             SettingsError: a field has no default, and nothing has set it yet.
         """
-        if self._config is None and self.config_class is not None:
-            self._config = fill(self.config_class)
+        self.check_config()
         return self._config
 
     @config.setter
     def config(self, config: Any) -> None:
         self._config = config
+
+    def check_config(self) -> None:
+        """Servers call this before the lifespans.
+
+        Raises:
+            SettingsError: a field has no default, and nothing has set it.
+        """
+        if self.config_class is not None and self._config is None:
+            self._config = fill(self.config_class)
 
     def on_connect(self, hook: Callable[[Peer], object]) -> Callable[[Peer], object]:
         """Call `hook` with the `Peer` of each connection that has said HELLO."""

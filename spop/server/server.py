@@ -146,6 +146,7 @@ class Server:
 
     def _open(self) -> None:
         """Listen, and make the loops without running them."""
+        self.agent.check_config()
         if self._owns_listeners:
             self._listeners = listen_all(self.options)
         try:
