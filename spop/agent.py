@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from spop import codec
 from spop.address import Address
+from spop.batch import Batch
 from spop.connection import MAX_IN_FLIGHT, Disconnect
 from spop.constants import (
     DEFAULT_MAX_FRAME_SIZE,
@@ -23,7 +24,7 @@ from spop.constants import (
     MIN_FRAME_SIZE,
     MOST_UNKNOWN,
 )
-from spop.dispatch import LEFT, Deferred, Dispatcher, Intake
+from spop.dispatch import LEFT, Deferred, Dispatcher, Intake, Route
 from spop.forks import FORKED, end_child
 from spop.frames import Ack, Message, Peer
 from spop.handlers import (
@@ -172,28 +173,29 @@ class Agent:
         on_timeout: Answer | None = None,
         concurrency: int | None = None,
         sets: Sequence[str] = (),
+        ack_first: bool = False,
+        batch: Batch | None = None,
     ) -> Callable[[Handler], Handler]:
         """Register the handler of a message, as a decorator.
 
-        The handler's parameters are the message's arguments by name; "-" and "." in a name
-        become "_". A parameter annotated `Message` gets the message, one annotated `Ack` the
-        answer to fill in. If an argument is missing, or is NULL and the annotation excludes
-        None, the parameter gets its default. The handler returns None or
-        ``{"scope.name": value}``. There `UNSET` or None removes the variable.
+        Its parameters are the message's arguments by name; "-" and "." in a name become "_".
+        One annotated `Message`, `Ack` or `StreamState` gets the message, the answer to fill in,
+        the state of the stream. Without an argument, or for a NULL that the annotation excludes,
+        it gets its default. The handler returns None or ``{"scope.name": value}``. There `UNSET`
+        or None removes the variable.
 
         Args:
             name: as in ``spoe-message``.
             blocking: run it in the thread pool, because it waits for something.
             on_error: the answer if the handler fails. The default is the agent's; an empty one
                 answers nothing.
-            timeout: seconds after which the message is answered without the handler. They begin
-                when the call is given to the pool or its task is made. A later result is
-                dropped; an ``async def`` handler is cancelled.
+            timeout: seconds after which the message is answered without the handler, if it is
+                blocking or ``async def``. A later result is dropped, a coroutine cancelled.
             on_timeout: the answer then. The default is the agent's.
-            concurrency: number of calls of the handler that may run at a time; others wait.
+            concurrency: number of calls of such a handler at a time; others wait.
             sets: the variables that it may set, as ``"scope.name"``; for tools.
-
-        `timeout` and `concurrency` are for handlers that are blocking or ``async def``.
+            ack_first: acknowledge the message at once, and handle it afterwards.
+            batch: call the handler with a list of messages, for a list of answers.
 
         Raises:
             TypeError: the signature can't be served, the options don't fit the handler, or
@@ -203,7 +205,9 @@ class Agent:
         """
         check_name(name)
         check_limits(name, timeout, concurrency)
-        options = HandlerOptions(blocking, on_error, timeout, on_timeout, concurrency, sets)
+        options = HandlerOptions(
+            blocking, on_error, timeout, on_timeout, concurrency, sets, ack_first, batch
+        )
 
         def register(function: Handler) -> Handler:
             self._add(HandlerInfo.of(name, function, options, self._on_error, self._on_timeout))
@@ -355,11 +359,15 @@ class Agent:
         self._error_hooks.append(hook)
         return hook
 
-    def dispatcher(self, **limits: Any) -> Dispatcher:
-        """A dispatcher with all handlers, for one thread. `Dispatcher` has the limits."""
-        routes = [
-            info._replace(wraps=self._wraps + info.wraps).route() for info in self.handlers.values()
-        ]
+    def dispatcher(
+        self, route: Callable[[HandlerInfo], Route] = HandlerInfo.route, **limits: Any
+    ) -> Dispatcher:
+        """A dispatcher with all handlers, for one thread. `Dispatcher` has the limits.
+
+        Args:
+            route: makes the route of a handler.
+        """
+        routes = [route(self._handler(name)) for name in self.handlers]
         return Dispatcher(
             routes,
             self.failed,
@@ -523,6 +531,8 @@ class Agent:
 
 async def _handle(info: HandlerInfo, notify: bytes, peer: Peer) -> dict[str, Value | type_unset]:
     """Handle one NOTIFY, as a server does."""
+    if info.batch is not None:
+        info = info.alone()
     errors: list[BaseException] = []
     dispatcher = Dispatcher([info.route(LEFT)], lambda _, error: errors.append(error))
     intake = Intake(DEFAULT_MAX_PAYLOAD_SIZE)
@@ -538,6 +548,8 @@ async def _handle(info: HandlerInfo, notify: bytes, peer: Peer) -> dict[str, Val
     returned = call.run()
     if info.asynchronous:
         returned = await returned
+    if info.ack_first:
+        returned = None
     deferred.actions = bytes(dispatcher.result(call, returned, None, began, deferred.room))
     if errors:
         raise errors[0]

@@ -7,13 +7,15 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from spop import codec
-from spop.dispatch import ASYNC, INLINE, LEFT, MESSAGE, Parameter, Route
+from spop.batch import Batch
+from spop.dispatch import ACK, ASYNC, INLINE, LEFT, MESSAGE, Parameter, Route
 from spop.frames import Message
-from spop.parameters import described, place_of
+from spop.parameters import STATE, described, place_of
 from spop.signature import parameters_of
+from spop.state import STATES
 from spop.values import UNSET, Value, type_unset
 
 Answer = Mapping[str, Value | type_unset]
@@ -32,6 +34,8 @@ class HandlerOptions(typing.NamedTuple):
     on_timeout: Answer | None = None
     concurrency: int | None = None
     sets: Sequence[str] = ()
+    ack_first: bool = False
+    batch: Batch | None = None
 
 
 class HandlerInfo(typing.NamedTuple):
@@ -52,6 +56,8 @@ class HandlerInfo(typing.NamedTuple):
     on_timeout: bytes = b""
     concurrency: int | None = None
     sets: tuple[str, ...] = ()
+    ack_first: bool = False
+    batch: Batch | None = None
     wraps: tuple[Wrap, ...] = ()
 
     @classmethod
@@ -62,21 +68,16 @@ class HandlerInfo(typing.NamedTuple):
         options: HandlerOptions,
         on_error: bytes,
         on_timeout: bytes,
-    ) -> typing.Self:
+    ) -> Self:
         """The handler of message `name`. `on_error` and `on_timeout` are the agent's defaults.
 
         Raises:
             TypeError, ValueError: as `Agent.message`.
         """
         asynchronous = inspect.iscoroutinefunction(function)
-        may_wait = asynchronous or options.blocking
-        if asynchronous and options.blocking:
-            raise TypeError(f"message {name!r}: an async handler can't be blocking=True")
-        if not may_wait and (options.timeout or options.on_timeout or options.concurrency):
-            raise TypeError(
-                f"message {name!r}: timeout, on_timeout and concurrency need a handler that "
-                "is blocking=True or async def"
-            )
+        may_wait = asynchronous or options.blocking or options.batch is not None
+        parameters = parameters_of(name, function, batch=options.batch is not None)
+        _check_options(name, function, options, parameters, asynchronous)
 
         def answer(option: str, own: Answer | None, default: bytes) -> bytes:
             if own is None:
@@ -88,15 +89,26 @@ class HandlerInfo(typing.NamedTuple):
         return cls(
             name,
             function,
-            parameters_of(name, function),
+            parameters,
             options.blocking,
             asynchronous,
-            answer("on_error", options.on_error, on_error),
+            answer("on_error", options.on_error, b"" if options.ack_first else on_error),
             options.timeout,
-            answer("on_timeout", options.on_timeout, on_timeout if may_wait else b""),
+            answer(
+                "on_timeout",
+                options.on_timeout,
+                on_timeout if may_wait and not options.ack_first else b"",
+            ),
             options.concurrency,
-            _variables(name, function, options.sets),
+            _variables(name, function, options.sets) + _state_variables(parameters),
+            options.ack_first,
+            options.batch,
         )
+
+    @property
+    def needs_event_loop(self) -> bool:
+        """Whether a server calls it on an event loop."""
+        return self.asynchronous or self.ack_first or self.batch is not None
 
     @property
     def kind(self) -> int:
@@ -105,18 +117,100 @@ class HandlerInfo(typing.NamedTuple):
             return LEFT
         return ASYNC if self.asynchronous else INLINE
 
-    def route(self, kind: int | None = None) -> Route:
-        """What a dispatcher calls: the handler, with its wraps around it.
+    def alone(self) -> Self:
+        """A handler with ``batch=`` as one that takes one message."""
+        function = self.function
+
+        @functools.wraps(function)
+        def call(message: Message) -> Any:
+            return function([message])[0]
+
+        @functools.wraps(function)
+        async def call_async(message: Message) -> Any:
+            return (await function([message]))[0]
+
+        return self._replace(
+            function=call_async if self.asynchronous else call,
+            parameters=(Parameter("message", MESSAGE),),
+        )
+
+    def route(
+        self,
+        kind: int | None = None,
+        around: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
+    ) -> Route:
+        """What a dispatcher calls: the handler, with its states read and its wraps around it.
 
         Wraps that are ``async def`` are for such handlers, and plain ones for plain handlers.
+
+        Args:
+            kind: in place of its own.
+            around: gives the outermost function.
         """
         function, parameters = self.function, self.parameters
+        states = [each.name for each in parameters if each.kind == STATE]
+        if states:
+            function = STATES.around(self.name, function, states, self.asynchronous)
+            parameters = tuple(map(_by_keyword, parameters))
         wraps = [w for w in self.wraps if inspect.iscoroutinefunction(w) == self.asynchronous]
         if wraps:
             function = _wrapped(function, wraps)
             parameters += (Parameter(_OF_WRAPS, MESSAGE, keyword_only=True),)
+        if around is not None:
+            function = around(function)
         kind = self.kind if kind is None else kind
         return Route(self.name, function, parameters, kind, self.on_error)
+
+
+def _by_keyword(parameter: Parameter) -> Parameter:
+    """A parameter as a dispatcher has it for a handler with states."""
+    if parameter.kind == STATE:
+        return Parameter(parameter.name, default=None, keyword_only=True)
+    return parameter._replace(keyword_only=True)
+
+
+def _state_variables(parameters: Sequence[Parameter]) -> tuple[str, ...]:
+    return tuple(f"txn.{each.name}" for each in parameters if each.kind == STATE)
+
+
+def _check_options(
+    name: str,
+    function: Callable[..., Any],
+    options: HandlerOptions,
+    parameters: Sequence[Parameter],
+    asynchronous: bool,
+) -> None:
+    """Refuse options that don't fit the handler or one another."""
+    who = f"message {name!r}: {described(function)}"
+    may_wait = asynchronous or options.blocking
+    kinds = {each.kind for each in parameters}
+    if asynchronous and options.blocking:
+        raise TypeError(f"message {name!r}: an async handler can't be blocking=True")
+    if options.batch is not None:
+        _check_batch(who, options, asynchronous)
+    elif not may_wait and (options.timeout or options.on_timeout or options.concurrency):
+        raise TypeError(
+            f"message {name!r}: timeout, on_timeout and concurrency need a handler that "
+            "is blocking=True or async def"
+        )
+    if not options.ack_first:
+        return
+    if not may_wait:
+        raise TypeError(f"{who}: ack_first needs a handler that is blocking=True or async def")
+    if options.on_error or options.on_timeout or kinds & {ACK, STATE}:
+        raise TypeError(
+            f"{who}: with ack_first nothing is answered, so it can't have on_error, on_timeout, "
+            "an Ack or a StreamState"
+        )
+
+
+def _check_batch(who: str, options: HandlerOptions, asynchronous: bool) -> None:
+    if not isinstance(options.batch, Batch):
+        raise TypeError(f"{who}: batch is {options.batch!r}, a Batch is needed")
+    if options.blocking or options.ack_first:
+        raise TypeError(f"{who}: batch can't be combined with blocking or ack_first")
+    if asynchronous and options.batch.executor == "process":
+        raise TypeError(f"{who}: an async handler can't run in a process")
 
 
 _OF_WRAPS = "message_of_wraps"

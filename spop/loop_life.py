@@ -134,7 +134,7 @@ class LoopThread:
         ).start()
         self._stop = weakref.finalize(self, _stop, self._event_loop)
         self._stack = contextlib.ExitStack()
-        self._state: LoopState = {}
+        self.state: LoopState = {}
         if resources:
             self._begin(resources)
 
@@ -142,7 +142,7 @@ class LoopThread:
         atexit.register(self.close)
         try:
             life = LoopLife(resources, self._stack.enter_context(resources.worker()), True)
-            self._state = self.run(life.start())
+            self.state = self.run(life.start())
             self._stack.callback(lambda: self.run(life.stop()))
         except BaseException:
             self.close()
@@ -150,7 +150,7 @@ class LoopThread:
 
     async def with_state(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Await a coroutine that may use the loop's state."""
-        use_state(self._state)
+        use_state(self.state)
         return await coroutine
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:

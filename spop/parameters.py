@@ -17,8 +17,9 @@ from spop.logs import text_of
 MISSING: Final[Any] = object()
 """The default of a `Parameter` without one."""
 
-ARGUMENT, MESSAGE, ACK = range(3)
-"""What a parameter is given: an argument of the message, the message itself, an `Ack`."""
+ARGUMENT, MESSAGE, ACK, STATE, MESSAGES = range(5)
+"""What a parameter is given: an argument of the message, the message itself, an `Ack`, a
+`StreamState`, the messages of a batch. Dispatchers know the first three."""
 
 HEADERS: Final = 1 << 16
 """In `Parameter.accepts`: STRING and BINARY are passed as `Headers`, unless they are accepted

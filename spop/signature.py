@@ -16,7 +16,8 @@ from spop.constants import DataType
 from spop.dispatch import ACK, ARGUMENT, HEADERS, MESSAGE, MISSING, Parameter
 from spop.frames import Ack, Message
 from spop.headers import Headers
-from spop.parameters import annotated, described
+from spop.parameters import MESSAGES, STATE, annotated, described
+from spop.state import StreamState
 from spop.values import UNSET
 
 _ANY = -1
@@ -47,13 +48,20 @@ _VALUES = (
 """The types of the values that a handler may answer."""
 
 
-def parameters_of(message: str, function: Callable[..., Any]) -> tuple[Parameter, ...]:
+def parameters_of(
+    message: str, function: Callable[..., Any], *, batch: bool = False
+) -> tuple[Parameter, ...]:
     """The parameters of a handler's signature.
+
+    Args:
+        batch: it takes a list of messages and returns a list of answers.
 
     Raises:
         TypeError: the signature can't be served. The message has the handler's file and line.
     """
     hints = _hints(message, function)
+    if batch:
+        return _batch_parameters(message, function, hints)
     _check_returned(message, function, hints.get("return", Any))
     parameters = []
     for parameter in inspect.signature(function).parameters.values():
@@ -65,6 +73,21 @@ def parameters_of(message: str, function: Callable[..., Any]) -> tuple[Parameter
         annotation = hints.get(parameter.name, parameter.annotation)
         parameters.append(_parameter(message, function, parameter, annotation))
     return tuple(parameters)
+
+
+def _batch_parameters(
+    message: str, function: Callable[..., Any], hints: dict[str, Any]
+) -> tuple[Parameter, ...]:
+    parameters = list(inspect.signature(function).parameters.values())
+    returned = hints.get("return", list)
+    returned = typing.get_origin(returned) or returned
+    if len(parameters) != 1 or hints.get(parameters[0].name, list[Message]) != list[Message]:
+        why = "has to take one parameter, list[Message], as batch= is set"
+        raise _unfit(message, function, why)
+    if isinstance(returned, type) and returned is not Any and not issubclass(list, returned):
+        why = f"is annotated to return {_shown(returned)}; with batch= a list is needed"
+        raise _unfit(message, function, why)
+    return (Parameter(parameters[0].name, MESSAGES),)
 
 
 def _unfit(message: str, function: Callable[..., Any], why: str) -> TypeError:
@@ -88,6 +111,8 @@ def _parameter(
         return Parameter(parameter.name, MESSAGE, keyword_only=keyword_only)
     if annotation is Ack:
         return Parameter(parameter.name, ACK, keyword_only=keyword_only)
+    if annotation is StreamState:
+        return Parameter(parameter.name, STATE)
     accepts = _accepted(annotation)
     if accepts is None:
         raise _unfit(
@@ -96,7 +121,7 @@ def _parameter(
             f"has parameter {parameter.name} annotated {annotation!r}, "
             "which no SPOP value can be; use None, bool, int, str, bytes, IPv4Address, "
             "IPv6Address, Headers, a union of these (Headers with neither str nor bytes), "
-            "Message or Ack",
+            "Message, Ack or StreamState",
         )
     default = MISSING if parameter.default is parameter.empty else parameter.default
     return Parameter(parameter.name, ARGUMENT, accepts, default, keyword_only)

@@ -26,6 +26,7 @@ from spop.lifespan import LoopState, use_state
 from spop.logs import SafeLogger
 from spop.loop_life import LoopLife
 from spop.poller import Poller
+from spop.server.calls import Calls
 from spop.server.options import Options
 
 logger = SafeLogger("spop.server")
@@ -44,6 +45,7 @@ class Loop(Protocol):
     context: Context
     poller: Poller
 
+    calls: Calls
     life: LoopLife | None
     options: Options
 
@@ -200,6 +202,7 @@ def _begin(loop: Loop, event_loop: asyncio.AbstractEventLoop) -> None:
         state = event_loop.run_until_complete(loop.life.start())
         loop.life.ended_early = event_loop.stop
     use_state(state)
+    event_loop.run_until_complete(loop.calls.begin())
     loop.has_begun(state)
 
 
@@ -222,6 +225,7 @@ async def serve_here(loop: Loop, began: Callable[[], object], drain: Callable[[]
     if loop.life is not None:
         loop.life.ended_early = guest.end
     try:
+        await loop.calls.begin()
         loop.has_begun(state)
         began()
         guest.start()
@@ -232,8 +236,14 @@ async def serve_here(loop: Loop, began: Callable[[], object], drain: Callable[[]
         raise
     finally:
         guest.stop()
-        await _cancel(loop.tasks)
-        await _end_life(loop)
+        await _finish(loop)
+
+
+async def _finish(loop: Loop) -> None:
+    """End what handlers have left, and then what they have used."""
+    await _cancel(loop.tasks)
+    await loop.calls.finish(loop.options.drain_timeout)
+    await _end_life(loop)
 
 
 async def _end_life(loop: Loop) -> None:
@@ -272,8 +282,7 @@ def _close(event_loop: asyncio.AbstractEventLoop, loop: Loop) -> None:
     Lifespans end between the tasks of handlers and what these have left.
     """
     try:
-        event_loop.run_until_complete(_cancel(loop.tasks))
-        event_loop.run_until_complete(_end_life(loop))
+        event_loop.run_until_complete(_finish(loop))
         event_loop.run_until_complete(_cancel(asyncio.all_tasks(event_loop)))
         event_loop.run_until_complete(event_loop.shutdown_asyncgens())
     finally:

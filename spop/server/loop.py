@@ -32,6 +32,7 @@ from spop.logs import SafeLogger
 from spop.poller import READ, WRITE, new_poller
 from spop.port import FastPath, FastPaths
 from spop.server.admission import Admission
+from spop.server.calls import Calls
 from spop.server.engines import Engines
 from spop.server.exchange import Connection, Exchange
 from spop.server.executor import Executor
@@ -108,7 +109,9 @@ class Loop:
         self._died = shared.thread_died
         self._is_ready = shared.is_ready
         self._buffer = bytearray(RECV_SIZE)
+        self.calls = Calls(options, cells, self._fail_afterwards)
         self.dispatcher = shared.agent.dispatcher(
+            self.calls.route,
             cells=cells,
             max_answer_size=options.max_unsent,
             max_messages=options.max_messages,
@@ -209,7 +212,7 @@ class Loop:
     def _run(self) -> None:
         serve_in_this_thread()
         try:
-            if self.life or any(each.asynchronous for each in self.agent.handlers.values()):
+            if self.life or any(each.needs_event_loop for each in self.agent.handlers.values()):
                 from spop.server import event_loop
 
                 event_loop.serve(self, self.options.event_loop)
@@ -230,6 +233,9 @@ class Loop:
         """The lifespans are set up. Handlers see what they have yielded."""
         self.state = state
         self.began.set_result(None)
+
+    def _fail_afterwards(self, name: str, error: BaseException) -> None:
+        self.dispatcher.fail((self.dispatcher.routes or {})[name], error)
 
     def running_message(self) -> Running | None:
         """The message whose inline handler runs now."""

@@ -149,13 +149,14 @@ class Server:
         self.agent.check_config()
         if self._owns_listeners:
             self._listeners = listen_all(self.options)
+        self._started = time.time()
         try:
             self._start_admin()
+            self._make_loops()
         except BaseException:
+            self._close()
             self._close_listeners()
             raise
-        self._started = time.time()
-        self._make_loops()
 
     def _make_loops(self) -> None:
         """Make the loops, and set up the lifespans of the worker."""
@@ -169,11 +170,7 @@ class Server:
         if resources:
             from spop.loop_life import LoopLife
 
-            try:
-                state = self._lifespans.enter_context(resources.worker())
-            except BaseException:
-                self._close_listeners()
-                raise
+            state = self._lifespans.enter_context(resources.worker())
             for number, loop in enumerate(loops):
                 loop.life = LoopLife(resources, state, is_first=number == 0)
         self._loops = loops
