@@ -24,6 +24,7 @@ from spop.constants import (
     MAX_ARGUMENTS,
     MAX_CONTROL_SIZE,
     MAX_MESSAGES,
+    MOST_UNKNOWN,
     DataType,
     FrameFlag,
     FrameType,
@@ -52,6 +53,9 @@ from spop.parameters import (
     TYPE_BITS,
     Parameter,
     Running,
+    check_answer,
+    missing,
+    mistyped,
 )
 from spop.values import Buffer
 
@@ -112,7 +116,7 @@ class Route:
                 values[slot] = Ack(message.stream_id, message.frame_id)
             elif values[slot] is MISSING:
                 if parameter.default is MISSING:
-                    raise HandlerError(f"message {self.name}: no argument {parameter.name}")
+                    raise missing(self.name, parameter, message.names)
                 values[slot] = parameter.default
         return values
 
@@ -126,9 +130,7 @@ class Route:
             return self._headers(parameter, value)
         if value is None:
             return MISSING
-        raise HandlerError(
-            f"message {self.name}: argument {parameter.name} may not be {_type_name(type_)}"
-        )
+        raise mistyped(self.name, parameter, _type_name(type_))
 
     def _headers(self, parameter: Parameter, value: str | bytes) -> Headers:
         try:
@@ -153,6 +155,8 @@ class Route:
 
 def _results(call: Call, returned: Any) -> list[Any]:
     """What to encode for a handler: its `Ack`, if it has one, and what it returned."""
+    if returned is not None and type(returned) is not dict:
+        check_answer(call.route.function, returned)
     filled = [value.actions for value in call.values or [] if type(value) is Ack]
     return filled if returned is None else [*filled, returned]
 
@@ -309,6 +313,7 @@ class Dispatcher:
         max_arguments: the most arguments of all messages of a NOTIFY.
         deferred: makes the `Deferred` of a NOTIFY.
         on_unknown: the encoded actions that answer a message without a route.
+        without_route: called with the name of such a message, once for each name.
 
     Attributes:
         routes: by message name.
@@ -316,7 +321,7 @@ class Dispatcher:
             the caller, too.
         slow: called with the name and the nanoseconds of a call that took longer than
             `slow_after` nanoseconds; 0: never.
-        unknown: number of messages without a route, by name, for up to 100 names.
+        unknown: number of messages without a route, by name, for up to `MOST_UNKNOWN` names.
         running: the message whose handler is being called, else None.
 
     Raises:
@@ -325,7 +330,7 @@ class Dispatcher:
 
     __slots__ = (
         "_busy", "_clock", "_deferred", "_failed", "_max_arguments", "_max_messages", "_no_route",
-        "cells", "max_answer_size", "routes", "running", "slow", "slow_after", "start", "unknown",
+        "_without_route", "cells", "max_answer_size", "routes", "running", "slow", "slow_after", "start", "unknown",
     )  # fmt: skip
 
     def __init__(
@@ -339,6 +344,7 @@ class Dispatcher:
         max_arguments: int = MAX_ARGUMENTS,
         deferred: type[Deferred] = Deferred,
         on_unknown: bytes = b"",
+        without_route: Callable[[str], None] | None = None,
     ) -> None:
         self.routes = None if routes is None else {route.name: route for route in routes}
         self.cells = new_row(len(self.routes or ())) if cells is None else cells
@@ -352,6 +358,7 @@ class Dispatcher:
         self._max_arguments = max_arguments
         self._deferred = deferred
         self._no_route = Route("", lambda: None, on_error=on_unknown)
+        self._without_route = without_route
         self.start: Callable[[AsyncCall], object] | None = None
         self.slow: Callable[[str, int], object] | None = None
         self.slow_after = 0
@@ -663,5 +670,9 @@ class Dispatcher:
 
     def _unknown(self, name: str) -> None:
         self.cells[Cell.UNKNOWN_MESSAGES] += 1
-        if name in self.unknown or len(self.unknown) < 100:
-            self.unknown[name] = self.unknown.get(name, 0) + 1
+        if name in self.unknown:
+            self.unknown[name] += 1
+        elif len(self.unknown) < MOST_UNKNOWN:
+            self.unknown[name] = 1
+            if self._without_route is not None:
+                self._without_route(name)

@@ -185,3 +185,6 @@ MAX_MESSAGES = 1000
 
 MAX_ARGUMENTS = 10_000
 """Default of the largest number of arguments in all messages of a NOTIFY together."""
+
+MOST_UNKNOWN = 100
+"""Names of messages without a handler that a dispatcher counts one by one."""

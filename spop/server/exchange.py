@@ -20,6 +20,7 @@ from spop.counters import Cell, Cells, RouteCell, observe
 from spop.dispatch import AsyncCall, Call, Deferred, Dispatcher
 from spop.errors import HandlerError, SpopTimeoutError
 from spop.frames import Peer
+from spop.lifespan import LoopState
 from spop.parameters import ASYNC, INLINE, RUNNING
 from spop.poller import READ
 from spop.port import FastPath
@@ -95,6 +96,7 @@ class Host(Protocol):
     cells: Cells
     context: Context
     dispatcher: Dispatcher
+    state: LoopState
     timeouts: dict[str, float]
 
     def call_soon(self, call: Callable[[], object]) -> None:

@@ -14,9 +14,10 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextvars import Context
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from spop.agent import Agent
 from spop.connection import AgentConnection, AgentEvent, Disconnect, Hello, State
@@ -26,11 +27,13 @@ from spop.dispatch import AsyncCall, Call, Deferred
 from spop.errors import HandlerError, LocalProtocolError, ProtocolError, reason
 from spop.forks import FORKED, end_child, serve_in_this_thread
 from spop.frames import Frame, Peer
+from spop.lifespan import LoopState
 from spop.logs import SafeLogger
 from spop.parameters import RUNNING, Running
 from spop.poller import READ, WRITE, new_poller
 from spop.port import FastPath, FastPaths
 from spop.server.admission import Admission
+from spop.server.calls import Calls
 from spop.server.engines import Engines
 from spop.server.exchange import Connection, Exchange
 from spop.server.executor import Executor
@@ -41,6 +44,9 @@ from spop.server.options import Options
 from spop.server.slow import SlowLog
 from spop.server.timers import Timer, Timers
 from spop.server.tls import TLSSocket
+
+if TYPE_CHECKING:
+    from spop.loop_life import LoopLife
 
 logger = SafeLogger("spop.server")
 
@@ -80,6 +86,9 @@ class Loop:
         timeouts: seconds that a call of a handler may take, by message name.
         thread: runs the rounds.
         context: the context of the rounds. Handlers of exchanges get copies of it.
+        life: its lifespans, if the agent has any; set before `start`.
+        state: what they have yielded.
+        began: done when it is ready for connections; has the error if a lifespan failed.
     """
 
     def __init__(self, shared: Shared, cells: Cells, name: str) -> None:
@@ -101,7 +110,9 @@ class Loop:
         self._died = shared.thread_died
         self._is_ready = shared.is_ready
         self._buffer = bytearray(RECV_SIZE)
+        self.calls = Calls(options, cells, self._fail_afterwards)
         self.dispatcher = shared.agent.dispatcher(
+            self.calls.route,
             cells=cells,
             max_answer_size=options.max_unsent,
             max_messages=options.max_messages,
@@ -125,6 +136,9 @@ class Loop:
             if handler.concurrency is not None
         )
         self._running = True
+        self.life: LoopLife | None = None
+        self.state: LoopState = {}
+        self.began: Future[None] = Future()
         self.use_context(Context())
         self.thread = threading.Thread(
             target=self.context.run, args=[self._run], name=name, daemon=True
@@ -199,18 +213,30 @@ class Loop:
     def _run(self) -> None:
         serve_in_this_thread()
         try:
-            if any(handler.asynchronous for handler in self.agent.handlers.values()):
+            if self.life or any(each.needs_event_loop for each in self.agent.handlers.values()):
                 from spop.server import event_loop
 
                 event_loop.serve(self, self.options.event_loop)
             else:
+                self.has_begun({})
                 while self._running:
                     self.round(None)
         except BaseException as error:
             self._running = False
-            self._died(error)
+            if self.began.done():
+                self._died(error)
+            else:
+                self.began.set_exception(error)
         finally:
             self.close()
+
+    def has_begun(self, state: LoopState) -> None:
+        """The lifespans are set up. Handlers see what they have yielded."""
+        self.state = state
+        self.began.set_result(None)
+
+    def _fail_afterwards(self, name: str, error: BaseException) -> None:
+        self.dispatcher.fail((self.dispatcher.routes or {})[name], error)
 
     def running_message(self) -> Running | None:
         """The message whose inline handler runs now."""

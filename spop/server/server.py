@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -92,6 +93,7 @@ class Server:
         self._yielded = False
         self._is_guest = False
         self._loops: list[Loop] = []
+        self._lifespans = contextlib.ExitStack()
         self._started = 0.0
         self._refusals = RateLimitedLog(logger, per_second=1)
         self._admin: Any = None
@@ -128,26 +130,53 @@ class Server:
 
         Raises:
             OSError: an address can't be listened on.
+            BaseException: a lifespan of the agent raised it.
         """
         self._open()
         for loop in self._loops:
             loop.start()
+        try:
+            for loop in self._loops:
+                loop.began.result()
+        except BaseException:
+            self.stop()
+            raise
+        self._loops[0].call_soon(self._accept)
         self._tell_start()
 
     def _open(self) -> None:
         """Listen, and make the loops without running them."""
+        self.agent.check_config()
         if self._owns_listeners:
             self._listeners = listen_all(self.options)
+        self._started = time.time()
         try:
             self._start_admin()
+            self._make_loops()
         except BaseException:
+            self._close()
             self._close_listeners()
             raise
-        self._started = time.time()
-        self._loops = [
+
+    def _make_loops(self) -> None:
+        """Make the loops, and set up the lifespans of the worker."""
+        if not self.agent.handlers:
+            logger.warning("agent %r has no handlers", self.agent.name)
+        loops = [
             Loop(self, self._rows[number], f"spop-loop-{number}")
             for number in range(self.options.threads)
         ]
+        resources = self.agent.resources
+        if resources:
+            from spop.loop_life import LoopLife
+
+            state = self._lifespans.enter_context(resources.worker())
+            for number, loop in enumerate(loops):
+                loop.life = LoopLife(resources, state, is_first=number == 0)
+        self._loops = loops
+
+    def _accept(self) -> None:
+        """Call this in the thread of the first loop."""
         for listener in self._listeners:
             self._loops[0].accept_from(listener, self._take)
 
@@ -346,6 +375,10 @@ class Server:
         """End the threads that are left, after the loops have ended."""
         self.executor.stop()
         self._loops = []
+        try:
+            self._lifespans.close()
+        except Exception as error:
+            logger.failure(error, "a lifespan failed")
         if self._stuck_log is not None:
             self._stuck_log.stop()
         if self._admin is not None:
@@ -400,10 +433,9 @@ class Server:
         loop.thread = threading.current_thread()
         serve_in_this_thread()
         try:
-            self._tell_start()
-            if ready is not None:
-                ready(self)
-            await serve_here(loop, partial(self._drain_here, loop))
+            await serve_here(
+                loop, partial(self._begin_here, ready), partial(self._drain_here, loop)
+            )
         finally:
             serve_in_this_thread(False)
             loop.close()
@@ -417,6 +449,12 @@ class Server:
                 raise ValueError(
                     f"{each.name} is {value!r}, but it runs on the event loop it is in"
                 )
+
+    def _begin_here(self, ready: Callable[[Self], object] | None) -> None:
+        self._accept()
+        self._tell_start()
+        if ready is not None:
+            ready(self)
 
     def _drain_here(self, loop: Loop) -> None:
         self.draining = True
