@@ -18,6 +18,7 @@ still run and async is in force, their ACKs leave on another connection of the e
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import time
 from collections.abc import Callable, Iterable
@@ -44,6 +45,8 @@ QUIET = 0.2
 """Seconds that a draining connection waits for an ACK, to send DISCONNECT right behind it."""
 FIRST_RETRY, LAST_RETRY = 0.05, 1.0
 """Seconds until connections that were not at rest are looked at again, to spare them."""
+HOLD = 0.05
+"""Seconds for which a connection with frames in flight is not read from, to come to rest."""
 SWEEPS = 4
 """Number of sweeps for idle connections in each idle timeout."""
 
@@ -142,6 +145,7 @@ class Leaving:
         self._give_foreign: GiveAway | None = None
         self._owned_ports: frozenset[int] = frozenset()
         self._spare: Spare | None = None
+        self._held: dict[Connection, int] = {}
         self.begun = False
 
     @property
@@ -314,8 +318,10 @@ class Leaving:
         An order that comes later replaces this one. So does the end of `has_too_many`.
         """
         if not self.begun:
-            self._spare = Spare(count, give_away, has_too_many)
-            self._spare_those_at_rest(self._spare, FIRST_RETRY)
+            self._spare = spare = Spare(count, give_away, has_too_many)
+            self._spare_those_at_rest(spare, FIRST_RETRY)
+            if self._spare is spare:
+                self._hold_busy_ones(spare.count)
 
     def _spare_those_at_rest(self, spare: Spare, retry: float) -> None:
         self._end_spare()
@@ -349,6 +355,25 @@ class Leaving:
             and connection.tls is None
             and connection.port not in (None, *self._owned_ports)
         )
+
+    def _hold_busy_ones(self, count: int) -> None:
+        """A connection that pipelines under load might never be at rest.
+
+        While one frame at most may be in flight, no more is read before the others are answered.
+        """
+        busy = (each for each in self._loop.connections if each.movable and each.exchanges)
+        for connection in itertools.islice(busy, count):
+            if connection not in self._held:
+                intake = connection.protocol.intake
+                self._held[connection], intake.max_in_flight = intake.max_in_flight, 1
+        self._loop.timers.call_later(HOLD, self._let_go)
+
+    def _let_go(self) -> None:
+        while self._held:
+            connection, max_in_flight = self._held.popitem()
+            connection.protocol.intake.max_in_flight = max_in_flight
+            if connection in self._loop.connections:
+                self._loop.see_to(connection, WRITE)
 
     def _end_spare(self) -> None:
         if self._spare is not None and not (self._spare.count and self._spare.has_too_many()):
