@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import signal
 import socket
 import threading
@@ -19,7 +20,9 @@ from haproxy import wait_until
 from serving import Served, served, wait_until_serving
 
 from spop import Agent, Client, Message, SpopError
+from spop.address import Address
 from spop.server.balance import SETTLE, is_uneven, surplus
+from spop.server.options import Options
 
 AGENT = """
 import os
@@ -286,3 +289,130 @@ def test_loops_of_a_process_have_as_many_connections() -> None:
 def test_the_fewest_connections_are_moved(counts: list[int], given: list[int]) -> None:
     assert surplus(counts) == given
     assert is_uneven(counts) == any(given)
+
+
+# --- ranges of ports ---
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> str:
+    """``HOST:PORT-PORT`` of ports that nobody uses."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for _ in range(100):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError, OverflowError):
+            first = stack.enter_context(socket.create_server((host, 0), family=family))
+            low = first.getsockname()[1]
+            for port in range(low + 1, low + count):
+                stack.enter_context(socket.create_server((host, port), family=family))
+            shown = f"[{host}]" if ":" in host else host
+            return f"{shown}:{low}-{low + count - 1}"
+    raise AssertionError("no range of ports is free")
+
+
+def addresses(bind: str) -> list[str]:
+    host, _, ports = bind.rpartition(":")
+    low, high = map(int, ports.split("-"))
+    return [f"{host}:{port}" for port in range(low, high + 1)]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_each_worker_has_a_port_of_a_range(tmp_path: Path, host: str) -> None:
+    """A port's connections stay with its worker, and go to its successor."""
+    bind = free_ports(3, host)
+    with (
+        serving(tmp_path, "--processes", "3", bind=bind) as process,
+        contextlib.ExitStack() as stack,
+    ):
+        first, second, third = (stack.enter_context(talk(each)) for each in addresses(bind))
+        first.open(9)
+        second.open(1)
+        third.open(1)
+        for _ in range(2):
+            pids = [pids_of(each) for each in (first, second, third)]
+            assert [len(each) for each in pids] == [1, 1, 1]
+            assert set.union(*pids) == set(process.workers())
+            time.sleep(2 * SETTLE)
+            assert [pids_of(each) for each in (first, second, third)] == pids
+            replace_workers(process)
+            for each in (first, second, third):
+                each.open(1)
+        assert "disconnected" not in process.log
+
+
+def pids_of(talk: Talk) -> set[object]:
+    return {talk.ask(client, 0) for client in talk.clients}
+
+
+def test_another_worker_accepts_for_a_missing_one(tmp_path: Path) -> None:
+    """Until its successor is there, which takes over what has come to its port."""
+    bind = free_ports(2)
+    with (
+        serving(tmp_path, "--processes", "2", bind=bind) as process,
+        talk(addresses(bind)[0]) as first,
+        talk(addresses(bind)[1]) as second,
+    ):
+        first.open(1)
+        second.open(1)
+        (victim,), (other,) = pids_of(first), pids_of(second)
+        (tmp_path / "spread_agent.py").write_text(f"import time; time.sleep(3)\n{AGENT}")
+        assert isinstance(victim, int)
+        os.kill(victim, signal.SIGKILL)
+        process.wait_for_log(f"worker {victim} died")
+        first.close(1)
+        first.open(1)
+        assert pids_of(first) == {other}
+        wait_until(lambda: pids_of(first) != {other}, "the port's own worker", timeout=30)
+        assert pids_of(first) | {other} == set(process.workers())
+        assert pids_of(second) == {other}
+
+
+def test_other_addresses_are_shared_beside_a_range(tmp_path: Path, address: str) -> None:
+    bind = free_ports(2)
+    options = "--processes", "2", "--bind", address
+    with (
+        serving(tmp_path, *options, bind=bind) as process,
+        talk(address) as shared,
+        talk(addresses(bind)[0]) as first,
+    ):
+        first.open(5)
+        shared.open(8)
+        wait_until(lambda: shared.is_even(2), "an even spread", timeout=10)
+        assert len(pids_of(first)) == 1
+        assert "disconnected" not in process.log
+
+
+def test_a_range_has_a_port_for_each_process() -> None:
+    options = Options.of("[::1]:9000-9002", processes=3)
+    assert list(map(str, options.addresses)) == ["[::1]:9000", "[::1]:9001", "[::1]:9002"]
+    assert options.port_numbers == [0, 1, 2]
+    more = Options.of(["unix:/run/a:1-2", "127.0.0.1:9000-9001"], processes=2)
+    assert more.addresses[0] == Address("", 0, "/run/a:1-2")
+    assert more.port_numbers == [None, 0, 1]
+    wrong = "bind 127.0.0.1:9000-9003 has 4 ports, but processes is {}: each worker has a port"
+    for processes in (1, 3, 5):
+        with pytest.raises(ValueError, match=wrong.format(processes)):
+            Options.of("127.0.0.1:9000-9003", processes=processes)
+
+
+@pytest.mark.parametrize("bind", ["127.0.0.1:9001-9000", ":0-1", "a:65535-65536", "::1:1-2"])
+def test_a_range_that_is_none_is_refused(bind: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(bind.rpartition("-")[0])):
+        Options.of(bind, processes=2)
+
+
+def test_ranges_are_for_bind_alone() -> None:
+    with pytest.raises(ValueError, match="neither HOST:PORT nor unix:PATH"):
+        Client("127.0.0.1:9000-9001")
+    with pytest.raises(ValueError, match="neither HOST:PORT nor unix:PATH"):
+        Options.of("127.0.0.1:9000", admin="127.0.0.1:9001-9002")
+
+
+def test_a_server_of_one_process_takes_a_range_of_one_port() -> None:
+    agent = Agent()
+    (address,) = addresses(bind := free_ports(1))
+    with agent.serve_in_background(bind) as server:
+        assert str(server.address) == address
+        Client(address).connect()
+    with pytest.raises(ValueError, match="has 2 ports, but processes is 1"):
+        agent.serve(free_ports(2))
+    with pytest.raises(ValueError, match="has 2 ports, but processes is 1"):
+        agent.serve_in_background(free_ports(2))

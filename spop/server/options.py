@@ -18,6 +18,7 @@ from spop.address import Address
 from spop.constants import MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, MIN_FRAME_SIZE
 
 DEFAULT_BIND = "127.0.0.1:9000"
+MAX_PORT = 65535
 
 
 def _option(
@@ -171,8 +172,8 @@ def _addresses(text: str) -> list[Address]:
     if found is None:
         return [Address.parse(text)]
     host, first, last = found[1], int(found[2]), int(found[3])
-    if not 0 < first <= last:
-        raise ValueError(f"bind {text!r}: ports of a range are written from low to high")
+    if not 0 < first <= last <= MAX_PORT:
+        raise ValueError(f"bind {text!r}: its ports are not from low to high, {MAX_PORT} at most")
     return [Address.parse(f"{host}:{port}") for port in range(first, last + 1)]
 
 
