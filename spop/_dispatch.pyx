@@ -20,12 +20,13 @@ from spop._codec cimport (
 )
 
 from spop._headers cimport received
-from spop._intake cimport TOO_BIG, WHOLE, Bytes, Intake, Step, add_bytes, drop_bytes, free_bytes
+from spop._intake cimport TOO_BIG, WHOLE, Bytes, Intake, Step, drop_bytes, free_bytes
 
 from collections.abc import Coroutine
 
 from spop.parameters import ASYNC as PY_ASYNC, HEADERS as PY_HEADERS, INLINE as PY_INLINE
 from spop.parameters import LEFT as PY_LEFT, MISSING, RUNNING, Running
+from spop.constants import VALUE_SIZE as PY_VALUE_SIZE
 from spop.constants import (
     DEFAULT_MAX_PAYLOAD_SIZE, MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, DataType,
 )
@@ -70,6 +71,7 @@ cdef enum:
     MOST_SPARE = 262144    # Bytes of the memory of a payload that is kept for the next.
     FIELDS_KEPT = 1024     # Fields and spans that are kept for the next NOTIFY.
     LEARNED_NAMES = 1024
+    VALUE_SIZE = 64        # Bytes that the object of an argument takes besides its own, roughly.
 
     INLINE = 0
     ASYNC = 1
@@ -88,7 +90,7 @@ C_CELLS = [
     (RouteCell.ERRORS, ERRORS), (RouteCell.NANOSECONDS, NANOSECONDS),
     (RouteCell.BUCKETS, FIRST_BUCKET), (PY_BUCKETS, BUCKETS), (PY_BUCKET_SHIFT, BUCKET_SHIFT),
     (Cell.PAYLOADS_TOO_BIG, PAYLOADS_TOO_BIG), (Cell.ROUND_BEGAN, ROUND_BEGAN),
-    (PY_HEADERS, HEADERS), (PY_INLINE, INLINE), (PY_ASYNC, ASYNC), (PY_LEFT, LEFT),
+    (PY_VALUE_SIZE, VALUE_SIZE), (PY_HEADERS, HEADERS), (PY_INLINE, INLINE), (PY_ASYNC, ASYNC), (PY_LEFT, LEFT),
 ]
 
 
@@ -477,7 +479,7 @@ cdef class Dispatcher:
         drop_bytes(received, self.answer(
             intake, received.data + received.start, received.end - received.start, frames, w))
         if received.end or frames:
-            return add_bytes(received, data + used, size - used)
+            return intake.keep(received, data + used, size - used)
         return self.answer_and_keep(intake, data + used, size - used, frames, w)
 
     cdef inline int answer_and_keep(
@@ -485,7 +487,7 @@ cdef class Dispatcher:
     ) except -1:
         cdef Py_ssize_t used = self.answer(intake, data, size, frames, w)
         if used < size:
-            add_bytes(&intake.received, data + used, size - used)
+            intake.keep(&intake.received, data + used, size - used)
         return 0
 
     cdef Py_ssize_t answer(
@@ -590,6 +592,7 @@ cdef class Dispatcher:
         cdef Span *span
         cdef int i
         self.span_count = 0
+        self.read_size = r.end - r.offset
         while r.offset < r.end:
             if self.span_count == self.max_messages:
                 raise TooManyMessagesError(f"NOTIFY of more than {self.max_messages} messages")
@@ -670,12 +673,9 @@ cdef class Dispatcher:
                 continue
             waiting = self.run(<Route>span.route, span, header, intake, most, w)
             if waiting is not None:
-                intake.in_flight += 1
-                frames.append(self.new_deferred(
-                    header.stream_id, header.frame_id,
-                    PyBytes_FromStringAndSize(
-                        <const char *>w.data + payload, w.length - payload),
-                    self.calls(waiting, i + 1, header, intake.peer), most - payload))
+                frames.append(self.defer(
+                    waiting, i + 1, header, intake, PyBytes_FromStringAndSize(
+                        <const char *>w.data + payload, w.length - payload), most - payload))
                 w.length = start
                 return 0
         finish_frame(w, start)
@@ -755,6 +755,20 @@ cdef class Dispatcher:
         if 0 < self.slow_after < taken and route.kind == INLINE and self.slow is not None:
             self.slow(route.name, taken)
         return 0
+
+    cdef object defer(
+        self, waiting, Py_ssize_t first, Header *header, Intake intake, bytes actions,
+        Py_ssize_t room,
+    ):
+        """The `Deferred` of a NOTIFY with a call that has to be waited for."""
+        cdef list calls = self.calls(waiting, first, header, intake.peer)
+        cdef Deferred deferred = self.new_deferred(
+            header.stream_id, header.frame_id, actions, calls, room)
+        cdef Span *last = &self.spans[self.span_count - 1]
+        deferred.size = self.read_size + VALUE_SIZE * (last.first + last.count)
+        intake.in_flight += 1
+        intake.memory.take(deferred.size)
+        return deferred
 
     cdef list calls(self, waiting, Py_ssize_t first, Header *header, object connection):
         """The call that has to be waited for and, bound, those of the messages behind it."""

@@ -25,6 +25,7 @@ from spop.constants import (
     MAX_ARGUMENTS,
     MAX_CONTROL_SIZE,
     MAX_MESSAGES,
+    VALUE_SIZE,
     DataType,
     FrameFlag,
     FrameType,
@@ -287,9 +288,10 @@ class Deferred:
         actions: the encoded actions of the handlers that have ended.
         calls: the calls of the other handlers, in order. The first may have begun.
         room: the most bytes that `actions` may have, as the ACK must fit one frame.
+        size: bytes of memory that its messages take, roughly.
     """
 
-    __slots__ = ("actions", "calls", "frame_id", "room", "stream_id")
+    __slots__ = ("actions", "calls", "frame_id", "room", "size", "stream_id")
 
     def __init__(
         self, stream_id: int, frame_id: int, actions: bytes, calls: list[Call], room: int
@@ -299,6 +301,7 @@ class Deferred:
         self.actions = actions
         self.calls = calls
         self.room = room
+        self.size = 0
 
 
 Failed = Callable[[str, BaseException], None]
@@ -333,7 +336,7 @@ class Dispatcher:
 
     __slots__ = (
         "_busy", "_clock", "_deferred", "_failed", "_max_arguments", "_max_messages", "_no_route",
-        "cells", "max_answer_size", "routes", "running", "slow", "slow_after", "start", "unknown",
+        "_read_size", "cells", "max_answer_size", "routes", "running", "slow", "slow_after", "start", "unknown",
     )  # fmt: skip
 
     def __init__(
@@ -365,6 +368,7 @@ class Dispatcher:
         self.slow_after = 0
         self._busy = False
         self._clock = 0
+        self._read_size = 0
         self.unknown: dict[str, int] = {}
         self.running: Running | None = None
 
@@ -415,7 +419,7 @@ class Dispatcher:
             del unread[: self._answer(intake, bytes(unread), frames, out)]
         if not unread and not frames:
             used += self._answer(intake, bytes(data[used:]), frames, out)
-        unread += data[used:]
+        intake._keep(unread, data[used:])
 
     def _answer(
         self, intake: Intake, data: bytes, frames: list[Frame | Deferred], out: bytearray
@@ -502,6 +506,7 @@ class Dispatcher:
         """Read the messages of a NOTIFY, up to the limits."""
         messages: list[Message] = []
         arguments = 0
+        self._read_size = end - offset
         while offset < end:
             if len(messages) == self._max_messages:
                 raise TooManyMessagesError(f"NOTIFY of more than {self._max_messages} messages")
@@ -539,12 +544,20 @@ class Dispatcher:
             waiting = self._run(route, message, ack, payload + room)
             if waiting is not None:
                 calls = [waiting, *self._bound(notify.messages[index + 1 :])]
-                intake.in_flight += 1
-                ids, actions = (notify.stream_id, notify.frame_id), bytes(ack[payload:])
-                frames.append(self._deferred(*ids, actions, calls, room))
+                frames.append(self._defer(intake, notify, bytes(ack[payload:]), calls, room))
                 return
         self.cells[Cell.ACKS] += 1
         out += codec.finish_frame(0, ack)
+
+    def _defer(
+        self, intake: Intake, notify: Notify, actions: bytes, calls: list[Call], room: int
+    ) -> Deferred:
+        deferred = self._deferred(notify.stream_id, notify.frame_id, actions, calls, room)
+        values = sum(len(message.names) for message in notify.messages)
+        deferred.size = self._read_size + VALUE_SIZE * values
+        intake.in_flight += 1
+        intake.memory.take(deferred.size)
+        return deferred
 
     def _run(self, route: Route, message: Message, ack: bytearray, most: int) -> Call | None:
         """Call a handler and add its answer, if it fits `most`. Returns a call to be waited for."""

@@ -190,6 +190,9 @@ MAX_ANSWER_SIZE = 256 * 1024
 """Bytes of ACKs that are sent before more frames are handled. The answers to small NOTIFY frames
 can be large. Without this limit one read could fill the memory."""
 
+VALUE_SIZE = 64
+"""Bytes that the object of an argument takes besides those in the frame, roughly."""
+
 MAX_MESSAGES = 1000
 """Default of the largest number of messages in a NOTIFY."""
 

@@ -5,6 +5,7 @@ On the left what happens to a connection, on the right what follows::
     the peer's DISCONNECT ──────────── ours answers it ──┐
     bytes that break the protocol ─────┐                 │
     no HELLO in time, idle for too long├─ our DISCONNECT ┤
+    too much memory ───────────────────┤                 │
     drain: nothing left to answer ─────┘                 │
                                                          ├─ report ─ linger ─ close
     the peer closed its side, a socket error ────────────┼─ report ────────── close
@@ -31,7 +32,9 @@ from spop.counters import Cell, Cells, status_cell
 from spop.frames import Peer
 from spop.logs import SafeLogger
 from spop.poller import READ, WRITE
+from spop.server.engines import Engines
 from spop.server.exchange import Connection
+from spop.server.memory import MemoryLimit
 from spop.server.options import Options
 from spop.server.timers import Timers
 
@@ -42,7 +45,7 @@ LINGER = 2.0
 QUIET = 0.2
 """Seconds that a draining connection waits for an ACK, to send DISCONNECT right behind it."""
 SWEEPS = 4
-"""Number of sweeps for idle connections in each idle timeout."""
+"""Number of sweeps in each idle timeout, and in each handshake timeout for payloads."""
 
 GiveAway = Callable[[socket.socket, dict[str, Any]], object]
 """Takes the socket of a connection at rest, and what HELLO agreed on, for another process."""
@@ -94,6 +97,9 @@ class Loop(Protocol):
     timers: Timers
     connections: set[Connection]
 
+    def call_soon(self, call: Callable[[], object]) -> None:
+        """Run `call` in the next round."""
+
     def see_to(self, connection: Connection, events: int) -> None:
         """Do what the socket is ready for."""
 
@@ -110,10 +116,14 @@ class Leaving:
     Attributes:
         begun: the loop drains or hands over.
         handing_over: connections at rest are given away.
+        memory: counts what the connections keep.
     """
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, engines: Engines) -> None:
         self._loop = loop
+        share = loop.options.max_memory // loop.options.threads
+        self.memory = MemoryLimit(loop, engines, share, self.end_for_memory).memory
+        self.memory.fragmented = self._watch_payloads
         self._handshakes = Deadlines(
             loop.timers, loop.options.handshake_timeout, self._end_handshake
         )
@@ -176,6 +186,17 @@ class Leaving:
         self.report(connection, Disconnect(code, message, False))
         self._loop.see_to(connection, WRITE)
 
+    def end_for_memory(self, connection: Connection) -> None:
+        """End a connection, to have the memory that it takes."""
+        self._loop.cells[Cell.OUT_OF_MEMORY] += 1
+        exchanges, connection.exchanges = connection.exchanges, set()
+        for exchange in exchanges:
+            exchange.cancel()
+        if connection.protocol.should_close:
+            self.close(connection)
+        else:
+            self._end(connection, Status.RESOURCE, "max_memory is reached")
+
     def linger(self, connection: Connection) -> None:
         """All bytes are sent: close our side, and wait for the peer to close its own."""
         with contextlib.suppress(OSError):
@@ -233,7 +254,28 @@ class Leaving:
         if connection not in self._loop.connections or connection.protocol.should_close:
             return
         self._loop.cells[cell] += 1
-        self.disconnect(connection, Status.TIMEOUT, message)
+        self._end(connection, Status.TIMEOUT, message)
+
+    def _watch_payloads(self) -> None:
+        timeout = self._loop.options.handshake_timeout
+        self._loop.timers.call_later(timeout / SWEEPS, self._sweep_payloads)
+
+    def _sweep_payloads(self) -> None:
+        """End the connections whose payload in fragments took the handshake timeout."""
+        earliest = time.monotonic_ns() - self._loop.options.handshake_timeout * 1e9
+        for connection in list(self._loop.connections):
+            intake = connection.protocol.intake
+            if intake.begun and intake.began < earliest:
+                message = "a payload in fragments did not end in time"
+                self._time_out(connection, Cell.HANDSHAKE_TIMEOUTS, message)
+        self.memory.watching = any(
+            connection.protocol.intake.begun for connection in self._loop.connections
+        )
+        if self.memory.watching:
+            self._watch_payloads()
+
+    def _end(self, connection: Connection, code: Status, message: str) -> None:
+        self.disconnect(connection, code, message)
         if connection.unsent:  # The peer does not read, so it would not see the DISCONNECT.
             self.close(connection)
 

@@ -109,7 +109,7 @@ class Loop:
         )
         self.dispatcher.slow, self.dispatcher.slow_after = shared.slow_log, shared.slow_log.after
         self._fast_paths = FastPaths(self.dispatcher, self._buffer, self.see_to, self._go_on)
-        self._leaving = Leaving(self)
+        self._leaving = Leaving(self, shared.engines)
         self._acknowledged: dict[Connection, None] = {}
         self._calls: deque[Callable[[], object]] = deque()
         self._results: deque[Result] = deque()
@@ -314,6 +314,7 @@ class Loop:
         served = TLSSocket(sock, tls) if tls and sock.family != socket.AF_UNIX else sock
         connection = Connection(served, host, self._new_protocol(address))
         protocol, fd = connection.protocol, served.fileno()
+        protocol.intake.memory = self._leaving.memory
         connection.fast_path = FastPath(self._fast_paths, protocol.intake, fd, connection)
         # The fast path reads plain sockets alone, and does not log frames.
         connection.fast_path.enabled = (
@@ -375,7 +376,7 @@ class Loop:
         elif error is not None and not isinstance(error, ProtocolError):
             self._leaving.fail(connection, error)
         else:
-            connection.unsent = unsent
+            connection.keep_unsent(unsent)
             self._guarded(connection, self._frames, connection, frames, error)
 
     def _frames(
@@ -459,7 +460,10 @@ class Loop:
         if sent:
             connection.fast_path.active = True
             self.cells[Cell.BYTES_SENT] += sent
-        connection.unsent = data[sent:] if sent < len(data) else b""
+        if sent < len(data):
+            connection.keep_unsent(data[sent:])
+        else:
+            connection.unsent = b""
 
     def _holds_back(self, connection: Connection) -> bool:
         """Earlier frames have to be answered before more is read."""

@@ -85,6 +85,9 @@ class Options:
         MAX_ANSWER_SIZE, "Size of unsent answers above which a connection is not read from.", 1024,
         size=True,
     )  # fmt: skip
+    max_memory: int = _option(
+        512 * 2**20, "Memory that the connections of a worker may take.", 2**20, size=True
+    )
     max_messages: int = _option(MAX_MESSAGES, "Messages in a frame.", 1)
     max_arguments: int = _option(MAX_ARGUMENTS, "Arguments in a frame.", 1)
     allow: tuple[str, ...] = _option(
