@@ -13,7 +13,7 @@ from libc.string cimport memcmp, memcpy, memmove, memset
 
 from spop._codec cimport (
     ABORT, ACK, AGENT_DISCONNECT, AGENT_HELLO, FIN, HAPROXY_DISCONNECT, HAPROXY_HELLO,
-    FLAGS_END, LENGTH_SIZE, MAX_CONTROL_SIZE, NOTIFY, T_BINARY, T_INT32, T_NULL, T_STRING,
+    LENGTH_SIZE, MAX_CONTROL_SIZE, NOTIFY, T_BINARY, T_INT32, T_NULL, T_STRING,
     T_UINT64, UNSET_FRAME, Field, Header, Reader, Writer, argument_value, begin_frame,
     field_value, finish_frame, frame_length, name_text, new_message, read_field, read_frame,
     read_header, read_span, release, text, use_stack, write_answer, write_bytes,
@@ -28,7 +28,7 @@ from spop.parameters import ASYNC as PY_ASYNC, HEADERS as PY_HEADERS, INLINE as 
 from spop.parameters import LEFT as PY_LEFT, MISSING, RUNNING, Running
 from spop.constants import VALUE_SIZE as PY_VALUE_SIZE
 from spop.constants import (
-    DEFAULT_MAX_PAYLOAD_SIZE, MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, DataType,
+    DEFAULT_MAX_PAYLOAD_SIZE, MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, MAX_TEXT_SIZE, DataType,
 )
 from spop.counters import Cell, RouteCell, new_row, row_size
 from spop.counters import BUCKETS as PY_BUCKETS, BUCKET_SHIFT as PY_BUCKET_SHIFT
@@ -159,10 +159,10 @@ cdef class Route:
         cdef int slot
         if found is None:
             found = self.slots.get(name.replace(b"-", b"_").replace(b".", b"_"), -1)
-            if len(self.slots) < LEARNED_NAMES:
+            if len(self.slots) < LEARNED_NAMES and len(name) <= MAX_TEXT_SIZE:
                 self.slots[name] = found
         slot = found
-        if position > self.seen_count:
+        if position > self.seen_count or field.name_length > MAX_TEXT_SIZE:
             return slot
         if position == self.seen_count:
             self.names_seen.append(name)
@@ -501,9 +501,7 @@ cdef class Dispatcher:
         try:
             while not intake.is_paused() and w.length < self.max_answer_size:
                 if not intake.is_open:
-                    if end - offset < FLAGS_END:
-                        break  # How an error is answered depends on the flags of HELLO.
-                    intake.see_flags(data + offset + LENGTH_SIZE)
+                    intake.see_flags(data + offset + LENGTH_SIZE, end - offset - LENGTH_SIZE)
                 length = frame_length(data, offset, end, intake.frame_limit())
                 if length < 0:
                     break
@@ -858,7 +856,7 @@ cdef class Dispatcher:
 
     cdef int count_unknown(self, Span *span) except -1:
         self.row[UNKNOWN_MESSAGES] += 1
-        name = text(span.name, span.name_length)
+        name = text(span.name, span.name_length)[:MAX_TEXT_SIZE]
         if name in self.unknown or len(self.unknown) < 100:
             self.unknown[name] = self.unknown.get(name, 0) + 1
         return 0

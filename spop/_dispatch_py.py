@@ -19,12 +19,12 @@ from spop._headers_py import Headers
 from spop._intake_py import Intake
 from spop.constants import (
     CONTROL_TYPES,
-    FLAGS_END,
     LENGTH_SIZE,
     MAX_ANSWER_SIZE,
     MAX_ARGUMENTS,
     MAX_CONTROL_SIZE,
     MAX_MESSAGES,
+    MAX_TEXT_SIZE,
     VALUE_SIZE,
     DataType,
     FrameFlag,
@@ -429,8 +429,6 @@ class Dispatcher:
         try:
             while not intake.paused and len(out) < self.max_answer_size:
                 if not intake.is_open:
-                    if len(data) - offset < FLAGS_END:
-                        break  # How an error is answered depends on the flags of HELLO.
                     intake._see_flags(data, offset + LENGTH_SIZE)
                 length = codec.frame_length(data, offset, intake._frame_limit)
                 if length < 0:
@@ -682,5 +680,6 @@ class Dispatcher:
 
     def _unknown(self, name: str) -> None:
         self.cells[Cell.UNKNOWN_MESSAGES] += 1
+        name = name[:MAX_TEXT_SIZE]
         if name in self.unknown or len(self.unknown) < 100:
             self.unknown[name] = self.unknown.get(name, 0) + 1

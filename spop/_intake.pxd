@@ -71,7 +71,7 @@ cdef class Intake:
     cdef int keep(
         self, Bytes *kept, const unsigned char *data, Py_ssize_t size, Py_ssize_t expected=*
     ) except -1
-    cdef void see_flags(self, const unsigned char *frame) noexcept
+    cdef void see_flags(self, const unsigned char *frame, Py_ssize_t size) noexcept
     cdef Py_ssize_t complete_frame(self, const unsigned char *data, Py_ssize_t size) except -1
     cdef Step take_fragment(self, Reader *r, Header *header) except? WAITING
     cdef void end_payload(self) noexcept

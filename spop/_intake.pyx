@@ -129,8 +129,11 @@ cdef class Intake:
             self.memory.take(kept.capacity - before)
         return 0
 
-    cdef void see_flags(self, const unsigned char *frame) noexcept:
-        """A HELLO shows how the connection writes flags."""
+    cdef void see_flags(self, const unsigned char *frame, Py_ssize_t size) noexcept:
+        """A HELLO shows how the connection writes flags, as the twin describes it."""
+        if size < FLAGS_END - LENGTH_SIZE:
+            self.whole = True
+            return
         self.little_endian = frame[1] != 0 and frame[4] == 0
         self.whole = frame[0] == HAPROXY_HELLO and not (
             frame[1] or frame[2] or frame[3] or frame[4])

@@ -170,7 +170,14 @@ class Intake:
         self.memory.take(len(data))
 
     def _see_flags(self, data: bytes, offset: int) -> None:
-        """A HELLO shows how the connection writes flags."""
+        """A HELLO shows how the connection writes flags.
+
+        How an error is answered depends on them. If the length is wrong before they have come,
+        there is no answer, as there is none if HAProxy 1.7 may have asked.
+        """
+        if len(data) - offset < FLAGS_END - LENGTH_SIZE:
+            self.whole = True
+            return
         self.little_endian, none = flags_of_hello(data, offset)
         self.whole = none and data[offset] == FrameType.HAPROXY_HELLO
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import sys
 import threading
 import types
@@ -44,7 +45,7 @@ from spop.dispatch import (
 from spop.forks import FORKED, end_child
 from spop.frames import Ack, Message, Peer
 from spop.headers import Headers
-from spop.logs import RateLimitedLog, SafeLogger, text_of
+from spop.logs import RateLimitedLog, SafeLogger, shortened, text_of
 from spop.values import UNSET, Value, type_unset
 
 logger = SafeLogger("spop.agent")
@@ -366,18 +367,21 @@ class Agent:
         """Count and log a failed message, and call the hooks."""
         with self._errors_lock:
             self.errors[name] += 1
-        if self._error_log.allows() is not None:
-            summary = repr(f"{type(error).__name__}: {text_of(error)}")
-            logger.failure(error, "message %r failed: %s", name, summary)
+        self._log_failure(error, "message %r failed: %r", name)
         self._keep_interrupt(error)
         for hook in self._error_hooks:
             self._run_hook(hook, name, error)
+
+    def _log_failure(self, error: BaseException, message: str, name: str) -> None:
+        summary = shortened(f"{type(error).__name__}: {text_of(error)}")
+        if self._error_log.allows(logging.ERROR, message, name, summary):
+            logger.failure(error, message, name, summary)
 
     def _run_hook(self, hook: Callable[..., object], *args: object) -> None:
         try:
             hook(*args)
         except BaseException as error:  # As with a handler: the loop goes on.
-            logger.failure(error, "hook %s failed", text_of(hook, _function_name))
+            self._log_failure(error, "hook %s failed: %r", text_of(hook, _function_name))
             self._keep_interrupt(error)
         finally:
             if FORKED:

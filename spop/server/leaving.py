@@ -29,16 +29,15 @@ from spop.agent import Agent
 from spop.connection import Disconnect, State
 from spop.constants import Status
 from spop.counters import Cell, Cells, status_cell
+from spop.errors import reason as error_text
 from spop.frames import Peer
-from spop.logs import SafeLogger
 from spop.poller import READ, WRITE
+from spop.server.connection_log import ConnectionLog
 from spop.server.engines import Engines
 from spop.server.exchange import Connection
 from spop.server.memory import MemoryLimit
 from spop.server.options import Options
 from spop.server.timers import Timers
-
-logger = SafeLogger("spop.server")
 
 LINGER = 2.0
 """Seconds that a peer has to read our DISCONNECT and close."""
@@ -119,8 +118,9 @@ class Leaving:
         memory: counts what the connections keep.
     """
 
-    def __init__(self, loop: Loop, engines: Engines) -> None:
+    def __init__(self, loop: Loop, engines: Engines, log: ConnectionLog) -> None:
         self._loop = loop
+        self._log = log
         share = loop.options.max_memory // loop.options.threads
         self.memory = MemoryLimit(loop, engines, share, self.end_for_memory).memory
         self.memory.fragmented = self._watch_payloads
@@ -143,9 +143,10 @@ class Leaving:
         """A connection was accepted: its handshake timeout begins."""
         self._handshakes.add(connection)
 
-    def said_hello(self, connection: Connection) -> None:
+    def said_hello(self, connection: Connection, peer: Peer) -> None:
         """HELLO is done: only the idle timeout counts now."""
         self._handshakes.discard(connection)
+        self._log.begun(peer)
 
     def watch_idle(self) -> None:
         """Look for idle connections from now on."""
@@ -164,16 +165,15 @@ class Leaving:
             cells[status_cell(Cell.DISCONNECTS_SENT, reason.code)] += 1
             cells[Cell.FRAMES_TOO_BIG] += reason.code == Status.TOO_BIG
         if peer is None or not peer.healthcheck:
-            _log_end(peer.address if peer else connection.protocol.address, reason)
+            self._log.ended(peer.address if peer else connection.protocol.address, reason)
             self._tell(peer, reason)
 
     def fail(self, connection: Connection, error: Exception) -> None:
         """End a connection after an unexpected error. All others go on."""
-        if isinstance(error, OSError):
-            reason = error.strerror or str(error)
-        else:
-            logger.failure(error, "connection failed")
-            reason = "internal error"
+        is_ours = not isinstance(error, OSError)
+        if is_ours or connection.protocol.state is State.HELLO:
+            self._log.failed(connection.protocol.address, error)
+        reason = "internal error" if is_ours else error_text(error)
         if connection.peer is not None:
             self.report(connection, Disconnect(Status.IO, reason, True))
         self.close(connection)
@@ -335,12 +335,3 @@ class Leaving:
         for connection in list(self._loop.connections):
             if not connection.protocol.in_flight and not connection.unsent:
                 self.disconnect(connection, Status.NORMAL, "the agent stops")
-
-
-def _log_end(address: str, reason: Disconnect) -> None:
-    if reason.remote:
-        logger.info("disconnected by %s: %d %r", address, reason.code, reason.message)
-    elif reason.code == Status.NORMAL:
-        logger.info("disconnected %s: %d %r", address, reason.code, reason.message)
-    else:
-        logger.warning("disconnected %s: %d %r", address, reason.code, reason.message)

@@ -30,6 +30,7 @@ from spop.logs import SafeLogger
 from spop.poller import READ, WRITE, new_poller
 from spop.port import FastPath, FastPaths
 from spop.server.admission import Admission
+from spop.server.connection_log import ConnectionLog
 from spop.server.engines import Engines
 from spop.server.exchange import Connection, Exchange
 from spop.server.executor import Executor
@@ -61,6 +62,7 @@ class Shared(Protocol):
     admission: Admission
     tls: ssl.SSLContext | None
     slow_log: SlowLog
+    connection_log: ConnectionLog
 
     def thread_died(self, error: BaseException) -> None: ...
 
@@ -109,7 +111,7 @@ class Loop:
         )
         self.dispatcher.slow, self.dispatcher.slow_after = shared.slow_log, shared.slow_log.after
         self._fast_paths = FastPaths(self.dispatcher, self._buffer, self.see_to, self._go_on)
-        self._leaving = Leaving(self, shared.engines)
+        self._leaving = Leaving(self, shared.engines, shared.connection_log)
         self._acknowledged: dict[Connection, None] = {}
         self._calls: deque[Callable[[], object]] = deque()
         self._results: deque[Result] = deque()
@@ -513,20 +515,11 @@ class Loop:
                 raise AssertionError("the dispatcher answers every NOTIFY, or makes it an Exchange")
 
     def _greeted(self, connection: Connection, peer: Peer) -> None:
-        self._leaving.said_hello(connection)
+        self._leaving.said_hello(connection, peer)
         connection.peer = peer
         if peer.healthcheck:
             self.cells[Cell.HEALTHCHECKS] += 1
-            logger.debug("health check from %s", peer.address)
             return
-        logger.info(
-            "connection from %s: SPOP %s, max-frame-size %d, %s, engine %r",
-            peer.address,
-            peer.version,
-            peer.max_frame_size,
-            ",".join(sorted(peer.capabilities)) or "no capabilities",
-            peer.engine_id,
-        )
         if peer.async_engine_id:
             self._engines.add(peer.async_engine_id, connection, self)
         self.agent.connected(peer)

@@ -16,6 +16,7 @@ from typing import Any
 from spop.address import Address
 from spop.constants import MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, MIN_FRAME_SIZE
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
 DEFAULT_BIND = "127.0.0.1:9000"
 
 
@@ -105,6 +106,9 @@ class Options:
     group: str = _option("", "Group to run workers as.")
     admin: str = _option(
         "", "HOST:PORT for /metrics, /healthz, /readyz and a status page.", metavar="ADDRESS"
+    )
+    log_connections: str = _option(
+        "info", "Level of the log lines of connections that begin and end.", choices=LOG_LEVELS
     )
     log_frames: bool = _option(False, "Log every frame.")
 

@@ -23,6 +23,7 @@ from spop.forks import serve_in_this_thread
 from spop.logs import RateLimitedLog, SafeLogger
 from spop.server.admission import Admission
 from spop.server.balance import Balance
+from spop.server.connection_log import ConnectionLog
 from spop.server.engines import Engines
 from spop.server.executor import Executor
 from spop.server.health import Health, health_of, oldest_round
@@ -86,6 +87,7 @@ class Server:
             self._rows[-1],
         )
         self.slow_log = SlowLog(self.options.slow_handler)
+        self.connection_log = ConnectionLog(self.options.log_connections)
         self._owns_listeners = listeners is None
         self._listeners = listeners or []
         self._balance = balance
@@ -210,7 +212,7 @@ class Server:
             try:
                 add()
             except Exception as error:
-                logger.failure(error, "connection could not be set up")
+                self.connection_log.failed(host or "a unix socket", error)
                 self.admission.release(host)
                 sock.close()
 
