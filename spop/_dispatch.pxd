@@ -124,6 +124,8 @@ cdef class Dispatcher:
     cdef Route no_route
     cdef int64_t[::1] row
     cdef int64_t clock
+    cdef int64_t max_pass
+    cdef int64_t until  # When the pass ends; 0: it has not begun.
     cdef Py_ssize_t max_messages
     cdef Py_ssize_t max_arguments
     cdef dict by_raw_name

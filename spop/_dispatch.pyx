@@ -26,7 +26,7 @@ from collections.abc import Coroutine
 
 from spop.parameters import ASYNC as PY_ASYNC, HEADERS as PY_HEADERS, INLINE as PY_INLINE
 from spop.parameters import LEFT as PY_LEFT, MISSING, RUNNING, Running
-from spop.constants import VALUE_SIZE as PY_VALUE_SIZE
+from spop.constants import NO_LIMIT, VALUE_SIZE as PY_VALUE_SIZE
 from spop.constants import (
     DEFAULT_MAX_PAYLOAD_SIZE, MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, MAX_TEXT_SIZE, DataType,
 )
@@ -401,6 +401,7 @@ cdef class Dispatcher:
         self, routes=None, failed=None, *, cells=None,
         Py_ssize_t max_answer_size=MAX_ANSWER_SIZE, Py_ssize_t max_messages=MAX_MESSAGES,
         Py_ssize_t max_arguments=MAX_ARGUMENTS, deferred=Deferred, bytes on_unknown=b"",
+        int64_t max_pass=NO_LIMIT,
     ):
         self.routes = None if routes is None else {route.name: route for route in routes}
         self.by_raw_name = {}
@@ -416,6 +417,7 @@ cdef class Dispatcher:
         self.max_answer_size = max_answer_size
         self.max_messages = max_messages
         self.max_arguments = max_arguments
+        self.max_pass = max_pass
         self.unknown = {}
         self.new_deferred = deferred
         self.no_route = Route("", lambda: None, on_error=on_unknown)
@@ -433,6 +435,10 @@ cdef class Dispatcher:
         PyMem_Free(self.fields)
         PyMem_Free(self.spans)
         free_bytes(&self.spare)
+
+    def new_pass(self):
+        """What is received next begins a pass."""
+        self.until = 0
 
     def receive(self, Intake intake, data, end=None):
         """Take in bytes and answer the NOTIFY frames there are, as the twin describes it."""
@@ -460,6 +466,8 @@ cdef class Dispatcher:
             raise RuntimeError("a dispatcher can't be used inside of a handler it called")
         self.busy = True
         self.clock = now()
+        if self.until == 0:
+            self.until = self.clock + self.max_pass
         try:
             if intake.received.end:
                 return self.take_behind(intake, data, size, frames, w)
@@ -500,6 +508,9 @@ cdef class Dispatcher:
         r.base = data
         try:
             while not intake.is_paused() and w.length < self.max_answer_size:
+                if self.clock >= self.until and offset < end:
+                    intake.suspended = True
+                    break
                 if not intake.is_open:
                     intake.see_flags(data + offset + LENGTH_SIZE, end - offset - LENGTH_SIZE)
                 length = frame_length(data, offset, end, intake.frame_limit())

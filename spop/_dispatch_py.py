@@ -25,6 +25,7 @@ from spop.constants import (
     MAX_CONTROL_SIZE,
     MAX_MESSAGES,
     MAX_TEXT_SIZE,
+    NO_LIMIT,
     VALUE_SIZE,
     DataType,
     FrameFlag,
@@ -320,6 +321,8 @@ class Dispatcher:
         max_arguments: the most arguments of all messages of a NOTIFY.
         deferred: makes the `Deferred` of a NOTIFY.
         on_unknown: the encoded actions that answer a message without a route.
+        max_pass: nanoseconds after which `receive` suspends an intake, between two frames. A pass
+            begins with the first `receive` behind `new_pass`.
 
     Attributes:
         routes: by message name.
@@ -335,8 +338,8 @@ class Dispatcher:
     """
 
     __slots__ = (
-        "_busy", "_clock", "_deferred", "_failed", "_max_arguments", "_max_messages", "_no_route",
-        "_read_size", "cells", "max_answer_size", "routes", "running", "slow", "slow_after", "start", "unknown",
+        "_busy", "_clock", "_deferred", "_failed", "_max_arguments", "_max_messages", "_max_pass",
+        "_no_route", "_read_size", "_until", "cells", "max_answer_size", "routes", "running", "slow", "slow_after", "start", "unknown",
     )  # fmt: skip
 
     def __init__(
@@ -350,6 +353,7 @@ class Dispatcher:
         max_arguments: int = MAX_ARGUMENTS,
         deferred: type[Deferred] = Deferred,
         on_unknown: bytes = b"",
+        max_pass: int = NO_LIMIT,
     ) -> None:
         self.routes = None if routes is None else {route.name: route for route in routes}
         self.cells = new_row(len(self.routes or ())) if cells is None else cells
@@ -369,8 +373,14 @@ class Dispatcher:
         self._busy = False
         self._clock = 0
         self._read_size = 0
+        self._max_pass = max_pass
+        self._until = 0
         self.unknown: dict[str, int] = {}
         self.running: Running | None = None
+
+    def new_pass(self) -> None:
+        """What is received next begins a pass."""
+        self._until = 0
 
     def receive(
         self, intake: Intake, data: Buffer, end: int | None = None
@@ -401,6 +411,7 @@ class Dispatcher:
         out = bytearray()
         self._busy = True
         self._clock = perf_counter_ns()
+        self._until = self._until or self._clock + self._max_pass
         try:
             with memoryview(data)[:end] as view:
                 self._take(intake, view, frames, out)
@@ -428,6 +439,9 @@ class Dispatcher:
         offset = 0
         try:
             while not intake.paused and len(out) < self.max_answer_size:
+                if self._clock >= self._until and offset < len(data):
+                    intake.suspended = True
+                    break
                 if not intake.is_open:
                     intake._see_flags(data, offset + LENGTH_SIZE)
                 length = codec.frame_length(data, offset, intake._frame_limit)

@@ -322,7 +322,7 @@ class AgentConnection(_Connection):
             while acks or frames:
                 if acks:
                     self._out.append(acks)
-                    intake.suspended = len(acks) >= self._dispatcher.max_answer_size
+                    intake.suspended |= len(acks) >= self._dispatcher.max_answer_size
                 for frame in frames:
                     self._handle(frame, events)
                 if self.should_close or intake.paused or not intake.unread:

@@ -37,10 +37,11 @@ class Connection:
         quiet: number of sweeps for idle connections since something was sent.
         exchanges: those that wait for handlers.
         fast_path: answers NOTIFY frames while nothing else is to be done.
+        resumes: frames that a pass has left are answered soon.
     """
 
     __slots__ = (
-        "events", "exchanges", "fast_path", "host", "opened", "peer", "protocol", "quiet",
+        "events", "exchanges", "fast_path", "host", "opened", "peer", "protocol", "quiet", "resumes",
         "sock", "tls", "unsent",
     )  # fmt: skip
 
@@ -56,6 +57,7 @@ class Connection:
         self.peer: Peer | None = None
         self.opened = time.time()
         self.quiet = 0
+        self.resumes = False
         self.exchanges: set[Exchange] = set()
         self.fast_path: FastPath
 

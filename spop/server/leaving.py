@@ -216,7 +216,8 @@ class Leaving:
         """
         protocol = connection.protocol
         leaves = self._draining or connection.tls is not None  # TLS can't be given away.
-        if leaves and protocol.state is State.OPEN and not protocol.in_flight:
+        waits = protocol.in_flight or protocol.stalled
+        if leaves and protocol.state is State.OPEN and not waits:
             protocol.disconnect()
             self.report(connection, Disconnect(Status.NORMAL, "the agent stops", False))
 
@@ -333,5 +334,6 @@ class Leaving:
 
     def _end_quiet_ones(self) -> None:
         for connection in list(self._loop.connections):
-            if not connection.protocol.in_flight and not connection.unsent:
+            protocol = connection.protocol
+            if not (protocol.in_flight or protocol.stalled or connection.unsent):
                 self.disconnect(connection, Status.NORMAL, "the agent stops")

@@ -37,7 +37,7 @@ from spop.server.executor import Executor
 from spop.server.frame_log import LoggedConnection
 from spop.server.leaving import GiveAway, Leaving
 from spop.server.listeners import peer_host, peer_name
-from spop.server.options import Options
+from spop.server.options import MAX_PASS, Options
 from spop.server.slow import SlowLog
 from spop.server.timers import Timer, Timers
 from spop.server.tls import TLSSocket
@@ -108,6 +108,7 @@ class Loop:
             max_messages=options.max_messages,
             max_arguments=options.max_arguments,
             deferred=Exchange,
+            max_pass=MAX_PASS,
         )
         self.dispatcher.slow, self.dispatcher.slow_after = shared.slow_log, shared.slow_log.after
         self._fast_paths = FastPaths(self.dispatcher, self._buffer, self.see_to, self._go_on)
@@ -242,10 +243,8 @@ class Loop:
         """Seconds that it may wait for sockets, `timeout` at most; None: without a limit."""
         if self._woken or self._acknowledged or self._submitted:
             return 0.0
-        wait = self.timers.wait()
-        if wait is None or timeout is None:
-            return wait if timeout is None else timeout
-        return min(wait, timeout)
+        waits = [wait for wait in (self.timers.wait(), timeout) if wait is not None]
+        return min(waits, default=None)
 
     def end(self) -> None:
         """Run no further round."""
@@ -409,6 +408,7 @@ class Loop:
             self._end_of_file(connection)
             return
         self.cells[Cell.BYTES_RECEIVED] += size
+        self.dispatcher.new_pass()
         self._received(connection, connection.protocol.receive_data(self._buffer, size))
 
     def _end_of_file(self, connection: Connection) -> None:
@@ -432,14 +432,14 @@ class Loop:
         """Send, answer the frames that were held back, and decide what to wait for."""
         self._send(connection)
         protocol = connection.protocol
-        while protocol.stalled and not connection.unsent:
-            self._handle(connection, protocol.resume())
-            self._send(connection)
+        if protocol.stalled and not connection.unsent and not connection.resumes:
+            connection.resumes = True
+            self.call_soon(partial(self._guarded, connection, self._resume, connection))
         if (
             connection.unsent
             or connection.events != READ
             or connection.wants_write
-            or (protocol.paused and protocol.intake.unread)
+            or (protocol.paused and protocol.intake.unread and not protocol.stalled)
         ):
             self._watch(connection)
         if connection.unsent:
@@ -448,6 +448,14 @@ class Loop:
             self._leaving.linger(connection)
         elif self._leaving.handing_over and protocol.at_rest:
             self._leaving.give_away(connection)
+
+    def _resume(self, connection: Connection) -> None:
+        """Answer frames that the last pass left, so that other connections had their turn."""
+        connection.resumes = False
+        protocol = connection.protocol
+        if protocol.stalled and not connection.unsent and connection in self.connections:
+            self.dispatcher.new_pass()
+            self._received(connection, protocol.resume())
 
     def _send(self, connection: Connection) -> None:
         data = connection.protocol.data_to_send()
@@ -485,7 +493,10 @@ class Loop:
             events |= WRITE
         if events == connection.events:
             return
-        self._count_pause(connection, events)
+        if connection.unsent:
+            self.cells[Cell.PAUSED_UNSENT] += 1
+        elif not events and not connection.protocol.stalled:
+            self.cells[Cell.PAUSED_IN_FLIGHT] += 1
         fd = connection.sock.fileno()
         if not events:
             self.poller.unregister(fd)
@@ -495,12 +506,6 @@ class Loop:
             self.poller.modify(fd, events)
         connection.events = events
         self._look_again(connection)
-
-    def _count_pause(self, connection: Connection, events: int) -> None:
-        if connection.unsent:
-            self.cells[Cell.PAUSED_UNSENT] += 1
-        elif not events:
-            self.cells[Cell.PAUSED_IN_FLIGHT] += 1
 
     def _handle(self, connection: Connection, events: Sequence[AgentEvent]) -> None:
         for event in events:
@@ -627,6 +632,7 @@ class Loop:
 
     def _send_ack(self, connection: Connection) -> None:
         if connection.protocol.intake.unread or self._leaving.begun:
+            self.dispatcher.new_pass()
             self._received(connection, connection.protocol.resume())
         else:
             self._flush(connection)

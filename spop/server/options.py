@@ -17,6 +17,9 @@ from spop.address import Address
 from spop.constants import MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, MIN_FRAME_SIZE
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+MAX_PASS = 2_000_000
+"""Nanoseconds for which the frames of a connection are answered before others have their turn."""
+
 DEFAULT_BIND = "127.0.0.1:9000"
 
 
