@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 import threading
 import time
 from collections import Counter
@@ -38,7 +39,7 @@ from spop.handlers import (
     encoded_answer,
 )
 from spop.lifespan import Lifespan, Periodic, Resources, current_state
-from spop.logs import RateLimitedLog, SafeLogger, text_of
+from spop.logs import RateLimitedLog, SafeLogger, shortened, text_of
 from spop.parameters import LEFT, described, name_of
 from spop.settings import SettingsError, fill
 from spop.values import Value, type_unset
@@ -448,9 +449,7 @@ class Agent:
         """Count and log a failed message, and call the hooks."""
         with self._errors_lock:
             self.errors[name] += 1
-        if self._error_log.allows() is not None:
-            summary = repr(f"{type(error).__name__}: {text_of(error)}")
-            logger.failure(error, "message %r failed: %s", name, summary)
+        self._log_failure(error, "message %r failed: %r", name)
         self._keep_interrupt(error)
         for hook in self._error_hooks:
             self._run_hook(hook, name, error)
@@ -464,11 +463,16 @@ class Agent:
             "no handler is for message %r; there are: %s", name, ", ".join(self.handlers)
         )
 
+    def _log_failure(self, error: BaseException, message: str, name: str) -> None:
+        summary = shortened(f"{type(error).__name__}: {text_of(error)}")
+        if self._error_log.allows(logging.ERROR, message, name, summary):
+            logger.failure(error, message, name, summary)
+
     def _run_hook(self, hook: Callable[..., object], *args: object) -> None:
         try:
             hook(*args)
         except BaseException as error:  # As with a handler: the loop goes on.
-            logger.failure(error, "hook %s failed", text_of(hook, name_of))
+            self._log_failure(error, "hook %s failed: %r", text_of(hook, name_of))
             self._keep_interrupt(error)
         finally:
             if FORKED:

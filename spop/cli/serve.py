@@ -23,10 +23,8 @@ from spop.cli.loading import StartFailure, load_agent
 from spop.cli.parameters import FILE, SizeType
 from spop.cli.settings import give_settings, shown_settings
 from spop.context import ContextFilter
-from spop.server.options import Options
+from spop.server.options import LOG_LEVELS, Options
 from spop.server.supervisor import StartError, Supervisor
-
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def option_flags(command: Callable[..., Any]) -> Callable[..., Any]:

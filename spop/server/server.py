@@ -25,6 +25,7 @@ from spop.logs import RateLimitedLog, SafeLogger
 from spop.server.accepting import Acceptor
 from spop.server.admission import Admission
 from spop.server.balance import SETTLE, Balance, is_uneven, surplus
+from spop.server.connection_log import ConnectionLog
 from spop.server.engines import Engines
 from spop.server.executor import Executor
 from spop.server.health import READY_WITHIN, Health, health_of, oldest_round
@@ -91,6 +92,7 @@ class Server:
             self._rows[-1],
         )
         self.slow_log = SlowLog(self.options.slow_handler)
+        self.connection_log = ConnectionLog(self.options.log_connections)
         self._owns_listeners = listeners is None
         self._listeners = listeners or []
         self._ports = dict(zip(self._listeners, ports or [], strict=False))
@@ -282,7 +284,7 @@ class Server:
             try:
                 add()
             except Exception as error:
-                logger.failure(error, "connection could not be set up")
+                self.connection_log.failed(host or "a unix socket", error)
                 self.admission.release(host)
                 sock.close()
 
