@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from spop.client.dial import Endpoint, connect, say_goodbye
 from spop.client.face import LINGER, Face
-from spop.client.pool import Driver, Exchange, Link, MessageOrMessages, Servers, in_notify
+from spop.client.pool import Driver, Exchange, Link, MessageOrMessages, in_notify
 from spop.constants import Status
 from spop.errors import LocalProtocolError, reason
 from spop.frames import Ack, Message, Peer
@@ -44,8 +44,8 @@ class Client(Face):
     `AsyncClient` does.
     """
 
-    def __init__(self, address: str | Iterable[str] | Servers, **settings: Any) -> None:
-        super().__init__(address, **settings)
+    def _reset(self) -> None:
+        super()._reset()
         self._lock = threading.RLock()
         self._poller: Poller
         self._buffer = bytearray(RECV_SIZE)
@@ -57,15 +57,22 @@ class Client(Face):
         self._followers: dict[Exchange, threading.Lock] = {}
         self._waking: dict[Exchange, threading.Lock] = {}
         self._sent: dict[int, Exchange] = {}
-        self._partings: set[threading.Thread] = set()
+        self._partings: dict[Link, threading.Thread] = {}
         self._started = False
         self._release: Callable[[], object] = bool
 
     def _driver(self) -> Driver:
         return Driver(self._open, self._flush, self._part, self._wake, self._schedule)
 
+    def _close_sockets(self) -> None:
+        for link in (*self._pool.links, *self._partings):
+            link.transport.close()
+        self._release()
+        for baton in (*self._followers.values(), *self._waking.values()):
+            with contextlib.suppress(RuntimeError):  # A signal's handler forked while it waited.
+                baton.release()
+
     def _start(self) -> None:
-        """Make what must not be shared with a process that is forked before the first call."""
         with self._lock:
             if not self._started:
                 self._poller = new_poller()
@@ -152,7 +159,7 @@ class Client(Face):
             self._pool.close()
             if self._timer is not None:
                 self._timer.cancel()
-            partings = list(self._partings)
+            partings = list(self._partings.values())
             if self._leader is None:
                 self._release()
         for thread in partings:
@@ -409,14 +416,14 @@ class Client(Face):
                 sock.send(link.protocol.data_to_send())
             sock.close()
             return
-        self._partings.add(self._spawn(self._say_goodbye, link))
+        self._partings[link] = self._spawn(self._say_goodbye, link)
 
     def _say_goodbye(self, link: Link) -> None:
         """Send DISCONNECT and wait for the agent's, in a thread of its own."""
         with link.transport as sock:
             say_goodbye(sock, link.protocol, LINGER, unsent=link.unsent)
         with self._lock:
-            self._partings.discard(threading.current_thread())
+            self._partings.pop(link, None)
 
     # --- time ---
 

@@ -5,14 +5,17 @@ It knows no socket and waits for nothing.
 
 from __future__ import annotations
 
+import os
 import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
 from spop.address import Address
 from spop.client.dial import Endpoint
+from spop.client.forked import begin_anew_when_forked
 from spop.client.pool import Driver, Exchange, InTurn, Pool, Servers
 from spop.client.settings import Settings
 from spop.connection import EngineConnection
@@ -54,9 +57,34 @@ class Face(ABC):
         self._connect_timeout = self._hello_timeout if connect_timeout is None else connect_timeout
         if not isinstance(address, Servers):
             address = InTurn(_endpoints(address, given.tls, given.server_name))
-        self._pool = Pool(self._driver(), address, given)
+        self._servers: Servers = address
+        self._reset()
+        begin_anew_when_forked(self)
+
+    def _reset(self) -> None:
+        """Have no connection and no call."""
+        self._pool = Pool(self._driver(), self._servers, self._settings)
         self._timer: Any = None
         self._timer_at = float("inf")
+
+    def begin_anew(self) -> None:
+        """In a process that was forked: leave connections and calls to the parent."""
+        if self.engine_id is not None:  # With async the agent would answer the parent as well.
+            self._settings = replace(self._settings, engine_id=f"{self.engine_id}-{os.getpid()}")
+        self._drop_all("the process was forked, and its parent has this call")
+
+    def _drop_all(self, why: str) -> None:
+        """Fail all calls, close the sockets without a word, and begin again."""
+        pool = self._pool
+        pool.give_up(LocalProtocolError(why))
+        self._close_sockets()
+        self._servers.begin_anew()
+        self._reset()
+        self._pool.closed = pool.closed
+
+    @abstractmethod
+    def _close_sockets(self) -> None:
+        """Close this process's share of all sockets."""
 
     @abstractmethod
     def _driver(self) -> Driver: ...
@@ -82,6 +110,11 @@ class Face(ABC):
         if self._pool.peer is None:
             raise LocalProtocolError("the client is not connected")
         return self._pool.peer
+
+    @property
+    def engine_id(self) -> str | None:
+        """The engine-id in HELLO frames. A process that is forked has its own."""
+        return self._settings.engine_id
 
     @property
     def pool(self) -> Pool:

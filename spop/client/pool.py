@@ -59,6 +59,10 @@ class Servers(ABC):
     def closed(self, endpoint: Endpoint) -> None:
         """One that was there has ended."""
 
+    @abstractmethod
+    def begin_anew(self) -> None:
+        """There is no connection any more."""
+
 
 @dataclass(slots=True, eq=False)
 class Exchange:
@@ -364,6 +368,11 @@ class Pool:
         for link in list(self.links):
             self._leave(link, error)
 
+    def give_up(self, error: SpopError) -> None:
+        """Fail all calls. Wake nobody, and leave the connections as they are."""
+        for exchange in (*self._queue, *self._exchanges.values()):
+            exchange.done, exchange.error = True, copy.copy(error)
+
     def _leave(self, link: Link, error: SpopError | None = None) -> None:
         self.links.remove(link)
         self._servers.closed(link.endpoint)
@@ -464,6 +473,9 @@ class InTurn(Servers):
         self._backoff[endpoint] = min(2 * backoff, LAST_BACKOFF)
 
     def closed(self, endpoint: Endpoint) -> None:
+        pass
+
+    def begin_anew(self) -> None:
         pass
 
 

@@ -86,6 +86,10 @@ class Backend(Servers):
     def closed(self, endpoint: Endpoint) -> None:
         self._by_endpoint[endpoint].connections -= 1
 
+    def begin_anew(self) -> None:
+        for server in self.servers:
+            server.connections = 0
+
     def _usable(self) -> Sequence[BackendServer]:
         up = [server for server in self.servers if server.up and server.config.weight > 0]
         main = [server for server in up if not server.config.backup]
