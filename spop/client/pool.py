@@ -7,6 +7,7 @@ it and reports back. The pool has no lock and no clock: whoever calls it sees to
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 from abc import ABC, abstractmethod
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple
 from spop.client.dial import Endpoint
 from spop.client.settings import Settings
 from spop.connection import UNORDERED, Disconnect, EngineConnection, EngineEvent
+from spop.constants import Status
 from spop.errors import DisconnectedError, LocalProtocolError, SpopError, UnreachableError
 from spop.frames import Ack, Message, Peer
 from spop.values import Buffer, Value
@@ -218,7 +220,8 @@ class Pool:
         queue = self._queue
         used: dict[Link, None] = {}
         while queue and (link := self._link_with_room()) is not None:
-            self._start(queue.popleft(), link, now)
+            self._start(queue[0], link, now)
+            queue.popleft()
             used[link] = None
         for link in used:
             self._driver.send(link)
@@ -232,7 +235,8 @@ class Pool:
             return
         exchange.done = True
         if exchange.link is None:
-            self._queue.remove(exchange)
+            with contextlib.suppress(ValueError):  # A signal came before it was queued.
+                self._queue.remove(exchange)
         elif exchange.link.protocol.pipelined:
             exchange.link.protocol.waiting.discard(exchange.ids)
             self._exchanges.pop(exchange.ids, None)
@@ -251,13 +255,15 @@ class Pool:
         if exchange.messages is None:
             self._finish(exchange)
             return
+        exchange.link = link
+        self._exchanges[exchange.ids] = exchange
         try:
             link.protocol.notify(*exchange.ids, exchange.messages)
         except Exception as error:  # What can't be encoded is the caller's.
+            exchange.link = None
+            del self._exchanges[exchange.ids]
             self._finish(exchange, error=error)
             return
-        exchange.link = link
-        self._exchanges[exchange.ids] = exchange
         exchange.sent_at = link.used_at = now
         link.starting.append(exchange)
 
@@ -291,8 +297,8 @@ class Pool:
             if not exchange.link.protocol.asynchronous:
                 return
             exchange.link.protocol.waiting.discard(ids)
-        del self._exchanges[ids]
         self._finish(exchange, ack)
+        del self._exchanges[ids]
 
     def lost(self, link: Link, message: str, code: int, now: float) -> None:
         """A connection is over. What it was sent fails; what it was not goes to another."""
@@ -305,18 +311,34 @@ class Pool:
                 self._queue.appendleft(exchange)
         link.starting.clear()
         self._servers.closed(link.endpoint)
-        for ids in link.protocol.waiting:
-            sent = self._exchanges.pop(ids, None)
-            if sent is not None and sent.link is link:
-                self._finish(
-                    sent, error=DisconnectedError(f"{link.endpoint.address}: {message}", code)
-                )
+        for sent in [each for each in self._exchanges.values() if each.link is link]:
+            self._fail(sent, link, message, code)
         self._driver.close(link)
         self.pump(now)
 
+    def _fail(self, exchange: Exchange, link: Link, message: str, code: int) -> None:
+        error = DisconnectedError(f"{link.endpoint.address}: {message}", code)
+        self._finish(exchange, error=error)
+        self._exchanges.pop(exchange.ids, None)
+
+    def recover(self, message: str, now: float, *, lose_links: bool) -> None:
+        """Put in order what an exception has left in the middle of a step.
+
+        Each step leaves a call that is not done in the queue, or among those that were sent. A
+        connection of which bytes may be lost can only be closed.
+        """
+        self._queue = deque(each for each in self._queue if each.link is None)
+        for link in list(self.links) if lose_links else ():
+            self.lost(link, message, Status.IO, now)
+        for exchange in list(self._exchanges.values()):
+            if exchange.link is not None and exchange.link not in self.links:
+                self._fail(exchange, exchange.link, message, Status.IO)
+        if not self.closed:
+            self.pump(now)
+
     def opened(self, link: Link, now: float) -> None:
         """A connection that `Driver.open` was asked for is there."""
-        self.openings -= 1
+        self._opening_ended()
         self._servers.opened(link.endpoint)
         link.used_at = now
         link.capacity = self._capacity(link.protocol)
@@ -333,12 +355,16 @@ class Pool:
 
     def opening_failed(self, endpoint: Endpoint, error: SpopError, now: float) -> None:
         """It is not. Calls that could wait for no other connection fail with it."""
-        self.openings -= 1
+        self._opening_ended()
         self._servers.failed(endpoint, now)
         if self._alone and self._servers.next(now) is None:
             self._fail_queue(error)
         if not self.closed:
             self.pump(now)
+
+    def _opening_ended(self) -> None:
+        # A signal may have come between its start and its count.
+        self.openings = max(0, self.openings - 1)
 
     @property
     def idle(self) -> int:
@@ -425,8 +451,8 @@ class Pool:
                 self._driver.schedule(self._servers.retry_at(now))
                 return
             self._rate.count(now)
-            self.openings += 1
             self._driver.open(endpoint)
+            self.openings += 1
 
     def _wants_connection(self) -> bool:
         """As many as the calls in the queue fill. Until an agent said that it pipelines, it is
