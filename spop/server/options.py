@@ -103,6 +103,10 @@ class Options:
     admin: str = _option(
         "", "HOST:PORT for /metrics, /healthz, /readyz and a status page.", metavar="ADDRESS"
     )
+    admin_host: tuple[str, ...] = _option(
+        (), "Name by which a browser may ask for the status page, beside addresses and localhost; "
+        "may be repeated.", metavar="NAME",
+    )  # fmt: skip
     log_frames: bool = _option(False, "Log every frame.")
 
     def __post_init__(self) -> None:

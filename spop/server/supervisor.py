@@ -49,6 +49,8 @@ STEADY = 10.0
 """Seconds that a worker must have lived to be restarted at once."""
 MAX_BACK_OFF = 30.0
 WATCH_INTERVAL = 0.5
+FULL_DELAY = 0.01
+"""Seconds until a connection is offered again that no worker could take."""
 MAX_CONNECTIONS_SHOWN = 1000
 
 
@@ -119,8 +121,8 @@ class Supervisor:
             if self._options.admin:
                 listener = listen(Address.parse(self._options.admin))
                 self._admin = AdminProcess(
-                    listener, self._board, self._options.stuck_timeout, self._selector,
-                    self._timers, self._fork_admin, self._ask_status,
+                    listener, self._board, self._options, self._selector, self._timers,
+                    self._fork_admin, self._ask_status,
                 )  # fmt: skip
         except (OSError, ValueError) as error:
             raise StartError(reason(error)) from None
@@ -340,11 +342,12 @@ class Supervisor:
         systemd.notify("READY=1")
 
     def _pass_on(self, message: dict[str, Any], fd: int) -> None:
-        """Give a connection from a worker that leaves to one that stays."""
-        for worker in self._workers.serving():
-            if worker.channel.send(message, [fd]):
-                break
-        os.close(fd)
+        """Give a connection from a worker that leaves to one that stays, once one takes it."""
+        serving = self._workers.serving()
+        if any(worker.channel.send(message, [fd]) for worker in serving) or not serving:
+            os.close(fd)
+        else:
+            self._timers.call_later(FULL_DELAY, partial(self._pass_on, message, fd))
 
     def _look_for_changes(self) -> None:
         changed = [path for path, modified in self._files.items() if _modified(path) != modified]
