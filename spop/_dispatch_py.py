@@ -10,7 +10,6 @@ what it returns. Handlers that have to be waited for it leaves to the caller, as
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable
-from ipaddress import IPv4Address, IPv6Address
 from time import monotonic_ns, perf_counter_ns
 from typing import Any
 
@@ -50,6 +49,7 @@ from spop.parameters import (
     MESSAGE,
     MISSING,
     RUNNING,
+    TYPE_BITS,
     Parameter,
     Running,
 )
@@ -58,6 +58,7 @@ from spop.values import Buffer
 # Members of an enum take several times as long to look up.
 _UNSET, _NOTIFY, _ACK = int(FrameType.UNSET), int(FrameType.NOTIFY), int(FrameType.ACK)
 _FIN, _ABORT = int(FrameFlag.FIN), int(FrameFlag.ABORT)
+_STRING, _BINARY = TYPE_BITS[str], TYPE_BITS[bytes]
 _TOO_BIG = "answer of {} bytes where the ACK has room for {}"
 
 
@@ -116,7 +117,7 @@ class Route:
         return values
 
     def _accepted(self, parameter: Parameter, value: Any) -> Any:
-        type_ = _TYPES[type(value)]
+        type_ = TYPE_BITS[type(value)]
         if parameter.accepts & type_:
             return value
         if type_ == _STRING and parameter.accepts & _BINARY:
@@ -150,15 +151,6 @@ class Route:
         return f"<Route {self.name}>"
 
 
-_INTEGERS = 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5
-_STRING = 1 << 8
-_BINARY = 1 << 9
-_TYPES: dict[type, int] = {
-    type(None): 1 << 0, bool: 1 << 1, int: _INTEGERS, IPv4Address: 1 << 6,
-    IPv6Address: 1 << 7, str: _STRING, bytes: _BINARY,
-}  # fmt: skip
-
-
 def _results(call: Call, returned: Any) -> list[Any]:
     """What to encode for a handler: its `Ack`, if it has one, and what it returned."""
     filled = [value.actions for value in call.values or [] if type(value) is Ack]
@@ -166,7 +158,7 @@ def _results(call: Call, returned: Any) -> list[Any]:
 
 
 def _type_name(types: int) -> str:
-    return "an integer" if types == _INTEGERS else DataType(types.bit_length() - 1).name
+    return "an integer" if types == TYPE_BITS[int] else DataType(types.bit_length() - 1).name
 
 
 class AsyncCall(Coroutine[Any, Any, None]):
@@ -528,7 +520,7 @@ class Dispatcher:
         )
         payload = len(ack)
         # HAProxy takes no fragments of an ACK (section 3.2.7).
-        room = intake.max_frame_size + 4 - payload
+        room = intake.max_frame_size + LENGTH_SIZE - payload
         for index, message in enumerate(notify.messages):
             route = self.routes.get(message.name)
             if route is None:
@@ -653,8 +645,10 @@ class Dispatcher:
         ack = codec.encode_raw_frame(
             _ACK, _FIN, *ids, deferred.actions, little_endian=little_endian
         )
-        if len(ack) - 4 > intake.max_frame_size:  # Another connection may have a lower limit.
-            room = intake.max_frame_size + 4 + len(deferred.actions) - len(ack)
+        if (
+            len(ack) - LENGTH_SIZE > intake.max_frame_size
+        ):  # Another connection may have a lower limit.
+            room = intake.max_frame_size + LENGTH_SIZE + len(deferred.actions) - len(ack)
             error = FrameTooBigError(_TOO_BIG.format(len(deferred.actions), room))
             self.fail(deferred.calls[0].route, error)
             ack = codec.encode_raw_frame(_ACK, _FIN, *ids, b"", little_endian=little_endian)

@@ -15,7 +15,6 @@ import typing
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Protocol, Self, TypeVar
 
 from spop import codec
@@ -25,9 +24,13 @@ from spop.constants import (
     DEFAULT_MAX_FRAME_SIZE,
     DEFAULT_MAX_PAYLOAD_SIZE,
     MIN_FRAME_SIZE,
-    DataType,
 )
-from spop.dispatch import (
+from spop.dispatch import Dispatcher, Intake, Route
+from spop.forks import FORKED, end_child
+from spop.frames import Ack, Message, Peer
+from spop.headers import Headers
+from spop.logs import RateLimitedLog, SafeLogger, text_of
+from spop.parameters import (
     ACK,
     ARGUMENT,
     ASYNC,
@@ -36,15 +39,9 @@ from spop.dispatch import (
     LEFT,
     MESSAGE,
     MISSING,
-    Dispatcher,
-    Intake,
+    TYPE_BITS,
     Parameter,
-    Route,
 )
-from spop.forks import FORKED, end_child
-from spop.frames import Ack, Message, Peer
-from spop.headers import Headers
-from spop.logs import RateLimitedLog, SafeLogger, text_of
 from spop.values import UNSET, Value, type_unset
 
 logger = SafeLogger("spop.agent")
@@ -55,25 +52,16 @@ Answer = Mapping[str, Value | type_unset]
 
 _ANY = -1
 _ACCEPTED: dict[Any, int] = {
-    None: 1 << DataType.NULL,
-    type(None): 1 << DataType.NULL,
-    bool: 1 << DataType.BOOL,
-    int: 1 << DataType.BOOL
-    | 1 << DataType.INT32
-    | 1 << DataType.UINT32
-    | 1 << DataType.INT64
-    | 1 << DataType.UINT64,
-    IPv4Address: 1 << DataType.IPV4,
-    IPv6Address: 1 << DataType.IPV6,
-    str: 1 << DataType.STRING,
-    bytes: 1 << DataType.BINARY,
+    **TYPE_BITS,
+    None: TYPE_BITS[type(None)],
+    int: TYPE_BITS[bool] | TYPE_BITS[int],
     Headers: HEADERS,
     object: _ANY,
     Any: _ANY,
     inspect.Parameter.empty: _ANY,
 }
 
-_TEXT = _ACCEPTED[str] | _ACCEPTED[bytes]
+_TEXT = TYPE_BITS[str] | TYPE_BITS[bytes]
 
 
 class HandlerInfo(typing.NamedTuple):

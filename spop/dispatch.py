@@ -4,20 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spop._intake_py import flags_of_hello
-from spop.parameters import (
-    ACK,
-    ARGUMENT,
-    ASYNC,
-    HEADERS,
-    INLINE,
-    LEFT,
-    MESSAGE,
-    MISSING,
-    RUNNING,
-    Parameter,
-    Running,
-)
 from spop.twins import twin
 
 if TYPE_CHECKING:
@@ -29,23 +15,4 @@ else:
     Dispatcher = _dispatch.Dispatcher
     Intake, Route = twin("spop._intake").Intake, _dispatch.Route
 
-__all__ = [
-    "ACK",
-    "ARGUMENT",
-    "ASYNC",
-    "HEADERS",
-    "INLINE",
-    "LEFT",
-    "MESSAGE",
-    "MISSING",
-    "RUNNING",
-    "AsyncCall",
-    "Call",
-    "Deferred",
-    "Dispatcher",
-    "Intake",
-    "Parameter",
-    "Route",
-    "Running",
-    "flags_of_hello",
-]
+__all__ = ["AsyncCall", "Call", "Deferred", "Dispatcher", "Intake", "Route"]

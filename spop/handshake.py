@@ -1,4 +1,4 @@
-"""Reading the items of HELLO and DISCONNECT frames, of either end (sections 3.2.4 to 3.2.9)."""
+"""Reading HELLO and DISCONNECT frames of either end (sections 3.2.4 to 3.2.9)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from typing import Any
 
 from spop.constants import MAX_TEXT_SIZE, Status
 from spop.errors import HandshakeError, InvalidFrameError
-from spop.values import DecodedValue
+from spop.values import Buffer, DecodedValue
+
+
+def flags_of_hello(data: Buffer, offset: int) -> tuple[bool, bool]:
+    """How a connection writes flags. Its HELLO shows that; its type is at `offset`.
+
+    Returns:
+        Whether flags are little-endian: HAProxy 1.7 and early 1.8 write them in the host's order.
+        Whether there are none: HAProxy 1.7 sets no flag, and each of its frames is whole.
+    """
+    flags = bytes(data[offset + 1 : offset + 5])
+    return flags[0] != 0 and flags[3] == 0, not any(flags)
 
 
 def item(items: dict[str, DecodedValue], key: str, type_: type, missing: Status | None) -> Any:

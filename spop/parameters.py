@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Final, NamedTuple
+
+from spop.constants import DataType
 
 MISSING: Final[Any] = object()
 """The default of a `Parameter` without one."""
 
 ARGUMENT, MESSAGE, ACK = range(3)
 """What a parameter is given: an argument of the message, the message itself, an `Ack`."""
+
+TYPE_BITS: Final[Mapping[type, int]] = {
+    type(None): 1 << DataType.NULL,
+    bool: 1 << DataType.BOOL,
+    int: 1 << DataType.INT32 | 1 << DataType.UINT32 | 1 << DataType.INT64 | 1 << DataType.UINT64,
+    IPv4Address: 1 << DataType.IPV4,
+    IPv6Address: 1 << DataType.IPV6,
+    str: 1 << DataType.STRING,
+    bytes: 1 << DataType.BINARY,
+}
+"""The bits of `Parameter.accepts` for the values of each class."""
 
 HEADERS: Final = 1 << 16
 """In `Parameter.accepts`: STRING and BINARY are passed as `Headers`, unless they are accepted

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_agent import ScriptedAgent
+from scripted_agent import ScriptedAgent, echoes
 
 from spop import AsyncClient, LocalProtocolError
 from spop.engine import AsyncEngine
@@ -97,11 +97,11 @@ assert ask(300) == 300
 def test_a_forked_process_has_connections_of_its_own(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "spoe.cfg"
     path.write_text(SPOE)
-    with ScriptedAgent() as agent:
+    with ScriptedAgent(echoes) as agent:
         words = ["-W", "ignore", "-c", FORKING.format(ask=ASK[kind]), agent.address, str(path)]
         done = subprocess.run([sys.executable, *words], capture_output=True, timeout=60, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(agent.received) == 1 + 3 * 100 + 299 + 1
+    assert len(agent.told) == 1 + 3 * 100 + 299 + 1
 
 
 def test_a_child_ends_nothing_of_its_parents_and_keeps_nothing_open() -> None:
@@ -123,7 +123,7 @@ if child == 0:
     os._exit(0)
 signal.pause()
 """
-    with ScriptedAgent() as agent:
+    with ScriptedAgent(echoes) as agent:
         agent.hold.set()
         words = [sys.executable, "-W", "ignore", "-c", code, agent.address]
         process = subprocess.Popen(
@@ -150,7 +150,7 @@ async def ask_client(client: AsyncClient) -> Any:
 
 @left_open
 def test_an_async_client_has_new_connections_in_a_second_event_loop() -> None:
-    with ScriptedAgent() as agent:
+    with ScriptedAgent(echoes) as agent:
         client = AsyncClient(agent.address, timeout=10.0)
         for number in range(1, 4):
             assert asyncio.run(ask_client(client)) == 5
@@ -169,7 +169,7 @@ def test_two_event_loops_at_a_time_are_an_error() -> None:
                 await asyncio.to_thread(asyncio.run, use)
         await client.close()
 
-    with ScriptedAgent() as agent:
+    with ScriptedAgent(echoes) as agent:
         asyncio.run(both(AsyncClient(agent.address, timeout=10.0)))
 
 
@@ -177,7 +177,7 @@ def test_two_event_loops_at_a_time_are_an_error() -> None:
 def test_an_async_engine_has_new_connections_in_a_second_event_loop(tmp_path: Path) -> None:
     path = tmp_path / "spoe.cfg"
     path.write_text(SPOE)
-    with ScriptedAgent() as agent:
+    with ScriptedAgent(echoes) as agent:
         engine = AsyncEngine.from_file(path, backends={"agents": agent.address})
 
         async def process() -> int:

@@ -9,10 +9,10 @@ import click
 
 from spop.cli.notation import as_json, described
 from spop.constants import FrameFlag, FrameType
-from spop.frames import Ack, Action, Control, Frame, Message, Notify, RawFrame
+from spop.frames import Ack, Action, Control, Frame, Message, Notify
 from spop.values import UNSET
 
-_COLOURS = {
+_COLOURS: dict[int, str] = {
     FrameType.HAPROXY_HELLO: "cyan",
     FrameType.AGENT_HELLO: "cyan",
     FrameType.HAPROXY_DISCONNECT: "magenta",
@@ -20,13 +20,6 @@ _COLOURS = {
     FrameType.NOTIFY: "yellow",
     FrameType.ACK: "green",
 }
-
-
-def frame_type(frame: Frame) -> int:
-    """The number of a frame's type."""
-    if isinstance(frame, Control | RawFrame):
-        return frame.type
-    return FrameType.ACK if isinstance(frame, Ack) else FrameType.NOTIFY
 
 
 def type_label(number: int) -> str:
@@ -39,8 +32,7 @@ def type_label(number: int) -> str:
 
 def lines(frame: Frame) -> Iterator[str]:
     """A frame: a line for its header, then indented ones for what is in it."""
-    number = frame_type(frame)
-    header = click.style(type_label(number), fg=_COLOURS.get(FrameType(number)) if number in set(FrameType) else None, bold=True)  # fmt: skip
+    header = click.style(type_label(frame.type), fg=_COLOURS.get(frame.type), bold=True)
     if isinstance(frame, Control):
         yield header
         for key, value in frame.items.items():
@@ -84,7 +76,7 @@ def answer(ack: Ack) -> dict[str, Any]:
 
 def as_object(frame: Frame) -> dict[str, Any]:
     """A frame as JSON can have it."""
-    shown: dict[str, Any] = {"type": type_label(frame_type(frame))}
+    shown: dict[str, Any] = {"type": type_label(frame.type)}
     if isinstance(frame, Control):
         shown["items"] = {key: as_json(value) for key, value in frame.items.items()}
         return shown

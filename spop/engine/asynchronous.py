@@ -62,7 +62,7 @@ class AsyncEngine(EngineCore):
     the engine, with new connections.
     """
 
-    _face = AsyncClient
+    _client_class = AsyncClient
     _calls: AsyncClient
     _loop: asyncio.AbstractEventLoop | None = None
 

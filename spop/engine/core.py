@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from spop.client.face import Face
+from spop.client.core import ClientCore
 from spop.client.forked import begin_anew_when_forked
 from spop.constants import Capability
 from spop.engine.balance import Backend, BackendServer, of_addresses
@@ -64,8 +64,8 @@ class EngineCore(ABC):
         OSError: the certificate of a server can't be read.
     """
 
-    _face: type[Face]
-    _calls: Face
+    _client_class: type[ClientCore]
+    _calls: ClientCore
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class EngineCore(ABC):
         self._log = EngineLog(config)
         self._filter = Filter(config, variables, version, self._log.logger)
         rewritten = self._filter.rewritten
-        self._calls = self._face(
+        self._calls = self._client_class(
             backend,
             timeout=config.processing_timeout,
             hello_timeout=None if rewritten else config.hello_timeout,

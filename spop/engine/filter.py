@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from spop import codec
-from spop.client.face import NEVER
+from spop.client.core import NEVER
 from spop.client.pool import Exchange, Rate
 from spop.constants import EngineStatus, Status
 from spop.engine.config.model import AgentConfig, Event, MessageConfig

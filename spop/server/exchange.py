@@ -17,9 +17,10 @@ from typing import Any, Protocol
 from spop.agent import Agent
 from spop.connection import AgentConnection
 from spop.counters import Cell, Cells, RouteCell, observe
-from spop.dispatch import ASYNC, INLINE, RUNNING, AsyncCall, Call, Deferred, Dispatcher
+from spop.dispatch import AsyncCall, Call, Deferred, Dispatcher
 from spop.errors import HandlerError, SpopTimeoutError
 from spop.frames import Peer
+from spop.parameters import ASYNC, INLINE, RUNNING
 from spop.poller import READ
 from spop.port import FastPath
 from spop.server.timers import Timer

@@ -28,6 +28,7 @@ from spop.agent import Agent
 from spop.connection import Disconnect, State
 from spop.constants import Status
 from spop.counters import Cell, Cells, status_cell
+from spop.errors import reason
 from spop.frames import Peer
 from spop.logs import SafeLogger
 from spop.poller import READ, WRITE
@@ -159,13 +160,12 @@ class Leaving:
 
     def fail(self, connection: Connection, error: Exception) -> None:
         """End a connection after an unexpected error. All others go on."""
-        if isinstance(error, OSError):
-            reason = error.strerror or str(error)
-        else:
+        why = reason(error)
+        if not isinstance(error, OSError):
             logger.failure(error, "connection failed")
-            reason = "internal error"
+            why = "internal error"
         if connection.peer is not None:
-            self.report(connection, Disconnect(Status.IO, reason, True))
+            self.report(connection, Disconnect(Status.IO, why, True))
         self.close(connection)
 
     def disconnect(self, connection: Connection, code: Status, message: str) -> None:

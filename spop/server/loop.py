@@ -22,11 +22,12 @@ from spop.agent import Agent
 from spop.connection import AgentConnection, AgentEvent, Disconnect, Hello, State
 from spop.context import set_running
 from spop.counters import Cell, Cells
-from spop.dispatch import RUNNING, AsyncCall, Call, Deferred, Running
-from spop.errors import HandlerError, LocalProtocolError, ProtocolError
+from spop.dispatch import AsyncCall, Call, Deferred
+from spop.errors import HandlerError, LocalProtocolError, ProtocolError, reason
 from spop.forks import FORKED, end_child, serve_in_this_thread
 from spop.frames import Frame, Peer
 from spop.logs import SafeLogger
+from spop.parameters import RUNNING, Running
 from spop.poller import READ, WRITE, new_poller
 from spop.port import FastPath, FastPaths
 from spop.server.admission import Admission
@@ -687,7 +688,7 @@ class Loop:
                 return
             except OSError as error:
                 self.cells[Cell.ACCEPT_ERRORS] += 1
-                logger.error("cannot accept connections: %s", error.strerror)
+                logger.error("cannot accept connections: %s", reason(error))
                 self.pause_listener(listener, hand_out, 0.5)
                 return
 
