@@ -10,7 +10,7 @@ import click
 from spop.cli.parameters import EXISTING_FILE, HAPROXY_VERSION
 
 
-@click.command()
+@click.command(short_help="Check an SPOE file as HAProxy does.")
 @click.argument("path", metavar="FILE", type=EXISTING_FILE)
 @click.option(
     "--scope", metavar="NAME", help="The engine of `filter spoe engine NAME`.  [default: every one]"

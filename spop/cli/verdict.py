@@ -24,6 +24,7 @@ from spop.engine.config import (
 from spop.engine.config.model import MessageConfig
 from spop.engine.config.versions import Version
 from spop.engine.validate import EngineSetup, Setup, check_setup, facts_of, read_haproxy_cfg
+from spop.errors import reason
 
 _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
@@ -63,7 +64,7 @@ class Verdict(NamedTuple):
             ]
             around = read_haproxy_cfg(haproxy_cfg) if haproxy_cfg else None
         except (ConfigError, OSError) as error:
-            raise click.UsageError(" ".join(str(error).split())) from None
+            raise click.UsageError(reason(error)) from None
         engines = [EngineSetup(r.config, r.sections) for r in reports if r.config]
         handlers = facts_of(agent) if agent else None
         version = Version.of_haproxy(haproxy_version)
