@@ -98,6 +98,12 @@ def wrong_name() -> Agent:
     return it
 
 
+def with_default() -> Agent:
+    it = Agent(on_error={"txn.failed": True})
+    it.handlers.update(agent().handlers)
+    return it
+
+
 def changed(name: str, handler: object, **options: object) -> Agent:
     it = agent()
     del it.handlers[name]
@@ -141,6 +147,7 @@ WRONG = [
     Case("group-unknown", "a rule's engine is mistyped", haproxy=("group iprep late", "group ipreb late")),
     Case("group-engine", "a proxy without filter sends a group", haproxy=(
         "backend web\n", "backend web\n    http-request send-spoe-group iprep late\n")),
+    Case("group-place", "a group of the response is sent at a request", spoe=("id=unique-id", "id=unique-id status=status")),
     Case("filter-missing", "no filter names the engine", haproxy=("filter spoe engine iprep", "#")),
     Case("filter-unknown", "a filter names another scope", haproxy=("engine iprep config", "engine ipreb config")),
     Case("backend-missing", "the backend is mistyped", spoe=("use-backend agents", "use-backend agent")),
@@ -187,6 +194,7 @@ RIGHT = [
     Case("", "servers from defaults of their own", haproxy=("backend agents\n", "defaults own\n    timeout connect 1s\n    timeout server 1m\nbackend agents from own\n")),
     Case("", "a template of servers", haproxy=("server one 127.0.0.1:9000 check maxconn 2", "server-template one 2 127.0.0.1:9000 check")),
     Case("", "no maxconn", haproxy=(" maxconn 2", "")),
+    Case("", "a default of the agent's", haproxy=("var(txn.iprep.error) -m found", "var(txn.iprep.failed) -m found"), agent=with_default()),
     Case("", "a registered variable of the process", spoe=("use-backend", "register-var-names count\n    use-backend"),
          haproxy=("    default_backend", "    http-request set-header n %[var(proc.iprep.count)]\n    default_backend"), agent=changed("check", of_the_process)),
     Case("", "rules ask for the number of servers", haproxy=("var(txn.iprep.error) -m found", "nbsrv(agents) lt 1")),
@@ -257,7 +265,7 @@ def test_haproxy_starts_with_what_is_right(haproxy_binary: str, case: Case, tmp_
 
 @pytest.mark.parametrize(
     "rule",
-    ["backend-missing", "backend-mode", "filter-unknown", "group-engine", "group-unknown",
+    ["backend-missing", "backend-mode", "filter-unknown", "group-engine", "group-place", "group-unknown",
      "frame-size"],
 )  # fmt: skip
 def test_what_haproxy_refuses_is_an_error(haproxy_binary: str, rule: str, tmp_path: Path) -> None:

@@ -238,10 +238,12 @@ class AgentSection(Section):
             self._collector.note(
                 line.at(1), f"the engine can't log to '{target.address}'", rule="log"
             )
-        elif target.format not in ("local", "rfc3164"):
-            index = line.arguments.index("format") + 2
-            message = f"the engine logs in the format 'local', not '{target.format}'"
-            self._collector.note(line.at(index), message, rule="log")
+        elif "format" in line.arguments:
+            written = "raw" if target.address in ("stdout", "stderr") else "priority"
+            if target.format != written:
+                index = line.arguments.index("format") + 2
+                message = f"the engine writes '{written}' there, not '{target.format}'"
+                self._collector.note(line.at(index), message, rule="log")
         self.log_targets.append(target)
 
     def _option(self, line: Line) -> None:

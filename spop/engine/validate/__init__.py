@@ -35,6 +35,7 @@ ENGINE_RULES: Mapping[str, Callable[[Setup, EngineSetup], Iterator[Diagnostic]]]
     "filter-missing": haproxy_rules.filter_missing,
     "frame-size": haproxy_rules.frame_size,
     "group-engine": haproxy_rules.group_engine,
+    "group-place": haproxy_rules.group_place,
     "group-unused": haproxy_rules.group_unused,
     "maxconn": haproxy_rules.server_maxconn,
     "message-without-handler": handler_rules.message_without_handler,

@@ -70,7 +70,8 @@ def variable_never_set(setup: Setup, engine: EngineSetup) -> Found:
     if setup.handlers is None:
         return
     sets = _by_name(setup, engine)
-    own = {
+    defaults = {name for facts in setup.handlers.values() for name in facts.defaults}
+    own = {name.replace(".", f".{engine.config.var_prefix}.", 1) for name in defaults} | {
         engine.config.set_on_error, engine.config.set_process_time, engine.config.set_total_time,
     }  # fmt: skip
     known = setup.haproxy.variables_set() if setup.haproxy else set()
