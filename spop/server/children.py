@@ -59,7 +59,7 @@ class WorkerProcess:
     channel: Channel
     generation: int
     place: int
-    number: int
+    number: int = 0
     ports: list[int] = field(default_factory=list)
     passed: int = 0
     started: float = field(default_factory=time.time)

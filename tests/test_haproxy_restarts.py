@@ -1,0 +1,115 @@
+"""HAProxy itself is reloaded, or killed and started again, under load.
+
+No request waits for the processing timeout: whatever had been asked of the agent is answered, or
+HAProxy learns that it is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from haproxy import HAProxy, Load, MasterWorker, version
+from serving import Served, served, wait_until_serving
+
+AGENT = """
+from ipaddress import IPv4Address
+from spop import Agent
+
+agent = Agent("tested")
+
+@agent.message("inline")
+def inline(ip: IPv4Address):
+    return {"txn.score": ip.packed[-1]}
+
+@agent.message("suspends")
+async def suspends(ip: IPv4Address):
+    import asyncio
+    await asyncio.sleep(0.005)
+    return {"txn.score": ip.packed[-1]}
+"""
+
+SPOE = """
+spoe-agent test-agent
+    messages {message}
+    option var-prefix test
+    {options}
+    timeout hello 5s
+    timeout idle 1m
+    timeout processing {timeout}s
+
+spoe-message {message}
+    args ip=src
+    event on-frontend-http-request
+"""
+TIMEOUT = 10
+THREADS = 8
+
+MODES = {
+    "lock-step": "no option pipelining\n    no option async",
+    "pipelined": "option pipelining\n    no option async",
+    "async": "option pipelining\n    option async",
+}
+
+
+def reload(proxy: HAProxy) -> None:
+    proxy.reload()
+
+
+def kill(proxy: HAProxy) -> None:
+    proxy.kill()
+
+
+WAYS: dict[str, tuple[type[HAProxy], Callable[[HAProxy], None]]] = {
+    "sf": (HAProxy, reload),
+    "master-worker": (MasterWorker, reload),
+    "kill": (HAProxy, kill),
+}
+
+
+@contextlib.contextmanager
+def serving(tmp_path: Path) -> Iterator[Served]:
+    path = tmp_path / "tested_agent.py"
+    path.write_text(AGENT)
+    bind = f"unix:{tmp_path}/agent.sock"
+    with served("--bind", bind, "--processes", "2", target=f"{path}:agent") as process:
+        wait_until_serving(process)
+        yield process
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("message", ["inline", "suspends"])
+def test_no_request_waits_for_its_timeout(
+    haproxy_binary: str, tmp_path: Path, message: str, mode: str, way: str
+) -> None:
+    if mode == "async" and version(haproxy_binary) >= (3, 1):
+        pytest.skip("HAProxy has no async any more")
+    kind, act = WAYS[way]
+    spoe = SPOE.format(message=message, options=MODES[mode], timeout=TIMEOUT)
+    with (
+        serving(tmp_path) as process,
+        kind(
+            haproxy_binary,
+            tmp_path,
+            agent=f"unix@{tmp_path}/agent.sock",
+            spoe=spoe,
+            rules="http-request redirect location /%[var(txn.test.score)]",
+            global_options="hard-stop-after 1s",
+        ) as proxy,
+    ):
+        proxy.wait_until_up()
+        with Load(proxy, THREADS) as load:
+            for _ in range(3):
+                load.wait_for(50)
+                act(proxy)
+            load.wait_for(50)
+    print(
+        f"{len(load.answers)} answers, {len(load.wrong)} without, {load.broken} broken,"
+        f" {max(answer.seconds for answer in load.answers):.3f} s at most"
+    )
+    assert max(answer.seconds for answer in load.answers) < TIMEOUT
+    assert not [answer for answer in load.answers[-50:] if answer in load.wrong]
+    assert "Traceback" not in process.log, process.log
