@@ -115,6 +115,7 @@ cdef class Dispatcher:
     cdef readonly dict routes
     cdef readonly object cells
     cdef readonly dict unknown
+    cdef object without_route
     cdef readonly Py_ssize_t max_answer_size
     cdef public object start
     cdef public object slow

@@ -26,9 +26,11 @@ from collections.abc import Coroutine
 
 from spop.parameters import ASYNC as PY_ASYNC, HEADERS as PY_HEADERS, INLINE as PY_INLINE
 from spop.parameters import LEFT as PY_LEFT, MISSING, RUNNING, Running
+from spop.parameters import check_answer, missing, mistyped
 from spop.constants import NO_LIMIT, VALUE_SIZE as PY_VALUE_SIZE
 from spop.constants import (
-    DEFAULT_MAX_PAYLOAD_SIZE, MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, MAX_TEXT_SIZE, DataType,
+    DEFAULT_MAX_PAYLOAD_SIZE, MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, MAX_TEXT_SIZE,
+    MOST_UNKNOWN, DataType,
 )
 from spop.counters import Cell, RouteCell, new_row, row_size
 from spop.counters import BUCKETS as PY_BUCKETS, BUCKET_SHIFT as PY_BUCKET_SHIFT
@@ -190,8 +192,7 @@ cdef class Route:
         if type == T_NULL:
             return _missing
         named = "an integer" if T_INT32 <= type <= T_UINT64 else DataType(type).name
-        raise HandlerError(
-            f"message {self.name}: argument {self.parameters[slot].name} may not be {named}")
+        raise mistyped(self.name, self.parameters[slot], named)
 
     cdef object headers(self, int slot, Field *field):
         cdef bytes data = PyBytes_FromStringAndSize(
@@ -233,7 +234,8 @@ cdef class Route:
             return Ack(header.stream_id, header.frame_id)
         parameter = self.parameters[slot]
         if parameter.default is _missing:
-            raise HandlerError(f"message {self.name}: no argument {parameter.name}")
+            names = message_of(fields, span, header, connection).names
+            raise missing(self.name, parameter, names)
         return parameter.default
 
 
@@ -401,7 +403,7 @@ cdef class Dispatcher:
         self, routes=None, failed=None, *, cells=None,
         Py_ssize_t max_answer_size=MAX_ANSWER_SIZE, Py_ssize_t max_messages=MAX_MESSAGES,
         Py_ssize_t max_arguments=MAX_ARGUMENTS, deferred=Deferred, bytes on_unknown=b"",
-        int64_t max_pass=NO_LIMIT,
+        without_route=None, int64_t max_pass=NO_LIMIT,
     ):
         self.routes = None if routes is None else {route.name: route for route in routes}
         self.by_raw_name = {}
@@ -419,6 +421,7 @@ cdef class Dispatcher:
         self.max_arguments = max_arguments
         self.max_pass = max_pass
         self.unknown = {}
+        self.without_route = without_route
         self.new_deferred = deferred
         self.no_route = Route("", lambda: None, on_error=on_unknown)
 
@@ -549,7 +552,7 @@ cdef class Dispatcher:
             HAPROXY_HELLO, HAPROXY_DISCONNECT, AGENT_HELLO, AGENT_DISCONNECT
         ) and length > MAX_CONTROL_SIZE:
             raise FrameTooBigError(f"frame of {length} bytes, {MAX_CONTROL_SIZE} at most")
-        frames.append(read_frame(r, header))
+        frames.append(read_frame(r, header, False))
         return 0
 
     cdef bint put_together(
@@ -727,6 +730,8 @@ cdef class Dispatcher:
                     if route.kinds[i] == KIND_ACK:
                         write_answer(w, (<object>values[i]).actions)
             if result is not None:
+                if type(result) is not dict:
+                    check_answer(route.function, result)
                 write_answer(w, result)
             if w.length > most:
                 raise too_big(w.length - start, most - start)
@@ -830,6 +835,8 @@ cdef class Dispatcher:
                         if type(value) is Ack:
                             write_answer(&w, value.actions)
                 if returned is not None:
+                    if type(returned) is not dict:
+                        check_answer(route.function, returned)
                     write_answer(&w, returned)
                 if w.length > room:
                     raise too_big(w.length, room)
@@ -872,8 +879,12 @@ cdef class Dispatcher:
     cdef int count_unknown(self, Span *span) except -1:
         self.row[UNKNOWN_MESSAGES] += 1
         name = text(span.name, span.name_length)[:MAX_TEXT_SIZE]
-        if name in self.unknown or len(self.unknown) < 100:
-            self.unknown[name] = self.unknown.get(name, 0) + 1
+        if name in self.unknown:
+            self.unknown[name] += 1
+        elif len(self.unknown) < MOST_UNKNOWN:
+            self.unknown[name] = 1
+            if self.without_route is not None:
+                self.without_route(name)
         return 0
 
 

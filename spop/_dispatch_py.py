@@ -10,7 +10,6 @@ what it returns. Handlers that have to be waited for it leaves to the caller, as
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable
-from ipaddress import IPv4Address, IPv6Address
 from time import monotonic_ns, perf_counter_ns
 from typing import Any
 
@@ -25,6 +24,7 @@ from spop.constants import (
     MAX_CONTROL_SIZE,
     MAX_MESSAGES,
     MAX_TEXT_SIZE,
+    MOST_UNKNOWN,
     NO_LIMIT,
     VALUE_SIZE,
     DataType,
@@ -52,14 +52,19 @@ from spop.parameters import (
     MESSAGE,
     MISSING,
     RUNNING,
+    TYPE_BITS,
     Parameter,
     Running,
+    check_answer,
+    missing,
+    mistyped,
 )
 from spop.values import Buffer
 
 # Members of an enum take several times as long to look up.
 _UNSET, _NOTIFY, _ACK = int(FrameType.UNSET), int(FrameType.NOTIFY), int(FrameType.ACK)
 _FIN, _ABORT = int(FrameFlag.FIN), int(FrameFlag.ABORT)
+_STRING, _BINARY = TYPE_BITS[str], TYPE_BITS[bytes]
 _TOO_BIG = "answer of {} bytes where the ACK has room for {}"
 
 
@@ -113,12 +118,12 @@ class Route:
                 values[slot] = Ack(message.stream_id, message.frame_id)
             elif values[slot] is MISSING:
                 if parameter.default is MISSING:
-                    raise HandlerError(f"message {self.name}: no argument {parameter.name}")
+                    raise missing(self.name, parameter, message.names)
                 values[slot] = parameter.default
         return values
 
     def _accepted(self, parameter: Parameter, value: Any) -> Any:
-        type_ = _TYPES[type(value)]
+        type_ = TYPE_BITS[type(value)]
         if parameter.accepts & type_:
             return value
         if type_ == _STRING and parameter.accepts & _BINARY:
@@ -127,9 +132,7 @@ class Route:
             return self._headers(parameter, value)
         if value is None:
             return MISSING
-        raise HandlerError(
-            f"message {self.name}: argument {parameter.name} may not be {_type_name(type_)}"
-        )
+        raise mistyped(self.name, parameter, _type_name(type_))
 
     def _headers(self, parameter: Parameter, value: str | bytes) -> Headers:
         try:
@@ -152,23 +155,16 @@ class Route:
         return f"<Route {self.name}>"
 
 
-_INTEGERS = 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5
-_STRING = 1 << 8
-_BINARY = 1 << 9
-_TYPES: dict[type, int] = {
-    type(None): 1 << 0, bool: 1 << 1, int: _INTEGERS, IPv4Address: 1 << 6,
-    IPv6Address: 1 << 7, str: _STRING, bytes: _BINARY,
-}  # fmt: skip
-
-
 def _results(call: Call, returned: Any) -> list[Any]:
     """What to encode for a handler: its `Ack`, if it has one, and what it returned."""
+    if returned is not None and type(returned) is not dict:
+        check_answer(call.route.function, returned)
     filled = [value.actions for value in call.values or [] if type(value) is Ack]
     return filled if returned is None else [*filled, returned]
 
 
 def _type_name(types: int) -> str:
-    return "an integer" if types == _INTEGERS else DataType(types.bit_length() - 1).name
+    return "an integer" if types == TYPE_BITS[int] else DataType(types.bit_length() - 1).name
 
 
 class AsyncCall(Coroutine[Any, Any, None]):
@@ -321,6 +317,7 @@ class Dispatcher:
         max_arguments: the most arguments of all messages of a NOTIFY.
         deferred: makes the `Deferred` of a NOTIFY.
         on_unknown: the encoded actions that answer a message without a route.
+        without_route: called with the name of such a message, once for each name.
         max_pass: nanoseconds after which `receive` suspends an intake, between two frames. A pass
             begins with the first `receive` behind `new_pass`.
 
@@ -330,7 +327,7 @@ class Dispatcher:
             the caller, too.
         slow: called with the name and the nanoseconds of a call that took longer than
             `slow_after` nanoseconds; 0: never.
-        unknown: number of messages without a route, by name, for up to 100 names.
+        unknown: number of messages without a route, by name, for up to `MOST_UNKNOWN` names.
         running: the message whose handler is being called, else None.
 
     Raises:
@@ -339,7 +336,8 @@ class Dispatcher:
 
     __slots__ = (
         "_busy", "_clock", "_deferred", "_failed", "_max_arguments", "_max_messages", "_max_pass",
-        "_no_route", "_read_size", "_until", "cells", "max_answer_size", "routes", "running", "slow", "slow_after", "start", "unknown",
+        "_no_route", "_read_size", "_until", "_without_route", "cells", "max_answer_size", "routes",
+        "running", "slow", "slow_after", "start", "unknown",
     )  # fmt: skip
 
     def __init__(
@@ -353,6 +351,7 @@ class Dispatcher:
         max_arguments: int = MAX_ARGUMENTS,
         deferred: type[Deferred] = Deferred,
         on_unknown: bytes = b"",
+        without_route: Callable[[str], None] | None = None,
         max_pass: int = NO_LIMIT,
     ) -> None:
         self.routes = None if routes is None else {route.name: route for route in routes}
@@ -367,6 +366,7 @@ class Dispatcher:
         self._max_arguments = max_arguments
         self._deferred = deferred
         self._no_route = Route("", lambda: None, on_error=on_unknown)
+        self._without_route = without_route
         self.start: Callable[[AsyncCall], object] | None = None
         self.slow: Callable[[str, int], object] | None = None
         self.slow_after = 0
@@ -545,7 +545,7 @@ class Dispatcher:
         )
         payload = len(ack)
         # HAProxy takes no fragments of an ACK (section 3.2.7).
-        room = intake.max_frame_size + 4 - payload
+        room = intake.max_frame_size + LENGTH_SIZE - payload
         for index, message in enumerate(notify.messages):
             route = self.routes.get(message.name)
             if route is None:
@@ -679,8 +679,10 @@ class Dispatcher:
         ack = codec.encode_raw_frame(
             _ACK, _FIN, *ids, deferred.actions, little_endian=little_endian
         )
-        if len(ack) - 4 > intake.max_frame_size:  # Another connection may have a lower limit.
-            room = intake.max_frame_size + 4 + len(deferred.actions) - len(ack)
+        if (
+            len(ack) - LENGTH_SIZE > intake.max_frame_size
+        ):  # Another connection may have a lower limit.
+            room = intake.max_frame_size + LENGTH_SIZE + len(deferred.actions) - len(ack)
             error = FrameTooBigError(_TOO_BIG.format(len(deferred.actions), room))
             self.fail(deferred.calls[0].route, error)
             ack = codec.encode_raw_frame(_ACK, _FIN, *ids, b"", little_endian=little_endian)
@@ -696,5 +698,9 @@ class Dispatcher:
     def _unknown(self, name: str) -> None:
         self.cells[Cell.UNKNOWN_MESSAGES] += 1
         name = name[:MAX_TEXT_SIZE]
-        if name in self.unknown or len(self.unknown) < 100:
-            self.unknown[name] = self.unknown.get(name, 0) + 1
+        if name in self.unknown:
+            self.unknown[name] += 1
+        elif len(self.unknown) < MOST_UNKNOWN:
+            self.unknown[name] = 1
+            if self._without_route is not None:
+                self._without_route(name)

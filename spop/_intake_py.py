@@ -20,6 +20,7 @@ from spop.constants import (
 )
 from spop.errors import FragmentationError, FrameTooBigError, InterlacedFramesError
 from spop.frames import Peer, RawFrame
+from spop.handshake import flags_of_hello
 from spop.values import Buffer
 
 # Members of an enum take several times as long to look up.
@@ -58,17 +59,6 @@ class Memory:
         if not self.watching and self.fragmented is not None:
             self.watching = True
             self.fragmented()
-
-
-def flags_of_hello(data: Buffer, offset: int) -> tuple[bool, bool]:
-    """How a connection writes flags. Its HELLO shows that; its type is at `offset`.
-
-    Returns:
-        Whether flags are little-endian: HAProxy 1.7 and early 1.8 write them in the host's order.
-        Whether there are none: HAProxy 1.7 sets no flag, and each of its frames is whole.
-    """
-    flags = bytes(data[offset + 1 : offset + 5])
-    return flags[0] != 0 and flags[3] == 0, not any(flags)
 
 
 class Intake:

@@ -106,8 +106,7 @@ def new_row(routes: int) -> Cells:
 
 def status_cell(base: Cell, code: int) -> int:
     """The cell that counts DISCONNECTs of a status code (section 3.5)."""
-    known = Status(code) if code in Status.__members__.values() else Status.UNKNOWN
-    return base + _STATUS_CELLS[known]
+    return base + _STATUS_CELLS[Status.of(code)]
 
 
 def observe(cells: Cells, base: int, nanoseconds: int) -> None:

@@ -4,20 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spop._intake_py import flags_of_hello
-from spop.parameters import (
-    ACK,
-    ARGUMENT,
-    ASYNC,
-    HEADERS,
-    INLINE,
-    LEFT,
-    MESSAGE,
-    MISSING,
-    RUNNING,
-    Parameter,
-    Running,
-)
 from spop.twins import twin
 
 if TYPE_CHECKING:
@@ -31,24 +17,4 @@ else:
     _intake = twin("spop._intake")
     Intake, Memory = _intake.Intake, _intake.Memory
 
-__all__ = [
-    "ACK",
-    "ARGUMENT",
-    "ASYNC",
-    "HEADERS",
-    "INLINE",
-    "LEFT",
-    "MESSAGE",
-    "MISSING",
-    "RUNNING",
-    "AsyncCall",
-    "Call",
-    "Deferred",
-    "Dispatcher",
-    "Intake",
-    "Memory",
-    "Parameter",
-    "Route",
-    "Running",
-    "flags_of_hello",
-]
+__all__ = ["AsyncCall", "Call", "Deferred", "Dispatcher", "Intake", "Memory", "Route"]

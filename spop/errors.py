@@ -96,8 +96,7 @@ class DisconnectedError(ProtocolError):
 
     def __init__(self, message: str, code: int = Status.IO) -> None:
         self.code = code
-        known = Status(code) if code in Status.__members__.values() else Status.UNKNOWN
-        super().__init__(message, known)
+        super().__init__(message, Status.of(code))
 
 
 class LocalProtocolError(SpopError):

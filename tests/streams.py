@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from spop import Message, codec
 from spop.constants import FrameType
 from spop.counters import Cell
-from spop.dispatch import INLINE, LEFT, Parameter
 from spop.errors import ProtocolError
 from spop.frames import Control
+from spop.parameters import INLINE, LEFT, Parameter
 
 READ = 1
 MAX_FRAME_SIZE = 400

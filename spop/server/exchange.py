@@ -17,9 +17,11 @@ from typing import Any, Protocol
 from spop.agent import Agent
 from spop.connection import AgentConnection
 from spop.counters import Cell, Cells, RouteCell, observe
-from spop.dispatch import ASYNC, INLINE, RUNNING, AsyncCall, Call, Deferred, Dispatcher
+from spop.dispatch import AsyncCall, Call, Deferred, Dispatcher
 from spop.errors import HandlerError, SpopTimeoutError
 from spop.frames import Peer
+from spop.lifespan import LoopState
+from spop.parameters import ASYNC, INLINE, RUNNING
 from spop.poller import READ
 from spop.port import FastPath
 from spop.server.timers import Timer
@@ -32,6 +34,8 @@ class Connection:
     Attributes:
         sock: a plain socket, or a `TLSSocket`; `tls` is the latter or None.
         peer: what HELLO agreed on, until the end of the connection was reported.
+        port: the number of its port in a range of ports, if it came to one.
+        movable: it can be moved to another loop or process while this one goes on.
         events: what the poller waits for.
         unsent: bytes that the socket did not take yet.
         quiet: number of sweeps for idle connections since something was sent.
@@ -41,8 +45,8 @@ class Connection:
     """
 
     __slots__ = (
-        "events", "exchanges", "fast_path", "host", "opened", "peer", "protocol", "quiet", "resumes",
-        "sock", "tls", "unsent",
+        "events", "exchanges", "fast_path", "host", "movable", "opened", "peer", "port",
+        "protocol", "quiet", "resumes", "sock", "tls", "unsent",
     )  # fmt: skip
 
     def __init__(
@@ -55,6 +59,8 @@ class Connection:
         self.unsent: bytes | bytearray = b""
         self.events = READ
         self.peer: Peer | None = None
+        self.port: int | None = None
+        self.movable = False
         self.opened = time.time()
         self.quiet = 0
         self.resumes = False
@@ -107,6 +113,7 @@ class Host(Protocol):
     cells: Cells
     context: Context
     dispatcher: Dispatcher
+    state: LoopState
     timeouts: dict[str, float]
 
     def call_soon(self, call: Callable[[], object]) -> None:
