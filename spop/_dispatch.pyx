@@ -666,6 +666,7 @@ cdef class Dispatcher:
 
     cdef int notify(self, Intake intake, Header *header, list frames, Writer *w) except -1:
         cdef Py_ssize_t i, start, payload, most
+        cdef bint is_timed = True
         cdef Span *span
         self.row[NOTIFIES] += 1
         if self.routes is None:
@@ -680,6 +681,7 @@ cdef class Dispatcher:
         for i in range(self.span_count):
             span = &self.spans[i]
             if span.route is NULL:
+                is_timed = False
                 self.count_unknown(span)
                 write_if_it_fits(w, self.no_route.on_error, most)
                 continue
@@ -692,6 +694,8 @@ cdef class Dispatcher:
                 return 0
         finish_frame(w, start)
         self.row[ACKS] += 1
+        if not is_timed:
+            self.clock = now()
         return 0
 
     cdef object run(

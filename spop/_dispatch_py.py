@@ -560,6 +560,7 @@ class Dispatcher:
                 return
         self.cells[Cell.ACKS] += 1
         out += codec.finish_frame(0, ack)
+        self._clock = perf_counter_ns()
 
     def _defer(
         self, intake: Intake, notify: Notify, actions: bytes, calls: list[Call], room: int
