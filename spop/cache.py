@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 else:
     Answers = twin("spop._cache").Answers
 
+__all__ = ["Answers", "Cache", "HandlerCache"]
+
 
 @dataclass(frozen=True)
 class Cache:

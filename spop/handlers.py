@@ -14,7 +14,18 @@ from spop.batch import Batch
 from spop.cache import Cache, HandlerCache
 from spop.dispatch import Route
 from spop.frames import Message
-from spop.parameters import ACK, ASYNC, INLINE, LEFT, MESSAGE, STATE, Parameter, described, place_of
+from spop.parameters import (
+    ACK,
+    ARGUMENT,
+    ASYNC,
+    INLINE,
+    LEFT,
+    MESSAGE,
+    STATE,
+    Parameter,
+    described,
+    place_of,
+)
 from spop.signature import parameters_of
 from spop.state import STATES
 from spop.values import UNSET, Value, type_unset
