@@ -14,6 +14,7 @@ MODULES = (
     "_typed_data",
     "_codec",
     "_headers",
+    "_cache",
     "_intake",
     "_dispatch",
     "_port",

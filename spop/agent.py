@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 from spop import codec
 from spop.address import Address
 from spop.batch import Batch
+from spop.cache import Cache
 from spop.connection import MAX_IN_FLIGHT, Disconnect
 from spop.constants import (
     DEFAULT_MAX_FRAME_SIZE,
@@ -176,6 +177,7 @@ class Agent:
         sets: Sequence[str] = (),
         ack_first: bool = False,
         batch: Batch | None = None,
+        cache: Cache | None = None,
     ) -> Callable[[Handler], Handler]:
         """Register the handler of a message, as a decorator.
 
@@ -196,6 +198,7 @@ class Agent:
             sets: the variables that it may set, as ``"scope.name"``; for tools.
             ack_first: acknowledge the message at once, and handle it afterwards.
             batch: call the handler with a list of messages, for a list of answers.
+            cache: keep its answers, by the arguments that it takes.
 
         Raises:
             TypeError: the signature can't be served, the options don't fit the handler, or
@@ -206,7 +209,15 @@ class Agent:
         check_name(name)
         check_limits(name, timeout, concurrency)
         options = HandlerOptions(
-            blocking, on_error, timeout, on_timeout, concurrency, sets, ack_first, batch
+            blocking,
+            on_error,
+            timeout,
+            on_timeout,
+            concurrency,
+            sets,
+            ack_first,
+            batch,
+            cache,
         )
 
         def register(function: Handler) -> Handler:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any
 
@@ -14,6 +13,7 @@ from spop.context import current, set_running
 from spop.handlers import HandlerInfo
 from spop.logs import RateLimitedLog, SafeLogger
 from spop.parameters import described
+from spop.server.caches import RunInThread
 
 logger = SafeLogger("spop.agent")
 
@@ -23,7 +23,7 @@ class Afterwards:
 
     Args:
         limit: number of calls that may be in hand. A message beyond it is dropped.
-        threads: number of threads for blocking handlers.
+        in_thread: runs a blocking handler.
         failed: called with the name and the exception of each message that failed.
         dropped: called for each message that was dropped.
     """
@@ -31,7 +31,7 @@ class Afterwards:
     def __init__(
         self,
         limit: int,
-        threads: int,
+        in_thread: RunInThread,
         failed: Callable[[str, BaseException], object],
         dropped: Callable[[], object],
     ) -> None:
@@ -39,7 +39,7 @@ class Afterwards:
         self._failed = failed
         self._dropped = dropped
         self._drops = RateLimitedLog(logger, per_second=1)
-        self._pool = ThreadPoolExecutor(threads, "spop-afterwards")
+        self._in_thread = in_thread
         self._tasks: set[asyncio.Task[None]] = set()
         self._answered: set[str] = set()
 
@@ -80,10 +80,6 @@ class Afterwards:
                 info.name, described(info.function),
             )  # fmt: skip
 
-    def _in_thread(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
-        run = functools.partial(copy_context().run, call)
-        return asyncio.get_running_loop().run_in_executor(self._pool, run)
-
     async def finish(self, timeout: float) -> None:
         """Wait until all calls have ended, for `timeout` seconds at most, and cancel the rest."""
         self._limit = 0
@@ -96,4 +92,3 @@ class Afterwards:
                     "%d messages that were acknowledged first did not end in %g s",
                     len(left), timeout,
                 )  # fmt: skip
-        self._pool.shutdown(wait=False, cancel_futures=True)
