@@ -20,6 +20,7 @@ from spop.cli.configuration import read_configuration
 from spop.cli.loading import StartFailure, load_agent
 from spop.cli.parameters import FILE, SizeType
 from spop.context import ContextFilter
+from spop.errors import reason
 from spop.server.options import Options
 from spop.server.supervisor import StartError, Supervisor
 
@@ -128,6 +129,8 @@ def serve(
         raise click.UsageError(str(error)) from None
     except ModuleNotFoundError as error:
         raise StartFailure(str(error)) from None
+    except OSError as error:
+        raise StartFailure(f"cannot start: {reason(error)}") from None
     try:
         supervisor.run()
     except StartError as error:

@@ -21,11 +21,17 @@ from spop.address import Address
 from spop.server.board import Board
 from spop.server.channel import Channel
 from spop.server.health import Health, service_health
-from spop.server.listeners import bound_address, listen
+from spop.server.listeners import bound_address, close_all, listen
 from spop.server.status import Status
 
 logger = logging.getLogger("spop.server")
 
+try:
+    from spop.server.metrics import exposition
+except ModuleNotFoundError:
+    exposition = None  # type: ignore[assignment]
+
+_PAGE = resources.files("spop.server").joinpath("status.html").read_text("utf-8")
 TEXT = "text/plain; charset=utf-8"
 STATUS_TIMEOUT = 5.0
 
@@ -65,7 +71,7 @@ class AdminServer:
     def stop(self) -> None:
         self._http.shutdown()
         self._thread.join()
-        self._http.server_close()
+        close_all([self._listener])
 
 
 class _HTTPServer(ThreadingHTTPServer):
@@ -101,8 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def _page(self) -> None:
-        html = resources.files("spop.server").joinpath("status.html").read_text("utf-8")
-        self._answer(HTTPStatus.OK, "text/html; charset=utf-8", html)
+        self._answer(HTTPStatus.OK, "text/html; charset=utf-8", _PAGE)
 
     def _status(self) -> None:
         status = self.server.source.status(connections=True)
@@ -112,9 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.OK, "application/json", json.dumps(status.to_json()))
 
     def _metrics(self) -> None:
-        try:
-            from spop.server.metrics import exposition
-        except ModuleNotFoundError:
+        if exposition is None:
             message = "metrics need an extra: pip install 'haproxy-spop[metrics]'\n"
             self._answer(HTTPStatus.NOT_IMPLEMENTED, TEXT, message)
             return

@@ -6,6 +6,7 @@ receiver takes the bytes that have come and never waits for the rest.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -19,13 +20,19 @@ from typing import Any, NamedTuple
 _HEADER = struct.Struct("!IB")
 """Length of the JSON text, number of file descriptors that come with it."""
 _RECV_SIZE = 256 * 1024
+_MAX_SIZE = 64 * 1024 * 1024
+"""Size of a message above which it is not sent, and is no message to a receiver."""
 _MAX_FDS = 16
+_NO_FD = -1
 SEND_TIMEOUT = 5
 """Seconds after which a process that does not read gets no further messages."""
 
 
 class Received(NamedTuple):
-    """A message and the file descriptors that came with it."""
+    """A message and the file descriptors that came with it.
+
+    They are missing if this process can have no more of them.
+    """
 
     message: dict[str, Any]
     fds: list[int]
@@ -51,6 +58,8 @@ class Channel:
     def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> bool:
         """Send a message whole. False: the other end is closed, or does not read."""
         text = json.dumps(message).encode()
+        if len(text) > _MAX_SIZE:
+            return False
         data = _HEADER.pack(len(text), len(fds)) + text
         with self._lock:
             if self._given_up:
@@ -58,8 +67,10 @@ class Channel:
             try:
                 sent = socket.send_fds(self._sock, [data], fds)
                 self._sock.sendall(memoryview(data)[sent:])
-            except OSError:
-                self._given_up = True  # Part of the message may be sent, so no other can follow.
+            except OSError as error:
+                # Too many descriptors are on their way, and nothing was sent. Else a part of the
+                # message may be sent, so that no other can follow.
+                self._given_up = error.errno != errno.ETOOMANYREFS
                 return False
         return True
 
@@ -67,9 +78,16 @@ class Channel:
         """The messages that have come whole; None if the other end is closed.
 
         Call this when `fileno` is readable.
+
+        Raises:
+            Exception: the bytes are no message. No other can follow.
         """
         try:
-            data, fds, _, _ = socket.recv_fds(self._sock, _RECV_SIZE, _MAX_FDS)
+            data, fds, flags, _ = socket.recv_fds(
+                self._sock, _RECV_SIZE, _MAX_FDS, socket.MSG_DONTWAIT
+            )
+        except BlockingIOError:
+            return []
         except OSError:
             return None
         if not data:
@@ -78,17 +96,22 @@ class Channel:
             os.set_inheritable(fd, False)
         self._data += data
         self._fds += fds
+        if flags & socket.MSG_CTRUNC:  # The message that begins in this data has lost some.
+            self._fds.append(_NO_FD)
         return list(self._whole_messages())
 
     def _whole_messages(self) -> Iterator[Received]:
         while len(self._data) >= _HEADER.size:
             length, count = _HEADER.unpack_from(self._data)
+            if length > _MAX_SIZE:
+                raise ValueError(f"a message of {length} bytes")
             end = _HEADER.size + length
             if len(self._data) < end:
                 return
             message = json.loads(self._data[_HEADER.size : end])
             del self._data[:end]
-            yield Received(message, [self._fds.popleft() for _ in range(count)])
+            fds = [self._fds.popleft() for _ in range(count)]
+            yield Received(message, [fd for fd in fds if fd != _NO_FD])
 
     def __iter__(self) -> Iterator[Received]:
         """Wait for messages until the other end is closed."""
@@ -104,5 +127,7 @@ class Channel:
 
     def close(self) -> None:
         self._sock.close()
-        while self._fds:
-            os.close(self._fds.popleft())
+        for fd in self._fds:
+            if fd != _NO_FD:
+                os.close(fd)
+        self._fds.clear()

@@ -95,7 +95,7 @@ class Loop:
         }
         self._executor = shared.executor
         self._engines = shared.engines
-        self._admission = shared.admission
+        self.admission = shared.admission
         self._tls = shared.tls
         self._died = shared.thread_died
         self._is_ready = shared.is_ready
@@ -294,11 +294,12 @@ class Loop:
         )
         self._leaving.expect_hello(connection)
 
-    def adopt(self, sock: socket.socket, host: str | None, negotiated: dict[str, Any]) -> None:
-        """Serve a connection that another process gave away."""
-        connection = self._new_connection(sock, host, negotiated["address"], None)
-        peer = connection.protocol.resume_from(negotiated)
-        self._guarded(connection, self._greeted, connection, peer)
+    def adopt(self, sock: socket.socket, state: dict[str, Any], new: bool = True) -> Connection:
+        """Serve an admitted connection that another process gave away, or (not `new`) refused."""
+        connection = self._new_connection(sock, state["host"], state["address"], None)
+        peer = connection.protocol.resume_from(state)
+        self._guarded(connection, self._greeted if new else self._know, connection, peer)
+        return connection
 
     def _new_connection(
         self,
@@ -340,7 +341,7 @@ class Loop:
     def forget(self, connection: Connection) -> None:
         """Serve a connection no longer. Its socket stays open."""
         self.connections.remove(connection)
-        self._admission.release(connection.host)
+        self.admission.release(connection.host)
         self.cells[Cell.CONNECTIONS_CLOSED] += 1
         if connection.events:
             self.poller.unregister(connection.sock.fileno())
@@ -509,8 +510,7 @@ class Loop:
                 raise AssertionError("the dispatcher answers every NOTIFY, or makes it an Exchange")
 
     def _greeted(self, connection: Connection, peer: Peer) -> None:
-        self._leaving.said_hello(connection)
-        connection.peer = peer
+        self._know(connection, peer)
         if peer.healthcheck:
             self.cells[Cell.HEALTHCHECKS] += 1
             logger.debug("health check from %s", peer.address)
@@ -523,9 +523,13 @@ class Loop:
             ",".join(sorted(peer.capabilities)) or "no capabilities",
             peer.engine_id,
         )
+        self.agent.connected(peer)
+
+    def _know(self, connection: Connection, peer: Peer) -> None:
+        self._leaving.said_hello(connection)
+        connection.peer = peer
         if peer.async_engine_id:
             self._engines.add(peer.async_engine_id, connection, self)
-        self.agent.connected(peer)
 
     # --- exchanges ---
 

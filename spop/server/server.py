@@ -19,14 +19,16 @@ from spop import codec
 from spop.address import Address
 from spop.agent import Agent
 from spop.counters import Cell, Cells, Totals, new_row, row_size
+from spop.errors import reason
 from spop.forks import serve_in_this_thread
 from spop.logs import RateLimitedLog, SafeLogger
 from spop.server.admission import Admission
 from spop.server.balance import Balance
+from spop.server.ending import STEP, Hurries, log_left_behind, wait_for_end
 from spop.server.engines import Engines
 from spop.server.executor import Executor
 from spop.server.health import Health, health_of, oldest_round
-from spop.server.leaving import GiveAway
+from spop.server.leaving import GiveAway, Taken
 from spop.server.listeners import bound_address, close_all, listen_all, peer_host
 from spop.server.loop import Loop
 from spop.server.options import DEFAULT_BIND, Options
@@ -38,6 +40,9 @@ from spop.server.tls import server_context
 
 logger = SafeLogger("spop.server")
 
+STUCK = 1.0
+"""Seconds after which the first loop is taken to be stuck, so that another thread closes what it
+accepts from."""
 YIELD = 0.005
 """Seconds for which a process leaves a new connection to one with fewer connections."""
 
@@ -102,6 +107,7 @@ class Server:
         self.ends_process = False
         """The death of a thread ends the process at once, with status 1."""
         self._wake: Callable[[], object] = lambda: None
+        self._hurries: Hurries | None = None
 
     @property
     def addresses(self) -> list[Address]:
@@ -194,15 +200,23 @@ class Server:
             loop.call_soon(add)
         return True
 
-    def adopt(self, sock: socket.socket, state: dict[str, Any]) -> None:
-        """Go on serving a connection that another process gave away."""
-        host = state["host"]
+    def adopt(self, sock: socket.socket, state: dict[str, Any], taken: Taken) -> None:
+        """Go on serving a connection that another process gave away, if this is possible."""
+        if self.draining:
+            sock.close()
+            taken(False)
+            return
+        host = state.get("host")
         self.admission.adopt(host)
         loop = min(self._loops, key=lambda loop: loop.load)
-        loop.call_soon(self._adding(partial(loop.adopt, sock, host, state), sock, host))
+        loop.call_soon(self._adding(partial(loop.adopt, sock, state), sock, host, taken))
 
     def _adding(
-        self, add: Callable[[], None], sock: socket.socket, host: str | None
+        self,
+        add: Callable[[], object],
+        sock: socket.socket,
+        host: str | None,
+        added: Taken = lambda _: None,
     ) -> Callable[[], None]:
         """`add` for an admitted connection, as a call that closes the connection if it fails."""
 
@@ -210,16 +224,22 @@ class Server:
             try:
                 add()
             except Exception as error:
-                logger.failure(error, "connection could not be set up")
+                if isinstance(error, OSError):  # The system's memory or watches are used up.
+                    self._refusals.warning("cannot serve a connection: %s", reason(error))
+                else:
+                    logger.failure(error, "connection could not be set up")
                 self.admission.release(host)
                 sock.close()
+                added(False)
+            else:
+                added(True)  # Before anything is read.
 
         return add_or_close
 
-    def _refuse(self, sock: socket.socket, host: str | None, reason: Cell) -> None:
-        self._rows[0][reason] += 1
+    def _refuse(self, sock: socket.socket, host: str | None, why: Cell) -> None:
+        self._rows[0][why] += 1
         sock.close()
-        self._refusals.warning("refused a connection from %s: %s", host, _REASONS[reason])
+        self._refusals.warning("refused a connection from %s: %s", host, _REASONS[why])
 
     # --- what there is to see ---
 
@@ -300,15 +320,15 @@ class Server:
         """Accept no further connections. Other processes accept those that wait."""
         if self._balance is not None:
             self._balance.leave()
-        first, stopped = self._loops[0], threading.Event()
+        first, stopped, began = self._loops[0], threading.Event(), time.monotonic()
 
         def stop() -> None:
             self._forget_listeners()
             stopped.set()
 
         first.call_soon(stop)
-        while not stopped.wait(0.1):
-            if not first.alive:
+        while not stopped.wait(STEP):
+            if not first.alive or time.monotonic() - began > STUCK:
                 self._close_listeners()
                 return
 
@@ -316,20 +336,28 @@ class Server:
         """Call this in the thread of the first loop, which accepts."""
         for listener in self._listeners:
             self._loops[0].forget_listener(listener)
-            if not self._owns_listeners:
-                listener.close()
-        if self._owns_listeners:
-            self._close_listeners()
+        self._close_listeners()
 
-    def hand_over(self, give_away: GiveAway) -> None:
+    def hand_over(self, give_away: GiveAway, hurries: Hurries) -> None:
         """As `stop`, but give the connections to another process."""
-        self._end(lambda loop, timeout: loop.hand_over(give_away, timeout))
+        self._end(lambda loop, timeout: loop.hand_over(give_away, timeout), hurries)
 
-    def stop(self) -> None:
-        """Stop listening, answer the frames in hand, say DISCONNECT, end the threads."""
-        self._end(lambda loop, timeout: loop.drain(timeout))
+    def stop(self, hurries: Hurries | None = None) -> None:
+        """Stop listening, answer the frames in hand, say DISCONNECT, end the threads.
 
-    def _end(self, end: Any) -> None:
+        What has not ended after the drain timeout is logged and left behind, in its thread.
+
+        Args:
+            hurries: as of `wait_for_end`.
+        """
+        self._end(lambda loop, timeout: loop.drain(timeout), hurries or self._hurries)
+
+    def drain(self) -> None:
+        """Give no more connections away. Any thread may call this during `hand_over`."""
+        for loop in self._loops:
+            loop.drain(self.options.drain_timeout)
+
+    def _end(self, end: Any, hurries: Hurries | None) -> None:
         if not self._loops:
             return
         if self._is_guest:
@@ -338,28 +366,29 @@ class Server:
         self.stop_accepting()
         for loop in self._loops:
             end(loop, self.options.drain_timeout)
-        for loop in self._loops:
-            loop.thread.join()
-        self._close()
+        try:
+            wait_for_end(self._loops, self.options.drain_timeout, hurries)
+        finally:
+            self._close()
 
     def _close(self) -> None:
         """End the threads that are left, after the loops have ended."""
         self.executor.stop()
+        log_left_behind(self._loops, self.executor.running())
         self._loops = []
         if self._stuck_log is not None:
             self._stuck_log.stop()
         if self._admin is not None:
             self._admin.stop()
             self._admin = None
-        if self.busy_handlers:
-            logger.warning(
-                "%d handlers did not end in %g s and were left behind",
-                self.busy_handlers,
-                self.options.drain_timeout,
-            )
 
     def _close_listeners(self) -> None:
-        close_all(self._listeners)
+        """Close them; the files of unix sockets are the supervisor's if it made them."""
+        if self._owns_listeners:
+            close_all(self._listeners)
+        else:
+            for listener in self._listeners:
+                listener.close()
         self._listeners = []
 
     def run(self) -> None:
@@ -373,7 +402,7 @@ class Server:
         """
         numbers = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
         with Signals(*numbers, end_after=self.options.drain_timeout + GRACE) as signals:
-            self._wake = signals.wake
+            self._wake, self._hurries = signals.wake, signals.hurry
             with self:
                 while signals.wait() == signal.SIGUSR1:
                     logger.info("%s", self.status(connections=False))
