@@ -32,6 +32,8 @@ class Connection:
     Attributes:
         sock: a plain socket, or a `TLSSocket`; `tls` is the latter or None.
         peer: what HELLO agreed on, until the end of the connection was reported.
+        port: the number of its port in a range of ports, if it came to one.
+        movable: it can be moved to another loop or process while this one goes on.
         events: what the poller waits for.
         unsent: bytes that the socket did not take yet.
         quiet: number of sweeps for idle connections since something was sent.
@@ -40,8 +42,8 @@ class Connection:
     """
 
     __slots__ = (
-        "events", "exchanges", "fast_path", "host", "opened", "peer", "protocol", "quiet",
-        "sock", "tls", "unsent",
+        "events", "exchanges", "fast_path", "host", "movable", "opened", "peer", "port",
+        "protocol", "quiet", "sock", "tls", "unsent",
     )  # fmt: skip
 
     def __init__(
@@ -54,6 +56,8 @@ class Connection:
         self.unsent: bytes | bytearray = b""
         self.events = READ
         self.peer: Peer | None = None
+        self.port: int | None = None
+        self.movable = False
         self.opened = time.time()
         self.quiet = 0
         self.exchanges: set[Exchange] = set()

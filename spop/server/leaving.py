@@ -8,7 +8,7 @@ On the left what happens to a connection, on the right what follows::
     drain: nothing left to answer ─────┘                 │
                                                          ├─ report ─ linger ─ close
     the peer closed its side, a socket error ────────────┼─ report ────────── close
-    hand-over: at rest, and taken ───────────────────────┴─ report ─ its socket lives on
+    handed over or spared: at rest, and taken ───────────┴─ report ─ its socket lives on
 
 ``report`` counts, logs and calls the hooks, once. ``linger`` closes our side and waits for the
 peer to close its own, so that it can read our DISCONNECT even if it still sends. If handlers
@@ -18,9 +18,11 @@ still run and async is in force, their ACKs leave on another connection of the e
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -44,6 +46,10 @@ QUIET = 0.2
 """Seconds that a draining connection waits for an ACK, to send DISCONNECT right behind it."""
 CANCEL_GRACE = 2.0
 """Seconds that ``async def`` handlers have to end after the end of their loop has cancelled them."""
+FIRST_RETRY, LAST_RETRY = 0.05, 1.0
+"""Seconds until connections that were not at rest are looked at again, to spare them."""
+HOLD = 0.05
+"""Seconds for which a connection with frames in flight is not read from, to come to rest."""
 SWEEPS = 4
 """Number of sweeps for idle connections in each idle timeout."""
 
@@ -54,6 +60,20 @@ Taken = Callable[[bool], object]
 """Called once, in any thread, with whether another process has taken a connection."""
 GiveAway = Callable[[socket.socket, dict[str, Any], Taken], object]
 """Offers another process the socket of a connection at rest, and what HELLO agreed on."""
+
+
+@dataclass
+class Spare:
+    """An order to give connections away and to go on.
+
+    Attributes:
+        count: how many are still to be given.
+        has_too_many: it still makes sense.
+    """
+
+    count: int
+    give_away: GiveAway
+    has_too_many: Callable[[], bool]
 
 
 class Deadlines:
@@ -124,7 +144,8 @@ class Leaving:
 
     Attributes:
         begun: the loop drains or hands over.
-        handing_over: connections at rest are given away.
+        handing_over: all connections are given away, each once it is at rest.
+        gives: some are, or all.
     """
 
     def __init__(self, loop: Loop) -> None:
@@ -138,11 +159,19 @@ class Leaving:
         self._give_away: GiveAway | None = None
         self._offered: set[socket.socket] = set()
         self._waits = False
+        self._give_foreign: GiveAway | None = None
+        self._owned_ports: frozenset[int] = frozenset()
+        self._spare: Spare | None = None
+        self._held: dict[Connection, int] = {}
         self.begun = False
 
     @property
     def handing_over(self) -> bool:
         return self._give_away is not None
+
+    @property
+    def gives(self) -> bool:
+        return (self._give_away or self._give_foreign or self._spare) is not None
 
     # --- one connection ---
 
@@ -217,17 +246,29 @@ class Leaving:
             self.report(connection, Disconnect(Status.NORMAL, "the agent stops", False))
 
     def give_away(self, connection: Connection) -> None:
-        """Offer a connection at rest to another process. Nothing is read until it has answered."""
-        sock = connection.sock
-        if self._give_away is None or self._waits or connection.tls is not None:
+        """Offer a connection at rest to another process or loop, if it is one of those to give."""
+        if self._waits or connection.tls is not None:
             return
+        if self._give_away is not None:
+            self._give(connection, self._give_away)
+        elif self._is_foreign(connection):
+            assert self._give_foreign is not None
+            self._give(connection, self._give_foreign)
+        elif self._spare is not None and connection.movable:
+            self._spare.count -= 1
+            self._give(connection, self._spare.give_away)
+            self._end_spare()
+
+    def _give(self, connection: Connection, give_away: GiveAway) -> None:
+        sock = connection.sock
         assert isinstance(sock, socket.socket)
-        state = {"host": connection.host, **connection.protocol.negotiated()}
+        state = {"host": connection.host, "port": connection.port}
+        state.update(connection.protocol.negotiated())
         self._offered.add(sock)
         self._forget(connection)
         answered = partial(self._answered, sock, state, connection.peer)
         call_soon = self._loop.call_soon
-        self._give_away(sock, state, lambda taken: call_soon(partial(answered, taken)))
+        give_away(sock, state, lambda taken: call_soon(partial(answered, taken)))
 
     def _answered(
         self, sock: socket.socket, state: dict[str, Any], peer: Peer | None, taken: bool
@@ -237,7 +278,7 @@ class Leaving:
         if taken:
             self._loop.cells[Cell.HANDED_OVER] += 1
             sock.close()
-            self._tell(peer, Disconnect(Status.NORMAL, "handed over to a new worker", False))
+            self._tell(peer, Disconnect(Status.NORMAL, "handed over to another worker", False))
             self._end_if_done()
             return
         if not self._waits:
@@ -257,7 +298,8 @@ class Leaving:
 
     def _give_again(self) -> None:
         self._waits = False
-        self._see_to_all(WRITE)
+        if self.begun:
+            self._see_to_all(WRITE)
 
     def _forget(self, connection: Connection) -> None:
         self._handshakes.discard(connection)
@@ -322,6 +364,73 @@ class Leaving:
                 self.after_answers(connection)
         self._see_to_all(WRITE)
 
+    def spare(self, count: int, give_away: GiveAway, has_too_many: Callable[[], bool]) -> None:
+        """Give so many connections away, those at rest first, and go on serving the others.
+
+        An order that comes later replaces this one. So does the end of `has_too_many`.
+        """
+        if not self.begun:
+            self._spare = spare = Spare(count, give_away, has_too_many)
+            self._spare_those_at_rest(spare, FIRST_RETRY)
+            if self._spare is spare:
+                self._hold_busy_ones(spare.count)
+
+    def _spare_those_at_rest(self, spare: Spare, retry: float) -> None:
+        self._end_spare()
+        for connection in list(self._loop.connections):
+            if self._spare is not spare:
+                return
+            if connection.protocol.at_rest and not connection.unsent:
+                self.give_away(connection)
+        # The fast path does not tell when a connection comes to rest.
+        again = partial(self._spare_those_at_rest, spare, min(2 * retry, LAST_RETRY))
+        if self._spare is spare:
+            self._loop.timers.call_later(retry, again)
+
+    def give_ports(self, owned: frozenset[int], give_away: GiveAway) -> None:
+        """Give the connections of other ports of ranges away, each once it is at rest."""
+        self._owned_ports, self._give_foreign = owned, give_away
+        self._give_those_of_ports(FIRST_RETRY)
+
+    def _give_those_of_ports(self, retry: float) -> None:
+        foreign = [each for each in self._loop.connections if self._is_foreign(each)]
+        for connection in foreign:
+            if connection.protocol.at_rest and not connection.unsent:
+                self.give_away(connection)
+        if any(each in self._loop.connections for each in foreign):
+            again = partial(self._give_those_of_ports, min(2 * retry, LAST_RETRY))
+            self._loop.timers.call_later(retry, again)
+
+    def _is_foreign(self, connection: Connection) -> bool:
+        return (
+            self._give_foreign is not None
+            and connection.tls is None
+            and connection.port not in (None, *self._owned_ports)
+        )
+
+    def _hold_busy_ones(self, count: int) -> None:
+        """A connection that pipelines under load might never be at rest.
+
+        While one frame at most may be in flight, no more is read before the others are answered.
+        """
+        busy = (each for each in self._loop.connections if each.movable and each.exchanges)
+        for connection in itertools.islice(busy, count):
+            if connection not in self._held:
+                intake = connection.protocol.intake
+                self._held[connection], intake.max_in_flight = intake.max_in_flight, 1
+        self._loop.timers.call_later(HOLD, self._let_go)
+
+    def _let_go(self) -> None:
+        while self._held:
+            connection, max_in_flight = self._held.popitem()
+            connection.protocol.intake.max_in_flight = max_in_flight
+            if connection in self._loop.connections:
+                self._loop.see_to(connection, WRITE)
+
+    def _end_spare(self) -> None:
+        if self._spare is not None and not (self._spare.count and self._spare.has_too_many()):
+            self._spare = None
+
     def end_all(self, connections: Iterable[Connection]) -> None:
         """The loop has ended: close the connections that are left."""
         for connection in list(connections):
@@ -333,6 +442,7 @@ class Leaving:
 
     def _begin(self) -> None:
         self.begun = True
+        self._spare = None
         for connection in self._loop.connections:
             connection.fast_path.enabled = False
 

@@ -45,9 +45,6 @@ logger = SafeLogger("spop.server")
 
 RECV_SIZE = 256 * 1024
 
-HandOut = Callable[[socket.socket], bool]
-"""Accepts a connection of a listener. False: it accepts none now."""
-
 Result = tuple[Exchange, Call, Any, BaseException | None]
 
 
@@ -66,6 +63,8 @@ class Shared(Protocol):
 
     def is_ready(self) -> bool: ...
 
+    def movable_changed(self) -> None: ...
+
 
 class Loop:
     """Serves the connections that are given to it.
@@ -76,6 +75,7 @@ class Loop:
 
     Attributes:
         connections: those that it serves.
+        movable: how many of them can be moved to another loop or process.
         timeouts: seconds that a call of a handler may take, by message name.
         thread: runs the rounds.
         context: the context of the rounds. Handlers of exchanges get copies of it.
@@ -88,6 +88,8 @@ class Loop:
         self.poller = new_poller(cells)
         self.timers = Timers(self._call)
         self.connections: set[Connection] = set()
+        self.movable = 0
+        self._arrivals: deque[Callable[[], object]] = deque()
         self.timeouts = {
             handler.name: handler.timeout
             for handler in shared.agent.handlers.values()
@@ -99,6 +101,7 @@ class Loop:
         self._tls = shared.tls
         self._died = shared.thread_died
         self._is_ready = shared.is_ready
+        self._movable_changed = shared.movable_changed
         self._buffer = bytearray(RECV_SIZE)
         self.dispatcher = shared.agent.dispatcher(
             cells=cells,
@@ -133,8 +136,13 @@ class Loop:
 
     @property
     def load(self) -> int:
-        """How many connections it has."""
-        return len(self.connections)
+        """How many connections it has, or gets soon."""
+        return len(self.connections) + len(self._arrivals)
+
+    @property
+    def movable_load(self) -> int:
+        """How many of them can be moved, as far as that is known."""
+        return self.movable + len(self._arrivals)
 
     @property
     def alive(self) -> bool:
@@ -145,6 +153,11 @@ class Loop:
         """Run `call` in the loop's thread, in its next round."""
         self._calls.append(call)
         self._wake()
+
+    def bring(self, add: Callable[[], object]) -> None:
+        """Run `add`, which adds a connection, in the loop's thread."""
+        self._arrivals.append(add)
+        self.call_soon(lambda: self._arrivals.popleft()())
 
     def job_done(
         self, exchange: Exchange, call: Call, returned: Any, error: BaseException | None
@@ -167,6 +180,14 @@ class Loop:
     def hand_over(self, give_away: GiveAway, timeout: float) -> None:
         """End: give each connection away once it is at rest, and leave as `drain` does."""
         self.call_soon(partial(self._leaving.hand_over, give_away, timeout))
+
+    def spare(self, count: int, give_away: GiveAway, has_too_many: Callable[[], bool]) -> None:
+        """Give so many connections away, and go on."""
+        self.call_soon(partial(self._leaving.spare, count, give_away, has_too_many))
+
+    def give_ports(self, owned: frozenset[int], give_away: GiveAway) -> None:
+        """Give the connections of other ports of ranges away, and go on."""
+        self.call_soon(partial(self._leaving.give_ports, owned, give_away))
 
     def describe(self, timeout: float = 1.0) -> list[dict[str, Any]]:
         """Its connections, for people; none if the loop does not answer in `timeout` seconds."""
@@ -287,16 +308,18 @@ class Loop:
 
     # --- new connections ---
 
-    def add(self, sock: socket.socket, sockaddr: Any) -> None:
+    def add(self, sock: socket.socket, sockaddr: Any, port: int | None = None) -> None:
         """Begin to serve an accepted and admitted connection."""
         connection = self._new_connection(
             sock, peer_host(sock, sockaddr), peer_name(sock, sockaddr), self._tls
         )
+        connection.port = port
         self._leaving.expect_hello(connection)
 
     def adopt(self, sock: socket.socket, state: dict[str, Any], new: bool = True) -> Connection:
         """Serve an admitted connection that another process gave away, or (not `new`) refused."""
         connection = self._new_connection(sock, state["host"], state["address"], None)
+        connection.port = state["port"]
         peer = connection.protocol.resume_from(state)
         self._guarded(connection, self._greeted if new else self._know, connection, peer)
         return connection
@@ -342,6 +365,7 @@ class Loop:
         """Serve a connection no longer. Its socket stays open."""
         self.connections.remove(connection)
         self.admission.release(connection.host)
+        self._count_movable(connection, False)
         self.cells[Cell.CONNECTIONS_CLOSED] += 1
         if connection.events:
             self.poller.unregister(connection.sock.fileno())
@@ -444,7 +468,7 @@ class Loop:
             return
         if protocol.should_close:
             self._leaving.linger(connection)
-        elif self._leaving.handing_over and protocol.at_rest:
+        elif self._leaving.gives and protocol.at_rest:
             self._leaving.give_away(connection)
 
     def _send(self, connection: Connection) -> None:
@@ -530,6 +554,14 @@ class Loop:
         connection.peer = peer
         if peer.async_engine_id:
             self._engines.add(peer.async_engine_id, connection, self)
+        may_move = connection.tls is None and connection.port is None and not peer.healthcheck
+        self._count_movable(connection, may_move)
+
+    def _count_movable(self, connection: Connection, movable: bool) -> None:
+        if connection.movable is not movable:
+            connection.movable = movable
+            self.movable += 1 if movable else -1
+            self._movable_changed()
 
     # --- exchanges ---
 
@@ -665,36 +697,3 @@ class Loop:
             exchanges = self._engines.remove(peer.async_engine_id, connection, exchanges)
         for exchange in exchanges:
             exchange.host.call_soon(exchange.cancel)
-
-    # --- accepting ---
-
-    def accept_from(self, listener: socket.socket, hand_out: HandOut) -> None:
-        """Call `hand_out` whenever a listener has connections to accept."""
-        accept = partial(self._accept, listener, hand_out)
-        self.poller.register(listener.fileno(), READ, accept)
-
-    def forget_listener(self, listener: socket.socket) -> None:
-        with contextlib.suppress(KeyError):
-            self.poller.unregister(listener.fileno())
-
-    def pause_listener(self, listener: socket.socket, hand_out: HandOut, seconds: float) -> None:
-        """Accept no connections of a listener for some seconds."""
-        self.forget_listener(listener)
-        self.call_later(seconds, partial(self._accept_again, listener, hand_out))
-
-    def _accept(self, listener: socket.socket, hand_out: HandOut, _: int) -> None:
-        for _ in range(64):
-            try:
-                if not hand_out(listener):
-                    return
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                self.cells[Cell.ACCEPT_ERRORS] += 1
-                logger.error("cannot accept connections: %s", error.strerror)
-                self.pause_listener(listener, hand_out, 0.5)
-                return
-
-    def _accept_again(self, listener: socket.socket, hand_out: HandOut) -> None:
-        if listener.fileno() >= 0 and not self._leaving.begun:
-            self.accept_from(listener, hand_out)

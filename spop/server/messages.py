@@ -15,6 +15,7 @@ _FIELDS: dict[str, dict[str, type]] = {
     "moved": {"id": int, "giver": int, "taken": bool},
     "answer": {"id": int, "connections": list},
     "awake": {},
+    "uneven": {},
 }
 _ITEMS = {"handlers": str, "files": str, "connections": dict}
 
@@ -36,7 +37,9 @@ def check_message(message: Any, fds: list[int]) -> None:
             raise ValueError(f"{name} of a message {type_!r} is malformed")
     if fds and type_ != "connection":
         raise ValueError(f"a message {type_!r} has no descriptors")
-    if type_ == "connection" and not isinstance(message["state"].get("host"), (str, NoneType)):
-        raise ValueError("the host of a connection is malformed")
+    state = message["state"] if type_ == "connection" else {}
+    for name, types in {"host": (str, NoneType), "port": (int, NoneType)}.items():
+        if not isinstance(state.get(name), types):
+            raise ValueError(f"the {name} of a connection is malformed")
     if type_ == "ready" and 8 * row_size(len(message["handlers"])) > ROW_BYTES:
         raise ValueError("there are too many handlers")

@@ -6,19 +6,21 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from spop.server.children import WorkerProcess, Workers
+from spop.server.children import WorkerProcess
+from spop.server.sharing import Sharing
 
 
 class Moves:
     """The connections that workers were offered and have not answered for."""
 
-    def __init__(self, workers: Workers) -> None:
-        self._workers = workers
-        self._offered: dict[tuple[int, int], tuple[WorkerProcess, WorkerProcess]] = {}
+    def __init__(self, sharing: Sharing) -> None:
+        self._sharing = sharing
+        self._offered: dict[tuple[int, int], tuple[WorkerProcess, WorkerProcess, bool]] = {}
 
     def offer(self, giver: WorkerProcess, message: dict[str, Any], fds: list[int]) -> None:
         """Offer a connection of a worker to one that serves. None can have it without its `fds`."""
-        takers = self._workers.serving() if fds else []
+        port = message["state"].get("port")
+        takers = self._sharing.takers(port, giver) if fds else []
         offer = {**message, "giver": giver.pid}
         taker = next((each for each in takers if each.channel.send(offer, fds)), None)
         for fd in fds:
@@ -26,17 +28,20 @@ class Moves:
         if taker is None:
             self._tell(giver, message["id"], False)
         else:
-            self._offered[giver.pid, message["id"]] = giver, taker
+            taker.passed += port is None
+            self._offered[giver.pid, message["id"]] = giver, taker, port is None
 
     def answered(self, message: dict[str, Any]) -> None:
         """A worker has taken a connection, or could not take it."""
         found = self._offered.pop((message["giver"], message["id"]), None)
         if found is not None:
-            self._tell(found[0], message["id"], message["taken"])
+            giver, taker, movable = found
+            taker.passed -= movable and not message["taken"]
+            self._tell(giver, message["id"], message["taken"])
 
     def ended(self, worker: WorkerProcess) -> None:
         """A worker has ended: what it has not taken stays where it is."""
-        for (pid, number), (giver, taker) in list(self._offered.items()):
+        for (pid, number), (giver, taker, _) in list(self._offered.items()):
             if worker in (giver, taker):
                 del self._offered[pid, number]
                 self._tell(giver, number, False)

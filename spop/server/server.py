@@ -22,12 +22,13 @@ from spop.counters import Cell, Cells, Totals, new_row, row_size
 from spop.errors import reason
 from spop.forks import serve_in_this_thread
 from spop.logs import RateLimitedLog, SafeLogger
+from spop.server.accepting import Acceptor
 from spop.server.admission import Admission
-from spop.server.balance import Balance
+from spop.server.balance import SETTLE, Balance, is_uneven, surplus
 from spop.server.ending import STEP, Hurries, log_left_behind, wait_for_end
 from spop.server.engines import Engines
 from spop.server.executor import Executor
-from spop.server.health import Health, health_of, oldest_round
+from spop.server.health import READY_WITHIN, Health, health_of, oldest_round
 from spop.server.leaving import GiveAway, Taken
 from spop.server.listeners import bound_address, close_all, listen_all, peer_host
 from spop.server.loop import Loop
@@ -56,6 +57,8 @@ class Server:
             ``unix:PATH``.
         options: all options; by default they are made of `bind` and `more_options`.
         listeners: sockets that listen already, instead of `bind`.
+        ports: of each of them, the number of its port in a range of ports, or None. The server
+            accepts from these when `accept_ports` says so.
         rows: where to count, a row for each loop and one for the executor.
         balance: knows the other processes that accept from the same sockets.
         tls: the context for TCP; by default it is made from the options.
@@ -72,6 +75,7 @@ class Server:
         bind: str | Iterable[str] = DEFAULT_BIND,
         *,
         listeners: list[socket.socket] | None = None,
+        ports: list[int | None] | None = None,
         rows: list[Cells] | None = None,
         balance: Balance | None = None,
         tls: ssl.SSLContext | None = None,
@@ -93,6 +97,10 @@ class Server:
         self.slow_log = SlowLog(self.options.slow_handler)
         self._owns_listeners = listeners is None
         self._listeners = listeners or []
+        self._ports = dict(zip(self._listeners, ports or [], strict=False))
+        self._acceptor: Acceptor
+        self._counting = threading.Lock()
+        self._level_ordered = False
         self._balance = balance
         self._yielded = False
         self._is_guest = False
@@ -154,8 +162,10 @@ class Server:
             Loop(self, self._rows[number], f"spop-loop-{number}")
             for number in range(self.options.threads)
         ]
+        self._acceptor = Acceptor(self._loops[0], self._take)
         for listener in self._listeners:
-            self._loops[0].accept_from(listener, self._take)
+            if self._ports.get(listener) is None:
+                self._acceptor.add(listener)
 
     def _tell_start(self) -> None:
         if self._owns_listeners:
@@ -181,9 +191,11 @@ class Server:
 
     def _take(self, listener: socket.socket) -> bool:
         """Accept a connection and give it to a loop. False: other processes may accept it."""
-        if self._balance is not None and not self._yielded and self._balance.yields():
+        port = self._ports.get(listener)
+        balance = self._balance if port is None else None
+        if balance is not None and not self._yielded and balance.yields():
             self._yielded = True
-            self._loops[0].pause_listener(listener, self._take, YIELD)
+            self._acceptor.pause(listener, YIELD)
             return False
         self._yielded = False
         sock, sockaddr = listener.accept()
@@ -192,24 +204,49 @@ class Server:
         if refusal is not None:
             self._refuse(sock, host, refusal)
             return True
-        loop = min(self._loops, key=lambda loop: loop.load)
-        add = self._adding(partial(loop.add, sock, sockaddr), sock, host)
+        loop = min(self._running_loops(), key=lambda loop: loop.load)
+        add = self._adding(partial(loop.add, sock, sockaddr, port), sock, host)
         if loop is self._loops[0]:
             add()
         else:
-            loop.call_soon(add)
+            loop.bring(add)
         return True
+
+    def accept_ports(self, numbers: Iterable[int], give_away: GiveAway) -> None:
+        """Accept from these ports of ranges alone. Give the connections of others away."""
+        owned = frozenset(numbers)
+
+        def accept() -> None:
+            for listener, number in self._ports.items():
+                if number in owned:
+                    self._acceptor.add(listener)
+                elif number is not None:
+                    self._acceptor.remove(listener)
+
+        self._loops[0].call_soon(accept)
+        for loop in self._loops:
+            loop.give_ports(owned, give_away)
 
     def adopt(self, sock: socket.socket, state: dict[str, Any], taken: Taken) -> None:
         """Go on serving a connection that another process gave away, if this is possible."""
+
+        def count(adopted: bool) -> None:
+            if adopted and self._balance is not None and state["port"] is None:
+                with self._counting:
+                    self._balance.adopted()
+            taken(adopted)
+
         if self.draining:
             sock.close()
             taken(False)
-            return
+        else:
+            self._adopt(sock, state, count)
+
+    def _adopt(self, sock: socket.socket, state: dict[str, Any], taken: Taken) -> None:
         host = state.get("host")
         self.admission.adopt(host)
-        loop = min(self._loops, key=lambda loop: loop.load)
-        loop.call_soon(self._adding(partial(loop.adopt, sock, state), sock, host, taken))
+        loop = min(self._running_loops(), key=lambda loop: loop.movable_load)
+        loop.bring(self._adding(partial(loop.adopt, sock, state), sock, host, taken))
 
     def _adding(
         self,
@@ -240,6 +277,62 @@ class Server:
         self._rows[0][why] += 1
         sock.close()
         self._refusals.warning("refused a connection from %s: %s", host, _REASONS[why])
+
+    # --- moving connections ---
+
+    def movable_changed(self) -> None:
+        """A loop has more or fewer connections that can be moved. Loops call this."""
+        with self._counting:
+            counts = [loop.movable for loop in self._loops]
+            if self._balance is not None:
+                self._balance.tell_movable(sum(counts))
+            if is_uneven(counts) and not self._level_ordered:
+                self._level_ordered = True
+                self._level_in(SETTLE)
+
+    def _level_in(self, seconds: float) -> None:
+        first = self._loops[0]
+        first.call_soon(partial(first.call_later, seconds, self._level))
+
+    def _level(self) -> None:
+        """Have the loops with too many connections give some to the others."""
+        running = self._running_loops()
+        with self._counting:
+            self._level_ordered = len(running) < len(self._loops)
+            counts = [loop.movable for loop in running]
+        for loop, count in zip(running, surplus(counts), strict=True):
+            if count:
+                loop.spare(count, self._give_to_loop, partial(self._has_too_many, loop))
+        if self._level_ordered:
+            self._level_in(READY_WITHIN)
+
+    def _running_loops(self) -> list[Loop]:
+        """The loops without those that a handler keeps; all, if it keeps all."""
+        running = [
+            loop
+            for loop, row in zip(self._loops, self._rows, strict=False)
+            if oldest_round([row]) <= READY_WITHIN
+        ]
+        return running or self._loops
+
+    def _has_too_many(self, loop: Loop) -> bool:
+        return loop.movable > 1 + min(each.movable_load for each in self._running_loops())
+
+    def _give_to_loop(self, sock: socket.socket, state: dict[str, Any], taken: Taken) -> None:
+        # It stays in this process, which closes it if it can't be served.
+        self._adopt(socket.socket(fileno=sock.detach()), state, lambda _: taken(True))
+
+    def spare(self, count: int, give_away: GiveAway, has_too_many: Callable[[], bool]) -> None:
+        """Give so many connections to another process, each once it is at rest."""
+        remaining = [loop.movable for loop in self._loops]
+        given = [0] * len(remaining)
+        for _ in range(min(count, sum(remaining))):
+            highest = remaining.index(max(remaining))
+            remaining[highest] -= 1
+            given[highest] += 1
+        for loop, share in zip(self._loops, given, strict=True):
+            if share:
+                loop.spare(share, give_away, has_too_many)
 
     # --- what there is to see ---
 
@@ -335,7 +428,7 @@ class Server:
     def _forget_listeners(self) -> None:
         """Call this in the thread of the first loop, which accepts."""
         for listener in self._listeners:
-            self._loops[0].forget_listener(listener)
+            self._acceptor.remove(listener)
         self._close_listeners()
 
     def hand_over(self, give_away: GiveAway, hurries: Hurries) -> None:

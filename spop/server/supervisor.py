@@ -41,6 +41,7 @@ from spop.server.orphans import end_with_parent
 from spop.server.privileges import check_privileges, drop_privileges
 from spop.server.questions import Answers, Questions
 from spop.server.server import log_start
+from spop.server.sharing import Sharing
 from spop.server.signals import GRACE, Hurry, Signals
 from spop.server.status import Status
 from spop.server.stuck import STEPS, StuckWorkers
@@ -86,11 +87,15 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._timers = Timers()
         self._listeners: list[socket.socket] = []
+        self._ports: list[int | None] = []
         self._inherited = False
         self._board = Board(options.processes, options.threads)
         self._workers = Workers(self._board)
+        self._sharing = Sharing(
+            self._workers, self._board, self._timers, options, self._generation_is_new
+        )
         self._questions = Questions(self._timers)
-        self._moves = Moves(self._workers)
+        self._moves = Moves(self._sharing)
         self._stuck = StuckWorkers(self._workers, self._timers, options.stuck_timeout)
         self._admin: AdminProcess | None = None
         self._generation = 0
@@ -131,6 +136,7 @@ class Supervisor:
         try:
             if not self._inherited:
                 self._listeners = listen_all(self._options)
+                self._ports = self._options.port_numbers
             if self._options.admin:
                 listener = listen(Address.parse(self._options.admin))
                 self._admin = AdminProcess(
@@ -190,10 +196,12 @@ class Supervisor:
         place, parent = self._board.take(), os.getpid()
 
         def run(channel: Channel) -> int:
-            rows, balance = self._board.rows(place), Balance(self._board.connections, place)
+            rows = self._board.rows(place)
+            balance = Balance(self._board, place, partial(channel.send, {"type": "uneven"}))
             return run_worker(
-                self._options, self._load, self._listeners, channel, rows, balance, parent
-            )
+                self._options, self._load, self._listeners, self._ports, channel, rows, balance,
+                parent,
+            )  # fmt: skip
 
         try:
             pid, channel = self._fork(run, [self._admin.listener] if self._admin else [])
@@ -201,7 +209,8 @@ class Supervisor:
             self._board.free(place)
             self._cannot_start(f"cannot start a worker: {reason(error)}")
             return False
-        worker = WorkerProcess(pid, channel, self._generation, place)
+        number = self._workers.free_number(self._generation)
+        worker = WorkerProcess(pid, channel, self._generation, place, number)
         self._workers.add(worker)
         try:
             self._selector.register(channel, selectors.EVENT_READ, partial(self._receive, worker))
@@ -310,6 +319,8 @@ class Supervisor:
             self._moves.offer(worker, message, fds)
         elif message["type"] == "moved":
             self._moves.answered(message)
+        elif message["type"] == "uneven":
+            self._sharing.level_soon()
         elif message["type"] == "answer":
             self._questions.answered(worker, message)
         elif message["type"] == "awake":
@@ -320,6 +331,7 @@ class Supervisor:
         self._agent_name = message["agent"]
         self._files = {path: _modified(path) for path in message["files"]}
         self._fill_up()
+        self._sharing.workers_changed()
         current = self._workers.of(self._generation)
         if sum(each.ready for each in current) == self._options.processes:
             self._generation_is_ready()
@@ -335,6 +347,7 @@ class Supervisor:
                 self._workers.leaves(worker)
                 worker.channel.send({"type": "hand-over"})
                 self._kill_later(worker)
+        self._sharing.workers_changed()
         self._replace_again()
 
     def _reap(self) -> None:
@@ -351,12 +364,14 @@ class Supervisor:
                 self._ended(worker, os.waitstatus_to_exitcode(status))
             elif worker is not None:
                 self._workers.is_stopped(worker, os.WIFSTOPPED(status))
+                self._sharing.workers_changed()
             elif over and self._admin is not None and pid == self._admin.pid:
                 self._admin.ended()
 
     def _ended(self, worker: WorkerProcess, exit_code: int) -> None:
         self._drain_channel(worker)
         lost = self._workers.remove(worker)
+        self._sharing.workers_changed()
         self._questions.ended(worker)
         self._moves.ended(worker)
         if self._board.draining or worker.leaving:

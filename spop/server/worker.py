@@ -37,6 +37,7 @@ def run_worker(
     options: Options,
     load: Load,
     listeners: list[socket.socket],
+    ports: list[int | None],
     channel: Channel,
     rows: list[Cells],
     balance: Balance,
@@ -53,17 +54,19 @@ def run_worker(
             end_with_parent(parent, signal.SIGTERM)
             import_as_they_are()
             server = Server(
-                load(), listeners=listeners, rows=rows, balance=balance, tls=tls, options=options
-            )
+                load(), listeners=listeners, ports=ports, rows=rows, balance=balance, tls=tls,
+                options=options,
+            )  # fmt: skip
             server.ends_process = True
             # The descriptors that it needs, before those of connections take the last ones.
             signals = Signals(signal.SIGTERM, end_after=options.drain_timeout + GRACE)
-            worker = _Worker(server, channel, stack.enter_context(signals))
+            worker = _Worker(server, channel, stack.enter_context(signals), balance)
+            balance.tell(0)
             server.start()
         except Exception as error:
             channel.send({"type": "failed", "error": str(error) or type(error).__name__})
             return 2
-        balance.tell(0)
+        server.movable_changed()
         channel.send(
             {
                 "type": "ready",
@@ -79,10 +82,13 @@ def run_worker(
 class _Worker:
     """Obeys the supervisor's messages and SIGTERM."""
 
-    def __init__(self, server: Server, channel: Channel, signals: Signals) -> None:
+    def __init__(
+        self, server: Server, channel: Channel, signals: Signals, balance: Balance
+    ) -> None:
         self._server = server
         self._channel = channel
         self._signals = signals
+        self._balance = balance
         self._selector = selectors.DefaultSelector()
         self._selector.register(signals, selectors.EVENT_READ, self._signalled)
         self._selector.register(channel, selectors.EVENT_READ, self._told)
@@ -124,6 +130,10 @@ class _Worker:
             self._adopt(message, fds)
         elif message["type"] == "moved":
             self._offers.pop(message["id"])(message["taken"])
+        elif message["type"] == "spare":
+            self._server.spare(message["count"], self._give_away, self._balance.has_too_many)
+        elif message["type"] == "ports":
+            self._server.accept_ports(message["numbers"], self._give_away)
         elif message["type"] == "status":
             connections = self._server.connections(message["limit"])
             self._answer(message, {"connections": connections})
