@@ -456,12 +456,19 @@ class Server:
         if self._is_guest:
             raise RuntimeError("a server on an event loop ends when its task is cancelled")
         self.draining = True
-        self.stop_accepting()
+        interrupt: KeyboardInterrupt | None = None
+        try:
+            self.stop_accepting()
+        except KeyboardInterrupt as error:  # As in `wait_for_end`.
+            interrupt = error
         for loop in self._loops:
             end(loop, self.options.drain_timeout)
         try:
             wait_for_end(self._loops, self.options.drain_timeout, hurries)
+            if interrupt is not None:
+                raise interrupt
         finally:
+            self._close_listeners()
             self._close()
 
     def _close(self) -> None:
