@@ -201,9 +201,9 @@ def hang():
     time.sleep(1000)
 
 def interrupt():
-    while True:
+    for seconds in (0.2, 1.5, 0):
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.1)
+        time.sleep(seconds)
 
 began = time.monotonic()
 try:

@@ -42,12 +42,13 @@ def wait_for_end(loops: Sequence[Loop], timeout: float, hurries: Hurries | None)
     interrupt: KeyboardInterrupt | None = None
     hurry, began = Hurry(), time.monotonic()
     hurry.signalled()
-    while left := [loop for loop in loops if loop.thread.is_alive()]:
-        # A loop that has ended cancels the tasks of handlers.
-        grace = SLACK if any(loop.alive for loop in left) else SLACK + CANCEL_GRACE
-        if time.monotonic() - began > timeout + grace:
-            break
+    while True:
         try:
+            left = [loop for loop in loops if loop.thread.is_alive()]
+            # A loop that has ended cancels the tasks of handlers.
+            grace = SLACK if any(loop.alive for loop in left) else SLACK + CANCEL_GRACE
+            if not left or time.monotonic() - began > timeout + grace:
+                break
             if hurries is None:
                 left[0].thread.join(STEP)
             elif hurries(STEP):
