@@ -422,7 +422,7 @@ def test_a_worker_ends_with_its_supervisor_even_when_a_handler_hangs(
             wait_until(lambda: is_busy(worker), "the handler")
             process.kill()
             wait_until(lambda: not is_alive(worker), "the worker's end")
-        assert has_ended(address)
+        wait_until(lambda: has_ended(address), "the end of its last thread")
 
 
 def is_busy(pid: int) -> bool:

@@ -8,35 +8,57 @@ from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any, Self, cast
 
+from spop.client.core import LINGER, ClientCore
 from spop.client.dial import Endpoint, hear_hello
-from spop.client.face import LINGER, Face
-from spop.client.pool import Driver, Exchange, Link, MessageOrMessages, Servers, in_notify
+from spop.client.forked import close_in_child
+from spop.client.pool import Driver, Exchange, Link, MessageOrMessages, in_notify
 from spop.connection import EngineConnection, EngineEvent
 from spop.constants import Status
 from spop.errors import DisconnectedError, reason
-from spop.frames import Ack, Message, Peer
+from spop.frames import Ack, Peer
 from spop.values import Value
 
 RECV_SIZE = 256 * 1024
 MANY = 1024
-"""Deadlines from which on those of calls that are done are looked for, not only passed over."""
+"""Number of pending deadlines above which finished calls are purged from the queue."""
 
 
-class AsyncClient(Face):
-    """Asks agents and awaits the answers; for any number of tasks of one event loop.
+class AsyncClient(ClientCore):
+    """A client whose calls are awaited, by any number of tasks of one event loop.
 
-    It connects when it must; inside of an ``async with`` statement, at its beginning. It takes
-    the address of `spop.client.face.Face` and the settings of `spop.client.settings.Settings`,
-    as `Client` does.
+    It connects at the first call or at the begin of an ``async with`` statement. Once its event
+    loop is closed, another one may use it, with new connections. It takes the address of
+    `spop.client.core.ClientCore` and the settings of `spop.client.settings.Settings`, as `Client`
+    does.
     """
 
-    def __init__(self, address: str | Iterable[str] | Servers, **settings: Any) -> None:
-        super().__init__(address, **settings)
+    def _reset(self) -> None:
+        super()._reset()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._open_transports: set[asyncio.Future[None]] = set()
+        self._open_transports: set[_Transport] = set()
         self._to_send: dict[Link, None] = {}
-        self.buffer = bytearray(RECV_SIZE)  # For all transports, as what comes is decoded at once.
+        self.buffer = bytearray(RECV_SIZE)  # All transports share it: bytes are decoded at once.
         self._deadlines = _Deadlines(self._expire)
+
+    def bind(self) -> None:
+        """Belong to the running event loop, with new connections if the last one is closed.
+
+        Raises:
+            RuntimeError: it belongs to another event loop.
+        """
+        loop = asyncio.get_running_loop()
+        if loop is self._loop:
+            return
+        if self._loop is not None:
+            if not self._loop.is_closed():
+                raise RuntimeError("a client has one event loop, and this is another")
+            self._drop_all("the event loop of this call is closed")
+        self._loop = loop
+
+    def _close_sockets(self) -> None:
+        for transport in self._open_transports:
+            close_in_child(transport.transport.get_extra_info("socket").fileno())
 
     def _driver(self) -> Driver:
         return Driver(self._open, self._flush, self._part, self._wake, self._schedule)
@@ -44,7 +66,7 @@ class AsyncClient(Face):
     # --- for callers ---
 
     async def connect(self) -> Peer:
-        """Open a connection unless there is one; as `Client.connect`."""
+        """Open a connection unless there is one, as `Client.connect` does."""
         exchange = self._begin(None)
         await self.wait_for(exchange, monotonic() + self._timeout)
         if exchange.error is not None:
@@ -54,16 +76,15 @@ class AsyncClient(Face):
     async def notify(self, message: str | MessageOrMessages, /, **args: Value) -> Ack:
         """Send one message with arguments by name, or several in one NOTIFY; await the ACK.
 
-        Raises as `Client.notify` does. A call that is cancelled leaves nothing behind: its ACK
-        is dropped.
+        Raises as `Client.notify` does. The ACK of a cancelled call is dropped.
         """
         deadline = monotonic() + self._timeout
         exchange = self._begin(in_notify(message, args))
         return (await self.wait_for(exchange, deadline)).result()
 
     async def notify_many(self, notifies: Iterable[MessageOrMessages], /) -> list[Ack]:
-        """Send many NOTIFY frames together and await all ACKs, in order; as
-        `Client.notify_many`."""
+        """Send many NOTIFY frames together and await all ACKs, as `Client.notify_many` does."""
+        self.bind()
         deadline = monotonic() + self._timeout
         batch = [in_notify(messages, {}) for messages in notifies]
         exchanges = [self._pool.exchange(messages) for messages in batch]
@@ -77,7 +98,8 @@ class AsyncClient(Face):
                 self._pool.abandon(exchange)
 
     async def close(self) -> None:
-        """Say DISCONNECT on all connections and close them; as `Client.close`."""
+        """Send DISCONNECT on all connections and close them, as `Client.close` does."""
+        self.bind()
         if not self._pool.closed:
             self._pool.close()
             if self._timer is not None:
@@ -86,7 +108,7 @@ class AsyncClient(Face):
             for task in self._tasks:
                 task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*self._open_transports)
+        await asyncio.gather(*(each.closed for each in self._open_transports))
 
     async def __aenter__(self) -> Self:
         try:
@@ -102,18 +124,15 @@ class AsyncClient(Face):
     # --- for engines ---
 
     def submit(self, exchange: Exchange) -> None:
-        """Begin a call; `wait_for` must follow.
-
-        Raises:
-            LocalProtocolError: the client is closed, or made for health checks only.
-        """
-        self._pool.call(exchange, monotonic())
+        if asyncio.get_running_loop() is not self._loop:
+            self.bind()
+        super().submit(exchange)
 
     async def wait_for(self, exchange: Exchange, deadline: float) -> Exchange:
-        """Wait until a call is done; `Exchange.result` is what came of it.
+        """Wait until a call is done. `Exchange.result` gives its ACK.
 
         Raises:
-            SpopTimeoutError: it was not by the deadline, in the time of `time.monotonic`.
+            SpopTimeoutError: the deadline, a time of `time.monotonic`, has passed.
         """
         if not exchange.done:
             exchange.waiter = asyncio.get_running_loop().create_future()
@@ -125,7 +144,7 @@ class AsyncClient(Face):
         return exchange
 
     def pump(self) -> None:
-        """Servers have changed: start the calls that can be."""
+        """Start queued calls, as servers have changed."""
         if not self._pool.closed:
             self._pool.pump(monotonic())
 
@@ -135,11 +154,6 @@ class AsyncClient(Face):
 
     # --- waiting ---
 
-    def _begin(self, messages: Iterable[Message] | None) -> Exchange:
-        exchange = self._pool.exchange(messages)
-        self.submit(exchange)
-        return exchange
-
     def _wake(self, exchange: Exchange) -> None:
         if exchange.waiter is not None and not exchange.waiter.done():
             exchange.waiter.set_result(None)
@@ -147,11 +161,11 @@ class AsyncClient(Face):
     # --- bytes ---
 
     def received(self, link: Link, events: Sequence[EngineEvent]) -> None:
-        """A transport read something, or found the end."""
+        """A transport has received bytes, or the end of the connection."""
         self._pool.received(link, events, monotonic())
 
     def _flush(self, link: Link) -> None:
-        """Send what all tasks of this turn of the event loop have to send, at once."""
+        """Send at the end of this turn of the event loop, for all of its tasks together."""
         if not self._to_send:
             asyncio.get_running_loop().call_soon(self._send)
         self._to_send[link] = None
@@ -207,11 +221,11 @@ class AsyncClient(Face):
             await loop.create_unix_connection(lambda: transport, address.path, **options)
         else:
             await loop.create_connection(lambda: transport, address.host, address.port, **options)
-        self._open_transports.add(transport.closed)
-        transport.closed.add_done_callback(self._open_transports.discard)
+        self._open_transports.add(transport)
+        transport.closed.add_done_callback(lambda _: self._open_transports.discard(transport))
 
     def _part(self, link: Link) -> None:
-        """The transport closes itself once it heard the agent's last word."""
+        """The transport closes itself after the agent's DISCONNECT."""
         transport = link.transport.transport
         if not transport.is_closing():
             transport.write(link.protocol.data_to_send())
@@ -224,7 +238,7 @@ class AsyncClient(Face):
 
 
 class _Deadlines:
-    """When calls are given up: a timer for the first of them, not one for each.
+    """The deadlines of all calls, with one timer for the first.
 
     Calls of a client have the same timeout, so the deadlines come in order.
     """
@@ -275,12 +289,12 @@ class _Transport(asyncio.BufferedProtocol):
         self.closed: asyncio.Future[None] = loop.create_future()
 
     async def greet(self) -> None:
-        """Exchange HELLO. Raises DisconnectedError where the agent refuses."""
+        """Exchange HELLO. Raises DisconnectedError if the agent refuses."""
         self.transport.write(self.link.protocol.data_to_send())
         await self._hello
 
     def leave(self) -> None:
-        """Close once the agent said DISCONNECT or closed, or did not in time."""
+        """Close after the agent's DISCONNECT, or when it has not come in time."""
         self._leaving = True
         if self.link.protocol.should_close:
             self.transport.close()
@@ -288,14 +302,14 @@ class _Transport(asyncio.BufferedProtocol):
             asyncio.get_running_loop().call_later(LINGER, self.abort)
 
     def abort(self) -> None:
-        self._hello.cancel()  # Nobody waits for it any more.
+        self._hello.cancel()  # Nothing waits for it any more.
         if hasattr(self, "transport"):
             self.transport.abort()
 
     # --- asyncio calls these ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance.
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's class does not inherit it.
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return memoryview(self._client.buffer)  # A slice of it is no copy, as TLS needs it.

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Protocol
 
 from spop.counters import Cell, Cells
+from spop.errors import reason
 from spop.poller import READ, Poller
 from spop.server.timers import Timer
 
@@ -68,7 +69,7 @@ class Acceptor:
                 return
             except OSError as error:
                 self._loop.cells[Cell.ACCEPT_ERRORS] += 1
-                logger.error("cannot accept connections: %s", error.strerror)
+                logger.error("cannot accept connections: %s", reason(error))
                 self.pause(listener, 0.5)
                 return
 

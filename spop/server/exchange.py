@@ -17,9 +17,11 @@ from typing import Any, Protocol
 from spop.agent import Agent
 from spop.connection import AgentConnection
 from spop.counters import Cell, Cells, RouteCell, observe
-from spop.dispatch import ASYNC, INLINE, RUNNING, AsyncCall, Call, Deferred, Dispatcher
+from spop.dispatch import AsyncCall, Call, Deferred, Dispatcher
 from spop.errors import HandlerError, SpopTimeoutError
 from spop.frames import Peer
+from spop.lifespan import LoopState
+from spop.parameters import ASYNC, INLINE, RUNNING
 from spop.poller import READ
 from spop.port import FastPath
 from spop.server.timers import Timer
@@ -39,11 +41,12 @@ class Connection:
         quiet: number of sweeps for idle connections since something was sent.
         exchanges: those that wait for handlers.
         fast_path: answers NOTIFY frames while nothing else is to be done.
+        resumes: frames that a pass has left are answered soon.
     """
 
     __slots__ = (
         "events", "exchanges", "fast_path", "host", "movable", "opened", "peer", "port",
-        "protocol", "quiet", "sock", "tls", "unsent",
+        "protocol", "quiet", "resumes", "sock", "tls", "unsent",
     )  # fmt: skip
 
     def __init__(
@@ -60,8 +63,20 @@ class Connection:
         self.movable = False
         self.opened = time.time()
         self.quiet = 0
+        self.resumes = False
         self.exchanges: set[Exchange] = set()
         self.fast_path: FastPath
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that it takes, roughly: received, unsent, waiting for handlers."""
+        waiting = sum(exchange.size for exchange in self.exchanges)
+        return self.protocol.intake.allocated + len(self.unsent) + waiting
+
+    def keep_unsent(self, data: bytes | bytearray) -> None:
+        """The socket did not take `data`, which begins with what it did not take before."""
+        self.protocol.intake.memory.take(len(data) - len(self.unsent))
+        self.unsent = data
 
     @property
     def wants_write(self) -> bool:
@@ -98,6 +113,7 @@ class Host(Protocol):
     cells: Cells
     context: Context
     dispatcher: Dispatcher
+    state: LoopState
     timeouts: dict[str, float]
 
     def call_soon(self, call: Callable[[], object]) -> None:
@@ -171,6 +187,7 @@ class Exchange(Deferred):
         if self._waiting is not None:
             self._leave_behind()
             self.host.cells[Cell.ACKS_DROPPED] += 1
+            self.calls.clear()
 
     def launch(self, call: Call) -> bool:
         """Begin an asynchronous call that waited in line. Returns whether its task goes on."""
@@ -271,6 +288,7 @@ class Exchange(Deferred):
         self._stop_waiting()
         room = self.room - len(self.actions)
         self.actions += self.host.dispatcher.result(call, returned, error, self._began, room)
+        call.values = None
         self._index += 1
 
     def _time_out(self) -> None:
@@ -296,6 +314,8 @@ class Exchange(Deferred):
         self._stop_waiting()
         if isinstance(waiting, AsyncCall):
             waiting.task.cancel()
+        elif waiting is not None:
+            waiting.values = None  # The call may stay in the queue for long.
 
     def _stop_waiting(self) -> None:
         self._waiting = None

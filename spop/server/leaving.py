@@ -5,6 +5,7 @@ On the left what happens to a connection, on the right what follows::
     the peer's DISCONNECT ──────────── ours answers it ──┐
     bytes that break the protocol ─────┐                 │
     no HELLO in time, idle for too long├─ our DISCONNECT ┤
+    too much memory ───────────────────┤                 │
     drain: nothing left to answer ─────┘                 │
                                                          ├─ report ─ linger ─ close
     the peer closed its side, a socket error ────────────┼─ report ────────── close
@@ -30,15 +31,16 @@ from spop.agent import Agent
 from spop.connection import Disconnect, State
 from spop.constants import Status
 from spop.counters import Cell, Cells, status_cell
+from spop.errors import reason as error_text
 from spop.frames import Peer
-from spop.logs import SafeLogger
 from spop.poller import READ, WRITE
 from spop.server.admission import Admission
+from spop.server.connection_log import ConnectionLog
+from spop.server.engines import Engines
 from spop.server.exchange import Connection
+from spop.server.memory import MemoryLimit
 from spop.server.options import Options
 from spop.server.timers import Timers
-
-logger = SafeLogger("spop.server")
 
 LINGER = 2.0
 """Seconds that a peer has to read our DISCONNECT and close."""
@@ -51,7 +53,7 @@ FIRST_RETRY, LAST_RETRY = 0.05, 1.0
 HOLD = 0.05
 """Seconds for which a connection with frames in flight is not read from, to come to rest."""
 SWEEPS = 4
-"""Number of sweeps for idle connections in each idle timeout."""
+"""Number of sweeps in each idle timeout, and in each handshake timeout for payloads."""
 
 GIVE_AGAIN = 0.5
 """Seconds after which connections that no other process had room for are offered again."""
@@ -123,6 +125,9 @@ class Loop(Protocol):
     connections: set[Connection]
     admission: Admission
 
+    def call_soon(self, call: Callable[[], object]) -> None:
+        """Run `call` in the next round."""
+
     def see_to(self, connection: Connection, events: int) -> None:
         """Do what the socket is ready for."""
 
@@ -131,9 +136,6 @@ class Loop(Protocol):
 
     def adopt(self, sock: socket.socket, state: dict[str, Any], new: bool) -> Connection:
         """Serve an admitted connection that another process gave away, or (not `new`) refused."""
-
-    def call_soon(self, call: Callable[[], object]) -> None:
-        """Run `call` in the loop's thread, in its next round."""
 
     def end(self) -> None:
         """Run no further round."""
@@ -146,10 +148,15 @@ class Leaving:
         begun: the loop drains or hands over.
         handing_over: all connections are given away, each once it is at rest.
         gives: some are, or all.
+        memory: counts what the connections keep.
     """
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, engines: Engines, log: ConnectionLog) -> None:
         self._loop = loop
+        self._log = log
+        share = loop.options.max_memory // loop.options.threads
+        self.memory = MemoryLimit(loop, engines, share, self.end_for_memory).memory
+        self.memory.fragmented = self._watch_payloads
         self._handshakes = Deadlines(
             loop.timers, loop.options.handshake_timeout, self._end_handshake
         )
@@ -179,9 +186,10 @@ class Leaving:
         """A connection was accepted: its handshake timeout begins."""
         self._handshakes.add(connection)
 
-    def said_hello(self, connection: Connection) -> None:
+    def said_hello(self, connection: Connection, peer: Peer) -> None:
         """HELLO is done: only the idle timeout counts now."""
         self._handshakes.discard(connection)
+        self._log.begun(peer)
 
     def watch_idle(self) -> None:
         """Look for idle connections from now on."""
@@ -200,18 +208,17 @@ class Leaving:
             cells[status_cell(Cell.DISCONNECTS_SENT, reason.code)] += 1
             cells[Cell.FRAMES_TOO_BIG] += reason.code == Status.TOO_BIG
         if peer is None or not peer.healthcheck:
-            _log_end(peer.address if peer else connection.protocol.address, reason)
+            self._log.ended(peer.address if peer else connection.protocol.address, reason)
             self._tell(peer, reason)
 
     def fail(self, connection: Connection, error: Exception) -> None:
         """End a connection after an unexpected error. All others go on."""
-        if isinstance(error, OSError):
-            reason = error.strerror or str(error)
-        else:
-            logger.failure(error, "connection failed")
-            reason = "internal error"
+        is_ours = not isinstance(error, OSError)
+        if is_ours or connection.protocol.state is State.HELLO:
+            self._log.failed(connection.protocol.address, error)
+        why = "internal error" if is_ours else error_text(error)
         if connection.peer is not None:
-            self.report(connection, Disconnect(Status.IO, reason, True))
+            self.report(connection, Disconnect(Status.IO, why, True))
         self.close(connection)
 
     def disconnect(self, connection: Connection, code: Status, message: str) -> None:
@@ -221,6 +228,17 @@ class Leaving:
         connection.protocol.disconnect(code, message if code else "normal")
         self.report(connection, Disconnect(code, message, False))
         self._loop.see_to(connection, WRITE)
+
+    def end_for_memory(self, connection: Connection) -> None:
+        """End a connection, to have the memory that it takes."""
+        self._loop.cells[Cell.OUT_OF_MEMORY] += 1
+        exchanges, connection.exchanges = connection.exchanges, set()
+        for exchange in exchanges:
+            exchange.cancel()
+        if connection.protocol.should_close:
+            self.close(connection)
+        else:
+            self._end(connection, Status.RESOURCE, "max_memory is reached")
 
     def linger(self, connection: Connection) -> None:
         """All bytes are sent: close our side, and wait for the peer to close its own."""
@@ -241,7 +259,8 @@ class Leaving:
         """
         protocol = connection.protocol
         leaves = self._draining or connection.tls is not None  # TLS can't be given away.
-        if leaves and protocol.state is State.OPEN and not protocol.in_flight:
+        waits = protocol.in_flight or protocol.stalled
+        if leaves and protocol.state is State.OPEN and not waits:
             protocol.disconnect()
             self.report(connection, Disconnect(Status.NORMAL, "the agent stops", False))
 
@@ -288,7 +307,7 @@ class Leaving:
         try:
             connection = self._loop.adopt(sock, state, new=False)
         except OSError as error:
-            logger.error("cannot go on with a connection that was refused: %s", error.strerror)
+            self._log.failed(state["address"], error)
             self._loop.admission.release(state["host"])
             sock.close()
             self._end_if_done()
@@ -325,7 +344,28 @@ class Leaving:
         if connection not in self._loop.connections or connection.protocol.should_close:
             return
         self._loop.cells[cell] += 1
-        self.disconnect(connection, Status.TIMEOUT, message)
+        self._end(connection, Status.TIMEOUT, message)
+
+    def _watch_payloads(self) -> None:
+        timeout = self._loop.options.handshake_timeout
+        self._loop.timers.call_later(timeout / SWEEPS, self._sweep_payloads)
+
+    def _sweep_payloads(self) -> None:
+        """End the connections whose payload in fragments took the handshake timeout."""
+        earliest = time.monotonic_ns() - self._loop.options.handshake_timeout * 1e9
+        for connection in list(self._loop.connections):
+            intake = connection.protocol.intake
+            if intake.begun and intake.began < earliest:
+                message = "a payload in fragments did not end in time"
+                self._time_out(connection, Cell.HANDSHAKE_TIMEOUTS, message)
+        self.memory.watching = any(
+            connection.protocol.intake.begun for connection in self._loop.connections
+        )
+        if self.memory.watching:
+            self._watch_payloads()
+
+    def _end(self, connection: Connection, code: Status, message: str) -> None:
+        self.disconnect(connection, code, message)
         if connection.unsent:  # The peer does not read, so it would not see the DISCONNECT.
             self.close(connection)
 
@@ -453,14 +493,6 @@ class Leaving:
 
     def _end_quiet_ones(self) -> None:
         for connection in list(self._loop.connections):
-            if not connection.protocol.in_flight and not connection.unsent:
+            protocol = connection.protocol
+            if not (protocol.in_flight or protocol.stalled or connection.unsent):
                 self.disconnect(connection, Status.NORMAL, "the agent stops")
-
-
-def _log_end(address: str, reason: Disconnect) -> None:
-    if reason.remote:
-        logger.info("disconnected by %s: %d %r", address, reason.code, reason.message)
-    elif reason.code == Status.NORMAL:
-        logger.info("disconnected %s: %d %r", address, reason.code, reason.message)
-    else:
-        logger.warning("disconnected %s: %d %r", address, reason.code, reason.message)

@@ -4,17 +4,20 @@ has taken it."""
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 from spop.server.children import WorkerProcess
-from spop.server.sharing import Sharing
+from spop.server.sharing import FULL_DELAY, Sharing
+from spop.server.timers import Timers
 
 
 class Moves:
     """The connections that workers were offered and have not answered for."""
 
-    def __init__(self, sharing: Sharing) -> None:
+    def __init__(self, sharing: Sharing, timers: Timers) -> None:
         self._sharing = sharing
+        self._timers = timers
         self._offered: dict[tuple[int, int], tuple[WorkerProcess, WorkerProcess, bool]] = {}
 
     def offer(self, giver: WorkerProcess, message: dict[str, Any], fds: list[int]) -> None:
@@ -23,6 +26,9 @@ class Moves:
         takers = self._sharing.takers(port, giver) if fds else []
         offer = {**message, "giver": giver.pid}
         taker = next((each for each in takers if each.channel.send(offer, fds)), None)
+        if takers and taker is None:  # Each has more messages to read than its channel holds.
+            self._timers.call_later(FULL_DELAY, partial(self.offer, giver, message, fds))
+            return
         for fd in fds:
             os.close(fd)
         if taker is None:
@@ -47,4 +53,6 @@ class Moves:
                 self._tell(giver, number, False)
 
     def _tell(self, giver: WorkerProcess, number: int, taken: bool) -> None:
-        giver.channel.send({"type": "moved", "id": number, "taken": taken})
+        answer = {"type": "moved", "id": number, "taken": taken}
+        if not giver.channel.send(answer) and not giver.ended:
+            self._timers.call_later(FULL_DELAY, partial(self._tell, giver, number, taken))

@@ -17,6 +17,10 @@ from typing import Any
 from spop.address import Address
 from spop.constants import MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, MIN_FRAME_SIZE
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
+MAX_PASS = 2_000_000
+"""Nanoseconds for which the frames of a connection are answered before others have their turn."""
+
 DEFAULT_BIND = "127.0.0.1:9000"
 MAX_PORT = 65535
 
@@ -93,6 +97,9 @@ class Options:
         MAX_ANSWER_SIZE, "Size of unsent answers above which a connection is not read from.", 1024,
         size=True,
     )  # fmt: skip
+    max_memory: int = _option(
+        512 * 2**20, "Memory that the connections of a worker may take.", 2**20, size=True
+    )
     max_messages: int = _option(MAX_MESSAGES, "Messages in a frame.", 1)
     max_arguments: int = _option(MAX_ARGUMENTS, "Arguments in a frame.", 1)
     allow: tuple[str, ...] = _option(
@@ -110,6 +117,13 @@ class Options:
     group: str = _option("", "Group to run workers as.")
     admin: str = _option(
         "", "HOST:PORT for /metrics, /healthz, /readyz and a status page.", metavar="ADDRESS"
+    )
+    admin_host: tuple[str, ...] = _option(
+        (), "Name by which a browser may ask for the status page, beside addresses and localhost; "
+        "may be repeated.", metavar="NAME",
+    )  # fmt: skip
+    log_connections: str = _option(
+        "info", "Level of the log lines of connections that begin and end.", choices=LOG_LEVELS
     )
     log_frames: bool = _option(False, "Log every frame.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -19,12 +20,12 @@ from spop import codec
 from spop.address import Address
 from spop.agent import Agent
 from spop.counters import Cell, Cells, Totals, new_row, row_size
-from spop.errors import reason
 from spop.forks import serve_in_this_thread
 from spop.logs import RateLimitedLog, SafeLogger
 from spop.server.accepting import Acceptor
 from spop.server.admission import Admission
 from spop.server.balance import SETTLE, Balance, is_uneven, surplus
+from spop.server.connection_log import ConnectionLog
 from spop.server.ending import STEP, Hurries, log_left_behind, wait_for_end
 from spop.server.engines import Engines
 from spop.server.executor import Executor
@@ -95,6 +96,7 @@ class Server:
             self._rows[-1],
         )
         self.slow_log = SlowLog(self.options.slow_handler)
+        self.connection_log = ConnectionLog(self.options.log_connections)
         self._owns_listeners = listeners is None
         self._listeners = listeners or []
         self._ports = dict(zip(self._listeners, ports or [], strict=False))
@@ -105,6 +107,7 @@ class Server:
         self._yielded = False
         self._is_guest = False
         self._loops: list[Loop] = []
+        self._lifespans = contextlib.ExitStack()
         self._started = 0.0
         self._refusals = RateLimitedLog(logger, per_second=1)
         self._admin: Any = None
@@ -142,27 +145,54 @@ class Server:
 
         Raises:
             OSError: an address can't be listened on.
+            BaseException: a lifespan of the agent raised it.
         """
         self._open()
         for loop in self._loops:
             loop.start()
+        try:
+            for loop in self._loops:
+                loop.began.result()
+        except BaseException:
+            self.stop()
+            raise
+        self._loops[0].call_soon(self._accept)
         self._tell_start()
 
     def _open(self) -> None:
         """Listen, and make the loops without running them."""
+        self.agent.check_config()
         if self._owns_listeners:
             self._listeners = listen_all(self.options)
+        self._started = time.time()
         try:
             self._start_admin()
+            self._make_loops()
         except BaseException:
+            self._close()
             self._close_listeners()
             raise
-        self._started = time.time()
-        self._loops = [
+
+    def _make_loops(self) -> None:
+        """Make the loops, and set up the lifespans of the worker."""
+        if not self.agent.handlers:
+            logger.warning("agent %r has no handlers", self.agent.name)
+        loops = [
             Loop(self, self._rows[number], f"spop-loop-{number}")
             for number in range(self.options.threads)
         ]
-        self._acceptor = Acceptor(self._loops[0], self._take)
+        resources = self.agent.resources
+        if resources:
+            from spop.loop_life import LoopLife
+
+            state = self._lifespans.enter_context(resources.worker())
+            for number, loop in enumerate(loops):
+                loop.life = LoopLife(resources, state, is_first=number == 0)
+        self._loops = loops
+        self._acceptor = Acceptor(loops[0], self._take)
+
+    def _accept(self) -> None:
+        """Call this in the thread of the first loop."""
         for listener in self._listeners:
             if self._ports.get(listener) is None:
                 self._acceptor.add(listener)
@@ -177,7 +207,7 @@ class Server:
         if self.options.admin and self._owns_listeners:
             from spop.server.admin import AdminServer
 
-            self._admin = AdminServer(self.options.admin, self)
+            self._admin = AdminServer(self.options.admin, self, self.options.admin_host)
             self._admin.start()
 
     def _start_stuck_log(self) -> None:
@@ -261,10 +291,7 @@ class Server:
             try:
                 add()
             except Exception as error:
-                if isinstance(error, OSError):  # The system's memory or watches are used up.
-                    self._refusals.warning("cannot serve a connection: %s", reason(error))
-                else:
-                    logger.failure(error, "connection could not be set up")
+                self.connection_log.failed(host or "a unix socket", error)
                 self.admission.release(host)
                 sock.close()
                 added(False)
@@ -476,6 +503,10 @@ class Server:
         self.executor.stop()
         log_left_behind(self._loops, self.executor.running())
         self._loops = []
+        try:
+            self._lifespans.close()
+        except Exception as error:
+            logger.failure(error, "a lifespan failed")
         if self._stuck_log is not None:
             self._stuck_log.stop()
         if self._admin is not None:
@@ -529,10 +560,9 @@ class Server:
         loop.thread = threading.current_thread()
         serve_in_this_thread()
         try:
-            self._tell_start()
-            if ready is not None:
-                ready(self)
-            await serve_here(loop, partial(self._drain_here, loop))
+            await serve_here(
+                loop, partial(self._begin_here, ready), partial(self._drain_here, loop)
+            )
         finally:
             serve_in_this_thread(False)
             loop.close()
@@ -546,6 +576,12 @@ class Server:
                 raise ValueError(
                     f"{each.name} is {value!r}, but it runs on the event loop it is in"
                 )
+
+    def _begin_here(self, ready: Callable[[Self], object] | None) -> None:
+        self._accept()
+        self._tell_start()
+        if ready is not None:
+            ready(self)
 
     def _drain_here(self, loop: Loop) -> None:
         self.draining = True

@@ -15,6 +15,9 @@ from spop.server.health import READY_WITHIN, oldest_round
 from spop.server.options import Options
 from spop.server.timers import Timers
 
+FULL_DELAY = 0.01
+"""Seconds until a message is sent again that a worker's channel had no room for."""
+
 
 class Sharing:
     """Connections and ports of the workers. The supervisor's thread uses it.
@@ -106,6 +109,9 @@ class Sharing:
             )
             owned[owner].append(port)
         for worker, ports in owned.items():
-            if worker.ports != ports:
+            if worker.ports == ports:
+                continue
+            if worker.channel.send({"type": "ports", "numbers": ports}):
                 worker.ports = ports
-                worker.channel.send({"type": "ports", "numbers": ports})
+            else:
+                self._timers.call_later(FULL_DELAY, self._assign_ports)

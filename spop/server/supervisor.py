@@ -95,7 +95,7 @@ class Supervisor:
             self._workers, self._board, self._timers, options, self._generation_is_new
         )
         self._questions = Questions(self._timers)
-        self._moves = Moves(self._sharing)
+        self._moves = Moves(self._sharing, self._timers)
         self._stuck = StuckWorkers(self._workers, self._timers, options.stuck_timeout)
         self._admin: AdminProcess | None = None
         self._generation = 0
@@ -140,8 +140,8 @@ class Supervisor:
             if self._options.admin:
                 listener = listen(Address.parse(self._options.admin))
                 self._admin = AdminProcess(
-                    listener, self._board, self._options.stuck_timeout, self._selector,
-                    self._timers, self._fork_admin, self._ask_status,
+                    listener, self._board, self._options, self._selector, self._timers,
+                    self._fork_admin, self._ask_status,
                 )  # fmt: skip
         except (OSError, ValueError) as error:
             raise StartError(reason(error)) from None
