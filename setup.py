@@ -15,6 +15,7 @@ MODULES = (
     "_codec",
     "_headers",
     "_intake",
+    "_async_call",
     "_dispatch",
     "_port",
     "load/_acks",

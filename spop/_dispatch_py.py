@@ -10,11 +10,11 @@ what it returns. Handlers that have to be waited for it leaves to the caller, as
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable
-from ipaddress import IPv4Address, IPv6Address
 from time import monotonic_ns, perf_counter_ns
-from typing import Any
+from typing import Any, cast
 
 from spop import _codec_py as codec
+from spop._async_call_py import AsyncCall
 from spop._headers_py import Headers
 from spop._intake_py import Intake
 from spop.constants import (
@@ -25,7 +25,7 @@ from spop.constants import (
     MAX_ARGUMENTS,
     MAX_CONTROL_SIZE,
     MAX_MESSAGES,
-    DataType,
+    MAX_TASKS,
     FrameFlag,
     FrameType,
 )
@@ -50,14 +50,17 @@ from spop.parameters import (
     MESSAGE,
     MISSING,
     RUNNING,
+    TYPES,
     Parameter,
     Running,
+    type_name,
 )
 from spop.values import Buffer
 
 # Members of an enum take several times as long to look up.
 _UNSET, _NOTIFY, _ACK = int(FrameType.UNSET), int(FrameType.NOTIFY), int(FrameType.ACK)
 _FIN, _ABORT = int(FrameFlag.FIN), int(FrameFlag.ABORT)
+_STRING, _BINARY = TYPES[str], TYPES[bytes]
 _TOO_BIG = "answer of {} bytes where the ACK has room for {}"
 
 
@@ -67,11 +70,12 @@ class Route:
     Attributes:
         kind: `INLINE`, `ASYNC` or `LEFT`.
         on_error: the encoded actions that answer if the handler fails.
+        limited: the time or the number of its calls is limited, so its calls need a `Deferred`.
         base: the index of its first cell in the row of its dispatcher.
     """
 
     __slots__ = (
-        "_slots", "base", "function", "keywords", "kind", "name", "on_error", "parameters",
+        "_slots", "base", "function", "keywords", "kind", "limited", "name", "on_error", "parameters",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +85,7 @@ class Route:
         parameters: Iterable[Parameter] = (),
         kind: int = INLINE,
         on_error: bytes = b"",
+        limited: bool = False,
     ) -> None:
         self.name = name
         self.function = function
@@ -88,6 +93,7 @@ class Route:
         self.keywords = tuple(p.name for p in self.parameters if p.keyword_only)
         self.kind = kind
         self.on_error = on_error
+        self.limited = limited
         self.base = 0
         self._slots = {p.name: slot for slot, p in enumerate(self.parameters) if p.kind == ARGUMENT}
 
@@ -116,7 +122,7 @@ class Route:
         return values
 
     def _accepted(self, parameter: Parameter, value: Any) -> Any:
-        type_ = _TYPES[type(value)]
+        type_ = TYPES[type(value)]
         if parameter.accepts & type_:
             return value
         if type_ == _STRING and parameter.accepts & _BINARY:
@@ -126,7 +132,7 @@ class Route:
         if value is None:
             return MISSING
         raise HandlerError(
-            f"message {self.name}: argument {parameter.name} may not be {_type_name(type_)}"
+            f"message {self.name}: argument {parameter.name} may not be {type_name(type_)}"
         )
 
     def _headers(self, parameter: Parameter, value: str | bytes) -> Headers:
@@ -150,118 +156,40 @@ class Route:
         return f"<Route {self.name}>"
 
 
-_INTEGERS = 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5
-_STRING = 1 << 8
-_BINARY = 1 << 9
-_TYPES: dict[type, int] = {
-    type(None): 1 << 0, bool: 1 << 1, int: _INTEGERS, IPv4Address: 1 << 6,
-    IPv6Address: 1 << 7, str: _STRING, bytes: _BINARY,
-}  # fmt: skip
-
-
 def _results(call: Call, returned: Any) -> list[Any]:
     """What to encode for a handler: its `Ack`, if it has one, and what it returned."""
     filled = [value.actions for value in call.values or [] if type(value) is Ack]
     return filled if returned is None else [*filled, returned]
 
 
-def _type_name(types: int) -> str:
-    return "an integer" if types == _INTEGERS else DataType(types.bit_length() - 1).name
-
-
-class AsyncCall(Coroutine[Any, Any, None]):
-    """The coroutine of an ``async def`` handler, as its task runs it.
-
-    It keeps the handler's result or exception, and raises nothing into the event loop. It calls
-    `finished` in the step in which the handler ends. A callback of the task would come in a
-    later round.
-
-    Args:
-        name: the message's name.
-        slow: called with the name and the nanoseconds of a step that took longer than
-            `slow_after` nanoseconds; 0: never.
-
-    Attributes:
-        task: the task that runs it.
-        done: the handler has ended.
-        value: what it returned.
-        error: what it raised.
-        finished: called with this object when the handler ends.
-    """
-
-    __slots__ = (
-        "_coroutine", "_name", "_slow", "_slow_after", "done", "error", "finished", "task", "value",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        coroutine: Coroutine[Any, Any, Any],
-        name: str,
-        slow: Callable[[str, int], object] | None = None,
-        slow_after: int = 0,
-    ) -> None:
-        self._coroutine = coroutine
-        self._name = name
-        self._slow = slow
-        self._slow_after = slow_after
-        self.task: Any = None
-        self.done = False
-        self.value: Any = None
-        self.error: BaseException | None = None
-        self.finished: Callable[[AsyncCall], object] | None = None
-
-    def send(self, value: Any) -> Any:
-        """Run the handler's next step."""
-        return self._step(self._coroutine.send, value)
-
-    def throw(self, *error: Any) -> Any:
-        """Run its next step with an exception, for example `asyncio.CancelledError`."""
-        return self._step(self._coroutine.throw, *error)
-
-    def close(self) -> None:
-        """End it without a result."""
-        self._coroutine.close()
-
-    def __next__(self) -> Any:
-        return self.send(None)
-
-    def __iter__(self) -> AsyncCall:
-        return self
-
-    __await__ = __iter__
-
-    def __getattr__(self, name: str) -> Any:
-        """``cr_frame`` and its like, for debuggers."""
-        return getattr(self._coroutine, name)
-
-    def _step(self, resume: Callable[..., Any], *args: Any) -> Any:
-        began = perf_counter_ns()
-        try:
-            return resume(*args)
-        except StopIteration as stop:
-            self.value = stop.value
-        except BaseException as error:
-            self.error = error
-        finally:
-            took = perf_counter_ns() - began
-            if 0 < self._slow_after < took and self._slow is not None:
-                self._slow(self._name, took)
-            if FORKED:
-                end_child()
-        self.done = True
-        if self.finished is not None:
-            self.finished(self)
-        raise StopIteration
+def _keepable(call: Call) -> bool:
+    """Nothing but the call's end can end the wait for it, unless the connection ends."""
+    return not call.route.limited and (call.begun is not None or call.route.kind == LEFT)
 
 
 class Call:
-    """One message of a `Deferred`: its handler and the values for the handler's parameters.
+    """One message that has to be waited for: its handler and the values for its parameters.
 
-    Without values the message has failed already and is answered with `on_error`. An
-    asynchronous call that has begun has its `AsyncCall`.
+    A `Deferred` has it, or it is the only one of its NOTIFY and the dispatcher writes the ACK.
+
+    Attributes:
+        values: None: the message has failed already and is answered with `on_error`.
+        begun: the `AsyncCall` of an asynchronous call that has begun.
+        wanted: somebody waits for the result. Any thread may ask.
+        running: the fields of a `Running`, of a call that a thread of a pool runs.
+        exchange: what waits for that thread's result, if it is not the dispatcher.
     """
 
-    __slots__ = ("begun", "route", "values")
+    __slots__ = (
+        "_actions", "_began", "_dispatcher", "_ids", "_intake", "_path", "begun", "exchange",
+        "route", "running", "values", "wanted",
+    )  # fmt: skip
+    _actions: bytes
+    _began: int
+    _dispatcher: Dispatcher
+    _ids: tuple[int, int]
+    _intake: Intake | None
+    _path: Any
 
     def __init__(
         self, route: Route, values: list[Any] | None, begun: AsyncCall | None = None
@@ -269,6 +197,15 @@ class Call:
         self.route = route
         self.values = values
         self.begun = begun
+        self.wanted = True
+        self.running: tuple[str, int, int, Any] | None = None
+        self.exchange: Any = None
+
+    def __call__(self, begun: AsyncCall) -> None:
+        """Its task has ended, in a NOTIFY that the dispatcher answers."""
+        begun.task = begun.finished = None  # Breaks reference cycles.
+        self._dispatcher.count_task(-1)
+        self._dispatcher.settle(self, begun.value, begun.error)
 
     def run(self) -> Any:
         """Call the handler and return what it returns."""
@@ -315,6 +252,7 @@ class Dispatcher:
         max_answer_size: bytes of ACKs after which `receive` stops.
         max_messages: the most messages of a NOTIFY.
         max_arguments: the most arguments of all messages of a NOTIFY.
+        max_tasks: the most tasks of asynchronous handlers that may wait at a time.
         deferred: makes the `Deferred` of a NOTIFY.
         on_unknown: the encoded actions that answer a message without a route.
 
@@ -322,6 +260,12 @@ class Dispatcher:
         routes: by message name.
         start: makes the task of an `AsyncCall`. Without it asynchronous handlers are left to
             the caller, too.
+        ended: called when a task that had to be waited for has ended.
+        tasks: number of the tasks that are waited for.
+        path: the fast path that receives now. With it the dispatcher keeps a NOTIFY whose last
+            message alone has to be waited for, and writes its ACK with `settle`.
+        left: calls that the dispatcher keeps and the caller has to make, in a pool.
+        settled: the fast paths of connections that have ACKs to be sent.
         slow: called with the name and the nanoseconds of a call that took longer than
             `slow_after` nanoseconds; 0: never.
         unknown: number of messages without a route, by name, for up to 100 names.
@@ -332,8 +276,9 @@ class Dispatcher:
     """
 
     __slots__ = (
-        "_busy", "_clock", "_deferred", "_failed", "_max_arguments", "_max_messages", "_no_route",
-        "cells", "max_answer_size", "routes", "running", "slow", "slow_after", "start", "unknown",
+        "_busy", "_clock", "_deferred", "_failed", "_max_arguments", "_max_messages",
+        "_max_tasks", "_no_route", "cells", "ended", "left", "max_answer_size", "path", "routes",
+        "running", "settled", "slow", "slow_after", "start", "tasks", "unknown",
     )  # fmt: skip
 
     def __init__(
@@ -345,6 +290,7 @@ class Dispatcher:
         max_answer_size: int = MAX_ANSWER_SIZE,
         max_messages: int = MAX_MESSAGES,
         max_arguments: int = MAX_ARGUMENTS,
+        max_tasks: int = MAX_TASKS,
         deferred: type[Deferred] = Deferred,
         on_unknown: bytes = b"",
     ) -> None:
@@ -358,15 +304,26 @@ class Dispatcher:
         self.max_answer_size = max_answer_size
         self._max_messages = max_messages
         self._max_arguments = max_arguments
+        self._max_tasks = max_tasks
         self._deferred = deferred
         self._no_route = Route("", lambda: None, on_error=on_unknown)
         self.start: Callable[[AsyncCall], object] | None = None
+        self.ended: Callable[[], object] | None = None
+        self.tasks = 0
+        self.path: Any = None
+        self.left: list[Call] = []
+        self.settled: list[Any] = []
         self.slow: Callable[[str, int], object] | None = None
         self.slow_after = 0
         self._busy = False
         self._clock = 0
         self.unknown: dict[str, int] = {}
         self.running: Running | None = None
+
+    @property
+    def takes_tasks(self) -> bool:
+        """A further asynchronous handler may begin."""
+        return self.start is not None and self.tasks < self._max_tasks
 
     def receive(
         self, intake: Intake, data: Buffer, end: int | None = None
@@ -538,9 +495,13 @@ class Dispatcher:
                 continue
             waiting = self._run(route, message, ack, payload + room)
             if waiting is not None:
-                calls = [waiting, *self._bound(notify.messages[index + 1 :])]
                 intake.in_flight += 1
                 ids, actions = (notify.stream_id, notify.frame_id), bytes(ack[payload:])
+                last = index + 1 == len(notify.messages)
+                if self.path is not None and last and _keepable(waiting):
+                    self._keep(waiting, actions, ids, intake)
+                    return
+                calls = [waiting, *self._bound(notify.messages[index + 1 :])]
                 frames.append(self._deferred(*ids, actions, calls, room))
                 return
         self.cells[Cell.ACKS] += 1
@@ -551,7 +512,7 @@ class Dispatcher:
         start = len(ack)
         try:
             call = Call(route, route._bind(message))
-            if route.kind == LEFT or (route.kind == ASYNC and self.start is None):
+            if route.kind == LEFT or (route.kind == ASYNC and not self.takes_tasks):
                 return call
             self.running = Running(
                 message.name, message.stream_id, message.frame_id, message.connection
@@ -588,6 +549,68 @@ class Dispatcher:
         finally:
             RUNNING.reset(token)
         return begun
+
+    def _keep(self, call: Call, actions: bytes, ids: tuple[int, int], intake: Intake) -> None:
+        """Answer a NOTIFY when its only call ends, without a `Deferred`."""
+        call._dispatcher = self
+        call._intake = intake
+        call._path = self.path
+        call._ids = ids
+        call._actions = actions
+        call._began = self._clock
+        self._clock = perf_counter_ns()
+        intake.calls[call] = None
+        if call.begun is None:
+            call.running = (call.route.name, *ids, intake.peer)
+            self.left.append(call)
+        else:
+            call.begun.finished = call
+            self.count_task(1)
+
+    def count_task(self, change: int) -> None:  # 1: has begun to wait, -1: has ended
+        self.tasks += change
+        self.cells[Cell.RUNNING] = self.tasks
+        if change < 0 and self.ended is not None:
+            self.ended()
+
+    def settle(self, call: Call, returned: Any, error: BaseException | None) -> None:
+        """Write the ACK of a call that the dispatcher keeps and that has ended."""
+        intake = call._intake
+        if intake is None:  # It is settled already.
+            return
+        call._intake = None
+        del intake.calls[call]
+        intake.in_flight -= 1
+        ack = bytearray()
+        try:
+            codec.begin_frame((_ACK, _FIN, *call._ids, intake.little_endian), ack)
+            ack += call._actions
+            room = LENGTH_SIZE + intake.max_frame_size - len(ack)
+            ack += self.result(call, returned, error, call._began, room)
+            self._send_later(intake, codec.finish_frame(0, ack), call._path)
+        except Exception as unexpected:  # Not a handler's: `result` takes those.
+            self.cells[Cell.ACKS_DROPPED] += 1
+            call._path.fail(unexpected)
+
+    def _send_later(self, intake: Intake, ack: bytes | bytearray, path: Any) -> None:
+        if not intake._acks:
+            self.settled.append(path)
+        self.cells[Cell.ACKS] += 1
+        intake._acks += ack
+
+    def take_back(self, intake: Intake) -> list[Deferred]:
+        """The NOTIFYs of a connection that the dispatcher keeps. It keeps them no longer."""
+        found, calls = [], cast("list[Call]", list(intake.calls))
+        for call in calls:
+            call._intake = None
+            if call.begun is not None:
+                self.count_task(-1)
+            header = bytearray()
+            codec.begin_frame((_ACK, _FIN, *(ids := call._ids), False), header)
+            room = LENGTH_SIZE + intake.max_frame_size - len(header)
+            found.append(self._deferred(*ids, call._actions, [call], room))
+        intake.calls.clear()
+        return found
 
     def _observe(self, route: Route) -> None:
         """Count a call. Its time begins at the end of the last one: that saves a clock read."""
@@ -646,8 +669,13 @@ class Dispatcher:
         self._count_call(route, monotonic_ns() - began)
         return actions
 
-    def acknowledge(self, intake: Intake, deferred: Deferred) -> bytes | bytearray:
-        """The ACK of a NOTIFY whose calls have all ended (section 3.2.7)."""
+    def acknowledge(self, intake: Intake, deferred: Deferred, path: Any) -> None:
+        """Write the ACK of a NOTIFY whose calls have all ended (section 3.2.7).
+
+        Args:
+            intake: of the connection that it leaves on.
+            path: the fast path of that connection, for `settled`.
+        """
         ids = deferred.stream_id, deferred.frame_id
         little_endian = intake.little_endian
         ack = codec.encode_raw_frame(
@@ -658,8 +686,7 @@ class Dispatcher:
             error = FrameTooBigError(_TOO_BIG.format(len(deferred.actions), room))
             self.fail(deferred.calls[0].route, error)
             ack = codec.encode_raw_frame(_ACK, _FIN, *ids, b"", little_endian=little_endian)
-        self.cells[Cell.ACKS] += 1
-        return ack
+        self._send_later(intake, ack, path)
 
     def fail(self, route: Route, error: BaseException) -> None:
         """Count a failure of a route and call `failed`."""

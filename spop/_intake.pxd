@@ -40,12 +40,14 @@ cdef class Intake:
     cdef public bint whole
     cdef public bint takes_fragments
     cdef public object peer
+    cdef readonly dict calls
     cdef readonly bint begun
     cdef bint ignored
     cdef uint64_t stream_id
     cdef uint64_t frame_id
     cdef Bytes received
     cdef Bytes payload
+    cdef Bytes acks
 
     cdef inline bint is_paused(self) noexcept:
         return self.suspended or self.in_flight >= self.max_in_flight

@@ -6,6 +6,8 @@ answers them; the connection's state machine sets the limits.
 
 from __future__ import annotations
 
+from typing import Any
+
 from spop.constants import (
     DEFAULT_MAX_PAYLOAD_SIZE,
     FLAGS_END,
@@ -55,10 +57,11 @@ class Intake:
         in_flight: number of NOTIFY frames that wait for an ACK.
         suspended: bytes are kept unprocessed, as earlier answers wait to be sent.
         peer: what HELLO agreed on; handlers find it as ``message.connection``.
+        calls: those whose ACKs the dispatcher writes when they end, in order.
     """
 
     __slots__ = (
-        "_ids", "_payload", "_unread", "begun", "in_flight", "is_open", "little_endian",
+        "_acks", "_ids", "_payload", "_unread", "begun", "calls", "in_flight", "is_open", "little_endian",
         "max_frame_size", "max_in_flight", "max_payload_size", "peer", "suspended",
         "takes_fragments", "whole",
     )  # fmt: skip
@@ -78,6 +81,8 @@ class Intake:
         self.peer: Peer | None = None
         self._unread = bytearray()
         self._payload = bytearray()
+        self._acks = bytearray()
+        self.calls: dict[Any, None] = {}
         self._ids: tuple[int, int] | None = None
         self.begun = False
 
@@ -98,13 +103,14 @@ class Intake:
 
     @property
     def at_rest(self) -> bool:
-        """Open, with no partial frame or payload and no NOTIFY that waits for an answer."""
+        """Open, with no partial frame or payload, no NOTIFY that waits, no ACK to be sent."""
         return (
             self.is_open
             and not self.in_flight
             and not self.suspended
             and not self._unread
             and self._ids is None
+            and not self._acks
         )
 
     @property
@@ -117,6 +123,12 @@ class Intake:
         self.is_open = False
         self._unread.clear()
         self._end_payload()
+
+    def take_acks(self) -> bytes:
+        """The ACKs of calls that have ended since the last send."""
+        acks = bytes(self._acks)
+        self._acks.clear()
+        return acks
 
     def _see_flags(self, data: bytes, offset: int) -> None:
         """A HELLO shows how the connection writes flags."""

@@ -15,7 +15,7 @@ from libc.string cimport memmove
 
 from spop._codec cimport Writer, release, use_stack
 from spop._dispatch cimport BYTES_RECEIVED, BYTES_SENT, ROUND_BEGAN, Dispatcher, now
-from spop._intake cimport Intake
+from spop._intake cimport Bytes, Intake, drop_bytes
 
 from spop.counters import new_row
 
@@ -89,12 +89,27 @@ cdef class FastPaths:
     cdef unsigned char[::1] buffer
     cdef object ready
     cdef object go_on
+    cdef object flush
 
-    def __cinit__(self, Dispatcher dispatcher, buffer, ready, go_on):
+    def __cinit__(self, Dispatcher dispatcher, buffer, ready, go_on, flush):
         self.dispatcher = dispatcher
         self.buffer = buffer
         self.ready = ready
         self.go_on = go_on
+        self.flush = flush
+
+    cdef inline bint has_more(self) noexcept:
+        """There is more for the loop to do at the end of the round."""
+        return len(self.dispatcher.left) > 0 or len(self.dispatcher.settled) > 0
+
+    def send_acks(self):
+        """Send the ACKs that `Dispatcher.settled` tells of, as the twin describes it."""
+        cdef list settled = self.dispatcher.settled
+        cdef FastPath path
+        while settled:
+            path = settled.pop()
+            if path.connection is not None and not path.send_acks():
+                self.flush(path.connection)
 
 
 @cython.final
@@ -107,17 +122,24 @@ cdef class FastPath:
     cdef readonly object connection
     cdef public bint enabled
     cdef public bint active
+    cdef public int events
 
     def __cinit__(self, FastPaths shared, Intake intake, int fd, connection):
         self.shared = shared
         self.intake = intake
         self.fd = fd
         self.connection = connection
+        self.events = READ
 
     def close(self):
         """Have nothing more to do with the connection."""
         self.enabled = False
         self.connection = None
+
+    def fail(self, error):
+        """End the connection, unless it has ended, after an unexpected error."""
+        if self.connection is not None:
+            self.shared.go_on(self.connection, [], b"", error)
 
     def __call__(self, int events):
         """The socket is ready for something."""
@@ -150,6 +172,16 @@ cdef class FastPath:
             self.shared.go_on(self.connection, frames, acks, error)
         return done
 
+    cdef bint send_acks(self) except -1:
+        """Send the ACKs of calls that have ended. False: there is more to do."""
+        cdef Bytes *acks = &self.intake.acks
+        cdef Py_ssize_t sent
+        if not self.enabled or self.events != READ or self.intake.received.end:
+            return False
+        sent = self.send_bytes(acks.data + acks.start, acks.end - acks.start)
+        drop_bytes(acks, max(0, sent))
+        return acks.end == 0
+
     cdef bint receive(self, list frames, Writer *w) except -1:
         """True: all that was received is answered and sent. False: `frames` or what is
         written is left."""
@@ -159,7 +191,11 @@ cdef class FastPath:
         cdef Py_ssize_t size = self.recv(buffer)
         if size == 0:
             return True
-        d.take(intake, buffer, size, frames, w)
+        d.path = self
+        try:
+            d.take(intake, buffer, size, frames, w)
+        finally:
+            d.path = None
         while w.length or frames:
             if not self.send(w) or frames:
                 return False
@@ -189,16 +225,22 @@ cdef class FastPath:
         cdef Py_ssize_t sent
         if w.length == 0:
             return True
-        with nogil:
-            sent = send(self.fd, w.data, w.length, MSG_DONTWAIT | MSG_NOSIGNAL)
+        sent = self.send_bytes(w.data, w.length)
         if sent < 0:
             return False  # Whoever sends the rest finds out why.
-        self.shared.dispatcher.row[BYTES_SENT] += sent
-        self.active = True
         w.length -= sent
         if w.length:
             memmove(w.data, w.data + sent, w.length)
         return w.length == 0
+
+    cdef Py_ssize_t send_bytes(self, const unsigned char *data, Py_ssize_t size):
+        cdef Py_ssize_t sent
+        with nogil:
+            sent = send(self.fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if sent > 0:
+            self.shared.dispatcher.row[BYTES_SENT] += sent
+            self.active = True
+        return sent
 
 
 @cython.final
@@ -275,7 +317,7 @@ cdef class Poller:
             ready = self.ready_at(&events[i])
             if type(ready) is FastPath and events[i].events == EPOLLIN and (
                     (<FastPath>ready).is_usable()):
-                if not (<FastPath>ready).exchange():
+                if not (<FastPath>ready).exchange() or (<FastPath>ready).shared.has_more():
                     fast = False
             else:
                 fast = False

@@ -101,6 +101,11 @@ class HandlerInfo(typing.NamedTuple):
             return LEFT
         return ASYNC if self.asynchronous else INLINE
 
+    @property
+    def limited(self) -> bool:
+        """The time or the number of its calls has a limit."""
+        return self.timeout is not None or self.concurrency is not None
+
 
 class _Options(typing.NamedTuple):
     """What `Agent.message` was called with."""
@@ -314,7 +319,7 @@ class Agent:
     def dispatcher(self, **limits: Any) -> Dispatcher:
         """A dispatcher with all handlers, for one thread. `Dispatcher` has the limits."""
         routes = [
-            Route(info.name, info.function, info.parameters, info.kind, info.on_error)
+            Route(info.name, info.function, info.parameters, info.kind, info.on_error, info.limited)
             for info in self.handlers.values()
         ]
         return Dispatcher(routes, self.failed, on_unknown=self._on_error, **limits)

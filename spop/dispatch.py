@@ -21,13 +21,14 @@ from spop.parameters import (
 from spop.twins import twin
 
 if TYPE_CHECKING:
-    from spop._dispatch_py import AsyncCall, Call, Deferred, Dispatcher, Route
+    from spop._async_call_py import AsyncCall
+    from spop._dispatch_py import Call, Deferred, Dispatcher, Route
     from spop._intake_py import Intake
 else:
     _dispatch = twin("spop._dispatch")
-    AsyncCall, Call, Deferred = _dispatch.AsyncCall, _dispatch.Call, _dispatch.Deferred
-    Dispatcher = _dispatch.Dispatcher
-    Intake, Route = twin("spop._intake").Intake, _dispatch.Route
+    AsyncCall, Intake = twin("spop._async_call").AsyncCall, twin("spop._intake").Intake
+    Call, Deferred, Dispatcher = _dispatch.Call, _dispatch.Deferred, _dispatch.Dispatcher
+    Route = _dispatch.Route
 
 __all__ = [
     "ACK",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextvars import ContextVar
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Final, NamedTuple
+
+from spop.constants import DataType
 
 MISSING: Final[Any] = object()
 """The default of a `Parameter` without one."""
@@ -15,6 +18,19 @@ ARGUMENT, MESSAGE, ACK = range(3)
 HEADERS: Final = 1 << 16
 """In `Parameter.accepts`: STRING and BINARY are passed as `Headers`, unless they are accepted
 as they are."""
+
+
+_INTEGERS = 1 << 2 | 1 << 3 | 1 << 4 | 1 << 5
+TYPES: dict[type, int] = {
+    type(None): 1 << 0, bool: 1 << 1, int: _INTEGERS, IPv4Address: 1 << 6,
+    IPv6Address: 1 << 7, str: 1 << 8, bytes: 1 << 9,
+}  # fmt: skip
+"""The bits of `Parameter.accepts` that a value's type stands for."""
+
+
+def type_name(types: int) -> str:
+    """Names bits of `TYPES`, for an error."""
+    return "an integer" if types == _INTEGERS else DataType(types.bit_length() - 1).name
 
 
 class Parameter(NamedTuple):

@@ -20,7 +20,6 @@ from spop.counters import Cell, Cells, RouteCell, observe
 from spop.dispatch import ASYNC, INLINE, RUNNING, AsyncCall, Call, Deferred, Dispatcher
 from spop.errors import HandlerError, SpopTimeoutError
 from spop.frames import Peer
-from spop.poller import READ
 from spop.port import FastPath
 from spop.server.timers import Timer
 from spop.server.tls import TLSSocket
@@ -32,7 +31,6 @@ class Connection:
     Attributes:
         sock: a plain socket, or a `TLSSocket`; `tls` is the latter or None.
         peer: what HELLO agreed on, until the end of the connection was reported.
-        events: what the poller waits for.
         unsent: bytes that the socket did not take yet.
         quiet: number of sweeps for idle connections since something was sent.
         exchanges: those that wait for handlers.
@@ -40,7 +38,7 @@ class Connection:
     """
 
     __slots__ = (
-        "events", "exchanges", "fast_path", "host", "opened", "peer", "protocol", "quiet",
+        "exchanges", "fast_path", "host", "opened", "peer", "protocol", "quiet",
         "sock", "tls", "unsent",
     )  # fmt: skip
 
@@ -52,7 +50,6 @@ class Connection:
         self.host = host
         self.protocol = protocol
         self.unsent: bytes | bytearray = b""
-        self.events = READ
         self.peer: Peer | None = None
         self.opened = time.time()
         self.quiet = 0
@@ -101,18 +98,20 @@ class Host(Protocol):
 
     def call_later(self, delay: float, call: Callable[[], object]) -> Timer: ...
 
-    def submit(self, exchange: Exchange, call: Call) -> None:
-        """Make a call soon, in the executor. Raises a HandlerError if too many wait."""
+    def submit(self, call: Call) -> None:
+        """Make a call soon, in the executor. Raises a HandlerError if the loop has ended."""
 
-    def job_done(
-        self, exchange: Exchange, call: Call, returned: Any, error: BaseException | None
-    ) -> None:
-        """A submitted call has ended. Any thread may call this."""
+    def job_done(self, call: Call, returned: Any, error: BaseException | None) -> None:
+        """A submitted call has ended. Any thread may call this, and then `wake`."""
+
+    def wake(self) -> None:
+        """Have the loop take results and run calls. Any thread may call this."""
 
     def begin(self, exchange: Exchange, call: Call) -> AsyncCall:
-        """Make a call of an asynchronous handler, in a task. Raises as `submit` does."""
+        """Make a call of an asynchronous handler, in a task. Raises a HandlerError if too many
+        run."""
 
-    def launch(self, exchange: Exchange, call: Call) -> None:
+    def launch(self, call: Call) -> None:
         """Begin an asynchronous call that waited in line. Any thread may call this."""
 
     def waits(self, begun: AsyncCall, name: str) -> None:
@@ -148,14 +147,13 @@ class Exchange(Deferred):
         self._waiting: Call | AsyncCall | None = None
         self._began = monotonic_ns()
         call = self.calls[0]
-        if call.begun is None:
-            self._go_on()
-        else:
+        if call.begun is not None:
             self._wait_for(call, call.begun)
-
-    def is_waiting_for(self, call: Call) -> bool:
-        """The call's result is still wanted. Any thread may ask."""
-        return self._waiting is call
+        elif call.running is not None:  # The pool has it, for the dispatcher until now.
+            self._waiting = call
+            call.exchange = self
+        else:
+            self._go_on()
 
     def cancel(self) -> None:
         """No connection is left for the ACK: cancel the call that runs, drop its result."""
@@ -173,6 +171,7 @@ class Exchange(Deferred):
 
     def take_result(self, call: Call, returned: Any, error: BaseException | None) -> None:
         """A call that was submitted has ended."""
+        call.exchange = None  # Breaks a reference cycle.
         if self._waiting is call:
             self._ended(call, returned, error)
             self._go_on()
@@ -197,6 +196,7 @@ class Exchange(Deferred):
                     return
             self.host.answer(self)
         except Exception as error:  # Not a handler's: `_ended` takes those.
+            self.host.cells[Cell.ACKS_DROPPED] += 1
             self.host.fail(self.connection, error)
 
     def _run_here(self, call: Call) -> None:
@@ -213,8 +213,11 @@ class Exchange(Deferred):
 
     def _submit(self, call: Call) -> None:
         self._waiting = call
+        peer = self.connection.protocol.peer
+        call.running = (call.route.name, self.stream_id, self.frame_id, peer)
+        call.exchange = self
         try:
-            self.host.submit(self, call)
+            self.host.submit(call)
         except HandlerError as error:
             self._ended(call, None, error)
             return
@@ -287,6 +290,8 @@ class Exchange(Deferred):
         self._stop_waiting()
         if isinstance(waiting, AsyncCall):
             waiting.task.cancel()
+        elif waiting is not None:
+            waiting.wanted = False
 
     def _stop_waiting(self) -> None:
         self._waiting = None

@@ -97,6 +97,9 @@ class Loop(Protocol):
     def see_to(self, connection: Connection, events: int) -> None:
         """Do what the socket is ready for."""
 
+    def take_back(self, connection: Connection) -> None:
+        """Have exchanges wait for the calls that the dispatcher would answer itself."""
+
     def forget(self, connection: Connection) -> None:
         """Serve a connection no longer. Its socket stays open."""
 
@@ -147,6 +150,7 @@ class Leaving:
     def report(self, connection: Connection, reason: Disconnect) -> None:
         """Count and log the end of a connection, or its refusal, and call the hooks."""
         cells = self._loop.cells
+        self._loop.take_back(connection)
         peer, connection.peer = connection.peer, None
         if reason.remote:
             cells[status_cell(Cell.DISCONNECTS_RECEIVED, reason.code)] += 1
