@@ -74,11 +74,42 @@ cdef extern from "errno.h" nogil:
     int EINTR
     int EWOULDBLOCK
 
+cdef extern from "pythread.h" nogil:
+    ctypedef void *PyThread_type_lock
+    PyThread_type_lock PyThread_allocate_lock()
+    void PyThread_free_lock(PyThread_type_lock)
+    int PyThread_acquire_lock(PyThread_type_lock, int)
+    void PyThread_release_lock(PyThread_type_lock)
+
 cdef enum:
     READ = 1
     WRITE = 2
     EVENTS = 128
     LONGEST_WAIT = 86400
+
+
+@cython.final
+cdef class Sleeper:
+    """What a thread sleeps on, as the twin describes it."""
+
+    cdef PyThread_type_lock lock
+
+    def __cinit__(self):
+        self.lock = PyThread_allocate_lock()
+        if self.lock is NULL:
+            raise MemoryError
+        PyThread_acquire_lock(self.lock, 1)
+
+    def __dealloc__(self):
+        if self.lock is not NULL:
+            PyThread_free_lock(self.lock)
+
+    def sleep(self):
+        with nogil:
+            PyThread_acquire_lock(self.lock, 1)
+
+    def wake(self):
+        PyThread_release_lock(self.lock)
 
 
 @cython.final
@@ -254,6 +285,7 @@ cdef class Poller:
     cdef int64_t[::1] row
     cdef object soon
     cdef object later
+    cdef Sleeper sleeper
 
     def __cinit__(self, cells=None):
         self.ready = []
@@ -335,6 +367,11 @@ cdef class Poller:
                 found.append((ready, read_and_write(&events[i])))
         return found
 
+    def wake_in_wait(self, Sleeper sleeper):
+        if self.sleeper is not None:
+            self.sleeper.wake()
+        self.sleeper = sleeper
+
     def wake(self):
         with critical_section(self):
             eventfd_write(self.wakeups, 1)  # It fails where all is closed.
@@ -365,13 +402,21 @@ cdef class Poller:
         """How many events there are; none as well when a signal came. Below 0: no timeout."""
         cdef int milliseconds = -1 if timeout < 0 else <int>ceil(timeout * 1000)
         cdef int count
+        cdef PyThread_type_lock lock = NULL
+        cdef Sleeper sleeper = self.sleeper
+        if sleeper is not None:
+            lock, self.sleeper = sleeper.lock, None
         if self.epoll < 0:
             raise ValueError("the poller is closed")
         if milliseconds == 0:  # Not to wait keeps the GIL.
+            if lock is not NULL:
+                PyThread_release_lock(lock)
             count = epoll_wait(self.epoll, events, EVENTS, 0)
         else:
             self.row[ROUND_BEGAN] = 0
             with nogil:
+                if lock is not NULL:
+                    PyThread_release_lock(lock)
                 count = epoll_wait(self.epoll, events, EVENTS, milliseconds)
         self.row[ROUND_BEGAN] = now()
         if count >= 0:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,25 @@ from spop.frames import Frame
 READ = 1
 
 GoOn = Callable[[Any, list[Frame | Deferred], bytes, Exception | None], object]
+
+
+class Sleeper:
+    """What a thread sleeps on.
+
+    ``sleep()`` waits for a ``wake()``, or returns at once if that has come already.
+    """
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def sleep(self) -> None:
+        self._lock.acquire()
+
+    def wake(self) -> None:
+        self._lock.release()
 
 
 class FastPaths:

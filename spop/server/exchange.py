@@ -20,6 +20,7 @@ from spop.counters import Cell, Cells, RouteCell, observe
 from spop.dispatch import ASYNC, INLINE, RUNNING, AsyncCall, Call, Deferred, Dispatcher
 from spop.errors import HandlerError, SpopTimeoutError
 from spop.frames import Peer
+from spop.poller import Poller
 from spop.port import FastPath
 from spop.server.timers import Timer
 from spop.server.tls import TLSSocket
@@ -91,6 +92,7 @@ class Host(Protocol):
     cells: Cells
     context: Context
     dispatcher: Dispatcher
+    poller: Poller
     timeouts: dict[str, float]
 
     def call_soon(self, call: Callable[[], object]) -> None:

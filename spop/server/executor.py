@@ -20,6 +20,8 @@ from spop.dispatch import Call
 from spop.errors import HandlerError
 from spop.forks import serve_in_this_thread
 from spop.logs import SafeLogger
+from spop.poller import Poller
+from spop.port import Sleeper
 from spop.server.exchange import Host
 
 logger = SafeLogger("spop.server")
@@ -31,6 +33,16 @@ class Job(NamedTuple):
     host: Host
     call: Call
     came: int
+
+
+SHORT = 100_000
+"""Nanoseconds below which a job is short."""
+
+WARY = 100
+"""Number of short jobs in a row after which the next one is expected to be short, too."""
+
+PATIENCE = 0.002
+"""Seconds that jobs wait behind one that was expected to be short, until a thread is woken."""
 
 
 class _Line:
@@ -47,7 +59,10 @@ class _Threads:
 
     To wake a thread costs more than most handlers. So a loop wakes once for all jobs that it
     submitted, and at most one thread is being woken. A thread wakes the next before each job, if
-    there are more. So few threads run short jobs, and a job that blocks delays no other.
+    there are more, and the loop after each. So a job that blocks delays no other.
+
+    After `WARY` short jobs in a row one thread runs all jobs that wait, and wakes the loop behind
+    the last. If one of them is not short after all, the loop finds out after `PATIENCE`.
 
     Attributes:
         in_line: number of calls that wait for others of their handler; they count as queued.
@@ -62,8 +77,9 @@ class _Threads:
         self._lock = threading.Lock()
         self._waking = False
         self._stopped = False
-        self._idle: list[threading.Lock] = []  # Each is released to wake its thread.
+        self._idle: list[Sleeper] = []
         self._started = 0
+        self._wary = WARY
         self.in_line = 0
         self.busy = 0
 
@@ -77,17 +93,30 @@ class _Threads:
         self._jobs.extend(jobs)
         self.count()
 
-    def wake(self) -> None:
-        if self._jobs and not self._waking:
-            self._wake()
+    @property
+    def patience(self) -> float | None:
+        """Seconds after which to call `wake` again; None: that is not needed."""
+        return PATIENCE if self._jobs and not self._wary else None
+
+    def wake(self, poller: Poller | None = None) -> None:
+        """Have a thread run the jobs, if no other will soon: when `poller` waits, or now."""
+        if self._jobs and not self._waking and (self._wary or self._needs_help()):
+            self._wake(poller)
+
+    def _needs_help(self) -> bool:
+        try:
+            came = self._jobs[0].came
+        except IndexError:
+            return False
+        return not self.busy or time.monotonic_ns() - came > PATIENCE * 1e9
 
     def stop(self) -> None:
         """End each thread after its present job. Jobs that wait are dropped."""
         with self._lock:
             self._stopped = True
             self._jobs.clear()
-            for wakeup in self._idle:
-                wakeup.release()
+            for sleeper in self._idle:
+                sleeper.wake()
             self._idle.clear()
 
     def count(self) -> None:
@@ -103,13 +132,14 @@ class _Threads:
             self.busy += change
             self._cells[Cell.RUNNING] = self.busy
 
-    def _wake(self) -> None:
+    def _wake(self, poller: Poller | None) -> None:
         with self._lock:
             if self._waking:
                 return
             if self._idle:
                 self._waking = True
-                self._idle.pop().release()
+                sleeper = self._idle.pop()
+                sleeper.wake() if poller is None else poller.wake_in_wait(sleeper)
             elif self._started < self._size and not self._stopped:
                 self._started += 1
                 self._waking = True
@@ -119,8 +149,7 @@ class _Threads:
 
     def _work(self) -> None:
         serve_in_this_thread()
-        wakeup = threading.Lock()
-        wakeup.acquire()
+        sleeper = Sleeper()
         try:
             while not self._stopped:
                 self._waking = False
@@ -129,19 +158,21 @@ class _Threads:
                     if self._jobs or self._stopped:
                         continue
                     self.count()  # What another thread wrote later may be older.
-                    self._idle.append(wakeup)
-                wakeup.acquire()
+                    self._idle.append(sleeper)
+                sleeper.sleep()
         except BaseException as error:  # Not a handler's: `_run` takes those.
             logger.failure(error, "a thread of the pool died and is replaced")
             with self._lock:
                 self._started -= 1
                 self._waking = False
-                if wakeup in self._idle:
-                    self._idle.remove(wakeup)
+                if sleeper in self._idle:
+                    self._idle.remove(sleeper)
             self.wake()
 
     def _run_all(self) -> None:
         busy = False
+        host: Host | None = None  # It has results, and was not woken.
+        ended = time.monotonic_ns()
         try:
             while self._jobs:
                 try:
@@ -152,7 +183,11 @@ class _Threads:
                     busy = True
                     self._count_busy(1)
                 self.count()
-                self.wake()
+                if self._wary:
+                    self.wake()
+                if host is not None and host is not job.host:
+                    host.wake()
+                host = job.host
                 returned, error = None, None
                 try:
                     returned, error = self._run(job.call)
@@ -164,10 +199,16 @@ class _Threads:
                     error = death
                     raise
                 finally:
-                    job.host.job_done(job.call, returned, error)
-                    job.host.wake()
+                    host.job_done(job.call, returned, error)
                     error = None  # Breaks a reference cycle: its traceback has this frame.
+                began, ended = ended, time.monotonic_ns()
+                self._wary = WARY if ended - began > SHORT else max(0, self._wary - 1)
+                if self._wary or not self._jobs:
+                    host.wake()
+                    host = None
         finally:
+            if host is not None:
+                host.wake()
             if busy:
                 self._count_busy(-1)
 
@@ -219,10 +260,19 @@ class Executor:
             room = max(0, self._max_queue - self._threads.queued)
             jobs: Iterable[Job] = [Job(host, call, came) for call in calls[:room]]
             self._threads.submit(self._pass_lines(jobs) if self._lines else jobs)
-        self._threads.wake()
+        self._threads.wake(host.poller)
         refused = calls[room:]
         self._cells[Cell.REJECTED] += len(refused)
         return [(call, self._refusal(call)) for call in refused]
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds after which to call `wake`; None: that is not needed."""
+        return self._threads.patience
+
+    def wake(self) -> None:
+        """Have a thread begin calls that wait for too long."""
+        self._threads.wake()
 
     def stop(self) -> None:
         """End the threads."""

@@ -219,8 +219,7 @@ class Loop:
             self.send_acks()
         self._submit_all()
         self.poller.run(self.longest_wait(timeout))
-        self._submit_all()
-        if self._woken:
+        if self._woken or self._results:
             self._woken = False
             self._take_results()
             self._run_calls()
@@ -234,15 +233,15 @@ class Loop:
             left.clear()
             for call, error in self._executor.submit(self, calls):
                 self._take_result(call, None, error)
+        elif self._executor.patience:
+            self._executor.wake()
 
     def longest_wait(self, timeout: float | None = None) -> float | None:
         """Seconds that it may wait for sockets, `timeout` at most; None: without a limit."""
-        if self._woken or self.dispatcher.settled or self.dispatcher.left:
+        if self._woken or self._results or self.dispatcher.settled or self.dispatcher.left:
             return 0.0
-        wait = self.timers.wait()
-        if wait is None or timeout is None:
-            return wait if timeout is None else timeout
-        return min(wait, timeout)
+        waits = timeout, self.timers.wait(), self._executor.patience
+        return min((wait for wait in waits if wait is not None), default=None)
 
     def end(self) -> None:
         """Run no further round."""
