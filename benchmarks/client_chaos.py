@@ -7,7 +7,6 @@ connections and drops connections: each call must end with its own answer or an 
 from __future__ import annotations
 
 import asyncio
-import random
 import sys
 import time
 from collections import Counter
@@ -17,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from scripted_agent import ScriptedAgent
+from scripted_agent import ChaoticAgent
 
 from spop import Ack, AsyncClient, Client, SpopError
 
@@ -67,8 +66,7 @@ def report(kind: str, started: float, outcomes: Counter[str]) -> None:
 def main() -> None:
     calls = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     for seed, kind in enumerate(("threads", "tasks")):
-        with ScriptedAgent(chaos=random.Random(seed)) as agent:
-            agent.remembers = False
+        with ChaoticAgent(seed, remembers=False) as agent:
             started = time.monotonic()
             if kind == "threads":
                 report(kind, started, with_threads(agent.address, calls // 2))

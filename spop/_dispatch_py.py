@@ -19,13 +19,17 @@ from spop._headers_py import Headers
 from spop._intake_py import Intake
 from spop.constants import (
     CONTROL_TYPES,
-    FLAGS_END,
     LENGTH_SIZE,
     MAX_ANSWER_SIZE,
     MAX_ARGUMENTS,
     MAX_CONTROL_SIZE,
     MAX_MESSAGES,
     MAX_TASKS,
+    MAX_TEXT_SIZE,
+    MOST_UNKNOWN,
+    NO_LIMIT,
+    VALUE_SIZE,
+    DataType,
     FrameFlag,
     FrameType,
 )
@@ -50,17 +54,19 @@ from spop.parameters import (
     MESSAGE,
     MISSING,
     RUNNING,
-    TYPES,
+    TYPE_BITS,
     Parameter,
     Running,
-    type_name,
+    check_answer,
+    missing,
+    mistyped,
 )
 from spop.values import Buffer
 
 # Members of an enum take several times as long to look up.
 _UNSET, _NOTIFY, _ACK = int(FrameType.UNSET), int(FrameType.NOTIFY), int(FrameType.ACK)
 _FIN, _ABORT = int(FrameFlag.FIN), int(FrameFlag.ABORT)
-_STRING, _BINARY = TYPES[str], TYPES[bytes]
+_STRING, _BINARY = TYPE_BITS[str], TYPE_BITS[bytes]
 _TOO_BIG = "answer of {} bytes where the ACK has room for {}"
 
 
@@ -117,12 +123,12 @@ class Route:
                 values[slot] = Ack(message.stream_id, message.frame_id)
             elif values[slot] is MISSING:
                 if parameter.default is MISSING:
-                    raise HandlerError(f"message {self.name}: no argument {parameter.name}")
+                    raise missing(self.name, parameter, message.names)
                 values[slot] = parameter.default
         return values
 
     def _accepted(self, parameter: Parameter, value: Any) -> Any:
-        type_ = TYPES[type(value)]
+        type_ = TYPE_BITS[type(value)]
         if parameter.accepts & type_:
             return value
         if type_ == _STRING and parameter.accepts & _BINARY:
@@ -131,9 +137,7 @@ class Route:
             return self._headers(parameter, value)
         if value is None:
             return MISSING
-        raise HandlerError(
-            f"message {self.name}: argument {parameter.name} may not be {type_name(type_)}"
-        )
+        raise mistyped(self.name, parameter, _type_name(type_))
 
     def _headers(self, parameter: Parameter, value: str | bytes) -> Headers:
         try:
@@ -158,6 +162,8 @@ class Route:
 
 def _results(call: Call, returned: Any) -> list[Any]:
     """What to encode for a handler: its `Ack`, if it has one, and what it returned."""
+    if returned is not None and type(returned) is not dict:
+        check_answer(call.route.function, returned)
     filled = [value.actions for value in call.values or [] if type(value) is Ack]
     return filled if returned is None else [*filled, returned]
 
@@ -165,6 +171,10 @@ def _results(call: Call, returned: Any) -> list[Any]:
 def _keepable(call: Call) -> bool:
     """Nothing but the call's end can end the wait for it, unless the connection ends."""
     return not call.route.limited and (call.begun is not None or call.route.kind == LEFT)
+
+
+def _type_name(types: int) -> str:
+    return "an integer" if types == TYPE_BITS[int] else DataType(types.bit_length() - 1).name
 
 
 class Call:
@@ -178,11 +188,12 @@ class Call:
         wanted: somebody waits for the result. Any thread may ask.
         running: the fields of a `Running`, of a call that a thread of a pool runs.
         exchange: what waits for that thread's result, if it is not the dispatcher.
+        size: bytes of memory that its NOTIFY takes, if the dispatcher keeps it.
     """
 
     __slots__ = (
         "_actions", "_began", "_dispatcher", "_ids", "_intake", "_path", "begun", "exchange",
-        "route", "running", "values", "wanted",
+        "route", "running", "size", "values", "wanted",
     )  # fmt: skip
     _actions: bytes
     _began: int
@@ -200,6 +211,7 @@ class Call:
         self.wanted = True
         self.running: tuple[str, int, int, Any] | None = None
         self.exchange: Any = None
+        self.size = 0
 
     def __call__(self, begun: AsyncCall) -> None:
         """Its task has ended, in a NOTIFY that the dispatcher answers."""
@@ -224,9 +236,10 @@ class Deferred:
         actions: the encoded actions of the handlers that have ended.
         calls: the calls of the other handlers, in order. The first may have begun.
         room: the most bytes that `actions` may have, as the ACK must fit one frame.
+        size: bytes of memory that its messages take, roughly.
     """
 
-    __slots__ = ("actions", "calls", "frame_id", "room", "stream_id")
+    __slots__ = ("actions", "calls", "frame_id", "room", "size", "stream_id")
 
     def __init__(
         self, stream_id: int, frame_id: int, actions: bytes, calls: list[Call], room: int
@@ -236,6 +249,7 @@ class Deferred:
         self.actions = actions
         self.calls = calls
         self.room = room
+        self.size = 0
 
 
 Failed = Callable[[str, BaseException], None]
@@ -255,6 +269,9 @@ class Dispatcher:
         max_tasks: the most tasks of asynchronous handlers that may wait at a time.
         deferred: makes the `Deferred` of a NOTIFY.
         on_unknown: the encoded actions that answer a message without a route.
+        without_route: called with the name of such a message, once for each name.
+        max_pass: nanoseconds after which `receive` suspends an intake, between two frames. A pass
+            begins with the first `receive` behind `new_pass`.
 
     Attributes:
         routes: by message name.
@@ -268,7 +285,7 @@ class Dispatcher:
         settled: the fast paths of connections that have ACKs to be sent.
         slow: called with the name and the nanoseconds of a call that took longer than
             `slow_after` nanoseconds; 0: never.
-        unknown: number of messages without a route, by name, for up to 100 names.
+        unknown: number of messages without a route, by name, for up to `MOST_UNKNOWN` names.
         running: the message whose handler is being called, else None.
 
     Raises:
@@ -276,9 +293,10 @@ class Dispatcher:
     """
 
     __slots__ = (
-        "_busy", "_clock", "_deferred", "_failed", "_max_arguments", "_max_messages",
-        "_max_tasks", "_no_route", "cells", "ended", "left", "max_answer_size", "path", "routes",
-        "running", "settled", "slow", "slow_after", "start", "tasks", "unknown",
+        "_busy", "_clock", "_deferred", "_failed", "_max_arguments", "_max_messages", "_max_pass",
+        "_max_tasks", "_no_route", "_read_size", "_until", "_without_route", "cells", "ended",
+        "left", "max_answer_size", "path", "routes", "running", "settled", "slow", "slow_after",
+        "start", "tasks", "unknown",
     )  # fmt: skip
 
     def __init__(
@@ -293,6 +311,8 @@ class Dispatcher:
         max_tasks: int = MAX_TASKS,
         deferred: type[Deferred] = Deferred,
         on_unknown: bytes = b"",
+        without_route: Callable[[str], None] | None = None,
+        max_pass: int = NO_LIMIT,
     ) -> None:
         self.routes = None if routes is None else {route.name: route for route in routes}
         self.cells = new_row(len(self.routes or ())) if cells is None else cells
@@ -307,6 +327,7 @@ class Dispatcher:
         self._max_tasks = max_tasks
         self._deferred = deferred
         self._no_route = Route("", lambda: None, on_error=on_unknown)
+        self._without_route = without_route
         self.start: Callable[[AsyncCall], object] | None = None
         self.ended: Callable[[], object] | None = None
         self.tasks = 0
@@ -317,6 +338,9 @@ class Dispatcher:
         self.slow_after = 0
         self._busy = False
         self._clock = 0
+        self._read_size = 0
+        self._max_pass = max_pass
+        self._until = 0
         self.unknown: dict[str, int] = {}
         self.running: Running | None = None
 
@@ -324,6 +348,10 @@ class Dispatcher:
     def takes_tasks(self) -> bool:
         """A further asynchronous handler may begin."""
         return self.start is not None and self.tasks < self._max_tasks
+
+    def new_pass(self) -> None:
+        """What is received next begins a pass."""
+        self._until = 0
 
     def receive(
         self, intake: Intake, data: Buffer, end: int | None = None
@@ -354,6 +382,7 @@ class Dispatcher:
         out = bytearray()
         self._busy = True
         self._clock = perf_counter_ns()
+        self._until = self._until or self._clock + self._max_pass
         try:
             with memoryview(data)[:end] as view:
                 self._take(intake, view, frames, out)
@@ -372,7 +401,7 @@ class Dispatcher:
             del unread[: self._answer(intake, bytes(unread), frames, out)]
         if not unread and not frames:
             used += self._answer(intake, bytes(data[used:]), frames, out)
-        unread += data[used:]
+        intake._keep(unread, data[used:])
 
     def _answer(
         self, intake: Intake, data: bytes, frames: list[Frame | Deferred], out: bytearray
@@ -381,9 +410,10 @@ class Dispatcher:
         offset = 0
         try:
             while not intake.paused and len(out) < self.max_answer_size:
+                if self._clock >= self._until and offset < len(data):
+                    intake.suspended = True
+                    break
                 if not intake.is_open:
-                    if len(data) - offset < FLAGS_END:
-                        break  # How an error is answered depends on the flags of HELLO.
                     intake._see_flags(data, offset + LENGTH_SIZE)
                 length = codec.frame_length(data, offset, intake._frame_limit)
                 if length < 0:
@@ -459,6 +489,7 @@ class Dispatcher:
         """Read the messages of a NOTIFY, up to the limits."""
         messages: list[Message] = []
         arguments = 0
+        self._read_size = end - offset
         while offset < end:
             if len(messages) == self._max_messages:
                 raise TooManyMessagesError(f"NOTIFY of more than {self._max_messages} messages")
@@ -485,7 +516,7 @@ class Dispatcher:
         )
         payload = len(ack)
         # HAProxy takes no fragments of an ACK (section 3.2.7).
-        room = intake.max_frame_size + 4 - payload
+        room = intake.max_frame_size + LENGTH_SIZE - payload
         for index, message in enumerate(notify.messages):
             route = self.routes.get(message.name)
             if route is None:
@@ -495,17 +526,31 @@ class Dispatcher:
                 continue
             waiting = self._run(route, message, ack, payload + room)
             if waiting is not None:
-                intake.in_flight += 1
-                ids, actions = (notify.stream_id, notify.frame_id), bytes(ack[payload:])
+                actions = bytes(ack[payload:])
                 last = index + 1 == len(notify.messages)
                 if self.path is not None and last and _keepable(waiting):
-                    self._keep(waiting, actions, ids, intake)
+                    self._keep(waiting, actions, notify, intake)
                     return
                 calls = [waiting, *self._bound(notify.messages[index + 1 :])]
-                frames.append(self._deferred(*ids, actions, calls, room))
+                frames.append(self._defer(intake, notify, actions, calls, room))
                 return
         self.cells[Cell.ACKS] += 1
         out += codec.finish_frame(0, ack)
+
+    def _defer(
+        self, intake: Intake, notify: Notify, actions: bytes, calls: list[Call], room: int
+    ) -> Deferred:
+        deferred = self._deferred(notify.stream_id, notify.frame_id, actions, calls, room)
+        deferred.size = self._taken(intake, notify)
+        return deferred
+
+    def _taken(self, intake: Intake, notify: Notify) -> int:
+        """Count a NOTIFY that waits. Returns the bytes of memory that it takes."""
+        values = sum(len(message.names) for message in notify.messages)
+        size = self._read_size + VALUE_SIZE * values
+        intake.in_flight += 1
+        intake.memory.take(size)
+        return size
 
     def _run(self, route: Route, message: Message, ack: bytearray, most: int) -> Call | None:
         """Call a handler and add its answer, if it fits `most`. Returns a call to be waited for."""
@@ -550,18 +595,19 @@ class Dispatcher:
             RUNNING.reset(token)
         return begun
 
-    def _keep(self, call: Call, actions: bytes, ids: tuple[int, int], intake: Intake) -> None:
+    def _keep(self, call: Call, actions: bytes, notify: Notify, intake: Intake) -> None:
         """Answer a NOTIFY when its only call ends, without a `Deferred`."""
         call._dispatcher = self
         call._intake = intake
         call._path = self.path
-        call._ids = ids
+        call._ids = notify.stream_id, notify.frame_id
         call._actions = actions
+        call.size = self._taken(intake, notify)
         call._began = self._clock
         self._clock = perf_counter_ns()
         intake.calls[call] = None
         if call.begun is None:
-            call.running = (call.route.name, *ids, intake.peer)
+            call.running = (call.route.name, *call._ids, intake.peer)
             self.left.append(call)
         else:
             call.begun.finished = call
@@ -596,7 +642,7 @@ class Dispatcher:
         if not intake._acks:
             self.settled.append(path)
         self.cells[Cell.ACKS] += 1
-        intake._acks += ack
+        intake._keep(intake._acks, ack)
 
     def take_back(self, intake: Intake) -> list[Deferred]:
         """The NOTIFYs of a connection that the dispatcher keeps. It keeps them no longer."""
@@ -608,7 +654,9 @@ class Dispatcher:
             header = bytearray()
             codec.begin_frame((_ACK, _FIN, *(ids := call._ids), False), header)
             room = LENGTH_SIZE + intake.max_frame_size - len(header)
-            found.append(self._deferred(*ids, call._actions, [call], room))
+            deferred = self._deferred(*ids, call._actions, [call], room)
+            deferred.size = call.size
+            found.append(deferred)
         intake.calls.clear()
         return found
 
@@ -681,8 +729,10 @@ class Dispatcher:
         ack = codec.encode_raw_frame(
             _ACK, _FIN, *ids, deferred.actions, little_endian=little_endian
         )
-        if len(ack) - 4 > intake.max_frame_size:  # Another connection may have a lower limit.
-            room = intake.max_frame_size + 4 + len(deferred.actions) - len(ack)
+        if (
+            len(ack) - LENGTH_SIZE > intake.max_frame_size
+        ):  # Another connection may have a lower limit.
+            room = intake.max_frame_size + LENGTH_SIZE + len(deferred.actions) - len(ack)
             error = FrameTooBigError(_TOO_BIG.format(len(deferred.actions), room))
             self.fail(deferred.calls[0].route, error)
             ack = codec.encode_raw_frame(_ACK, _FIN, *ids, b"", little_endian=little_endian)
@@ -696,5 +746,10 @@ class Dispatcher:
 
     def _unknown(self, name: str) -> None:
         self.cells[Cell.UNKNOWN_MESSAGES] += 1
-        if name in self.unknown or len(self.unknown) < 100:
-            self.unknown[name] = self.unknown.get(name, 0) + 1
+        name = name[:MAX_TEXT_SIZE]
+        if name in self.unknown:
+            self.unknown[name] += 1
+        elif len(self.unknown) < MOST_UNKNOWN:
+            self.unknown[name] = 1
+            if self._without_route is not None:
+                self._without_route(name)

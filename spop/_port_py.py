@@ -125,7 +125,7 @@ class FastPath:
         except Exception as error:  # No other name has it: its traceback has this frame.
             self._shared._go_on(self.connection, [], b"", error)
             return
-        if frames or unsent:
+        if frames or unsent or self._intake.suspended:
             self._shared._go_on(self.connection, frames, unsent, None)
 
     def _send_acks(self) -> bool:
@@ -147,6 +147,7 @@ class FastPath:
         if size == 0:
             raise EOFError
         dispatcher.cells[Cell.BYTES_RECEIVED] += size
+        dispatcher.new_pass()
         dispatcher.path = self
         try:
             frames, acks = dispatcher.receive(self._intake, buffer, size)

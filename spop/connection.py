@@ -20,6 +20,7 @@ from spop.constants import (
     DEFAULT_MAX_FRAME_SIZE,
     DEFAULT_MAX_PAYLOAD_SIZE,
     HAPROXY_FRAME_SIZE,
+    LENGTH_SIZE,
     MAX_TEXT_SIZE,
     MIN_FRAME_SIZE,
     Capability,
@@ -35,12 +36,13 @@ from spop.errors import (
     LocalProtocolError,
     ProtocolError,
 )
-from spop.frames import Ack, Actions, Control, Frame, Message, Notify, Peer, RawFrame
-from spop.handshake import common_version, disconnect_reason, item, names, parsed_version
+from spop.frames import Ack, Actions, Control, Frame, Message, Notify, Peer
+from spop.handshake import agent_hello, common_version, disconnect_reason, item, names
 from spop.values import Buffer, DecodedValue, UInt32
 
 ALL_CAPABILITIES = frozenset({Capability.FRAGMENTATION, Capability.PIPELINING, Capability.ASYNC})
 SUPPORTED_VERSIONS = ("2.0", "1.0")
+"""What an agent speaks: HAProxy 1.7 and early 1.8 offer "1.0"."""
 MAX_IN_FLIGHT = 1000
 """The default number of NOTIFY frames of one connection that may wait for their handlers."""
 
@@ -77,7 +79,6 @@ class State(Enum):
 
 
 _OPEN = State.OPEN
-_NOTIFIES = (Notify, Deferred)
 UNORDERED = frozenset({Capability.PIPELINING, Capability.ASYNC})
 """With either of these, more than one NOTIFY may wait for its ACK."""
 
@@ -115,12 +116,6 @@ AgentEvent = Hello | Notify | Deferred | Disconnect
 EngineEvent = Hello | Ack | Disconnect
 
 
-def _frame_type(frame: Frame | Deferred) -> int:
-    if isinstance(frame, Control | RawFrame):
-        return frame.type
-    return FrameType.ACK if isinstance(frame, Ack) else FrameType.NOTIFY
-
-
 class _Connection:
     """The state and the bytes to send, of both ends."""
 
@@ -150,9 +145,9 @@ class _Connection:
         out.clear()
         return data
 
-    def _advance(self, frame: Frame | Deferred) -> bool:
+    def _advance(self, frame: Frame) -> bool:
         """Go to the frame's next state. False: its type is unknown, skip it (section 3.2.2)."""
-        type_ = _frame_type(frame)
+        type_ = frame.type
         state = self._states[self.state].get(type_)  # type: ignore[call-overload]
         if state is None:
             if type_ not in _FRAME_TYPES:
@@ -327,7 +322,7 @@ class AgentConnection(_Connection):
             while acks or frames:
                 if acks:
                     self._out.append(acks)
-                    intake.suspended = len(acks) >= self._dispatcher.max_answer_size
+                    intake.suspended |= len(acks) >= self._dispatcher.max_answer_size
                 for frame in frames:
                     self._handle(frame, events)
                 if self.should_close or intake.paused or not intake.unread:
@@ -363,8 +358,9 @@ class AgentConnection(_Connection):
         ack = codec.encode_ack(
             stream_id, frame_id, actions, little_endian=self.intake.little_endian
         )
-        if len(ack) - 4 > self.max_frame_size:
-            raise FrameTooBigError(f"ACK of {len(ack) - 4} bytes, {self.max_frame_size} at most")
+        length = len(ack) - LENGTH_SIZE
+        if length > self.max_frame_size:
+            raise FrameTooBigError(f"ACK of {length} bytes, {self.max_frame_size} at most")
         if self.state is not _OPEN:
             raise LocalProtocolError(f"no ACK in state {self.state.name}")
         self._out.append(ack)
@@ -382,7 +378,7 @@ class AgentConnection(_Connection):
         self._out.append(codec.encode_control(type_, items, little_endian=little_endian))
 
     def _handle(self, frame: Frame | Deferred, events: list[AgentEvent]) -> None:
-        if isinstance(frame, _NOTIFIES) and self.state is _OPEN:
+        if isinstance(frame, Deferred) or (isinstance(frame, Notify) and self.state is _OPEN):
             events.append(frame)
         elif self._advance(frame) and isinstance(frame, Control):
             self._control(frame, events)
@@ -538,7 +534,7 @@ class EngineConnection(_Connection):
         if self.state is not _OPEN or (self.waiting and not self.pipelined):
             raise self._not_free()
         frame = codec.encode_notify(stream_id, frame_id, messages)
-        if len(frame) - 4 <= self._max_frame_size:
+        if len(frame) - LENGTH_SIZE <= self._max_frame_size:
             self._out.append(frame)
         else:
             self._send_fragments(stream_id, frame_id, frame)
@@ -550,7 +546,7 @@ class EngineConnection(_Connection):
         return LocalProtocolError("the last NOTIFY was not answered; pipelining is off")
 
     def _send_fragments(self, stream_id: int, frame_id: int, frame: bytearray) -> None:
-        size = f"NOTIFY of {len(frame) - 4} bytes, {self._max_frame_size} at most"
+        size = f"NOTIFY of {len(frame) - LENGTH_SIZE} bytes, {self._max_frame_size} at most"
         peer = self.peer
         if not self._fragments:
             raise FrameTooBigError(f"{size}, and fragments are not to be sent")
@@ -559,24 +555,22 @@ class EngineConnection(_Connection):
                 f"{size}, and the agent takes no fragments", Status.FRAGMENTATION_NOT_SUPPORTED
             )
         header = len(codec.encode_raw_frame(FrameType.NOTIFY, 0, stream_id, frame_id, b""))
-        room = self._max_frame_size - header + 4
+        room = self._max_frame_size - header + LENGTH_SIZE
         with memoryview(frame)[header:] as payload:
             for offset in range(0, len(payload), room):
-                self._out.append(
-                    codec.encode_raw_frame(
-                        FrameType.NOTIFY if offset == 0 else FrameType.UNSET,
-                        FrameFlag.FIN if offset + room >= len(payload) else 0,
-                        stream_id,
-                        frame_id,
-                        payload[offset : offset + room],
-                    )
-                )
+                type_ = FrameType.NOTIFY if offset == 0 else FrameType.UNSET
+                flags = FrameFlag.FIN if offset + room >= len(payload) else 0
+                part = payload[offset : offset + room]
+                self._send_raw(type_, flags, stream_id, frame_id, part)
+
+    def _send_raw(self, *frame: Any) -> None:
+        self._out.append(codec.encode_raw_frame(*frame))
 
     def begin_fragments(self, stream_id: int, frame_id: int, payload: Buffer) -> None:
         """Send a first fragment by hand; `continue_fragments` or `abort` must follow."""
         if self.state is not _OPEN or (self.waiting and not self.pipelined):
             raise self._not_free()
-        self._out.append(codec.encode_raw_frame(FrameType.NOTIFY, 0, stream_id, frame_id, payload))
+        self._send_raw(FrameType.NOTIFY, 0, stream_id, frame_id, payload)
         self.waiting.add((stream_id, frame_id))
 
     def continue_fragments(
@@ -584,14 +578,12 @@ class EngineConnection(_Connection):
     ) -> None:
         """Send a further fragment of a payload that was begun."""
         flags = FrameFlag.FIN if final else 0
-        self._out.append(
-            codec.encode_raw_frame(FrameType.UNSET, flags, stream_id, frame_id, payload)
-        )
+        self._send_raw(FrameType.UNSET, flags, stream_id, frame_id, payload)
 
     def abort(self, stream_id: int, frame_id: int) -> None:
         """Give up a payload whose last fragment was not sent. No ACK will come for it."""
         flags = FrameFlag.FIN | FrameFlag.ABORT
-        self._out.append(codec.encode_raw_frame(FrameType.UNSET, flags, stream_id, frame_id, b""))
+        self._send_raw(FrameType.UNSET, flags, stream_id, frame_id, b"")
         self.waiting.discard((stream_id, frame_id))
 
     def disconnect(self, code: int = Status.NORMAL, message: str = "normal") -> None:
@@ -617,8 +609,9 @@ class EngineConnection(_Connection):
         try:
             while consumed < end and self.state is not State.CLOSED:
                 before = consumed
+                # HAProxy passes over what it can't read in an ACK.
                 frames, consumed = codec.decode_frames(
-                    data, consumed, end, max_frame_size=self._max_frame_size
+                    data, consumed, end, max_frame_size=self._max_frame_size, lenient=True
                 )
                 for frame in frames:
                     if self.state is _OPEN and type(frame) is Ack:
@@ -628,12 +621,12 @@ class EngineConnection(_Connection):
                 if consumed == before:
                     break
         except ProtocolError as error:
-            message = str(error)
+            message = shown = str(error)[:MAX_TEXT_SIZE]
             if self.state is State.HELLO:  # Mostly an agent that speaks HTTP or TLS.
-                message += f"; it begins with {bytes(memoryview(data)[:end][:16])!r}"
-            self.disconnect(error.status, str(error)[:200])
+                shown += f"; it begins with {bytes(memoryview(data)[:end][:16])!r}"
+            self.disconnect(error.status, message)
             self.state = State.CLOSED
-            events.append(Disconnect(error.status, message, False))
+            events.append(Disconnect(error.status, shown, False))
         if self.state is State.CLOSED:
             consumed = end
         if data is self._partial:
@@ -650,7 +643,9 @@ class EngineConnection(_Connection):
         return [Disconnect(Status.IO, "connection closed by the agent", True)]
 
     def _handle(self, frame: Frame, events: list[EngineEvent]) -> None:
-        if self.state is State.CLOSED or not self._advance(frame):
+        # Behind HELLO, HAProxy skips frames that may not come now.
+        unexpected = frame.type not in self._states.get(self.state, ())
+        if (unexpected and self.state is not State.HELLO) or not self._advance(frame):
             return
         if isinstance(frame, Ack):
             self._ack(frame, events)
@@ -673,19 +668,10 @@ class EngineConnection(_Connection):
 
     def _hello(self, items: dict[str, DecodedValue]) -> Hello:
         """Check AGENT-HELLO (section 3.2.5)."""
-        version = item(items, "version", str, Status.NO_VERSION)
-        size = item(items, "max-frame-size", int, Status.NO_FRAME_SIZE)
-        theirs = names(item(items, "capabilities", str, None) or "")
-        if parsed_version(version) not in ((1, 0), (2, 0)):
-            raise HandshakeError(f"version {version!r} is not supported", Status.BAD_VERSION)
-        if not MIN_FRAME_SIZE <= size <= self._max_frame_size:
-            raise HandshakeError(
-                f"max-frame-size is {size}, not in {MIN_FRAME_SIZE} to {self._max_frame_size}",
-                Status.BAD_FRAME_SIZE,
-            )
-        self._max_frame_size = size
+        version, self._max_frame_size, theirs = agent_hello(items, self._max_frame_size)
         capabilities = theirs & (self._capabilities | {Capability.FRAGMENTATION})
-        self.peer = Peer("", version, size, capabilities, self._engine_id, self._healthcheck)
+        size, engine_id = self._max_frame_size, self._engine_id
+        self.peer = Peer("", version, size, capabilities, engine_id, self._healthcheck)
         self.pipelined = not capabilities.isdisjoint(UNORDERED)
         self.asynchronous = Capability.ASYNC in capabilities
         return Hello(self.peer)

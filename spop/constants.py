@@ -6,6 +6,7 @@ Section numbers refer to HAProxy's ``doc/SPOE.txt`` (the SPOP specification).
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
+from typing import Self
 
 
 class FrameType(IntEnum):
@@ -94,28 +95,36 @@ class Scope(IntEnum):
 
 
 class Status(IntEnum):
-    """Status codes of a DISCONNECT frame (section 3.5)."""
+    """Status codes of a DISCONNECT frame, each with its description (section 3.5)."""
 
-    NORMAL = 0
-    IO = 1
-    TIMEOUT = 2
-    TOO_BIG = 3
-    INVALID = 4
-    NO_VERSION = 5
-    NO_FRAME_SIZE = 6
-    NO_CAPABILITIES = 7
-    BAD_VERSION = 8
-    BAD_FRAME_SIZE = 9
-    FRAGMENTATION_NOT_SUPPORTED = 10
-    INTERLACED_FRAMES = 11
-    FRAME_ID_NOT_FOUND = 12
-    RESOURCE = 13
-    UNKNOWN = 99
+    message: str
 
-    @property
-    def message(self) -> str:
-        """The specification's description of the status."""
-        return _STATUS_MESSAGES[self]
+    def __new__(cls, code: int, message: str) -> Self:
+        status = int.__new__(cls, code)
+        status._value_ = code
+        status.message = message
+        return status
+
+    NORMAL = 0, "normal"
+    IO = 1, "I/O error"
+    TIMEOUT = 2, "a timeout occurred"
+    TOO_BIG = 3, "frame is too big"
+    INVALID = 4, "invalid frame received"
+    NO_VERSION = 5, "version value not found"
+    NO_FRAME_SIZE = 6, "max-frame-size value not found"
+    NO_CAPABILITIES = 7, "capabilities value not found"
+    BAD_VERSION = 8, "unsupported version"
+    BAD_FRAME_SIZE = 9, "max-frame-size too big or too small"
+    FRAGMENTATION_NOT_SUPPORTED = 10, "payload fragmentation is not supported"
+    INTERLACED_FRAMES = 11, "invalid interlaced frames"
+    FRAME_ID_NOT_FOUND = 12, "frame-id not found"
+    RESOURCE = 13, "resource allocation error"
+    UNKNOWN = 99, "an unknown error occurred"
+
+    @classmethod
+    def of(cls, code: int) -> Status:
+        """The status of a code as received; `UNKNOWN` for one that only the peer knows."""
+        return next((status for status in cls if status == code), cls.UNKNOWN)
 
 
 class EngineStatus(IntEnum):
@@ -130,25 +139,6 @@ class EngineStatus(IntEnum):
     INTERRUPTED = 5
     UNKNOWN = 255
     PROTOCOL = 256
-
-
-_STATUS_MESSAGES = {
-    Status.NORMAL: "normal",
-    Status.IO: "I/O error",
-    Status.TIMEOUT: "a timeout occurred",
-    Status.TOO_BIG: "frame is too big",
-    Status.INVALID: "invalid frame received",
-    Status.NO_VERSION: "version value not found",
-    Status.NO_FRAME_SIZE: "max-frame-size value not found",
-    Status.NO_CAPABILITIES: "capabilities value not found",
-    Status.BAD_VERSION: "unsupported version",
-    Status.BAD_FRAME_SIZE: "max-frame-size too big or too small",
-    Status.FRAGMENTATION_NOT_SUPPORTED: "payload fragmentation is not supported",
-    Status.INTERLACED_FRAMES: "invalid interlaced frames",
-    Status.FRAME_ID_NOT_FOUND: "frame-id not found",
-    Status.RESOURCE: "resource allocation error",
-    Status.UNKNOWN: "an unknown error occurred",
-}
 
 
 class Capability:
@@ -190,9 +180,18 @@ MAX_ANSWER_SIZE = 256 * 1024
 """Bytes of ACKs that are sent before more frames are handled. The answers to small NOTIFY frames
 can be large. Without this limit one read could fill the memory."""
 
+NO_LIMIT = 2**62
+"""Default of the nanoseconds of a pass: more than there are."""
+
+VALUE_SIZE = 64
+"""Bytes that the object of an argument takes besides those in the frame, roughly."""
+
 MAX_MESSAGES = 1000
 """Default of the largest number of messages in a NOTIFY."""
 
 MAX_ARGUMENTS = 10_000
 MAX_TASKS = 10_000
 """Default of the largest number of arguments in all messages of a NOTIFY together."""
+
+MOST_UNKNOWN = 100
+"""Names of messages without a handler that a dispatcher counts one by one."""

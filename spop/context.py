@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from spop.dispatch import RUNNING, Running
+from spop.parameters import RUNNING, Running
 
 
 def current() -> Running | None:

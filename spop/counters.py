@@ -52,6 +52,7 @@ class Cell(IntEnum):
     """When the loop's present round began, in ns of CLOCK_MONOTONIC; 0 while it waits."""
     OLDEST_JOB = auto()
     """When the job that waits longest for a thread of the pool came, likewise; 0: none."""
+    OUT_OF_MEMORY = auto()
     DISCONNECTS_SENT = 32
     DISCONNECTS_RECEIVED = 48
 
@@ -89,6 +90,7 @@ _LIMITS = {
     "max_messages_or_arguments": Cell.TOO_MANY_MESSAGES,
     "max_frame_size": Cell.FRAMES_TOO_BIG,
     "max_queue": Cell.REJECTED,
+    "max_memory": Cell.OUT_OF_MEMORY,
 }
 
 
@@ -104,8 +106,7 @@ def new_row(routes: int) -> Cells:
 
 def status_cell(base: Cell, code: int) -> int:
     """The cell that counts DISCONNECTs of a status code (section 3.5)."""
-    known = Status(code) if code in Status.__members__.values() else Status.UNKNOWN
-    return base + _STATUS_CELLS[known]
+    return base + _STATUS_CELLS[Status.of(code)]
 
 
 def observe(cells: Cells, base: int, nanoseconds: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from spop.constants import Capability, FrameType
 from spop.values import SCOPES, UNSET, DecodedValue, Value, type_unset
@@ -162,6 +162,7 @@ class Notify(_Plain):
     """A NOTIFY frame: the messages of one event (section 3.2.6)."""
 
     __slots__ = ("frame_id", "messages", "stream_id")
+    type: ClassVar = FrameType.NOTIFY
     _compared = ("stream_id", "frame_id", "messages")
 
     stream_id: int
@@ -181,15 +182,18 @@ class Ack(_Plain):
 
     Attributes:
         aborted: the agent stopped a payload that still arrives in fragments.
+        ignored: number of malformed actions that were passed over, as HAProxy passes over them.
     """
 
-    __slots__ = ("aborted", "actions", "frame_id", "stream_id")
-    _compared = ("stream_id", "frame_id", "actions", "aborted")
+    __slots__ = ("aborted", "actions", "frame_id", "ignored", "stream_id")
+    type: ClassVar = FrameType.ACK
+    _compared = ("stream_id", "frame_id", "actions", "aborted", "ignored")
 
     stream_id: int
     frame_id: int
     actions: list[Action]
     aborted: bool
+    ignored: int
 
     def __init__(
         self,
@@ -202,6 +206,7 @@ class Ack(_Plain):
         self.frame_id = frame_id
         self.actions = list(actions)
         self.aborted = aborted
+        self.ignored = 0
 
     def set(self, scope: str, name: str, value: Value) -> Self:
         """Set variable `name` of `scope`, which is ``"proc"`` to ``"res"``. None removes it.
@@ -231,21 +236,16 @@ class Ack(_Plain):
         return {action.variable: action.value for action in self.actions}
 
 
-class Control(_Plain):
+@dataclass(slots=True)
+class Control:
     """A HELLO or DISCONNECT frame of either side, with its KV-LIST."""
-
-    __slots__ = ("items", "type")
-    _compared = ("type", "items")
 
     type: FrameType
     items: dict[str, DecodedValue]
 
-    def __init__(self, type: FrameType, items: dict[str, DecodedValue]) -> None:
-        self.type = type
-        self.items = items
 
-
-class RawFrame(_Plain):
+@dataclass(slots=True)
+class RawFrame:
     """A frame whose payload is not decoded: a fragment, or a frame of an unknown type.
 
     Attributes:
@@ -253,23 +253,11 @@ class RawFrame(_Plain):
         flags: bits of `FrameFlag`. Reserved bits are kept.
     """
 
-    __slots__ = ("flags", "frame_id", "payload", "stream_id", "type")
-    _compared = ("type", "flags", "stream_id", "frame_id", "payload")
-
     type: int
     flags: int
     stream_id: int
     frame_id: int
     payload: bytes
-
-    def __init__(
-        self, type: int, flags: int, stream_id: int, frame_id: int, payload: bytes
-    ) -> None:
-        self.type = type
-        self.flags = flags
-        self.stream_id = stream_id
-        self.frame_id = frame_id
-        self.payload = payload
 
 
 Frame = Notify | Ack | Control | RawFrame

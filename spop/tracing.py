@@ -18,7 +18,7 @@ from opentelemetry.trace import SpanKind, TracerProvider
 
 from spop.agent import Agent
 from spop.context import current
-from spop.dispatch import Parameter
+from spop.parameters import Parameter
 from spop.version import __version__
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import random
 import socket
 import ssl
 import subprocess
@@ -18,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from scripted_agent import ScriptedAgent
+from scripted_agent import ChaoticAgent, ScriptedAgent, echoes
 
 from spop import (
     Ack,
@@ -118,7 +117,7 @@ def certificate(folder: Path, name: str) -> tuple[ssl.SSLContext, ssl.SSLContext
 
 
 def test_an_exchange(new_client: Callable[..., Any]) -> None:
-    with ScriptedAgent() as agent, new_client(agent.address) as client:
+    with ScriptedAgent(echoes) as agent, new_client(agent.address) as client:
         assert client.notify("m", n=5).variables == {"sess.n": 5, "sess.size": 0}
         assert client.notify(Message("m", n=6)).variables["sess.n"] == 6
         assert client.notify([Message("m", n=7)]).variables["sess.n"] == 7
@@ -127,18 +126,21 @@ def test_an_exchange(new_client: Callable[..., Any]) -> None:
 
 
 def test_the_client_connects_by_itself(new_client: Callable[..., Any]) -> None:
-    with ScriptedAgent() as agent:
+    with ScriptedAgent(echoes) as agent:
         assert new_client(agent.address).notify("m", n=1).variables["sess.n"] == 1
 
 
 def test_a_unix_socket(new_client: Callable[..., Any], tmp_path: Path) -> None:
-    with ScriptedAgent(path=tmp_path / "sock") as agent, new_client(agent.address) as client:
+    with (
+        ScriptedAgent(echoes, path=tmp_path / "sock") as agent,
+        new_client(agent.address) as client,
+    ):
         assert client.notify("m", n=1).variables["sess.n"] == 1
 
 
 def test_tls(new_client: Callable[..., Any], tmp_path: Path) -> None:
     ours, theirs = certificate(tmp_path, "agent.test")
-    with ScriptedAgent(tls=ours, path=tmp_path / "sock") as agent:
+    with ScriptedAgent(echoes, tls=ours, path=tmp_path / "sock") as agent:
         with new_client(agent.address, tls=theirs, server_name="agent.test") as client:
             for size in (1, 200_000):
                 ack = client.notify("m", body=bytes(size))
@@ -161,7 +163,7 @@ def test_many_at_once_keep_their_order(
     new_client: Callable[..., Any], capabilities: frozenset[str]
 ) -> None:
     with (
-        ScriptedAgent(capabilities=capabilities) as agent,
+        ScriptedAgent(echoes, capabilities=capabilities) as agent,
         new_client(agent.address, maximum=2, max_waiting_frames=10) as client,
     ):
         assert [ack.variables["sess.n"] for ack in many(client, 100)] == list(range(100))
@@ -183,7 +185,7 @@ def test_they_are_too_big_where_the_agent_takes_no_fragments(
     new_client: Callable[..., Any],
 ) -> None:
     with (
-        ScriptedAgent(capabilities=frozenset({Capability.PIPELINING})) as agent,
+        ScriptedAgent(echoes, capabilities=frozenset({Capability.PIPELINING})) as agent,
         new_client(agent.address) as client,
     ):
         with pytest.raises(FrameTooBigError, match="no fragments"):
@@ -192,7 +194,7 @@ def test_they_are_too_big_where_the_agent_takes_no_fragments(
 
 
 def test_what_cannot_be_encoded_is_the_callers_error(new_client: Callable[..., Any]) -> None:
-    with ScriptedAgent() as agent, new_client(agent.address) as client:
+    with ScriptedAgent(echoes) as agent, new_client(agent.address) as client:
         with pytest.raises(OverflowError):
             client.notify("m", n=2**70)
         with pytest.raises(TypeError):
@@ -211,15 +213,15 @@ def test_refused_and_unreachable(new_client: Callable[..., Any], tmp_path: Path)
 
 
 def test_another_address_is_taken_where_one_fails(new_client: Callable[..., Any]) -> None:
-    with ScriptedAgent() as first, ScriptedAgent() as second:
+    with ScriptedAgent(echoes) as first, ScriptedAgent(echoes) as second:
         client = new_client([refused_address(), first.address, second.address], minimum=2)
         assert client.notify("m", n=1).variables["sess.n"] == 1
         second.wait_until(lambda _: first.accepted == second.accepted == 1)
 
 
 def test_a_killed_agent_is_replaced(new_client: Callable[..., Any]) -> None:
-    with ScriptedAgent() as second:
-        with ScriptedAgent() as first:
+    with ScriptedAgent(echoes) as second:
+        with ScriptedAgent(echoes) as first:
             client = new_client([first.address, second.address])
             client.notify("m", n=1)
             assert (first.accepted, second.accepted) == (1, 0)
@@ -239,21 +241,21 @@ def test_a_call_whose_connection_is_lost_is_not_sent_again(
     new_client: Callable[..., Any],
 ) -> None:
     with (
-        ScriptedAgent() as agent,
+        ScriptedAgent(echoes) as agent,
         new_client(agent.address) as client,
         ThreadPoolExecutor(1) as pool,
     ):
         agent.hold.set()
         call = pool.submit(client.notify, "m", n=1)
-        agent.wait_until(lambda agent: len(agent.received) == 1)
-        for sock in list(agent._connections):
-            sock.shutdown(socket.SHUT_RDWR)
+        agent.wait_until(lambda agent: len(agent.told) == 1)
+        for wire in agent.connections:
+            wire.sock.shutdown(socket.SHUT_RDWR)
         with pytest.raises(DisconnectedError, match="closed") as caught:
             call.result(10)
         assert caught.value.code == Status.IO
         agent.hold.clear()
         assert client.notify("m", n=2).variables["sess.n"] == 2
-        assert len(agent.received) == 2
+        assert len(agent.told) == 2
 
 
 @pytest.mark.parametrize(
@@ -263,7 +265,7 @@ def test_a_late_ack_is_dropped(
     new_client: Callable[..., Any], capabilities: frozenset[str]
 ) -> None:
     with (
-        ScriptedAgent(capabilities=capabilities) as agent,
+        ScriptedAgent(echoes, capabilities=capabilities) as agent,
         new_client(agent.address, timeout=0.2, maximum=1) as client,
     ):
         agent.hold.set()
@@ -280,14 +282,14 @@ def test_a_cancelled_call_leaves_nothing_behind() -> None:
         async with AsyncClient(agent.address) as client:
             agent.hold.set()
             task = asyncio.create_task(client.notify("m", n=1))
-            await asyncio.to_thread(agent.wait_until, lambda agent: len(agent.received) == 1)
+            await asyncio.to_thread(agent.wait_until, lambda agent: len(agent.told) == 1)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
             agent.hold.clear()
             assert (await client.notify("m", n=2)).variables["sess.n"] == 2
 
-    with ScriptedAgent() as agent:
+    with ScriptedAgent(echoes) as agent:
         asyncio.run(run(agent))
 
 
@@ -295,7 +297,7 @@ def test_a_call_waits_for_a_free_connection_no_longer_than_its_timeout(
     new_client: Callable[..., Any],
 ) -> None:
     with (
-        ScriptedAgent(capabilities=LOCKSTEP) as agent,
+        ScriptedAgent(echoes, capabilities=LOCKSTEP) as agent,
         new_client(agent.address, timeout=0.3, maximum=1) as client,
         ThreadPoolExecutor(2) as pool,
     ):
@@ -306,11 +308,11 @@ def test_a_call_waits_for_a_free_connection_no_longer_than_its_timeout(
 
 
 def test_a_closed_client_takes_no_calls(new_client: Callable[..., Any]) -> None:
-    with ScriptedAgent() as agent, ThreadPoolExecutor(1) as pool:
+    with ScriptedAgent(echoes) as agent, ThreadPoolExecutor(1) as pool:
         client = new_client(agent.address)
         agent.hold.set()
         call = pool.submit(client.notify, "m")
-        agent.wait_until(lambda agent: len(agent.received) == 1)
+        agent.wait_until(lambda agent: len(agent.told) == 1)
         client.close()
         with pytest.raises(LocalProtocolError, match="closed"):
             call.result(10)
@@ -324,13 +326,13 @@ def test_a_closed_client_takes_no_calls(new_client: Callable[..., Any]) -> None:
 
 def test_idle_connections_are_closed_down_to_the_minimum(new_client: Callable[..., Any]) -> None:
     with (
-        ScriptedAgent(capabilities=LOCKSTEP) as agent,
+        ScriptedAgent(echoes, capabilities=LOCKSTEP) as agent,
         new_client(agent.address, idle_timeout=0.2, minimum=1) as client,
     ):
         agent.hold.set()
         with ThreadPoolExecutor(4) as pool:
             calls = [pool.submit(client.notify, "m", n=number) for number in range(4)]
-            agent.wait_until(lambda agent: len(agent.received) == 4)
+            agent.wait_until(lambda agent: len(agent.told) == 4)
             agent.hold.clear()
             assert [call.result(10).variables["sess.n"] for call in calls] == [0, 1, 2, 3]
         assert agent.accepted == 4
@@ -339,11 +341,11 @@ def test_idle_connections_are_closed_down_to_the_minimum(new_client: Callable[..
 
 def test_maxconnrate(new_client: Callable[..., Any]) -> None:
     with (
-        ScriptedAgent(capabilities=LOCKSTEP) as agent,
+        ScriptedAgent(echoes, capabilities=LOCKSTEP) as agent,
         new_client(agent.address, maxconnrate=2, minimum=4),
     ):
-        agent.wait_until(lambda agent: len(agent.hellos) == 4)
-        assert agent.hellos[2] - agent.hellos[0] > 0.9
+        agent.wait_until(lambda agent: len(agent.connections) == 4)
+        assert agent.connections[2].greeted_at - agent.connections[0].greeted_at > 0.9
 
 
 @pytest.mark.parametrize(
@@ -373,7 +375,7 @@ def check_outcomes(outcomes: list[str]) -> None:
 
 @pytest.mark.parametrize("seed", [1])
 def test_64_threads_in_chaos(seed: int) -> None:
-    with ScriptedAgent(chaos=random.Random(seed)) as agent:
+    with ChaoticAgent(seed) as agent:
         client = Client(agent.address, engine_id="e", maximum=8, max_waiting_frames=16)
 
         def call(number: int) -> str:
@@ -405,13 +407,13 @@ def test_1000_tasks_in_chaos(seed: int) -> None:
             await asyncio.gather(*(call(client) for _ in range(1000)))
         return outcomes
 
-    with ScriptedAgent(chaos=random.Random(seed)) as agent:
+    with ChaoticAgent(seed) as agent:
         check_outcomes(asyncio.run(run(agent)))
 
 
 def test_a_client_that_was_made_before_a_fork_serves_each_process() -> None:
     """As servers that load an application first, and fork their workers then."""
-    with ScriptedAgent() as agent:
+    with ScriptedAgent(echoes) as agent:
         code = f"""
 import os
 from spop import Client
@@ -447,7 +449,7 @@ def test_a_signal_anywhere_in_a_call_leaves_the_client_to_other_threads(event: s
                 sys.setprofile(None)
                 raise KeyboardInterrupt
 
-        with ScriptedAgent() as agent:
+        with ScriptedAgent(echoes) as agent:
             client = Client(agent.address, timeout=60.0)
             client.connect()
             with contextlib.suppress(KeyboardInterrupt):

@@ -122,12 +122,13 @@ def test_check_tells_what_the_agent_can_do(server: Server) -> None:
     result = spop("check", str(server.address))
     assert result.returncode == 0
     assert (
-        f"{server.address} is well: SPOP 2.0, max-frame-size 16380, "
+        f"{server.address} is healthy: SPOP 2.0, max-frame-size 16380, "
         "async,fragmentation,pipelining, " in result.stdout
     )
     shown = json.loads(
         spop("check", str(server.address), "--json", "--max-frame-size", "1K").stdout
     )
+    assert shown["healthy"]
     assert shown["well"]
     assert shown["max_frame_size"] == 1024
     assert shown["seconds"] > 0
@@ -135,20 +136,22 @@ def test_check_tells_what_the_agent_can_do(server: Server) -> None:
 
 def test_check_watches(server: Server) -> None:
     result = spop("check", str(server.address), "--watch", "0.05", "--count", "3")
-    assert result.stdout.count("is well") == 3
+    assert result.stdout.count("is healthy") == 3
 
 
-def test_check_of_what_is_not_well() -> None:
+def test_check_of_an_unhealthy_agent() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         result = spop("check", address, "--timeout", "0.2")
         assert (result.returncode, result.stdout) == (
             1,
-            f"{address} is not well: no AGENT-HELLO in 0.2 s\n",
+            f"{address} is unhealthy: no AGENT-HELLO in 0.2 s\n",
         )
     result = spop("check", address, "--json")
     assert result.returncode == 1
-    assert json.loads(result.stdout)["error"] == "Connection refused"
+    shown = json.loads(result.stdout)
+    assert (shown["healthy"], shown["well"]) == (False, False)
+    assert shown["error"] == "Connection refused"
 
 
 def test_check_tells_the_status_of_an_agent_that_refuses(agent: Agent) -> None:
@@ -166,7 +169,7 @@ def test_check_tells_the_status_of_an_agent_that_refuses(agent: Agent) -> None:
         result = spop("check", f"127.0.0.1:{listener.getsockname()[1]}")
         thread.join()
     assert result.returncode == 1
-    assert "is not well: no room (status 13)" in result.stdout
+    assert "is unhealthy: no room (status 13)" in result.stdout
 
 
 # --- notify ---

@@ -1,4 +1,4 @@
-"""``spop check``: is an agent well?"""
+"""``spop check``: is an agent healthy?"""
 
 from __future__ import annotations
 
@@ -19,21 +19,19 @@ from spop.errors import SpopError, reason
 @click.argument("address", type=ADDRESS)
 @timeout_option(2.0)
 @max_frame_size_option
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each check.")
+@click.option("--watch", type=click.FloatRange(0.05), metavar="SECONDS", help="Repeat the check.")
 @click.option(
-    "--watch", type=click.FloatRange(0.05), metavar="SECONDS", help="Check again and again."
-)
-@click.option(
-    "--count", type=click.IntRange(1), help="With --watch: so many times.  [default: no end]"
+    "--count", type=click.IntRange(1), help="With --watch: number of checks.  [default: no end]"
 )
 def check(
     address: Address, as_json: bool, watch: float | None, count: int | None, **options: Any
 ) -> None:
-    """Ask an agent whether it is well, as HAProxy's `option spop-check` does.
+    """Check the health of an agent, as HAProxy's `option spop-check` does.
 
-    A second HELLO, which is no health check, finds out what the agent can do. The exit status
-    is 0 when the last answer was good, 1 when there was none or the agent refused, 2 for a
-    mistake in the command.
+    A second HELLO, which is no health check, shows what the agent can do. The exit status is 0
+    if the agent was healthy at the last check, 1 if it did not answer or refused, 2 for a mistake
+    in the command.
 
     \b
     Examples:
@@ -44,23 +42,23 @@ def check(
     left = count if watch else 1
     while True:
         found = examine(address, **options)
-        click.echo(json.dumps(found) if as_json else _line(found), err=False)
+        click.echo(json.dumps(found) if as_json else _line(found))
         left = None if left is None else left - 1
         if left == 0:
-            sys.exit(0 if found["well"] else 1)
+            sys.exit(0 if found["healthy"] else 1)
         time.sleep(watch or 0)
 
 
 def examine(address: Address, **options: Any) -> dict[str, Any]:
-    """What two HELLOs find out, as JSON can have it. The options are those of `Wire`."""
-    found: dict[str, Any] = {"address": str(address), "well": False}
+    """The result of two HELLOs, in types of JSON. The options are those of `Wire`."""
+    found: dict[str, Any] = {"address": str(address), "healthy": False}
     started = time.perf_counter()
     try:
         with Wire(address, healthcheck=True, **options):
             found["seconds"] = round(time.perf_counter() - started, 6)
         with Wire(address, engine_id="spop-check", **options) as wire:
             found |= {
-                "well": True,
+                "healthy": True,
                 "version": wire.peer.version,
                 "max_frame_size": wire.peer.max_frame_size,
                 "capabilities": sorted(wire.peer.capabilities),
@@ -68,17 +66,16 @@ def examine(address: Address, **options: Any) -> dict[str, Any]:
     except (OSError, SpopError) as error:
         found["error"] = reason(error)
         found["status"] = getattr(error, "code", None)
-    return found
+    return {**found, "well": found["healthy"]}  # Its old name, for one release more.
 
 
 def _line(found: dict[str, Any]) -> str:
-    if not found["well"]:
+    if not found["healthy"]:
         status = f" (status {found['status']})" if found["status"] is not None else ""
-        return (
-            f"{found['address']} {click.style('is not well', fg='red')}: {found['error']}{status}"
-        )
+        unhealthy = click.style("is unhealthy", fg="red")
+        return f"{found['address']} {unhealthy}: {found['error']}{status}"
     return (
-        f"{found['address']} {click.style('is well', fg='green')}: SPOP {found['version']}, "
+        f"{found['address']} {click.style('is healthy', fg='green')}: SPOP {found['version']}, "
         f"max-frame-size {found['max_frame_size']}, "
         f"{','.join(found['capabilities']) or 'no capabilities'}, "
         f"{found['seconds'] * 1000:.2f} ms"

@@ -1,4 +1,4 @@
-"""``spop decode``: bytes that were captured, as readable frames."""
+"""``spop decode``: captured bytes as readable frames."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ import click
 from spop import codec
 from spop.cli import tree
 from spop.constants import FrameType
-from spop.dispatch import Dispatcher, Intake, flags_of_hello
+from spop.dispatch import Dispatcher, Intake
 from spop.errors import ProtocolError
 from spop.frames import Control, Frame, Notify, RawFrame
+from spop.handshake import flags_of_hello
+from spop.values import Buffer
 
 if TYPE_CHECKING:
     from spop.cli.capture import Conversation
 
 MAX_FRAME_SIZE = 64 * 1024 * 1024
-"""A longer one is taken for damage."""
+"""Bytes above which the length of a frame counts as damage."""
 PCAP_MAGIC = (
     b"\xa1\xb2\xc3\xd4", b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\x3c\x4d", b"\x4d\x3c\xb2\xa1",
     b"\x0a\x0d\x0d\x0a",
@@ -31,14 +33,14 @@ PCAP_MAGIC = (
 
 
 class Found(NamedTuple):
-    """A frame, or what stands where one should.
+    """A frame, or damaged bytes in its place.
 
     Attributes:
-        offset: in the bytes of its direction.
-        damage: what is wrong; empty where there is a frame.
-        payload: what a last fragment completed.
-        direction: from where to where; empty where that is not known.
-        time: when its last packet was captured, where that is known.
+        offset: its offset in the bytes of its direction.
+        damage: what is wrong. `frame` is then what HAProxy takes of it, if anything.
+        payload: the NOTIFY that a last fragment completed.
+        direction: from where to where; empty if not known.
+        time: when its last packet was captured, if known.
     """
 
     offset: int
@@ -52,14 +54,19 @@ class Found(NamedTuple):
 
 @dataclass
 class Flags:
-    """How a connection writes flags: as its HELLO frames do."""
+    """How a connection writes flags, as its HELLO frames show.
+
+    Attributes:
+        little_endian: in the order of SPOP 1.0 on x86 (HAProxy 1.7 and early 1.8).
+        whole: there are no flags, as with HAProxy 1.7, and each frame is whole.
+    """
 
     little_endian: bool = False
     whole: bool = False
 
 
 class Decoder:
-    """Takes the bytes of one direction and gives frames, going on behind damaged ones.
+    """Reads the frames in the bytes of one direction. It goes on behind damaged ones.
 
     Args:
         flags: shared with the decoder of the other direction.
@@ -73,7 +80,7 @@ class Decoder:
         self._dispatcher = Dispatcher(max_messages=MAX_FRAME_SIZE, max_arguments=MAX_FRAME_SIZE)
 
     def feed(self, data: bytes) -> Iterator[Found]:
-        """The frames that are whole now."""
+        """The frames that these bytes complete."""
         self._data += data
         while len(self._data) >= 4:
             length = int.from_bytes(self._data[:4], "big")
@@ -86,12 +93,12 @@ class Decoder:
                 yield self._frame(4 + length)
 
     def skip(self, size: int) -> Iterator[Found]:
-        """Bytes are missing here."""
+        """Skip bytes that are missing."""
         yield from self.finish(f"{size} bytes are missing here")
         self._offset += size
 
     def finish(self, why: str = "the bytes end inside of a frame") -> Iterator[Found]:
-        """There is no more."""
+        """End the bytes. A partial frame is damage."""
         if self._data:
             yield Found(self._offset, self._take(len(self._data)), None, why)
 
@@ -106,27 +113,27 @@ class Decoder:
         if data[4] in (FrameType.HAPROXY_HELLO, FrameType.AGENT_HELLO):
             self._see_flags(data)
         try:
-            ((frame,), _) = self._decode(data)
+            ((frame,), _) = _decode(data, self._flags)
         except ProtocolError as error:
-            return Found(offset, data, None, str(error))
+            return Found(offset, data, self._taken(data), str(error))
         return Found(offset, data, frame, "", self._payload(frame, data))
 
     def _see_flags(self, hello: bytes) -> None:
         self._flags.little_endian, none = flags_of_hello(hello, 4)
+        # HAProxy 1.7 sets no flags. In a HELLO of SPOP 2.0 that is damage.
         if none and _speaks_1_0(hello):
             self._flags.whole = True
 
-    def _decode(self, data: bytes) -> tuple[list[Frame], int]:
-        flags = self._flags
-        return codec.decode_frames(
-            data,
-            max_frame_size=MAX_FRAME_SIZE,
-            little_endian=flags.little_endian,
-            whole=flags.whole,
-        )
+    def _taken(self, data: bytes) -> Frame | None:
+        """What HAProxy takes of a damaged frame; None: nothing."""
+        try:
+            ((frame,), _) = _decode(data, self._flags, lenient=True)
+        except ProtocolError:
+            return None
+        return frame
 
     def _payload(self, frame: Frame, data: bytes) -> Notify | None:
-        """The NOTIFY that a fragment completes, put together as agents do it."""
+        """The NOTIFY that a fragment completes, put together as an agent does it."""
         if not isinstance(frame, RawFrame):
             return None
         if frame.type == FrameType.NOTIFY:
@@ -139,7 +146,7 @@ class Decoder:
         return next((each for each in frames if isinstance(each, Notify)), None)
 
     def _search(self, why: str) -> Generator[Found, None, bool]:
-        """Look for the next frame behind bytes that are none; tells whether there is one."""
+        """Look for the next frame behind damaged bytes. Returns whether there is one."""
         for start in range(1, len(self._data) - 11):
             length = int.from_bytes(self._data[start : start + 4], "big")
             end = start + 4 + length
@@ -152,15 +159,25 @@ class Decoder:
         if data[4] not in set(FrameType):
             return False
         try:
-            return bool(self._decode(bytes(data))[0])
+            return bool(_decode(data, self._flags)[0])
         except ProtocolError:
             return False
 
 
+def _decode(data: Buffer, flags: Flags, lenient: bool = False) -> tuple[list[Frame], int]:
+    return codec.decode_frames(
+        data,
+        max_frame_size=MAX_FRAME_SIZE,
+        little_endian=flags.little_endian,
+        whole=flags.whole,
+        lenient=lenient,
+    )
+
+
 def _speaks_1_0(hello: bytes) -> bool:
-    """So no flags are no damage."""
+    """Whether a HELLO announces version 1."""
     try:
-        ((frame,), _) = codec.decode_frames(hello, max_frame_size=MAX_FRAME_SIZE, whole=True)
+        ((frame,), _) = _decode(hello, Flags(whole=True))
     except ProtocolError:
         return False
     assert isinstance(frame, Control)
@@ -169,7 +186,7 @@ def _speaks_1_0(hello: bytes) -> bool:
 
 
 def _open_intake(flags: Flags) -> Intake:
-    """One that takes a payload in fragments."""
+    """An intake that takes a payload in fragments."""
     intake = Intake(MAX_FRAME_SIZE, MAX_FRAME_SIZE)
     intake.is_open = intake.takes_fragments = True
     intake.little_endian = flags.little_endian
@@ -206,7 +223,7 @@ def decode(file: BinaryIO, as_json: bool, port: int | None, as_hex: bool, format
     kind = _kind(data) if format_ == "auto" else format_
     good = damaged = 0
     for found in _captured(data, port) if kind == "pcap" else _plain(data, kind):
-        good, damaged = good + (found.frame is not None), damaged + (found.frame is None)
+        good, damaged = good + (not found.damage), damaged + bool(found.damage)
         if as_json:
             click.echo(json.dumps(_as_object(found, as_hex)))
         else:
@@ -229,10 +246,10 @@ def _plain(data: bytes, kind: str) -> Iterator[Found]:
 
 
 def read_hex(text: str) -> bytes:
-    """The bytes of hex text, offsets and readable columns left out.
+    """The bytes of hex text, without offsets and readable columns.
 
     Raises:
-        click.UsageError: there is something else in it; says the line.
+        click.UsageError: a line has something else. The message names it.
     """
     columns = _columns(text)
     data = bytearray()
@@ -245,7 +262,7 @@ def read_hex(text: str) -> bytes:
 
 
 def _columns(text: str) -> Callable[[str], str]:
-    """What finds the digits in a line, by whose output the text looks like."""
+    """The function that finds the digits in a line, for the tool whose output this is."""
     if re.search(r"(?m)^[0-9a-fA-F]{7,}  .*\|$", text):
         return _hexdump_columns
     if re.search(r"(?m)^\s*(?:0x)?[0-9a-fA-F]+:\s", text):
@@ -294,7 +311,7 @@ def _conversation(conversation: Conversation) -> Iterator[Found]:
 
 
 def _speaks_spop(conversation: Conversation) -> bool:
-    """What is first seen of either side is a frame."""
+    """Whether the first bytes of either side are a frame."""
     for end in (conversation.first, conversation.second):
         data = b"".join(
             data
@@ -312,11 +329,12 @@ def _print(found: Found, as_hex: bool) -> None:
     click.echo(click.style(f"{time}{direction}@{found.offset}", dim=True))
     if as_hex:
         click.echo(f"  {found.data.hex()}")
-    if found.frame is None:
+    if found.damage:
         marked = click.style("damaged", fg="red", bold=True)
         click.echo(
             f"  {marked}: {found.damage} ({len(found.data)} bytes: {found.data[:32].hex()}…)"
         )
+    if found.frame is None:
         return
     for line in tree.lines(found.frame):
         click.echo(f"  {line}")
@@ -330,9 +348,9 @@ def _as_object(found: Found, as_hex: bool) -> dict[str, Any]:
     shown: dict[str, Any] = {"offset": found.offset}
     if found.direction:
         shown |= {"direction": found.direction, "time": found.time}
-    if found.frame is None:
+    if found.damage:
         shown |= {"type": "damaged", "error": found.damage, "hex": found.data.hex()}
-    else:
+    if found.frame is not None:
         shown |= tree.as_object(found.frame)
     if found.payload is not None:
         shown["payload"] = tree.as_object(found.payload)

@@ -9,10 +9,10 @@ import click
 
 from spop.cli.notation import as_json, described
 from spop.constants import FrameFlag, FrameType
-from spop.frames import Ack, Action, Control, Frame, Message, Notify, RawFrame
+from spop.frames import Ack, Action, Control, Frame, Message, Notify
 from spop.values import UNSET
 
-_COLOURS = {
+_COLOURS: dict[int, str] = {
     FrameType.HAPROXY_HELLO: "cyan",
     FrameType.AGENT_HELLO: "cyan",
     FrameType.HAPROXY_DISCONNECT: "magenta",
@@ -20,13 +20,6 @@ _COLOURS = {
     FrameType.NOTIFY: "yellow",
     FrameType.ACK: "green",
 }
-
-
-def frame_type(frame: Frame) -> int:
-    """The number of a frame's type."""
-    if isinstance(frame, Control | RawFrame):
-        return frame.type
-    return FrameType.ACK if isinstance(frame, Ack) else FrameType.NOTIFY
 
 
 def type_label(number: int) -> str:
@@ -39,8 +32,7 @@ def type_label(number: int) -> str:
 
 def lines(frame: Frame) -> Iterator[str]:
     """A frame: a line for its header, then indented ones for what is in it."""
-    number = frame_type(frame)
-    header = click.style(type_label(number), fg=_COLOURS.get(FrameType(number)) if number in set(FrameType) else None, bold=True)  # fmt: skip
+    header = click.style(type_label(frame.type), fg=_COLOURS.get(frame.type), bold=True)
     if isinstance(frame, Control):
         yield header
         for key, value in frame.items.items():
@@ -55,6 +47,8 @@ def lines(frame: Frame) -> Iterator[str]:
         yield header + (" aborted" if frame.aborted else "")
         for action in frame.actions:
             yield f"  {action_line(action)}"
+        if frame.ignored:
+            yield f"  {ignored_line(frame)}"
     else:
         yield f"{header} {_flags(frame.flags)} {len(frame.payload)} bytes"
 
@@ -72,6 +66,11 @@ def action_line(action: Action) -> str:
     return f"set {action.variable} = {described(action.value)}"
 
 
+def ignored_line(ack: Ack) -> str:
+    """What is said of an ACK with malformed actions."""
+    return f"malformed, passed over as HAProxy does: {ack.ignored}"
+
+
 def _flags(flags: int) -> str:
     return "|".join(flag.name or "" for flag in FrameFlag if flags & flag) or "no flags"
 
@@ -79,12 +78,13 @@ def _flags(flags: int) -> str:
 def answer(ack: Ack) -> dict[str, Any]:
     """What an ACK says, as JSON can have it."""
     actions = [{"variable": action.variable, **as_json(action.value)} for action in ack.actions]
-    return {"aborted": ack.aborted, "actions": actions}
+    ignored = {"ignored": ack.ignored} if ack.ignored else {}
+    return {"aborted": ack.aborted, "actions": actions, **ignored}
 
 
 def as_object(frame: Frame) -> dict[str, Any]:
     """A frame as JSON can have it."""
-    shown: dict[str, Any] = {"type": type_label(frame_type(frame))}
+    shown: dict[str, Any] = {"type": type_label(frame.type)}
     if isinstance(frame, Control):
         shown["items"] = {key: as_json(value) for key, value in frame.items.items()}
         return shown

@@ -20,6 +20,7 @@ from spop.engine.config import (
     scopes,
 )
 from spop.engine.config.model import MessageConfig
+from spop.errors import reason
 
 _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow"}
 
@@ -42,7 +43,7 @@ class Verdict(NamedTuple):
             engines = [scope] if scope is not None else scopes(path) or [None]
             source = path.read_bytes().decode("utf-8", "surrogateescape").split("\n")
         except (ConfigError, OSError) as error:
-            raise click.UsageError(" ".join(str(error).split())) from None
+            raise click.UsageError(reason(error)) from None
         reports = [
             check_spoe(path, engine, proxy=Proxy(proxy), haproxy_version=haproxy_version)
             for engine in engines

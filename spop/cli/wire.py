@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Sequence
 from time import monotonic
 from typing import Any, Self
 
 from spop.address import Address
-from spop.client.dial import (
-    Endpoint,
-    Trace,
-    connect,
-    receive_before,
-    say_goodbye,
-    send_before,
-)
+from spop.client.dial import Dialogue, Endpoint, Trace, connect
 from spop.connection import Disconnect, EngineConnection
 from spop.errors import DisconnectedError, SpopTimeoutError
 from spop.frames import Ack, Message, Peer
@@ -55,11 +47,11 @@ class Wire:
         self._timeout = timeout
         self._trace = trace
         self._protocol = EngineConnection(**options)
-        self._sock: socket.socket
+        self._dialogue: Dialogue
 
     def __enter__(self) -> Self:
         endpoint, timeout = Endpoint(self._address), self._timeout
-        self._sock = connect(endpoint, self._protocol, timeout, timeout, self._trace)
+        self._dialogue = connect(endpoint, self._protocol, timeout, timeout, self._trace)
         assert self._protocol.peer is not None
         self.peer = self._protocol.peer
         return self
@@ -78,7 +70,7 @@ class Wire:
         try:
             # What the agent said before it closed is still to be heard.
             with contextlib.suppress(ConnectionError):
-                send_before(deadline, self._sock, self._protocol, self._trace)
+                self._dialogue.send(deadline)
             while (ack := self._receive(deadline)) is None:
                 if self.end is not None:
                     raise DisconnectedError(self.end.message, self.end.code)
@@ -89,7 +81,7 @@ class Wire:
     def _receive(self, deadline: float) -> Ack | None:
         """The ACK, if it is among what one recv brings."""
         found = None
-        for event in receive_before(deadline, self._sock, self._protocol, self._trace):
+        for event in self._dialogue.receive(deadline):
             if isinstance(event, Disconnect):
                 self.end = event
             elif isinstance(event, Ack) and (event.stream_id, event.frame_id) == IDS:
@@ -97,6 +89,6 @@ class Wire:
         return found
 
     def __exit__(self, *exc_info: object) -> None:
-        with self._sock:
-            end = say_goodbye(self._sock, self._protocol, GOODBYE, self._trace)
+        with self._dialogue.sock:
+            end = self._dialogue.say_goodbye(GOODBYE)
             self.end = self.end or end

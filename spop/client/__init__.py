@@ -1,7 +1,8 @@
 """Talking to agents: `Client` for threads, `AsyncClient` for asyncio.
 
-`pool` decides which connection takes which NOTIFY and finds the caller of each ACK, without
-I/O; `blocking` and `asynchronous` move the bytes and wait; `face` is what both have in common.
+`pool` chooses the connection of each NOTIFY and finds the call of each ACK, without I/O.
+`blocking` and `asynchronous` move the bytes and wait; `core` is what both share. `servers` says
+where connections go.
 """
 
 from __future__ import annotations

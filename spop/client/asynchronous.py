@@ -8,34 +8,35 @@ from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any, Self, cast
 
+from spop.client.core import LINGER, ClientCore
 from spop.client.dial import Endpoint, hear_hello
-from spop.client.face import LINGER, Face
-from spop.client.pool import Driver, Exchange, Link, MessageOrMessages, Servers, in_notify
+from spop.client.pool import Driver, Exchange, Link, MessageOrMessages, in_notify
+from spop.client.servers import Servers
 from spop.connection import EngineConnection, EngineEvent
 from spop.constants import Status
 from spop.errors import DisconnectedError, reason
-from spop.frames import Ack, Message, Peer
+from spop.frames import Ack, Peer
 from spop.values import Value
 
 RECV_SIZE = 256 * 1024
 MANY = 1024
-"""Deadlines from which on those of calls that are done are looked for, not only passed over."""
+"""Number of pending deadlines above which finished calls are purged from the queue."""
 
 
-class AsyncClient(Face):
-    """Asks agents and awaits the answers; for any number of tasks of one event loop.
+class AsyncClient(ClientCore):
+    """A client whose calls are awaited, by any number of tasks of one event loop.
 
-    It connects when it must; inside of an ``async with`` statement, at its beginning. It takes
-    the address of `spop.client.face.Face` and the settings of `spop.client.settings.Settings`,
+    It connects at the first call or at the begin of an ``async with`` statement. It takes the
+    address of `spop.client.core.ClientCore` and the settings of `spop.client.settings.Settings`,
     as `Client` does.
     """
 
-    def __init__(self, address: str | Iterable[str] | Servers, **settings: Any) -> None:
+    def __init__(self, address: str | Iterable[str] | Servers[Any], **settings: Any) -> None:
         super().__init__(address, **settings)
         self._tasks: set[asyncio.Task[None]] = set()
         self._open_transports: set[asyncio.Future[None]] = set()
         self._to_send: dict[Link, None] = {}
-        self.buffer = bytearray(RECV_SIZE)  # For all transports, as what comes is decoded at once.
+        self.buffer = bytearray(RECV_SIZE)  # All transports share it: bytes are decoded at once.
         self._deadlines = _Deadlines(self._expire)
 
     def _driver(self) -> Driver:
@@ -44,7 +45,7 @@ class AsyncClient(Face):
     # --- for callers ---
 
     async def connect(self) -> Peer:
-        """Open a connection unless there is one; as `Client.connect`."""
+        """Open a connection unless there is one, as `Client.connect` does."""
         exchange = self._begin(None)
         await self.wait_for(exchange, monotonic() + self._timeout)
         if exchange.error is not None:
@@ -54,16 +55,14 @@ class AsyncClient(Face):
     async def notify(self, message: str | MessageOrMessages, /, **args: Value) -> Ack:
         """Send one message with arguments by name, or several in one NOTIFY; await the ACK.
 
-        Raises as `Client.notify` does. A call that is cancelled leaves nothing behind: its ACK
-        is dropped.
+        Raises as `Client.notify` does. The ACK of a cancelled call is dropped.
         """
         deadline = monotonic() + self._timeout
         exchange = self._begin(in_notify(message, args))
         return (await self.wait_for(exchange, deadline)).result()
 
     async def notify_many(self, notifies: Iterable[MessageOrMessages], /) -> list[Ack]:
-        """Send many NOTIFY frames together and await all ACKs, in order; as
-        `Client.notify_many`."""
+        """Send many NOTIFY frames together and await all ACKs, as `Client.notify_many` does."""
         deadline = monotonic() + self._timeout
         batch = [in_notify(messages, {}) for messages in notifies]
         exchanges = [self._pool.exchange(messages) for messages in batch]
@@ -77,7 +76,7 @@ class AsyncClient(Face):
                 self._pool.abandon(exchange)
 
     async def close(self) -> None:
-        """Say DISCONNECT on all connections and close them; as `Client.close`."""
+        """Send DISCONNECT on all connections and close them, as `Client.close` does."""
         if not self._pool.closed:
             self._pool.close()
             if self._timer is not None:
@@ -101,19 +100,11 @@ class AsyncClient(Face):
 
     # --- for engines ---
 
-    def submit(self, exchange: Exchange) -> None:
-        """Begin a call; `wait_for` must follow.
-
-        Raises:
-            LocalProtocolError: the client is closed, or made for health checks only.
-        """
-        self._pool.call(exchange, monotonic())
-
     async def wait_for(self, exchange: Exchange, deadline: float) -> Exchange:
-        """Wait until a call is done; `Exchange.result` is what came of it.
+        """Wait until a call is done. `Exchange.result` gives its ACK.
 
         Raises:
-            SpopTimeoutError: it was not by the deadline, in the time of `time.monotonic`.
+            SpopTimeoutError: the deadline, a time of `time.monotonic`, has passed.
         """
         if not exchange.done:
             exchange.waiter = asyncio.get_running_loop().create_future()
@@ -125,7 +116,7 @@ class AsyncClient(Face):
         return exchange
 
     def pump(self) -> None:
-        """Servers have changed: start the calls that can be."""
+        """Start queued calls, as servers have changed."""
         if not self._pool.closed:
             self._pool.pump(monotonic())
 
@@ -135,11 +126,6 @@ class AsyncClient(Face):
 
     # --- waiting ---
 
-    def _begin(self, messages: Iterable[Message] | None) -> Exchange:
-        exchange = self._pool.exchange(messages)
-        self.submit(exchange)
-        return exchange
-
     def _wake(self, exchange: Exchange) -> None:
         if exchange.waiter is not None and not exchange.waiter.done():
             exchange.waiter.set_result(None)
@@ -147,11 +133,11 @@ class AsyncClient(Face):
     # --- bytes ---
 
     def received(self, link: Link, events: Sequence[EngineEvent]) -> None:
-        """A transport read something, or found the end."""
+        """A transport has received bytes, or the end of the connection."""
         self._pool.received(link, events, monotonic())
 
     def _flush(self, link: Link) -> None:
-        """Send what all tasks of this turn of the event loop have to send, at once."""
+        """Send at the end of this turn of the event loop, for all of its tasks together."""
         if not self._to_send:
             asyncio.get_running_loop().call_soon(self._send)
         self._to_send[link] = None
@@ -211,7 +197,7 @@ class AsyncClient(Face):
         transport.closed.add_done_callback(self._open_transports.discard)
 
     def _part(self, link: Link) -> None:
-        """The transport closes itself once it heard the agent's last word."""
+        """The transport closes itself after the agent's DISCONNECT."""
         transport = link.transport.transport
         if not transport.is_closing():
             transport.write(link.protocol.data_to_send())
@@ -224,7 +210,7 @@ class AsyncClient(Face):
 
 
 class _Deadlines:
-    """When calls are given up: a timer for the first of them, not one for each.
+    """The deadlines of all calls, with one timer for the first.
 
     Calls of a client have the same timeout, so the deadlines come in order.
     """
@@ -275,12 +261,12 @@ class _Transport(asyncio.BufferedProtocol):
         self.closed: asyncio.Future[None] = loop.create_future()
 
     async def greet(self) -> None:
-        """Exchange HELLO. Raises DisconnectedError where the agent refuses."""
+        """Exchange HELLO. Raises DisconnectedError if the agent refuses."""
         self.transport.write(self.link.protocol.data_to_send())
         await self._hello
 
     def leave(self) -> None:
-        """Close once the agent said DISCONNECT or closed, or did not in time."""
+        """Close after the agent's DISCONNECT, or when it has not come in time."""
         self._leaving = True
         if self.link.protocol.should_close:
             self.transport.close()
@@ -288,14 +274,14 @@ class _Transport(asyncio.BufferedProtocol):
             asyncio.get_running_loop().call_later(LINGER, self.abort)
 
     def abort(self) -> None:
-        self._hello.cancel()  # Nobody waits for it any more.
+        self._hello.cancel()  # Nothing waits for it any more.
         if hasattr(self, "transport"):
             self.transport.abort()
 
     # --- asyncio calls these ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance.
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's class does not inherit it.
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return memoryview(self._client.buffer)  # A slice of it is no copy, as TLS needs it.

@@ -1,11 +1,12 @@
 """`Client`: calls that block, from any number of threads.
 
-There is no thread that reads. Of the callers that wait one leads: it reads all connections,
-hands out what comes to the others, and passes the lead on when its own ACK is there. So a
-caller that is alone sends, waits and receives without any change of threads. Others are woken
-one by one, each by the one before, since they would only wait for the interpreter; and what is
-to be sent waits until the last of them has had its turn, as they may have more. Connections are
-opened and left in threads of their own, so that no call waits for more than it must.
+No thread only reads. Of the callers that wait, one leads: it reads all connections, gives the
+others their ACKs, and passes the lead on when its own ACK is there. So a single caller sends, waits
+and receives without a switch of threads.
+
+Each caller that is woken wakes the next one, as all of them together would only wait for the
+interpreter. Their next frames are sent when the last one was woken: one send for all. Connections
+are opened and closed in threads of their own, so that no call waits for that.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from functools import partial
 from time import monotonic
 from typing import Any, Self
 
-from spop.client.dial import Endpoint, connect, say_goodbye
-from spop.client.face import LINGER, Face
-from spop.client.pool import Driver, Exchange, Link, MessageOrMessages, Servers, in_notify
+from spop.client.core import LINGER, ClientCore
+from spop.client.dial import Dialogue, Endpoint, connect
+from spop.client.pool import Driver, Exchange, Link, MessageOrMessages, in_notify
+from spop.client.servers import Servers
 from spop.constants import Status
 from spop.errors import LocalProtocolError, reason
 from spop.frames import Ack, Message, Peer
@@ -30,21 +32,22 @@ from spop.values import Value
 
 RECV_SIZE = 256 * 1024
 QUIET = 0.01
-"""Seconds without news after which a caller listens before it speaks."""
+"""Seconds without received bytes after which a caller reads before it sends. So it finds the
+connections that have ended."""
 LONGEST_WAIT = 0.5
-"""Seconds after which who leads looks for a signal that came just before it began to wait."""
+"""Seconds after which the leader returns to Python, for a signal that came just before it began
+to wait."""
 WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
-class Client(Face):
-    """Asks agents and waits for the answers; for any number of threads at a time.
+class Client(ClientCore):
+    """A client whose calls block, for any number of threads.
 
-    It connects when it must; inside of a ``with`` statement, at its beginning. It takes the
-    address of `spop.client.face.Face` and the settings of `spop.client.settings.Settings`, as
+    It connects at the first call or at the begin of a ``with`` statement. It takes the address of `spop.client.core.ClientCore` and the settings of `spop.client.settings.Settings`, as
     `AsyncClient` does.
     """
 
-    def __init__(self, address: str | Iterable[str] | Servers, **settings: Any) -> None:
+    def __init__(self, address: str | Iterable[str] | Servers[Any], **settings: Any) -> None:
         super().__init__(address, **settings)
         self._lock = threading.RLock()
         self._poller: Poller
@@ -65,7 +68,7 @@ class Client(Face):
         return Driver(self._open, self._flush, self._part, self._wake, self._schedule)
 
     def _start(self) -> None:
-        """Make what must not be shared with a process that is forked before the first call."""
+        """Make the poller. A process that is forked before the first call must not share it."""
         with self._lock:
             if not self._started:
                 self._poller = new_poller()
@@ -78,7 +81,7 @@ class Client(Face):
         """Open a connection unless there is one. Returns what its HELLO agreed on.
 
         Raises:
-            RefusedError, UnreachableError: there is no connection to be had.
+            RefusedError, UnreachableError: the agent can't be reached.
             SpopTimeoutError: no HELLO came in time.
             DisconnectedError: the agent refused, with its status and message.
         """
@@ -93,9 +96,9 @@ class Client(Face):
 
         Raises:
             SpopTimeoutError: no ACK came in time.
-            RefusedError, UnreachableError: there is no connection to be had.
-            DisconnectedError: the agent refused or ended the connection. The messages were
-                sent, maybe handled, and are not sent again.
+            RefusedError, UnreachableError: the agent can't be reached.
+            DisconnectedError: the agent refused or ended the connection. It may have handled the
+                messages. They are not sent again.
             FrameTooBigError: the messages fit no frame and the agent takes no fragments.
             LocalProtocolError: the client is closed.
             TypeError, OverflowError, ValueError: an argument can't be encoded.
@@ -110,7 +113,7 @@ class Client(Face):
             The ACKs in the order of the NOTIFY frames.
 
         Raises:
-            SpopError: the first that went wrong, as in `notify`; the other answers are lost.
+            SpopError: the first error, as in `notify`. The other answers are lost.
         """
         deadline = monotonic() + self._timeout
         batch = [in_notify(messages, {}) for messages in notifies]
@@ -128,21 +131,21 @@ class Client(Face):
                     self._pool.abandon(exchange)
 
     def send(self, messages: Iterable[Message]) -> int:
-        """Send a NOTIFY without waiting. Returns the stream-id to `wait` for, as one must."""
+        """Send a NOTIFY without waiting. Returns its stream-id; `wait` must follow."""
         exchange = self._begin(messages)
         stream_id = exchange.ids[0]
         self._sent[stream_id] = exchange
         return stream_id
 
     def wait(self, stream_id: int) -> Ack:
-        """Wait for the ACK of a NOTIFY that was sent. Raises as `notify` does."""
+        """Wait for the ACK of a NOTIFY of `send`. Raises as `notify` does."""
         exchange = self._sent.pop(stream_id, None)
         if exchange is None:
             raise LocalProtocolError(f"no NOTIFY of stream {stream_id} waits for an ACK")
         return self.wait_for(exchange, monotonic() + self._timeout).result()
 
     def close(self) -> None:
-        """Say DISCONNECT on all connections and close them. Calls in progress fail.
+        """Send DISCONNECT on all connections and close them. Calls in progress fail.
 
         Agents have a second to answer.
         """
@@ -172,11 +175,6 @@ class Client(Face):
     # --- for engines ---
 
     def submit(self, exchange: Exchange) -> None:
-        """Begin a call; `wait_for` must follow.
-
-        Raises:
-            LocalProtocolError: the client is closed, or made for health checks only.
-        """
         now = monotonic()
         if now > self._heard_at + QUIET:
             self._hear()
@@ -184,10 +182,10 @@ class Client(Face):
             self._pool.call(exchange, now)
 
     def wait_for(self, exchange: Exchange, deadline: float) -> Exchange:
-        """Wait until a call is done; `Exchange.result` is what came of it.
+        """Wait until a call is done. `Exchange.result` gives its ACK.
 
         Raises:
-            SpopTimeoutError: it was not by the deadline, in the time of `time.monotonic`.
+            SpopTimeoutError: the deadline, a time of `time.monotonic`, has passed.
         """
         try:
             while not exchange.done:
@@ -202,31 +200,26 @@ class Client(Face):
         return exchange
 
     def pump(self) -> None:
-        """Servers have changed: start the calls that can be."""
+        """Start queued calls, as servers have changed."""
         with self._lock:
             if self._started and not self._pool.closed:
                 self._pool.pump(monotonic())
 
     # --- waiting ---
 
-    def _begin(self, messages: Iterable[Message] | None) -> Exchange:
-        exchange = self._pool.exchange(messages)
-        self.submit(exchange)
-        return exchange
-
     def _hear(self) -> None:
-        """Hear what came while nobody listened: a connection that ended takes no call."""
+        """Read what came while no call waited, as a connection that ended takes no call."""
         if not self._started:
             self._start()
         if self._leader is None and not self._pool.closed:
             self._heard_at = monotonic()
-            # A leader who began to sleep now could lose a wake-up to this.
-            with contextlib.suppress(ValueError), self._lock:  # It is closed at this moment.
+            # Without the lock, a leader that begins to wait now could lose a wake-up.
+            with contextlib.suppress(ValueError), self._lock:  # Another thread may close it.
                 if self._leader is None:
                     self._handle(self._poller.poll(0))
 
     def _wait(self, exchange: Exchange, deadline: float) -> None:
-        """Lead or follow, until something happens."""
+        """Lead or follow until the call is done, the lead changes, or time is up."""
         with self._lock:
             if exchange.done:
                 return
@@ -272,7 +265,7 @@ class Client(Face):
                     self._heir = exchange
 
     def _pass_lead_on(self) -> None:
-        """To the latest caller, who is likely to lead the longest."""
+        """Make the latest caller the leader, as it probably waits the longest."""
         if self._leader is not None or self._heir is not None:
             return
         if self._followers:
@@ -282,7 +275,7 @@ class Client(Face):
             self._release()
 
     def _leave(self, exchange: Exchange) -> None:
-        """Its caller neither leads nor follows any more, wherever a signal interrupted it."""
+        """A caller neither leads nor follows any more, wherever a signal has interrupted it."""
         with self._lock:
             if self._leader is exchange:
                 self._leader = None
@@ -306,7 +299,7 @@ class Client(Face):
         self._wake_next()
 
     def _wake_next(self) -> None:
-        """Release the baton of the first that is to be woken; once more does no harm."""
+        """Wake the first caller in line, unless it was woken already."""
         baton = next(iter(self._waking.values()), None)
         if baton is not None and baton.locked():
             baton.release()
@@ -349,7 +342,7 @@ class Client(Face):
             self._send(link)
 
     def _send_all(self) -> None:
-        """Send what waited until all that are to be woken had their turn."""
+        """Send the frames that were kept until all callers in line were woken."""
         if self._to_send and not self._waking:
             links, self._to_send = self._to_send, {}
             for link in links:
@@ -387,7 +380,7 @@ class Client(Face):
         """Open a connection, in a thread of its own."""
         protocol = self._protocol()
         try:
-            sock = connect(endpoint, protocol, self._connect_timeout, self._hello_timeout)
+            sock = connect(endpoint, protocol, self._connect_timeout, self._hello_timeout).sock
         except Exception as error:
             with self._lock:
                 failure = self._unreachable(endpoint, error)
@@ -402,9 +395,9 @@ class Client(Face):
 
     def _part(self, link: Link) -> None:
         sock = link.transport
-        with contextlib.suppress(KeyError):  # Where the client was closed meanwhile.
+        with contextlib.suppress(KeyError):  # The client was closed meanwhile.
             self._poller.unregister(sock.fileno())
-        if link.protocol.should_close:  # All that is left to say is what was wrong.
+        if link.protocol.should_close:  # No DISCONNECT of the agent is to be waited for.
             with contextlib.suppress(OSError):
                 sock.send(link.protocol.data_to_send())
             sock.close()
@@ -414,7 +407,7 @@ class Client(Face):
     def _say_goodbye(self, link: Link) -> None:
         """Send DISCONNECT and wait for the agent's, in a thread of its own."""
         with link.transport as sock:
-            say_goodbye(sock, link.protocol, LINGER, unsent=link.unsent)
+            Dialogue(sock, link.protocol).say_goodbye(LINGER, link.unsent)
         with self._lock:
             self._partings.discard(threading.current_thread())
 

@@ -1,5 +1,5 @@
-"""Connecting: where to, over TLS or not, the exchange of HELLO and of DISCONNECT, for those who
-may block."""
+"""Connections for callers that may block: TCP, unix and TLS, and the exchange of HELLO and
+DISCONNECT."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from spop.values import Buffer
 RECV_SIZE = 64 * 1024
 
 Trace = Callable[[bool, bytes], object]
-"""Told of all bytes of a connection: whether they are sent, and which."""
+"""Called with all bytes of a connection: whether they are sent, and the bytes."""
 
 
 class Endpoint(NamedTuple):
-    """Where to connect, and how.
+    """The address and TLS settings of a server.
 
     Attributes:
         tls: speak TLS, with this context.
@@ -39,11 +39,11 @@ class Endpoint(NamedTuple):
 
 
 def dial(endpoint: Endpoint, timeout: float) -> socket.socket:
-    """A connected socket; its operations have the timeout, in seconds, too.
+    """A connected socket. The timeout, in seconds, is for its later operations too.
 
     Raises:
-        OSError: there is no connection to be had.
-        ValueError: the name in the certificate is none.
+        OSError: the server can't be reached.
+        ValueError: the name in the certificate is invalid.
     """
     sock = _connect(endpoint.address, timeout)
     if endpoint.tls is None:
@@ -61,15 +61,15 @@ def connect(
     timeout: float,
     hello_timeout: float,
     trace: Trace | None = None,
-) -> socket.socket:
-    """`dial` and `greet`. Raises what they do; there is no socket then."""
-    sock = dial(endpoint, timeout)
+) -> Dialogue:
+    """`dial` and `Dialogue.greet`. Raises what they do, with the socket closed."""
+    dialogue = Dialogue(dial(endpoint, timeout), protocol, trace)
     try:
-        greet(sock, protocol, hello_timeout, trace)
+        dialogue.greet(hello_timeout)
     except BaseException:
-        sock.close()
+        dialogue.sock.close()
         raise
-    return sock
+    return dialogue
 
 
 def _connect(address: Address, timeout: float) -> socket.socket:
@@ -88,80 +88,71 @@ def _connect(address: Address, timeout: float) -> socket.socket:
     return sock
 
 
-def greet(
-    sock: socket.socket, protocol: EngineConnection, timeout: float, trace: Trace | None = None
-) -> None:
-    """Exchange HELLO.
-
-    Raises:
-        OSError: the connection broke.
-        SpopTimeoutError: the agent did not answer in time.
-        DisconnectedError: the agent refuses.
-    """
-    deadline = monotonic() + timeout
-    try:
-        send_before(deadline, sock, protocol, trace)
-        while not hear_hello(protocol, receive_before(deadline, sock, protocol, trace)):
-            pass
-    except TimeoutError:
-        raise SpopTimeoutError(f"no AGENT-HELLO in {timeout:g} s") from None
-
-
 def hear_hello(protocol: EngineConnection, events: Sequence[EngineEvent]) -> bool:
-    """Whether the handshake is over. Raises DisconnectedError where the agent refuses."""
+    """Whether the handshake is done. Raises DisconnectedError if the agent refuses."""
     for event in events:
         if isinstance(event, Disconnect):
             raise DisconnectedError(event.message, event.code)
     return protocol.peer is not None
 
 
-def say_goodbye(
-    sock: socket.socket,
-    protocol: EngineConnection,
-    timeout: float,
-    trace: Trace | None = None,
-    unsent: Buffer = b"",
-) -> Disconnect | None:
-    """Send the last words, behind what is `unsent`, and hear the agent's. Never raises OSError.
+class Dialogue(NamedTuple):
+    """A socket and the protocol that is spoken over it, by a caller that may block.
 
-    Returns:
-        The agent's last words; None: there were none in time, or they were heard before.
+    A deadline is a time as `time.monotonic` gives it.
     """
-    deadline = monotonic() + timeout
-    protocol.disconnect()
-    with contextlib.suppress(OSError):
-        send_before(deadline, sock, protocol, trace, unsent)
-        while not protocol.should_close:
-            for event in receive_before(deadline, sock, protocol, trace):
-                if isinstance(event, Disconnect):
-                    return event
-    return None
 
+    sock: socket.socket
+    protocol: EngineConnection
+    trace: Trace | None = None
 
-def send_before(
-    deadline: float,
-    sock: socket.socket,
-    protocol: EngineConnection,
-    trace: Trace | None = None,
-    unsent: Buffer = b"",
-) -> None:
-    """Send `unsent` and what the protocol has. Raises TimeoutError when it is too late."""
-    sock.settimeout(_until(deadline))
-    data = b"".join((unsent, protocol.data_to_send()))
-    if trace is not None:
-        trace(True, data)
-    sock.sendall(data)
+    def greet(self, timeout: float) -> None:
+        """Exchange HELLO (section 3.2.3).
 
+        Raises:
+            OSError: the connection broke.
+            SpopTimeoutError: the agent did not answer in time.
+            DisconnectedError: the agent refuses.
+        """
+        deadline = monotonic() + timeout
+        try:
+            self.send(deadline)
+            while not hear_hello(self.protocol, self.receive(deadline)):
+                pass
+        except TimeoutError:
+            raise SpopTimeoutError(f"no AGENT-HELLO in {timeout:g} s") from None
 
-def receive_before(
-    deadline: float, sock: socket.socket, protocol: EngineConnection, trace: Trace | None = None
-) -> list[EngineEvent]:
-    """What one recv brings. Raises TimeoutError when it is too late."""
-    sock.settimeout(_until(deadline))
-    data = sock.recv(RECV_SIZE)
-    if trace is not None:
-        trace(False, data)
-    return protocol.receive_data(data) if data else protocol.receive_eof()
+    def say_goodbye(self, timeout: float, unsent: Buffer = b"") -> Disconnect | None:
+        """Send `unsent` and a DISCONNECT, and wait for the agent's. Never raises OSError.
+
+        Returns:
+            The agent's DISCONNECT; None if it did not come in time, or came before.
+        """
+        deadline = monotonic() + timeout
+        self.protocol.disconnect()
+        with contextlib.suppress(OSError):
+            self.send(deadline, unsent)
+            while not self.protocol.should_close:
+                for event in self.receive(deadline):
+                    if isinstance(event, Disconnect):
+                        return event
+        return None
+
+    def send(self, deadline: float, unsent: Buffer = b"") -> None:
+        """Send `unsent` and what the protocol has. Raises TimeoutError after the deadline."""
+        self.sock.settimeout(_until(deadline))
+        data = b"".join((unsent, self.protocol.data_to_send()))
+        if self.trace is not None:
+            self.trace(True, data)
+        self.sock.sendall(data)
+
+    def receive(self, deadline: float) -> list[EngineEvent]:
+        """The events of one recv. Raises TimeoutError after the deadline."""
+        self.sock.settimeout(_until(deadline))
+        data = self.sock.recv(RECV_SIZE)
+        if self.trace is not None:
+            self.trace(False, data)
+        return self.protocol.receive_data(data) if data else self.protocol.receive_eof()
 
 
 def _until(deadline: float) -> float:

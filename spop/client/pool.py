@@ -1,21 +1,22 @@
-"""Which connection takes a NOTIFY, and whose an ACK is: the clients' common core, without I/O.
+"""The connections of one engine, and the calls that use them, without I/O.
 
-A `Pool` has the connections of one engine as `Link`s and the calls in progress as `Exchange`s.
-It decides when to open a connection, to which address, and when to close one; a `Driver` does
-it and reports back. The pool has no lock and no clock: whoever calls it sees to both.
+A `Pool` chooses the connection of each NOTIFY and finds the call of each ACK. Connections are
+`Link`s, calls are `Exchange`s. The pool decides when to open a connection, to which server, and
+when to close one. A `Driver` does it and reports back. The pool has no lock and no clock: its
+caller holds the lock and passes the time.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from spop.client.dial import Endpoint
+from spop.client.servers import Servers
 from spop.client.settings import Settings
 from spop.connection import UNORDERED, Disconnect, EngineConnection, EngineEvent
 from spop.errors import DisconnectedError, LocalProtocolError, SpopError, UnreachableError
@@ -23,41 +24,10 @@ from spop.frames import Ack, Message, Peer
 from spop.values import Buffer, Value
 
 FRAME_ID = 1
-"""Of every NOTIFY: each has a stream of its own, whose number is never used again."""
+"""The frame-id of every NOTIFY. Each NOTIFY has its own stream-id, which is never used again."""
 
 MessageOrMessages = Message | Iterable[Message]
-"""What goes into one NOTIFY."""
-
-FIRST_BACKOFF, LAST_BACKOFF = 0.1, 10.0
-"""Seconds that an address which failed is passed over: doubled each time, to the last."""
-
-
-class Servers(ABC):
-    """Where connections go to; the pool tells what became of each."""
-
-    @abstractmethod
-    def next(self, now: float) -> Endpoint | None:
-        """Where the next one goes to; None where it has to wait."""
-
-    @abstractmethod
-    def soonest(self) -> Endpoint | None:
-        """The one to try first of those that failed lately; None: there is nothing to try."""
-
-    @abstractmethod
-    def retry_at(self, now: float) -> float:
-        """When `next` may have one."""
-
-    @abstractmethod
-    def opened(self, endpoint: Endpoint) -> None:
-        """A connection is there."""
-
-    @abstractmethod
-    def failed(self, endpoint: Endpoint, now: float) -> None:
-        """It could not be had."""
-
-    @abstractmethod
-    def closed(self, endpoint: Endpoint) -> None:
-        """One that was there has ended."""
+"""The messages of one NOTIFY."""
 
 
 @dataclass(slots=True, eq=False)
@@ -65,12 +35,12 @@ class Exchange:
     """A call: messages that wait for a connection, then for their ACK.
 
     Attributes:
-        ids: stream-id and frame-id of its NOTIFY, which no other one has.
-        messages: what to send; none where all that is asked for is a connection.
+        ids: stream-id and frame-id of its NOTIFY. No other call has the same.
+        messages: the messages to send; None if the call only waits for a connection.
         link: the connection that took it; None while it is queued.
-        sent_at: when it did.
+        sent_at: the time at which the connection took it.
         done: there is an ACK or an error, or nobody waits any longer.
-        waiter: what the driver wakes the caller by.
+        waiter: the driver's; it wakes the caller with it.
     """
 
     ids: tuple[int, int]
@@ -83,7 +53,7 @@ class Exchange:
     waiter: Any = None
 
     def result(self) -> Ack:
-        """The ACK. Raises what went wrong instead."""
+        """The ACK. Raises the error if there is no ACK."""
         if self.ack is None:
             raise self.error or LocalProtocolError("the call was given up")
         return self.ack
@@ -94,11 +64,11 @@ class Link:
     """A connection of the pool.
 
     Attributes:
-        transport: the driver's: what the bytes go through.
-        capacity: how many NOTIFY frames may wait for their ACKs.
+        transport: the driver's; it sends and receives the bytes.
+        capacity: number of NOTIFY frames that may wait for their ACKs.
         starting: exchanges of which no byte has gone to the kernel.
-        blocked: the kernel takes no more for now.
-        used_at: when a call was last given to it.
+        blocked: the kernel takes no more bytes now.
+        used_at: the time at which it last took a call.
     """
 
     endpoint: Endpoint
@@ -112,10 +82,10 @@ class Link:
 
 
 def in_notify(message: str | MessageOrMessages, args: dict[str, Value]) -> Iterable[Message]:
-    """The messages of a NOTIFY, however the caller put them.
+    """The messages of a NOTIFY, from the arguments of a call.
 
     Raises:
-        TypeError: arguments belong to a name, and a `Message` has its own.
+        TypeError: there are arguments by name beside a `Message`, which has its own.
     """
     if isinstance(message, str):
         return [Message(message, args)]
@@ -125,14 +95,14 @@ def in_notify(message: str | MessageOrMessages, args: dict[str, Value]) -> Itera
 
 
 class Driver(NamedTuple):
-    """What a pool asks of the side that does the I/O. None of it may call back at once, but
-    for `send`, which may find the link lost.
+    """The functions of the side that does the I/O. Only `send` may call the pool before it
+    returns, if it finds the link lost.
 
     Attributes:
         open: connect and exchange HELLO; then call `Pool.opened` or `Pool.opening_failed`.
-        send: what the link's protocol has to send; empty ``link.starting`` once any of it went.
-        close: send the last words, hear the agent's unless they were heard, and close.
-        wake: the exchange is done.
+        send: send the bytes of the link's protocol; clear ``link.starting`` when some were sent.
+        close: send DISCONNECT, wait for the agent's unless it came before, and close.
+        wake: wake the caller of an exchange that is done.
         schedule: call `Pool.tick` at that time or before.
     """
 
@@ -147,16 +117,16 @@ class Pool:
     """The connections of one engine and the calls that go over them.
 
     Args:
-        servers: where connections go to.
+        servers: where connections go.
 
     Attributes:
         links: the open connections.
-        openings: connections that are being opened.
-        closed: there are no more calls.
+        openings: number of connections that are being opened.
+        closed: no more calls are taken.
         peer: what the last HELLO agreed on; None before the first.
     """
 
-    def __init__(self, driver: Driver, servers: Servers, limits: Settings) -> None:
+    def __init__(self, driver: Driver, servers: Servers[Any], limits: Settings) -> None:
         self._driver = driver
         self._servers = servers
         self._limits = limits
@@ -171,18 +141,18 @@ class Pool:
 
     @property
     def queued(self) -> int:
-        """Calls that wait for a connection."""
+        """Number of calls that wait for a connection."""
         return len(self._queue)
 
     @property
     def waiting(self) -> int:
-        """NOTIFY frames that were sent and not answered yet."""
+        """Number of NOTIFY frames that wait for their ACK."""
         return len(self._exchanges)
 
     # --- calls ---
 
     def exchange(self, messages: Iterable[Message] | None) -> Exchange:
-        """A call with ids of its own, to be submitted."""
+        """A new call, for `submit` or `call`."""
         return Exchange((next(self._stream_ids), FRAME_ID), messages)
 
     def submit(self, exchange: Exchange) -> None:
@@ -201,7 +171,7 @@ class Pool:
         self._queue.append(exchange)
 
     def call(self, exchange: Exchange, now: float) -> None:
-        """`submit` and `pump`, for one call; without a detour where a connection has room."""
+        """`submit` and `pump` for one call. It skips the queue if a connection takes it now."""
         if self._queue or exchange.messages is None or (link := self._link_with_room()) is None:
             self.submit(exchange)
             self.pump(now)
@@ -210,7 +180,7 @@ class Pool:
             self._driver.send(link)
 
     def pump(self, now: float) -> None:
-        """Start what is queued where there is room, and make room."""
+        """Start queued calls on connections with room, and open connections for the others."""
         queue = self._queue
         used: dict[Link, None] = {}
         while queue and (link := self._link_with_room()) is not None:
@@ -222,8 +192,8 @@ class Pool:
             self._grow(now)
 
     def abandon(self, exchange: Exchange) -> None:
-        """Nobody waits for it any more. Its ACK, should it come, is dropped; without pipelining
-        its connection takes no other call before."""
+        """Nobody waits for a call any more. Its ACK is dropped. Without pipelining its
+        connection takes no other call before that ACK."""
         if exchange.done:
             return
         exchange.done = True
@@ -234,7 +204,7 @@ class Pool:
             self._exchanges.pop(exchange.ids, None)
 
     def _link_with_room(self) -> Link | None:
-        """Connections take calls in turn."""
+        """The next connection that takes a call, in turn; None if all are full."""
         links = self.links
         for _ in range(len(links)):
             link = links[0]
@@ -249,7 +219,7 @@ class Pool:
             return
         try:
             link.protocol.notify(*exchange.ids, exchange.messages)
-        except Exception as error:  # What can't be encoded is the caller's.
+        except Exception as error:  # It can't be encoded: the caller's mistake.
             self._finish(exchange, error=error)
             return
         exchange.link = link
@@ -267,7 +237,7 @@ class Pool:
     # --- connections ---
 
     def received(self, link: Link, events: Sequence[EngineEvent], now: float) -> None:
-        """Take what a connection's protocol made of the bytes that came."""
+        """Take the events that a connection's protocol has made of received bytes."""
         for event in events:
             if type(event) is Ack:
                 self._acknowledge(link, event)
@@ -278,7 +248,8 @@ class Pool:
             self.pump(now)
 
     def _acknowledge(self, link: Link, ack: Ack) -> None:
-        """Find the caller: on this connection or, where async is in force, on another one."""
+        """End the call of an ACK. It is of this connection or, with async in force, of another
+        one of the engine (section 3.2.1)."""
         ids = ack.stream_id, ack.frame_id
         exchange = self._exchanges.get(ids)
         if exchange is None or exchange.link is None:
@@ -291,7 +262,8 @@ class Pool:
         self._finish(exchange, ack)
 
     def lost(self, link: Link, message: str, code: int, now: float) -> None:
-        """A connection is over. What it was sent fails; what it was not goes to another."""
+        """A connection has ended. Calls that were sent on it fail; the others go to another
+        connection."""
         if link not in self.links:
             return
         self.links.remove(link)
@@ -311,7 +283,7 @@ class Pool:
         self.pump(now)
 
     def opened(self, link: Link, now: float) -> None:
-        """A connection that `Driver.open` was asked for is there."""
+        """`Driver.open` has opened a connection."""
         self.openings -= 1
         self._servers.opened(link.endpoint)
         link.used_at = now
@@ -328,7 +300,7 @@ class Pool:
         self._schedule_idle(now)
 
     def opening_failed(self, endpoint: Endpoint, error: SpopError, now: float) -> None:
-        """It is not. Calls that could wait for no other connection fail with it."""
+        """`Driver.open` has failed. Calls fail too, if no other connection may come."""
         self.openings -= 1
         self._servers.failed(endpoint, now)
         if self._alone and self._servers.next(now) is None:
@@ -338,7 +310,7 @@ class Pool:
 
     @property
     def idle(self) -> int:
-        """Connections that could take a call now."""
+        """Number of connections that can take a call now."""
         return sum(len(link.protocol.waiting) < link.capacity for link in self.links)
 
     def _capacity(self, protocol: EngineConnection) -> int:
@@ -347,7 +319,7 @@ class Pool:
         return self._limits.max_waiting_frames if protocol.pipelined else 1
 
     def tick(self, now: float) -> None:
-        """Do what was scheduled: close what was idle, open what had to wait."""
+        """Do what was scheduled: close idle connections, open those that had to wait."""
         if self.closed:
             return
         for link in list(self.links):
@@ -357,7 +329,7 @@ class Pool:
         self._schedule_idle(now)
 
     def close(self) -> None:
-        """Fail all calls and say goodbye on all connections."""
+        """Fail all calls and disconnect all connections."""
         self.closed = True
         error = LocalProtocolError("the client was closed")
         self._fail_queue(error)
@@ -378,7 +350,7 @@ class Pool:
             self._finish(self._queue.popleft(), error=copy.copy(error))
 
     def _idle(self, link: Link, now: float) -> bool:
-        """No call was given to it for long, and none waits for it."""
+        """It took no call for the idle timeout, and none waits for its ACK."""
         idle_timeout = self._limits.idle_timeout
         if idle_timeout is None or now < link.used_at + idle_timeout:
             return False
@@ -393,7 +365,7 @@ class Pool:
 
     @property
     def _alone(self) -> bool:
-        """There is no connection, and none is on its way."""
+        """There is no connection, and none is being opened."""
         return not self.links and not self.openings
 
     def _grow(self, now: float) -> None:
@@ -420,8 +392,8 @@ class Pool:
             self._driver.open(endpoint)
 
     def _wants_connection(self) -> bool:
-        """As many as the calls in the queue fill. Until an agent said that it pipelines, it is
-        thought to."""
+        """Whether queued calls need one more connection. Before the first HELLO, agents are
+        assumed to pipeline."""
         limits, count = self._limits, len(self.links) + self.openings
         if count < limits.minimum:
             return True
@@ -433,49 +405,15 @@ class Pool:
         return len(self._queue) > self.openings * each
 
 
-class InTurn(Servers):
-    """`Servers` that are taken in turn, those that failed lately left out."""
-
-    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
-        self._turn = deque(endpoints)
-        self._retry_at = dict.fromkeys(endpoints, 0.0)
-        self._backoff = dict.fromkeys(endpoints, FIRST_BACKOFF)
-
-    def next(self, now: float) -> Endpoint | None:
-        for _ in range(len(self._turn)):
-            endpoint = self._turn[0]
-            self._turn.rotate(-1)
-            if self._retry_at[endpoint] <= now:
-                return endpoint
-        return None
-
-    def soonest(self) -> Endpoint:
-        return min(self._turn, key=lambda endpoint: self._retry_at[endpoint])
-
-    def retry_at(self, now: float) -> float:
-        return self._retry_at[self.soonest()]
-
-    def opened(self, endpoint: Endpoint) -> None:
-        self._retry_at[endpoint], self._backoff[endpoint] = 0.0, FIRST_BACKOFF
-
-    def failed(self, endpoint: Endpoint, now: float) -> None:
-        backoff = self._backoff[endpoint]
-        self._retry_at[endpoint] = now + backoff
-        self._backoff[endpoint] = min(2 * backoff, LAST_BACKOFF)
-
-    def closed(self, endpoint: Endpoint) -> None:
-        pass
-
-
 class Rate:
-    """So many in a sliding second, and no more."""
+    """At most so many events in a sliding second."""
 
     def __init__(self, per_second: int | None) -> None:
         """None or 0: there is no limit."""
         self._times: deque[float] = deque(maxlen=per_second or 0)
 
     def next(self, now: float) -> float:
-        """When one more is allowed: `now`, or later."""
+        """The time at which one more is allowed: `now` or later."""
         times = self._times
         return max(now, times[0] + 1.0) if times and len(times) == times.maxlen else now
 

@@ -11,32 +11,33 @@ from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a client is given beside its address.
+    """The settings of a client.
 
     Args:
-        timeout: seconds for a call, from its beginning to the ACK (``timeout processing``);
-            None: no limit.
+        timeout: seconds from the begin of a call to its ACK (``timeout processing``); None: no
+            limit.
         hello_timeout: seconds to exchange HELLO (``timeout hello``); None: no limit.
-        connect_timeout: seconds to connect, TLS included; None: as `hello_timeout`.
+        connect_timeout: seconds to connect, TLS included; None: the `hello_timeout`.
         idle_timeout: seconds without a call after which a connection is closed; None: never
             (``timeout idle``).
-        minimum: connections that are kept open even when idle.
-        maximum: connections at a time, 1 or more.
-        maxconnrate: connections opened in a sliding second; more must wait; None: no limit.
-        waits_for_rate: with no connection at all, a call waits until `maxconnrate` allows one.
-            False: it fails, as HAProxy's do.
-        max_waiting_frames: NOTIFY frames of a connection that wait for ACKs, where pipelining
-            or async is in force; it is 1 where it isn't.
+        minimum: number of connections that stay open when idle.
+        maximum: number of connections at a time, 1 or more.
+        maxconnrate: number of connections opened in a sliding second; further ones wait. None:
+            no limit.
+        waits_for_rate: a call without any connection waits until `maxconnrate` allows one.
+            False: it fails, as in HAProxy.
+        max_waiting_frames: number of NOTIFY frames of a connection that may wait for ACKs, with
+            pipelining or async in force. Without them it is 1.
         tls: speak TLS, with this context.
         server_name: the name in the agent's certificate; by default, the address's host.
         max_frame_size: the largest frame in bytes that is offered to the agent.
-        capabilities: what to announce.
-        fragments: send a payload that fits no frame in fragments, where the agent takes them.
-        engine_id: names the engine that the connections belong to; async needs it.
-        healthcheck: only ask whether the agent lives, as HAProxy's ``spop-check`` does.
+        capabilities: the capabilities to announce.
+        fragments: send a payload that fits no frame in fragments, if the agent takes them.
+        engine_id: the engine-id of the connections. Async needs it.
+        healthcheck: only check the agent's health, as HAProxy's ``option spop-check`` does.
 
     Raises:
-        ValueError: a limit makes no sense.
+        ValueError: a limit is out of range.
     """
 
     timeout: float | None = 5.0

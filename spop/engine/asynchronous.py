@@ -61,7 +61,7 @@ class AsyncEngine(EngineCore):
     All streams of an engine are used in one event loop.
     """
 
-    _face = AsyncClient
+    _client_class = AsyncClient
     _calls: AsyncClient
     _loop: asyncio.AbstractEventLoop | None = None
 

@@ -14,28 +14,24 @@ from operator import attrgetter, itemgetter
 
 from spop.address import Address
 from spop.client.dial import Endpoint
-from spop.client.pool import FIRST_BACKOFF, LAST_BACKOFF, Servers
+from spop.client.servers import Server, Servers
 from spop.engine.config.model import BackendConfig, ServerConfig
 
 
-class BackendServer:
+class BackendServer(Server):
     """A server of a backend, and its state.
 
     Attributes:
         config: its ``server`` line.
         up: whether its checks succeed; without checks, whether it is enabled.
-        connections: how many are open.
     """
 
-    __slots__ = ("backoff", "config", "connections", "current_weight", "endpoint", "retry_at", "up")
+    __slots__ = ("config", "current_weight", "up")
 
     def __init__(self, config: ServerConfig) -> None:
+        super().__init__(endpoint(config))
         self.config = config
-        self.endpoint = endpoint(config)
         self.up = not config.disabled
-        self.connections = 0
-        self.retry_at = 0.0
-        self.backoff = FIRST_BACKOFF
         self.current_weight = 0
 
     @property
@@ -47,46 +43,19 @@ class BackendServer:
         return self.connections / self.config.weight
 
 
-class Backend(Servers):
+class Backend(Servers[BackendServer]):
     """The servers of a ``backend`` section, or of a list of addresses.
 
-    A server that is down, full or of weight 0 gets no connection. A server that refused a
-    connection gets none for 0.1 to 10 seconds. If no other server is up, the first ``backup``
-    server that is up takes the connections.
+    A server that is down, full or of weight 0 gets no connection. If no other server is up, the
+    first ``backup`` server that is up takes the connections.
     """
 
     def __init__(self, config: BackendConfig) -> None:
+        choose = _CHOICES.get(config.balance) or partial(_random, draws=config.random_draws)
+        super().__init__(map(BackendServer, config.servers), choose)
         self.config = config
-        self.servers = tuple(BackendServer(server) for server in config.servers)
-        self._by_endpoint = {server.endpoint: server for server in self.servers}
-        self._choose = _CHOICES.get(config.balance) or partial(_random, draws=config.random_draws)
 
-    def next(self, now: float) -> Endpoint | None:
-        free = [server for server in self._usable() if server.retry_at <= now]
-        return self._choose(free).endpoint if free else None
-
-    def soonest(self) -> Endpoint | None:
-        usable = self._usable()
-        return min(usable, key=attrgetter("retry_at")).endpoint if usable else None
-
-    def retry_at(self, now: float) -> float:
-        usable = self._usable()
-        return min((server.retry_at for server in usable), default=now + FIRST_BACKOFF)
-
-    def opened(self, endpoint: Endpoint) -> None:
-        server = self._by_endpoint[endpoint]
-        server.connections += 1
-        server.retry_at, server.backoff = 0.0, FIRST_BACKOFF
-
-    def failed(self, endpoint: Endpoint, now: float) -> None:
-        server = self._by_endpoint[endpoint]
-        server.retry_at = now + server.backoff
-        server.backoff = min(2 * server.backoff, LAST_BACKOFF)
-
-    def closed(self, endpoint: Endpoint) -> None:
-        self._by_endpoint[endpoint].connections -= 1
-
-    def _usable(self) -> Sequence[BackendServer]:
+    def usable(self) -> Sequence[BackendServer]:
         up = [server for server in self.servers if server.up and server.config.weight > 0]
         main = [server for server in up if not server.config.backup]
         return [server for server in main or up[:1] if not server.full]

@@ -72,7 +72,7 @@ class Engine(EngineCore):
     stream or a ``with`` statement, which also closes the engine.
     """
 
-    _face = Client
+    _client_class = Client
     _calls: Client
 
     def stream(self, stream: Stream | None = None, /, **fields: Any) -> BlockingStream:

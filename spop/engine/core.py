@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from spop.client.face import Face
+from spop.client.core import ClientCore
 from spop.constants import Capability
 from spop.engine.balance import Backend, BackendServer, of_addresses
 from spop.engine.config import (
@@ -64,8 +64,8 @@ class EngineCore(ABC):
         OSError: the certificate of a server can't be read.
     """
 
-    _face: type[Face]
-    _calls: Face
+    _client_class: type[ClientCore]
+    _calls: ClientCore
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class EngineCore(ABC):
         self._filter = Filter(config, variables, version, self._log.logger)
         rewritten = self._filter.rewritten
         self._checks = Checks(backend, self._server_changed)
-        self._calls = self._face(
+        self._calls = self._client_class(
             backend,
             timeout=config.processing_timeout,
             hello_timeout=None if rewritten else config.hello_timeout,
@@ -147,6 +147,13 @@ class EngineCore(ABC):
             nb_errors=counts.nb_errors,
             nb_processed=counts.nb_processed,
         )
+
+    @property
+    def ignored_actions(self) -> int:
+        """Number of malformed actions in ACKs: unknown actions or scopes, wrong argument counts,
+        reserved data types. HAProxy reads an ACK up to one that it can't read. Those before it
+        count, and the connection goes on."""
+        return self._filter.ignored_actions
 
     def log_line(self, processing: Processing) -> str:
         """HAProxy's log line for a processing."""

@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 from spop import codec
-from spop.client.face import NEVER
+from spop.client.core import NEVER
 from spop.client.pool import Exchange, Rate
 from spop.constants import EngineStatus, Status
 from spop.engine.config.model import AgentConfig, Event, MessageConfig
@@ -268,6 +268,7 @@ class Filter:
         permissions: the variables that the agent may set.
         stream_ids: the stream-ids of streams to come.
         nb_processed, nb_errors: number of processings, and of those that failed.
+        ignored_actions: number of malformed actions in ACKs.
     """
 
     def __init__(
@@ -300,6 +301,7 @@ class Filter:
         self._processed = itertools.count(1)
         self.nb_processed = 0
         self.nb_errors = 0
+        self.ignored_actions = 0
 
     def _templates(self, messages: Iterable[MessageConfig]) -> tuple[_Template, ...]:
         set_on_error = self.config.set_on_error
@@ -363,7 +365,18 @@ class Filter:
         else:
             processing.acked_at = monotonic()
             self._act(context, ack.actions)
+            if ack.ignored:
+                self._note_ignored(processing, ack.ignored)
         self._finish(context, processing)
+
+    def _note_ignored(self, processing: Processing, count: int) -> None:
+        with self._lock:
+            self.ignored_actions += count
+        self._problems.warning(
+            "%s: the agent's ACK has %d malformed actions, which are passed over, as HAProxy does",
+            processing.label,
+            count,
+        )
 
     def _finish(self, context: StreamContext, processing: Processing) -> None:
         config, status = self.config, processing.status

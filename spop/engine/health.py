@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from spop.client.dial import Endpoint, dial, greet
+from spop.client.dial import Dialogue, Endpoint, dial
 from spop.connection import EngineConnection
 from spop.engine.balance import Backend, BackendServer
 from spop.errors import SpopError, reason
@@ -58,7 +58,7 @@ def probe(endpoint: Endpoint, timeout: float, *, spop: bool) -> None:
     """
     with contextlib.closing(dial(endpoint, timeout)) as sock:
         if spop:
-            greet(sock, EngineConnection(healthcheck=True), timeout)
+            Dialogue(sock, EngineConnection(healthcheck=True)).greet(timeout)
 
 
 class Checks:

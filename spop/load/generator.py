@@ -22,7 +22,7 @@ from typing import Any
 
 from spop import codec
 from spop.address import Address
-from spop.client.dial import Endpoint, dial, greet
+from spop.client.dial import Endpoint, connect
 from spop.connection import EngineConnection
 from spop.constants import HAPROXY_FRAME_SIZE, Capability, FrameType
 from spop.errors import ProtocolError
@@ -195,9 +195,8 @@ class Generator:
             capabilities=MODES[plan.mode],
             engine_id=plan.engine_id,
         )
-        sock = dial(Endpoint(plan.address), timeout)
+        sock = connect(Endpoint(plan.address), protocol, timeout, timeout).sock
         try:
-            greet(sock, protocol, timeout)
             for stream_id in range(connection.first, connection.last):
                 protocol.waiting.clear()
                 protocol.notify(stream_id, 1, plan.messages)

@@ -19,6 +19,7 @@ from spop.counters import Cell, Cells
 from spop.dispatch import Call
 from spop.errors import HandlerError
 from spop.forks import serve_in_this_thread
+from spop.lifespan import use_state
 from spop.logs import SafeLogger
 from spop.poller import Poller
 from spop.port import Sleeper
@@ -190,7 +191,7 @@ class _Threads:
                 host = job.host
                 returned, error = None, None
                 try:
-                    returned, error = self._run(job.call)
+                    returned, error = self._run(job)
                     if not self._jobs:  # Before the loop has the result, which may be its last.
                         busy = False
                         self._count_busy(-1)
@@ -212,10 +213,12 @@ class _Threads:
             if busy:
                 self._count_busy(-1)
 
-    def _run(self, call: Call) -> tuple[Any, BaseException | None]:
+    def _run(self, job: Job) -> tuple[Any, BaseException | None]:
+        call = job.call
         if not call.wanted:
             return None, None
         assert call.running is not None
+        use_state(job.host.state)
         set_running(call.running)
         try:
             return call.run(), None

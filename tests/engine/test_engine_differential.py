@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import haproxy
-from played_agent import PlayedAgent, Told, Wire
 from proxied import Heard, Origin, Proxied, exchange
+from scripted_agent import ScriptedAgent, Told, Wire
 
 from spop.engine import AsyncEngine, Engine, Event, Request, Response, Session, Stream
 from spop.engine.config import Proxy, load_spoe
@@ -347,7 +347,7 @@ class Outcome(NamedTuple):
     """Whether each of `TIMES` is a number."""
 
 
-def outcome(agent: PlayedAgent, variables: dict[str, str], times: list[str]) -> Outcome:
+def outcome(agent: ScriptedAgent, variables: dict[str, str], times: list[str]) -> Outcome:
     told = [(told.names, told.payload) for told in agent.take()]
     return Outcome(told, variables, [time.isdecimal() for time in times])
 
@@ -355,7 +355,7 @@ def outcome(agent: PlayedAgent, variables: dict[str, str], times: list[str]) -> 
 # --- through HAProxy ---
 
 
-def http_config(agent: PlayedAgent, origin: Origin) -> str:
+def http_config(agent: ScriptedAgent, origin: Origin) -> str:
     set_seen = "".join(f"    http-request set-var({aside(v)}) var({v})\n" for v in SEEN)
     displayed = [*VARIABLES, *TIMES, *map(aside, SEEN)]
     set_headers = "".join(
@@ -372,7 +372,7 @@ def through_haproxy(
     """Outcomes of all requests, and the client's and HAProxy's address of each connection."""
     outcomes, addresses = [], []
     with (
-        PlayedAgent(by_chance) as agent,
+        ScriptedAgent(by_chance) as agent,
         Origin() as origin,
         Proxied(binary, folder, config=http_config(agent, origin), spoe=HTTP_SPOE) as proxy,
     ):
@@ -386,7 +386,7 @@ def through_haproxy(
     return outcomes, addresses
 
 
-def haproxys_outcome(agent: PlayedAgent, heard: Heard) -> Outcome:
+def haproxys_outcome(agent: ScriptedAgent, heard: Heard) -> Outcome:
     variables = {v: heard.headers[header(v)] for v in [*VARIABLES, *map(aside, SEEN)]}
     return outcome(agent, variables, [heard.headers[header(v)] for v in TIMES])
 
@@ -432,12 +432,12 @@ def life(first: StreamContext, second: StreamContext, one: Case) -> Iterator[Ste
     yield first, "send_group", "in-response"
 
 
-def our_outcome(agent: PlayedAgent, context: StreamContext) -> Outcome:
+def our_outcome(agent: ScriptedAgent, context: StreamContext) -> Outcome:
     displayed = {v: shown(context.vars.get(v)) for v in [*VARIABLES, *map(aside, SEEN)]}
     return outcome(agent, displayed, [shown(context.vars.get(v)) for v in TIMES])
 
 
-def settings(agent: PlayedAgent) -> dict[str, Any]:
+def settings(agent: ScriptedAgent) -> dict[str, Any]:
     return {
         "backends": {"agents": agent.address},
         "variables": VARIABLES,
@@ -449,7 +449,7 @@ def through_engine(
     file: Path, cases: list[list[Case]], addresses: list[list[tuple[str, int]]]
 ) -> Iterator[Outcome]:
     with (
-        PlayedAgent(by_chance) as agent,
+        ScriptedAgent(by_chance) as agent,
         Engine.from_file(file, "first", **settings(agent)) as first,
         Engine.from_file(file, "second", **settings(agent)) as second,
     ):
@@ -467,7 +467,7 @@ async def through_async_engine(
     file: Path, cases: list[list[Case]], addresses: list[list[tuple[str, int]]]
 ) -> list[Outcome]:
     outcomes = []
-    with PlayedAgent(by_chance) as agent:
+    with ScriptedAgent(by_chance) as agent:
         async with (
             AsyncEngine.from_file(file, "first", **settings(agent)) as first,
             AsyncEngine.from_file(file, "second", **settings(agent)) as second,
@@ -523,7 +523,7 @@ TCP_EVENTS = [event for event in Event if "http" not in event]
 TCP_SOURCES = [f"127.0.0.{2 + number % 9}" for number in range(100)]
 
 
-def tcp_config(agent: PlayedAgent, origin: Origin) -> str:
+def tcp_config(agent: ScriptedAgent, origin: Origin) -> str:
     displayed = "|".join(f"%[var({v})]" for v in TCP_VARIABLES)
     # With the bytes counted, the line is not written before the end.
     return TCP_CONFIG.format(
@@ -535,7 +535,7 @@ def tcp_through_haproxy(binary: str, folder: Path) -> tuple[list[Outcome], list[
     """Outcomes of all streams, and their clients' addresses."""
     told, clients = [], []
     with (
-        PlayedAgent(by_chance) as agent,
+        ScriptedAgent(by_chance) as agent,
         Origin(b"answer") as origin,
         Proxied(binary, folder, config=tcp_config(agent, origin), spoe=TCP_SPOE) as proxy,
     ):
@@ -565,7 +565,7 @@ def tcp_life(context: StreamContext) -> Iterator[tuple[str, str]]:
     yield "send_group", "in-response"
 
 
-def tcp_outcome(agent: PlayedAgent, context: StreamContext) -> Outcome:
+def tcp_outcome(agent: ScriptedAgent, context: StreamContext) -> Outcome:
     told = [(told.names, told.payload) for told in agent.take()]
     return Outcome(told, {v: in_log(context.vars.get(v)) for v in TCP_VARIABLES}, [])
 
@@ -578,7 +578,7 @@ def in_log(value: Any) -> str:
 def tcp_through_engine(file: Path, clients: list[tuple[str, int]]) -> list[Outcome]:
     outcomes = []
     with (
-        PlayedAgent(by_chance) as agent,
+        ScriptedAgent(by_chance) as agent,
         Engine(load_spoe(file, "first", proxy=Proxy.LISTEN), **settings(agent)) as engine,
     ):
         for host, port in clients:
@@ -591,7 +591,7 @@ def tcp_through_engine(file: Path, clients: list[tuple[str, int]]) -> list[Outco
 
 async def tcp_through_async_engine(file: Path, clients: list[tuple[str, int]]) -> list[Outcome]:
     outcomes = []
-    with PlayedAgent(by_chance) as agent:
+    with ScriptedAgent(by_chance) as agent:
         config = load_spoe(file, "first", proxy=Proxy.LISTEN)
         async with AsyncEngine(config, **settings(agent)) as engine:
             for host, port in clients:

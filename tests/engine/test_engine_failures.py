@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import haproxy
 import pytest
-from played_agent import Move, PlayedAgent, Told, Wire, answers
 from proxied import Origin, Proxied, exchange
+from scripted_agent import Move, ScriptedAgent, Told, Wire, answers
 
 from spop import codec
 from spop.constants import EngineStatus, FrameFlag, FrameType, Status
@@ -473,7 +473,7 @@ def logged(level: str, line: str) -> Logged:
     return Logged(level, match["label"], int(match["status"]), times, *counts)
 
 
-def told_of(agent: PlayedAgent | None) -> list[list[tuple[str, object]]]:
+def told_of(agent: ScriptedAgent | None) -> list[list[tuple[str, object]]]:
     """Names of messages, and the error that each knows of."""
     if agent is None:
         return []
@@ -484,11 +484,11 @@ def told_of(agent: PlayedAgent | None) -> list[list[tuple[str, object]]]:
 
 
 @contextlib.contextmanager
-def agents_of(variants: list[Variant]) -> Iterator[dict[str, PlayedAgent | None]]:
+def agents_of(variants: list[Variant]) -> Iterator[dict[str, ScriptedAgent | None]]:
     with contextlib.ExitStack() as stack:
         yield {
             variant.name: stack.enter_context(
-                PlayedAgent(variant.case.move, greet=variant.case.greet, **variant.case.protocol)
+                ScriptedAgent(variant.case.move, greet=variant.case.greet, **variant.case.protocol)
             )
             if variant.case.listens
             else None
@@ -496,7 +496,7 @@ def agents_of(variants: list[Variant]) -> Iterator[dict[str, PlayedAgent | None]
         }
 
 
-def address_of(agent: PlayedAgent | None) -> str:
+def address_of(agent: ScriptedAgent | None) -> str:
     return "127.0.0.1:1" if agent is None else agent.address
 
 
@@ -504,7 +504,7 @@ def address_of(agent: PlayedAgent | None) -> str:
 
 
 def config_of(
-    variants: list[Variant], agents: dict[str, PlayedAgent | None], origin: Origin
+    variants: list[Variant], agents: dict[str, ScriptedAgent | None], origin: Origin
 ) -> str:
     parts = [ORIGINS.format(port=origin.port)]
     for variant in variants:
@@ -522,7 +522,7 @@ def request_of(variant: Variant) -> bytes:
     return b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
 
 
-def through_proxy(folder: Path, variant: Variant, agent: PlayedAgent | None) -> Outcome:
+def through_proxy(folder: Path, variant: Variant, agent: ScriptedAgent | None) -> Outcome:
     variables = []
     for _ in range(variant.case.streams):
         with socket.socket(socket.AF_UNIX) as sock:
@@ -594,7 +594,7 @@ class Memory(logging.Handler):
             self.lines.setdefault(name, []).append(logged(level, record.getMessage()))
 
 
-def backend_of(variant: Variant, agent: PlayedAgent | None) -> dict[str, BackendConfig]:
+def backend_of(variant: Variant, agent: ScriptedAgent | None) -> dict[str, BackendConfig]:
     check = {"check": True, "inter": 0.01, "fall": 1} if variant.case.checked else {}
     server = ServerConfig("agent", address_of(agent), **check)  # type: ignore[arg-type]
     name = f"{variant.name}-agents"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from played_agent import PlayedAgent, Told, Wire, answers
+from scripted_agent import ScriptedAgent, Told, Wire, answers
 
 from spop.engine import Engine, Request
 from spop.engine.log import NOTICE
@@ -53,7 +53,7 @@ def run(folder: Path, lines: str = "", **settings: Any) -> None:
     file = folder / "spoe.cfg"
     file.write_text(SPOE.format(lines=lines))
     with (
-        PlayedAgent(fails_at_fe) as agent,
+        ScriptedAgent(fails_at_fe) as agent,
         Engine.from_file(file, backends={"agents": agent.address}, **settings) as engine,
     ):
         stream = engine.stream(request=Request())

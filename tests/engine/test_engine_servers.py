@@ -1,4 +1,4 @@
-"""A backend's servers: which one takes a connection, whether it is well, TLS to it."""
+"""A backend's servers: which one takes a connection, whether it is healthy, TLS to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trustme
 from haproxy import wait_until
-from played_agent import PlayedAgent
+from scripted_agent import ScriptedAgent
 
 from spop.client.dial import Endpoint
 from spop.constants import EngineStatus
@@ -116,7 +116,7 @@ def test_a_server_that_refuses_is_passed_over_for_a_while() -> None:
 
 
 def test_events_are_balanced_over_agents(tmp_path: Path) -> None:
-    with PlayedAgent() as one, PlayedAgent() as two:
+    with ScriptedAgent() as one, ScriptedAgent() as two:
         agents = (ServerConfig("1", one.address), ServerConfig("2", two.address))
         with engine_of(tmp_path, BackendConfig("agents", agents), "maxconnrate 0") as engine:
             for _ in range(2):
@@ -161,8 +161,8 @@ def checked(address: str, name: str = "agent", **settings: Any) -> ServerConfig:
 
 
 def test_agents_are_taken_out_and_brought_back_by_their_checks(tmp_path: Path) -> None:
-    with PlayedAgent() as spare:
-        first = PlayedAgent()
+    with ScriptedAgent() as spare:
+        first = ScriptedAgent()
         servers = (checked(first.address), ServerConfig("spare", spare.address, backup=True))
         config = BackendConfig("agents", servers, spop_check=True)
         with first, engine_of(tmp_path, config) as engine:
@@ -173,14 +173,14 @@ def test_agents_are_taken_out_and_brought_back_by_their_checks(tmp_path: Path) -
             wait_until(lambda: not server.up, "the server going down")
             assert status_of(engine) == 0
             assert len(spare.told) == 1
-            with PlayedAgent(port=first.port) as again:
+            with ScriptedAgent(port=first.port) as again:
                 wait_until(lambda: server.up, "the server coming up")
                 spare.__exit__()
                 wait_until(lambda: status_of(engine) == 0 and len(again.told) > 0, "events there")
 
 
 def test_with_no_server_up_an_event_fails_at_once(tmp_path: Path) -> None:
-    with PlayedAgent() as agent:
+    with ScriptedAgent() as agent:
         config = BackendConfig("agents", (checked(agent.address, fall=1),), spop_check=True)
         with engine_of(tmp_path, config) as engine:
             agent.__exit__()
@@ -200,7 +200,7 @@ def test_a_check_wants_a_hello_only_where_spop_check_says_so(
         while sock.recv(65536):
             sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
-    with PlayedAgent(greet=refuse) as agent:
+    with ScriptedAgent(greet=refuse) as agent:
         config = BackendConfig("agents", (checked(agent.address),), spop_check=spop_check)
         with engine_of(tmp_path, config) as engine:
             wait_until(lambda: len(checks) > 1, "a second check")  # The first is counted then.
@@ -208,7 +208,7 @@ def test_a_check_wants_a_hello_only_where_spop_check_says_so(
 
 
 def test_an_engine_shows_its_servers(tmp_path: Path) -> None:
-    with PlayedAgent() as agent:
+    with ScriptedAgent() as agent:
         servers = (ServerConfig("1", agent.address), ServerConfig("2", "h:1", disabled=True))
         with engine_of(tmp_path, BackendConfig("agents", servers)) as engine:
             assert status_of(engine) == 0
@@ -255,7 +255,7 @@ def test_agents_are_spoken_to_over_tls(
     settings: dict[str, Any], status: int | None, authority: trustme.CA, tmp_path: Path
 ) -> None:
     files = write_files(authority, tmp_path)
-    with PlayedAgent(tls=agents_context(authority, asks=True)) as agent:
+    with ScriptedAgent(tls=agents_context(authority, asks=True)) as agent:
         server = ServerConfig("agent", agent.address, ssl=True, **(files | settings))
         with engine_of(tmp_path, BackendConfig("agents", (server,))) as engine:
             if status is None:  # The agent refuses; TLS 1.3 tells that late.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -16,8 +15,7 @@ from typing import Any
 
 import pytest
 from haproxy import wait_until
-from played_agent import Move, PlayedAgent, Told, Wire, answers
-from scripted_agent import ScriptedAgent
+from scripted_agent import ChaoticAgent, Move, ScriptedAgent, Told, Wire, answers
 
 from spop import Agent, LocalProtocolError, Message
 from spop.constants import EngineStatus
@@ -73,9 +71,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
     """Makes engines of an agent, lines of the agent's section and settings."""
     engines = []
 
-    def make(
-        agent: PlayedAgent | ScriptedAgent, lines: str = "", condition: str = "", **settings: Any
-    ) -> Engine:
+    def make(agent: ScriptedAgent, lines: str = "", condition: str = "", **settings: Any) -> Engine:
         file = write(tmp_path, lines, condition)
         engines.append(Engine.from_file(file, backends={"agents": agent.address}, **settings))
         return engines[-1]
@@ -105,7 +101,7 @@ REQUEST = {"request": Request("GET", "/path")}
 
 
 def test_each_event_happens_once_and_in_order(make: Make) -> None:
-    with PlayedAgent() as agent:
+    with ScriptedAgent() as agent:
         stream = make(agent).stream(**REQUEST)
         assert stream.event("on-client-session") is not None
         assert stream.event("on-client-session") is None
@@ -116,7 +112,7 @@ def test_each_event_happens_once_and_in_order(make: Make) -> None:
 
 
 def test_an_unknown_event_or_group_is_named(make: Make) -> None:
-    with PlayedAgent() as agent:
+    with ScriptedAgent() as agent:
         stream = make(agent).stream()
         with pytest.raises(ValueError, match="did you mean 'on-http-response'"):
             stream.event("on-http-respons")
@@ -125,7 +121,7 @@ def test_an_unknown_event_or_group_is_named(make: Make) -> None:
 
 
 def test_groups_are_sent_whenever_they_are_asked_for(make: Make) -> None:
-    with PlayedAgent(sets(txn_n=1)) as agent:
+    with ScriptedAgent(sets(txn_n=1)) as agent:
         stream = make(agent).stream(**REQUEST)
         for _ in range(2):
             processing = stream.send_group("both")
@@ -137,7 +133,7 @@ def test_groups_are_sent_whenever_they_are_asked_for(make: Make) -> None:
 
 
 def test_nothing_is_sent_where_no_message_applies(make: Make) -> None:
-    with PlayedAgent() as agent:
+    with ScriptedAgent() as agent:
         engine = make(agent, condition="unless { path /path }")
         assert engine.stream(**REQUEST).event("on-frontend-http-request") is None
         assert engine.stream(request=Request()).event("on-frontend-http-request") is not None
@@ -154,7 +150,7 @@ def test_a_fetch_that_raises_is_not_available(make: Make, tmp_path: Path) -> Non
         file = write(tmp_path)
         file.write_text(file.read_text().replace("args n=var(txn.n) src", "args test_raises src"))
         with (
-            PlayedAgent() as agent,
+            ScriptedAgent() as agent,
             Engine.from_file(file, backends={"agents": agent.address}) as engine,
         ):
             source = IPv4Address("192.0.2.1")
@@ -171,7 +167,7 @@ def test_a_fetch_that_raises_is_not_available(make: Make, tmp_path: Path) -> Non
 
 def test_variables_live_as_long_as_their_scope(make: Make) -> None:
     move = sets(sess_a=1, txn_a=2, req_a=3, res_a=4)
-    with PlayedAgent(move) as agent:
+    with ScriptedAgent(move) as agent:
         engine = make(agent, "option force-set-var")
         session = Session()
         stream = engine.stream(session=session, **REQUEST)
@@ -188,7 +184,7 @@ def test_variables_live_as_long_as_their_scope(make: Make) -> None:
 
 
 def test_null_and_unset_remove_a_variable(make: Make) -> None:
-    with PlayedAgent(sets(txn_a=None, txn_b=UNSET)) as agent:
+    with ScriptedAgent(sets(txn_a=None, txn_b=UNSET)) as agent:
         engine = make(agent, "option force-set-var")
         stream = engine.stream(variables={"txn.p.a": 1, "txn.p.b": 2, "txn.p.c": 3})
         stream.event("on-client-session")
@@ -211,7 +207,7 @@ def test_which_variables_an_agent_may_set(
     lines: str, settings: dict[str, Any], admitted: set[str], make: Make
 ) -> None:
     sent = {"req.p.a": 1, "txn.p.b": 2, "sess.p.c": 3, "proc.p.d": 4}
-    with PlayedAgent(sets(req_a=1, txn_b=2, sess_c=3, proc_d=4)) as agent:
+    with ScriptedAgent(sets(req_a=1, txn_b=2, sess_c=3, proc_d=4)) as agent:
         stream = make(agent, lines, **settings).stream()
         stream.event("on-client-session")
         assert set(stream.vars) == admitted
@@ -220,7 +216,7 @@ def test_which_variables_an_agent_may_set(
 
 def test_a_process_variable_is_set_where_it_exists(make: Make) -> None:
     PROCESS["proc.p.d"] = 0
-    with PlayedAgent(sets(proc_d=4, proc_e=5)) as agent:
+    with ScriptedAgent(sets(proc_d=4, proc_e=5)) as agent:
         engine = make(agent, "option force-set-var")
         engine.stream().event("on-client-session")
         assert engine.stream().vars["proc.p.d"] == 4
@@ -229,7 +225,7 @@ def test_a_process_variable_is_set_where_it_exists(make: Make) -> None:
 
 def test_times_are_told_by_variables(make: Make) -> None:
     lines = "option set-process-time took\n    option set-total-time total"
-    with PlayedAgent() as agent:
+    with ScriptedAgent() as agent:
         stream = make(agent, lines).stream()
         processing = stream.event("on-client-session")
         assert processing is not None
@@ -244,7 +240,7 @@ def test_an_error_disables_the_engine_for_the_stream_and_no_other(make: Make) ->
     def move(wire: Wire, told: Told) -> None:
         wire.disconnect(13) if told.names == ["session"] else answers(wire, told)
 
-    with PlayedAgent(move) as agent:
+    with ScriptedAgent(move) as agent:
         engine = make(agent, "option set-on-error error\n    no option async")
         stream = engine.stream(**REQUEST)
         processing = stream.event("on-client-session")
@@ -260,7 +256,7 @@ def test_an_error_disables_the_engine_for_the_stream_and_no_other(make: Make) ->
 
 
 def test_maxerrrate_holds_events_back_for_a_second(make: Make) -> None:
-    with PlayedAgent(lambda wire, told: wire.disconnect(99)) as agent:
+    with ScriptedAgent(lambda wire, told: wire.disconnect(99)) as agent:
         engine = make(agent, "maxerrrate 2\n    no option async")
         for _ in range(2):
             processing = engine.stream().event("on-client-session")
@@ -273,7 +269,7 @@ def test_maxerrrate_holds_events_back_for_a_second(make: Make) -> None:
 
 
 def test_maxconnrate_counts_connections_and_not_events(make: Make) -> None:
-    with PlayedAgent() as agent:
+    with ScriptedAgent() as agent:
         engine = make(agent, "maxconnrate 1")
         for _ in range(20):
             processing = engine.stream().event("on-client-session")
@@ -283,7 +279,7 @@ def test_maxconnrate_counts_connections_and_not_events(make: Make) -> None:
 
 
 def test_a_payload_that_the_agent_gives_up_is_status_4(make: Make) -> None:
-    with PlayedAgent(max_payload_size=1000) as agent:
+    with ScriptedAgent(max_payload_size=1000) as agent:
         engine = make(agent, "max-frame-size 500\n    option continue-on-error")
         stream = engine.stream(request=Request("POST", body=b"x" * 5000))
         processing = stream.event("on-backend-http-request")
@@ -306,7 +302,7 @@ def test_a_late_ack_does_no_harm(make: Make) -> None:
                 wire_then.answer(told_then.notify, {"txn.a": "late"})
             wire.answer(told.notify, {"txn.a": "right"})
 
-    with PlayedAgent(move, capabilities=frozenset({"pipelining"})) as agent:
+    with ScriptedAgent(move, capabilities=frozenset({"pipelining"})) as agent:
         lines = "timeout processing 1s\n    option continue-on-error"
         stream = make(agent, lines).stream(**REQUEST)
         processing = stream.event("on-client-session")
@@ -332,7 +328,7 @@ def test_acks_come_on_any_connection_of_the_engine(make: Make) -> None:
             first.answer(other.notify, {"txn.a": "other"})
             second.answer(one.notify, {"txn.a": "one"})
 
-    with PlayedAgent(move) as agent, ThreadPoolExecutor(2) as pool:
+    with ScriptedAgent(move) as agent, ThreadPoolExecutor(2) as pool:
         engine = make(agent, "max-waiting-frames 1")
         streams = [engine.stream(variables={"txn.n": name}) for name in ("1", "2")]
         done = list(pool.map(lambda stream: stream.event("on-client-session"), streams))
@@ -349,7 +345,7 @@ def never(wire: Wire, told: Told) -> None:
 
 
 def test_closing_the_engine_interrupts_what_waits(make: Make) -> None:
-    with PlayedAgent(never) as agent, ThreadPoolExecutor(3) as pool:
+    with ScriptedAgent(never) as agent, ThreadPoolExecutor(3) as pool:
         engine = make(agent)
         streams = [engine.stream() for _ in range(3)]
         waiting = [pool.submit(stream.event, "on-client-session") for stream in streams]
@@ -371,7 +367,7 @@ def test_a_keyboard_interrupt_ends_the_wait(make: Make) -> None:
             answers(wire, told)
 
     for _ in range(50):
-        with PlayedAgent(move) as agent:
+        with ScriptedAgent(move) as agent:
             engine = make(agent, "option continue-on-error\n    no option pipelining")
             stream = engine.stream(**REQUEST)
             began = monotonic()
@@ -390,7 +386,7 @@ def test_a_cancelled_task_is_an_interrupted_processing(tmp_path: Path) -> None:
         if told.names != ["session"]:
             answers(wire, told)
 
-    async def run(agent: PlayedAgent) -> None:
+    async def run(agent: ScriptedAgent) -> None:
         file = write(tmp_path, "option set-on-error error")
         async with AsyncEngine.from_file(file, backends={"agents": agent.address}) as engine:
             stream = engine.stream(**REQUEST)
@@ -405,12 +401,12 @@ def test_a_cancelled_task_is_an_interrupted_processing(tmp_path: Path) -> None:
             assert after is not None
             assert not after.status
 
-    with PlayedAgent(move) as agent:
+    with ScriptedAgent(move) as agent:
         asyncio.run(run(agent))
 
 
 def test_closing_an_async_engine_interrupts_what_waits(tmp_path: Path) -> None:
-    async def run(agent: PlayedAgent) -> None:
+    async def run(agent: ScriptedAgent) -> None:
         file = write(tmp_path)
         async with AsyncEngine.from_file(file, backends={"agents": agent.address}) as engine:
             streams = [engine.stream() for _ in range(3)]
@@ -420,19 +416,13 @@ def test_closing_an_async_engine_interrupts_what_waits(tmp_path: Path) -> None:
             done = await asyncio.gather(*tasks)
             assert [p and p.status for p in done] == [EngineStatus.INTERRUPTED] * 3
 
-    with PlayedAgent(never) as agent:
+    with ScriptedAgent(never) as agent:
         asyncio.run(run(agent))
 
 
 # --- many at a time ---
 
 CHAOS = "timeout processing 5s\n    register-var-names n size"
-
-
-def chaotic_agent() -> ScriptedAgent:
-    agent = ScriptedAgent(chaos=random.Random(5))
-    agent.remembers = False
-    return agent
 
 
 def ended_rightly(number: int, status: int, answered: object) -> bool:
@@ -443,7 +433,7 @@ def ended_rightly(number: int, status: int, answered: object) -> bool:
 
 
 def test_64_threads_get_their_own_answers(make: Make) -> None:
-    with chaotic_agent() as agent, ThreadPoolExecutor(64) as pool:
+    with ChaoticAgent(5, remembers=False) as agent, ThreadPoolExecutor(64) as pool:
         engine = make(agent, CHAOS)
 
         def one(number: int) -> tuple[int, bool]:
@@ -476,7 +466,7 @@ def test_1000_tasks_get_their_own_answers(tmp_path: Path) -> None:
             async with asyncio.timeout(60):
                 return await asyncio.gather(*map(one, range(1000)))
 
-    with chaotic_agent() as agent:
+    with ChaoticAgent(5, remembers=False) as agent:
         ends = asyncio.run(run(agent))
     assert all(rightly for _, rightly in ends)
     assert sum(status == 0 for status, _ in ends) > 500

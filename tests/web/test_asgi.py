@@ -442,7 +442,7 @@ def test_an_agent_that_is_killed_amid_requests(make_engine: Callable[..., Any], 
         middleware = ASGIMiddleware(App(engine), engine, http_request=[fail_closed])
         with uvicorn_serving(middleware) as port, ThreadPoolExecutor(5) as pool:
             asked = [pool.submit(ask, port) for _ in range(5)]
-            agent.wait_until(lambda a: len(a.received) == 5)
+            agent.wait_for(5)
             agent.__exit__()
             assert {future.result().status for future in asked} == {503}
 

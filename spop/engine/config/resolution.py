@@ -6,8 +6,9 @@ where their message is sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from spop.engine.config.diagnostics import Collector, ConfigError, listed, refusal
 from spop.engine.config.model import (
@@ -30,6 +31,8 @@ from spop.engine.config.versions import Version, unsupported
 from spop.engine.samples import Place
 from spop.engine.samples.errors import did_you_mean
 from spop.values import SCOPES
+
+T = TypeVar("T")
 
 _IN_LISTEN = {
     Event.ON_BACKEND_TCP_REQUEST: Event.ON_FRONTEND_TCP_REQUEST,
@@ -189,21 +192,19 @@ class _Resolver:
     def _events(self) -> dict[Event, tuple[MessageConfig, ...]]:
         events: dict[Event, tuple[MessageConfig, ...]] = {}
         for mention in self.agent.messages:
-            message = self._message(mention)
+            message = self._mentioned(MessageSection.kind, mention, self.messages)
             if message and (event := self._event_of(message)):
                 self._check_places(message, event)
                 events[event] = (*events.get(event, ()), message)
         return events
 
-    def _message(self, mention: Mention) -> MessageConfig | None:
-        message = self.messages.get(mention.name)
-        if message is None:
-            self.collector.error(
-                mention.location,
-                f"there is no spoe-message '{mention.name}'",
-                did_you_mean(mention.name, self.messages),
-            )
-        return message
+    def _mentioned(self, kind: str, mention: Mention, known: Mapping[str, T]) -> T | None:
+        """The section of a name; None, with an error, if there is none."""
+        found = known.get(mention.name)
+        if found is None:
+            hint = did_you_mean(mention.name, known)
+            self.collector.error(mention.location, f"there is no {kind} '{mention.name}'", hint)
+        return found
 
     def _event_of(self, message: MessageConfig) -> Event | None:
         """The event of a message in this kind of proxy; None, with a warning, if never sent."""
@@ -241,14 +242,8 @@ class _Resolver:
         groups: dict[str, GroupConfig] = {}
         owners: dict[str, str] = {}
         for mention in self.agent.groups:
-            section = self.scope.groups.get(mention.name)
-            if section is None:
-                self.collector.error(
-                    mention.location,
-                    f"there is no spoe-group '{mention.name}'",
-                    did_you_mean(mention.name, self.scope.groups),
-                )
-            else:
+            section = self._mentioned(GroupSection.kind, mention, self.scope.groups)
+            if section is not None:
                 groups[section.name] = self._group(section, owners)
         return groups
 
@@ -261,7 +256,7 @@ class _Resolver:
                 self.collector.error(
                     mention.location, f"message '{mention.name}' is in group '{owner}' already"
                 )
-            elif message := self._message(mention):
+            elif message := self._mentioned(MessageSection.kind, mention, self.messages):
                 messages.append(message)
         return GroupConfig(section.name, section.location, tuple(messages))
 

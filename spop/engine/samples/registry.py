@@ -100,11 +100,14 @@ def fetch(
     *names: str,
     of: Source = Source.INTERNAL,
     every: Callable[..., Callable[[Stream], Iterable[Any]]] | None = None,
+    gives: Any = None,
 ) -> Callable[[Function], Function]:
     """Register a function of the stream and the arguments as a fetch, under each name.
 
     Args:
         of: what the function reads. It decides where the fetch may stand.
+        gives: the return annotation of a function that has none and takes no arguments, such as
+            an `operator.attrgetter`.
         every: of the arguments, makes a function of the stream that gives all values. An ACL tries
             them in turn. None: the fetch has one value.
 
@@ -113,16 +116,16 @@ def fetch(
     """
 
     def register(function: Function) -> Function:
-        hints = get_type_hints(function)
-        result = hints.get("return")
+        hints = {} if gives else get_type_hints(function)
+        result = gives or hints.get("return")
         makes = get_origin(result) is Callable
-        gives = _sample_type(
+        type_ = _sample_type(
             get_args(result)[1] if makes else result, function, address=SampleType.IPV4
         )
-        parameters = _parameters(function, hints, skip=0 if makes else 1)
+        parameters = () if gives else _parameters(function, hints, skip=0 if makes else 1)
         make = function if makes else _fetch_maker(function)
         for name in names:
-            FETCHES[name] = Fetch(name, make, parameters, gives, of, every)
+            FETCHES[name] = Fetch(name, make, parameters, type_, of, every)
         return function
 
     return register
@@ -143,8 +146,7 @@ def fetch_part(
         found = whole(stream)
         return None if found is None else read(found)
 
-    read_part.__annotations__["return"] = gives
-    fetch(*names, of=of)(read_part)
+    fetch(*names, of=of, gives=gives)(read_part)
 
 
 def converter(*names: str, pure: bool = True) -> Callable[[Function], Function]:

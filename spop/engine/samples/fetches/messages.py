@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from operator import attrgetter
+from typing import TypeVar
 
 from spop.engine.samples.converters.hashes import avalanche, sdbm_hash
 from spop.engine.samples.fetches.headers import strict_int, values
@@ -13,6 +14,8 @@ from spop.engine.samples.places import Source
 from spop.engine.samples.registry import fetch, fetch_part
 from spop.engine.samples.types import Method, raw, text
 from spop.engine.stream import Request, Stream
+
+T = TypeVar("T")
 
 _AUTHORITY = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
 
@@ -33,6 +36,8 @@ _response_fetch = partial(fetch_part, whole=attrgetter("response"))
 _version, _body = attrgetter("version"), attrgetter("body")
 
 _request_fetch("method", of=Source.REQUEST_KEPT, gives=Method, read=attrgetter("method"))
+_request_fetch("url", of=Source.REQUEST_HEADERS, gives=str, read=attrgetter("uri"))
+_request_fetch("pathq", of=Source.REQUEST_HEADERS, gives=str, read=path_and_query)
 _request_fetch("req.ver", "req_ver", of=Source.REQUEST_HEADERS, gives=str, read=_version)
 _request_fetch("req.body", of=Source.REQUEST_BODY, gives=bytes, read=_body)
 _request_fetch("req.body_len", of=Source.REQUEST_BODY, gives=int, read=lambda it: len(it.body))
@@ -40,16 +45,6 @@ _response_fetch("status", of=Source.RESPONSE_KEPT, gives=int, read=attrgetter("s
 _response_fetch("res.ver", "resp_ver", of=Source.RESPONSE_HEADERS, gives=str, read=_version)
 _response_fetch("res.body", of=Source.RESPONSE_BODY, gives=bytes, read=_body)
 _response_fetch("res.body_len", of=Source.RESPONSE_BODY, gives=int, read=lambda it: len(it.body))
-
-
-@fetch("url", of=Source.REQUEST_HEADERS)
-def url(stream: Stream) -> str | None:
-    return stream.request.uri if stream.request else None
-
-
-@fetch("pathq", of=Source.REQUEST_HEADERS)
-def pathq(stream: Stream) -> str | None:
-    return path_and_query(stream.request) if stream.request else None
 
 
 @fetch("path", of=Source.REQUEST_HEADERS)
@@ -63,7 +58,7 @@ def path(stream: Stream) -> str | None:
 
 @fetch("query", of=Source.REQUEST_HEADERS)
 def query(stream: Stream) -> str | None:
-    _, mark, after = (url(stream) or "").partition("?")
+    _, mark, after = (stream.request.uri if stream.request else "").partition("?")
     return after if mark else None
 
 
@@ -82,7 +77,7 @@ def base(stream: Stream) -> str | None:
 
 @fetch("baseq", of=Source.REQUEST_HEADERS)
 def baseq(stream: Stream) -> str | None:
-    return _with_host(stream, pathq(stream))
+    return _with_host(stream, path_and_query(stream.request) if stream.request else None)
 
 
 @fetch("base32", of=Source.REQUEST_HEADERS)
@@ -116,6 +111,10 @@ def parameters(name: str, separators: str = "&;") -> re.Pattern[str]:
     return re.compile(rf"(?:\A|{separator}){key}=({other}*)")
 
 
+def _first(every: Callable[[Stream], Iterable[T]]) -> Callable[[Stream], T | None]:
+    return lambda stream: next(iter(every(stream)), None)
+
+
 def _every_urlp(name: str = "", delimiter: str = "?") -> Callable[[Stream], Iterable[str]]:
     delimiter = delimiter[:1] or "\0"
     find_all = parameters(name, "&;" + delimiter).finditer
@@ -130,16 +129,7 @@ def _every_urlp(name: str = "", delimiter: str = "?") -> Callable[[Stream], Iter
 
 @fetch("urlp", "url_param", of=Source.REQUEST_HEADERS, every=_every_urlp)
 def urlp(name: str = "", delimiter: str = "?") -> Callable[[Stream], str | None]:
-    delimiter = delimiter[:1] or "\0"
-    search = parameters(name, "&;" + delimiter).search
-
-    def read(stream: Stream) -> str | None:
-        uri = stream.request.uri if stream.request else ""
-        start = uri.find(delimiter)
-        match = search(uri, start) if start >= 0 else None
-        return match[1] if match else None
-
-    return read
+    return _first(_every_urlp(name, delimiter))
 
 
 def _every_urlp_val(name: str = "", delimiter: str = "?") -> Callable[[Stream], Iterable[int]]:
@@ -149,8 +139,7 @@ def _every_urlp_val(name: str = "", delimiter: str = "?") -> Callable[[Stream], 
 
 @fetch("urlp_val", of=Source.REQUEST_HEADERS, every=_every_urlp_val)
 def urlp_val(name: str = "", delimiter: str = "?") -> Callable[[Stream], int | None]:
-    every = _every_urlp_val(name, delimiter)
-    return lambda stream: next(iter(every(stream)), None)
+    return _first(_every_urlp_val(name, delimiter))
 
 
 def _every_body_param(name: str = "") -> Callable[[Stream], Iterable[str]]:
@@ -160,5 +149,4 @@ def _every_body_param(name: str = "") -> Callable[[Stream], Iterable[str]]:
 
 @fetch("req.body_param", of=Source.REQUEST_BODY, every=_every_body_param)
 def req_body_param(name: str = "") -> Callable[[Stream], str | bytes | None]:
-    every = _every_body_param(name)
-    return lambda stream: next(iter(every(stream)), None)
+    return _first(_every_body_param(name))

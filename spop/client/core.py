@@ -1,6 +1,6 @@
-"""What `Client` and `AsyncClient` have in common: their pool, and how a call is put.
+"""What `Client` and `AsyncClient` share: settings, the pool, its timer, errors.
 
-It knows no socket and waits for nothing.
+It knows no socket and never waits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 from spop.address import Address
 from spop.client.dial import Endpoint
-from spop.client.pool import Driver, Exchange, InTurn, Pool, Servers
+from spop.client.pool import Driver, Exchange, Pool
+from spop.client.servers import Server, Servers, in_turn
 from spop.client.settings import Settings
 from spop.connection import EngineConnection
 from spop.errors import (
@@ -24,36 +25,37 @@ from spop.errors import (
     UnreachableError,
     reason,
 )
-from spop.frames import Peer
+from spop.frames import Message, Peer
 
 LINGER = 1.0
 """Seconds that an agent has to answer a DISCONNECT."""
 
 NEVER = 2_000_000.0
-"""Seconds of a timeout that is None: as long as all that wait can be told, three weeks."""
+"""Seconds of a timeout that is None: three weeks, which all ways to wait can take."""
 
 
-class Face(ABC):
-    """A client but for the waiting.
+class ClientCore(ABC):
+    """A client without the waiting.
 
     Args:
-        address: of the agent, ``HOST:PORT`` or ``unix:PATH``; or several, which are given
-            connections in turn, one that failed being passed over for 0.1 to 10 seconds; or
-            `Servers` that choose.
-        settings: those of `spop.client.settings.Settings`.
+        address: the agent's address, ``HOST:PORT`` or ``unix:PATH``. Several addresses get
+            connections in turn; one that failed gets none for 0.1 to 10 seconds. `Servers` choose
+            themselves.
+        settings: the fields of `spop.client.settings.Settings`.
 
     Raises:
-        ValueError: an address or a setting makes no sense.
+        ValueError: an address or a setting is invalid.
     """
 
-    def __init__(self, address: str | Iterable[str] | Servers, **settings: Any) -> None:
+    def __init__(self, address: str | Iterable[str] | Servers[Any], **settings: Any) -> None:
         self._settings = given = Settings(**settings)
         self._timeout = NEVER if given.timeout is None else given.timeout
         self._hello_timeout = NEVER if given.hello_timeout is None else given.hello_timeout
         connect_timeout = given.connect_timeout
         self._connect_timeout = self._hello_timeout if connect_timeout is None else connect_timeout
         if not isinstance(address, Servers):
-            address = InTurn(_endpoints(address, given.tls, given.server_name))
+            endpoints = _endpoints(address, given.tls, given.server_name)
+            address = Servers(map(Server, endpoints), in_turn)
         self._pool = Pool(self._driver(), address, given)
         self._timer: Any = None
         self._timer_at = float("inf")
@@ -63,7 +65,7 @@ class Face(ABC):
 
     @abstractmethod
     def _start_timer(self, delay: float) -> Any:
-        """Call `_tick` after so many seconds. Returns what can be cancelled."""
+        """Call `_tick` after `delay` seconds. Returns an object that can be cancelled."""
 
     def _schedule(self, when: float) -> None:
         if when < self._timer_at:
@@ -78,19 +80,23 @@ class Face(ABC):
 
     @property
     def peer(self) -> Peer:
-        """What the last HELLO agreed on. Raises LocalProtocolError before the first."""
+        """What the last HELLO agreed on.
+
+        Raises:
+            LocalProtocolError: no HELLO was exchanged yet.
+        """
         if self._pool.peer is None:
             raise LocalProtocolError("the client is not connected")
         return self._pool.peer
 
     @property
     def pool(self) -> Pool:
-        """The connections and the calls that go over them."""
+        """The connections and their calls."""
         return self._pool
 
     @property
     def connections(self) -> int:
-        """How many connections are open."""
+        """Number of open connections."""
         return len(self._pool.links)
 
     def _protocol(self) -> EngineConnection:
@@ -103,6 +109,19 @@ class Face(ABC):
             healthcheck=given.healthcheck,
         )
 
+    def submit(self, exchange: Exchange) -> None:
+        """Begin a call; `wait_for` must follow.
+
+        Raises:
+            LocalProtocolError: the client is closed, or made for health checks only.
+        """
+        self._pool.call(exchange, monotonic())
+
+    def _begin(self, messages: Iterable[Message] | None) -> Exchange:
+        exchange = self._pool.exchange(messages)
+        self.submit(exchange)
+        return exchange
+
     def _timed_out(self, exchange: Exchange) -> SpopTimeoutError:
         awaited = "ACK"
         if exchange.link is None:
@@ -110,7 +129,7 @@ class Face(ABC):
         return SpopTimeoutError(f"no {awaited} in {self._timeout:g} s")
 
     def _unreachable(self, endpoint: Endpoint, error: Exception) -> SpopError:
-        """What a call is told where a connection could not be opened."""
+        """The error of a call, when its connection could not be opened."""
         address = endpoint.address
         if isinstance(error, TimeoutError):
             return SpopTimeoutError(f"{address}: no AGENT-HELLO in {self._hello_timeout:g} s")

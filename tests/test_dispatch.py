@@ -1,0 +1,87 @@
+"""The dispatcher of both implementations at its limits: what it refuses, and how."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+from types import ModuleType
+from typing import Any
+
+import pytest
+from conftest import intake_class
+
+from spop import Message, codec
+from spop.constants import FrameType, Status
+from spop.counters import new_row
+from spop.errors import InterlacedFramesError
+from spop.parameters import LEFT, Parameter
+
+NOTIFY = bytes(codec.encode_notify(1, 1, [Message("m")]))
+
+
+def open_intake(dispatch: ModuleType) -> Any:
+    intake = intake_class(dispatch)(16380)
+    intake.is_open = intake.takes_fragments = True
+    return intake
+
+
+def test_a_handler_cannot_use_the_dispatcher_that_runs_it(dispatch: ModuleType) -> None:
+    failures: list[BaseException] = []
+    intake, other = open_intake(dispatch), open_intake(dispatch)
+    route = dispatch.Route("m", lambda: dispatcher.receive(other, NOTIFY))
+    dispatcher = dispatch.Dispatcher([route], lambda name, error: failures.append(error))
+    frames, acks = dispatcher.receive(intake, NOTIFY)
+    assert not frames
+    assert codec.decode_frames(acks)[0][0].stream_id == 1  # type: ignore[union-attr]
+    assert [type(error) for error in failures] == [RuntimeError]
+    dispatcher.receive(other, NOTIFY)
+    assert len(failures) == 2, "it can be used again"
+
+
+@pytest.mark.parametrize("end", [-1, len(NOTIFY) + 1])
+def test_an_end_outside_of_the_buffer_is_the_callers_mistake(
+    dispatch: ModuleType, end: int
+) -> None:
+    with pytest.raises(ValueError, match=f"end is {end}, outside a buffer of {len(NOTIFY)} bytes"):
+        dispatch.Dispatcher([]).receive(open_intake(dispatch), NOTIFY, end)
+
+
+def test_a_row_has_cells_for_each_route(dispatch: ModuleType) -> None:
+    routes = [dispatch.Route("m", lambda: None), dispatch.Route("n", lambda: None)]
+    with pytest.raises(ValueError, match="too few cells"):
+        dispatch.Dispatcher(routes, cells=new_row(1))
+    dispatch.Dispatcher(routes, cells=new_row(2))
+
+
+@pytest.mark.parametrize("keyword_only", [False, True])
+def test_a_deferred_call_has_any_number_of_parameters(
+    dispatch: ModuleType, keyword_only: bool
+) -> None:
+    def handler(*args: int, **named: int) -> tuple[int, int]:
+        return len(args), len(named)
+
+    parameters = [Parameter(f"a{n}", default=n, keyword_only=keyword_only) for n in range(300)]
+    route = dispatch.Route("m", handler, parameters, LEFT)
+    ((deferred,), _) = dispatch.Dispatcher([route]).receive(open_intake(dispatch), NOTIFY)
+    (call,) = deferred.calls
+    assert call.run() == ((0, 300) if keyword_only else (300, 0))
+
+
+def test_a_whole_notify_amid_a_payload_is_interlaced_though_it_is_malformed(
+    dispatch: ModuleType,
+) -> None:
+    intake, dispatcher = open_intake(dispatch), dispatch.Dispatcher([])
+    dispatcher.receive(intake, codec.encode_raw_frame(FrameType.NOTIFY, 0, 1, 1, b"\x01m"))
+    malformed = codec.encode_raw_frame(FrameType.NOTIFY, 1, 2, 1, b"\xff")
+    with pytest.raises(InterlacedFramesError) as caught:
+        dispatcher.receive(intake, malformed)
+    assert caught.value.status == Status.INTERLACED_FRAMES
+
+
+@pytest.mark.parametrize("address", [IPv4Address("192.0.2.1"), IPv6Address("2001:db8::1")])
+def test_a_deferred_call_has_plain_addresses(dispatch: ModuleType, address: Any) -> None:
+    """As it outlives the bytes that an inline handler's address refers to."""
+    route = dispatch.Route("m", lambda ip: ip, [Parameter("ip")], LEFT)
+    notify = codec.encode_notify(1, 1, [Message("m", ip=address)])
+    ((deferred,), _) = dispatch.Dispatcher([route]).receive(open_intake(dispatch), notify)
+    assert type(deferred.calls[0].run()) is type(address)
+    assert deferred.calls[0].run() == address
