@@ -16,6 +16,7 @@ MODULES = (
     "_headers",
     "_cache",
     "_intake",
+    "_async_call",
     "_dispatch",
     "_port",
     "load/_acks",

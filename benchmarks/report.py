@@ -89,7 +89,7 @@ def plot_ratios(figures: dict[str, dict[str, list[float]]], path: Path) -> None:
 
 def by_kind() -> Iterator[str]:
     """Handler kinds, modes, threads, processes."""
-    yield kinds.table(kinds.measure(0.5))
+    yield kinds.table(kinds.measure(3, 0.4))
     yield "\nA handler that has something to do:\n"
     yield kinds.scale_table(kinds.scale(1.0))
 

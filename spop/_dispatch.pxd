@@ -4,6 +4,7 @@ cimport cython
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint64_t
 
+from spop._async_call cimport AsyncCall, now
 from spop._codec cimport Field, Header, Reader, Writer
 from spop._intake cimport Bytes, Intake
 
@@ -17,6 +18,8 @@ cdef enum:
     BYTES_SENT = 4
     PAYLOADS_TOO_BIG = 13
     TOO_MANY_MESSAGES = 16
+    ACKS_DROPPED = 17
+    RUNNING_TASKS = 22
     ROUND_BEGAN = 25
     CALLS = 0
     ERRORS = 1
@@ -43,9 +46,6 @@ cdef struct Seen:
     int slot
 
 
-cdef int64_t now() noexcept nogil
-
-
 @cython.final
 cdef class Route:
     cdef readonly str name
@@ -54,6 +54,7 @@ cdef class Route:
     cdef readonly tuple keywords
     cdef readonly int kind
     cdef readonly bytes on_error
+    cdef readonly bint limited
     cdef public Py_ssize_t base
     cdef bytes raw_name
     cdef dict slots            # by name as bytes; -1: no parameter wants it
@@ -78,27 +79,21 @@ cdef class Route:
 
 
 @cython.final
-cdef class AsyncCall:
-    cdef object coroutine
-    cdef readonly str name
-    cdef object slow
-    cdef int64_t slow_after
-    cdef public object task
-    cdef public object finished
-    cdef public bint done
-    cdef public object value
-    cdef public object error
-
-    cdef object step(self, value)
-    cdef int observe(self, int64_t began) except -1
-    cdef int end(self) except -1
-
-
-@cython.final
 cdef class Call:
     cdef readonly Route route
     cdef public list values
     cdef readonly AsyncCall begun
+    cdef public bint wanted
+    cdef public object exchange
+    cdef readonly Py_ssize_t size
+    cdef public object running
+    cdef object dispatcher  # a Dispatcher
+    cdef Intake intake
+    cdef object path
+    cdef uint64_t stream_id
+    cdef uint64_t frame_id
+    cdef bytes actions
+    cdef int64_t began
 
 
 cdef class Deferred:
@@ -117,7 +112,12 @@ cdef class Dispatcher:
     cdef readonly dict unknown
     cdef object without_route
     cdef readonly Py_ssize_t max_answer_size
+    cdef readonly Py_ssize_t tasks
+    cdef readonly list left
+    cdef readonly list settled
     cdef public object start
+    cdef public object ended
+    cdef public object path
     cdef public object slow
     cdef public int64_t slow_after
     cdef object failed
@@ -129,6 +129,7 @@ cdef class Dispatcher:
     cdef int64_t until  # When the pass ends; 0: it has not begun.
     cdef Py_ssize_t max_messages
     cdef Py_ssize_t max_arguments
+    cdef Py_ssize_t max_tasks
     cdef dict by_raw_name
     cdef Route last
     cdef Field *fields
@@ -168,7 +169,15 @@ cdef class Dispatcher:
     cdef object run(
         self, Route route, Span *span, Header *header, Intake intake, Py_ssize_t most, Writer *w)
     cdef AsyncCall begin(self, Route route, coroutine, Header *header, object connection)
+    cdef int keep(self, Call call, bytes actions, Header *header, Intake intake) except -1
+    cpdef count_task(self, int change)
+    cpdef settle(self, Call call, returned, error)
+    cdef int send_later(self, Intake intake, Writer *w, path) except -1
+    cdef Py_ssize_t room(self, uint64_t stream_id, uint64_t frame_id, Intake intake) except -1
+    cdef int write_result(
+        self, Call call, returned, error, int64_t began, Py_ssize_t most, Writer *w) except -1
     cdef int observe(self, Route route) except -1
+    cdef Py_ssize_t size_of_notify(self) noexcept
     cdef object defer(
         self, waiting, Py_ssize_t first, Header *header, Intake intake, bytes actions,
         Py_ssize_t room)

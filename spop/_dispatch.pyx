@@ -22,15 +22,13 @@ from spop._codec cimport (
 from spop._headers cimport received
 from spop._intake cimport TOO_BIG, WHOLE, Bytes, Intake, Step, drop_bytes, free_bytes
 
-from collections.abc import Coroutine
-
 from spop.parameters import ASYNC as PY_ASYNC, HEADERS as PY_HEADERS, INLINE as PY_INLINE
 from spop.parameters import LEFT as PY_LEFT, MISSING, RUNNING, Running
 from spop.parameters import check_answer, missing, mistyped
 from spop.constants import NO_LIMIT, VALUE_SIZE as PY_VALUE_SIZE
 from spop.constants import (
-    DEFAULT_MAX_PAYLOAD_SIZE, MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, MAX_TEXT_SIZE,
-    MOST_UNKNOWN, DataType,
+    DEFAULT_MAX_PAYLOAD_SIZE, MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, MAX_TASKS,
+    MAX_TEXT_SIZE, MOST_UNKNOWN, DataType,
 )
 from spop.counters import Cell, RouteCell, new_row, row_size
 from spop.counters import BUCKETS as PY_BUCKETS, BUCKET_SHIFT as PY_BUCKET_SHIFT
@@ -43,19 +41,10 @@ from spop.frames import Ack, Notify
 
 cdef extern from "Python.h":
     object PyObject_Vectorcall(object, PyObject **args, size_t nargs, PyObject *names)
-    int PyIter_Send(object, object value, PyObject **result) except -1
-    int PYGEN_NEXT
     object PyContextVar_Set(object variable, object value)
     int PyContextVar_Reset(object variable, object token) except -1
     void Py_INCREF(PyObject *)
     void Py_XDECREF(PyObject *)
-
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    int clock_gettime(int, timespec *)
-    int CLOCK_MONOTONIC
 
 cdef extern from *:
     """
@@ -92,14 +81,9 @@ C_CELLS = [
     (RouteCell.ERRORS, ERRORS), (RouteCell.NANOSECONDS, NANOSECONDS),
     (RouteCell.BUCKETS, FIRST_BUCKET), (PY_BUCKETS, BUCKETS), (PY_BUCKET_SHIFT, BUCKET_SHIFT),
     (Cell.PAYLOADS_TOO_BIG, PAYLOADS_TOO_BIG), (Cell.ROUND_BEGAN, ROUND_BEGAN),
-    (PY_VALUE_SIZE, VALUE_SIZE), (PY_HEADERS, HEADERS), (PY_INLINE, INLINE), (PY_ASYNC, ASYNC), (PY_LEFT, LEFT),
+    (Cell.RUNNING, RUNNING_TASKS), (Cell.ACKS_DROPPED, ACKS_DROPPED), (PY_VALUE_SIZE, VALUE_SIZE),
+    (PY_HEADERS, HEADERS), (PY_INLINE, INLINE), (PY_ASYNC, ASYNC), (PY_LEFT, LEFT),
 ]
-
-
-cdef int64_t now() noexcept nogil:
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec
 
 
 cdef class Route:
@@ -107,6 +91,7 @@ cdef class Route:
 
     def __cinit__(
         self, str name, function, parameters=(), int kind=INLINE, bytes on_error=b"",
+        bint limited=False,
     ):
         cdef int slot
         self.name = name
@@ -116,6 +101,7 @@ cdef class Route:
         self.keywords = tuple([p.name for p in self.parameters if p.keyword_only])
         self.kind = kind
         self.on_error = on_error
+        self.limited = limited
         self.size = len(self.parameters)
         self.positional = self.size - len(self.keywords)
         self.accepts = <long *>PyMem_Malloc(max(1, self.size) * sizeof(long))
@@ -281,12 +267,20 @@ cdef object message_of(Field *fields, Span *span, Header *header, object connect
 
 
 cdef class Call:
-    """One message of a `Deferred`, as the twin describes it."""
+    """One message that has to be waited for, as the twin describes it."""
 
     def __cinit__(self, Route route, list values, AsyncCall begun=None):
         self.route = route
         self.values = values
         self.begun = begun
+        self.wanted = True
+
+    def __call__(self, AsyncCall begun):
+        """Its task has ended, in a NOTIFY that the dispatcher answers."""
+        cdef Dispatcher dispatcher = self.dispatcher
+        begun.task = begun.finished = None  # Breaks reference cycles.
+        dispatcher.count_task(-1)
+        dispatcher.settle(self, begun.value, begun.error)
 
     def run(self):
         """Call the handler and return what it returns."""
@@ -310,100 +304,14 @@ cdef class Deferred:
         self.room = room
 
 
-cdef class AsyncCall:
-    """The coroutine of an ``async def`` handler, as the twin describes it."""
-
-    def __cinit__(self, coroutine, str name, slow=None, int64_t slow_after=0):
-        self.coroutine = coroutine
-        self.name = name
-        self.slow = slow
-        self.slow_after = slow_after
-
-    def send(self, value):
-        """Run the handler's next step."""
-        yielded = self.step(value)
-        if self.done:
-            raise StopIteration
-        return yielded
-
-    def throw(self, *error):
-        """Run its next step with an exception, `asyncio.CancelledError` for one."""
-        cdef int64_t began = now()
-        try:
-            return self.coroutine.throw(*error)
-        except StopIteration as stop:
-            self.value = stop.value
-        except BaseException as failure:
-            self.error = failure
-        finally:
-            self.observe(began)
-        self.end()
-        raise StopIteration
-
-    def close(self):
-        """End it without a result."""
-        self.coroutine.close()
-
-    def __next__(self):  # A task calls this where it sends None, as no method is looked up.
-        yielded = self.step(None)
-        if self.done:
-            raise StopIteration
-        return yielded
-
-    def __iter__(self):
-        return self
-
-    def __await__(self):
-        return self
-
-    def __getattr__(self, str name):
-        """``cr_frame`` and its like, for those who look into a task."""
-        return getattr(self.coroutine, name)
-
-    cdef object step(self, value):
-        cdef PyObject *result = NULL
-        cdef int64_t began = now()
-        cdef int how
-        try:
-            how = PyIter_Send(self.coroutine, value, &result)
-            yielded = <object>result
-            Py_XDECREF(result)
-            if how == PYGEN_NEXT:
-                return yielded
-            self.value = yielded
-        except BaseException as failure:
-            self.error = failure
-        finally:
-            self.observe(began)
-        self.end()
-        return None
-
-    cdef int observe(self, int64_t began) except -1:
-        cdef int64_t took = now() - began
-        if 0 < self.slow_after < took and self.slow is not None:
-            self.slow(self.name, took)
-        if len(_forked):
-            end_child()
-        return 0
-
-    cdef int end(self) except -1:
-        self.done = True
-        if self.finished is not None:
-            self.finished(self)
-        return 0
-
-
-Coroutine.register(AsyncCall)
-
-
 cdef class Dispatcher:
     """All routes of an agent, for use by one thread, as the twin describes it."""
 
     def __cinit__(
         self, routes=None, failed=None, *, cells=None,
         Py_ssize_t max_answer_size=MAX_ANSWER_SIZE, Py_ssize_t max_messages=MAX_MESSAGES,
-        Py_ssize_t max_arguments=MAX_ARGUMENTS, deferred=Deferred, bytes on_unknown=b"",
-        without_route=None, int64_t max_pass=NO_LIMIT,
+        Py_ssize_t max_arguments=MAX_ARGUMENTS, Py_ssize_t max_tasks=MAX_TASKS,
+        deferred=Deferred, bytes on_unknown=b"", without_route=None, int64_t max_pass=NO_LIMIT,
     ):
         self.routes = None if routes is None else {route.name: route for route in routes}
         self.by_raw_name = {}
@@ -419,6 +327,9 @@ cdef class Dispatcher:
         self.max_answer_size = max_answer_size
         self.max_messages = max_messages
         self.max_arguments = max_arguments
+        self.max_tasks = max_tasks
+        self.left = []
+        self.settled = []
         self.max_pass = max_pass
         self.unknown = {}
         self.without_route = without_route
@@ -433,6 +344,11 @@ cdef class Dispatcher:
         return Running(
             (<Route>self.running_route).name, self.running_header.stream_id,
             self.running_header.frame_id, <object>self.running_connection)
+
+    @property
+    def takes_tasks(self):
+        """A further asynchronous handler may begin."""
+        return self.start is not None and self.tasks < self.max_tasks
 
     def __dealloc__(self):
         PyMem_Free(self.fields)
@@ -687,10 +603,13 @@ cdef class Dispatcher:
                 continue
             waiting = self.run(<Route>span.route, span, header, intake, most, w)
             if waiting is not None:
-                frames.append(self.defer(
-                    waiting, i + 1, header, intake, PyBytes_FromStringAndSize(
-                        <const char *>w.data + payload, w.length - payload), most - payload))
+                actions = PyBytes_FromStringAndSize(
+                    <const char *>w.data + payload, w.length - payload)
                 w.length = start
+                if self.path is not None and i + 1 == self.span_count and keepable(waiting):
+                    self.keep(waiting, actions, header, intake)
+                    return 0
+                frames.append(self.defer(waiting, i + 1, header, intake, actions, most - payload))
                 return 0
         finish_frame(w, start)
         self.row[ACKS] += 1
@@ -710,7 +629,7 @@ cdef class Dispatcher:
         cdef AsyncCall begun
         try:
             route.bind(values, self.fields, span, header, connection)
-            if route.kind == LEFT or (route.kind == ASYNC and self.start is None):
+            if route.kind == LEFT or (route.kind == ASYNC and not self.takes_tasks):
                 return Call(route, values_list(route, values))
             self.running_header = header
             self.running_connection = <PyObject *>connection
@@ -758,6 +677,89 @@ cdef class Dispatcher:
             PyContextVar_Reset(_running, token)
         return begun
 
+    cdef int keep(self, Call call, bytes actions, Header *header, Intake intake) except -1:
+        """Answer a NOTIFY when its only call ends, without a `Deferred`."""
+        call.dispatcher = self
+        call.intake = intake
+        call.path = self.path
+        call.stream_id = header.stream_id
+        call.frame_id = header.frame_id
+        call.actions = actions
+        call.began = self.clock
+        self.clock = now()
+        intake.calls[call] = None
+        intake.in_flight += 1
+        call.size = self.size_of_notify()
+        intake.memory.take(call.size)
+        if call.begun is None:
+            call.running = (call.route.name, header.stream_id, header.frame_id, intake.peer)
+            self.left.append(call)
+        else:
+            call.begun.finished = call
+            self.count_task(1)
+        return 0
+
+    cpdef count_task(self, int change):  # 1: has begun to wait, -1: has ended
+        self.tasks += change
+        self.row[RUNNING_TASKS] = self.tasks
+        if change < 0 and self.ended is not None:
+            self.ended()
+
+    cpdef settle(self, Call call, returned, error):
+        """Write the ACK of a call that has ended, as the twin describes it."""
+        cdef Intake intake = call.intake
+        cdef unsigned char stack[512]
+        cdef Writer w
+        if intake is None:  # It is settled already.
+            return
+        call.intake = None
+        del intake.calls[call]
+        intake.in_flight -= 1
+        use_stack(&w, stack, sizeof(stack))
+        try:
+            begin_frame(&w, ACK, FIN, call.stream_id, call.frame_id, intake.little_endian)
+            write_bytes(&w, PyBytes_AS_STRING(call.actions), PyBytes_GET_SIZE(call.actions))
+            self.write_result(
+                call, returned, error, call.began, LENGTH_SIZE + intake.max_frame_size, &w)
+            finish_frame(&w, 0)
+            self.send_later(intake, &w, call.path)
+        except Exception as unexpected:  # Not a handler's: `write_result` takes those.
+            self.row[ACKS_DROPPED] += 1
+            call.path.fail(unexpected)
+        finally:
+            release(&w)
+
+    cdef int send_later(self, Intake intake, Writer *w, path) except -1:
+        if intake.acks.end == 0:
+            self.settled.append(path)
+        self.row[ACKS] += 1
+        return intake.keep(&intake.acks, w.data, w.length, 2 * intake.acks.capacity)
+
+    def take_back(self, Intake intake):
+        """The NOTIFYs of a connection that wait for a call, as the twin describes it."""
+        cdef list found = []
+        cdef Call call
+        cdef Deferred deferred
+        for call in list(intake.calls):
+            call.intake = None
+            if call.begun is not None:
+                self.count_task(-1)
+            deferred = <Deferred>self.new_deferred(
+                call.stream_id, call.frame_id, call.actions, [call],
+                self.room(call.stream_id, call.frame_id, intake))
+            deferred.size = call.size
+            found.append(deferred)
+        intake.calls.clear()
+        return found
+
+    cdef Py_ssize_t room(self, uint64_t stream_id, uint64_t frame_id, Intake intake) except -1:
+        """The most bytes that the actions of an ACK may have."""
+        cdef unsigned char stack[64]
+        cdef Writer w
+        use_stack(&w, stack, sizeof(stack))
+        begin_frame(&w, ACK, FIN, stream_id, frame_id, False)
+        return LENGTH_SIZE + intake.max_frame_size - w.length
+
     cdef int observe(self, Route route) except -1:
         """Count a run, from the end of the one before it, and how long it took."""
         cdef int64_t end = now()
@@ -782,11 +784,15 @@ cdef class Dispatcher:
         cdef list calls = self.calls(waiting, first, header, intake.peer)
         cdef Deferred deferred = self.new_deferred(
             header.stream_id, header.frame_id, actions, calls, room)
-        cdef Span *last = &self.spans[self.span_count - 1]
-        deferred.size = self.read_size + VALUE_SIZE * (last.first + last.count)
+        deferred.size = self.size_of_notify()
         intake.in_flight += 1
         intake.memory.take(deferred.size)
         return deferred
+
+    cdef Py_ssize_t size_of_notify(self) noexcept:
+        """Bytes of memory that what was read takes while it waits."""
+        cdef Span *last = &self.spans[self.span_count - 1]
+        return self.read_size + VALUE_SIZE * (last.first + last.count)
 
     cdef list calls(self, waiting, Py_ssize_t first, Header *header, object connection):
         """The call that has to be waited for and, bound, those of the messages behind it."""
@@ -824,33 +830,43 @@ cdef class Dispatcher:
 
     def result(self, Call call, returned, error, int64_t began, Py_ssize_t room):
         """The encoded actions of a call that had to be waited for, as the twin describes it."""
-        cdef Route route = call.route
         cdef unsigned char stack[512]
         cdef Writer w
         use_stack(&w, stack, sizeof(stack))
+        try:
+            self.write_result(call, returned, error, began, room, &w)
+            return PyBytes_FromStringAndSize(<const char *>w.data, w.length)
+        finally:
+            release(&w)
+
+    cdef int write_result(
+        self, Call call, returned, error, int64_t began, Py_ssize_t most, Writer *w,
+    ) except -1:
+        cdef Route route = call.route
+        cdef Py_ssize_t start = w.length
         try:
             if error is None:
                 if route.takes_ack:
                     for value in call.values:
                         if type(value) is Ack:
-                            write_answer(&w, value.actions)
+                            write_answer(w, value.actions)
                 if returned is not None:
                     if type(returned) is not dict:
                         check_answer(route.function, returned)
-                    write_answer(&w, returned)
-                if w.length > room:
-                    raise too_big(w.length, room)
-                return PyBytes_FromStringAndSize(<const char *>w.data, w.length)
+                    write_answer(w, returned)
+                if w.length > most:
+                    raise too_big(w.length - start, most - start)
         except BaseException as failure:
             error = failure
-        finally:
-            release(&w)
-            self.count_call(route, now() - began)
-        self.fail(route, error)
-        return route.on_error if len(route.on_error) <= room else b""
+        self.count_call(route, now() - began)
+        if error is not None:
+            w.length = start
+            self.fail(route, error)
+            write_if_it_fits(w, route.on_error, most)
+        return 0
 
-    def acknowledge(self, Intake intake, Deferred deferred):
-        """The ACK of a NOTIFY whose calls have all ended."""
+    def acknowledge(self, Intake intake, Deferred deferred, path):
+        """Write the ACK of a NOTIFY whose calls have all ended, as the twin describes it."""
         cdef bytes actions = deferred.actions
         cdef Py_ssize_t room
         cdef unsigned char stack[512]
@@ -859,14 +875,13 @@ cdef class Dispatcher:
         try:
             begin_frame(
                 &w, ACK, FIN, deferred.stream_id, deferred.frame_id, intake.little_endian)
-            room = intake.max_frame_size + 4 - w.length
+            room = LENGTH_SIZE + intake.max_frame_size - w.length
             if PyBytes_GET_SIZE(actions) > room:  # Another connection may have a lower limit.
                 self.fail(deferred.calls[0].route, too_big(PyBytes_GET_SIZE(actions), room))
                 actions = b""
             write_bytes(&w, PyBytes_AS_STRING(actions), PyBytes_GET_SIZE(actions))
             finish_frame(&w, 0)
-            self.row[ACKS] += 1
-            return PyBytes_FromStringAndSize(<const char *>w.data, w.length)
+            self.send_later(intake, &w, path)
         finally:
             release(&w)
 
@@ -886,6 +901,11 @@ cdef class Dispatcher:
             if self.without_route is not None:
                 self.without_route(name)
         return 0
+
+
+cdef inline bint keepable(Call call) noexcept:
+    """Nothing but the call's end can end the wait for it, unless the connection ends."""
+    return not call.route.limited and (call.begun is not None or call.route.kind == LEFT)
 
 
 cdef object too_big(Py_ssize_t size, Py_ssize_t room):

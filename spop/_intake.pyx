@@ -1,5 +1,6 @@
 """What a connection has received and may receive, compiled: the same as `_intake_py`, its twin."""
 
+from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from libc.string cimport memcpy, memmove, memset
 
@@ -86,11 +87,13 @@ cdef class Intake:
         self.max_frame_size = max_frame_size
         self.max_payload_size = max_payload_size
         self.max_in_flight = 1
+        self.calls = {}
         self.memory = Memory()
 
     def __dealloc__(self):
         free_bytes(&self.received)
         free_bytes(&self.payload)
+        free_bytes(&self.acks)
 
     @property
     def unread(self):
@@ -102,7 +105,7 @@ cdef class Intake:
 
     @property
     def allocated(self):
-        return self.received.capacity + self.payload.capacity
+        return self.received.capacity + self.payload.capacity + self.acks.capacity
 
     @property
     def paused(self):
@@ -112,13 +115,24 @@ cdef class Intake:
     def at_rest(self):
         return (
             self.is_open and not self.in_flight and not self.suspended
-            and self.received.end == 0 and not self.begun and not self.ignored)
+            and self.received.end == 0 and not self.begun and not self.ignored
+            and self.acks.end == 0)
 
     def close(self):
         """Forget what was received: nobody will read it."""
         self.is_open = False
         free_bytes(&self.received)
         self.end_payload()
+
+    def take_acks(self):
+        """The ACKs of calls that have ended since the last send."""
+        cdef bytes acks
+        if self.acks.end == 0:
+            return b""
+        acks = PyBytes_FromStringAndSize(
+            <const char *>self.acks.data + self.acks.start, self.acks.end - self.acks.start)
+        free_bytes(&self.acks)
+        return acks
 
     cdef int keep(
         self, Bytes *kept, const unsigned char *data, Py_ssize_t size, Py_ssize_t expected=0

@@ -15,7 +15,7 @@ from libc.string cimport memmove
 
 from spop._codec cimport Writer, release, use_stack
 from spop._dispatch cimport BYTES_RECEIVED, BYTES_SENT, ROUND_BEGAN, Dispatcher, now
-from spop._intake cimport Intake
+from spop._intake cimport Bytes, Intake, drop_bytes
 
 from spop.counters import new_row
 
@@ -74,11 +74,42 @@ cdef extern from "errno.h" nogil:
     int EINTR
     int EWOULDBLOCK
 
+cdef extern from "pythread.h" nogil:
+    ctypedef void *PyThread_type_lock
+    PyThread_type_lock PyThread_allocate_lock()
+    void PyThread_free_lock(PyThread_type_lock)
+    int PyThread_acquire_lock(PyThread_type_lock, int)
+    void PyThread_release_lock(PyThread_type_lock)
+
 cdef enum:
     READ = 1
     WRITE = 2
     EVENTS = 128
     LONGEST_WAIT = 86400
+
+
+@cython.final
+cdef class Sleeper:
+    """What a thread sleeps on, as the twin describes it."""
+
+    cdef PyThread_type_lock lock
+
+    def __cinit__(self):
+        self.lock = PyThread_allocate_lock()
+        if self.lock is NULL:
+            raise MemoryError
+        PyThread_acquire_lock(self.lock, 1)
+
+    def __dealloc__(self):
+        if self.lock is not NULL:
+            PyThread_free_lock(self.lock)
+
+    def sleep(self):
+        with nogil:
+            PyThread_acquire_lock(self.lock, 1)
+
+    def wake(self):
+        PyThread_release_lock(self.lock)
 
 
 @cython.final
@@ -89,12 +120,27 @@ cdef class FastPaths:
     cdef unsigned char[::1] buffer
     cdef object ready
     cdef object go_on
+    cdef object flush
 
-    def __cinit__(self, Dispatcher dispatcher, buffer, ready, go_on):
+    def __cinit__(self, Dispatcher dispatcher, buffer, ready, go_on, flush):
         self.dispatcher = dispatcher
         self.buffer = buffer
         self.ready = ready
         self.go_on = go_on
+        self.flush = flush
+
+    cdef inline bint has_more(self) noexcept:
+        """There is more for the loop to do at the end of the round."""
+        return len(self.dispatcher.left) > 0 or len(self.dispatcher.settled) > 0
+
+    def send_acks(self):
+        """Send the ACKs that `Dispatcher.settled` tells of, as the twin describes it."""
+        cdef list settled = self.dispatcher.settled
+        cdef FastPath path
+        while settled:
+            path = settled.pop()
+            if path.connection is not None and not path.send_acks():
+                self.flush(path.connection)
 
 
 @cython.final
@@ -107,17 +153,24 @@ cdef class FastPath:
     cdef readonly object connection
     cdef public bint enabled
     cdef public bint active
+    cdef public int events
 
     def __cinit__(self, FastPaths shared, Intake intake, int fd, connection):
         self.shared = shared
         self.intake = intake
         self.fd = fd
         self.connection = connection
+        self.events = READ
 
     def close(self):
         """Have nothing more to do with the connection."""
         self.enabled = False
         self.connection = None
+
+    def fail(self, error):
+        """End the connection, unless it has ended, after an unexpected error."""
+        if self.connection is not None:
+            self.shared.go_on(self.connection, [], b"", error)
 
     def __call__(self, int events):
         """The socket is ready for something."""
@@ -150,6 +203,16 @@ cdef class FastPath:
             self.shared.go_on(self.connection, frames, acks, error)
         return done
 
+    cdef bint send_acks(self) except -1:
+        """Send the ACKs of calls that have ended. False: there is more to do."""
+        cdef Bytes *acks = &self.intake.acks
+        cdef Py_ssize_t sent
+        if not self.enabled or self.events != READ or self.intake.received.end:
+            return False
+        sent = self.send_bytes(acks.data + acks.start, acks.end - acks.start)
+        drop_bytes(acks, max(0, sent))
+        return acks.end == 0
+
     cdef bint receive(self, list frames, Writer *w) except -1:
         """True: all that was received is answered and sent. False: `frames` or what is
         written is left."""
@@ -160,7 +223,11 @@ cdef class FastPath:
         if size == 0:
             return True
         d.until = 0
-        d.take(intake, buffer, size, frames, w)
+        d.path = self
+        try:
+            d.take(intake, buffer, size, frames, w)
+        finally:
+            d.path = None
         while w.length or frames:
             if not self.send(w) or frames:
                 return False
@@ -190,16 +257,22 @@ cdef class FastPath:
         cdef Py_ssize_t sent
         if w.length == 0:
             return True
-        with nogil:
-            sent = send(self.fd, w.data, w.length, MSG_DONTWAIT | MSG_NOSIGNAL)
+        sent = self.send_bytes(w.data, w.length)
         if sent < 0:
             return False  # Whoever sends the rest finds out why.
-        self.shared.dispatcher.row[BYTES_SENT] += sent
-        self.active = True
         w.length -= sent
         if w.length:
             memmove(w.data, w.data + sent, w.length)
         return w.length == 0
+
+    cdef Py_ssize_t send_bytes(self, const unsigned char *data, Py_ssize_t size):
+        cdef Py_ssize_t sent
+        with nogil:
+            sent = send(self.fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if sent > 0:
+            self.shared.dispatcher.row[BYTES_SENT] += sent
+            self.active = True
+        return sent
 
 
 @cython.final
@@ -213,6 +286,7 @@ cdef class Poller:
     cdef int64_t[::1] row
     cdef object soon
     cdef object later
+    cdef Sleeper sleeper
 
     def __cinit__(self, cells=None):
         self.ready = []
@@ -276,7 +350,7 @@ cdef class Poller:
             ready = self.ready_at(&events[i])
             if type(ready) is FastPath and events[i].events == EPOLLIN and (
                     (<FastPath>ready).is_usable()):
-                if not (<FastPath>ready).exchange():
+                if not (<FastPath>ready).exchange() or (<FastPath>ready).shared.has_more():
                     fast = False
             else:
                 fast = False
@@ -293,6 +367,11 @@ cdef class Poller:
             if ready is not None:
                 found.append((ready, read_and_write(&events[i])))
         return found
+
+    def wake_in_wait(self, Sleeper sleeper):
+        if self.sleeper is not None:
+            self.sleeper.wake()
+        self.sleeper = sleeper
 
     def wake(self):
         with critical_section(self):
@@ -324,13 +403,21 @@ cdef class Poller:
         """How many events there are; none as well when a signal came. Below 0: no timeout."""
         cdef int milliseconds = -1 if timeout < 0 else <int>ceil(timeout * 1000)
         cdef int count
+        cdef PyThread_type_lock lock = NULL
+        cdef Sleeper sleeper = self.sleeper
+        if sleeper is not None:
+            lock, self.sleeper = sleeper.lock, None
         if self.epoll < 0:
             raise ValueError("the poller is closed")
         if milliseconds == 0:  # Not to wait keeps the GIL.
+            if lock is not NULL:
+                PyThread_release_lock(lock)
             count = epoll_wait(self.epoll, events, EVENTS, 0)
         else:
             self.row[ROUND_BEGAN] = 0
             with nogil:
+                if lock is not NULL:
+                    PyThread_release_lock(lock)
                 count = epoll_wait(self.epoll, events, EVENTS, milliseconds)
         self.row[ROUND_BEGAN] = now()
         if count >= 0:

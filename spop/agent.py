@@ -567,7 +567,8 @@ async def _handle(info: HandlerInfo, notify: bytes, peer: Peer) -> dict[str, Val
     deferred.actions = bytes(dispatcher.result(call, returned, None, began, deferred.room))
     if errors:
         raise errors[0]
-    (ack,), _ = codec.decode_frames(dispatcher.acknowledge(intake, deferred))
+    dispatcher.acknowledge(intake, deferred, None)
+    (ack,), _ = codec.decode_frames(intake.take_acks())
     assert isinstance(ack, Ack)
     return ack.variables
 

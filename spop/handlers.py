@@ -175,7 +175,8 @@ class HandlerInfo(typing.NamedTuple):
         if around is not None:
             function = around(function)
         kind = self.kind if kind is None else kind
-        return Route(self.name, function, parameters, kind, self.on_error)
+        limited = self.timeout is not None or self.concurrency is not None
+        return Route(self.name, function, parameters, kind, self.on_error, limited)
 
 
 def _by_keyword(parameter: Parameter) -> Parameter:

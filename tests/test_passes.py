@@ -152,7 +152,7 @@ def test_both_twins_of_the_port_leave_a_suspended_intake_to_the_loop(
     route = dispatch.Route("m", lambda: time.sleep(0.001))
     dispatcher, intake = dispatch.Dispatcher([route], max_pass=1), opened(dispatch)
     shared = port.FastPaths(
-        dispatcher, bytearray(65536), lambda *args: None, lambda *args: told.append(args)
+        dispatcher, bytearray(65536), lambda *args: None, lambda *args: told.append(args), None
     )
     engine, ours = socket.socketpair()
     with engine, ours:

@@ -69,7 +69,11 @@ def test_acks_that_do_not_fit_the_socket_are_given_back(
     intake = intake_class(dispatch)(2 * size)
     intake.is_open = True
     told: list[Any] = []
-    shared = port.FastPaths(dispatcher, bytearray(4096), None, lambda *what: told.append(what))
+
+    def go_on(*what: Any) -> None:
+        told.append(what)
+
+    shared = port.FastPaths(dispatcher, bytearray(4096), None, go_on, None)
     ours, engine = socket.socketpair()
     with ours, engine:
         ours.setblocking(False)

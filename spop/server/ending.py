@@ -76,7 +76,8 @@ def _left_behind(loops: Iterable[Loop], jobs: Iterable[Job]) -> Iterator[str]:
             names = ", ".join(sorted(_messages(loop))[:MAX_NAMED])
             yield f"{loop.thread.name}, in {place_of(loop.thread)}, with {names or 'no message'},"
     for job in jobs:
-        yield f"the handler of {_message(job.call.route.name, job.exchange.connection.protocol.peer)}"
+        name, _, _, peer = job.call.running or (job.call.route.name, 0, 0, None)
+        yield f"the handler of {_message(name, peer)}"
 
 
 def _messages(loop: Loop) -> Iterator[str]:
@@ -87,10 +88,10 @@ def _messages(loop: Loop) -> Iterator[str]:
         return
     with contextlib.suppress(RuntimeError):  # It does come round just now.
         for connection in loop.connections:
-            for exchange in connection.exchanges:
-                call = exchange.present()
-                if call is not None:
-                    yield _message(call.route.name, connection.protocol.peer)
+            kept = [call for call in connection.protocol.intake.calls if call.running is None]
+            present = [exchange.present() for exchange in connection.exchanges]
+            for call in filter(None, [*kept, *present]):
+                yield _message(call.route.name, connection.protocol.peer)
 
 
 def _message(name: str, peer: Peer | None) -> str:

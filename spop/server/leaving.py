@@ -131,6 +131,9 @@ class Loop(Protocol):
     def see_to(self, connection: Connection, events: int) -> None:
         """Do what the socket is ready for."""
 
+    def take_back(self, connection: Connection) -> None:
+        """Have exchanges wait for the calls that the dispatcher would answer itself."""
+
     def forget(self, connection: Connection) -> None:
         """Serve a connection no longer. Its socket stays open."""
 
@@ -201,6 +204,7 @@ class Leaving:
     def report(self, connection: Connection, reason: Disconnect) -> None:
         """Count and log the end of a connection, or its refusal, and call the hooks."""
         cells = self._loop.cells
+        self._loop.take_back(connection)
         peer, connection.peer = connection.peer, None
         if reason.remote:
             cells[status_cell(Cell.DISCONNECTS_RECEIVED, reason.code)] += 1
@@ -232,6 +236,7 @@ class Leaving:
     def end_for_memory(self, connection: Connection) -> None:
         """End a connection, to have the memory that it takes."""
         self._loop.cells[Cell.OUT_OF_MEMORY] += 1
+        self._loop.take_back(connection)
         exchanges, connection.exchanges = connection.exchanges, set()
         for exchange in exchanges:
             exchange.cancel()
@@ -453,7 +458,7 @@ class Leaving:
 
         While one frame at most may be in flight, no more is read before the others are answered.
         """
-        busy = (each for each in self._loop.connections if each.movable and each.exchanges)
+        busy = (each for each in self._loop.connections if each.movable and each.protocol.in_flight)
         for connection in itertools.islice(busy, count):
             if connection not in self._held:
                 intake = connection.protocol.intake
