@@ -1,7 +1,7 @@
 """From the bytes of NOTIFY frames to the bytes of their ACKs, compiled.
 
-The same as `_dispatch_py`, its twin. A NOTIFY is first read whole into `Field`s, so that a
-malformed one calls no handler; then arguments go straight into the vector of a call.
+The same as `_dispatch_py`, its twin. All of a NOTIFY is read into `Field`s first, so that a
+malformed one calls no handler. Then arguments go straight into the vector of a call.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -67,8 +67,8 @@ cdef object _running = RUNNING
 cdef list _forked = FORKED
 
 cdef enum:
-    MOST_SPARE = 262144    # Bytes of the memory of a payload that is kept for the next.
-    FIELDS_KEPT = 1024     # Fields and spans that are kept for the next NOTIFY.
+    MOST_SPARE = 262144    # Bytes of a payload's memory that may be kept for the next payload.
+    FIELDS_KEPT = 1024     # Fields and spans whose memory is kept for the next NOTIFY.
     LEARNED_NAMES = 1024
 
     INLINE = 0
@@ -144,7 +144,8 @@ cdef class Route:
         return f"<Route {self.name}>"
 
     cdef inline int slot_of(self, int position, Field *field) except -2:
-        """The slot that an argument goes into, or -1. Names come in the order of last time."""
+        """The slot of an argument, or -1. Names mostly come in the order of the last frame, so
+        one comparison replaces a lookup."""
         cdef Seen *seen = &self.seen[position]
         if position < self.seen_count and seen.length == field.name_length and memcmp(
                 seen.name, field.name, field.name_length) == 0:
@@ -172,7 +173,7 @@ cdef class Route:
         return slot
 
     cdef object accepted(self, int slot, Field *field):
-        """The argument's value as its parameter has it, or MISSING."""
+        """The argument's value in a type that its parameter accepts, or MISSING."""
         cdef long accepts = self.accepts[slot]
         cdef int type = field.type
         if accepts >> type & 1:
@@ -204,7 +205,7 @@ cdef class Route:
     cdef int bind(
         self, PyObject **values, Field *fields, Span *span, Header *header, object connection,
     ) except -1:
-        """Fill `values`, owned references, with what the parameters are to be given."""
+        """Fill `values`, owned references, with the values of the parameters."""
         cdef int i, slot
         cdef object value
         for i in range(span.count):
@@ -224,7 +225,7 @@ cdef class Route:
     cdef object supplied(
         self, int slot, Field *fields, Span *span, Header *header, object connection,
     ):
-        """What a parameter is given that no argument was for."""
+        """The value of a parameter that no argument matched: the message, an `Ack` or the default."""
         if self.kinds[slot] == KIND_MESSAGE:
             return message_of(fields, span, header, connection)
         if self.kinds[slot] == KIND_ACK:
@@ -240,7 +241,7 @@ def _keyword_only(parameter):
 
 
 cdef inline PyObject **parameter_values(Route route, PyObject **stack) except NULL:
-    """Room for the values of a handler's parameters, `stack` where its 16 are enough."""
+    """Memory for the values of a handler's parameters: `stack` if there are 16 at most."""
     cdef PyObject **values = stack
     if route.size > 16:
         values = <PyObject **>PyMem_Malloc(route.size * sizeof(PyObject *))
@@ -323,7 +324,7 @@ cdef class AsyncCall:
         return yielded
 
     def throw(self, *error):
-        """Run its next step with an exception, `asyncio.CancelledError` for one."""
+        """Run its next step with an exception, for example `asyncio.CancelledError`."""
         cdef int64_t began = now()
         try:
             return self.coroutine.throw(*error)
@@ -340,7 +341,7 @@ cdef class AsyncCall:
         """End it without a result."""
         self.coroutine.close()
 
-    def __next__(self):  # A task calls this where it sends None, as no method is looked up.
+    def __next__(self):  # A task calls this instead of `send(None)`: it needs no lookup.
         yielded = self.step(None)
         if self.done:
             raise StopIteration
@@ -353,7 +354,7 @@ cdef class AsyncCall:
         return self
 
     def __getattr__(self, str name):
-        """``cr_frame`` and its like, for those who look into a task."""
+        """``cr_frame`` and its like, for debuggers."""
         return getattr(self.coroutine, name)
 
     cdef object step(self, value):
@@ -468,8 +469,8 @@ cdef class Dispatcher:
     cdef int take_behind(
         self, Intake intake, const unsigned char *data, Py_ssize_t size, list frames, Writer *w,
     ) except -1:
-        """Take what follows on unread bytes. Only the first frame is completed there; those
-        behind it are read where they are."""
+        """Take bytes behind unread ones. Only the first frame is copied there; the others are
+        read in `data`."""
         cdef Bytes *received = &intake.received
         cdef Py_ssize_t used = 0
         if not intake.is_paused():
@@ -491,7 +492,7 @@ cdef class Dispatcher:
     cdef Py_ssize_t answer(
         self, Intake intake, const unsigned char *data, Py_ssize_t end, list frames, Writer *w,
     ) except -1:
-        """Answer the frames at the front of `data`. Returns how many bytes they are."""
+        """Answer the frames at the front of `data`. Returns their number of bytes."""
         cdef Reader r
         cdef Header header
         cdef Py_ssize_t offset = 0, length
@@ -505,7 +506,7 @@ cdef class Dispatcher:
                 length = frame_length(data, offset, end, intake.frame_limit())
                 if length < 0:
                     break
-                r.offset = offset + 4
+                r.offset = offset + LENGTH_SIZE
                 r.end = r.offset + length
                 read_header(&r, &header, intake.little_endian, intake.whole)
                 if not intake.is_open or header.type not in (NOTIFY, UNSET_FRAME):
@@ -524,7 +525,7 @@ cdef class Dispatcher:
                 if intake.begun:
                     self.keep_spare(intake)
         except ProtocolError as error:
-            # Else the next call begins with the error, when these were sent.
+            # Otherwise the next call raises it, after these are sent.
             if not frames and not w.length:
                 if isinstance(error, TooManyMessagesError):
                     self.row[TOO_MANY_MESSAGES] += 1
@@ -533,7 +534,7 @@ cdef class Dispatcher:
         return offset
 
     cdef int leave(self, Reader *r, Header *header, Py_ssize_t length, list frames) except -1:
-        """A frame that is the caller's to see to."""
+        """Add a frame to those that the caller has to process."""
         if header.type in (
             HAPROXY_HELLO, HAPROXY_DISCONNECT, AGENT_HELLO, AGENT_DISCONNECT
         ) and length > MAX_CONTROL_SIZE:
@@ -544,7 +545,7 @@ cdef class Dispatcher:
     cdef bint put_together(
         self, Intake intake, Reader *r, Header *header, Writer *w,
     ) except -1:
-        """Take a fragment. True: it was the last, and the messages of the whole are read."""
+        """Take a fragment (section 3.2). True: it was the last, and the messages are read."""
         cdef Reader payload
         cdef Py_ssize_t before, start
         cdef Step step
@@ -565,19 +566,19 @@ cdef class Dispatcher:
         try:
             self.read_spans(&payload)
         except ProtocolError:
-            intake.payload.end = before  # It is taken once more, when it is the first frame.
+            intake.payload.end = before  # The next call reads it once more.
             raise
         return True
 
     cdef void keep_spare(self, Intake intake) noexcept:
-        """A payload was answered. Its memory is there for the next, which saves growing it."""
+        """Keep the memory of an answered payload for the next one, which need not grow it."""
         if self.spare.data is NULL and intake.payload.capacity <= MOST_SPARE:
             self.spare, intake.payload = intake.payload, self.spare
             self.spare.end = 0
         intake.end_payload()
 
     cdef inline void shrink(self) noexcept:
-        """Give back the memory that one unusually large NOTIFY took."""
+        """Free the memory of one unusually large NOTIFY."""
         if self.fields_size > FIELDS_KEPT or self.spans_size > FIELDS_KEPT:
             PyMem_Free(self.fields)
             PyMem_Free(self.spans)
@@ -585,7 +586,7 @@ cdef class Dispatcher:
             self.fields_size = self.spans_size = 0
 
     cdef int read_spans(self, Reader *r) except -1:
-        """Read the messages of a NOTIFY."""
+        """Read the messages of a NOTIFY, up to the limits."""
         cdef Py_ssize_t used = 0
         cdef Span *span
         cdef int i
@@ -661,7 +662,7 @@ cdef class Dispatcher:
             w, ACK, FIN, header.stream_id, header.frame_id, intake.little_endian)
         payload = w.length
         # HAProxy takes no fragments of an ACK (section 3.2.7).
-        most = start + 4 + intake.max_frame_size
+        most = start + LENGTH_SIZE + intake.max_frame_size
         for i in range(self.span_count):
             span = &self.spans[i]
             if span.route is NULL:
@@ -730,7 +731,7 @@ cdef class Dispatcher:
         return None
 
     cdef AsyncCall begin(self, Route route, coroutine, Header *header, object connection):
-        """Start a task for a handler's coroutine, which may have ended when this returns."""
+        """Start a task for a handler's coroutine. It may have ended when this returns."""
         cdef AsyncCall begun = AsyncCall(coroutine, route.name, self.slow, self.slow_after)
         token = PyContextVar_Set(
             _running, (route.name, header.stream_id, header.frame_id, connection))
@@ -741,7 +742,7 @@ cdef class Dispatcher:
         return begun
 
     cdef int observe(self, Route route) except -1:
-        """Count a run, from the end of the one before it, and how long it took."""
+        """Count a call. Its time begins at the end of the last one: that saves a clock read."""
         cdef int64_t end = now()
         cdef int64_t taken = end - self.clock
         self.clock = end
@@ -757,7 +758,7 @@ cdef class Dispatcher:
         return 0
 
     cdef list calls(self, waiting, Py_ssize_t first, Header *header, object connection):
-        """The call that has to be waited for and, bound, those of the messages behind it."""
+        """The call that has to be waited for, and bound calls of the messages behind it."""
         cdef Py_ssize_t i
         cdef Route route
         cdef list calls = [waiting]
@@ -816,7 +817,7 @@ cdef class Dispatcher:
         return route.on_error if len(route.on_error) <= room else b""
 
     def acknowledge(self, Intake intake, Deferred deferred):
-        """The ACK of a NOTIFY whose calls have all ended."""
+        """The ACK of a NOTIFY whose calls have all ended (section 3.2.7)."""
         cdef bytes actions = deferred.actions
         cdef Py_ssize_t room
         cdef unsigned char stack[512]
@@ -825,7 +826,7 @@ cdef class Dispatcher:
         try:
             begin_frame(
                 &w, ACK, FIN, deferred.stream_id, deferred.frame_id, intake.little_endian)
-            room = intake.max_frame_size + 4 - w.length
+            room = intake.max_frame_size + LENGTH_SIZE - w.length
             if PyBytes_GET_SIZE(actions) > room:  # Another connection may have a lower limit.
                 self.fail(deferred.calls[0].route, too_big(PyBytes_GET_SIZE(actions), room))
                 actions = b""
@@ -837,7 +838,7 @@ cdef class Dispatcher:
             release(&w)
 
     cpdef fail(self, Route route, error):
-        """Count a failure of a route and tell of it."""
+        """Count a failure of a route and call `failed`."""
         self.row[route.base + ERRORS] += 1
         if self.failed is not None:
             self.failed(route.name, error)
