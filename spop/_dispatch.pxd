@@ -162,7 +162,8 @@ cdef class Dispatcher:
     cdef int notify(self, Intake intake, Header *header, list frames, Writer *w) except -1
     cdef object run(
         self, Route route, Span *span, Header *header, Intake intake, Py_ssize_t most, Writer *w)
-    cdef AsyncCall begin(self, Route route, coroutine, Header *header, object connection)
+    cdef object begin(
+        self, Route route, coroutine, PyObject **values, Header *header, object connection)
     cdef int observe(self, Route route) except -1
     cdef list calls(self, waiting, Py_ssize_t first, Header *header, object connection)
     cdef object as_notify(self, Header *header, object connection)

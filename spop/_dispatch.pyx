@@ -692,7 +692,6 @@ cdef class Dispatcher:
         cdef PyObject **values = parameter_values(route, stack)
         cdef Py_ssize_t start = w.length
         cdef int i
-        cdef AsyncCall begun
         try:
             route.bind(values, self.fields, span, header, connection)
             if route.kind == LEFT or (route.kind == ASYNC and self.start is None):
@@ -704,12 +703,9 @@ cdef class Dispatcher:
                 route.function, values, route.positional,
                 <PyObject *>route.keywords if route.keywords else NULL)
             if route.kind == ASYNC:
-                begun = self.begin(route, result, header, connection)
-                if not begun.done:
-                    return Call(route, values_list(route, values) if route.takes_ack else [], begun)
-                if begun.error is not None:
-                    raise begun.error
-                result = begun.value
+                result = self.begin(route, result, values, header, connection)
+                if type(result) is Call:
+                    return result
             if route.takes_ack:
                 for i in range(route.size):
                     if route.kinds[i] == KIND_ACK:
@@ -730,8 +726,11 @@ cdef class Dispatcher:
         self.observe(route)
         return None
 
-    cdef AsyncCall begin(self, Route route, coroutine, Header *header, object connection):
-        """Start a task for a handler's coroutine. It may have ended when this returns."""
+    cdef object begin(
+        self, Route route, coroutine, PyObject **values, Header *header, object connection,
+    ):
+        """Start a task for a handler's coroutine. Returns a call to be waited for or, if it has
+        ended, the handler's result."""
         cdef AsyncCall begun = AsyncCall(coroutine, route.name, self.slow, self.slow_after)
         token = PyContextVar_Set(
             _running, (route.name, header.stream_id, header.frame_id, connection))
@@ -739,7 +738,11 @@ cdef class Dispatcher:
             begun.task = self.start(begun)
         finally:
             PyContextVar_Reset(_running, token)
-        return begun
+        if not begun.done:
+            return Call(route, values_list(route, values) if route.takes_ack else [], begun)
+        if begun.error is not None:
+            raise begun.error
+        return begun.value
 
     cdef int observe(self, Route route) except -1:
         """Count a call. Its time begins at the end of the last one: that saves a clock read."""
