@@ -158,6 +158,7 @@ cdef class FastPath:
         cdef Py_ssize_t size = self.recv(buffer)
         if size == 0:
             return True
+        d.until = 0
         d.take(intake, buffer, size, frames, w)
         while w.length or frames:
             if not self.send(w) or frames:
@@ -167,7 +168,7 @@ cdef class FastPath:
             # The unread bytes are a partial frame, a malformed one, or those behind
             # `max_answer_size` bytes of answers.
             d.take(intake, NULL, 0, frames, w)
-        return True
+        return not intake.suspended
 
     cdef Py_ssize_t recv(self, unsigned char *buffer) except -1:
         """Number of received bytes; 0 if none have come."""

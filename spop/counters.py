@@ -52,6 +52,7 @@ class Cell(IntEnum):
     waits."""
     OLDEST_JOB = auto()
     """The time at which the oldest job in the pool's queue came, in ns likewise; 0: none waits."""
+    OUT_OF_MEMORY = auto()
     DISCONNECTS_SENT = 32
     DISCONNECTS_RECEIVED = 48
 
@@ -89,6 +90,7 @@ _LIMITS = {
     "max_messages_or_arguments": Cell.TOO_MANY_MESSAGES,
     "max_frame_size": Cell.FRAMES_TOO_BIG,
     "max_queue": Cell.REJECTED,
+    "max_memory": Cell.OUT_OF_MEMORY,
 }
 
 

@@ -268,6 +268,7 @@ class Filter:
         permissions: the variables that the agent may set.
         stream_ids: the stream-ids of streams to come.
         nb_processed, nb_errors: number of processings, and of those that failed.
+        ignored_actions: number of malformed actions in ACKs.
     """
 
     def __init__(
@@ -295,11 +296,16 @@ class Filter:
         self._timeout = NEVER if config.processing_timeout is None else config.processing_timeout
         self._maxerrrate = 0 if rewritten else config.maxerrrate
         self._errors = Rate(self._maxerrrate)
-        self._lock = threading.Lock()
+        self.begin_anew()
         self.stream_ids = itertools.count(1)
         self._processed = itertools.count(1)
         self.nb_processed = 0
         self.nb_errors = 0
+        self.ignored_actions = 0
+
+    def begin_anew(self) -> None:
+        """In a process that was forked, where nobody would release the parent's lock."""
+        self._lock = threading.Lock()
 
     def _templates(self, messages: Iterable[MessageConfig]) -> tuple[_Template, ...]:
         set_on_error = self.config.set_on_error
@@ -363,7 +369,18 @@ class Filter:
         else:
             processing.acked_at = monotonic()
             self._act(context, ack.actions)
+            if ack.ignored:
+                self._note_ignored(processing, ack.ignored)
         self._finish(context, processing)
+
+    def _note_ignored(self, processing: Processing, count: int) -> None:
+        with self._lock:
+            self.ignored_actions += count
+        self._problems.warning(
+            "%s: the agent's ACK has %d malformed actions, which are passed over, as HAProxy does",
+            processing.label,
+            count,
+        )
 
     def _finish(self, context: StreamContext, processing: Processing) -> None:
         config, status = self.config, processing.status
