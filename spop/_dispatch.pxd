@@ -168,7 +168,8 @@ cdef class Dispatcher:
     cdef int notify(self, Intake intake, Header *header, list frames, Writer *w) except -1
     cdef object run(
         self, Route route, Span *span, Header *header, Intake intake, Py_ssize_t most, Writer *w)
-    cdef AsyncCall begin(self, Route route, coroutine, Header *header, object connection)
+    cdef object begin(
+        self, Route route, coroutine, PyObject **values, Header *header, object connection)
     cdef int keep(self, Call call, bytes actions, Header *header, Intake intake) except -1
     cpdef count_task(self, int change)
     cpdef settle(self, Call call, returned, error)

@@ -1,7 +1,7 @@
 """From the bytes of NOTIFY frames to the bytes of their ACKs, compiled.
 
-The same as `_dispatch_py`, its twin. A NOTIFY is first read whole into `Field`s, so that a
-malformed one calls no handler; then arguments go straight into the vector of a call.
+The same as `_dispatch_py`, its twin. All of a NOTIFY is read into `Field`s first, so that a
+malformed one calls no handler. Then arguments go straight into the vector of a call.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -59,8 +59,8 @@ cdef object _running = RUNNING
 cdef list _forked = FORKED
 
 cdef enum:
-    MOST_SPARE = 262144    # Bytes of the memory of a payload that is kept for the next.
-    FIELDS_KEPT = 1024     # Fields and spans that are kept for the next NOTIFY.
+    MOST_SPARE = 262144    # Bytes of a payload's memory that may be kept for the next payload.
+    FIELDS_KEPT = 1024     # Fields and spans whose memory is kept for the next NOTIFY.
     LEARNED_NAMES = 1024
     VALUE_SIZE = 64        # Bytes that the object of an argument takes besides its own, roughly.
 
@@ -134,7 +134,8 @@ cdef class Route:
         return f"<Route {self.name}>"
 
     cdef inline int slot_of(self, int position, Field *field) except -2:
-        """The slot that an argument goes into, or -1. Names come in the order of last time."""
+        """The slot of an argument, or -1. Names mostly come in the order of the last frame, so
+        one comparison replaces a lookup."""
         cdef Seen *seen = &self.seen[position]
         if position < self.seen_count and seen.length == field.name_length and memcmp(
                 seen.name, field.name, field.name_length) == 0:
@@ -162,7 +163,7 @@ cdef class Route:
         return slot
 
     cdef object accepted(self, int slot, Field *field):
-        """The argument's value as its parameter has it, or MISSING."""
+        """The argument's value in a type that its parameter accepts, or MISSING."""
         cdef long accepts = self.accepts[slot]
         cdef int type = field.type
         if accepts >> type & 1:
@@ -193,7 +194,7 @@ cdef class Route:
     cdef int bind(
         self, PyObject **values, Field *fields, Span *span, Header *header, object connection,
     ) except -1:
-        """Fill `values`, owned references, with what the parameters are to be given."""
+        """Fill `values`, owned references, with the values of the parameters."""
         cdef int i, slot
         cdef object value
         for i in range(span.count):
@@ -213,7 +214,7 @@ cdef class Route:
     cdef object supplied(
         self, int slot, Field *fields, Span *span, Header *header, object connection,
     ):
-        """What a parameter is given that no argument was for."""
+        """The value of a parameter that no argument matched: the message, an `Ack` or the default."""
         if self.kinds[slot] == KIND_MESSAGE:
             return message_of(fields, span, header, connection)
         if self.kinds[slot] == KIND_ACK:
@@ -230,7 +231,7 @@ def _keyword_only(parameter):
 
 
 cdef inline PyObject **parameter_values(Route route, PyObject **stack) except NULL:
-    """Room for the values of a handler's parameters, `stack` where its 16 are enough."""
+    """Memory for the values of a handler's parameters: `stack` if there are 16 at most."""
     cdef PyObject **values = stack
     if route.size > 16:
         values = <PyObject **>PyMem_Malloc(route.size * sizeof(PyObject *))
@@ -397,8 +398,8 @@ cdef class Dispatcher:
     cdef int take_behind(
         self, Intake intake, const unsigned char *data, Py_ssize_t size, list frames, Writer *w,
     ) except -1:
-        """Take what follows on unread bytes. Only the first frame is completed there; those
-        behind it are read where they are."""
+        """Take bytes behind unread ones. Only the first frame is copied there; the others are
+        read in `data`."""
         cdef Bytes *received = &intake.received
         cdef Py_ssize_t used = 0
         if not intake.is_paused():
@@ -420,7 +421,7 @@ cdef class Dispatcher:
     cdef Py_ssize_t answer(
         self, Intake intake, const unsigned char *data, Py_ssize_t end, list frames, Writer *w,
     ) except -1:
-        """Answer the frames at the front of `data`. Returns how many bytes they are."""
+        """Answer the frames at the front of `data`. Returns their number of bytes."""
         cdef Reader r
         cdef Header header
         cdef Py_ssize_t offset = 0, length
@@ -435,7 +436,7 @@ cdef class Dispatcher:
                 length = frame_length(data, offset, end, intake.frame_limit())
                 if length < 0:
                     break
-                r.offset = offset + 4
+                r.offset = offset + LENGTH_SIZE
                 r.end = r.offset + length
                 read_header(&r, &header, intake.little_endian, intake.whole)
                 if not intake.is_open or header.type not in (NOTIFY, UNSET_FRAME):
@@ -454,7 +455,7 @@ cdef class Dispatcher:
                 if intake.begun:
                     self.keep_spare(intake)
         except ProtocolError as error:
-            # Else the next call begins with the error, when these were sent.
+            # Otherwise the next call raises it, after these are sent.
             if not frames and not w.length:
                 if isinstance(error, TooManyMessagesError):
                     self.row[TOO_MANY_MESSAGES] += 1
@@ -463,7 +464,7 @@ cdef class Dispatcher:
         return offset
 
     cdef int leave(self, Reader *r, Header *header, Py_ssize_t length, list frames) except -1:
-        """A frame that is the caller's to see to."""
+        """Add a frame to those that the caller has to process."""
         if header.type in (
             HAPROXY_HELLO, HAPROXY_DISCONNECT, AGENT_HELLO, AGENT_DISCONNECT
         ) and length > MAX_CONTROL_SIZE:
@@ -474,7 +475,7 @@ cdef class Dispatcher:
     cdef bint put_together(
         self, Intake intake, Reader *r, Header *header, Writer *w,
     ) except -1:
-        """Take a fragment. True: it was the last, and the messages of the whole are read."""
+        """Take a fragment (section 3.2). True: it was the last, and the messages are read."""
         cdef Reader payload
         cdef Py_ssize_t before, start
         cdef Step step
@@ -495,19 +496,19 @@ cdef class Dispatcher:
         try:
             self.read_spans(&payload)
         except ProtocolError:
-            intake.payload.end = before  # It is taken once more, when it is the first frame.
+            intake.payload.end = before  # The next call reads it once more.
             raise
         return True
 
     cdef void keep_spare(self, Intake intake) noexcept:
-        """A payload was answered. Its memory is there for the next, which saves growing it."""
+        """Keep the memory of an answered payload for the next one, which need not grow it."""
         if self.spare.data is NULL and intake.payload.capacity <= MOST_SPARE:
             self.spare, intake.payload = intake.payload, self.spare
             self.spare.end = 0
         intake.end_payload()
 
     cdef inline void shrink(self) noexcept:
-        """Give back the memory that one unusually large NOTIFY took."""
+        """Free the memory of one unusually large NOTIFY."""
         if self.fields_size > FIELDS_KEPT or self.spans_size > FIELDS_KEPT:
             PyMem_Free(self.fields)
             PyMem_Free(self.spans)
@@ -515,7 +516,7 @@ cdef class Dispatcher:
             self.fields_size = self.spans_size = 0
 
     cdef int read_spans(self, Reader *r) except -1:
-        """Read the messages of a NOTIFY."""
+        """Read the messages of a NOTIFY, up to the limits."""
         cdef Py_ssize_t used = 0
         cdef Span *span
         cdef int i
@@ -593,7 +594,7 @@ cdef class Dispatcher:
             w, ACK, FIN, header.stream_id, header.frame_id, intake.little_endian)
         payload = w.length
         # HAProxy takes no fragments of an ACK (section 3.2.7).
-        most = start + 4 + intake.max_frame_size
+        most = start + LENGTH_SIZE + intake.max_frame_size
         for i in range(self.span_count):
             span = &self.spans[i]
             if span.route is NULL:
@@ -626,7 +627,6 @@ cdef class Dispatcher:
         cdef PyObject **values = parameter_values(route, stack)
         cdef Py_ssize_t start = w.length
         cdef int i
-        cdef AsyncCall begun
         try:
             route.bind(values, self.fields, span, header, connection)
             if route.kind == LEFT or (route.kind == ASYNC and not self.takes_tasks):
@@ -638,12 +638,9 @@ cdef class Dispatcher:
                 route.function, values, route.positional,
                 <PyObject *>route.keywords if route.keywords else NULL)
             if route.kind == ASYNC:
-                begun = self.begin(route, result, header, connection)
-                if not begun.done:
-                    return Call(route, values_list(route, values) if route.takes_ack else [], begun)
-                if begun.error is not None:
-                    raise begun.error
-                result = begun.value
+                result = self.begin(route, result, values, header, connection)
+                if type(result) is Call:
+                    return result
             if route.takes_ack:
                 for i in range(route.size):
                     if route.kinds[i] == KIND_ACK:
@@ -666,8 +663,11 @@ cdef class Dispatcher:
         self.observe(route)
         return None
 
-    cdef AsyncCall begin(self, Route route, coroutine, Header *header, object connection):
-        """Start a task for a handler's coroutine, which may have ended when this returns."""
+    cdef object begin(
+        self, Route route, coroutine, PyObject **values, Header *header, object connection,
+    ):
+        """Start a task for a handler's coroutine. Returns a call to be waited for or, if it has
+        ended, the handler's result."""
         cdef AsyncCall begun = AsyncCall(coroutine, route.name, self.slow, self.slow_after)
         token = PyContextVar_Set(
             _running, (route.name, header.stream_id, header.frame_id, connection))
@@ -675,7 +675,11 @@ cdef class Dispatcher:
             begun.task = self.start(begun)
         finally:
             PyContextVar_Reset(_running, token)
-        return begun
+        if not begun.done:
+            return Call(route, values_list(route, values) if route.takes_ack else [], begun)
+        if begun.error is not None:
+            raise begun.error
+        return begun.value
 
     cdef int keep(self, Call call, bytes actions, Header *header, Intake intake) except -1:
         """Answer a NOTIFY when its only call ends, without a `Deferred`."""
@@ -761,7 +765,7 @@ cdef class Dispatcher:
         return LENGTH_SIZE + intake.max_frame_size - w.length
 
     cdef int observe(self, Route route) except -1:
-        """Count a run, from the end of the one before it, and how long it took."""
+        """Count a call. Its time begins at the end of the last one: that saves a clock read."""
         cdef int64_t end = now()
         cdef int64_t taken = end - self.clock
         self.clock = end
@@ -795,7 +799,7 @@ cdef class Dispatcher:
         return self.read_size + VALUE_SIZE * (last.first + last.count)
 
     cdef list calls(self, waiting, Py_ssize_t first, Header *header, object connection):
-        """The call that has to be waited for and, bound, those of the messages behind it."""
+        """The call that has to be waited for, and bound calls of the messages behind it."""
         cdef Py_ssize_t i
         cdef Route route
         cdef list calls = [waiting]
@@ -866,7 +870,7 @@ cdef class Dispatcher:
         return 0
 
     def acknowledge(self, Intake intake, Deferred deferred, path):
-        """Write the ACK of a NOTIFY whose calls have all ended, as the twin describes it."""
+        """Write the ACK of a NOTIFY whose calls have all ended (section 3.2.7)."""
         cdef bytes actions = deferred.actions
         cdef Py_ssize_t room
         cdef unsigned char stack[512]
@@ -886,7 +890,7 @@ cdef class Dispatcher:
             release(&w)
 
     cpdef fail(self, Route route, error):
-        """Count a failure of a route and tell of it."""
+        """Count a failure of a route and call `failed`."""
         self.row[route.base + ERRORS] += 1
         if self.failed is not None:
             self.failed(route.name, error)
