@@ -17,6 +17,7 @@ MODULES = (
     "_cache",
     "_intake",
     "_async_call",
+    "_route",
     "_dispatch",
     "_port",
     "load/_acks",

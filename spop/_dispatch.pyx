@@ -19,12 +19,15 @@ from spop._codec cimport (
     read_header, read_span, release, text, use_stack, write_answer, write_bytes,
 )
 
-from spop._headers cimport received
+from spop._route cimport (
+    ASYNC, HEADERS, INLINE, KIND_ACK, LEFT, Route, Span, free_values, message_of, parameter_values,
+    values_list,
+)
 from spop._intake cimport TOO_BIG, WHOLE, Bytes, Intake, Step, drop_bytes, free_bytes
 
 from spop.parameters import ASYNC as PY_ASYNC, HEADERS as PY_HEADERS, INLINE as PY_INLINE
-from spop.parameters import LEFT as PY_LEFT, MISSING, RUNNING, Running
-from spop.parameters import check_answer, missing, mistyped
+from spop.parameters import LEFT as PY_LEFT, RUNNING, Running
+from spop.parameters import check_answer
 from spop.constants import NO_LIMIT, VALUE_SIZE as PY_VALUE_SIZE
 from spop.constants import (
     DEFAULT_MAX_PAYLOAD_SIZE, MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, MAX_TASKS,
@@ -54,24 +57,13 @@ cdef extern from *:
     """
     int bit_length(uint64_t number) nogil
 
-cdef object _missing = MISSING
 cdef object _running = RUNNING
 cdef list _forked = FORKED
 
 cdef enum:
     MOST_SPARE = 262144    # Bytes of a payload's memory that may be kept for the next payload.
     FIELDS_KEPT = 1024     # Fields and spans whose memory is kept for the next NOTIFY.
-    LEARNED_NAMES = 1024
     VALUE_SIZE = 64        # Bytes that the object of an argument takes besides its own, roughly.
-
-    INLINE = 0
-    ASYNC = 1
-    LEFT = 2
-
-    KIND_ARGUMENT = 0
-    KIND_MESSAGE = 1
-    KIND_ACK = 2
-    HEADERS = 65536
 
 
 C_CELLS = [
@@ -79,192 +71,12 @@ C_CELLS = [
     (Cell.BYTES_RECEIVED, BYTES_RECEIVED), (Cell.BYTES_SENT, BYTES_SENT),
     (Cell.TOO_MANY_MESSAGES, TOO_MANY_MESSAGES), (RouteCell.CALLS, CALLS),
     (RouteCell.ERRORS, ERRORS), (RouteCell.NANOSECONDS, NANOSECONDS),
+    (RouteCell.HITS, HITS), (RouteCell.MISSES, MISSES),
     (RouteCell.BUCKETS, FIRST_BUCKET), (PY_BUCKETS, BUCKETS), (PY_BUCKET_SHIFT, BUCKET_SHIFT),
     (Cell.PAYLOADS_TOO_BIG, PAYLOADS_TOO_BIG), (Cell.ROUND_BEGAN, ROUND_BEGAN),
     (Cell.RUNNING, RUNNING_TASKS), (Cell.ACKS_DROPPED, ACKS_DROPPED), (PY_VALUE_SIZE, VALUE_SIZE),
     (PY_HEADERS, HEADERS), (PY_INLINE, INLINE), (PY_ASYNC, ASYNC), (PY_LEFT, LEFT),
 ]
-
-
-cdef class Route:
-    """A handler, ready to be called."""
-
-    def __cinit__(
-        self, str name, function, parameters=(), int kind=INLINE, bytes on_error=b"",
-        bint limited=False,
-    ):
-        cdef int slot
-        self.name = name
-        self.raw_name = name.encode("utf-8", "surrogateescape")
-        self.function = function
-        self.parameters = tuple(sorted(parameters, key=_keyword_only))
-        self.keywords = tuple([p.name for p in self.parameters if p.keyword_only])
-        self.kind = kind
-        self.on_error = on_error
-        self.limited = limited
-        self.size = len(self.parameters)
-        self.positional = self.size - len(self.keywords)
-        self.accepts = <long *>PyMem_Malloc(max(1, self.size) * sizeof(long))
-        self.kinds = <int *>PyMem_Malloc(max(1, self.size) * sizeof(int))
-        if self.accepts is NULL or self.kinds is NULL:
-            raise MemoryError
-        self.slots = {}
-        self.names_seen = []
-        for slot in range(self.size):
-            parameter = self.parameters[slot]
-            self.accepts[slot] = parameter.accepts
-            self.kinds[slot] = parameter.kind
-            self.takes_ack |= self.kinds[slot] == KIND_ACK
-            if self.kinds[slot] == KIND_ARGUMENT:
-                self.slots[parameter.name.encode()] = slot
-
-    def __dealloc__(self):
-        PyMem_Free(self.accepts)
-        PyMem_Free(self.kinds)
-
-    def call(self, list values):
-        """Call the handler with bound values and return what it returns."""
-        if not self.keywords:
-            return self.function(*values)
-        return self.function(
-            *values[:self.positional],
-            **dict(zip(self.keywords, values[self.positional:], strict=True)))
-
-    def __repr__(self):
-        return f"<Route {self.name}>"
-
-    cdef inline int slot_of(self, int position, Field *field) except -2:
-        """The slot of an argument, or -1. Names mostly come in the order of the last frame, so
-        one comparison replaces a lookup."""
-        cdef Seen *seen = &self.seen[position]
-        if position < self.seen_count and seen.length == field.name_length and memcmp(
-                seen.name, field.name, field.name_length) == 0:
-            return seen.slot
-        return self.learn_slot(position, field)
-
-    cdef int learn_slot(self, int position, Field *field) except -2:
-        cdef bytes name = PyBytes_FromStringAndSize(<const char *>field.name, field.name_length)
-        cdef object found = self.slots.get(name)
-        cdef int slot
-        if found is None:
-            found = self.slots.get(name.replace(b"-", b"_").replace(b".", b"_"), -1)
-            if len(self.slots) < LEARNED_NAMES and len(name) <= MAX_TEXT_SIZE:
-                self.slots[name] = found
-        slot = found
-        if position > self.seen_count or field.name_length > MAX_TEXT_SIZE:
-            return slot
-        if position == self.seen_count:
-            self.names_seen.append(name)
-            self.seen_count += 1
-        self.names_seen[position] = name
-        self.seen[position].name = PyBytes_AS_STRING(name)
-        self.seen[position].length = field.name_length
-        self.seen[position].slot = slot
-        return slot
-
-    cdef object accepted(self, int slot, Field *field):
-        """The argument's value in a type that its parameter accepts, or MISSING."""
-        cdef long accepts = self.accepts[slot]
-        cdef int type = field.type
-        if accepts >> type & 1:
-            # Handlers that run later keep their arguments, so a spare address saves nothing.
-            return argument_value(field) if self.kind == INLINE else field_value(field)
-        if T_INT32 <= type <= T_UINT64 and accepts & 0x3C:
-            return field_value(field)
-        if type == T_STRING and accepts >> T_BINARY & 1:
-            return PyBytes_FromStringAndSize(
-                <const char *>field.data, <Py_ssize_t>field.number)
-        if (type == T_STRING or type == T_BINARY) and accepts & HEADERS:
-            return self.headers(slot, field)
-        if type == T_NULL:
-            return _missing
-        named = "an integer" if T_INT32 <= type <= T_UINT64 else DataType(type).name
-        raise mistyped(self.name, self.parameters[slot], named)
-
-    cdef object headers(self, int slot, Field *field):
-        cdef bytes data = PyBytes_FromStringAndSize(
-            <const char *>field.data, <Py_ssize_t>field.number)
-        try:
-            return received(data, field.type == T_STRING)
-        except InvalidFrameError as error:
-            raise HandlerError(
-                f"message {self.name}: argument {self.parameters[slot].name} "
-                f"is no list of headers: {error}") from None
-
-    cdef int bind(
-        self, PyObject **values, Field *fields, Span *span, Header *header, object connection,
-    ) except -1:
-        """Fill `values`, owned references, with the values of the parameters."""
-        cdef int i, slot
-        cdef object value
-        for i in range(span.count):
-            slot = self.slot_of(i, &fields[span.first + i])
-            if slot >= 0 and values[slot] is NULL:
-                value = self.accepted(slot, &fields[span.first + i])
-                if value is not _missing:
-                    Py_INCREF(<PyObject *>value)
-                    values[slot] = <PyObject *>value
-        for slot in range(self.size):
-            if values[slot] is NULL:
-                value = self.supplied(slot, fields, span, header, connection)
-                Py_INCREF(<PyObject *>value)
-                values[slot] = <PyObject *>value
-        return 0
-
-    cdef object supplied(
-        self, int slot, Field *fields, Span *span, Header *header, object connection,
-    ):
-        """The value of a parameter that no argument matched: the message, an `Ack` or the default."""
-        if self.kinds[slot] == KIND_MESSAGE:
-            return message_of(fields, span, header, connection)
-        if self.kinds[slot] == KIND_ACK:
-            return Ack(header.stream_id, header.frame_id)
-        parameter = self.parameters[slot]
-        if parameter.default is _missing:
-            names = message_of(fields, span, header, connection).names
-            raise missing(self.name, parameter, names)
-        return parameter.default
-
-
-def _keyword_only(parameter):
-    return parameter.keyword_only
-
-
-cdef inline PyObject **parameter_values(Route route, PyObject **stack) except NULL:
-    """Memory for the values of a handler's parameters: `stack` if there are 16 at most."""
-    cdef PyObject **values = stack
-    if route.size > 16:
-        values = <PyObject **>PyMem_Malloc(route.size * sizeof(PyObject *))
-        if values is NULL:
-            raise MemoryError
-    memset(values, 0, route.size * sizeof(PyObject *))
-    return values
-
-
-cdef list values_list(Route route, PyObject **values):
-    cdef int i
-    return [<object>values[i] for i in range(route.size)]
-
-
-cdef inline void free_values(Route route, PyObject **values, PyObject **stack) noexcept:
-    cdef int i
-    for i in range(route.size):
-        Py_XDECREF(values[i])
-    if values is not stack:
-        PyMem_Free(values)
-
-
-cdef object message_of(Field *fields, Span *span, Header *header, object connection):
-    cdef list names = [], values = []
-    cdef int i
-    cdef Field *field
-    for i in range(span.count):
-        field = &fields[span.first + i]
-        names.append(name_text(field.name, field.name_length))
-        values.append(field_value(field))
-    return new_message(
-        name_text(span.name, span.name_length), tuple(names), tuple(values), header.stream_id,
-        header.frame_id, connection)
 
 
 cdef class Call:
@@ -602,6 +414,9 @@ cdef class Dispatcher:
                 self.count_unknown(span)
                 write_if_it_fits(w, self.no_route.on_error, most)
                 continue
+            if (<Route>span.route).answers is not None:
+                if self.answer_from_cache(<Route>span.route, span, most, w):
+                    continue
             waiting = self.run(<Route>span.route, span, header, intake, most, w)
             if waiting is not None:
                 actions = PyBytes_FromStringAndSize(
@@ -662,6 +477,23 @@ cdef class Dispatcher:
             free_values(route, values, stack)
         self.observe(route)
         return None
+
+    cdef bint answer_from_cache(
+        self, Route route, Span *span, Py_ssize_t most, Writer *w,
+    ) except -1:
+        """Write the answer that is kept, if one is. Else the handler finds the key."""
+        cdef bytes key = route.key(self.fields, span)
+        cdef bytes answer
+        route.answers.missed = None
+        if key is None:
+            return False
+        answer = route.answers.find(key, self.clock)
+        if answer is None or w.length + PyBytes_GET_SIZE(answer) > most:
+            self.row[route.base + MISSES] += 1
+            return False
+        self.row[route.base + HITS] += 1
+        write_bytes(w, PyBytes_AS_STRING(answer), PyBytes_GET_SIZE(answer))
+        return True
 
     cdef object begin(
         self, Route route, coroutine, PyObject **values, Header *header, object connection,

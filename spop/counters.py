@@ -64,6 +64,8 @@ class RouteCell(IntEnum):
     ERRORS = auto()
     TIMEOUTS = auto()
     NANOSECONDS = auto()
+    HITS = auto()
+    MISSES = auto()
     BUCKETS = auto()
 
 

@@ -38,7 +38,20 @@ Wrap = Callable[[Callable[[], Any], Message], Any]
 
 
 class HandlerOptions(typing.NamedTuple):
-    """What `Agent.message` was called with."""
+    """What `Agent.message` is called with.
+
+    Attributes:
+        blocking: run it in the thread pool, because it waits for something.
+        on_error: the answer if the handler fails, `{}` for none. The default is the agent's.
+        timeout: seconds after which the message is answered without the handler, if that is
+            blocking or ``async def``. A later result is dropped, a coroutine cancelled.
+        on_timeout: the answer then. The default is the agent's.
+        concurrency: number of calls of such a handler at a time; others wait.
+        sets: the variables that it may set, as ``"scope.name"``; for tools.
+        ack_first: acknowledge the message at once, and handle it afterwards.
+        batch: call the handler with a list of messages, for a list of answers.
+        cache: keep its answers, by the arguments that it takes.
+    """
 
     blocking: bool = False
     on_error: Answer | None = None
