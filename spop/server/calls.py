@@ -22,14 +22,20 @@ class Calls:
     Args:
         cells: the row in which it counts messages that are dropped.
         failed: called with name and exception of a message that fails after its ACK.
+        take: called with the bytes of memory that such a message takes.
     """
 
     def __init__(
-        self, options: Options, cells: Cells, failed: Callable[[str, BaseException], object]
+        self,
+        options: Options,
+        cells: Cells,
+        failed: Callable[[str, BaseException], object],
+        take: Callable[[int], object],
     ) -> None:
         self._options = options
         self._cells = cells
         self._failed = failed
+        self._take = take
         self._afterwards: Afterwards | None = None
         self._batchers: list[Batcher] = []
 
@@ -45,9 +51,19 @@ class Calls:
         if self._afterwards is None:
             options = self._options
             self._afterwards = Afterwards(
-                options.max_queue, options.pool_size, self._failed, self._count_drop
+                options.max_queue,
+                options.max_memory // options.threads // 2,
+                options.pool_size,
+                self._failed,
+                self._count_drop,
+                self._take,
             )
         return self._afterwards
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that messages whose ACK is sent take, roughly."""
+        return self._afterwards.memory if self._afterwards else 0
 
     def _count_drop(self) -> None:
         self._cells[Cell.REJECTED] += 1

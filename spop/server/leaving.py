@@ -34,6 +34,7 @@ from spop.counters import Cell, Cells, status_cell
 from spop.errors import reason as error_text
 from spop.frames import Peer
 from spop.poller import READ, WRITE
+from spop.server.calls import Calls
 from spop.server.connection_log import ConnectionLog
 from spop.server.engines import Engines
 from spop.server.exchange import Connection
@@ -115,6 +116,7 @@ class Loop(Protocol):
     options: Options
     timers: Timers
     connections: set[Connection]
+    calls: Calls
 
     def call_soon(self, call: Callable[[], object]) -> None:
         """Run `call` in the next round."""
