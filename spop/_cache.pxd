@@ -6,7 +6,7 @@ from libc.stdint cimport int64_t
 
 # An answer, in the list of all by the time of their last use. The dict owns it.
 @cython.final
-cdef class Entry:
+cdef class _Entry:
     cdef bytes key
     cdef bytes answer
     cdef int64_t expires
@@ -28,7 +28,7 @@ cdef class Answers:
     cdef int64_t begun  # The generation of the entries.
 
     cpdef bytes find(self, bytes key, int64_t now)
-    cdef int link(self, Entry entry) except -1
-    cdef int unlink(self, Entry entry) except -1
-    cdef int drop(self, Entry entry) except -1
+    cdef int link(self, _Entry entry) except -1
+    cdef int unlink(self, _Entry entry) except -1
+    cdef int drop(self, _Entry entry) except -1
     cdef int begin_anew(self) except -1

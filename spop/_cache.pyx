@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t
 
 @cython.final
 @cython.no_gc  # It refers to bytes alone: the list's pointers are borrowed.
-cdef class Entry:
+cdef class _Entry:
     pass
 
 
@@ -31,12 +31,12 @@ cdef class Answers:
 
     cpdef bytes find(self, bytes key, int64_t now):
         cdef object found
-        cdef Entry entry
+        cdef _Entry entry
         if self.begun != self.generation:
             self.begin_anew()
         found = self.entries.get(key)
         if found is not None:
-            entry = <Entry>found
+            entry = <_Entry>found
             if now < entry.expires:
                 if self.newest != <void *>entry:
                     self.unlink(entry)
@@ -54,38 +54,38 @@ cdef class Answers:
         if self.begun != generation:
             self.begin_anew()
         cdef object found = self.entries.get(key)
-        cdef Entry entry
+        cdef _Entry entry
         if found is not None:
-            self.drop(<Entry>found)
+            self.drop(<_Entry>found)
         elif len(self.entries) >= self.size:
-            self.drop(<Entry>self.oldest)
-        entry = Entry.__new__(Entry)
+            self.drop(<_Entry>self.oldest)
+        entry = _Entry.__new__(_Entry)
         entry.key, entry.answer, entry.expires = key, answer, expires
         self.entries[key] = entry
         self.link(entry)
 
-    cdef int link(self, Entry entry) except -1:
+    cdef int link(self, _Entry entry) except -1:
         """Put an entry in front, as the newest."""
         entry.newer, entry.older = NULL, self.newest
         if self.newest is not NULL:
-            (<Entry>self.newest).newer = <void *>entry
+            (<_Entry>self.newest).newer = <void *>entry
         else:
             self.oldest = <void *>entry
         self.newest = <void *>entry
         return 0
 
-    cdef int unlink(self, Entry entry) except -1:
+    cdef int unlink(self, _Entry entry) except -1:
         if entry.newer is not NULL:
-            (<Entry>entry.newer).older = entry.older
+            (<_Entry>entry.newer).older = entry.older
         else:
             self.newest = entry.older
         if entry.older is not NULL:
-            (<Entry>entry.older).newer = entry.newer
+            (<_Entry>entry.older).newer = entry.newer
         else:
             self.oldest = entry.newer
         return 0
 
-    cdef int drop(self, Entry entry) except -1:
+    cdef int drop(self, _Entry entry) except -1:
         self.unlink(entry)
         del self.entries[entry.key]
         return 0

@@ -28,14 +28,20 @@ class Calls:
     Args:
         cells: the row in which it counts messages that are dropped.
         failed: called with name and exception of a message that fails after its ACK.
+        take: called with the bytes of memory that such a message takes.
     """
 
     def __init__(
-        self, options: Options, cells: Cells, failed: Callable[[str, BaseException], object]
+        self,
+        options: Options,
+        cells: Cells,
+        failed: Callable[[str, BaseException], object],
+        take: Callable[[int], object],
     ) -> None:
         self._options = options
         self._cells = cells
         self._failed = failed
+        self._take = take
         self._afterwards: Afterwards | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._batchers: list[Batcher] = []
@@ -53,9 +59,19 @@ class Calls:
     def _after_ack(self) -> Afterwards:
         if self._afterwards is None:
             self._afterwards = Afterwards(
-                self._options.max_queue, self._in_thread, self._failed, self._count_drop
+                self._options.max_queue,
+                self._options.max_memory // self._options.threads // 2,
+                self._in_thread,
+                self._failed,
+                self._count_drop,
+                self._take,
             )
         return self._afterwards
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that messages whose ACK is sent take, roughly."""
+        return self._afterwards.memory if self._afterwards else 0
 
     def _cached(self, info: HandlerInfo, cache: HandlerCache) -> Route:
         answers = cache.answers()

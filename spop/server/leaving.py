@@ -35,6 +35,7 @@ from spop.errors import reason as error_text
 from spop.frames import Peer
 from spop.poller import READ, WRITE
 from spop.server.admission import Admission
+from spop.server.calls import Calls
 from spop.server.connection_log import ConnectionLog
 from spop.server.engines import Engines
 from spop.server.exchange import Connection
@@ -124,6 +125,7 @@ class Loop(Protocol):
     timers: Timers
     connections: set[Connection]
     admission: Admission
+    calls: Calls
 
     def call_soon(self, call: Callable[[], object]) -> None:
         """Run `call` in the next round."""

@@ -114,7 +114,9 @@ class Loop:
         self._is_ready = shared.is_ready
         self._movable_changed = shared.movable_changed
         self._buffer = bytearray(RECV_SIZE)
-        self.calls = Calls(options, cells, self._fail_afterwards)
+        self.calls = Calls(
+            options, cells, self._fail_afterwards, lambda size: self._leaving.memory.take(size)
+        )
         self.dispatcher = shared.agent.dispatcher(
             self.calls.route,
             cells=cells,
