@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import trustme
-from conftest import intake_class
+from conftest import intake_class, route_class
 from haproxy import wait_until
 from serving import served
 from wire import connect, hello
@@ -197,7 +197,7 @@ def test_names_of_unknown_messages_are_cut(dispatch: ModuleType) -> None:
 
 
 def test_long_names_of_arguments_are_not_kept(dispatch: ModuleType) -> None:
-    dispatcher = dispatch.Dispatcher([dispatch.Route("m", lambda: None)])
+    dispatcher = dispatch.Dispatcher([route_class(dispatch)("m", lambda: None)])
     intake, before = opened(dispatch), peak()
     for number in range(1000):
         name = f"{number}{'x' * 500_000}"
