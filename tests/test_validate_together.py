@@ -193,6 +193,7 @@ RIGHT = [
         "    default_backend", "    http-request set-var(txn.iprex.a) src\n    http-request set-header a %[var(txn.iprex.a)]\n    default_backend")),
     Case("", "servers from defaults of their own", haproxy=("backend agents\n", "defaults own\n    timeout connect 1s\n    timeout server 1m\nbackend agents from own\n")),
     Case("", "a template of servers", haproxy=("server one 127.0.0.1:9000 check maxconn 2", "server-template one 2 127.0.0.1:9000 check")),
+    Case("", "a line for newer versions", haproxy=("    option spop-check\n", "    option spop-check\n.if version_atleast(3.0)\n    timeout server 1m\n.else\n    timeout server 1ms\n.endif\n")),
     Case("", "no maxconn", haproxy=(" maxconn 2", "")),
     Case("", "a default of the agent's", haproxy=("var(txn.iprep.error) -m found", "var(txn.iprep.failed) -m found"), agent=with_default()),
     Case("", "a registered variable of the process", spoe=("use-backend", "register-var-names count\n    use-backend"),
@@ -211,7 +212,7 @@ def setup(case: Case, folder: Path, version: str = "3.4") -> Setup:
     spoe, cfg = folder / "spoe.cfg", folder / "haproxy.cfg"
     spoe.write_text(replaced(SPOE, case.spoe) + OTHER * ("other" in case.spoe[1]))
     cfg.write_text(replaced(HAPROXY, case.haproxy).format(folder=folder, mode=mode))
-    config = read_haproxy_cfg(cfg)
+    config = read_haproxy_cfg(cfg, Version.of_haproxy(version))
     report = check_spoe(spoe, "iprep", proxy=Proxy.FRONTEND, haproxy_version=version)
     return Setup(
         str(spoe),
@@ -256,7 +257,7 @@ def test_each_finding_says_where_and_what_to_do(case: Case, tmp_path: Path) -> N
 def test_haproxy_starts_with_what_is_right(haproxy_binary: str, case: Case, tmp_path: Path) -> None:
     version = haproxy.version(haproxy_binary)
     setup(case, tmp_path, f"{version.major}.{version.minor}")
-    new_in_2_4 = any(word in case.haproxy[1] for word in ("from own", "wait-for-body"))
+    new_in_2_4 = any(word in case.haproxy[1] for word in ("from own", "wait-for-body", ".if"))
     done = subprocess.run(
         [haproxy_binary, "-c", "-f", str(tmp_path / "haproxy.cfg")], capture_output=True, text=True
     )

@@ -62,12 +62,12 @@ class Verdict(NamedTuple):
                 check_spoe(path, engine, proxy=Proxy(proxy), haproxy_version=haproxy_version)
                 for engine in ([scope] if scope is not None else known or [None])
             ]
-            around = read_haproxy_cfg(haproxy_cfg) if haproxy_cfg else None
+            version = Version.of_haproxy(haproxy_version)
+            around = read_haproxy_cfg(haproxy_cfg, version) if haproxy_cfg else None
         except (ConfigError, OSError) as error:
             raise click.UsageError(reason(error)) from None
         engines = [EngineSetup(r.config, r.sections) for r in reports if r.config]
         handlers = facts_of(agent) if agent else None
-        version = Version.of_haproxy(haproxy_version)
         setup = Setup(str(path), engines, around, handlers, version, known)
         return cls(path, haproxy_version, reports, list(check_setup(setup)) if engines else [])
 

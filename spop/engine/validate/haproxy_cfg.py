@@ -18,6 +18,7 @@ from spop.engine.config.lines import Line, Reader
 from spop.engine.config.model import Location
 from spop.engine.config.spoe import read_file
 from spop.engine.config.values import leading_integer, seconds
+from spop.engine.config.versions import Version
 from spop.values import VARIABLE
 
 _READ = re.compile(rf"\bvar\(\s*({VARIABLE.pattern})", re.ASCII)
@@ -142,8 +143,8 @@ class HAProxyConfig:
                     yield Use(found[1], line, line.at(index, found.start(1)))
 
 
-def read_haproxy_cfg(path: str | PathLike[str]) -> HAProxyConfig:
-    """Read a ``haproxy.cfg``.
+def read_haproxy_cfg(path: str | PathLike[str], version: Version | None = None) -> HAProxyConfig:
+    """Read a ``haproxy.cfg``, with the conditional blocks that a version reads.
 
     Raises:
         ConfigError: the file can't be read.
@@ -152,7 +153,8 @@ def read_haproxy_cfg(path: str | PathLike[str]) -> HAProxyConfig:
     named: dict[str, ProxySection] = {}
     defaults: list[Line] = []
     open_section: ProxySection | None = None
-    for line in Reader(read_file(path), str(path), Collector(), SECTIONS, strict=False):
+    data = read_file(path)
+    for line in Reader(data, str(path), Collector(), SECTIONS, version=version, strict=False):
         if not line.opens:
             if line.section == "global":
                 config.global_lines.append(line)
