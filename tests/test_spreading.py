@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import signal
 import socket
 import threading
 import time
+import urllib.request
 from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from haproxy import wait_until
+from haproxy import HAProxy, Load, wait_until
 from serving import Served, served, wait_until_serving
 
 from spop import Agent, Client, Message, SpopError
@@ -210,6 +212,59 @@ class Stream:
         self._stop.set()
         self._thread.join()
         assert self._failure is None, self._failure
+
+
+SPOE = """
+spoe-agent test-agent
+    messages {message}
+    option var-prefix test
+    timeout hello 5s
+    timeout idle 1m
+    timeout processing 10s
+
+spoe-message {message}
+    args number=src,field(4,.),add(0)
+    event on-frontend-http-request
+"""
+
+
+@pytest.mark.parametrize("message", ["echo", "wait"])
+def test_haproxy_loses_no_answer_while_connections_move(
+    haproxy_binary: str, tmp_path: Path, address: str, message: str
+) -> None:
+    """Connections of others come and go, so that those of HAProxy are moved, too."""
+    spoe = SPOE.format(message=message)
+    with (
+        serving(tmp_path, "--processes", "2", "--admin", "127.0.0.1:0") as process,
+        HAProxy(
+            haproxy_binary,
+            tmp_path,
+            agent=f"unix@{tmp_path}/agent.sock",
+            spoe=spoe,
+            rules="http-request redirect location /%[var(txn.test.number)]",
+        ) as proxy,
+        talk(address, message) as clients,
+    ):
+        proxy.wait_until_up()
+        with Load(proxy) as load:
+            for _ in range(5):
+                clients.open(12)
+                load.wait_for(50)
+                place = clients.ask(clients.clients[0], 0)
+                clients.clients.sort(key=lambda client: clients.ask(client, 0) == place)
+                clients.close(6)
+                load.wait_for(50)
+                clients.close(len(clients.clients))
+                load.wait_for(50)
+        assert moved(process) > 0
+    assert not load.wrong
+    assert max(answer.seconds for answer in load.answers) < 10
+
+
+def moved(process: Served) -> int:
+    (admin,) = re.findall(r"admin on (\S+)", process.log)
+    with urllib.request.urlopen(f"http://{admin}/status.json", timeout=10) as status:
+        return int(json.load(status)["counts"]["connections_handed_over"])
 
 
 def test_a_restarted_worker_gets_its_share(tmp_path: Path, address: str) -> None:
