@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import threading
 import time
 import urllib.request
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+import trustme
 from haproxy import HAProxy, Load, wait_until
 from serving import Served, served, wait_until_serving
 
@@ -47,8 +49,9 @@ async def wait(number: int):
 class Talk:
     """Clients with a connection each. While it is busy, each asks again and again."""
 
-    def __init__(self, address: str, message: str = "echo") -> None:
+    def __init__(self, address: str, message: str = "echo", **options: Any) -> None:
         self._address = address
+        self._options = options
         self._message = message
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -57,7 +60,7 @@ class Talk:
 
     def open(self, count: int, pause: float = 0.0) -> None:
         for _ in range(count):
-            client = Client(self._address, timeout=20)
+            client = Client(self._address, timeout=20, **self._options)
             client.connect()
             self.clients.append(client)
             time.sleep(pause)
@@ -114,8 +117,8 @@ class Talk:
 
 
 @contextlib.contextmanager
-def talk(address: str, message: str = "echo") -> Iterator[Talk]:
-    clients = Talk(address, message)
+def talk(address: str, message: str = "echo", **options: Any) -> Iterator[Talk]:
+    clients = Talk(address, message, **options)
     try:
         yield clients
     finally:
@@ -309,16 +312,44 @@ def check_health(address: str) -> None:
         client.connect()
 
 
-def test_loops_of_a_process_have_as_many_connections() -> None:
-    """After a burst, and after those of one loop were closed."""
+@pytest.fixture
+def threaded() -> Agent:
+    """It answers with the name of the loop's thread."""
     agent = Agent()
 
     @agent.message("echo")
     def echo(number: int) -> dict[str, object]:
         return {"txn.number": number, "txn.pid": threading.current_thread().name}
 
+    return agent
+
+
+def test_tls_connections_stay_where_they_are(threaded: Agent, tmp_path: Path) -> None:
+    """They can't move, and none is ended because of that."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    issued.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "both.pem"))
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    tls = {"tls": context, "server_name": "localhost"}
     with (
-        agent.serve_in_background(threads=4) as server,
+        threaded.serve_in_background(threads=2, tls_cert=f"{tmp_path}/both.pem") as server,
+        talk(str(server.address), **tls) as clients,
+    ):
+        clients.open(8)
+        place = clients.ask(clients.clients[0], 0)
+        clients.clients.sort(key=lambda client: clients.ask(client, 0) != place)
+        clients.close(4)
+        opened = server.totals().counts().connections_opened
+        time.sleep(3 * SETTLE)
+        assert clients.counts == [4]
+        assert server.totals().counts().connections_opened == opened
+
+
+def test_loops_of_a_process_have_as_many_connections(threaded: Agent) -> None:
+    """After a burst, and after those of one loop were closed."""
+    with (
+        threaded.serve_in_background(threads=4) as server,
         talk(str(server.address)) as clients,
         clients.busy(),
     ):
