@@ -80,7 +80,7 @@ cdef class Route:
 @cython.final
 cdef class AsyncCall:
     cdef object coroutine
-    cdef str name
+    cdef readonly str name
     cdef object slow
     cdef int64_t slow_after
     cdef public object task

@@ -173,6 +173,11 @@ class Exchange(Deferred):
         else:
             self._wait_for(call, call.begun)
 
+    def present(self) -> Call | None:
+        """The call that runs or waits in a thread of the loop. Any thread may ask."""
+        calls, index = self.calls, self._index
+        return calls[index] if index < len(calls) and self._waiting is not calls[index] else None
+
     def is_waiting_for(self, call: Call) -> bool:
         """The call's result is still wanted. Any thread may ask."""
         return self._waiting is call

@@ -158,8 +158,17 @@ class Executor:
             if handler.concurrency is not None
         }
         self._queued = 0
-        self.busy = 0
-        """Blocking handlers that run now."""
+        self._running: set[Job] = set()
+
+    @property
+    def busy(self) -> int:
+        """Number of blocking handlers that run now."""
+        return len(self._running)
+
+    def running(self) -> list[Job]:
+        """The calls of blocking handlers that run now."""
+        with self._lock:
+            return list(self._running)
 
     def submit(self, exchange: Exchange, call: Call) -> None:
         """Make a call after the next `wake`, as soon as a thread and the limit allow it.
@@ -218,7 +227,7 @@ class Executor:
         exchange, call, _ = job
         with self._lock:
             self._queued -= 1
-            self.busy += 1
+            self._running.add(job)
             self._count()
         returned, error = None, None
         if exchange.is_waiting_for(call):
@@ -230,7 +239,7 @@ class Executor:
             except BaseException as failure:  # Whatever it is, the NOTIFY is answered.
                 error = failure
         with self._lock:
-            self.busy -= 1
+            self._running.discard(job)
             self._count()
         self.ended(call.route.name)
         exchange.host.job_done(exchange, call, returned, error)  # Last: now the loop owns it.
