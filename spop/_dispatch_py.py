@@ -453,7 +453,7 @@ class Dispatcher:
 
     def _from_cache(self, route: Route, message: Message, ack: bytearray, most: int) -> bool:
         """Write the answer that is kept, if one is. Else the handler finds the key."""
-        answers, key = cast("Answers", route.answers), route.key(message)
+        answers, key = cast("Answers", route.answers), route._key(message)
         answers.missed = None
         if key is None:
             return False
@@ -469,7 +469,7 @@ class Dispatcher:
         """Call a handler and add its answer, if it fits `most`. Returns a call to be waited for."""
         start = len(ack)
         try:
-            call = Call(route, route.bind(message))
+            call = Call(route, route._bind(message))
             if route.kind == LEFT or (route.kind == ASYNC and not self.takes_tasks):
                 return call
             self.running = Running(
@@ -597,7 +597,7 @@ class Dispatcher:
                     calls.append(Call(self._no_route, None))
                 continue
             try:
-                calls.append(Call(route, route.bind(message)))
+                calls.append(Call(route, route._bind(message)))
             except BaseException as error:
                 self.fail(route, error)
                 calls.append(Call(route, None))

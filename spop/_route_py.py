@@ -71,7 +71,7 @@ class Route:
         self.answers: Answers | None = None
         self._slots = {p.name: slot for slot, p in enumerate(self.parameters) if p.kind == ARGUMENT}
 
-    def bind(self, message: Message) -> list[Any]:
+    def _bind(self, message: Message) -> list[Any]:
         """The values for the parameters, in their order.
 
         Raises:
@@ -128,7 +128,7 @@ class Route:
             *values[:positional], **dict(zip(self.keywords, values[positional:], strict=True))
         )
 
-    def key(self, message: Message) -> bytes | None:
+    def _key(self, message: Message) -> bytes | None:
         """The key of a cached answer: the arguments that parameters take. None: it is too long."""
         parts = [b"\xff"] * len(self.parameters)
         for name, value in zip(message.names, message.values, strict=True):

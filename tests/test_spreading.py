@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import signal
 import socket
+import ssl
 import threading
 import time
+import urllib.request
 from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from haproxy import wait_until
+import trustme
+from haproxy import HAProxy, Load, wait_until
 from serving import Served, served, wait_until_serving
 
 from spop import Agent, Client, Message, SpopError
@@ -45,8 +49,9 @@ async def wait(number: int):
 class Talk:
     """Clients with a connection each. While it is busy, each asks again and again."""
 
-    def __init__(self, address: str, message: str = "echo") -> None:
+    def __init__(self, address: str, message: str = "echo", **options: Any) -> None:
         self._address = address
+        self._options = options
         self._message = message
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -55,7 +60,7 @@ class Talk:
 
     def open(self, count: int, pause: float = 0.0) -> None:
         for _ in range(count):
-            client = Client(self._address, timeout=20)
+            client = Client(self._address, timeout=20, **self._options)
             client.connect()
             self.clients.append(client)
             time.sleep(pause)
@@ -112,8 +117,8 @@ class Talk:
 
 
 @contextlib.contextmanager
-def talk(address: str, message: str = "echo") -> Iterator[Talk]:
-    clients = Talk(address, message)
+def talk(address: str, message: str = "echo", **options: Any) -> Iterator[Talk]:
+    clients = Talk(address, message, **options)
     try:
         yield clients
     finally:
@@ -212,6 +217,60 @@ class Stream:
         assert self._failure is None, self._failure
 
 
+SPOE = """
+spoe-agent test-agent
+    messages {message}
+    option var-prefix test
+    timeout hello 5s
+    timeout idle 1m
+    timeout processing 10s
+
+spoe-message {message}
+    args number=src,field(4,.),add(0)
+    event on-frontend-http-request
+"""
+
+
+@pytest.mark.parametrize("message", ["echo", "wait"])
+def test_haproxy_loses_no_answer_while_connections_move(
+    haproxy_binary: str, tmp_path: Path, address: str, message: str
+) -> None:
+    """Connections of others come and go, so that those of HAProxy are moved, too."""
+    spoe = SPOE.format(message=message)
+    with (
+        serving(tmp_path, "--processes", "2", "--admin", "127.0.0.1:0") as process,
+        HAProxy(
+            haproxy_binary,
+            tmp_path,
+            agent=f"unix@{tmp_path}/agent.sock",
+            spoe=spoe,
+            rules="http-request redirect location /%[var(txn.test.number)]",
+        ) as proxy,
+        talk(address, message) as clients,
+    ):
+        proxy.wait_until_up()
+        with Load(proxy) as load:
+            for _ in range(5):
+                clients.open(12)
+                load.wait_for(50)
+                place = clients.ask(clients.clients[0], 0)
+                clients.clients.sort(key=lambda client: clients.ask(client, 0) == place)
+                before = moved(process)
+                clients.close(6)
+                wait_until(lambda before=before: moved(process) > before, "a move")  # type: ignore[misc]
+                load.wait_for(50)
+                clients.close(len(clients.clients))
+                load.wait_for(50)
+    assert not load.wrong
+    assert max(answer.seconds for answer in load.answers) < 10
+
+
+def moved(process: Served) -> int:
+    (admin,) = re.findall(r"admin on (\S+)", process.log)
+    with urllib.request.urlopen(f"http://{admin}/status.json", timeout=10) as status:
+        return int(json.load(status)["counts"]["connections_handed_over"])
+
+
 def test_a_restarted_worker_gets_its_share(tmp_path: Path, address: str) -> None:
     with serving(tmp_path, "--processes", "4") as process, talk(address) as clients:
         clients.open(40)
@@ -254,16 +313,44 @@ def check_health(address: str) -> None:
         client.connect()
 
 
-def test_loops_of_a_process_have_as_many_connections() -> None:
-    """After a burst, and after those of one loop were closed."""
+@pytest.fixture
+def threaded() -> Agent:
+    """It answers with the name of the loop's thread."""
     agent = Agent()
 
     @agent.message("echo")
     def echo(number: int) -> dict[str, object]:
         return {"txn.number": number, "txn.pid": threading.current_thread().name}
 
+    return agent
+
+
+def test_tls_connections_stay_where_they_are(threaded: Agent, tmp_path: Path) -> None:
+    """They can't move, and none is ended because of that."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("localhost")
+    issued.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "both.pem"))
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    tls = {"tls": context, "server_name": "localhost"}
     with (
-        agent.serve_in_background(threads=4) as server,
+        threaded.serve_in_background(threads=2, tls_cert=f"{tmp_path}/both.pem") as server,
+        talk(str(server.address), **tls) as clients,
+    ):
+        clients.open(8)
+        place = clients.ask(clients.clients[0], 0)
+        clients.clients.sort(key=lambda client: clients.ask(client, 0) != place)
+        clients.close(4)
+        opened = server.totals().counts().connections_opened
+        time.sleep(3 * SETTLE)
+        assert clients.counts == [4]
+        assert server.totals().counts().connections_opened == opened
+
+
+def test_loops_of_a_process_have_as_many_connections(threaded: Agent) -> None:
+    """After a burst, and after those of one loop were closed."""
+    with (
+        threaded.serve_in_background(threads=4) as server,
         talk(str(server.address)) as clients,
         clients.busy(),
     ):
