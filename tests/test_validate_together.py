@@ -174,6 +174,11 @@ WRONG = [
         "messages check\n", "messages check other\n"), haproxy=("", "")),
     Case("handler-without-message", "a handler's message is mistyped", agent=wrong_name()),
     Case("argument-missing", "an argument is missing", agent=changed("check", needs_more)),
+    Case("argument-object", "an argument names no backend", spoe=("ip=src", "ip=src n=nbsrv(agent)")),
+    Case("argument-object", "an argument names no table", spoe=("ip=src", "ip=src n=src_conn_cnt(web)")),
+    Case("argument-object", "an argument names no server", spoe=("ip=src", "ip=src n=srv_conn(agents/two)")),
+    Case("argument-object", "an argument names no userlist", spoe=("ip=src", "ip=src n=http_auth(users)")),
+    Case("argument-object", "the proxy has no table", spoe=("ip=src", "ip=src n=src_conn_cnt")),
     Case("argument-type", "an argument has another type", agent=changed("check", other_type)),
 ]  # fmt: skip
 
@@ -194,6 +199,8 @@ RIGHT = [
     Case("", "servers from defaults of their own", haproxy=("backend agents\n", "defaults own\n    timeout connect 1s\n    timeout server 1m\nbackend agents from own\n")),
     Case("", "a template of servers", haproxy=("server one 127.0.0.1:9000 check maxconn 2", "server-template one 2 127.0.0.1:9000 check")),
     Case("", "a line for newer versions", haproxy=("    option spop-check\n", "    option spop-check\n.if version_atleast(3.0)\n    timeout server 1m\n.else\n    timeout server 1ms\n.endif\n")),
+    Case("", "arguments that name what there is", spoe=("ip=src", "ip=src a=nbsrv(agents) b=srv_conn(agents/one) c=src_conn_cnt(web) d=http_auth(users)"),
+         haproxy=("\nbackend web\n", "\nuserlist users\n    user a insecure-password b\n\nbackend web\n    stick-table type ip size 10 store conn_cnt\n")),
     Case("", "no maxconn", haproxy=(" maxconn 2", "")),
     Case("", "a default of the agent's", haproxy=("var(txn.iprep.error) -m found", "var(txn.iprep.failed) -m found"), agent=with_default()),
     Case("", "a registered variable of the process", spoe=("use-backend", "register-var-names count\n    use-backend"),
@@ -266,7 +273,7 @@ def test_haproxy_starts_with_what_is_right(haproxy_binary: str, case: Case, tmp_
 
 @pytest.mark.parametrize(
     "rule",
-    ["backend-missing", "backend-mode", "filter-unknown", "group-engine", "group-place", "group-unknown",
+    ["argument-object", "backend-missing", "backend-mode", "filter-unknown", "group-engine", "group-place", "group-unknown",
      "frame-size"],
 )  # fmt: skip
 def test_what_haproxy_refuses_is_an_error(haproxy_binary: str, rule: str, tmp_path: Path) -> None:

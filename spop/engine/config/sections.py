@@ -56,6 +56,7 @@ class Section:
 
     Attributes:
         name: empty if HAProxy would refuse the name.
+        objects: kind and name of what arguments name in a ``haproxy.cfg``, and where.
     """
 
     kind: ClassVar[str]
@@ -64,6 +65,7 @@ class Section:
     def __init__(self, line: Line, collector: Collector, dialect: Dialect) -> None:
         self.location = line.at(1 if line.arguments else 0)
         self.name = ""
+        self.objects: list[tuple[str, str, Location]] = []
         self._collector = collector
         self._dialect = dialect
         with collector.collecting():
@@ -115,6 +117,7 @@ class Section:
         """
         for remark in remarks:
             location = at(remark.offset)
+            self.objects += [(kind, name, location) for kind, name in remark.objects]
             if not remark.missing:
                 self._collector.warning(location, remark.text, rule="doubtful")
             elif self._dialect.missing is Missing.ERROR:

@@ -145,10 +145,11 @@ class _Compiler:
         """A function with its arguments read; these; and what evaluates it."""
         end = self._position
         words, self._position = split_arguments(self._text, end)
-        function = self._vocabulary.with_arguments(function, [word.text for word in words])
+        texts = [word.text for word in words]
+        function = self._vocabulary.with_arguments(function, texts)
         args, bound = _bind(function, words, end)
         self._variables.update(_variables(args))
-        self._remarks += remark(function, start)
+        self._remarks += remark(function, texts, start)
         return function, args, bound
 
 

@@ -59,11 +59,14 @@ class Remark:
     Attributes:
         offset: of the name, in characters or words.
         missing: HAProxy has it, and the engine can't evaluate it.
+        objects: kind and name of what its arguments name in a ``haproxy.cfg``. An empty name is
+            that of the proxy itself.
     """
 
     text: str
     offset: int
     missing: bool
+    objects: tuple[tuple[str, str], ...] = ()
 
 
 class Vocabulary:
@@ -195,12 +198,22 @@ ENGINE = Vocabulary()
 """The engine's own vocabulary."""
 
 
-def remark(function: Fetch | Converter, offset: int) -> Iterator[Remark]:
-    """The remarks on a function that stands at an offset."""
+OBJECTS = ("backend", "frontend", "server", "table", "user list")
+"""The kinds of arguments that name something in a ``haproxy.cfg``."""
+
+
+def remark(function: Fetch | Converter, words: Sequence[str], offset: int) -> Iterator[Remark]:
+    """The remarks on a function that stands at an offset, with these arguments."""
     if function.doubt:
         yield Remark(function.doubt, offset, missing=False)
     if function.missing:
-        yield Remark(_MISSING.format(function.name), offset, missing=True)
+        objects = (
+            (parameter.name, words[index] if index < len(words) else "")
+            for index, parameter in enumerate(function.parameters)
+            if parameter.name in OBJECTS and (index < len(words) or parameter.required)
+        )
+        text = _MISSING.format(function.name)
+        yield Remark(text, offset, missing=True, objects=tuple(objects))
 
 
 def _takes(mine: Fetch | Converter, found: Keyword, words: Sequence[str]) -> bool:

@@ -25,6 +25,7 @@ RULES: Mapping[str, Callable[[Setup], Iterator[Diagnostic]]] = {
 
 ENGINE_RULES: Mapping[str, Callable[[Setup, EngineSetup], Iterator[Diagnostic]]] = {
     "argument-missing": handler_rules.argument_missing,
+    "argument-object": haproxy_rules.argument_objects,
     "argument-type": handler_rules.argument_type,
     "backend-check": haproxy_rules.backend_check,
     "backend-missing": haproxy_rules.backend_missing,

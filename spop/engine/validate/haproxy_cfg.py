@@ -81,6 +81,12 @@ class ProxySection:
             return None
 
     @property
+    def servers(self) -> set[str]:
+        """The names of its servers."""
+        return {line.arguments[0] for line in self.lines if line.keyword == "server"
+                and line.arguments}  # fmt: skip
+
+    @property
     def mode(self) -> str:
         line = self.last("mode")
         return line.arguments[0] if line and line.arguments else "tcp"
@@ -93,6 +99,21 @@ class HAProxyConfig:
     file: str
     global_lines: list[Line] = field(default_factory=list)
     proxies: list[ProxySection] = field(default_factory=list)
+    userlists: set[str] = field(default_factory=set)
+
+    def has(self, kind: str, name: str) -> bool:
+        """Whether it has what an argument of a fetch or converter names."""
+        if kind == "user list":
+            return name in self.userlists
+        if kind == "server":
+            backend, _, server = name.rpartition("/")
+            found = self.find(backend)
+            return not backend or (found is not None and server in found.servers)
+        if kind == "table":  # Those of peers are "PEERS/TABLE".
+            return "/" in name or any(
+                p.name == name and p.last("stick-table") for p in self.proxies
+            )
+        return any(p.name == name and p.kind in (kind, "listen") for p in self.proxies)
 
     def setting(self, keyword: str) -> int | None:
         """The number of a line of ``global``."""
@@ -162,6 +183,8 @@ def read_haproxy_cfg(path: str | PathLike[str], version: Version | None = None) 
                 open_section.lines.append(line)
             continue
         open_section = None
+        if line.section == "userlist":
+            config.userlists.update(line.arguments[:1])
         if line.section in (*_PROXIES, "defaults"):
             open_section = _section(line, defaults, named)
             if line.section == "defaults":

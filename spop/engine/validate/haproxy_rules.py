@@ -110,6 +110,25 @@ def group_place(setup: Setup, engine: EngineSetup) -> Found:
                 )
 
 
+def argument_objects(setup: Setup, engine: EngineSetup) -> Found:
+    """An argument that names a backend, table, server or userlist that there isn't."""
+    for message in engine.messages:
+        for kind, name, location in engine.sections.messages[message.name].objects:
+            for line in engine.filters:
+                if not name and kind == "table" and not line.proxy.last("stick-table"):
+                    yield error(
+                        location,
+                        f"{line.proxy.kind} '{line.proxy.name}' has no stick-table",
+                        "add one, or name the table of another proxy",
+                    )
+            if setup.haproxy and name and not setup.haproxy.has(kind, name):
+                yield error(
+                    location,
+                    f"{setup.haproxy.file} has no {kind} '{name}'",
+                    "correct the name, or add the section",
+                )
+
+
 def backend_missing(setup: Setup, engine: EngineSetup) -> Found:
     """``use-backend`` of a backend that there isn't."""
     name = engine.config.backend
