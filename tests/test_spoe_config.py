@@ -680,3 +680,26 @@ def test_the_engines_own_converters_are_refused_by_haproxys_verdict(tmp_path: Pa
     path = write(tmp_path, CERTIFICATE.replace("ssl_c_der", "str(x),md5"))
     assert load_spoe(path, "test", missing="unavailable").name == "a"
     assert check_spoe(path, "test").config is None
+
+
+@pytest.mark.parametrize(
+    "words, at",
+    [
+        (r"args a=path,regsub(^/a\K/b,)", "args"),
+        (r"acl odd path_reg ^/\p{L}+$", "acl"),
+        (r"event on-frontend-http-request if { path -m reg (?|a|b)c\G }", "event"),
+    ],
+)
+def test_a_regular_expression_of_pcre2_alone_is_missing(
+    haproxy_binary: str, words: str, at: str, tmp_path: Path
+) -> None:
+    version = haproxy.version(haproxy_binary)
+    quoted = " ".join(f"'{word}'" for word in words.split())
+    data = f"{AGENT}spoe-message m\n    event on-frontend-http-request\n    {quoted}\n".encode()
+    case = Case(words, True, data)
+    assert ask(haproxy_binary, tmp_path, case).good
+    report = read(case, f"{version.major}.{version.minor}")
+    assert [d.severity for d in report.diagnostics if d.rule == "missing"] == [Severity.NOTE]
+    assert report.config is not None
+    with pytest.raises(ConfigError, match="this engine can't"):
+        parse_spoe(data, "f", "test", missing="error").result()

@@ -128,11 +128,24 @@ class Vocabulary:
         self, function: Fetch | Converter, words: Sequence[str]
     ) -> Fetch | Converter:
         """The function for these arguments: HAProxy's may take others than the engine's."""
-        kind = "f" if isinstance(function, Fetch) else "c"
-        found = self._find(kind, function.name)
+        found = self._find(_kind(function), function.name)
         if found is None or function.missing or _takes(function, found, words):
             return function
-        return self._missing_fetch(found) if kind == "f" else self._missing_converter(found)
+        return self.without(function)
+
+    def without(self, function: Fetch | Converter) -> Fetch | Converter:
+        """HAProxy's function in place of the engine's; the same where no HAProxy decides."""
+        found = self._find(_kind(function), function.name)
+        if found is None:
+            return function
+        if isinstance(function, Fetch):
+            return self._missing_fetch(found)
+        return self._missing_converter(found)
+
+    @property
+    def of_haproxy(self) -> bool:
+        """Whether a HAProxy decides."""
+        return self._keywords is not None
 
     def _missing_fetch(self, keyword: Keyword) -> Fetch:
         def make(*args: Any) -> Callable[[Stream], Any]:
@@ -214,6 +227,10 @@ def remark(function: Fetch | Converter, words: Sequence[str], offset: int) -> It
         )
         text = _MISSING.format(function.name)
         yield Remark(text, offset, missing=True, objects=tuple(objects))
+
+
+def _kind(function: Fetch | Converter) -> str:
+    return "f" if isinstance(function, Fetch) else "c"
 
 
 def _takes(mine: Fetch | Converter, found: Keyword, words: Sequence[str]) -> bool:
