@@ -31,6 +31,7 @@ class Use(NamedTuple):
     """A line that names something, and where."""
 
     name: str
+    proxy: ProxySection
     line: Line
     location: Location
 
@@ -158,10 +159,10 @@ class HAProxyConfig:
         return {use.name for use in self._uses(_MENTIONED)}
 
     def _uses(self, pattern: re.Pattern[str]) -> Iterator[Use]:
-        for _, line in self.lines():
+        for proxy, line in self.lines():
             for index, word in enumerate(line.words):
                 for found in pattern.finditer(word.text):
-                    yield Use(found[1], line, line.at(index, found.start(1)))
+                    yield Use(found[1], proxy, line, line.at(index, found.start(1)))
 
 
 def read_haproxy_cfg(path: str | PathLike[str], version: Version | None = None) -> HAProxyConfig:
