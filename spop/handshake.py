@@ -20,6 +20,7 @@ def flags_of_hello(data: Buffer, offset: int) -> tuple[bool, bool]:
     flags = bytes(data[offset + 1 : offset + 5])
     return flags[0] != 0 and flags[3] == 0, not any(flags)
 
+
 OFFERED_VERSION = (2, 0)
 """What HAProxy offers since 1.8."""
 

@@ -38,6 +38,7 @@ class Exchange:
         ids: stream-id and frame-id of its NOTIFY. No other call has the same.
         messages: the messages to send; None if the call only waits for a connection.
         link: the connection that took it; None while it is queued.
+        sent_as: stream-id and frame-id in its frame. They are `ids`, unless each connection counts.
         sent_at: the time at which the connection took it.
         done: there is an ACK or an error, or nobody waits any longer.
         waiter: the driver's; it wakes the caller with it.
@@ -46,6 +47,7 @@ class Exchange:
     ids: tuple[int, int]
     messages: Iterable[Message] | None
     link: Link | None = None
+    sent_as: tuple[int, int] = (0, 0)
     sent_at: float = 0.0
     done: bool = False
     ack: Ack | None = None
@@ -69,6 +71,9 @@ class Link:
         starting: exchanges of which no byte has gone to the kernel.
         blocked: the kernel takes no more bytes now.
         used_at: the time at which it last took a call.
+        exchanges: the calls that wait for an ACK, by their `sent_as`. All connections share it,
+            unless each counts its stream-ids.
+        last_id: the last stream-id, if the connection counts them.
     """
 
     endpoint: Endpoint
@@ -79,6 +84,8 @@ class Link:
     blocked: bool = False
     unsent: Buffer = b""
     used_at: float = 0.0
+    exchanges: dict[tuple[int, int], Exchange] = field(default_factory=dict)
+    last_id: int = -1
 
 
 def in_notify(message: str | MessageOrMessages, args: dict[str, Value]) -> Iterable[Message]:
@@ -147,6 +154,8 @@ class Pool:
     @property
     def waiting(self) -> int:
         """Number of NOTIFY frames that wait for their ACK."""
+        if self._limits.numbered:
+            return sum(len(link.exchanges) for link in self.links)
         return len(self._exchanges)
 
     # --- calls ---
@@ -200,8 +209,8 @@ class Pool:
         if exchange.link is None:
             self._queue.remove(exchange)
         elif exchange.link.protocol.pipelined:
-            exchange.link.protocol.waiting.discard(exchange.ids)
-            self._exchanges.pop(exchange.ids, None)
+            exchange.link.protocol.waiting.discard(exchange.sent_as)
+            exchange.link.exchanges.pop(exchange.sent_as, None)
 
     def _link_with_room(self) -> Link | None:
         """The next connection that takes a call, in turn; None if all are full."""
@@ -218,12 +227,15 @@ class Pool:
             self._finish(exchange)
             return
         try:
-            link.protocol.notify(*exchange.ids, exchange.messages)
+            ids = (link.last_id + 2, FRAME_ID) if self._limits.numbered else exchange.ids
+            link.protocol.notify(*ids, exchange.messages)
         except Exception as error:  # It can't be encoded: the caller's mistake.
             self._finish(exchange, error=error)
             return
         exchange.link = link
-        self._exchanges[exchange.ids] = exchange
+        exchange.sent_as = ids
+        link.last_id = ids[0]
+        link.exchanges[ids] = exchange
         exchange.sent_at = link.used_at = now
         link.starting.append(exchange)
 
@@ -251,14 +263,14 @@ class Pool:
         """End the call of an ACK. It is of this connection or, with async in force, of another
         one of the engine (section 3.2.1)."""
         ids = ack.stream_id, ack.frame_id
-        exchange = self._exchanges.get(ids)
+        exchange = link.exchanges.get(ids)
         if exchange is None or exchange.link is None:
             return
         if exchange.link is not link:
             if not exchange.link.protocol.asynchronous:
                 return
             exchange.link.protocol.waiting.discard(ids)
-        del self._exchanges[ids]
+        del link.exchanges[ids]
         self._finish(exchange, ack)
 
     def lost(self, link: Link, message: str, code: int, now: float) -> None:
@@ -274,7 +286,7 @@ class Pool:
         link.starting.clear()
         self._servers.closed(link.endpoint)
         for ids in link.protocol.waiting:
-            sent = self._exchanges.pop(ids, None)
+            sent = link.exchanges.pop(ids, None)
             if sent is not None and sent.link is link:
                 self._finish(
                     sent, error=DisconnectedError(f"{link.endpoint.address}: {message}", code)
@@ -288,6 +300,8 @@ class Pool:
         self._servers.opened(link.endpoint)
         link.used_at = now
         link.capacity = self._capacity(link.protocol)
+        if not self._limits.numbered:
+            link.exchanges = self._exchanges
         self.links.append(link)
         self.peer = link.protocol.peer
         if self.closed:
@@ -340,7 +354,7 @@ class Pool:
         self.links.remove(link)
         self._servers.closed(link.endpoint)
         for ids in link.protocol.waiting:
-            if (exchange := self._exchanges.pop(ids, None)) is not None:
+            if (exchange := link.exchanges.pop(ids, None)) is not None:
                 self._finish(exchange, error=copy.copy(error))
         link.protocol.disconnect()
         self._driver.close(link)
@@ -354,7 +368,7 @@ class Pool:
         idle_timeout = self._limits.idle_timeout
         if idle_timeout is None or now < link.used_at + idle_timeout:
             return False
-        waiting = (self._exchanges.get(ids) for ids in link.protocol.waiting)
+        waiting = (link.exchanges.get(ids) for ids in link.protocol.waiting)
         return all(exchange is None or exchange.done for exchange in waiting)
 
     def _schedule_idle(self, now: float) -> None:
