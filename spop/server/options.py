@@ -38,7 +38,9 @@ class Options:
     """
 
     bind: tuple[str, ...] = _option(
-        (DEFAULT_BIND,), "HOST:PORT or unix:PATH to listen on; may be repeated.", metavar="ADDRESS"
+        (DEFAULT_BIND,),
+        "HOST:PORT, unix@PATH, abns@NAME or fd@NUMBER to listen on; may be repeated.",
+        metavar="ADDRESS",
     )
     processes: int = _option(1, "Worker processes.", 1, 1024)
     threads: int = _option(1, "Selector loops of a worker, each in a thread of its own.", 1, 256)
@@ -114,7 +116,7 @@ class Options:
                 "event_loop uvloop needs an extra: pip install 'haproxy-spop[uvloop]'"
             )
         for address in self.bind:
-            Address.parse(address)
+            Address.parse(address, listens=True)
         if self.admin:
             Address.parse(self.admin)
         for network in self.allow:
@@ -137,7 +139,7 @@ class Options:
     @property
     def addresses(self) -> list[Address]:
         """Where to listen."""
-        return [Address.parse(text) for text in self.bind]
+        return [Address.parse(text, listens=True) for text in self.bind]
 
 
 def _check_range(option: dataclasses.Field[Any], value: Any) -> None:
