@@ -137,7 +137,7 @@ def _fd(text: str, number: str) -> int:
 def _tcp(text: str, rest: str, family: int) -> Address:
     host, colon, port = rest.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"address {text!r} is not {FORMS}")
+        raise ValueError(f"address {text!r} is neither HOST:PORT nor unix:PATH nor abns@NAME")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host and family != socket.AF_INET6:

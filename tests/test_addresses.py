@@ -75,8 +75,8 @@ def test_an_address_without_a_host_is_this_machine(text: str, host: str) -> None
         ("unix:" + "x" * ADDRESS_SIZE, "a path has 1 to 107 bytes"),
         ("abns@", "a name has 1 to 107 bytes"),
         ("abns@" + "x" * ADDRESS_SIZE, "a name has 1 to 107 bytes"),
-        ("127.0.0.1:65536", "is not HOST:PORT, unix@PATH or abns@NAME"),
-        ("127.0.0.1", "is not HOST:PORT, unix@PATH or abns@NAME"),
+        ("127.0.0.1:65536", "is neither HOST:PORT nor unix:PATH nor abns@NAME"),
+        ("127.0.0.1", "is neither HOST:PORT nor unix:PATH nor abns@NAME"),
     ],
 )
 def test_an_address_is_refused_with_a_reason(text: str, why: str) -> None:
