@@ -20,6 +20,7 @@ from spop.constants import (
     DEFAULT_MAX_FRAME_SIZE,
     DEFAULT_MAX_PAYLOAD_SIZE,
     HAPROXY_FRAME_SIZE,
+    LENGTH_SIZE,
     MAX_TEXT_SIZE,
     MIN_FRAME_SIZE,
     Capability,
@@ -316,7 +317,7 @@ class AgentConnection(_Connection):
             while acks or frames:
                 if acks:
                     self._out.append(acks)
-                    intake.suspended = len(acks) >= self._dispatcher.max_answer_size
+                    intake.suspended |= len(acks) >= self._dispatcher.max_answer_size
                 for frame in frames:
                     self._handle(frame, events)
                 if self.should_close or intake.paused or not intake.unread:
@@ -352,8 +353,9 @@ class AgentConnection(_Connection):
         ack = codec.encode_ack(
             stream_id, frame_id, actions, little_endian=self.intake.little_endian
         )
-        if len(ack) - 4 > self.max_frame_size:
-            raise FrameTooBigError(f"ACK of {len(ack) - 4} bytes, {self.max_frame_size} at most")
+        length = len(ack) - LENGTH_SIZE
+        if length > self.max_frame_size:
+            raise FrameTooBigError(f"ACK of {length} bytes, {self.max_frame_size} at most")
         self.send_ack(ack)
 
     def send_ack(self, ack: bytes | bytearray) -> None:
@@ -541,7 +543,7 @@ class EngineConnection(_Connection):
         if self.state is not _OPEN or (self.waiting and not self.pipelined):
             raise self._not_free()
         frame = codec.encode_notify(stream_id, frame_id, messages)
-        if len(frame) - 4 <= self._max_frame_size:
+        if len(frame) - LENGTH_SIZE <= self._max_frame_size:
             self._out.append(frame)
         else:
             self._send_fragments(stream_id, frame_id, frame)
@@ -553,7 +555,7 @@ class EngineConnection(_Connection):
         return LocalProtocolError("the last NOTIFY was not answered; pipelining is off")
 
     def _send_fragments(self, stream_id: int, frame_id: int, frame: bytearray) -> None:
-        size = f"NOTIFY of {len(frame) - 4} bytes, {self._max_frame_size} at most"
+        size = f"NOTIFY of {len(frame) - LENGTH_SIZE} bytes, {self._max_frame_size} at most"
         peer = self.peer
         if not self._fragments:
             raise FrameTooBigError(f"{size}, and fragments are not to be sent")
@@ -562,24 +564,22 @@ class EngineConnection(_Connection):
                 f"{size}, and the agent takes no fragments", Status.FRAGMENTATION_NOT_SUPPORTED
             )
         header = len(codec.encode_raw_frame(FrameType.NOTIFY, 0, stream_id, frame_id, b""))
-        room = self._max_frame_size - header + 4
+        room = self._max_frame_size - header + LENGTH_SIZE
         with memoryview(frame)[header:] as payload:
             for offset in range(0, len(payload), room):
-                self._out.append(
-                    codec.encode_raw_frame(
-                        FrameType.NOTIFY if offset == 0 else FrameType.UNSET,
-                        FrameFlag.FIN if offset + room >= len(payload) else 0,
-                        stream_id,
-                        frame_id,
-                        payload[offset : offset + room],
-                    )
-                )
+                type_ = FrameType.NOTIFY if offset == 0 else FrameType.UNSET
+                flags = FrameFlag.FIN if offset + room >= len(payload) else 0
+                part = payload[offset : offset + room]
+                self._send_raw(type_, flags, stream_id, frame_id, part)
+
+    def _send_raw(self, *frame: Any) -> None:
+        self._out.append(codec.encode_raw_frame(*frame))
 
     def begin_fragments(self, stream_id: int, frame_id: int, payload: Buffer) -> None:
         """Send a first fragment by hand; `continue_fragments` or `abort` must follow."""
         if self.state is not _OPEN or (self.waiting and not self.pipelined):
             raise self._not_free()
-        self._out.append(codec.encode_raw_frame(FrameType.NOTIFY, 0, stream_id, frame_id, payload))
+        self._send_raw(FrameType.NOTIFY, 0, stream_id, frame_id, payload)
         self.waiting.add((stream_id, frame_id))
 
     def continue_fragments(
@@ -587,14 +587,12 @@ class EngineConnection(_Connection):
     ) -> None:
         """Send a further fragment of a payload that was begun."""
         flags = FrameFlag.FIN if final else 0
-        self._out.append(
-            codec.encode_raw_frame(FrameType.UNSET, flags, stream_id, frame_id, payload)
-        )
+        self._send_raw(FrameType.UNSET, flags, stream_id, frame_id, payload)
 
     def abort(self, stream_id: int, frame_id: int) -> None:
         """Give up a payload whose last fragment was not sent. No ACK will come for it."""
         flags = FrameFlag.FIN | FrameFlag.ABORT
-        self._out.append(codec.encode_raw_frame(FrameType.UNSET, flags, stream_id, frame_id, b""))
+        self._send_raw(FrameType.UNSET, flags, stream_id, frame_id, b"")
         self.waiting.discard((stream_id, frame_id))
 
     def disconnect(self, code: int = Status.NORMAL, message: str = "normal") -> None:
@@ -632,12 +630,12 @@ class EngineConnection(_Connection):
                 if consumed == before:
                     break
         except ProtocolError as error:
-            message = str(error)
+            message = shown = str(error)[:MAX_TEXT_SIZE]
             if self.state is State.HELLO:  # Mostly an agent that speaks HTTP or TLS.
-                message += f"; it begins with {bytes(memoryview(data)[:end][:16])!r}"
-            self.disconnect(error.status, str(error)[:200])
+                shown += f"; it begins with {bytes(memoryview(data)[:end][:16])!r}"
+            self.disconnect(error.status, message)
             self.state = State.CLOSED
-            events.append(Disconnect(error.status, message, False))
+            events.append(Disconnect(error.status, shown, False))
         if self.state is State.CLOSED:
             consumed = end
         if data is self._partial:

@@ -236,21 +236,16 @@ class Ack(_Plain):
         return {action.variable: action.value for action in self.actions}
 
 
-class Control(_Plain):
+@dataclass(slots=True)
+class Control:
     """A HELLO or DISCONNECT frame of either side, with its KV-LIST."""
-
-    __slots__ = ("items", "type")
-    _compared = ("type", "items")
 
     type: FrameType
     items: dict[str, DecodedValue]
 
-    def __init__(self, type: FrameType, items: dict[str, DecodedValue]) -> None:
-        self.type = type
-        self.items = items
 
-
-class RawFrame(_Plain):
+@dataclass(slots=True)
+class RawFrame:
     """A frame whose payload is not decoded: a fragment, or a frame of an unknown type.
 
     Attributes:
@@ -258,23 +253,11 @@ class RawFrame(_Plain):
         flags: bits of `FrameFlag`. Reserved bits are kept.
     """
 
-    __slots__ = ("flags", "frame_id", "payload", "stream_id", "type")
-    _compared = ("type", "flags", "stream_id", "frame_id", "payload")
-
     type: int
     flags: int
     stream_id: int
     frame_id: int
     payload: bytes
-
-    def __init__(
-        self, type: int, flags: int, stream_id: int, frame_id: int, payload: bytes
-    ) -> None:
-        self.type = type
-        self.flags = flags
-        self.stream_id = stream_id
-        self.frame_id = frame_id
-        self.payload = payload
 
 
 Frame = Notify | Ack | Control | RawFrame

@@ -8,6 +8,7 @@ caller holds the lock and passes the time.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 from collections import deque
@@ -19,6 +20,7 @@ from spop.client.dial import Endpoint
 from spop.client.servers import Servers
 from spop.client.settings import Settings
 from spop.connection import UNORDERED, Disconnect, EngineConnection, EngineEvent
+from spop.constants import Status
 from spop.errors import DisconnectedError, LocalProtocolError, SpopError, UnreachableError
 from spop.frames import Ack, Message, Peer
 from spop.values import Buffer, Value
@@ -71,9 +73,7 @@ class Link:
         starting: exchanges of which no byte has gone to the kernel.
         blocked: the kernel takes no more bytes now.
         used_at: the time at which it last took a call.
-        exchanges: the calls that wait for an ACK, by their `sent_as`. All connections share it,
-            unless each counts its stream-ids.
-        last_id: the last stream-id, if the connection counts them.
+        last_id: the last stream-id, if each connection counts them.
     """
 
     endpoint: Endpoint
@@ -84,7 +84,6 @@ class Link:
     blocked: bool = False
     unsent: Buffer = b""
     used_at: float = 0.0
-    exchanges: dict[tuple[int, int], Exchange] = field(default_factory=dict)
     last_id: int = -1
 
 
@@ -141,7 +140,7 @@ class Pool:
         self.links: deque[Link] = deque()
         self.openings = 0
         self._queue: deque[Exchange] = deque()
-        self._exchanges: dict[tuple[int, int], Exchange] = {}
+        self._exchanges: dict[object, Exchange] = {}
         self._stream_ids = itertools.count(1)
         self.closed = False
         self.peer: Peer | None = None
@@ -154,8 +153,6 @@ class Pool:
     @property
     def waiting(self) -> int:
         """Number of NOTIFY frames that wait for their ACK."""
-        if self._limits.numbered:
-            return sum(len(link.exchanges) for link in self.links)
         return len(self._exchanges)
 
     # --- calls ---
@@ -193,7 +190,8 @@ class Pool:
         queue = self._queue
         used: dict[Link, None] = {}
         while queue and (link := self._link_with_room()) is not None:
-            self._start(queue.popleft(), link, now)
+            self._start(queue[0], link, now)
+            queue.popleft()
             used[link] = None
         for link in used:
             self._driver.send(link)
@@ -207,10 +205,11 @@ class Pool:
             return
         exchange.done = True
         if exchange.link is None:
-            self._queue.remove(exchange)
+            with contextlib.suppress(ValueError):  # A signal came before it was queued.
+                self._queue.remove(exchange)
         elif exchange.link.protocol.pipelined:
             exchange.link.protocol.waiting.discard(exchange.sent_as)
-            exchange.link.exchanges.pop(exchange.sent_as, None)
+            self._exchanges.pop(self._key(exchange.link, exchange.sent_as), None)
 
     def _link_with_room(self) -> Link | None:
         """The next connection that takes a call, in turn; None if all are full."""
@@ -226,18 +225,28 @@ class Pool:
         if exchange.messages is None:
             self._finish(exchange)
             return
+        exchange.link = link
+        exchange.sent_as = ids = self._ids(exchange, link)
+        self._exchanges[self._key(link, ids)] = exchange
         try:
-            ids = (link.last_id + 2, FRAME_ID) if self._limits.numbered else exchange.ids
             link.protocol.notify(*ids, exchange.messages)
         except Exception as error:  # It can't be encoded: the caller's mistake.
+            exchange.link = None
+            del self._exchanges[self._key(link, ids)]
             self._finish(exchange, error=error)
             return
-        exchange.link = link
-        exchange.sent_as = ids
         link.last_id = ids[0]
-        link.exchanges[ids] = exchange
         exchange.sent_at = link.used_at = now
         link.starting.append(exchange)
+
+    def _ids(self, exchange: Exchange, link: Link) -> tuple[int, int]:
+        """Stream-id and frame-id of a NOTIFY. HAProxy 3.1 and later count 1, 3, 5 and so on for
+        each connection."""
+        return (link.last_id + 2, FRAME_ID) if self._limits.numbered else exchange.ids
+
+    def _key(self, link: Link, ids: tuple[int, int]) -> object:
+        """What a call that was sent is found by."""
+        return (id(link), ids) if self._limits.numbered else ids
 
     def _finish(
         self, exchange: Exchange, ack: Ack | None = None, error: Exception | None = None
@@ -263,15 +272,16 @@ class Pool:
         """End the call of an ACK. It is of this connection or, with async in force, of another
         one of the engine (section 3.2.1)."""
         ids = ack.stream_id, ack.frame_id
-        exchange = link.exchanges.get(ids)
+        key = self._key(link, ids)
+        exchange = self._exchanges.get(key)
         if exchange is None or exchange.link is None:
             return
         if exchange.link is not link:
             if not exchange.link.protocol.asynchronous:
                 return
             exchange.link.protocol.waiting.discard(ids)
-        del link.exchanges[ids]
         self._finish(exchange, ack)
+        del self._exchanges[key]
 
     def lost(self, link: Link, message: str, code: int, now: float) -> None:
         """A connection has ended. Calls that were sent on it fail; the others go to another
@@ -285,23 +295,37 @@ class Pool:
                 self._queue.appendleft(exchange)
         link.starting.clear()
         self._servers.closed(link.endpoint)
-        for ids in link.protocol.waiting:
-            sent = link.exchanges.pop(ids, None)
-            if sent is not None and sent.link is link:
-                self._finish(
-                    sent, error=DisconnectedError(f"{link.endpoint.address}: {message}", code)
-                )
+        for sent in [each for each in self._exchanges.values() if each.link is link]:
+            self._fail(sent, link, message, code)
         self._driver.close(link)
         self.pump(now)
 
+    def _fail(self, exchange: Exchange, link: Link, message: str, code: int) -> None:
+        error = DisconnectedError(f"{link.endpoint.address}: {message}", code)
+        self._finish(exchange, error=error)
+        self._exchanges.pop(self._key(link, exchange.sent_as), None)
+
+    def recover(self, message: str, now: float, *, lose_links: bool) -> None:
+        """Put in order what an exception has left in the middle of a step.
+
+        Each step leaves a call that is not done in the queue, or among those that were sent. A
+        connection of which bytes may be lost can only be closed.
+        """
+        self._queue = deque(each for each in self._queue if each.link is None)
+        for link in list(self.links) if lose_links else ():
+            self.lost(link, message, Status.IO, now)
+        for exchange in list(self._exchanges.values()):
+            if exchange.link is not None and exchange.link not in self.links:
+                self._fail(exchange, exchange.link, message, Status.IO)
+        if not self.closed:
+            self.pump(now)
+
     def opened(self, link: Link, now: float) -> None:
         """`Driver.open` has opened a connection."""
-        self.openings -= 1
+        self._opening_ended()
         self._servers.opened(link.endpoint)
         link.used_at = now
         link.capacity = self._capacity(link.protocol)
-        if not self._limits.numbered:
-            link.exchanges = self._exchanges
         self.links.append(link)
         self.peer = link.protocol.peer
         if self.closed:
@@ -315,12 +339,16 @@ class Pool:
 
     def opening_failed(self, endpoint: Endpoint, error: SpopError, now: float) -> None:
         """`Driver.open` has failed. Calls fail too, if no other connection may come."""
-        self.openings -= 1
+        self._opening_ended()
         self._servers.failed(endpoint, now)
         if self._alone and self._servers.next(now) is None:
             self._fail_queue(error)
         if not self.closed:
             self.pump(now)
+
+    def _opening_ended(self) -> None:
+        # A signal may have come between its start and its count.
+        self.openings = max(0, self.openings - 1)
 
     @property
     def idle(self) -> int:
@@ -350,11 +378,16 @@ class Pool:
         for link in list(self.links):
             self._leave(link, error)
 
+    def give_up(self, error: SpopError) -> None:
+        """Fail all calls. Wake nobody, and leave the connections as they are."""
+        for exchange in (*self._queue, *self._exchanges.values()):
+            exchange.done, exchange.error = True, copy.copy(error)
+
     def _leave(self, link: Link, error: SpopError | None = None) -> None:
         self.links.remove(link)
         self._servers.closed(link.endpoint)
         for ids in link.protocol.waiting:
-            if (exchange := link.exchanges.pop(ids, None)) is not None:
+            if (exchange := self._exchanges.pop(self._key(link, ids), None)) is not None:
                 self._finish(exchange, error=copy.copy(error))
         link.protocol.disconnect()
         self._driver.close(link)
@@ -368,7 +401,7 @@ class Pool:
         idle_timeout = self._limits.idle_timeout
         if idle_timeout is None or now < link.used_at + idle_timeout:
             return False
-        waiting = (link.exchanges.get(ids) for ids in link.protocol.waiting)
+        waiting = (self._exchanges.get(self._key(link, ids)) for ids in link.protocol.waiting)
         return all(exchange is None or exchange.done for exchange in waiting)
 
     def _schedule_idle(self, now: float) -> None:
@@ -402,8 +435,8 @@ class Pool:
                 self._driver.schedule(self._servers.retry_at(now))
                 return
             self._rate.count(now)
-            self.openings += 1
             self._driver.open(endpoint)
+            self.openings += 1
 
     def _wants_connection(self) -> bool:
         """Whether queued calls need one more connection. Before the first HELLO, agents are

@@ -20,7 +20,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from spop.engine.samples.arguments import PARSERS, Operand
-from spop.engine.samples.places import Source
+from spop.engine.samples.places import Place, Source
 from spop.engine.samples.types import Method, SampleType
 from spop.engine.stream import Stream
 
@@ -62,6 +62,9 @@ class Fetch:
         make: of the arguments, makes the function that reads the value of a stream.
         every: of the arguments, makes the function that reads all values that an ACL tries; None
             where there is only one value.
+        places: where it is available.
+        missing: the engine has no such fetch; its value is never available.
+        doubt: why it is uncertain that HAProxy has it.
     """
 
     name: str
@@ -70,6 +73,9 @@ class Fetch:
     gives: SampleType
     source: Source
     every: Callable[..., Callable[[Stream], Iterable[Any]]] | None
+    places: Place
+    missing: bool = False
+    doubt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,7 @@ class Converter:
         make: of the arguments, makes the function of a value, or of a value and the stream.
         keeps_type: it takes strings and blocks of bytes, and gives what it was given.
         pure: the same value always gives the same result.
+        missing, doubt: as of a `Fetch`.
     """
 
     name: str
@@ -90,6 +97,8 @@ class Converter:
     gives: SampleType
     needs_stream: bool
     pure: bool
+    missing: bool = False
+    doubt: str | None = None
 
 
 FETCHES: dict[str, Fetch] = {}
@@ -100,11 +109,14 @@ def fetch(
     *names: str,
     of: Source = Source.INTERNAL,
     every: Callable[..., Callable[[Stream], Iterable[Any]]] | None = None,
+    gives: Any = None,
 ) -> Callable[[Function], Function]:
     """Register a function of the stream and the arguments as a fetch, under each name.
 
     Args:
         of: what the function reads. It decides where the fetch may stand.
+        gives: the return annotation of a function that has none and takes no arguments, such as
+            an `operator.attrgetter`.
         every: of the arguments, makes a function of the stream that gives all values. An ACL tries
             them in turn. None: the fetch has one value.
 
@@ -113,16 +125,16 @@ def fetch(
     """
 
     def register(function: Function) -> Function:
-        hints = get_type_hints(function)
-        result = hints.get("return")
+        hints = {} if gives else get_type_hints(function)
+        result = gives or hints.get("return")
         makes = get_origin(result) is Callable
-        gives = _sample_type(
+        type_ = _sample_type(
             get_args(result)[1] if makes else result, function, address=SampleType.IPV4
         )
-        parameters = _parameters(function, hints, skip=0 if makes else 1)
+        parameters = () if gives else _parameters(function, hints, skip=0 if makes else 1)
         make = function if makes else _fetch_maker(function)
         for name in names:
-            FETCHES[name] = Fetch(name, make, parameters, gives, of, every)
+            FETCHES[name] = Fetch(name, make, parameters, type_, of, every, of.places)
         return function
 
     return register
@@ -143,8 +155,7 @@ def fetch_part(
         found = whole(stream)
         return None if found is None else read(found)
 
-    read_part.__annotations__["return"] = gives
-    fetch(*names, of=of)(read_part)
+    fetch(*names, of=of, gives=gives)(read_part)
 
 
 def converter(*names: str, pure: bool = True) -> Callable[[Function], Function]:

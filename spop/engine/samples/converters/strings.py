@@ -18,19 +18,13 @@ Convert = Callable[[str], str | None]
 _UPPER = {ordinal: ordinal - 32 for ordinal in range(ord("a"), ord("z") + 1)}
 
 
-@converter("lower")
-def lower(value: str) -> str:
-    return ascii_lower(value)
+converter("lower")(ascii_lower)
+converter("length", "len")(byte_length)
 
 
 @converter("upper")
 def upper(value: str) -> str:
     return value.upper() if value.isascii() else value.translate(_UPPER)
-
-
-@converter("length", "len")
-def length(value: str) -> int:
-    return byte_length(value)
 
 
 @converter("ltrim")

@@ -10,10 +10,12 @@ from spop.engine.samples.places import Source
 from spop.engine.samples.registry import fetch, fetch_part
 from spop.engine.stream import Stream
 
+_ADDRESS = IPv4Address | IPv6Address
 
-@fetch("src", "fc_src", of=Source.CONNECTION)
-def src(stream: Stream) -> IPv4Address | IPv6Address | None:
-    return stream.source
+fetch("src", "fc_src", of=Source.CONNECTION, gives=_ADDRESS)(attrgetter("source"))
+fetch("dst", "fc_dst", of=Source.CONNECTION, gives=_ADDRESS)(attrgetter("destination"))
+fetch("fe_name", gives=str)(attrgetter("frontend"))
+fetch("be_name", of=Source.BACKEND, gives=str)(attrgetter("backend"))
 
 
 @fetch("src_port", "fc_src_port", of=Source.CONNECTION)
@@ -21,24 +23,9 @@ def src_port(stream: Stream) -> int | None:
     return stream.source_port or None
 
 
-@fetch("dst", "fc_dst", of=Source.CONNECTION)
-def dst(stream: Stream) -> IPv4Address | IPv6Address | None:
-    return stream.destination
-
-
 @fetch("dst_port", "fc_dst_port", of=Source.CONNECTION)
 def dst_port(stream: Stream) -> int | None:
     return stream.destination_port or None
-
-
-@fetch("fe_name")
-def fe_name(stream: Stream) -> str | None:
-    return stream.frontend
-
-
-@fetch("be_name", of=Source.BACKEND)
-def be_name(stream: Stream) -> str | None:
-    return stream.backend
 
 
 @fetch("fc_http_major", of=Source.CONNECTION)

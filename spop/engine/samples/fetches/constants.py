@@ -9,6 +9,7 @@ import time
 import uuid as uuids
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
+from operator import attrgetter
 from typing import TypeVar
 
 from spop.engine.samples.arguments import Unit, VariableArgument, parse_hex
@@ -26,20 +27,10 @@ def _always(value: T) -> Callable[[Stream], T]:
     return lambda stream: value
 
 
-@fetch("always_true", of=Source.CONSTANT)
-def always_true() -> Callable[[Stream], bool]:
-    return _always(True)
-
-
-@fetch("always_false", of=Source.CONSTANT)
-def always_false() -> Callable[[Stream], bool]:
-    return _always(False)
-
-
-@fetch("wait_end")
-def wait_end() -> Callable[[Stream], bool]:
-    """Always true: the SPOE filter does not wait for more data."""
-    return _always(True)
+fetch("always_true", of=Source.CONSTANT, gives=bool)(_always(True))
+fetch("always_false", of=Source.CONSTANT, gives=bool)(_always(False))
+fetch("wait_end", gives=bool)(_always(True))  # The SPOE filter does not wait for more data.
+fetch("unique-id", gives=str)(attrgetter("unique_id"))
 
 
 @fetch("str", of=Source.CONSTANT)
@@ -125,8 +116,3 @@ def date_us(stream: Stream) -> int:
 @fetch("hostname")
 def hostname() -> Callable[[Stream], str]:
     return _always(socket.gethostname())
-
-
-@fetch("unique-id")
-def unique_id(stream: Stream) -> str | None:
-    return stream.unique_id

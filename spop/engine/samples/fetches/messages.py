@@ -36,6 +36,8 @@ _response_fetch = partial(fetch_part, whole=attrgetter("response"))
 _version, _body = attrgetter("version"), attrgetter("body")
 
 _request_fetch("method", of=Source.REQUEST_KEPT, gives=Method, read=attrgetter("method"))
+_request_fetch("url", of=Source.REQUEST_HEADERS, gives=str, read=attrgetter("uri"))
+_request_fetch("pathq", of=Source.REQUEST_HEADERS, gives=str, read=path_and_query)
 _request_fetch("req.ver", "req_ver", of=Source.REQUEST_HEADERS, gives=str, read=_version)
 _request_fetch("req.body", of=Source.REQUEST_BODY, gives=bytes, read=_body)
 _request_fetch("req.body_len", of=Source.REQUEST_BODY, gives=int, read=lambda it: len(it.body))
@@ -43,16 +45,6 @@ _response_fetch("status", of=Source.RESPONSE_KEPT, gives=int, read=attrgetter("s
 _response_fetch("res.ver", "resp_ver", of=Source.RESPONSE_HEADERS, gives=str, read=_version)
 _response_fetch("res.body", of=Source.RESPONSE_BODY, gives=bytes, read=_body)
 _response_fetch("res.body_len", of=Source.RESPONSE_BODY, gives=int, read=lambda it: len(it.body))
-
-
-@fetch("url", of=Source.REQUEST_HEADERS)
-def url(stream: Stream) -> str | None:
-    return stream.request.uri if stream.request else None
-
-
-@fetch("pathq", of=Source.REQUEST_HEADERS)
-def pathq(stream: Stream) -> str | None:
-    return path_and_query(stream.request) if stream.request else None
 
 
 @fetch("path", of=Source.REQUEST_HEADERS)
@@ -66,7 +58,7 @@ def path(stream: Stream) -> str | None:
 
 @fetch("query", of=Source.REQUEST_HEADERS)
 def query(stream: Stream) -> str | None:
-    _, mark, after = (url(stream) or "").partition("?")
+    _, mark, after = (stream.request.uri if stream.request else "").partition("?")
     return after if mark else None
 
 
@@ -85,7 +77,7 @@ def base(stream: Stream) -> str | None:
 
 @fetch("baseq", of=Source.REQUEST_HEADERS)
 def baseq(stream: Stream) -> str | None:
-    return _with_host(stream, pathq(stream))
+    return _with_host(stream, path_and_query(stream.request) if stream.request else None)
 
 
 @fetch("base32", of=Source.REQUEST_HEADERS)
