@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from spop.constants import HAPROXY_FRAME_SIZE
+from spop.constants import DEFAULT_BUFSIZE
 from spop.engine.config.diagnostics import Diagnostic
 from spop.engine.samples.errors import did_you_mean
 from spop.engine.validate.haproxy_cfg import HAProxyConfig
@@ -13,7 +13,6 @@ from spop.engine.validate.setup import EngineSetup, Setup, error, note, warning
 
 Found = Iterator[Diagnostic]
 
-DEFAULT_BUFSIZE = HAPROXY_FRAME_SIZE + 4
 _BODY = re.compile(r"req\.body(?:_len|_param|_size)?\b")
 
 
