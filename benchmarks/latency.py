@@ -4,9 +4,9 @@
 
 The load is open: frames fall due at a fixed rate, and one that has to wait counts from then. It
 is in C and never sleeps, as one in Python would be what is slow in its slowest hundredth. A
-second one has a blocking handler sleep all the time, as a slow neighbour, for half a second or for
-50 ms; it disturbs the first too, so the agent in C is measured beside it as well, which answers at
-once. What saturates is found first, for the agent in Python; both get half of that.
+second one has handlers sleep all the time, as slow neighbours: a blocking one for half a second or
+for 50 ms, or 200 a second for 50 ms, half of them blocking and half of them async. It disturbs the
+first too, so the agent in C is measured beside it as well, which answers at once. What saturates is found first, for the agent in Python; both get half of that.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from frames import CONNECTIONS, compile_c
 from running import BUILD, Running, free_port, pin, running, sink_command, spop_command
 
 BESIDE = {
-    "beside a handler that sleeps 0.5 s": ("sleeping-long", 2),
-    "beside a handler that sleeps 50 ms": ("sleeping", 20),
+    "beside a handler that sleeps 0.5 s": {"sleeping-long": 2},
+    "beside a handler that sleeps 50 ms": {"sleeping": 20},
+    "beside 200 sleepers a second": {"sleeping": 100, "async-sleeping": 100},
 }
-"""Messages, and how many a second have one sleep all the time."""
+"""Messages a second; each has a handler sleep."""
 
 
 @contextlib.contextmanager
@@ -41,16 +42,20 @@ def agents() -> Iterator[dict[str, Running]]:
 
 
 @contextlib.contextmanager
-def sleeping_beside(agent: Running, message: str, rate: int) -> Iterator[None]:
-    process = subprocess.Popen(
-        _command(agent, 10**6, message, rate, connections=2),
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=lambda: pin(1),
-    )  # fmt: skip
+def sleeping_beside(agent: Running, rates: dict[str, int]) -> Iterator[None]:
+    processes = [
+        subprocess.Popen(
+            _command(agent, 10**6, message, rate, connections=2 + rate // 10),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=lambda: pin(1),
+        )
+        for message, rate in rates.items()
+    ]  # fmt: skip
     try:
         yield
     finally:
-        process.kill()
-        process.wait()
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def _command(
@@ -77,8 +82,8 @@ def measure(rounds: int = 20, seconds: float = 0.5) -> tuple[float, dict[str, tu
         for _ in range(rounds):
             for name, agent in those.items():
                 found.setdefault(name, []).append(_load(agent, frames, rate))
-                for beside, (message, times) in BESIDE.items():
-                    with sleeping_beside(agent, message, times):
+                for beside, rates in BESIDE.items():
+                    with sleeping_beside(agent, rates):
                         results = found.setdefault(f"{name}, {beside}", [])
                         results.append(_load(agent, frames, rate))
     return rate, {

@@ -25,6 +25,7 @@ import in_front
 import kinds
 import latency
 import neighbours
+import passes
 import soak
 import web
 from running import HERE, PROCESSORS, pin
@@ -88,7 +89,7 @@ def plot_ratios(figures: dict[str, dict[str, list[float]]], path: Path) -> None:
 
 def by_kind() -> Iterator[str]:
     """Handler kinds, modes, threads, processes."""
-    yield kinds.table(kinds.measure(0.5))
+    yield kinds.table(kinds.measure(3, 0.4))
     yield "\nA handler that has something to do:\n"
     yield kinds.scale_table(kinds.scale(1.0))
 
@@ -132,6 +133,7 @@ def of_the_middleware() -> Iterator[str]:
 def beside_others() -> Iterator[str]:
     """Beside peers that misbehave."""
     yield neighbours.table(list(neighbours.measure(exchanges=5000, rounds=1)))
+    yield passes.table()
 
 
 def without_growing() -> Iterator[str]:

@@ -4,8 +4,10 @@ cimport cython
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint64_t
 
+from spop._async_call cimport AsyncCall, now
 from spop._codec cimport Field, Header, Reader, Writer
 from spop._intake cimport Bytes, Intake
+from spop._route cimport Route, Span
 
 
 # Cells of a row; `C_CELLS` compares them with `spop.counters`.
@@ -17,81 +19,17 @@ cdef enum:
     BYTES_SENT = 4
     PAYLOADS_TOO_BIG = 13
     TOO_MANY_MESSAGES = 16
+    ACKS_DROPPED = 17
+    RUNNING_TASKS = 22
     ROUND_BEGAN = 25
     CALLS = 0
     ERRORS = 1
     NANOSECONDS = 3
-    FIRST_BUCKET = 4
-    BUCKETS = 28
+    HITS = 4
+    MISSES = 5
+    FIRST_BUCKET = 6
+    BUCKETS = 26
     BUCKET_SHIFT = 10
-
-
-# A message as it stands in the buffer: its name, where its arguments are in the fields, and
-# its route, where there is one.
-cdef struct Span:
-    const unsigned char *name
-    Py_ssize_t name_length
-    Py_ssize_t first
-    int count
-    PyObject *route
-
-
-# The name of an argument as it was seen last, in bytes that `Route.names_seen` keeps.
-cdef struct Seen:
-    const char *name
-    Py_ssize_t length
-    int slot
-
-
-cdef int64_t now() noexcept nogil
-
-
-@cython.final
-cdef class Route:
-    cdef readonly str name
-    cdef readonly object function
-    cdef readonly tuple parameters
-    cdef readonly tuple keywords
-    cdef readonly int kind
-    cdef readonly bytes on_error
-    cdef public Py_ssize_t base
-    cdef bytes raw_name
-    cdef dict slots            # by name as bytes; -1: no parameter wants it
-    cdef list names_seen       # last, by position of the argument
-    cdef Seen seen[256]
-    cdef int seen_count
-    cdef int size
-    cdef int positional
-    cdef long *accepts
-    cdef int *kinds
-    cdef bint takes_ack
-
-    cdef int slot_of(self, int position, Field *field) except -2
-    cdef int learn_slot(self, int position, Field *field) except -2
-    cdef object accepted(self, int slot, Field *field)
-    cdef object headers(self, int slot, Field *field)
-    cdef int bind(
-        self, PyObject **values, Field *fields, Span *span, Header *header, object connection
-    ) except -1
-    cdef object supplied(
-        self, int slot, Field *fields, Span *span, Header *header, object connection)
-
-
-@cython.final
-cdef class AsyncCall:
-    cdef object coroutine
-    cdef str name
-    cdef object slow
-    cdef int64_t slow_after
-    cdef public object task
-    cdef public object finished
-    cdef public bint done
-    cdef public object value
-    cdef public object error
-
-    cdef object step(self, value)
-    cdef int observe(self, int64_t began) except -1
-    cdef int end(self) except -1
 
 
 @cython.final
@@ -99,6 +37,17 @@ cdef class Call:
     cdef readonly Route route
     cdef public list values
     cdef readonly AsyncCall begun
+    cdef public bint wanted
+    cdef public object exchange
+    cdef readonly Py_ssize_t size
+    cdef public object running
+    cdef object dispatcher  # a Dispatcher
+    cdef Intake intake
+    cdef object path
+    cdef uint64_t stream_id
+    cdef uint64_t frame_id
+    cdef bytes actions
+    cdef int64_t began
 
 
 cdef class Deferred:
@@ -117,7 +66,12 @@ cdef class Dispatcher:
     cdef readonly dict unknown
     cdef object without_route
     cdef readonly Py_ssize_t max_answer_size
+    cdef readonly Py_ssize_t tasks
+    cdef readonly list left
+    cdef readonly list settled
     cdef public object start
+    cdef public object ended
+    cdef public object path
     cdef public object slow
     cdef public int64_t slow_after
     cdef object failed
@@ -129,6 +83,7 @@ cdef class Dispatcher:
     cdef int64_t until  # When the pass ends; 0: it has not begun.
     cdef Py_ssize_t max_messages
     cdef Py_ssize_t max_arguments
+    cdef Py_ssize_t max_tasks
     cdef dict by_raw_name
     cdef Route last
     cdef Field *fields
@@ -167,8 +122,19 @@ cdef class Dispatcher:
     cdef int notify(self, Intake intake, Header *header, list frames, Writer *w) except -1
     cdef object run(
         self, Route route, Span *span, Header *header, Intake intake, Py_ssize_t most, Writer *w)
-    cdef AsyncCall begin(self, Route route, coroutine, Header *header, object connection)
+    cdef bint answer_from_cache(
+        self, Route route, Span *span, Py_ssize_t most, Writer *w) except -1
+    cdef object begin(
+        self, Route route, coroutine, PyObject **values, Header *header, object connection)
+    cdef int keep(self, Call call, bytes actions, Header *header, Intake intake) except -1
+    cpdef count_task(self, int change)
+    cpdef settle(self, Call call, returned, error)
+    cdef int send_later(self, Intake intake, Writer *w, path) except -1
+    cdef Py_ssize_t room(self, uint64_t stream_id, uint64_t frame_id, Intake intake) except -1
+    cdef int write_result(
+        self, Call call, returned, error, int64_t began, Py_ssize_t most, Writer *w) except -1
     cdef int observe(self, Route route) except -1
+    cdef Py_ssize_t size_of_notify(self) noexcept
     cdef object defer(
         self, waiting, Py_ssize_t first, Header *header, Intake intake, bytes actions,
         Py_ssize_t room)

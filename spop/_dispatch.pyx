@@ -1,7 +1,7 @@
 """From the bytes of NOTIFY frames to the bytes of their ACKs, compiled.
 
-The same as `_dispatch_py`, its twin. A NOTIFY is first read whole into `Field`s, so that a
-malformed one calls no handler; then arguments go straight into the vector of a call.
+The same as `_dispatch_py`, its twin. All of a NOTIFY is read into `Field`s first, so that a
+malformed one calls no handler. Then arguments go straight into the vector of a call.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -19,18 +19,19 @@ from spop._codec cimport (
     read_header, read_span, release, text, use_stack, write_answer, write_bytes,
 )
 
-from spop._headers cimport received
+from spop._route cimport (
+    ASYNC, HEADERS, INLINE, KIND_ACK, LEFT, Route, Span, free_values, message_of, parameter_values,
+    values_list,
+)
 from spop._intake cimport TOO_BIG, WHOLE, Bytes, Intake, Step, drop_bytes, free_bytes
 
-from collections.abc import Coroutine
-
 from spop.parameters import ASYNC as PY_ASYNC, HEADERS as PY_HEADERS, INLINE as PY_INLINE
-from spop.parameters import LEFT as PY_LEFT, MISSING, RUNNING, Running
-from spop.parameters import check_answer, missing, mistyped
+from spop.parameters import LEFT as PY_LEFT, RUNNING, Running
+from spop.parameters import check_answer
 from spop.constants import NO_LIMIT, VALUE_SIZE as PY_VALUE_SIZE
 from spop.constants import (
-    DEFAULT_MAX_PAYLOAD_SIZE, MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, MAX_TEXT_SIZE,
-    MOST_UNKNOWN, DataType,
+    DEFAULT_MAX_PAYLOAD_SIZE, MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, MAX_TASKS,
+    MAX_TEXT_SIZE, MOST_UNKNOWN, DataType,
 )
 from spop.counters import Cell, RouteCell, new_row, row_size
 from spop.counters import BUCKETS as PY_BUCKETS, BUCKET_SHIFT as PY_BUCKET_SHIFT
@@ -43,19 +44,10 @@ from spop.frames import Ack, Notify
 
 cdef extern from "Python.h":
     object PyObject_Vectorcall(object, PyObject **args, size_t nargs, PyObject *names)
-    int PyIter_Send(object, object value, PyObject **result) except -1
-    int PYGEN_NEXT
     object PyContextVar_Set(object variable, object value)
     int PyContextVar_Reset(object variable, object token) except -1
     void Py_INCREF(PyObject *)
     void Py_XDECREF(PyObject *)
-
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    int clock_gettime(int, timespec *)
-    int CLOCK_MONOTONIC
 
 cdef extern from *:
     """
@@ -65,24 +57,13 @@ cdef extern from *:
     """
     int bit_length(uint64_t number) nogil
 
-cdef object _missing = MISSING
 cdef object _running = RUNNING
 cdef list _forked = FORKED
 
 cdef enum:
-    MOST_SPARE = 262144    # Bytes of the memory of a payload that is kept for the next.
-    FIELDS_KEPT = 1024     # Fields and spans that are kept for the next NOTIFY.
-    LEARNED_NAMES = 1024
+    MOST_SPARE = 262144    # Bytes of a payload's memory that may be kept for the next payload.
+    FIELDS_KEPT = 1024     # Fields and spans whose memory is kept for the next NOTIFY.
     VALUE_SIZE = 64        # Bytes that the object of an argument takes besides its own, roughly.
-
-    INLINE = 0
-    ASYNC = 1
-    LEFT = 2
-
-    KIND_ARGUMENT = 0
-    KIND_MESSAGE = 1
-    KIND_ACK = 2
-    HEADERS = 65536
 
 
 C_CELLS = [
@@ -90,203 +71,29 @@ C_CELLS = [
     (Cell.BYTES_RECEIVED, BYTES_RECEIVED), (Cell.BYTES_SENT, BYTES_SENT),
     (Cell.TOO_MANY_MESSAGES, TOO_MANY_MESSAGES), (RouteCell.CALLS, CALLS),
     (RouteCell.ERRORS, ERRORS), (RouteCell.NANOSECONDS, NANOSECONDS),
+    (RouteCell.HITS, HITS), (RouteCell.MISSES, MISSES),
     (RouteCell.BUCKETS, FIRST_BUCKET), (PY_BUCKETS, BUCKETS), (PY_BUCKET_SHIFT, BUCKET_SHIFT),
     (Cell.PAYLOADS_TOO_BIG, PAYLOADS_TOO_BIG), (Cell.ROUND_BEGAN, ROUND_BEGAN),
-    (PY_VALUE_SIZE, VALUE_SIZE), (PY_HEADERS, HEADERS), (PY_INLINE, INLINE), (PY_ASYNC, ASYNC), (PY_LEFT, LEFT),
+    (Cell.RUNNING, RUNNING_TASKS), (Cell.ACKS_DROPPED, ACKS_DROPPED), (PY_VALUE_SIZE, VALUE_SIZE),
+    (PY_HEADERS, HEADERS), (PY_INLINE, INLINE), (PY_ASYNC, ASYNC), (PY_LEFT, LEFT),
 ]
 
 
-cdef int64_t now() noexcept nogil:
-    cdef timespec t
-    clock_gettime(CLOCK_MONOTONIC, &t)
-    return <int64_t>t.tv_sec * 1000000000 + t.tv_nsec
-
-
-cdef class Route:
-    """A handler, ready to be called."""
-
-    def __cinit__(
-        self, str name, function, parameters=(), int kind=INLINE, bytes on_error=b"",
-    ):
-        cdef int slot
-        self.name = name
-        self.raw_name = name.encode("utf-8", "surrogateescape")
-        self.function = function
-        self.parameters = tuple(sorted(parameters, key=_keyword_only))
-        self.keywords = tuple([p.name for p in self.parameters if p.keyword_only])
-        self.kind = kind
-        self.on_error = on_error
-        self.size = len(self.parameters)
-        self.positional = self.size - len(self.keywords)
-        self.accepts = <long *>PyMem_Malloc(max(1, self.size) * sizeof(long))
-        self.kinds = <int *>PyMem_Malloc(max(1, self.size) * sizeof(int))
-        if self.accepts is NULL or self.kinds is NULL:
-            raise MemoryError
-        self.slots = {}
-        self.names_seen = []
-        for slot in range(self.size):
-            parameter = self.parameters[slot]
-            self.accepts[slot] = parameter.accepts
-            self.kinds[slot] = parameter.kind
-            self.takes_ack |= self.kinds[slot] == KIND_ACK
-            if self.kinds[slot] == KIND_ARGUMENT:
-                self.slots[parameter.name.encode()] = slot
-
-    def __dealloc__(self):
-        PyMem_Free(self.accepts)
-        PyMem_Free(self.kinds)
-
-    def call(self, list values):
-        """Call the handler with bound values and return what it returns."""
-        if not self.keywords:
-            return self.function(*values)
-        return self.function(
-            *values[:self.positional],
-            **dict(zip(self.keywords, values[self.positional:], strict=True)))
-
-    def __repr__(self):
-        return f"<Route {self.name}>"
-
-    cdef inline int slot_of(self, int position, Field *field) except -2:
-        """The slot that an argument goes into, or -1. Names come in the order of last time."""
-        cdef Seen *seen = &self.seen[position]
-        if position < self.seen_count and seen.length == field.name_length and memcmp(
-                seen.name, field.name, field.name_length) == 0:
-            return seen.slot
-        return self.learn_slot(position, field)
-
-    cdef int learn_slot(self, int position, Field *field) except -2:
-        cdef bytes name = PyBytes_FromStringAndSize(<const char *>field.name, field.name_length)
-        cdef object found = self.slots.get(name)
-        cdef int slot
-        if found is None:
-            found = self.slots.get(name.replace(b"-", b"_").replace(b".", b"_"), -1)
-            if len(self.slots) < LEARNED_NAMES and len(name) <= MAX_TEXT_SIZE:
-                self.slots[name] = found
-        slot = found
-        if position > self.seen_count or field.name_length > MAX_TEXT_SIZE:
-            return slot
-        if position == self.seen_count:
-            self.names_seen.append(name)
-            self.seen_count += 1
-        self.names_seen[position] = name
-        self.seen[position].name = PyBytes_AS_STRING(name)
-        self.seen[position].length = field.name_length
-        self.seen[position].slot = slot
-        return slot
-
-    cdef object accepted(self, int slot, Field *field):
-        """The argument's value as its parameter has it, or MISSING."""
-        cdef long accepts = self.accepts[slot]
-        cdef int type = field.type
-        if accepts >> type & 1:
-            # Handlers that run later keep their arguments, so a spare address saves nothing.
-            return argument_value(field) if self.kind == INLINE else field_value(field)
-        if T_INT32 <= type <= T_UINT64 and accepts & 0x3C:
-            return field_value(field)
-        if type == T_STRING and accepts >> T_BINARY & 1:
-            return PyBytes_FromStringAndSize(
-                <const char *>field.data, <Py_ssize_t>field.number)
-        if (type == T_STRING or type == T_BINARY) and accepts & HEADERS:
-            return self.headers(slot, field)
-        if type == T_NULL:
-            return _missing
-        named = "an integer" if T_INT32 <= type <= T_UINT64 else DataType(type).name
-        raise mistyped(self.name, self.parameters[slot], named)
-
-    cdef object headers(self, int slot, Field *field):
-        cdef bytes data = PyBytes_FromStringAndSize(
-            <const char *>field.data, <Py_ssize_t>field.number)
-        try:
-            return received(data, field.type == T_STRING)
-        except InvalidFrameError as error:
-            raise HandlerError(
-                f"message {self.name}: argument {self.parameters[slot].name} "
-                f"is no list of headers: {error}") from None
-
-    cdef int bind(
-        self, PyObject **values, Field *fields, Span *span, Header *header, object connection,
-    ) except -1:
-        """Fill `values`, owned references, with what the parameters are to be given."""
-        cdef int i, slot
-        cdef object value
-        for i in range(span.count):
-            slot = self.slot_of(i, &fields[span.first + i])
-            if slot >= 0 and values[slot] is NULL:
-                value = self.accepted(slot, &fields[span.first + i])
-                if value is not _missing:
-                    Py_INCREF(<PyObject *>value)
-                    values[slot] = <PyObject *>value
-        for slot in range(self.size):
-            if values[slot] is NULL:
-                value = self.supplied(slot, fields, span, header, connection)
-                Py_INCREF(<PyObject *>value)
-                values[slot] = <PyObject *>value
-        return 0
-
-    cdef object supplied(
-        self, int slot, Field *fields, Span *span, Header *header, object connection,
-    ):
-        """What a parameter is given that no argument was for."""
-        if self.kinds[slot] == KIND_MESSAGE:
-            return message_of(fields, span, header, connection)
-        if self.kinds[slot] == KIND_ACK:
-            return Ack(header.stream_id, header.frame_id)
-        parameter = self.parameters[slot]
-        if parameter.default is _missing:
-            names = message_of(fields, span, header, connection).names
-            raise missing(self.name, parameter, names)
-        return parameter.default
-
-
-def _keyword_only(parameter):
-    return parameter.keyword_only
-
-
-cdef inline PyObject **parameter_values(Route route, PyObject **stack) except NULL:
-    """Room for the values of a handler's parameters, `stack` where its 16 are enough."""
-    cdef PyObject **values = stack
-    if route.size > 16:
-        values = <PyObject **>PyMem_Malloc(route.size * sizeof(PyObject *))
-        if values is NULL:
-            raise MemoryError
-    memset(values, 0, route.size * sizeof(PyObject *))
-    return values
-
-
-cdef list values_list(Route route, PyObject **values):
-    cdef int i
-    return [<object>values[i] for i in range(route.size)]
-
-
-cdef inline void free_values(Route route, PyObject **values, PyObject **stack) noexcept:
-    cdef int i
-    for i in range(route.size):
-        Py_XDECREF(values[i])
-    if values is not stack:
-        PyMem_Free(values)
-
-
-cdef object message_of(Field *fields, Span *span, Header *header, object connection):
-    cdef list names = [], values = []
-    cdef int i
-    cdef Field *field
-    for i in range(span.count):
-        field = &fields[span.first + i]
-        names.append(name_text(field.name, field.name_length))
-        values.append(field_value(field))
-    return new_message(
-        name_text(span.name, span.name_length), tuple(names), tuple(values), header.stream_id,
-        header.frame_id, connection)
-
-
 cdef class Call:
-    """One message of a `Deferred`, as the twin describes it."""
+    """One message that has to be waited for, as the twin describes it."""
 
     def __cinit__(self, Route route, list values, AsyncCall begun=None):
         self.route = route
         self.values = values
         self.begun = begun
+        self.wanted = True
+
+    def __call__(self, AsyncCall begun):
+        """Its task has ended, in a NOTIFY that the dispatcher answers."""
+        cdef Dispatcher dispatcher = self.dispatcher
+        begun.task = begun.finished = None  # Breaks reference cycles.
+        dispatcher.count_task(-1)
+        dispatcher.settle(self, begun.value, begun.error)
 
     def run(self):
         """Call the handler and return what it returns."""
@@ -310,100 +117,14 @@ cdef class Deferred:
         self.room = room
 
 
-cdef class AsyncCall:
-    """The coroutine of an ``async def`` handler, as the twin describes it."""
-
-    def __cinit__(self, coroutine, str name, slow=None, int64_t slow_after=0):
-        self.coroutine = coroutine
-        self.name = name
-        self.slow = slow
-        self.slow_after = slow_after
-
-    def send(self, value):
-        """Run the handler's next step."""
-        yielded = self.step(value)
-        if self.done:
-            raise StopIteration
-        return yielded
-
-    def throw(self, *error):
-        """Run its next step with an exception, `asyncio.CancelledError` for one."""
-        cdef int64_t began = now()
-        try:
-            return self.coroutine.throw(*error)
-        except StopIteration as stop:
-            self.value = stop.value
-        except BaseException as failure:
-            self.error = failure
-        finally:
-            self.observe(began)
-        self.end()
-        raise StopIteration
-
-    def close(self):
-        """End it without a result."""
-        self.coroutine.close()
-
-    def __next__(self):  # A task calls this where it sends None, as no method is looked up.
-        yielded = self.step(None)
-        if self.done:
-            raise StopIteration
-        return yielded
-
-    def __iter__(self):
-        return self
-
-    def __await__(self):
-        return self
-
-    def __getattr__(self, str name):
-        """``cr_frame`` and its like, for those who look into a task."""
-        return getattr(self.coroutine, name)
-
-    cdef object step(self, value):
-        cdef PyObject *result = NULL
-        cdef int64_t began = now()
-        cdef int how
-        try:
-            how = PyIter_Send(self.coroutine, value, &result)
-            yielded = <object>result
-            Py_XDECREF(result)
-            if how == PYGEN_NEXT:
-                return yielded
-            self.value = yielded
-        except BaseException as failure:
-            self.error = failure
-        finally:
-            self.observe(began)
-        self.end()
-        return None
-
-    cdef int observe(self, int64_t began) except -1:
-        cdef int64_t took = now() - began
-        if 0 < self.slow_after < took and self.slow is not None:
-            self.slow(self.name, took)
-        if len(_forked):
-            end_child()
-        return 0
-
-    cdef int end(self) except -1:
-        self.done = True
-        if self.finished is not None:
-            self.finished(self)
-        return 0
-
-
-Coroutine.register(AsyncCall)
-
-
 cdef class Dispatcher:
     """All routes of an agent, for use by one thread, as the twin describes it."""
 
     def __cinit__(
         self, routes=None, failed=None, *, cells=None,
         Py_ssize_t max_answer_size=MAX_ANSWER_SIZE, Py_ssize_t max_messages=MAX_MESSAGES,
-        Py_ssize_t max_arguments=MAX_ARGUMENTS, deferred=Deferred, bytes on_unknown=b"",
-        without_route=None, int64_t max_pass=NO_LIMIT,
+        Py_ssize_t max_arguments=MAX_ARGUMENTS, Py_ssize_t max_tasks=MAX_TASKS,
+        deferred=Deferred, bytes on_unknown=b"", without_route=None, int64_t max_pass=NO_LIMIT,
     ):
         self.routes = None if routes is None else {route.name: route for route in routes}
         self.by_raw_name = {}
@@ -419,6 +140,9 @@ cdef class Dispatcher:
         self.max_answer_size = max_answer_size
         self.max_messages = max_messages
         self.max_arguments = max_arguments
+        self.max_tasks = max_tasks
+        self.left = []
+        self.settled = []
         self.max_pass = max_pass
         self.unknown = {}
         self.without_route = without_route
@@ -433,6 +157,11 @@ cdef class Dispatcher:
         return Running(
             (<Route>self.running_route).name, self.running_header.stream_id,
             self.running_header.frame_id, <object>self.running_connection)
+
+    @property
+    def takes_tasks(self):
+        """A further asynchronous handler may begin."""
+        return self.start is not None and self.tasks < self.max_tasks
 
     def __dealloc__(self):
         PyMem_Free(self.fields)
@@ -481,8 +210,8 @@ cdef class Dispatcher:
     cdef int take_behind(
         self, Intake intake, const unsigned char *data, Py_ssize_t size, list frames, Writer *w,
     ) except -1:
-        """Take what follows on unread bytes. Only the first frame is completed there; those
-        behind it are read where they are."""
+        """Take bytes behind unread ones. Only the first frame is copied there; the others are
+        read in `data`."""
         cdef Bytes *received = &intake.received
         cdef Py_ssize_t used = 0
         if not intake.is_paused():
@@ -504,7 +233,7 @@ cdef class Dispatcher:
     cdef Py_ssize_t answer(
         self, Intake intake, const unsigned char *data, Py_ssize_t end, list frames, Writer *w,
     ) except -1:
-        """Answer the frames at the front of `data`. Returns how many bytes they are."""
+        """Answer the frames at the front of `data`. Returns their number of bytes."""
         cdef Reader r
         cdef Header header
         cdef Py_ssize_t offset = 0, length
@@ -519,7 +248,7 @@ cdef class Dispatcher:
                 length = frame_length(data, offset, end, intake.frame_limit())
                 if length < 0:
                     break
-                r.offset = offset + 4
+                r.offset = offset + LENGTH_SIZE
                 r.end = r.offset + length
                 read_header(&r, &header, intake.little_endian, intake.whole)
                 if not intake.is_open or header.type not in (NOTIFY, UNSET_FRAME):
@@ -538,7 +267,7 @@ cdef class Dispatcher:
                 if intake.begun:
                     self.keep_spare(intake)
         except ProtocolError as error:
-            # Else the next call begins with the error, when these were sent.
+            # Otherwise the next call raises it, after these are sent.
             if not frames and not w.length:
                 if isinstance(error, TooManyMessagesError):
                     self.row[TOO_MANY_MESSAGES] += 1
@@ -547,7 +276,7 @@ cdef class Dispatcher:
         return offset
 
     cdef int leave(self, Reader *r, Header *header, Py_ssize_t length, list frames) except -1:
-        """A frame that is the caller's to see to."""
+        """Add a frame to those that the caller has to process."""
         if header.type in (
             HAPROXY_HELLO, HAPROXY_DISCONNECT, AGENT_HELLO, AGENT_DISCONNECT
         ) and length > MAX_CONTROL_SIZE:
@@ -558,7 +287,7 @@ cdef class Dispatcher:
     cdef bint put_together(
         self, Intake intake, Reader *r, Header *header, Writer *w,
     ) except -1:
-        """Take a fragment. True: it was the last, and the messages of the whole are read."""
+        """Take a fragment (section 3.2). True: it was the last, and the messages are read."""
         cdef Reader payload
         cdef Py_ssize_t before, start
         cdef Step step
@@ -579,19 +308,19 @@ cdef class Dispatcher:
         try:
             self.read_spans(&payload)
         except ProtocolError:
-            intake.payload.end = before  # It is taken once more, when it is the first frame.
+            intake.payload.end = before  # The next call reads it once more.
             raise
         return True
 
     cdef void keep_spare(self, Intake intake) noexcept:
-        """A payload was answered. Its memory is there for the next, which saves growing it."""
+        """Keep the memory of an answered payload for the next one, which need not grow it."""
         if self.spare.data is NULL and intake.payload.capacity <= MOST_SPARE:
             self.spare, intake.payload = intake.payload, self.spare
             self.spare.end = 0
         intake.end_payload()
 
     cdef inline void shrink(self) noexcept:
-        """Give back the memory that one unusually large NOTIFY took."""
+        """Free the memory of one unusually large NOTIFY."""
         if self.fields_size > FIELDS_KEPT or self.spans_size > FIELDS_KEPT:
             PyMem_Free(self.fields)
             PyMem_Free(self.spans)
@@ -599,7 +328,7 @@ cdef class Dispatcher:
             self.fields_size = self.spans_size = 0
 
     cdef int read_spans(self, Reader *r) except -1:
-        """Read the messages of a NOTIFY."""
+        """Read the messages of a NOTIFY, up to the limits."""
         cdef Py_ssize_t used = 0
         cdef Span *span
         cdef int i
@@ -666,6 +395,7 @@ cdef class Dispatcher:
 
     cdef int notify(self, Intake intake, Header *header, list frames, Writer *w) except -1:
         cdef Py_ssize_t i, start, payload, most
+        cdef bint is_timed = True
         cdef Span *span
         self.row[NOTIFIES] += 1
         if self.routes is None:
@@ -676,22 +406,31 @@ cdef class Dispatcher:
             w, ACK, FIN, header.stream_id, header.frame_id, intake.little_endian)
         payload = w.length
         # HAProxy takes no fragments of an ACK (section 3.2.7).
-        most = start + 4 + intake.max_frame_size
+        most = start + LENGTH_SIZE + intake.max_frame_size
         for i in range(self.span_count):
             span = &self.spans[i]
             if span.route is NULL:
+                is_timed = False
                 self.count_unknown(span)
                 write_if_it_fits(w, self.no_route.on_error, most)
                 continue
+            if (<Route>span.route).answers is not None:
+                if self.answer_from_cache(<Route>span.route, span, most, w):
+                    continue
             waiting = self.run(<Route>span.route, span, header, intake, most, w)
             if waiting is not None:
-                frames.append(self.defer(
-                    waiting, i + 1, header, intake, PyBytes_FromStringAndSize(
-                        <const char *>w.data + payload, w.length - payload), most - payload))
+                actions = PyBytes_FromStringAndSize(
+                    <const char *>w.data + payload, w.length - payload)
                 w.length = start
+                if self.path is not None and i + 1 == self.span_count and keepable(waiting):
+                    self.keep(waiting, actions, header, intake)
+                    return 0
+                frames.append(self.defer(waiting, i + 1, header, intake, actions, most - payload))
                 return 0
         finish_frame(w, start)
         self.row[ACKS] += 1
+        if not is_timed:
+            self.clock = now()
         return 0
 
     cdef object run(
@@ -703,10 +442,9 @@ cdef class Dispatcher:
         cdef PyObject **values = parameter_values(route, stack)
         cdef Py_ssize_t start = w.length
         cdef int i
-        cdef AsyncCall begun
         try:
             route.bind(values, self.fields, span, header, connection)
-            if route.kind == LEFT or (route.kind == ASYNC and self.start is None):
+            if route.kind == LEFT or (route.kind == ASYNC and not self.takes_tasks):
                 return Call(route, values_list(route, values))
             self.running_header = header
             self.running_connection = <PyObject *>connection
@@ -715,12 +453,9 @@ cdef class Dispatcher:
                 route.function, values, route.positional,
                 <PyObject *>route.keywords if route.keywords else NULL)
             if route.kind == ASYNC:
-                begun = self.begin(route, result, header, connection)
-                if not begun.done:
-                    return Call(route, values_list(route, values) if route.takes_ack else [], begun)
-                if begun.error is not None:
-                    raise begun.error
-                result = begun.value
+                result = self.begin(route, result, values, header, connection)
+                if type(result) is Call:
+                    return result
             if route.takes_ack:
                 for i in range(route.size):
                     if route.kinds[i] == KIND_ACK:
@@ -743,8 +478,28 @@ cdef class Dispatcher:
         self.observe(route)
         return None
 
-    cdef AsyncCall begin(self, Route route, coroutine, Header *header, object connection):
-        """Start a task for a handler's coroutine, which may have ended when this returns."""
+    cdef bint answer_from_cache(
+        self, Route route, Span *span, Py_ssize_t most, Writer *w,
+    ) except -1:
+        """Write the answer that is kept, if one is. Else the handler finds the key."""
+        cdef bytes key = route.key(self.fields, span)
+        cdef bytes answer
+        route.answers.missed = None
+        if key is None:
+            return False
+        answer = route.answers.find(key, self.clock)
+        if answer is None or w.length + PyBytes_GET_SIZE(answer) > most:
+            self.row[route.base + MISSES] += 1
+            return False
+        self.row[route.base + HITS] += 1
+        write_bytes(w, PyBytes_AS_STRING(answer), PyBytes_GET_SIZE(answer))
+        return True
+
+    cdef object begin(
+        self, Route route, coroutine, PyObject **values, Header *header, object connection,
+    ):
+        """Start a task for a handler's coroutine. Returns a call to be waited for or, if it has
+        ended, the handler's result."""
         cdef AsyncCall begun = AsyncCall(coroutine, route.name, self.slow, self.slow_after)
         token = PyContextVar_Set(
             _running, (route.name, header.stream_id, header.frame_id, connection))
@@ -752,10 +507,97 @@ cdef class Dispatcher:
             begun.task = self.start(begun)
         finally:
             PyContextVar_Reset(_running, token)
-        return begun
+        if not begun.done:
+            return Call(route, values_list(route, values) if route.takes_ack else [], begun)
+        if begun.error is not None:
+            raise begun.error
+        return begun.value
+
+    cdef int keep(self, Call call, bytes actions, Header *header, Intake intake) except -1:
+        """Answer a NOTIFY when its only call ends, without a `Deferred`."""
+        call.dispatcher = self
+        call.intake = intake
+        call.path = self.path
+        call.stream_id = header.stream_id
+        call.frame_id = header.frame_id
+        call.actions = actions
+        call.began = self.clock
+        self.clock = now()
+        intake.calls[call] = None
+        intake.in_flight += 1
+        call.size = self.size_of_notify()
+        intake.memory.take(call.size)
+        if call.begun is None:
+            call.running = (call.route.name, header.stream_id, header.frame_id, intake.peer)
+            self.left.append(call)
+        else:
+            call.begun.finished = call
+            self.count_task(1)
+        return 0
+
+    cpdef count_task(self, int change):  # 1: has begun to wait, -1: has ended
+        self.tasks += change
+        self.row[RUNNING_TASKS] = self.tasks
+        if change < 0 and self.ended is not None:
+            self.ended()
+
+    cpdef settle(self, Call call, returned, error):
+        """Write the ACK of a call that has ended, as the twin describes it."""
+        cdef Intake intake = call.intake
+        cdef unsigned char stack[512]
+        cdef Writer w
+        if intake is None:  # It is settled already.
+            return
+        call.intake = None
+        del intake.calls[call]
+        intake.in_flight -= 1
+        use_stack(&w, stack, sizeof(stack))
+        try:
+            begin_frame(&w, ACK, FIN, call.stream_id, call.frame_id, intake.little_endian)
+            write_bytes(&w, PyBytes_AS_STRING(call.actions), PyBytes_GET_SIZE(call.actions))
+            self.write_result(
+                call, returned, error, call.began, LENGTH_SIZE + intake.max_frame_size, &w)
+            finish_frame(&w, 0)
+            self.send_later(intake, &w, call.path)
+        except Exception as unexpected:  # Not a handler's: `write_result` takes those.
+            self.row[ACKS_DROPPED] += 1
+            call.path.fail(unexpected)
+        finally:
+            release(&w)
+
+    cdef int send_later(self, Intake intake, Writer *w, path) except -1:
+        if intake.acks.end == 0:
+            self.settled.append(path)
+        self.row[ACKS] += 1
+        return intake.keep(&intake.acks, w.data, w.length, 2 * intake.acks.capacity)
+
+    def take_back(self, Intake intake):
+        """The NOTIFYs of a connection that wait for a call, as the twin describes it."""
+        cdef list found = []
+        cdef Call call
+        cdef Deferred deferred
+        for call in list(intake.calls):
+            call.intake = None
+            if call.begun is not None:
+                self.count_task(-1)
+            deferred = <Deferred>self.new_deferred(
+                call.stream_id, call.frame_id, call.actions, [call],
+                self.room(call.stream_id, call.frame_id, intake))
+            deferred.size = call.size
+            found.append(deferred)
+        intake.calls.clear()
+        return found
+
+    cdef Py_ssize_t room(self, uint64_t stream_id, uint64_t frame_id, Intake intake) except -1:
+        """The most bytes that the actions of an ACK may have."""
+        cdef unsigned char stack[64]
+        cdef Writer w
+        use_stack(&w, stack, sizeof(stack))
+        begin_frame(&w, ACK, FIN, stream_id, frame_id, False)
+        return LENGTH_SIZE + intake.max_frame_size - w.length
 
     cdef int observe(self, Route route) except -1:
-        """Count a run, from the end of the one before it, and how long it took."""
+        """Count a call. Its time begins at the end of the last one: that saves a clock read."""
         cdef int64_t end = now()
         cdef int64_t taken = end - self.clock
         self.clock = end
@@ -778,14 +620,18 @@ cdef class Dispatcher:
         cdef list calls = self.calls(waiting, first, header, intake.peer)
         cdef Deferred deferred = self.new_deferred(
             header.stream_id, header.frame_id, actions, calls, room)
-        cdef Span *last = &self.spans[self.span_count - 1]
-        deferred.size = self.read_size + VALUE_SIZE * (last.first + last.count)
+        deferred.size = self.size_of_notify()
         intake.in_flight += 1
         intake.memory.take(deferred.size)
         return deferred
 
+    cdef Py_ssize_t size_of_notify(self) noexcept:
+        """Bytes of memory that what was read takes while it waits."""
+        cdef Span *last = &self.spans[self.span_count - 1]
+        return self.read_size + VALUE_SIZE * (last.first + last.count)
+
     cdef list calls(self, waiting, Py_ssize_t first, Header *header, object connection):
-        """The call that has to be waited for and, bound, those of the messages behind it."""
+        """The call that has to be waited for, and bound calls of the messages behind it."""
         cdef Py_ssize_t i
         cdef Route route
         cdef list calls = [waiting]
@@ -820,33 +666,43 @@ cdef class Dispatcher:
 
     def result(self, Call call, returned, error, int64_t began, Py_ssize_t room):
         """The encoded actions of a call that had to be waited for, as the twin describes it."""
-        cdef Route route = call.route
         cdef unsigned char stack[512]
         cdef Writer w
         use_stack(&w, stack, sizeof(stack))
+        try:
+            self.write_result(call, returned, error, began, room, &w)
+            return PyBytes_FromStringAndSize(<const char *>w.data, w.length)
+        finally:
+            release(&w)
+
+    cdef int write_result(
+        self, Call call, returned, error, int64_t began, Py_ssize_t most, Writer *w,
+    ) except -1:
+        cdef Route route = call.route
+        cdef Py_ssize_t start = w.length
         try:
             if error is None:
                 if route.takes_ack:
                     for value in call.values:
                         if type(value) is Ack:
-                            write_answer(&w, value.actions)
+                            write_answer(w, value.actions)
                 if returned is not None:
                     if type(returned) is not dict:
                         check_answer(route.function, returned)
-                    write_answer(&w, returned)
-                if w.length > room:
-                    raise too_big(w.length, room)
-                return PyBytes_FromStringAndSize(<const char *>w.data, w.length)
+                    write_answer(w, returned)
+                if w.length > most:
+                    raise too_big(w.length - start, most - start)
         except BaseException as failure:
             error = failure
-        finally:
-            release(&w)
-            self.count_call(route, now() - began)
-        self.fail(route, error)
-        return route.on_error if len(route.on_error) <= room else b""
+        self.count_call(route, now() - began)
+        if error is not None:
+            w.length = start
+            self.fail(route, error)
+            write_if_it_fits(w, route.on_error, most)
+        return 0
 
-    def acknowledge(self, Intake intake, Deferred deferred):
-        """The ACK of a NOTIFY whose calls have all ended."""
+    def acknowledge(self, Intake intake, Deferred deferred, path):
+        """Write the ACK of a NOTIFY whose calls have all ended (section 3.2.7)."""
         cdef bytes actions = deferred.actions
         cdef Py_ssize_t room
         cdef unsigned char stack[512]
@@ -855,19 +711,18 @@ cdef class Dispatcher:
         try:
             begin_frame(
                 &w, ACK, FIN, deferred.stream_id, deferred.frame_id, intake.little_endian)
-            room = intake.max_frame_size + 4 - w.length
+            room = LENGTH_SIZE + intake.max_frame_size - w.length
             if PyBytes_GET_SIZE(actions) > room:  # Another connection may have a lower limit.
                 self.fail(deferred.calls[0].route, too_big(PyBytes_GET_SIZE(actions), room))
                 actions = b""
             write_bytes(&w, PyBytes_AS_STRING(actions), PyBytes_GET_SIZE(actions))
             finish_frame(&w, 0)
-            self.row[ACKS] += 1
-            return PyBytes_FromStringAndSize(<const char *>w.data, w.length)
+            self.send_later(intake, &w, path)
         finally:
             release(&w)
 
     cpdef fail(self, Route route, error):
-        """Count a failure of a route and tell of it."""
+        """Count a failure of a route and call `failed`."""
         self.row[route.base + ERRORS] += 1
         if self.failed is not None:
             self.failed(route.name, error)
@@ -882,6 +737,11 @@ cdef class Dispatcher:
             if self.without_route is not None:
                 self.without_route(name)
         return 0
+
+
+cdef inline bint keepable(Call call) noexcept:
+    """Nothing but the call's end can end the wait for it, unless the connection ends."""
+    return not call.route.limited and (call.begun is not None or call.route.kind == LEFT)
 
 
 cdef object too_big(Py_ssize_t size, Py_ssize_t room):

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable
 from time import monotonic_ns, perf_counter_ns
-from typing import Any
+from typing import Any, cast
 
 from spop import _codec_py as codec
-from spop._headers_py import Headers
+from spop._async_call_py import AsyncCall
+from spop._cache_py import Answers
 from spop._intake_py import Intake
+from spop._route_py import Route
 from spop.constants import (
     CONTROL_TYPES,
     LENGTH_SIZE,
@@ -23,41 +25,31 @@ from spop.constants import (
     MAX_ARGUMENTS,
     MAX_CONTROL_SIZE,
     MAX_MESSAGES,
+    MAX_TASKS,
     MAX_TEXT_SIZE,
     MOST_UNKNOWN,
     NO_LIMIT,
     VALUE_SIZE,
-    DataType,
     FrameFlag,
     FrameType,
 )
 from spop.counters import Cell, Cells, RouteCell, new_row, observe, row_size
 from spop.errors import (
     FrameTooBigError,
-    HandlerError,
     InterlacedFramesError,
-    InvalidFrameError,
     ProtocolError,
     TooManyMessagesError,
 )
 from spop.forks import FORKED, end_child
 from spop.frames import Ack, Frame, Message, Notify, RawFrame
 from spop.parameters import (
-    ACK,
-    ARGUMENT,
     ASYNC,
-    HEADERS,
     INLINE,
     LEFT,
-    MESSAGE,
-    MISSING,
     RUNNING,
     TYPE_BITS,
-    Parameter,
     Running,
     check_answer,
-    missing,
-    mistyped,
 )
 from spop.values import Buffer
 
@@ -68,93 +60,6 @@ _STRING, _BINARY = TYPE_BITS[str], TYPE_BITS[bytes]
 _TOO_BIG = "answer of {} bytes where the ACK has room for {}"
 
 
-class Route:
-    """A handler, ready to be called.
-
-    Attributes:
-        kind: `INLINE`, `ASYNC` or `LEFT`.
-        on_error: the encoded actions that answer if the handler fails.
-        base: the index of its first cell in the row of its dispatcher.
-    """
-
-    __slots__ = (
-        "_slots", "base", "function", "keywords", "kind", "name", "on_error", "parameters",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        parameters: Iterable[Parameter] = (),
-        kind: int = INLINE,
-        on_error: bytes = b"",
-    ) -> None:
-        self.name = name
-        self.function = function
-        self.parameters = tuple(sorted(parameters, key=lambda p: p.keyword_only))
-        self.keywords = tuple(p.name for p in self.parameters if p.keyword_only)
-        self.kind = kind
-        self.on_error = on_error
-        self.base = 0
-        self._slots = {p.name: slot for slot, p in enumerate(self.parameters) if p.kind == ARGUMENT}
-
-    def _bind(self, message: Message) -> list[Any]:
-        """The values for the parameters, in their order.
-
-        Raises:
-            HandlerError: an argument is missing or of a type that is not accepted.
-        """
-        values = [MISSING] * len(self.parameters)
-        for name, value in zip(message.names, message.values, strict=True):
-            slot = self._slots.get(name)
-            if slot is None:
-                slot = self._slots.get(name.replace("-", "_").replace(".", "_"))
-            if slot is not None and values[slot] is MISSING:
-                values[slot] = self._accepted(self.parameters[slot], value)
-        for slot, parameter in enumerate(self.parameters):
-            if parameter.kind == MESSAGE:
-                values[slot] = message
-            elif parameter.kind == ACK:
-                values[slot] = Ack(message.stream_id, message.frame_id)
-            elif values[slot] is MISSING:
-                if parameter.default is MISSING:
-                    raise missing(self.name, parameter, message.names)
-                values[slot] = parameter.default
-        return values
-
-    def _accepted(self, parameter: Parameter, value: Any) -> Any:
-        type_ = TYPE_BITS[type(value)]
-        if parameter.accepts & type_:
-            return value
-        if type_ == _STRING and parameter.accepts & _BINARY:
-            return value.encode("utf-8", "surrogateescape")
-        if type_ & (_STRING | _BINARY) and parameter.accepts & HEADERS:
-            return self._headers(parameter, value)
-        if value is None:
-            return MISSING
-        raise mistyped(self.name, parameter, _type_name(type_))
-
-    def _headers(self, parameter: Parameter, value: str | bytes) -> Headers:
-        try:
-            return Headers(value)
-        except InvalidFrameError as error:
-            raise HandlerError(
-                f"message {self.name}: argument {parameter.name} is no list of headers: {error}"
-            ) from None
-
-    def call(self, values: list[Any]) -> Any:
-        """Call the handler with bound values and return what it returns."""
-        positional = len(values) - len(self.keywords)
-        if not self.keywords:
-            return self.function(*values)
-        return self.function(
-            *values[:positional], **dict(zip(self.keywords, values[positional:], strict=True))
-        )
-
-    def __repr__(self) -> str:
-        return f"<Route {self.name}>"
-
-
 def _results(call: Call, returned: Any) -> list[Any]:
     """What to encode for a handler: its `Ack`, if it has one, and what it returned."""
     if returned is not None and type(returned) is not dict:
@@ -163,103 +68,35 @@ def _results(call: Call, returned: Any) -> list[Any]:
     return filled if returned is None else [*filled, returned]
 
 
-def _type_name(types: int) -> str:
-    return "an integer" if types == TYPE_BITS[int] else DataType(types.bit_length() - 1).name
-
-
-class AsyncCall(Coroutine[Any, Any, None]):
-    """The coroutine of an ``async def`` handler, as its task runs it.
-
-    It keeps the handler's result or exception, and raises nothing into the event loop. It calls
-    `finished` in the step in which the handler ends. A callback of the task would come in a
-    later round.
-
-    Args:
-        name: the message's name.
-        slow: called with the name and the nanoseconds of a step that took longer than
-            `slow_after` nanoseconds; 0: never.
-
-    Attributes:
-        task: the task that runs it.
-        done: the handler has ended.
-        value: what it returned.
-        error: what it raised.
-        finished: called with this object when the handler ends.
-    """
-
-    __slots__ = (
-        "_coroutine", "_name", "_slow", "_slow_after", "done", "error", "finished", "task", "value",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        coroutine: Coroutine[Any, Any, Any],
-        name: str,
-        slow: Callable[[str, int], object] | None = None,
-        slow_after: int = 0,
-    ) -> None:
-        self._coroutine = coroutine
-        self._name = name
-        self._slow = slow
-        self._slow_after = slow_after
-        self.task: Any = None
-        self.done = False
-        self.value: Any = None
-        self.error: BaseException | None = None
-        self.finished: Callable[[AsyncCall], object] | None = None
-
-    def send(self, value: Any) -> Any:
-        """Run the handler's next step."""
-        return self._step(self._coroutine.send, value)
-
-    def throw(self, *error: Any) -> Any:
-        """Run its next step with an exception, for example `asyncio.CancelledError`."""
-        return self._step(self._coroutine.throw, *error)
-
-    def close(self) -> None:
-        """End it without a result."""
-        self._coroutine.close()
-
-    def __next__(self) -> Any:
-        return self.send(None)
-
-    def __iter__(self) -> AsyncCall:
-        return self
-
-    __await__ = __iter__
-
-    def __getattr__(self, name: str) -> Any:
-        """``cr_frame`` and its like, for debuggers."""
-        return getattr(self._coroutine, name)
-
-    def _step(self, resume: Callable[..., Any], *args: Any) -> Any:
-        began = perf_counter_ns()
-        try:
-            return resume(*args)
-        except StopIteration as stop:
-            self.value = stop.value
-        except BaseException as error:
-            self.error = error
-        finally:
-            took = perf_counter_ns() - began
-            if 0 < self._slow_after < took and self._slow is not None:
-                self._slow(self._name, took)
-            if FORKED:
-                end_child()
-        self.done = True
-        if self.finished is not None:
-            self.finished(self)
-        raise StopIteration
+def _keepable(call: Call) -> bool:
+    """Nothing but the call's end can end the wait for it, unless the connection ends."""
+    return not call.route.limited and (call.begun is not None or call.route.kind == LEFT)
 
 
 class Call:
-    """One message of a `Deferred`: its handler and the values for the handler's parameters.
+    """One message that has to be waited for: its handler and the values for its parameters.
 
-    Without values the message has failed already and is answered with `on_error`. An
-    asynchronous call that has begun has its `AsyncCall`.
+    A `Deferred` has it, or it is the only one of its NOTIFY and the dispatcher writes the ACK.
+
+    Attributes:
+        values: None: the message has failed already and is answered with `on_error`.
+        begun: the `AsyncCall` of an asynchronous call that has begun.
+        wanted: somebody waits for the result. Any thread may ask.
+        running: the fields of a `Running`, of a call that a thread of a pool runs.
+        exchange: what waits for that thread's result, if it is not the dispatcher.
+        size: bytes of memory that its NOTIFY takes, if the dispatcher keeps it.
     """
 
-    __slots__ = ("begun", "route", "values")
+    __slots__ = (
+        "_actions", "_began", "_dispatcher", "_ids", "_intake", "_path", "begun", "exchange",
+        "route", "running", "size", "values", "wanted",
+    )  # fmt: skip
+    _actions: bytes
+    _began: int
+    _dispatcher: Dispatcher
+    _ids: tuple[int, int]
+    _intake: Intake | None
+    _path: Any
 
     def __init__(
         self, route: Route, values: list[Any] | None, begun: AsyncCall | None = None
@@ -267,6 +104,16 @@ class Call:
         self.route = route
         self.values = values
         self.begun = begun
+        self.wanted = True
+        self.running: tuple[str, int, int, Any] | None = None
+        self.exchange: Any = None
+        self.size = 0
+
+    def __call__(self, begun: AsyncCall) -> None:
+        """Its task has ended, in a NOTIFY that the dispatcher answers."""
+        begun.task = begun.finished = None  # Breaks reference cycles.
+        self._dispatcher.count_task(-1)
+        self._dispatcher.settle(self, begun.value, begun.error)
 
     def run(self) -> Any:
         """Call the handler and return what it returns."""
@@ -315,6 +162,7 @@ class Dispatcher:
         max_answer_size: bytes of ACKs after which `receive` stops.
         max_messages: the most messages of a NOTIFY.
         max_arguments: the most arguments of all messages of a NOTIFY.
+        max_tasks: the most tasks of asynchronous handlers that may wait at a time.
         deferred: makes the `Deferred` of a NOTIFY.
         on_unknown: the encoded actions that answer a message without a route.
         without_route: called with the name of such a message, once for each name.
@@ -325,6 +173,12 @@ class Dispatcher:
         routes: by message name.
         start: makes the task of an `AsyncCall`. Without it asynchronous handlers are left to
             the caller, too.
+        ended: called when a task that had to be waited for has ended.
+        tasks: number of the tasks that are waited for.
+        path: the fast path that receives now. With it the dispatcher keeps a NOTIFY whose last
+            message alone has to be waited for, and writes its ACK with `settle`.
+        left: calls that the dispatcher keeps and the caller has to make, in a pool.
+        settled: the fast paths of connections that have ACKs to be sent.
         slow: called with the name and the nanoseconds of a call that took longer than
             `slow_after` nanoseconds; 0: never.
         unknown: number of messages without a route, by name, for up to `MOST_UNKNOWN` names.
@@ -336,8 +190,9 @@ class Dispatcher:
 
     __slots__ = (
         "_busy", "_clock", "_deferred", "_failed", "_max_arguments", "_max_messages", "_max_pass",
-        "_no_route", "_read_size", "_until", "_without_route", "cells", "max_answer_size", "routes",
-        "running", "slow", "slow_after", "start", "unknown",
+        "_max_tasks", "_no_route", "_read_size", "_until", "_without_route", "cells", "ended",
+        "left", "max_answer_size", "path", "routes", "running", "settled", "slow", "slow_after",
+        "start", "tasks", "unknown",
     )  # fmt: skip
 
     def __init__(
@@ -349,6 +204,7 @@ class Dispatcher:
         max_answer_size: int = MAX_ANSWER_SIZE,
         max_messages: int = MAX_MESSAGES,
         max_arguments: int = MAX_ARGUMENTS,
+        max_tasks: int = MAX_TASKS,
         deferred: type[Deferred] = Deferred,
         on_unknown: bytes = b"",
         without_route: Callable[[str], None] | None = None,
@@ -364,10 +220,16 @@ class Dispatcher:
         self.max_answer_size = max_answer_size
         self._max_messages = max_messages
         self._max_arguments = max_arguments
+        self._max_tasks = max_tasks
         self._deferred = deferred
         self._no_route = Route("", lambda: None, on_error=on_unknown)
         self._without_route = without_route
         self.start: Callable[[AsyncCall], object] | None = None
+        self.ended: Callable[[], object] | None = None
+        self.tasks = 0
+        self.path: Any = None
+        self.left: list[Call] = []
+        self.settled: list[Any] = []
         self.slow: Callable[[str, int], object] | None = None
         self.slow_after = 0
         self._busy = False
@@ -377,6 +239,11 @@ class Dispatcher:
         self._until = 0
         self.unknown: dict[str, int] = {}
         self.running: Running | None = None
+
+    @property
+    def takes_tasks(self) -> bool:
+        """A further asynchronous handler may begin."""
+        return self.start is not None and self.tasks < self._max_tasks
 
     def new_pass(self) -> None:
         """What is received next begins a pass."""
@@ -553,30 +420,57 @@ class Dispatcher:
                 if len(ack) + len(self._no_route.on_error) <= payload + room:
                     ack += self._no_route.on_error
                 continue
+            if route.answers is not None and self._from_cache(route, message, ack, payload + room):
+                continue
             waiting = self._run(route, message, ack, payload + room)
             if waiting is not None:
+                actions = bytes(ack[payload:])
+                last = index + 1 == len(notify.messages)
+                if self.path is not None and last and _keepable(waiting):
+                    self._keep(waiting, actions, notify, intake)
+                    return
                 calls = [waiting, *self._bound(notify.messages[index + 1 :])]
-                frames.append(self._defer(intake, notify, bytes(ack[payload:]), calls, room))
+                frames.append(self._defer(intake, notify, actions, calls, room))
                 return
         self.cells[Cell.ACKS] += 1
         out += codec.finish_frame(0, ack)
+        self._clock = perf_counter_ns()
 
     def _defer(
         self, intake: Intake, notify: Notify, actions: bytes, calls: list[Call], room: int
     ) -> Deferred:
         deferred = self._deferred(notify.stream_id, notify.frame_id, actions, calls, room)
-        values = sum(len(message.names) for message in notify.messages)
-        deferred.size = self._read_size + VALUE_SIZE * values
-        intake.in_flight += 1
-        intake.memory.take(deferred.size)
+        deferred.size = self._taken(intake, notify)
         return deferred
+
+    def _taken(self, intake: Intake, notify: Notify) -> int:
+        """Count a NOTIFY that waits. Returns the bytes of memory that it takes."""
+        values = sum(len(message.names) for message in notify.messages)
+        size = self._read_size + VALUE_SIZE * values
+        intake.in_flight += 1
+        intake.memory.take(size)
+        return size
+
+    def _from_cache(self, route: Route, message: Message, ack: bytearray, most: int) -> bool:
+        """Write the answer that is kept, if one is. Else the handler finds the key."""
+        answers, key = cast("Answers", route.answers), route.key(message)
+        answers.missed = None
+        if key is None:
+            return False
+        answer = answers.find(key, self._clock)
+        if answer is None or len(ack) + len(answer) > most:
+            self.cells[route.base + RouteCell.MISSES] += 1
+            return False
+        self.cells[route.base + RouteCell.HITS] += 1
+        ack += answer
+        return True
 
     def _run(self, route: Route, message: Message, ack: bytearray, most: int) -> Call | None:
         """Call a handler and add its answer, if it fits `most`. Returns a call to be waited for."""
         start = len(ack)
         try:
-            call = Call(route, route._bind(message))
-            if route.kind == LEFT or (route.kind == ASYNC and self.start is None):
+            call = Call(route, route.bind(message))
+            if route.kind == LEFT or (route.kind == ASYNC and not self.takes_tasks):
                 return call
             self.running = Running(
                 message.name, message.stream_id, message.frame_id, message.connection
@@ -614,6 +508,71 @@ class Dispatcher:
             RUNNING.reset(token)
         return begun
 
+    def _keep(self, call: Call, actions: bytes, notify: Notify, intake: Intake) -> None:
+        """Answer a NOTIFY when its only call ends, without a `Deferred`."""
+        call._dispatcher = self
+        call._intake = intake
+        call._path = self.path
+        call._ids = notify.stream_id, notify.frame_id
+        call._actions = actions
+        call.size = self._taken(intake, notify)
+        call._began = self._clock
+        self._clock = perf_counter_ns()
+        intake.calls[call] = None
+        if call.begun is None:
+            call.running = (call.route.name, *call._ids, intake.peer)
+            self.left.append(call)
+        else:
+            call.begun.finished = call
+            self.count_task(1)
+
+    def count_task(self, change: int) -> None:  # 1: has begun to wait, -1: has ended
+        self.tasks += change
+        self.cells[Cell.RUNNING] = self.tasks
+        if change < 0 and self.ended is not None:
+            self.ended()
+
+    def settle(self, call: Call, returned: Any, error: BaseException | None) -> None:
+        """Write the ACK of a call that the dispatcher keeps and that has ended."""
+        intake = call._intake
+        if intake is None:  # It is settled already.
+            return
+        call._intake = None
+        del intake.calls[call]
+        intake.in_flight -= 1
+        ack = bytearray()
+        try:
+            codec.begin_frame((_ACK, _FIN, *call._ids, intake.little_endian), ack)
+            ack += call._actions
+            room = LENGTH_SIZE + intake.max_frame_size - len(ack)
+            ack += self.result(call, returned, error, call._began, room)
+            self._send_later(intake, codec.finish_frame(0, ack), call._path)
+        except Exception as unexpected:  # Not a handler's: `result` takes those.
+            self.cells[Cell.ACKS_DROPPED] += 1
+            call._path.fail(unexpected)
+
+    def _send_later(self, intake: Intake, ack: bytes | bytearray, path: Any) -> None:
+        if not intake._acks:
+            self.settled.append(path)
+        self.cells[Cell.ACKS] += 1
+        intake._keep(intake._acks, ack)
+
+    def take_back(self, intake: Intake) -> list[Deferred]:
+        """The NOTIFYs of a connection that the dispatcher keeps. It keeps them no longer."""
+        found, calls = [], cast("list[Call]", list(intake.calls))
+        for call in calls:
+            call._intake = None
+            if call.begun is not None:
+                self.count_task(-1)
+            header = bytearray()
+            codec.begin_frame((_ACK, _FIN, *(ids := call._ids), False), header)
+            room = LENGTH_SIZE + intake.max_frame_size - len(header)
+            deferred = self._deferred(*ids, call._actions, [call], room)
+            deferred.size = call.size
+            found.append(deferred)
+        intake.calls.clear()
+        return found
+
     def _observe(self, route: Route) -> None:
         """Count a call. Its time begins at the end of the last one: that saves a clock read."""
         now = perf_counter_ns()
@@ -638,7 +597,7 @@ class Dispatcher:
                     calls.append(Call(self._no_route, None))
                 continue
             try:
-                calls.append(Call(route, route._bind(message)))
+                calls.append(Call(route, route.bind(message)))
             except BaseException as error:
                 self.fail(route, error)
                 calls.append(Call(route, None))
@@ -671,8 +630,13 @@ class Dispatcher:
         self._count_call(route, monotonic_ns() - began)
         return actions
 
-    def acknowledge(self, intake: Intake, deferred: Deferred) -> bytes | bytearray:
-        """The ACK of a NOTIFY whose calls have all ended (section 3.2.7)."""
+    def acknowledge(self, intake: Intake, deferred: Deferred, path: Any) -> None:
+        """Write the ACK of a NOTIFY whose calls have all ended (section 3.2.7).
+
+        Args:
+            intake: of the connection that it leaves on.
+            path: the fast path of that connection, for `settled`.
+        """
         ids = deferred.stream_id, deferred.frame_id
         little_endian = intake.little_endian
         ack = codec.encode_raw_frame(
@@ -685,8 +649,7 @@ class Dispatcher:
             error = FrameTooBigError(_TOO_BIG.format(len(deferred.actions), room))
             self.fail(deferred.calls[0].route, error)
             ack = codec.encode_raw_frame(_ACK, _FIN, *ids, b"", little_endian=little_endian)
-        self.cells[Cell.ACKS] += 1
-        return ack
+        self._send_later(intake, ack, path)
 
     def fail(self, route: Route, error: BaseException) -> None:
         """Count a failure of a route and call `failed`."""

@@ -51,6 +51,7 @@ cdef class Intake:
     cdef public bint whole
     cdef public bint takes_fragments
     cdef public object peer
+    cdef readonly dict calls
     cdef public Memory memory
     cdef readonly bint begun
     cdef readonly int64_t began
@@ -59,6 +60,7 @@ cdef class Intake:
     cdef uint64_t frame_id
     cdef Bytes received
     cdef Bytes payload
+    cdef Bytes acks
 
     cdef inline bint is_paused(self) noexcept:
         return self.suspended or self.in_flight >= self.max_in_flight

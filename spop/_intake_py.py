@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from time import monotonic_ns
+from typing import Any
 
 from spop.constants import (
     DEFAULT_MAX_PAYLOAD_SIZE,
@@ -83,13 +84,15 @@ class Intake:
         suspended: bytes are kept unprocessed, as earlier answers wait to be sent.
         peer: what HELLO agreed on; handlers find it as ``message.connection``.
         memory: what is kept is taken from it.
+        calls: those whose ACKs the dispatcher writes when they end, in order.
         begun: the first fragment of a payload has come, and the last has not.
         began: when that was, in ns of `time.monotonic_ns`.
     """
 
     __slots__ = (
-        "_ids", "_payload", "_unread", "began", "begun", "in_flight", "is_open", "little_endian",
-        "max_frame_size", "max_in_flight", "max_payload_size", "memory", "peer", "suspended",
+        "_acks", "_ids", "_payload", "_unread", "began", "begun", "calls", "in_flight", "is_open",
+        "little_endian", "max_frame_size", "max_in_flight", "max_payload_size", "memory", "peer",
+        "suspended",
         "takes_fragments", "whole",
     )  # fmt: skip
 
@@ -109,6 +112,8 @@ class Intake:
         self.memory = Memory()
         self._unread = bytearray()
         self._payload = bytearray()
+        self._acks = bytearray()
+        self.calls: dict[Any, None] = {}
         self._ids: tuple[int, int] | None = None
         self.begun = False
         self.began = 0
@@ -125,8 +130,8 @@ class Intake:
 
     @property
     def allocated(self) -> int:
-        """Number of bytes of memory that those take."""
-        return self.size
+        """Number of bytes of memory that those and the ACKs to be sent take."""
+        return self.size + len(self._acks)
 
     @property
     def paused(self) -> bool:
@@ -135,13 +140,14 @@ class Intake:
 
     @property
     def at_rest(self) -> bool:
-        """Open, with no partial frame or payload and no NOTIFY that waits for an answer."""
+        """Open, with no partial frame or payload, no NOTIFY that waits, no ACK to be sent."""
         return (
             self.is_open
             and not self.in_flight
             and not self.suspended
             and not self._unread
             and self._ids is None
+            and not self._acks
         )
 
     @property
@@ -154,6 +160,12 @@ class Intake:
         self.is_open = False
         self._unread.clear()
         self._end_payload()
+
+    def take_acks(self) -> bytes:
+        """The ACKs of calls that have ended since the last send."""
+        acks = bytes(self._acks)
+        self._acks.clear()
+        return acks
 
     def _keep(self, kept: bytearray, data: Buffer) -> None:
         kept += data

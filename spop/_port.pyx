@@ -1,7 +1,7 @@
 """Sockets, epoll and the fast path between a socket and the dispatcher, compiled.
 
-The same as `_port_py` and `poller`, its twins. A round of epoll in which all that came were
-NOTIFY frames for inline handlers runs no Python but these handlers.
+The same as `_port_py` and `poller`, its twins. A round of epoll that brings only NOTIFY frames for
+inline handlers runs no Python but these handlers.
 """
 
 cimport cython
@@ -15,7 +15,7 @@ from libc.string cimport memmove
 
 from spop._codec cimport Writer, release, use_stack
 from spop._dispatch cimport BYTES_RECEIVED, BYTES_SENT, ROUND_BEGAN, Dispatcher, now
-from spop._intake cimport Intake
+from spop._intake cimport Bytes, Intake, drop_bytes
 
 from spop.counters import new_row
 
@@ -31,7 +31,7 @@ cdef extern from *:
     #ifdef __linux__
     #include <sys/epoll.h>
     #include <sys/eventfd.h>
-    #else  /* Whoever has no epoll asks for no Poller. */
+    #else  /* Without epoll, `spop.poller` makes no Poller. */
     enum {
         EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLLIN = 1, EPOLLOUT = 4,
         EPOLLET, EFD_CLOEXEC, EFD_NONBLOCK
@@ -74,6 +74,13 @@ cdef extern from "errno.h" nogil:
     int EINTR
     int EWOULDBLOCK
 
+cdef extern from "pythread.h" nogil:
+    ctypedef void *PyThread_type_lock
+    PyThread_type_lock PyThread_allocate_lock()
+    void PyThread_free_lock(PyThread_type_lock)
+    int PyThread_acquire_lock(PyThread_type_lock, int)
+    void PyThread_release_lock(PyThread_type_lock)
+
 cdef enum:
     READ = 1
     WRITE = 2
@@ -82,24 +89,63 @@ cdef enum:
 
 
 @cython.final
+cdef class Sleeper:
+    """What a thread sleeps on, as the twin describes it."""
+
+    cdef PyThread_type_lock lock
+
+    def __cinit__(self):
+        self.lock = PyThread_allocate_lock()
+        if self.lock is NULL:
+            raise MemoryError
+        PyThread_acquire_lock(self.lock, 1)
+
+    def __dealloc__(self):
+        if self.lock is not NULL:
+            PyThread_free_lock(self.lock)
+
+    def sleep(self):
+        with nogil:
+            PyThread_acquire_lock(self.lock, 1)
+
+    def wake(self):
+        PyThread_release_lock(self.lock)
+
+
+@cython.final
 cdef class FastPaths:
-    """What the fast paths of a loop have in common, as the twin describes it."""
+    """What the fast paths of a loop share, as the twin describes it."""
 
     cdef Dispatcher dispatcher
     cdef unsigned char[::1] buffer
     cdef object ready
     cdef object go_on
+    cdef object flush
 
-    def __cinit__(self, Dispatcher dispatcher, buffer, ready, go_on):
+    def __cinit__(self, Dispatcher dispatcher, buffer, ready, go_on, flush):
         self.dispatcher = dispatcher
         self.buffer = buffer
         self.ready = ready
         self.go_on = go_on
+        self.flush = flush
+
+    cdef inline bint has_more(self) noexcept:
+        """There is more for the loop to do at the end of the round."""
+        return len(self.dispatcher.left) > 0 or len(self.dispatcher.settled) > 0
+
+    def send_acks(self):
+        """Send the ACKs that `Dispatcher.settled` tells of, as the twin describes it."""
+        cdef list settled = self.dispatcher.settled
+        cdef FastPath path
+        while settled:
+            path = settled.pop()
+            if path.connection is not None and not path.send_acks():
+                self.flush(path.connection)
 
 
 @cython.final
 cdef class FastPath:
-    """A socket whose NOTIFY frames are answered as they come, as the twin describes it."""
+    """A socket whose NOTIFY frames are answered at once, as the twin describes it."""
 
     cdef FastPaths shared
     cdef Intake intake
@@ -107,17 +153,24 @@ cdef class FastPath:
     cdef readonly object connection
     cdef public bint enabled
     cdef public bint active
+    cdef public int events
 
     def __cinit__(self, FastPaths shared, Intake intake, int fd, connection):
         self.shared = shared
         self.intake = intake
         self.fd = fd
         self.connection = connection
+        self.events = READ
 
     def close(self):
-        """Have nothing more to do with the connection."""
+        """Forget the connection."""
         self.enabled = False
         self.connection = None
+
+    def fail(self, error):
+        """End the connection, unless it has ended, after an unexpected error."""
+        if self.connection is not None:
+            self.shared.go_on(self.connection, [], b"", error)
 
     def __call__(self, int events):
         """The socket is ready for something."""
@@ -130,7 +183,7 @@ cdef class FastPath:
         return self.enabled and self.intake.is_open and not self.intake.is_paused()
 
     cdef bint exchange(self) except -1:
-        """One recv, one pass, one send. True: that was all."""
+        """One recv, one pass, one send. False: the loop has to go on with the connection."""
         cdef unsigned char stack[4096]
         cdef Writer w
         cdef list frames = None
@@ -150,9 +203,18 @@ cdef class FastPath:
             self.shared.go_on(self.connection, frames, acks, error)
         return done
 
+    cdef bint send_acks(self) except -1:
+        """Send the ACKs of calls that have ended. False: there is more to do."""
+        cdef Bytes *acks = &self.intake.acks
+        cdef Py_ssize_t sent
+        if not self.enabled or self.events != READ or self.intake.received.end:
+            return False
+        sent = self.send_bytes(acks.data + acks.start, acks.end - acks.start)
+        drop_bytes(acks, max(0, sent))
+        return acks.end == 0
+
     cdef bint receive(self, list frames, Writer *w) except -1:
-        """True: all that was received is answered and sent. False: `frames` or what is
-        written is left."""
+        """Receive, answer and send. False: there are `frames` for the loop, or unsent bytes."""
         cdef Intake intake = self.intake
         cdef Dispatcher d = self.shared.dispatcher
         cdef unsigned char *buffer = &self.shared.buffer[0]
@@ -160,19 +222,23 @@ cdef class FastPath:
         if size == 0:
             return True
         d.until = 0
-        d.take(intake, buffer, size, frames, w)
+        d.path = self
+        try:
+            d.take(intake, buffer, size, frames, w)
+        finally:
+            d.path = None
         while w.length or frames:
             if not self.send(w) or frames:
                 return False
             if intake.received.end == 0:
                 break
-            # Behind what was answered there is a partial frame, one that is malformed, or more
-            # than there may be answers for at a time.
+            # The unread bytes are a partial frame, a malformed one, or those behind
+            # `max_answer_size` bytes of answers.
             d.take(intake, NULL, 0, frames, w)
         return not intake.suspended
 
     cdef Py_ssize_t recv(self, unsigned char *buffer) except -1:
-        """How many bytes there are; 0: none yet."""
+        """Number of received bytes; 0 if none have come."""
         cdef Py_ssize_t received
         with nogil:
             received = recv(self.fd, buffer, self.shared.buffer.shape[0], MSG_DONTWAIT)
@@ -186,26 +252,32 @@ cdef class FastPath:
         return 0
 
     cdef bint send(self, Writer *w) except -1:
-        """Send what is written; what could not be sent stays. True: nothing did."""
+        """Send the written bytes. False: some could not be sent, and stay."""
         cdef Py_ssize_t sent
         if w.length == 0:
             return True
-        with nogil:
-            sent = send(self.fd, w.data, w.length, MSG_DONTWAIT | MSG_NOSIGNAL)
+        sent = self.send_bytes(w.data, w.length)
         if sent < 0:
-            return False  # Whoever sends the rest finds out why.
-        self.shared.dispatcher.row[BYTES_SENT] += sent
-        self.active = True
+            return False  # The loop sends the rest, and gets the error.
         w.length -= sent
         if w.length:
             memmove(w.data, w.data + sent, w.length)
         return w.length == 0
 
+    cdef Py_ssize_t send_bytes(self, const unsigned char *data, Py_ssize_t size):
+        cdef Py_ssize_t sent
+        with nogil:
+            sent = send(self.fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+        if sent > 0:
+            self.shared.dispatcher.row[BYTES_SENT] += sent
+            self.active = True
+        return sent
+
 
 @cython.final
 cdef class Poller:
-    """Waits for sockets with epoll, as `spop.poller.EpollPoller` does. As long as only fast
-    paths have something to do, nothing of Python runs in between."""
+    """Waits for sockets with epoll, as `spop.poller.EpollPoller` does. It runs no Python between
+    rounds in which only fast paths were ready."""
 
     cdef int epoll
     cdef int wakeups
@@ -213,6 +285,7 @@ cdef class Poller:
     cdef int64_t[::1] row
     cdef object soon
     cdef object later
+    cdef Sleeper sleeper
 
     def __cinit__(self, cells=None):
         self.ready = []
@@ -267,7 +340,7 @@ cdef class Poller:
             left = (end - now()) / 1e9
 
     cdef bint round(self, double timeout) except -1:
-        """One wait, and what it found. True: that was for fast paths alone, which saw to it."""
+        """One wait, and the calls of what is ready. True: only fast paths were ready."""
         cdef epoll_event events[EVENTS]
         cdef int count = self.wait(events, timeout), i
         cdef bint fast = count > 0
@@ -276,7 +349,7 @@ cdef class Poller:
             ready = self.ready_at(&events[i])
             if type(ready) is FastPath and events[i].events == EPOLLIN and (
                     (<FastPath>ready).is_usable()):
-                if not (<FastPath>ready).exchange():
+                if not (<FastPath>ready).exchange() or (<FastPath>ready).shared.has_more():
                     fast = False
             else:
                 fast = False
@@ -294,9 +367,14 @@ cdef class Poller:
                 found.append((ready, read_and_write(&events[i])))
         return found
 
+    def wake_in_wait(self, Sleeper sleeper):
+        if self.sleeper is not None:
+            self.sleeper.wake()
+        self.sleeper = sleeper
+
     def wake(self):
         with critical_section(self):
-            eventfd_write(self.wakeups, 1)  # It fails where all is closed.
+            eventfd_write(self.wakeups, 1)  # It fails if the poller is closed.
 
     def close(self):
         with critical_section(self):
@@ -307,7 +385,7 @@ cdef class Poller:
             self.epoll = self.wakeups = -1
 
     cdef object ready_at(self, epoll_event *event):
-        """Whom to tell of an event; None where it was to wake up or is unregistered since."""
+        """The object to call for an event; None for a wake-up or an unregistered socket."""
         if event.data.fd < len(self.ready):
             return self.ready[event.data.fd]
         return None
@@ -321,16 +399,23 @@ cdef class Poller:
         return 0
 
     cdef int wait(self, epoll_event *events, double timeout) except -1:
-        """How many events there are; none as well when a signal came. Below 0: no timeout."""
+        """Wait, without limit if the timeout is below 0. Returns the number of events; 0 after a
+        signal, too."""
         cdef int milliseconds = -1 if timeout < 0 else <int>ceil(timeout * 1000)
         cdef int count
+        cdef PyThread_type_lock lock = NULL
+        cdef Sleeper sleeper = self.sleeper
+        if sleeper is not None:
+            lock, self.sleeper = sleeper.lock, None
         if self.epoll < 0:
             raise ValueError("the poller is closed")
-        if milliseconds == 0:  # Not to wait keeps the GIL.
+            return False  # The loop sends the rest, and gets the error.
             count = epoll_wait(self.epoll, events, EVENTS, 0)
         else:
             self.row[ROUND_BEGAN] = 0
             with nogil:
+                if lock is not NULL:
+                    PyThread_release_lock(lock)
                 count = epoll_wait(self.epoll, events, EVENTS, milliseconds)
         self.row[ROUND_BEGAN] = now()
         if count >= 0:
@@ -346,5 +431,5 @@ cdef inline uint32_t epoll_events(int events) noexcept:
 
 
 cdef inline int read_and_write(epoll_event *event) noexcept:
-    """Hang-ups and errors come without EPOLLOUT, and reading finds out what they are."""
+    """Hang-ups and errors come without EPOLLOUT. Reading shows which they are."""
     return READ | WRITE if event.events & EPOLLOUT else READ

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,25 @@ READ = 1
 GoOn = Callable[[Any, list[Frame | Deferred], bytes, Exception | None], object]
 
 
+class Sleeper:
+    """What a thread sleeps on.
+
+    ``sleep()`` waits for a ``wake()``, or returns at once if that has come already.
+    """
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def sleep(self) -> None:
+        self._lock.acquire()
+
+    def wake(self) -> None:
+        self._lock.release()
+
+
 class FastPaths:
     """The parts that the fast paths of a loop share.
 
@@ -30,9 +50,11 @@ class FastPaths:
         go_on: called when the fast path can't finish, with the connection, the frames that
             `Dispatcher.receive` left, the bytes that could not be sent, and the error. The error
             is an `EOFError` if the peer has closed its side.
+        flush: called with a connection that `send_acks` can't send all ACKs of, or that has more
+            to do than that.
     """
 
-    __slots__ = ("_buffer", "_dispatcher", "_go_on", "_ready")
+    __slots__ = ("_buffer", "_dispatcher", "_flush", "_go_on", "_ready")
 
     def __init__(
         self,
@@ -40,11 +62,21 @@ class FastPaths:
         buffer: bytearray,
         ready: Callable[[Any, int], object],
         go_on: GoOn,
+        flush: Callable[[Any], object],
     ) -> None:
         self._dispatcher = dispatcher
         self._buffer = buffer
         self._ready = ready
         self._go_on = go_on
+        self._flush = flush
+
+    def send_acks(self) -> None:
+        """Send the ACKs that `Dispatcher.settled` tells of, with one send for each connection."""
+        settled = self._dispatcher.settled
+        while settled:
+            path = settled.pop()
+            if path.connection is not None and not path._send_acks():
+                self._flush(path.connection)
 
 
 class FastPath:
@@ -56,9 +88,10 @@ class FastPath:
     Attributes:
         enabled: the loop allows it.
         active: set to true when bytes are sent. The loop sets it to false.
+        events: what the poller waits for.
     """
 
-    __slots__ = ("_intake", "_shared", "active", "connection", "enabled", "fd")
+    __slots__ = ("_intake", "_shared", "active", "connection", "enabled", "events", "fd")
 
     def __init__(self, shared: FastPaths, intake: Intake, fd: int, connection: Any) -> None:
         self._shared = shared
@@ -67,11 +100,17 @@ class FastPath:
         self.connection = connection
         self.enabled = False
         self.active = False
+        self.events = READ
 
     def close(self) -> None:
         """Release the connection."""
         self.enabled = False
         self.connection = None
+
+    def fail(self, error: Exception) -> None:
+        """End the connection, unless it has ended, after an unexpected error."""
+        if self.connection is not None:
+            self._shared._go_on(self.connection, [], b"", error)
 
     def __call__(self, events: int) -> None:
         """The socket is ready to be read or written."""
@@ -89,6 +128,15 @@ class FastPath:
         if frames or unsent or self._intake.suspended:
             self._shared._go_on(self.connection, frames, unsent, None)
 
+    def _send_acks(self) -> bool:
+        """Send the ACKs of calls that have ended. False: there is more to do."""
+        intake = self._intake
+        if not self.enabled or self.events != READ or intake.unread:
+            return False
+        acks = self._send(intake.take_acks())
+        intake._acks += acks
+        return not acks
+
     def _receive(self) -> tuple[list[Frame | Deferred], bytes]:
         """The frames that are left to the loop, and the ACKs that could not be sent."""
         dispatcher, buffer = self._shared._dispatcher, self._shared._buffer
@@ -100,7 +148,11 @@ class FastPath:
             raise EOFError
         dispatcher.cells[Cell.BYTES_RECEIVED] += size
         dispatcher.new_pass()
-        frames, acks = dispatcher.receive(self._intake, buffer, size)
+        dispatcher.path = self
+        try:
+            frames, acks = dispatcher.receive(self._intake, buffer, size)
+        finally:
+            dispatcher.path = None
         while acks or frames:
             acks = self._send(acks)
             if acks or frames:

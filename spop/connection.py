@@ -241,6 +241,11 @@ class AgentConnection(_Connection):
         """Open, with no partial frame, no NOTIFY that waits for a handler, nothing to send."""
         return self.intake.at_rest and not self._out
 
+    def data_to_send(self) -> bytes | bytearray:
+        """As for both ends. First come the ACKs that the dispatcher has written."""
+        acks, data = self.intake.take_acks(), super().data_to_send()
+        return acks + data if acks else data
+
     def negotiated(self) -> dict[str, Any]:
         """What HELLO agreed on, in types of JSON, for `resume_from` in another process."""
         assert self.peer is not None
@@ -356,23 +361,10 @@ class AgentConnection(_Connection):
         length = len(ack) - LENGTH_SIZE
         if length > self.max_frame_size:
             raise FrameTooBigError(f"ACK of {length} bytes, {self.max_frame_size} at most")
-        self.send_ack(ack)
-
-    def send_ack(self, ack: bytes | bytearray) -> None:
-        """As `acknowledge`, with an ACK frame of `Dispatcher.acknowledge`.
-
-        Raises:
-            LocalProtocolError: the connection is no longer open.
-        """
-        self.send_ack_of_another(ack)
-        self.intake.in_flight -= 1
-
-    def send_ack_of_another(self, ack: bytes | bytearray) -> None:
-        """Answer a NOTIFY of another connection of the engine, if both are async (section
-        3.2.1). Raises as `send_ack` does."""
         if self.state is not _OPEN:
             raise LocalProtocolError(f"no ACK in state {self.state.name}")
         self._out.append(ack)
+        self.intake.in_flight -= 1
 
     def disconnect(self, code: int = Status.NORMAL, message: str = "normal") -> None:
         """End the connection with an AGENT-DISCONNECT frame (section 3.2.9), if it is not

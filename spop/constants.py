@@ -193,6 +193,7 @@ MAX_MESSAGES = 1000
 """Default of the largest number of messages in a NOTIFY."""
 
 MAX_ARGUMENTS = 10_000
+MAX_TASKS = 10_000
 """Default of the largest number of arguments in all messages of a NOTIFY together."""
 
 MOST_UNKNOWN = 100

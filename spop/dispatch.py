@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 from spop.twins import twin
 
 if TYPE_CHECKING:
-    from spop._dispatch_py import AsyncCall, Call, Deferred, Dispatcher, Route
+    from spop._async_call_py import AsyncCall
+    from spop._dispatch_py import Call, Deferred, Dispatcher
     from spop._intake_py import Intake, Memory
+    from spop._route_py import Route
 else:
     _dispatch = twin("spop._dispatch")
-    AsyncCall, Call, Deferred = _dispatch.AsyncCall, _dispatch.Call, _dispatch.Deferred
-    Dispatcher = _dispatch.Dispatcher
-    Route = _dispatch.Route
+    AsyncCall = twin("spop._async_call").AsyncCall
+    Call, Deferred, Dispatcher = _dispatch.Call, _dispatch.Deferred, _dispatch.Dispatcher
+    Route = twin("spop._route").Route
     _intake = twin("spop._intake")
     Intake, Memory = _intake.Intake, _intake.Memory
 

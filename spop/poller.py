@@ -17,6 +17,7 @@ from collections.abc import Callable, Sized
 from typing import Protocol
 
 from spop.counters import Cell, Cells, new_row
+from spop.port import Sleeper
 from spop.twins import IMPLEMENTATION, twin
 
 READ, WRITE = 1, 2
@@ -37,7 +38,8 @@ class Poller(Protocol):
     ``watch()`` names two queues of an event loop: the compiled ``run()`` also returns after a
     round that has put something into them. ``fileno()`` is ready when a socket is. ``wake()``
     makes one thread that waits return, or the next one that would wait. Any thread may call it,
-    also after ``close()``.
+    also after ``close()``. ``wake_in_wait()`` wakes another thread, in the next wait if the poller
+    can do it there: then that thread finds the GIL free.
     """
 
     def register(self, fd: int, events: int, ready: Ready) -> None: ...
@@ -46,6 +48,7 @@ class Poller(Protocol):
     def run(self, timeout: float | None) -> None: ...
     def poll(self, timeout: float | None) -> list[tuple[Ready, int]]: ...
     def wake(self) -> None: ...
+    def wake_in_wait(self, sleeper: Sleeper) -> None: ...
     def watch(self, soon: Sized, later: Sized) -> None: ...
     def fileno(self) -> int: ...
     def close(self) -> None: ...
@@ -96,6 +99,9 @@ class EpollPoller:
 
     def watch(self, soon: Sized, later: Sized) -> None:
         """It returns after each round anyway."""
+
+    def wake_in_wait(self, sleeper: Sleeper) -> None:
+        sleeper.wake()
 
     def fileno(self) -> int:
         return self._epoll.fileno()
@@ -152,6 +158,9 @@ class SelectorPoller:
 
     def watch(self, soon: Sized, later: Sized) -> None:
         """It returns after each round anyway."""
+
+    def wake_in_wait(self, sleeper: Sleeper) -> None:
+        sleeper.wake()
 
     def fileno(self) -> int:
         fileno = getattr(self._selector, "fileno", None)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from spop.twins import twin
 
 if TYPE_CHECKING:
-    from spop._port_py import FastPath, FastPaths
+    from spop._port_py import FastPath, FastPaths, Sleeper
 else:
     _port = twin("spop._port")
-    FastPath, FastPaths = _port.FastPath, _port.FastPaths
+    FastPath, FastPaths, Sleeper = _port.FastPath, _port.FastPaths, _port.Sleeper
 
-__all__ = ["FastPath", "FastPaths"]
+__all__ = ["FastPath", "FastPaths", "Sleeper"]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from conftest import intake_class
+from conftest import intake_class, route_class
 from hypothesis import strategies as st
 
 from spop import Message, codec
@@ -169,10 +169,10 @@ class Taken:
         self.ended = False
         parameters = [Parameter("a"), Parameter("b", default=None), Parameter("c", default=0)]
         routes = [
-            dispatch.Route("inline", self._inline, parameters),
-            dispatch.Route("large", self._large),
-            dispatch.Route("failing", self._failing, (), INLINE, b"on error"),
-            dispatch.Route("left", self._inline, parameters, LEFT),
+            route_class(dispatch)("inline", self._inline, parameters),
+            route_class(dispatch)("large", self._large),
+            route_class(dispatch)("failing", self._failing, (), INLINE, b"on error"),
+            route_class(dispatch)("left", self._inline, parameters, LEFT),
         ]
         self.dispatcher = dispatch.Dispatcher(
             routes, self._failed, max_messages=5, max_arguments=10, **limits
@@ -280,7 +280,7 @@ class TakenFromSocket(Taken):
         self.ours.setblocking(False)
         self.engine.setblocking(False)
         self.sent_before = self._fill() if is_full else 0
-        shared = port.FastPaths(self.dispatcher, bytearray(buffer), self._ready, self._go_on)
+        shared = port.FastPaths(self.dispatcher, bytearray(buffer), self._ready, self._go_on, None)
         self.fast_path = port.FastPath(shared, self.intake, self.ours.fileno(), "connection")
         self.fast_path.enabled = True
 
@@ -312,6 +312,15 @@ class TakenFromSocket(Taken):
     def _see_to_the_socket(self) -> None:
         while not self.is_over and select.select([self.ours], [], [], 0)[0]:
             self.fast_path(READ)
+            self._take_back()
+
+    def _take_back(self) -> None:
+        """Take what the dispatcher keeps for the fast path, as if it had left it."""
+        kept = self.dispatcher.take_back(self.intake)
+        for deferred in kept:
+            self.take(deferred)
+        while kept and not self.is_over and self.receive(b""):
+            pass
 
     def _ready(self, connection: object, events: int) -> None:
         assert (connection, events) == ("connection", READ)
@@ -325,6 +334,7 @@ class TakenFromSocket(Taken):
         self, connection: object, frames: list[Any], unsent: bytes, error: Exception | None
     ) -> None:
         assert connection == "connection"
+        self._take_back()
         if error is not None:
             assert (frames, unsent) == ([], b"")
             self.fail(error)

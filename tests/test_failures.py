@@ -21,19 +21,20 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import intake_class
+from conftest import intake_class, route_class
 from event_loops import EVENT_LOOPS, Serve, serve_on
 from haproxy import wait_until
 from serving import served, wait_until_serving
 
 from spop import Agent, Client, Message, codec
-from spop.connection import AgentConnection, Disconnect, EngineConnection, Peer
+from spop.connection import Disconnect, EngineConnection, Peer
 from spop.counters import RouteCell
 from spop.errors import DisconnectedError
 from spop.logs import FORMATTERS
 from spop.poller import READ
 from spop.server import Server
 from spop.server.health import Health
+from spop.server.loop import Loop
 
 PEER = Peer("peer:1", "2.0", 16380, frozenset())
 FAILED = {"sess.failed": True}
@@ -509,9 +510,11 @@ def test_a_fast_path_tells_of_memory_that_it_cannot_have(
         raise MemoryError
 
     told: list[Any] = []
-    route = dispatch.Route("m", raising(ValueError))
+    route = route_class(dispatch)("m", raising(ValueError))
     dispatcher = dispatch.Dispatcher([route], no_memory)
-    shared = port.FastPaths(dispatcher, bytearray(4096), None, lambda *what: told.append(what))
+    shared = port.FastPaths(
+        dispatcher, bytearray(4096), None, lambda *what: told.append(what), None
+    )
     intake = intake_class(dispatch)(16380)
     intake.is_open = True
     ours, theirs = socket.socketpair()
@@ -899,7 +902,7 @@ def test_of_a_notify_whose_answers_fit_no_frame_only_what_is_too_much_fails(
 # --- what ends ---
 
 
-@pytest.mark.parametrize("add", [add_blocking, add_async, add_async_in_line])
+@pytest.mark.parametrize("add", [add_in_line, add_async_in_line])
 def test_what_the_server_does_not_expect_ends_that_connection_alone(
     agent: Agent, add: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -910,11 +913,30 @@ def test_what_the_server_does_not_expect_ends_that_connection_alone(
             assert neighbour.notify(NEIGHBOURS).variables == ANSWERS
             assert client.notify("m").variables == {}
             with monkeypatch.context() as patched:
-                patched.setattr(AgentConnection, "send_ack", raising(ValueError, "unexpected"))
+                patched.setattr(Loop, "_acknowledge", raising(ValueError, "unexpected"))
                 with pytest.raises(DisconnectedError):
                     client.notify("m")
             (failure,) = failures(caplog)
             assert re.fullmatch(r"connection from .* failed", failure)
             assert neighbour.notify(NEIGHBOURS).variables == ANSWERS
             assert client.notify("m").variables == {}
+            assert_all_is_well(server)
+
+
+@pytest.mark.parametrize("add", [add_blocking, add_async])
+def test_an_answer_that_the_dispatcher_cannot_write_ends_that_connection_alone(
+    agent: Agent, add: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(agent, raising(LookupError))
+    monkeypatch.setattr(Agent, "failed", raising(ValueError, "unexpected"))
+    with agent.serve_in_background() as server:
+        address = str(server.address)
+        with Client(address, timeout=10) as neighbour, Client(address, timeout=10) as client:
+            assert neighbour.notify(NEIGHBOURS).variables == ANSWERS
+            with pytest.raises(DisconnectedError):
+                client.notify("m")
+            (told,) = failures(caplog)
+            assert told.startswith("connection ")
+            assert told.endswith(" failed")
+            assert neighbour.notify(NEIGHBOURS).variables == ANSWERS
             assert_all_is_well(server)

@@ -13,6 +13,7 @@ import pytest
 from spop import codec
 from spop.counters import Cell, new_row
 from spop.poller import READ, WRITE, EpollPoller, Poller, SelectorPoller, new_poller
+from spop.port import Sleeper
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -159,3 +160,18 @@ def test_it_writes_when_the_present_round_began(new: Callable[..., Poller], pair
     assert seen[0] == 0
     assert before <= seen[1] <= time.monotonic_ns()
     poller.close()
+
+
+@pytest.mark.parametrize("timeout", [0, None])
+def test_it_wakes_another_thread_in_its_next_wait(poller: Poller, timeout: float | None) -> None:
+    sleepers = Sleeper(), Sleeper()
+    threads = [threading.Thread(target=sleeper.sleep) for sleeper in sleepers]
+    threads += [threading.Thread(target=lambda: (threads[1].join(), poller.wake()))]
+    for thread in threads:
+        thread.start()
+    for sleeper in sleepers:
+        poller.wake_in_wait(sleeper)
+    poller.run(timeout)
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()

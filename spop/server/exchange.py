@@ -22,7 +22,7 @@ from spop.errors import HandlerError, SpopTimeoutError
 from spop.frames import Peer
 from spop.lifespan import LoopState
 from spop.parameters import ASYNC, INLINE, RUNNING
-from spop.poller import READ
+from spop.poller import Poller
 from spop.port import FastPath
 from spop.server.timers import Timer
 from spop.server.tls import TLSSocket
@@ -36,7 +36,6 @@ class Connection:
         peer: what HELLO agreed on, until the end of the connection was reported.
         port: the number of its port in a range of ports, if it came to one.
         movable: it can be moved to another loop or process while this one goes on.
-        events: what the poller waits for.
         unsent: bytes that the socket did not take yet.
         quiet: number of sweeps for idle connections since something was sent.
         exchanges: those that wait for handlers.
@@ -45,8 +44,8 @@ class Connection:
     """
 
     __slots__ = (
-        "events", "exchanges", "fast_path", "host", "movable", "opened", "peer", "port",
-        "protocol", "quiet", "resumes", "sock", "tls", "unsent",
+        "exchanges", "fast_path", "host", "movable", "opened", "peer", "port", "protocol", "quiet",
+        "resumes", "sock", "tls", "unsent",
     )  # fmt: skip
 
     def __init__(
@@ -57,7 +56,6 @@ class Connection:
         self.host = host
         self.protocol = protocol
         self.unsent: bytes | bytearray = b""
-        self.events = READ
         self.peer: Peer | None = None
         self.port: int | None = None
         self.movable = False
@@ -70,8 +68,10 @@ class Connection:
     @property
     def memory(self) -> int:
         """Bytes of memory that it takes, roughly: received, unsent, waiting for handlers."""
+        intake = self.protocol.intake
         waiting = sum(exchange.size for exchange in self.exchanges)
-        return self.protocol.intake.allocated + len(self.unsent) + waiting
+        waiting += sum(int(call.size) for call in intake.calls)
+        return intake.allocated + len(self.unsent) + waiting
 
     def keep_unsent(self, data: bytes | bytearray) -> None:
         """The socket did not take `data`, which begins with what it did not take before."""
@@ -113,6 +113,7 @@ class Host(Protocol):
     cells: Cells
     context: Context
     dispatcher: Dispatcher
+    poller: Poller
     state: LoopState
     timeouts: dict[str, float]
 
@@ -121,18 +122,20 @@ class Host(Protocol):
 
     def call_later(self, delay: float, call: Callable[[], object]) -> Timer: ...
 
-    def submit(self, exchange: Exchange, call: Call) -> None:
-        """Make a call soon, in the executor. Raises a HandlerError if too many wait."""
+    def submit(self, call: Call) -> None:
+        """Make a call soon, in the executor. Raises a HandlerError if the loop has ended."""
 
-    def job_done(
-        self, exchange: Exchange, call: Call, returned: Any, error: BaseException | None
-    ) -> None:
-        """A submitted call has ended. Any thread may call this."""
+    def job_done(self, call: Call, returned: Any, error: BaseException | None) -> None:
+        """A submitted call has ended. Any thread may call this, and then `wake`."""
+
+    def wake(self) -> None:
+        """Have the loop take results and run calls. Any thread may call this."""
 
     def begin(self, exchange: Exchange, call: Call) -> AsyncCall:
-        """Make a call of an asynchronous handler, in a task. Raises as `submit` does."""
+        """Make a call of an asynchronous handler, in a task. Raises a HandlerError if too many
+        run."""
 
-    def launch(self, exchange: Exchange, call: Call) -> None:
+    def launch(self, call: Call) -> None:
         """Begin an asynchronous call that waited in line. Any thread may call this."""
 
     def waits(self, begun: AsyncCall, name: str) -> None:
@@ -168,14 +171,18 @@ class Exchange(Deferred):
         self._waiting: Call | AsyncCall | None = None
         self._began = monotonic_ns()
         call = self.calls[0]
-        if call.begun is None:
-            self._go_on()
-        else:
+        if call.begun is not None:
             self._wait_for(call, call.begun)
+        elif call.running is not None:  # The pool has it, for the dispatcher until now.
+            self._waiting = call
+            call.exchange = self
+        else:
+            self._go_on()
 
-    def is_waiting_for(self, call: Call) -> bool:
-        """The call's result is still wanted. Any thread may ask."""
-        return self._waiting is call
+    def present(self) -> Call | None:
+        """The call that runs or waits in a thread of the loop. Any thread may ask."""
+        calls, index = self.calls, self._index
+        return calls[index] if index < len(calls) and self._waiting is not calls[index] else None
 
     def cancel(self) -> None:
         """No connection is left for the ACK: cancel the call that runs, drop its result."""
@@ -194,6 +201,7 @@ class Exchange(Deferred):
 
     def take_result(self, call: Call, returned: Any, error: BaseException | None) -> None:
         """A call that was submitted has ended."""
+        call.exchange = None  # Breaks a reference cycle.
         if self._waiting is call:
             self._ended(call, returned, error)
             self._go_on()
@@ -218,6 +226,7 @@ class Exchange(Deferred):
                     return
             self.host.answer(self)
         except Exception as error:  # Not a handler's: `_ended` takes those.
+            self.host.cells[Cell.ACKS_DROPPED] += 1
             self.host.fail(self.connection, error)
 
     def _run_here(self, call: Call) -> None:
@@ -234,8 +243,11 @@ class Exchange(Deferred):
 
     def _submit(self, call: Call) -> None:
         self._waiting = call
+        peer = self.connection.protocol.peer
+        call.running = (call.route.name, self.stream_id, self.frame_id, peer)
+        call.exchange = self
         try:
-            self.host.submit(self, call)
+            self.host.submit(call)
         except HandlerError as error:
             self._ended(call, None, error)
             return
@@ -310,6 +322,7 @@ class Exchange(Deferred):
         if isinstance(waiting, AsyncCall):
             waiting.task.cancel()
         elif waiting is not None:
+            waiting.wanted = False
             waiting.values = None  # The call may stay in the queue for long.
 
     def _stop_waiting(self) -> None:

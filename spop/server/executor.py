@@ -10,8 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 from spop.agent import Agent
 from spop.context import set_running
@@ -21,7 +21,9 @@ from spop.errors import HandlerError
 from spop.forks import serve_in_this_thread
 from spop.lifespan import use_state
 from spop.logs import SafeLogger
-from spop.server.exchange import Exchange
+from spop.poller import Poller
+from spop.port import Sleeper
+from spop.server.exchange import Host
 
 logger = SafeLogger("spop.server")
 
@@ -29,9 +31,19 @@ logger = SafeLogger("spop.server")
 class Job(NamedTuple):
     """A call that waits for a thread. `came` is in ns of `time.monotonic_ns`."""
 
-    exchange: Exchange
+    host: Host
     call: Call
     came: int
+
+
+SHORT = 100_000
+"""Nanoseconds below which a job is short."""
+
+WARY = 100
+"""Number of short jobs in a row after which the next one is expected to be short, too."""
+
+PATIENCE = 0.002
+"""Seconds that jobs wait behind one that was expected to be short, until a thread is woken."""
 
 
 class _Line:
@@ -40,7 +52,7 @@ class _Line:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.running = 0
-        self.waiting: deque[tuple[Exchange, Call]] = deque()
+        self.waiting: deque[Job] = deque()
 
 
 class _Threads:
@@ -48,51 +60,89 @@ class _Threads:
 
     To wake a thread costs more than most handlers. So a loop wakes once for all jobs that it
     submitted, and at most one thread is being woken. A thread wakes the next before each job, if
-    there are more. So few threads run short jobs, and a job that blocks delays no other.
+    there are more, and the loop after each. So a job that blocks delays no other.
+
+    After `WARY` short jobs in a row one thread runs all jobs that wait, and wakes the loop behind
+    the last. If one of them is not short after all, the loop finds out after `PATIENCE`.
+
+    Attributes:
+        in_line: number of calls that wait for others of their handler; they count as queued.
+        busy: number of threads that run jobs.
+        present: the job of each such thread, by the thread's number.
     """
 
-    def __init__(self, size: int, run: Callable[[Job], object], cells: Cells) -> None:
+    def __init__(self, size: int, ended: Callable[[str], object], cells: Cells) -> None:
         self._size = size
-        self._run = run
+        self._ended = ended
         self._cells = cells
         self._jobs: deque[Job] = deque()
         self._lock = threading.Lock()
         self._waking = False
         self._stopped = False
-        self._idle: list[threading.Lock] = []  # Each is released to wake its thread.
+        self._idle: list[Sleeper] = []
         self._started = 0
+        self._wary = WARY
+        self.in_line = 0
+        self.busy = 0
+        self.present: dict[int, Job] = {}
 
-    def submit(self, job: Job) -> None:
-        """Have a job run after the next `wake`."""
-        self._jobs.append(job)
-        self._tell_oldest()
+    @property
+    def queued(self) -> int:
+        """Number of calls that wait for a thread or in line."""
+        return len(self._jobs) + self.in_line
 
-    def wake(self) -> None:
-        if self._jobs and not self._waking:
-            self._wake()
+    def submit(self, jobs: Iterable[Job]) -> None:
+        """Have jobs run after the next `wake`."""
+        self._jobs.extend(jobs)
+        self.count()
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds after which to call `wake` again; None: that is not needed."""
+        return PATIENCE if self._jobs and not self._wary else None
+
+    def wake(self, poller: Poller | None = None) -> None:
+        """Have a thread run the jobs, if no other will soon: when `poller` waits, or now."""
+        if self._jobs and not self._waking and (self._wary or self._needs_help()):
+            self._wake(poller)
+
+    def _needs_help(self) -> bool:
+        try:
+            came = self._jobs[0].came
+        except IndexError:
+            return False
+        return not self.busy or time.monotonic_ns() - came > PATIENCE * 1e9
 
     def stop(self) -> None:
         """End each thread after its present job. Jobs that wait are dropped."""
         with self._lock:
             self._stopped = True
             self._jobs.clear()
-            for wakeup in self._idle:
-                wakeup.release()
+            for sleeper in self._idle:
+                sleeper.wake()
             self._idle.clear()
 
-    def _tell_oldest(self) -> None:
+    def count(self) -> None:
+        """Write the gauges of what waits."""
         try:
             self._cells[Cell.OLDEST_JOB] = self._jobs[0].came
         except IndexError:
             self._cells[Cell.OLDEST_JOB] = 0
+        self._cells[Cell.QUEUED] = self.queued
 
-    def _wake(self) -> None:
+    def _count_busy(self, change: int) -> None:
+        with self._lock:
+            self.busy += change
+            self._cells[Cell.RUNNING] = self.busy
+
+    def _wake(self, poller: Poller | None) -> None:
         with self._lock:
             if self._waking:
                 return
             if self._idle:
                 self._waking = True
-                self._idle.pop().release()
+                sleeper = self._idle.pop()
+                sleeper.wake() if poller is None else poller.wake_in_wait(sleeper)
             elif self._started < self._size and not self._stopped:
                 self._started += 1
                 self._waking = True
@@ -102,8 +152,7 @@ class _Threads:
 
     def _work(self) -> None:
         serve_in_this_thread()
-        wakeup = threading.Lock()
-        wakeup.acquire()
+        sleeper = Sleeper()
         try:
             while not self._stopped:
                 self._waking = False
@@ -111,30 +160,74 @@ class _Threads:
                 with self._lock:
                     if self._jobs or self._stopped:
                         continue
-                    self._idle.append(wakeup)
-                wakeup.acquire()
-        except BaseException as error:  # Not a handler's: the executor's `_run` takes those.
+                    self.count()  # What another thread wrote later may be older.
+                    self._idle.append(sleeper)
+                sleeper.sleep()
+        except BaseException as error:  # Not a handler's: `_run` takes those.
             logger.failure(error, "a thread of the pool died and is replaced")
             with self._lock:
                 self._started -= 1
                 self._waking = False
-                if wakeup in self._idle:
-                    self._idle.remove(wakeup)
+                if sleeper in self._idle:
+                    self._idle.remove(sleeper)
             self.wake()
 
     def _run_all(self) -> None:
-        while self._jobs:
-            try:
-                job = self._jobs.popleft()
-            except IndexError:  # Another thread was faster.
-                return
-            self._tell_oldest()
-            self.wake()
-            try:
-                self._run(job)
-            except BaseException as error:
-                job.exchange.host.job_done(job.exchange, job.call, None, error)
-                raise
+        busy = False
+        host: Host | None = None  # It has results, and was not woken.
+        ended = time.monotonic_ns()
+        try:
+            while self._jobs:
+                try:
+                    job = self._jobs.popleft()
+                except IndexError:  # Another thread was faster.
+                    break
+                if not busy:
+                    busy = True
+                    self._count_busy(1)
+                self.count()
+                if self._wary:
+                    self.wake()
+                if host is not None and host is not job.host:
+                    host.wake()
+                host = job.host
+                returned, error = None, None
+                try:
+                    returned, error = self._run(job)
+                    if not self._jobs:  # Before the loop has the result, which may be its last.
+                        busy = False
+                        self._count_busy(-1)
+                    self._ended(job.call.route.name)
+                except BaseException as death:
+                    error = death
+                    raise
+                finally:
+                    host.job_done(job.call, returned, error)
+                    error = None  # Breaks a reference cycle: its traceback has this frame.
+                began, ended = ended, time.monotonic_ns()
+                self._wary = WARY if ended - began > SHORT else max(0, self._wary - 1)
+                if self._wary or not self._jobs:
+                    host.wake()
+                    host = None
+        finally:
+            self.present.pop(threading.get_ident(), None)
+            if host is not None:
+                host.wake()
+            if busy:
+                self._count_busy(-1)
+
+    def _run(self, job: Job) -> tuple[Any, BaseException | None]:
+        call = job.call
+        if not call.wanted:
+            return None, None
+        assert call.running is not None
+        self.present[threading.get_ident()] = job
+        use_state(job.host.state)
+        set_running(call.running)
+        try:
+            return call.run(), None
+        except BaseException as error:  # Whatever it is, the NOTIFY is answered.
+            return None, error
 
 
 class Executor:
@@ -148,7 +241,7 @@ class Executor:
 
     def __init__(self, agent: Agent, pool_size: int, max_queue: int, cells: Cells) -> None:
         self._handlers = agent.handlers
-        self._threads = _Threads(pool_size, self._run, cells)
+        self._threads = _Threads(pool_size, self.ended, cells)
         self._max_queue = max_queue
         self._cells = cells
         self._lock = threading.Lock()
@@ -157,33 +250,39 @@ class Executor:
             for handler in agent.handlers.values()
             if handler.concurrency is not None
         }
-        self._queued = 0
-        self.busy = 0
-        """Blocking handlers that run now."""
 
-    def submit(self, exchange: Exchange, call: Call) -> None:
-        """Make a call after the next `wake`, as soon as a thread and the limit allow it.
+    @property
+    def busy(self) -> int:
+        """Number of threads that run blocking handlers now."""
+        return self._threads.busy
 
-        Raises:
-            HandlerError: too many wait already.
+    def running(self) -> list[Job]:
+        """The calls of blocking handlers that run now."""
+        return list(self._threads.present.values())
+
+    def submit(self, host: Host, calls: list[Call]) -> list[tuple[Call, HandlerError]]:
+        """Make calls as soon as threads and limits allow it.
+
+        Returns:
+            Those that can't be made, as too many wait already, each with its error.
         """
-        name = call.route.name
-        line = self._lines.get(name)
+        came = time.monotonic_ns()
         with self._lock:
-            if self._queued >= self._max_queue:
-                self._cells[Cell.REJECTED] += 1
-                raise HandlerError(f"message {name}: {self._max_queue} wait already")
-            self._queued += 1
-            self._count()
-            if line is not None and line.running >= line.limit:
-                line.waiting.append((exchange, call))
-                return
-            if line is not None:
-                line.running += 1
-        self._launch(exchange, call)
+            room = max(0, self._max_queue - self._threads.queued)
+            jobs: Iterable[Job] = [Job(host, call, came) for call in calls[:room]]
+            self._threads.submit(self._pass_lines(jobs) if self._lines else jobs)
+        self._threads.wake(host.poller)
+        refused = calls[room:]
+        self._cells[Cell.REJECTED] += len(refused)
+        return [(call, self._refusal(call)) for call in refused]
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds after which to call `wake`; None: that is not needed."""
+        return self._threads.patience
 
     def wake(self) -> None:
-        """Have threads begin the submitted calls."""
+        """Have a thread begin calls that wait for too long."""
         self._threads.wake()
 
     def stop(self) -> None:
@@ -193,8 +292,8 @@ class Executor:
     def begins(self) -> None:
         """A submitted asynchronous call begins in its loop."""
         with self._lock:
-            self._queued -= 1
-            self._count()
+            self._threads.in_line -= 1
+            self._threads.count()
 
     def ended(self, name: str) -> None:
         """A call has ended. If its handler has a limit, the first in line begins."""
@@ -202,40 +301,30 @@ class Executor:
         if line is None:
             return
         with self._lock:
-            following = line.waiting.popleft() if line.waiting else None
-            line.running -= following is None
-        if following is not None:
-            self._launch(*following)
-            self.wake()
+            line.running -= 1
+            self._threads.submit(self._first_in(line))
+        self._threads.wake()
 
-    def _launch(self, exchange: Exchange, call: Call) -> None:
-        if self._handlers[call.route.name].asynchronous:
-            exchange.host.launch(exchange, call)
-        else:
-            self._threads.submit(Job(exchange, call, time.monotonic_ns()))
+    def _pass_lines(self, jobs: Iterable[Job]) -> Iterator[Job]:
+        """Those for the pool, now. Others wait in line, or begin in their loop."""
+        for job in jobs:
+            line = self._lines.get(job.call.route.name)
+            if line is None:
+                yield job
+            else:
+                self._threads.in_line += 1
+                line.waiting.append(job)
+                yield from self._first_in(line)
 
-    def _run(self, job: Job) -> None:
-        exchange, call, _ = job
-        with self._lock:
-            self._queued -= 1
-            self.busy += 1
-            self._count()
-        returned, error = None, None
-        if exchange.is_waiting_for(call):
-            peer = exchange.connection.protocol.peer
-            use_state(exchange.host.state)
-            set_running((call.route.name, exchange.stream_id, exchange.frame_id, peer))
-            try:
-                returned = call.run()
-            except BaseException as failure:  # Whatever it is, the NOTIFY is answered.
-                error = failure
-        with self._lock:
-            self.busy -= 1
-            self._count()
-        self.ended(call.route.name)
-        exchange.host.job_done(exchange, call, returned, error)  # Last: now the loop owns it.
-        error = None  # Breaks a reference cycle: its traceback has this frame.
+    def _first_in(self, line: _Line) -> Iterator[Job]:
+        if line.waiting and line.running < line.limit:
+            job = line.waiting.popleft()
+            line.running += 1
+            if self._handlers[job.call.route.name].asynchronous:
+                job.host.launch(job.call)
+            else:
+                self._threads.in_line -= 1
+                yield job
 
-    def _count(self) -> None:
-        self._cells[Cell.QUEUED] = self._queued
-        self._cells[Cell.RUNNING] = self.busy
+    def _refusal(self, call: Call) -> HandlerError:
+        return HandlerError(f"message {call.route.name}: {self._max_queue} wait already")

@@ -8,7 +8,6 @@ loop's state; others use `call_soon`.
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import ssl
 import threading
@@ -24,7 +23,7 @@ from spop.connection import AgentConnection, AgentEvent, Disconnect, Hello, Stat
 from spop.context import set_running
 from spop.counters import Cell, Cells
 from spop.dispatch import AsyncCall, Call, Deferred
-from spop.errors import HandlerError, LocalProtocolError, ProtocolError
+from spop.errors import HandlerError, ProtocolError
 from spop.forks import FORKED, end_child, serve_in_this_thread
 from spop.frames import Frame, Peer
 from spop.lifespan import LoopState
@@ -53,7 +52,7 @@ logger = SafeLogger("spop.server")
 
 RECV_SIZE = 256 * 1024
 
-Result = tuple[Exchange, Call, Any, BaseException | None]
+Result = tuple[Call, Any, BaseException | None]
 
 
 class Shared(Protocol):
@@ -109,32 +108,33 @@ class Loop:
         }
         self._executor = shared.executor
         self._engines = shared.engines
-        self._admission = shared.admission
+        self.admission = shared.admission
         self._tls = shared.tls
         self._died = shared.thread_died
         self._is_ready = shared.is_ready
         self._movable_changed = shared.movable_changed
         self._buffer = bytearray(RECV_SIZE)
-        self.calls = Calls(options, cells, self._fail_afterwards)
+        self.calls = Calls(
+            options, cells, self._fail_afterwards, lambda size: self._leaving.memory.take(size)
+        )
         self.dispatcher = shared.agent.dispatcher(
             self.calls.route,
             cells=cells,
             max_answer_size=options.max_unsent,
             max_messages=options.max_messages,
             max_arguments=options.max_arguments,
+            max_tasks=options.max_queue,
             deferred=Exchange,
             max_pass=MAX_PASS,
         )
         self.dispatcher.slow, self.dispatcher.slow_after = shared.slow_log, shared.slow_log.after
-        self._fast_paths = FastPaths(self.dispatcher, self._buffer, self.see_to, self._go_on)
+        self._fast_paths = FastPaths(
+            self.dispatcher, self._buffer, self.see_to, self._go_on, self._flush_acks
+        )
         self._leaving = Leaving(self, shared.engines, shared.connection_log)
-        self._acknowledged: dict[Connection, None] = {}
         self._calls: deque[Callable[[], object]] = deque()
         self._results: deque[Result] = deque()
         self._woken = False
-        self._submitted = False
-        self._start: Callable[[AsyncCall], Any] | None = None
-        self._task_ended: Callable[[], object] | None = None
         self._tasks: dict[AsyncCall, str] = {}
         self._limited = frozenset(
             handler.name
@@ -170,23 +170,20 @@ class Loop:
     def call_soon(self, call: Callable[[], object]) -> None:
         """Run `call` in the loop's thread, in its next round."""
         self._calls.append(call)
-        self._wake()
+        self.wake()
 
     def bring(self, add: Callable[[], object]) -> None:
         """Run `add`, which adds a connection, in the loop's thread."""
         self._arrivals.append(add)
         self.call_soon(lambda: self._arrivals.popleft()())
 
-    def job_done(
-        self, exchange: Exchange, call: Call, returned: Any, error: BaseException | None
-    ) -> None:
-        """A call that the executor made has ended."""
-        self._results.append((exchange, call, returned, error))
-        self._wake()
+    def job_done(self, call: Call, returned: Any, error: BaseException | None) -> None:
+        """A call that the executor made has ended. Call `wake` after the last of several."""
+        self._results.append((call, returned, error))
 
-    def launch(self, exchange: Exchange, call: Call) -> None:
+    def launch(self, call: Call) -> None:
         """Begin an asynchronous call that waited in line."""
-        self.call_soon(partial(self._launch, exchange, call))
+        self.call_soon(partial(self._launch, call))
 
     def start(self) -> None:
         self.thread.start()
@@ -222,7 +219,8 @@ class Loop:
             self.call_soon(describe)
         return found if answered.wait(timeout) else []
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have the loop take results and run calls."""
         if not self._woken:
             self._woken = True
             self.poller.wake()
@@ -270,29 +268,33 @@ class Loop:
         """Send the ACKs, wait up to `timeout` seconds for sockets, and serve those ready."""
         if FORKED:
             end_child()
-        if self._acknowledged:
+        if self.dispatcher.settled:
             self.send_acks()
-        self._wake_pool()
+        self._submit_all()
         self.poller.run(self.longest_wait(timeout))
-        self._wake_pool()
-        if self._woken:
+        if self._woken or self._results:
             self._woken = False
             self._take_results()
             self._run_calls()
         self.timers.run_due()
 
-    def _wake_pool(self) -> None:
-        """Wake the pool once for all calls that were submitted since the last time."""
-        if self._submitted:
-            self._submitted = False
+    def _submit_all(self) -> None:
+        """Submit the calls of this round, and wake the pool once for all of them."""
+        left = self.dispatcher.left
+        if left:
+            calls = left.copy()
+            left.clear()
+            for call, error in self._executor.submit(self, calls):
+                self._take_result(call, None, error)
+        elif self._executor.patience:
             self._executor.wake()
 
     def longest_wait(self, timeout: float | None = None) -> float | None:
         """Seconds that it may wait for sockets, `timeout` at most; None: without a limit."""
-        if self._woken or self._acknowledged or self._submitted:
+        if self._woken or self._results or self.dispatcher.settled or self.dispatcher.left:
             return 0.0
-        waits = [wait for wait in (self.timers.wait(), timeout) if wait is not None]
-        return min(waits, default=None)
+        waits = timeout, self.timers.wait(), self._executor.patience
+        return min((wait for wait in waits if wait is not None), default=None)
 
     def end(self) -> None:
         """Run no further round."""
@@ -310,7 +312,13 @@ class Loop:
 
     def _take_results(self) -> None:
         for _ in range(len(self._results)):
-            exchange, call, returned, error = self._results.popleft()
+            self._take_result(*self._results.popleft())
+
+    def _take_result(self, call: Call, returned: Any, error: BaseException | None) -> None:
+        exchange = call.exchange
+        if exchange is None:
+            self.dispatcher.settle(call, returned, error)
+        else:
             self._guarded(exchange.connection, exchange.take_result, call, returned, error)
 
     def _run_calls(self) -> None:
@@ -344,12 +352,13 @@ class Loop:
         connection.port = port
         self._leaving.expect_hello(connection)
 
-    def adopt(self, sock: socket.socket, host: str | None, negotiated: dict[str, Any]) -> None:
-        """Serve a connection that another process gave away."""
-        connection = self._new_connection(sock, host, negotiated["address"], None)
-        connection.port = negotiated["port"]
-        peer = connection.protocol.resume_from(negotiated)
-        self._guarded(connection, self._greeted, connection, peer)
+    def adopt(self, sock: socket.socket, state: dict[str, Any], new: bool = True) -> Connection:
+        """Serve an admitted connection that another process gave away, or (not `new`) refused."""
+        connection = self._new_connection(sock, state["host"], state["address"], None)
+        connection.port = state["port"]
+        peer = connection.protocol.resume_from(state)
+        self._guarded(connection, self._greeted if new else self._know, connection, peer)
+        return connection
 
     def _new_connection(
         self,
@@ -392,11 +401,12 @@ class Loop:
     def forget(self, connection: Connection) -> None:
         """Serve a connection no longer. Its socket stays open."""
         self.connections.remove(connection)
-        self._admission.release(connection.host)
+        self.admission.release(connection.host)
         self._count_movable(connection, False)
         self.cells[Cell.CONNECTIONS_CLOSED] += 1
-        if connection.events:
+        if connection.fast_path.events:
             self.poller.unregister(connection.sock.fileno())
+        self.take_back(connection)
         connection.fast_path.close()  # Breaks a reference cycle that may hold MBs.
         self._orphan_exchanges(connection)
 
@@ -409,7 +419,7 @@ class Loop:
     def _see_to(self, connection: Connection, events: int) -> None:
         if events & WRITE:
             self._flush(connection)
-        if events & READ and connection.events & READ:
+        if events & READ and connection.fast_path.events & READ:
             if self._holds_back(connection):
                 self._watch(connection)
             else:
@@ -442,9 +452,7 @@ class Loop:
             and not connection.unsent
             and not connection.protocol.intake.unread
         ):
-            for exchange in cast("list[Exchange]", frames):
-                connection.exchanges.add(exchange)
-                exchange.start(self, connection)
+            self._start_exchanges(connection, frames)
             return
         self._received(connection, connection.protocol.go_on(frames, b"", error))
 
@@ -452,7 +460,7 @@ class Loop:
         try:
             size = connection.sock.recv_into(self._buffer)
         except (BlockingIOError, InterruptedError):
-            if connection.events & WRITE or connection.wants_write:
+            if connection.fast_path.events & WRITE or connection.wants_write:
                 self._watch(connection)
             return
         if size == 0:
@@ -476,7 +484,7 @@ class Loop:
 
     def _look_again(self, connection: Connection) -> None:
         """Read bytes that TLS holds already: the socket does not become ready for them."""
-        if connection.events & READ and connection.has_pending:
+        if connection.fast_path.events & READ and connection.has_pending:
             self.call_soon(partial(self.see_to, connection, READ))
 
     def _flush(self, connection: Connection) -> None:
@@ -488,7 +496,7 @@ class Loop:
             self.call_soon(partial(self._guarded, connection, self._resume, connection))
         if (
             connection.unsent
-            or connection.events != READ
+            or connection.fast_path.events != READ
             or connection.wants_write
             or (protocol.paused and protocol.intake.unread and not protocol.stalled)
         ):
@@ -542,7 +550,7 @@ class Loop:
             events = READ
         if connection.wants_write:
             events |= WRITE
-        if events == connection.events:
+        if events == connection.fast_path.events:
             return
         if connection.unsent:
             self.cells[Cell.PAUSED_UNSENT] += 1
@@ -551,11 +559,11 @@ class Loop:
         fd = connection.sock.fileno()
         if not events:
             self.poller.unregister(fd)
-        elif not connection.events:
+        elif not connection.fast_path.events:
             self.poller.register(fd, events, connection.fast_path)
         else:
             self.poller.modify(fd, events)
-        connection.events = events
+        connection.fast_path.events = events
         self._look_again(connection)
 
     def _handle(self, connection: Connection, events: Sequence[AgentEvent]) -> None:
@@ -572,14 +580,18 @@ class Loop:
 
     def _greeted(self, connection: Connection, peer: Peer) -> None:
         self._leaving.said_hello(connection, peer)
-        connection.peer = peer
+        self._know(connection, peer)
         if peer.healthcheck:
             self.cells[Cell.HEALTHCHECKS] += 1
             return
+        self.agent.connected(peer)
+
+    def _know(self, connection: Connection, peer: Peer) -> None:
+        connection.peer = peer
         if peer.async_engine_id:
             self._engines.add(peer.async_engine_id, connection, self)
-        self._count_movable(connection, connection.tls is None and connection.port is None)
-        self.agent.connected(peer)
+        may_move = connection.tls is None and connection.port is None and not peer.healthcheck
+        self._count_movable(connection, may_move)
 
     def _count_movable(self, connection: Connection, movable: bool) -> None:
         if connection.movable is not movable:
@@ -589,32 +601,31 @@ class Loop:
 
     # --- exchanges ---
 
-    def submit(self, exchange: Exchange, call: Call) -> None:
-        """Make a call soon, in the executor. Raises as `begin` does."""
-        self._check_running(call)
-        self._executor.submit(exchange, call)
-        self._submitted = True
+    def submit(self, call: Call) -> None:
+        """Make a call of an exchange at the end of the round, in the executor.
 
-    def _check_running(self, call: Call) -> None:
+        Raises:
+            HandlerError: the loop has ended.
+        """
         if not self._running:
             raise HandlerError(f"message {call.route.name}: the agent stops")
+        self.dispatcher.left.append(call)
 
     def set_start(
         self,
         start: Callable[[AsyncCall], Any] | None,
         ended: Callable[[], object] | None = None,
     ) -> None:
-        """Use `start` to make tasks for asynchronous handlers; None: none can be made.
-
-        `ended` is called when such a task has ended, which may be outside of a round.
-        """
-        self._start = self.dispatcher.start = start
-        self._task_ended = ended
+        """Use `start` to make tasks for asynchronous handlers; None: none can be made. `ended` is
+        called when such a task has ended, which may be outside of a round."""
+        self.dispatcher.start, self.dispatcher.ended = start, ended
 
     @property
     def tasks(self) -> list[Any]:
         """The tasks of handlers that have not ended."""
-        return [begun.task for begun in self._tasks]
+        intakes = (connection.protocol.intake for connection in self.connections)
+        kept = (call.begun for intake in intakes for call in intake.calls)
+        return [begun.task for begun in (*filter(None, kept), *self._tasks)]
 
     def begin(self, exchange: Exchange, call: Call) -> AsyncCall:
         """Make a call of an asynchronous handler, in a task.
@@ -622,13 +633,12 @@ class Loop:
         Raises:
             HandlerError: too many run already, or the loop has ended.
         """
-        name = call.route.name
-        start = self.dispatcher.start
-        if start is None:
-            self._check_running(call)
-            self.cells[Cell.REJECTED] += 1
-            raise HandlerError(f"message {name}: {self.options.max_queue} wait already")
-        begun = AsyncCall(call.run(), name, self.dispatcher.slow, self.dispatcher.slow_after)
+        name, dispatcher, start = call.route.name, self.dispatcher, self.dispatcher.start
+        if start is None or not dispatcher.takes_tasks:
+            self.cells[Cell.REJECTED] += self._running
+            why = f"{self.options.max_queue} wait already" if self._running else "the agent stops"
+            raise HandlerError(f"message {name}: {why}")
+        begun = AsyncCall(call.run(), name, dispatcher.slow, dispatcher.slow_after)
         peer = exchange.connection.protocol.peer
         token = RUNNING.set((name, exchange.stream_id, exchange.frame_id, peer))
         try:
@@ -642,25 +652,29 @@ class Loop:
     def waits(self, begun: AsyncCall, name: str) -> None:
         """A task of the handler of message `name` has not ended in its first step."""
         self._tasks[begun] = name
-        self.cells[Cell.RUNNING] = len(self._tasks)
-        if len(self._tasks) >= self.options.max_queue:
-            self.dispatcher.start = None
+        self.dispatcher.count_task(1)
 
     def task_ended(self, begun: AsyncCall) -> None:
         """Such a task has ended, even if its result is no longer wanted."""
         begun.task = None  # Breaks a reference cycle.
         name = self._tasks.pop(begun)
-        self.cells[Cell.RUNNING] = len(self._tasks)
-        self.dispatcher.start = self._start
         if name in self._limited:
             self._executor.ended(name)
-        if self._task_ended is not None:
-            self._task_ended()
+        self.dispatcher.count_task(-1)
 
-    def _launch(self, exchange: Exchange, call: Call) -> None:
+    def _launch(self, call: Call) -> None:
         self._executor.begins()
-        if not (exchange.is_waiting_for(call) and exchange.launch(call)):
+        if not (call.wanted and call.exchange.launch(call)):
             self._executor.ended(call.route.name)
+
+    def take_back(self, connection: Connection) -> None:
+        """The connection ends: have exchanges wait for the calls that the dispatcher keeps."""
+        self._start_exchanges(connection, self.dispatcher.take_back(connection.protocol.intake))
+
+    def _start_exchanges(self, connection: Connection, deferred: Sequence[object]) -> None:
+        for exchange in cast("Sequence[Exchange]", deferred):
+            connection.exchanges.add(exchange)
+            exchange.start(self, connection)
 
     def answer(self, exchange: Exchange) -> None:
         """Send an exchange's ACK on its connection, or another of its engine (section 3.2.1)."""
@@ -672,21 +686,19 @@ class Loop:
             self._answer_elsewhere(exchange)
 
     def _acknowledge(self, connection: Connection, exchange: Exchange) -> None:
-        protocol = connection.protocol
-        ack = self.dispatcher.acknowledge(protocol.intake, exchange)
+        intake = connection.protocol.intake
+        self.dispatcher.acknowledge(intake, exchange, connection.fast_path)
         if connection is exchange.connection:
-            protocol.send_ack(ack)
+            intake.in_flight -= 1
         else:
-            protocol.send_ack_of_another(ack)
             self.cells[Cell.ACKS_ELSEWHERE] += 1
-        self._acknowledged[connection] = None
 
     def send_acks(self) -> None:
         """Send the ACKs of this round, with one send for each connection."""
-        while self._acknowledged:
-            connection, _ = self._acknowledged.popitem()
-            if connection in self.connections:
-                self._guarded(connection, self._send_ack, connection)
+        self._fast_paths.send_acks()
+
+    def _flush_acks(self, connection: Connection) -> None:
+        self._guarded(connection, self._send_ack, connection)
 
     def _send_ack(self, connection: Connection) -> None:
         if connection.protocol.intake.unread or self._leaving.begun:
@@ -709,8 +721,7 @@ class Loop:
     def answer_for_another(self, connection: Connection, exchange: Exchange) -> None:
         """Send the ACK of an exchange whose own connection is closed (section 3.2.1)."""
         if connection in self.connections and connection.protocol.state is State.OPEN:
-            with contextlib.suppress(LocalProtocolError):
-                self._acknowledge(connection, exchange)
+            self._acknowledge(connection, exchange)
         else:
             self._answer_elsewhere(exchange)
 
