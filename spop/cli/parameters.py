@@ -11,6 +11,7 @@ import click
 
 from spop.address import Address
 from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE
+from spop.haproxy_version import Version
 from spop.values import UInt32
 
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -32,9 +33,6 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]
 
 
 def _haproxy_version(text: str) -> str:
-    # The engine takes a tenth of a second to import, which commands without it needn't wait for.
-    from spop.engine.config.versions import Version
-
     Version.of_haproxy(text)
     return text
 
@@ -64,6 +62,15 @@ def max_frame_size_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--max-frame-size", type=SizeType(MIN_FRAME_SIZE, UInt32.maximum), default=HAPROXY_FRAME_SIZE,
         show_default=True, help="What to offer: bytes, or with K, M or G.",
+    )(command)  # fmt: skip
+
+
+def bufsize_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--bufsize``."""
+    return click.option(
+        "--bufsize", type=SizeType(1024, 2**31 - 1), metavar="SIZE",
+        help="tune.bufsize of HAProxy, which limits max-frame-size.  [default: that of the "
+        "haproxy.cfg, or 16384]",
     )(command)  # fmt: skip
 
 

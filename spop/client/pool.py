@@ -40,6 +40,7 @@ class Exchange:
         ids: stream-id and frame-id of its NOTIFY. No other call has the same.
         messages: the messages to send; None if the call only waits for a connection.
         link: the connection that took it; None while it is queued.
+        sent_as: stream-id and frame-id in its frame. They are `ids`, unless each connection counts.
         sent_at: the time at which the connection took it.
         done: there is an ACK or an error, or nobody waits any longer.
         waiter: the driver's; it wakes the caller with it.
@@ -48,6 +49,7 @@ class Exchange:
     ids: tuple[int, int]
     messages: Iterable[Message] | None
     link: Link | None = None
+    sent_as: tuple[int, int] = (0, 0)
     sent_at: float = 0.0
     done: bool = False
     ack: Ack | None = None
@@ -71,6 +73,7 @@ class Link:
         starting: exchanges of which no byte has gone to the kernel.
         blocked: the kernel takes no more bytes now.
         used_at: the time at which it last took a call.
+        last_id: the last stream-id, if each connection counts them.
     """
 
     endpoint: Endpoint
@@ -81,6 +84,7 @@ class Link:
     blocked: bool = False
     unsent: Buffer = b""
     used_at: float = 0.0
+    last_id: int = -1
 
 
 def in_notify(message: str | MessageOrMessages, args: dict[str, Value]) -> Iterable[Message]:
@@ -136,7 +140,7 @@ class Pool:
         self.links: deque[Link] = deque()
         self.openings = 0
         self._queue: deque[Exchange] = deque()
-        self._exchanges: dict[tuple[int, int], Exchange] = {}
+        self._exchanges: dict[object, Exchange] = {}
         self._stream_ids = itertools.count(1)
         self.closed = False
         self.peer: Peer | None = None
@@ -204,8 +208,8 @@ class Pool:
             with contextlib.suppress(ValueError):  # A signal came before it was queued.
                 self._queue.remove(exchange)
         elif exchange.link.protocol.pipelined:
-            exchange.link.protocol.waiting.discard(exchange.ids)
-            self._exchanges.pop(exchange.ids, None)
+            exchange.link.protocol.waiting.discard(exchange.sent_as)
+            self._exchanges.pop(self._key(exchange.link, exchange.sent_as), None)
 
     def _link_with_room(self) -> Link | None:
         """The next connection that takes a call, in turn; None if all are full."""
@@ -222,16 +226,27 @@ class Pool:
             self._finish(exchange)
             return
         exchange.link = link
-        self._exchanges[exchange.ids] = exchange
+        exchange.sent_as = ids = self._ids(exchange, link)
+        self._exchanges[self._key(link, ids)] = exchange
         try:
-            link.protocol.notify(*exchange.ids, exchange.messages)
+            link.protocol.notify(*ids, exchange.messages)
         except Exception as error:  # It can't be encoded: the caller's mistake.
             exchange.link = None
-            del self._exchanges[exchange.ids]
+            del self._exchanges[self._key(link, ids)]
             self._finish(exchange, error=error)
             return
+        link.last_id = ids[0]
         exchange.sent_at = link.used_at = now
         link.starting.append(exchange)
+
+    def _ids(self, exchange: Exchange, link: Link) -> tuple[int, int]:
+        """Stream-id and frame-id of a NOTIFY. HAProxy 3.1 and later count 1, 3, 5 and so on for
+        each connection."""
+        return (link.last_id + 2, FRAME_ID) if self._limits.numbered else exchange.ids
+
+    def _key(self, link: Link, ids: tuple[int, int]) -> object:
+        """What a call that was sent is found by."""
+        return (id(link), ids) if self._limits.numbered else ids
 
     def _finish(
         self, exchange: Exchange, ack: Ack | None = None, error: Exception | None = None
@@ -257,7 +272,8 @@ class Pool:
         """End the call of an ACK. It is of this connection or, with async in force, of another
         one of the engine (section 3.2.1)."""
         ids = ack.stream_id, ack.frame_id
-        exchange = self._exchanges.get(ids)
+        key = self._key(link, ids)
+        exchange = self._exchanges.get(key)
         if exchange is None or exchange.link is None:
             return
         if exchange.link is not link:
@@ -265,7 +281,7 @@ class Pool:
                 return
             exchange.link.protocol.waiting.discard(ids)
         self._finish(exchange, ack)
-        del self._exchanges[ids]
+        del self._exchanges[key]
 
     def lost(self, link: Link, message: str, code: int, now: float) -> None:
         """A connection has ended. Calls that were sent on it fail; the others go to another
@@ -287,7 +303,7 @@ class Pool:
     def _fail(self, exchange: Exchange, link: Link, message: str, code: int) -> None:
         error = DisconnectedError(f"{link.endpoint.address}: {message}", code)
         self._finish(exchange, error=error)
-        self._exchanges.pop(exchange.ids, None)
+        self._exchanges.pop(self._key(link, exchange.sent_as), None)
 
     def recover(self, message: str, now: float, *, lose_links: bool) -> None:
         """Put in order what an exception has left in the middle of a step.
@@ -371,7 +387,7 @@ class Pool:
         self.links.remove(link)
         self._servers.closed(link.endpoint)
         for ids in link.protocol.waiting:
-            if (exchange := self._exchanges.pop(ids, None)) is not None:
+            if (exchange := self._exchanges.pop(self._key(link, ids), None)) is not None:
                 self._finish(exchange, error=copy.copy(error))
         link.protocol.disconnect()
         self._driver.close(link)
@@ -385,7 +401,7 @@ class Pool:
         idle_timeout = self._limits.idle_timeout
         if idle_timeout is None or now < link.used_at + idle_timeout:
             return False
-        waiting = (self._exchanges.get(ids) for ids in link.protocol.waiting)
+        waiting = (self._exchanges.get(self._key(link, ids)) for ids in link.protocol.waiting)
         return all(exchange is None or exchange.done for exchange in waiting)
 
     def _schedule_idle(self, now: float) -> None:

@@ -14,21 +14,22 @@ from typing import Any, Self
 
 from spop.client.core import ClientCore
 from spop.client.forked import begin_anew_when_forked
-from spop.constants import Capability
+from spop.constants import DEFAULT_BUFSIZE, Capability
 from spop.engine.balance import Backend, BackendServer, of_addresses
 from spop.engine.config import (
     AgentConfig,
     BackendConfig,
     backend_of,
     load_backends,
+    load_bufsize,
     load_spoe,
     scopes,
 )
-from spop.engine.config.versions import Version
 from spop.engine.filter import Filter, Processing
 from spop.engine.health import Checks
 from spop.engine.log import NOTICE, EngineLog, Traffic, log_line
 from spop.engine.stream import Stream
+from spop.haproxy_version import MAX_STREAMS, Version
 from spop.values import VARIABLE
 
 Backends = Mapping[str, str | Iterable[str] | BackendConfig] | str | os.PathLike[str]
@@ -50,7 +51,8 @@ class EngineCore(ABC):
             variables that it sets are in `StreamContext.ignored`.
         haproxy_version: the HAProxy to behave as (``"2.6"``), where versions differ. Since 2.5
             agents may set any variable, except new ones of scope ``proc``. Since 3.1 there are no
-            fragments, no async exchanges, no `maxconnrate` and no `maxerrrate`.
+            fragments, no async exchanges, no `maxconnrate` and no `maxerrrate`, each connection
+            counts its stream-ids (1, 3, 5 and so on), and takes 20 exchanges at a time at most.
         max_connections: number of connections to agents at a time.
 
     Attributes:
@@ -94,10 +96,11 @@ class EngineCore(ABC):
             maximum=max_connections,
             maxconnrate=None if rewritten else config.maxconnrate or None,
             waits_for_rate=False,
-            max_waiting_frames=config.max_waiting_frames,
+            max_waiting_frames=MAX_STREAMS if rewritten else config.max_waiting_frames,
             max_frame_size=config.max_frame_size,
-            capabilities=_capabilities(config, rewritten),
-            fragments=config.send_frag_payload and not rewritten,
+            capabilities=_capabilities(config),
+            fragments=config.send_frag_payload,
+            haproxy_version=haproxy_version,
             engine_id=str(uuid.uuid4()),
         )
         self._backend = backend
@@ -129,6 +132,7 @@ class EngineCore(ABC):
         backends: Backends,
         haproxy_version: str | None = None,
         missing: str = "error",
+        bufsize: int | None = None,
         **settings: Any,
     ) -> Self:
         """The engine of ``filter spoe engine SCOPE config PATH``.
@@ -137,6 +141,8 @@ class EngineCore(ABC):
             scope: None is the anonymous scope, or the only scope of the file.
             missing: what becomes of samples that HAProxy has and the engine can't evaluate:
                 ``"error"``, or ``"unavailable"`` to go on as if they were not available.
+            bufsize: ``tune.bufsize`` in bytes, above which a ``max-frame-size`` is refused. None:
+                that of the ``haproxy.cfg``, if `backends` is one, else 16384.
             backends, haproxy_version, settings: the arguments of the class.
 
         Raises:
@@ -146,7 +152,15 @@ class EngineCore(ABC):
         if scope is None:
             found = scopes(path)
             scope = found[0] if len(found) == 1 else None
-        config = load_spoe(path, scope, haproxy_version=haproxy_version, missing=missing)
+        if bufsize is None and isinstance(backends, str | os.PathLike):
+            bufsize = load_bufsize(backends)
+        config = load_spoe(
+            path,
+            scope,
+            haproxy_version=haproxy_version,
+            missing=missing,
+            bufsize=bufsize or DEFAULT_BUFSIZE,
+        )
         return cls(config, backends, haproxy_version=haproxy_version, **settings)
 
     def let_set(self, variables: Iterable[str]) -> None:
@@ -226,13 +240,13 @@ def _backend(config: AgentConfig, backends: Backends) -> BackendConfig:
     return backend_of(config, {config.backend: found})
 
 
-def _capabilities(config: AgentConfig, rewritten: bool) -> frozenset[str]:
+def _capabilities(config: AgentConfig) -> frozenset[str]:
     """The capabilities in HAPROXY-HELLO (section 3.2.1)."""
     # A peer announces fragmentation if it takes fragments. An engine doesn't: an ACK has none.
     capabilities = set()
     if config.pipelining:
         capabilities.add(Capability.PIPELINING)
-    if config.asynchronous and not rewritten:
+    if config.asynchronous:
         capabilities.add(Capability.ASYNC)
     return frozenset(capabilities)
 
