@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from spop.server.channel import Channel, Received
+from spop.server.channel import SEND_TIMEOUT, Channel, Received
 
 Pair = tuple[socket.socket, Channel]
 
@@ -78,9 +79,9 @@ def test_each_message_has_its_own_descriptors() -> None:
 def test_a_message_larger_than_the_sockets_buffer(pair: Pair) -> None:
     ours, theirs = Channel.pair()
     large = {"text": "x" * 3_000_000}
-    sender = threading.Thread(target=ours.send, args=(large,))
+    sender = threading.Thread(target=theirs.send, args=(large,))
     sender.start()
-    assert next(iter(theirs)).message == large
+    assert next(iter(ours)).message == large
     sender.join()
     ours.close()
     theirs.close()
@@ -104,9 +105,30 @@ def test_a_channel_on_which_a_message_could_not_be_sent_whole_is_given_up(
 ) -> None:
     monkeypatch.setattr("spop.server.channel.SEND_TIMEOUT", 1)
     ours, theirs = Channel.pair()
-    assert not ours.send({"text": "x" * 3_000_000})
-    assert not ours.send({})
-    assert theirs.receive() == []
+    assert not theirs.send({"text": "x" * 3_000_000})
+    assert not theirs.send({})
+    assert ours.receive() == []
+    theirs.close()
+    assert next(iter(ours), None) is None
     ours.close()
-    assert next(iter(theirs), None) is None
+
+
+@pytest.mark.parametrize("size", [10, 3_000_000])
+def test_the_supervisor_does_not_wait_for_a_process_that_does_not_read(size: int) -> None:
+    """What it could not send is not sent. What comes after it may be."""
+    ours, theirs = Channel.pair()
+    text, sent = "x" * size, 0
+    started = time.monotonic()
+    while ours.send({"number": sent, "text": text if sent < 3 else ""}):
+        sent += 1
+        assert sent < 100_000
+    assert time.monotonic() - started < SEND_TIMEOUT
+    found: list[Received] = []
+    while len(found) < sent:
+        found += theirs.receive() or []
+    assert ours.send({"number": "after"})
+    found += theirs.receive() or []
+    assert [received.message["number"] for received in found] == [*range(sent), "after"]
+    assert [len(received.message.get("text", "")) for received in found[:4]] == [size] * 3 + [0]
+    ours.close()
     theirs.close()

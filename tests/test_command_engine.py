@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from spop import UNSET, Agent, Message
 from spop.cli import main
+
+ROOT = Path(__file__).parents[1]
 
 SPOE = """\
 [waf]
@@ -67,6 +73,9 @@ def run(path: Path, *words: str) -> Result:
     return CliRunner().invoke(main, ["engine", str(path), *words])
 
 
+WHY = "ignored: the SPOE file and the rules do not name it, as HAProxy before 2.5 wants"
+
+
 def test_a_request_and_its_variables(spoe: Path, waf: tuple[str, list[Message]]) -> None:
     address, messages = waf
     (spoe.parent / "body").write_bytes(b"a=1")
@@ -84,9 +93,10 @@ def test_a_request_and_its_variables(spoe: Path, waf: tuple[str, list[Message]])
     assert lines[1:] == [
         "txn.user = 42 (int)",
         "txn.waf.action = 'deny' (string)",
-        "sess.waf.gone = null (null) ignored: nothing knows it",
-        "txn.waf.other = 5 (int) ignored: nothing knows it",
-        "  (rules that read it, register-var-names or force-set-var make it known)",
+        f"sess.waf.gone = null (null) {WHY}",
+        f"txn.waf.other = 5 (int) {WHY}",
+        "  to let it in: 'register-var-names gone other' in the spoe-agent, or 'option force-set-var' "
+        "there, or a rule that reads it (--haproxy-cfg), or --haproxy-version 2.5",
     ]
     assert {name: messages[0][name] for name in ("method", "url", "agent", "body", "tls")} == {
         "method": "POST",
@@ -154,7 +164,7 @@ def test_the_agent_is_where_haproxys_configuration_has_it(
     [
         ((), "nothing happens: name an --event or a --group"),
         (("--event", "on-client-session"), "where is the agent? --agent ADDRESS or --haproxy-cfg"),
-        (("--agent", "h:1", "--event", "on-client-sesion"), "did you mean 'on-client-session'?"),
+        (("--agent", "h:1", "--event", "on-client-sesion"), "there are on-client-session, on-f"),
         (("--agent", "h:1", "--group", "answers"), "unknown group 'answers': answer"),
         (("--agent", "h:1", "--event", "on-client-session", "path"), "'path' is no part of a st"),
         (("--agent", "h:1", "--event", "on-client-session", "src=x"), "'x' does not appear to be"),
@@ -173,7 +183,69 @@ def test_the_agent_is_where_haproxys_configuration_has_it(
 def test_a_mistake_is_one_line_and_status_2(spoe: Path, words: tuple[str, ...], error: str) -> None:
     result = run(spoe, *words)
     assert result.exit_code == 2
-    assert error in result.output.splitlines()[-1]
+    (line,) = result.output.splitlines()
+    assert error in line
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("    register-var-names gone other\n", ()),
+        ("    option force-set-var\n", ()),
+        ("", ("--haproxy-version", "2.5")),
+    ],
+)
+def test_each_way_to_let_a_variable_in_that_is_named_works(
+    spoe: Path, waf: tuple[str, list[Message]], how: str, words: tuple[str, ...]
+) -> None:
+    spoe.write_text(
+        SPOE.replace("    timeout processing 5s\n", f"    timeout processing 5s\n{how}")
+    )
+    event = ("--event", "on-frontend-http-request", "path=/api")
+    result = run(spoe, "--agent", waf[0], *event, *words)
+    assert result.exit_code == 0, result.output
+    assert "ignored" not in result.output
+    assert "txn.waf.other = 5 (int)\n" in result.output
+
+
+def test_events_and_groups_are_completed(spoe: Path) -> None:
+    def completed(*words: str) -> list[str]:
+        complete = ShellComplete(main, {}, "spop", "_SPOP_COMPLETE")
+        items = complete.get_completions(["engine", str(spoe), *words[:-1]], words[-1])
+        return [item.value for item in items]
+
+    assert completed("--event", "on-ht") == ["on-http-response"]
+    assert len(completed("--event", "")) == 8
+    assert completed("--group", "") == ["answer"]
+    assert completed("--scope", "waf", "--group", "an") == ["answer"]
+    spoe.write_text("nonsense")
+    assert completed("--group", "") == []
+
+
+def test_the_example_of_the_documentation_works_with_its_own_files(tmp_path: Path) -> None:
+    agent = Agent()
+
+    @agent.message("check-client-ip")
+    def check(ip: IPv4Address) -> dict[str, object]:
+        return {"sess.ip_score": ip.packed[-1]}
+
+    readme = (ROOT / "README.md").read_text()
+    found = re.search(r"\$ spop (engine .*)\n((?:.+\n)+)```", (ROOT / "docs/engine.md").read_text())
+    assert found
+    with agent.serve_in_background() as server:
+        for name in ("haproxy.cfg", "spoe.cfg"):
+            (block,) = re.findall(rf"```\n# {name}\n(.*?)```", readme, re.DOTALL)
+            (tmp_path / name).write_text(block.replace("127.0.0.1:9000", str(server.address)))
+        words = [sys.executable, "-m", "spop", *found[1].split()]
+        shown = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert shown.stderr == ""
+    times = re.compile(r"[-\d]+(/[-\d]+){4}")
+    assert times.sub("", shown.stdout) == times.sub("", found[2])
+
+
+def test_help_is_not_cut_off() -> None:
+    shown = CliRunner().invoke(main, ["--help"], terminal_width=80).output
+    assert "..." not in shown.partition("Commands:")[2]
 
 
 def test_a_mistake_in_the_file_is_told_with_its_place(spoe: Path) -> None:

@@ -10,12 +10,13 @@ from spop.cli.completion import completion
 from spop.cli.decode import decode
 from spop.cli.engine import engine
 from spop.cli.notify import notify
+from spop.cli.output import Main
 from spop.cli.serve import serve
 from spop.cli.validate import validate
 from spop.version import __version__
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="spop")
 def main() -> None:
     """Agents for HAProxy's Stream Processing Offload Engine."""

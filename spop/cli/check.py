@@ -15,7 +15,7 @@ from spop.cli.wire import Wire
 from spop.errors import SpopError, reason
 
 
-@click.command()
+@click.command(short_help="Check the health of an agent.")
 @click.argument("address", type=ADDRESS)
 @timeout_option(2.0)
 @max_frame_size_option

@@ -193,7 +193,7 @@ def _open_intake(flags: Flags) -> Intake:
     return intake
 
 
-@click.command()
+@click.command(short_help="Print the frames of a capture, of hex or of bytes.")
 @click.argument("file", type=click.File("rb"))
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each frame.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Only connections to this port.")

@@ -2,25 +2,72 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from spop.address import Address
 from spop.cli.parameters import ADDRESS, EXISTING_FILE, HAPROXY_VERSION
 
 
-@click.command()
+class EventName(click.ParamType):  # type: ignore[type-arg]
+    """The name of an event."""
+
+    name = "event"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        known = _events()
+        if value not in known:
+            self.fail(f"there is no event {value!r}: there are {', '.join(known)}", param, ctx)
+        return value
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        return _items(_events(), incomplete)
+
+
+def _events() -> list[str]:
+    from spop.engine import Event
+
+    return list(Event)
+
+
+def _complete_group(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """The groups of the file, if it can be read."""
+    from spop.engine.config import load_spoe, scopes
+
+    names: list[str] = []
+    with contextlib.suppress(Exception):  # A shell shows no errors.
+        path, scope = ctx.params["path"], ctx.params.get("scope")
+        for each in scopes(path) if scope is None else [scope]:
+            names += load_spoe(path, each).groups
+    return _items(names, incomplete)
+
+
+def _items(names: Iterable[str], incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+@click.command(short_help="Run one stream through an SPOE file, as HAProxy does.")
 @click.argument("path", metavar="FILE", type=EXISTING_FILE)
 @click.argument("words", nargs=-1, metavar="[name=value]...")
 @click.option(
-    "--event", "events", multiple=True, metavar="EVENT",
+    "--event", "events", multiple=True, type=EventName(), metavar="EVENT",
     help="An event that happens. Several do in HAProxy's order.",
 )  # fmt: skip
-@click.option("--group", "groups", multiple=True, help="A group to send after the events.")
+@click.option(
+    "--group", "groups", multiple=True, metavar="NAME", shell_complete=_complete_group,
+    help="A group to send after the events.",
+)  # fmt: skip
 @click.option("--scope", metavar="NAME", help="The engine of `filter spoe engine NAME`.")
 @click.option(
     "--agent", "agents", multiple=True, type=ADDRESS, metavar="ADDRESS",
@@ -28,6 +75,10 @@ from spop.cli.parameters import ADDRESS, EXISTING_FILE, HAPROXY_VERSION
 )  # fmt: skip
 @click.option("--haproxy-cfg", type=EXISTING_FILE, help="The haproxy.cfg with the backend.")
 @click.option("--haproxy-version", type=HAPROXY_VERSION, metavar="X.Y", help="Behave as this one.")
+@click.option(
+    "--missing", type=click.Choice(["error", "unavailable"]), default="error", show_default=True,
+    help="What becomes of samples that HAProxy has and the engine can't evaluate.",
+)  # fmt: skip
 @click.option("--json", "as_object", is_flag=True, help="Print a JSON object.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the messages that are sent.")
 def engine(

@@ -22,7 +22,7 @@ from spop.errors import DisconnectedError, SpopError, reason
 from spop.frames import Ack, Message
 
 
-@click.command()
+@click.command(short_help="Send messages to an agent and print its answer.")
 @click.argument("address", type=ADDRESS)
 @click.argument("words", nargs=-1, required=True, metavar="MESSAGE [name=value]...")
 @timeout_option(5.0)

@@ -68,7 +68,7 @@ def _type(each: dataclasses.Field[Any], hint: Any) -> Any:
     return click.Path(dir_okay=False) if each.metadata.get("path") else str
 
 
-@click.command()
+@click.command(short_help="Serve an agent.")
 @click.argument("target", metavar="MODULE:AGENT", envvar="SPOP_AGENT", required=False)
 @option_flags
 @click.option(

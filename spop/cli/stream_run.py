@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,17 @@ def run_stream(
     logging.getLogger("spop.engine").addHandler(logging.NullHandler())
     stream = parse_stream(words, http=not _HTTP_EVENTS.isdisjoint(events))
     try:
-        with Engine.from_file(path, **settings) as engine, engine.stream(stream) as context:
-            processed = _process(context, stream, events, groups)
-            if as_object:
-                click.echo(json.dumps(_object(engine, context, processed)))
-            else:
-                _print(engine, context, processed, verbose)
+        engine = Engine.from_file(path, **settings)
+        for group in groups:
+            engine.config.group(group)
     except (ConfigError, ValueError, OSError) as error:
         raise click.UsageError(_first_line(error)) from None
+    with engine, engine.stream(stream) as context:
+        processed = _process(context, stream, events, groups)
+        if as_object:
+            click.echo(json.dumps(_object(engine, context, processed)))
+        else:
+            _print(engine, context, processed, verbose)
     return not any(processing and processing.status for _, processing in processed)
 
 
@@ -89,10 +92,32 @@ def _print(engine: Engine, context: BlockingStream, processed: Processed, verbos
     for name, value in sorted(context.vars.items()):
         click.echo(f"{click.style(name, bold=True)} = {described(value)}")
     for name, value in sorted(context.ignored.items()):
-        note = click.style("ignored: nothing knows it", fg="yellow")
+        note = click.style(f"ignored: {_why_ignored(name)}", fg="yellow")
         click.echo(f"{name} = {described(value)} {note}")
     if context.ignored:
-        click.echo("  (rules that read it, register-var-names or force-set-var make it known)")
+        click.echo(_how_to_let_in(context.ignored))
+
+
+def _why_ignored(variable: str) -> str:
+    """The reason for which the agent may not set a variable (``option var-prefix``)."""
+    if variable.startswith("proc."):
+        return "agents set no new variables of scope proc"
+    return "the SPOE file and the rules do not name it, as HAProxy before 2.5 wants"
+
+
+def _how_to_let_in(variables: Iterable[str]) -> str:
+    """What to add so that the agent may set these."""
+    proc = sorted(name for name in variables if name.startswith("proc."))
+    others = sorted({name.split(".", 2)[2] for name in variables if not name.startswith("proc.")})
+    ways = []
+    if others:
+        ways.append(
+            f"to let it in: 'register-var-names {' '.join(others)}' in the spoe-agent, or 'option "
+            "force-set-var' there, or a rule that reads it (--haproxy-cfg), or --haproxy-version 2.5"
+        )
+    if proc:
+        ways.append(f"to let it in: a rule that reads {' and '.join(proc)} (--haproxy-cfg)")
+    return "\n".join(f"  {way}" for way in ways)
 
 
 def _object(engine: Engine, context: BlockingStream, processed: Processed) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any, Self, cast
 
 from spop.client.core import LINGER, ClientCore
 from spop.client.dial import Endpoint, hear_hello
+from spop.client.forked import close_in_child
 from spop.client.pool import Driver, Exchange, Link, MessageOrMessages, in_notify
-from spop.client.servers import Servers
 from spop.connection import EngineConnection, EngineEvent
 from spop.constants import Status
 from spop.errors import DisconnectedError, reason
@@ -26,18 +26,39 @@ MANY = 1024
 class AsyncClient(ClientCore):
     """A client whose calls are awaited, by any number of tasks of one event loop.
 
-    It connects at the first call or at the begin of an ``async with`` statement. It takes the
-    address of `spop.client.core.ClientCore` and the settings of `spop.client.settings.Settings`,
-    as `Client` does.
+    It connects at the first call or at the begin of an ``async with`` statement. Once its event
+    loop is closed, another one may use it, with new connections. It takes the address of
+    `spop.client.core.ClientCore` and the settings of `spop.client.settings.Settings`, as `Client`
+    does.
     """
 
-    def __init__(self, address: str | Iterable[str] | Servers[Any], **settings: Any) -> None:
-        super().__init__(address, **settings)
+    def _reset(self) -> None:
+        super()._reset()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._open_transports: set[asyncio.Future[None]] = set()
+        self._open_transports: set[_Transport] = set()
         self._to_send: dict[Link, None] = {}
         self.buffer = bytearray(RECV_SIZE)  # All transports share it: bytes are decoded at once.
         self._deadlines = _Deadlines(self._expire)
+
+    def bind(self) -> None:
+        """Belong to the running event loop, with new connections if the last one is closed.
+
+        Raises:
+            RuntimeError: it belongs to another event loop.
+        """
+        loop = asyncio.get_running_loop()
+        if loop is self._loop:
+            return
+        if self._loop is not None:
+            if not self._loop.is_closed():
+                raise RuntimeError("a client has one event loop, and this is another")
+            self._drop_all("the event loop of this call is closed")
+        self._loop = loop
+
+    def _close_sockets(self) -> None:
+        for transport in self._open_transports:
+            close_in_child(transport.transport.get_extra_info("socket").fileno())
 
     def _driver(self) -> Driver:
         return Driver(self._open, self._flush, self._part, self._wake, self._schedule)
@@ -63,6 +84,7 @@ class AsyncClient(ClientCore):
 
     async def notify_many(self, notifies: Iterable[MessageOrMessages], /) -> list[Ack]:
         """Send many NOTIFY frames together and await all ACKs, as `Client.notify_many` does."""
+        self.bind()
         deadline = monotonic() + self._timeout
         batch = [in_notify(messages, {}) for messages in notifies]
         exchanges = [self._pool.exchange(messages) for messages in batch]
@@ -77,6 +99,7 @@ class AsyncClient(ClientCore):
 
     async def close(self) -> None:
         """Send DISCONNECT on all connections and close them, as `Client.close` does."""
+        self.bind()
         if not self._pool.closed:
             self._pool.close()
             if self._timer is not None:
@@ -85,7 +108,7 @@ class AsyncClient(ClientCore):
             for task in self._tasks:
                 task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*self._open_transports)
+        await asyncio.gather(*(each.closed for each in self._open_transports))
 
     async def __aenter__(self) -> Self:
         try:
@@ -99,6 +122,11 @@ class AsyncClient(ClientCore):
         await self.close()
 
     # --- for engines ---
+
+    def submit(self, exchange: Exchange) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            self.bind()
+        super().submit(exchange)
 
     async def wait_for(self, exchange: Exchange, deadline: float) -> Exchange:
         """Wait until a call is done. `Exchange.result` gives its ACK.
@@ -193,8 +221,8 @@ class AsyncClient(ClientCore):
             await loop.create_unix_connection(lambda: transport, address.path, **options)
         else:
             await loop.create_connection(lambda: transport, address.host, address.port, **options)
-        self._open_transports.add(transport.closed)
-        transport.closed.add_done_callback(self._open_transports.discard)
+        self._open_transports.add(transport)
+        transport.closed.add_done_callback(lambda _: self._open_transports.discard(transport))
 
     def _part(self, link: Link) -> None:
         """The transport closes itself after the agent's DISCONNECT."""

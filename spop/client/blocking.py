@@ -23,9 +23,8 @@ from typing import Any, Self
 from spop.client.core import LINGER, ClientCore
 from spop.client.dial import Dialogue, Endpoint, connect
 from spop.client.pool import Driver, Exchange, Link, MessageOrMessages, in_notify
-from spop.client.servers import Servers
 from spop.constants import Status
-from spop.errors import LocalProtocolError, reason
+from spop.errors import LocalProtocolError, SpopError, SpopTimeoutError, reason
 from spop.frames import Ack, Message, Peer
 from spop.poller import READ, WRITE, Poller, Ready, new_poller
 from spop.values import Value
@@ -47,8 +46,8 @@ class Client(ClientCore):
     `AsyncClient` does.
     """
 
-    def __init__(self, address: str | Iterable[str] | Servers[Any], **settings: Any) -> None:
-        super().__init__(address, **settings)
+    def _reset(self) -> None:
+        super()._reset()
         self._lock = threading.RLock()
         self._poller: Poller
         self._buffer = bytearray(RECV_SIZE)
@@ -59,16 +58,23 @@ class Client(ClientCore):
         self._heard_at = 0.0
         self._followers: dict[Exchange, threading.Lock] = {}
         self._waking: dict[Exchange, threading.Lock] = {}
+        self._batons: dict[Exchange, threading.Lock] = {}
+        self._moves_bytes = False
         self._sent: dict[int, Exchange] = {}
-        self._partings: set[threading.Thread] = set()
+        self._partings: dict[Link, threading.Thread] = {}
         self._started = False
         self._release: Callable[[], object] = bool
 
     def _driver(self) -> Driver:
         return Driver(self._open, self._flush, self._part, self._wake, self._schedule)
 
+    def _close_sockets(self) -> None:
+        for link in (*self._pool.links, *self._partings):
+            link.transport.close()
+        self._release()
+        self._release_all()  # A signal's handler forked while it waited.
+
     def _start(self) -> None:
-        """Make the poller. A process that is forked before the first call must not share it."""
         with self._lock:
             if not self._started:
                 self._poller = new_poller()
@@ -117,18 +123,24 @@ class Client(ClientCore):
         """
         deadline = monotonic() + self._timeout
         batch = [in_notify(messages, {}) for messages in notifies]
-        self._hear()
-        with self._lock:
-            exchanges = [self._pool.exchange(messages) for messages in batch]
-            for exchange in exchanges:
-                self._pool.submit(exchange)
-            self._pool.pump(monotonic())
+        exchanges = [self._pool.exchange(messages) for messages in batch]
         try:
+            self._hear()
+            with self._lock:
+                for exchange in exchanges:
+                    self._pool.submit(exchange)
+                self._moves_bytes = True
+                self._pool.pump(monotonic())
+                self._moves_bytes = False
             return [self.wait_for(exchange, deadline).result() for exchange in exchanges]
-        finally:
+        except SpopError:
             with self._lock:
                 for exchange in exchanges:
                     self._pool.abandon(exchange)
+            raise
+        except BaseException:
+            self._recover(*exchanges)
+            raise
 
     def send(self, messages: Iterable[Message]) -> int:
         """Send a NOTIFY without waiting. Returns its stream-id; `wait` must follow."""
@@ -155,7 +167,7 @@ class Client(ClientCore):
             self._pool.close()
             if self._timer is not None:
                 self._timer.cancel()
-            partings = list(self._partings)
+            partings = list(self._partings.values())
             if self._leader is None:
                 self._release()
         for thread in partings:
@@ -176,10 +188,19 @@ class Client(ClientCore):
 
     def submit(self, exchange: Exchange) -> None:
         now = monotonic()
-        if now > self._heard_at + QUIET:
-            self._hear()
-        with self._lock:
-            self._pool.call(exchange, now)
+        try:
+            if now > self._heard_at + QUIET:
+                self._hear()
+            with self._lock:
+                self._moves_bytes = True
+                self._pool.call(exchange, now)
+                self._moves_bytes = False
+        except LocalProtocolError:
+            self._moves_bytes = False
+            raise
+        except BaseException:
+            self._recover(exchange)
+            raise
 
     def wait_for(self, exchange: Exchange, deadline: float) -> Exchange:
         """Wait until a call is done. `Exchange.result` gives its ACK.
@@ -192,10 +213,11 @@ class Client(ClientCore):
                 self._wait(exchange, deadline)
             if self._heir is exchange:
                 self._leave(exchange)
+        except SpopTimeoutError:
+            self._leave(exchange)
+            raise
         except BaseException:
-            with self._lock:
-                self._pool.abandon(exchange)
-                self._leave(exchange)
+            self._recover(exchange)
             raise
         return exchange
 
@@ -225,11 +247,13 @@ class Client(ClientCore):
                 return
             self._send_all()
             baton = None
-            if self._leader is None:
+            heir_leads = self._heir not in (None, exchange) and _may_be_interrupted()
+            if self._leader is None and not heir_leads:
                 self._leader, self._leader_sleeps, self._heir = exchange, True, None
             else:
-                baton = self._followers[exchange] = threading.Lock()
+                baton = self._batons[exchange] = threading.Lock()
                 baton.acquire()
+                self._followers[exchange] = baton
         remaining = deadline - monotonic()
         if baton is None:
             self._lead(exchange, remaining)
@@ -244,8 +268,7 @@ class Client(ClientCore):
                 baton.acquire(timeout=timeout)
         finally:
             with self._lock:
-                self._followers.pop(exchange, None)
-                self._waking.pop(exchange, None)
+                self._forget(exchange)
                 self._wake_next()
                 self._send_all()
 
@@ -257,9 +280,11 @@ class Client(ClientCore):
         finally:
             with self._lock:
                 self._leader_sleeps = False
-                self._handle(ready)
+                leaves = bool(self._followers) and _may_be_interrupted()
+                if not leaves:
+                    self._handle(ready)
                 self._leader = None
-                if exchange.done:
+                if exchange.done or leaves:
                     self._pass_lead_on()
                 else:
                     self._heir = exchange
@@ -274,18 +299,43 @@ class Client(ClientCore):
         elif self._pool.closed:
             self._release()
 
+    def _forget(self, exchange: Exchange) -> None:
+        self._followers.pop(exchange, None)
+        self._waking.pop(exchange, None)
+        self._batons.pop(exchange, None)
+
     def _leave(self, exchange: Exchange) -> None:
-        """A caller neither leads nor follows any more, wherever a signal has interrupted it."""
+        """A caller neither leads nor follows any more."""
         with self._lock:
+            self._pool.abandon(exchange)
             if self._leader is exchange:
                 self._leader = None
             if self._heir is exchange:
                 self._heir = None
-            self._followers.pop(exchange, None)
-            self._waking.pop(exchange, None)
+            self._forget(exchange)
             self._pass_lead_on()
             self._wake_next()
             self._send_all()
+
+    def _recover(self, *exchanges: Exchange) -> None:
+        """A signal's handler raised, anywhere in a step of the caller of these.
+
+        The step may have forgotten a follower that it was about to wake, or an heir. So all that
+        wait are woken and find out for themselves who leads. If it was moving bytes, some may be
+        lost between a socket and its protocol, and the connections are closed.
+        """
+        with self._lock:
+            moved, self._moves_bytes = self._moves_bytes, False
+            self._heir = None
+            self._pool.recover("interrupted by a signal", monotonic(), lose_links=moved)
+            for exchange in exchanges:
+                self._leave(exchange)
+            self._release_all()
+
+    def _release_all(self) -> None:
+        for baton in self._batons.values():
+            if baton.locked():
+                baton.release()
 
     def _wake(self, exchange: Exchange) -> None:
         baton = self._followers.pop(exchange, None)
@@ -307,8 +357,10 @@ class Client(ClientCore):
     # --- bytes ---
 
     def _handle(self, ready: list[tuple[Ready, int]]) -> None:
+        self._moves_bytes = True
         for handle, events in ready:
             handle(events)
+        self._moves_bytes = False
 
     def _ready(self, link: Link, events: int) -> None:
         if link not in self._pool.links:
@@ -344,10 +396,12 @@ class Client(ClientCore):
     def _send_all(self) -> None:
         """Send the frames that were kept until all callers in line were woken."""
         if self._to_send and not self._waking:
+            self._moves_bytes = True
             links, self._to_send = self._to_send, {}
             for link in links:
                 if link in self._pool.links:
                     self._send(link)
+            self._moves_bytes = False
 
     def _send(self, link: Link) -> None:
         data = link.unsent or link.protocol.data_to_send()
@@ -402,14 +456,14 @@ class Client(ClientCore):
                 sock.send(link.protocol.data_to_send())
             sock.close()
             return
-        self._partings.add(self._spawn(self._say_goodbye, link))
+        self._partings[link] = self._spawn(self._say_goodbye, link)
 
     def _say_goodbye(self, link: Link) -> None:
         """Send DISCONNECT and wait for the agent's, in a thread of its own."""
         with link.transport as sock:
             Dialogue(sock, link.protocol).say_goodbye(LINGER, link.unsent)
         with self._lock:
-            self._partings.discard(threading.current_thread())
+            self._partings.pop(link, None)
 
     # --- time ---
 
@@ -422,3 +476,11 @@ class Client(ClientCore):
     def _tick(self) -> None:
         with self._lock:
             super()._tick()
+
+
+def _may_be_interrupted() -> bool:
+    """Whether signals' handlers run in this thread. It leads, but what comes is for others to read.
+
+    A handler that raised between a `recv` and the end of its handling would lose their answers.
+    """
+    return threading.current_thread() is threading.main_thread()

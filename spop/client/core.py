@@ -5,14 +5,17 @@ It knows no socket and never waits.
 
 from __future__ import annotations
 
+import os
 import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import replace
 from time import monotonic
 from typing import Any
 
 from spop.address import Address
 from spop.client.dial import Endpoint
+from spop.client.forked import begin_anew_when_forked
 from spop.client.pool import Driver, Exchange, Pool
 from spop.client.servers import Server, Servers, in_turn
 from spop.client.settings import Settings
@@ -56,9 +59,34 @@ class ClientCore(ABC):
         if not isinstance(address, Servers):
             endpoints = _endpoints(address, given.tls, given.server_name)
             address = Servers(map(Server, endpoints), in_turn)
-        self._pool = Pool(self._driver(), address, given)
+        self._servers: Servers[Any] = address
+        self._reset()
+        begin_anew_when_forked(self)
+
+    def _reset(self) -> None:
+        """Have no connection and no call."""
+        self._pool = Pool(self._driver(), self._servers, self._settings)
         self._timer: Any = None
         self._timer_at = float("inf")
+
+    def begin_anew(self) -> None:
+        """In a process that was forked: leave connections and calls to the parent."""
+        if self.engine_id is not None:  # With async the agent would answer the parent as well.
+            self._settings = replace(self._settings, engine_id=f"{self.engine_id}-{os.getpid()}")
+        self._drop_all("the process was forked, and its parent has this call")
+
+    def _drop_all(self, why: str) -> None:
+        """Fail all calls, close the sockets without a word, and begin again."""
+        pool = self._pool
+        pool.give_up(LocalProtocolError(why))
+        self._close_sockets()
+        self._servers.begin_anew()
+        self._reset()
+        self._pool.closed = pool.closed
+
+    @abstractmethod
+    def _close_sockets(self) -> None:
+        """Close this process's share of all sockets."""
 
     @abstractmethod
     def _driver(self) -> Driver: ...
@@ -88,6 +116,11 @@ class ClientCore(ABC):
         if self._pool.peer is None:
             raise LocalProtocolError("the client is not connected")
         return self._pool.peer
+
+    @property
+    def engine_id(self) -> str | None:
+        """The engine-id in HELLO frames. A process that is forked has its own."""
+        return self._settings.engine_id
 
     @property
     def pool(self) -> Pool:

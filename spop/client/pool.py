@@ -8,6 +8,7 @@ caller holds the lock and passes the time.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 from collections import deque
@@ -19,6 +20,7 @@ from spop.client.dial import Endpoint
 from spop.client.servers import Servers
 from spop.client.settings import Settings
 from spop.connection import UNORDERED, Disconnect, EngineConnection, EngineEvent
+from spop.constants import Status
 from spop.errors import DisconnectedError, LocalProtocolError, SpopError, UnreachableError
 from spop.frames import Ack, Message, Peer
 from spop.values import Buffer, Value
@@ -184,7 +186,8 @@ class Pool:
         queue = self._queue
         used: dict[Link, None] = {}
         while queue and (link := self._link_with_room()) is not None:
-            self._start(queue.popleft(), link, now)
+            self._start(queue[0], link, now)
+            queue.popleft()
             used[link] = None
         for link in used:
             self._driver.send(link)
@@ -198,7 +201,8 @@ class Pool:
             return
         exchange.done = True
         if exchange.link is None:
-            self._queue.remove(exchange)
+            with contextlib.suppress(ValueError):  # A signal came before it was queued.
+                self._queue.remove(exchange)
         elif exchange.link.protocol.pipelined:
             exchange.link.protocol.waiting.discard(exchange.ids)
             self._exchanges.pop(exchange.ids, None)
@@ -217,13 +221,15 @@ class Pool:
         if exchange.messages is None:
             self._finish(exchange)
             return
+        exchange.link = link
+        self._exchanges[exchange.ids] = exchange
         try:
             link.protocol.notify(*exchange.ids, exchange.messages)
         except Exception as error:  # It can't be encoded: the caller's mistake.
+            exchange.link = None
+            del self._exchanges[exchange.ids]
             self._finish(exchange, error=error)
             return
-        exchange.link = link
-        self._exchanges[exchange.ids] = exchange
         exchange.sent_at = link.used_at = now
         link.starting.append(exchange)
 
@@ -258,8 +264,8 @@ class Pool:
             if not exchange.link.protocol.asynchronous:
                 return
             exchange.link.protocol.waiting.discard(ids)
-        del self._exchanges[ids]
         self._finish(exchange, ack)
+        del self._exchanges[ids]
 
     def lost(self, link: Link, message: str, code: int, now: float) -> None:
         """A connection has ended. Calls that were sent on it fail; the others go to another
@@ -273,18 +279,34 @@ class Pool:
                 self._queue.appendleft(exchange)
         link.starting.clear()
         self._servers.closed(link.endpoint)
-        for ids in link.protocol.waiting:
-            sent = self._exchanges.pop(ids, None)
-            if sent is not None and sent.link is link:
-                self._finish(
-                    sent, error=DisconnectedError(f"{link.endpoint.address}: {message}", code)
-                )
+        for sent in [each for each in self._exchanges.values() if each.link is link]:
+            self._fail(sent, link, message, code)
         self._driver.close(link)
         self.pump(now)
 
+    def _fail(self, exchange: Exchange, link: Link, message: str, code: int) -> None:
+        error = DisconnectedError(f"{link.endpoint.address}: {message}", code)
+        self._finish(exchange, error=error)
+        self._exchanges.pop(exchange.ids, None)
+
+    def recover(self, message: str, now: float, *, lose_links: bool) -> None:
+        """Put in order what an exception has left in the middle of a step.
+
+        Each step leaves a call that is not done in the queue, or among those that were sent. A
+        connection of which bytes may be lost can only be closed.
+        """
+        self._queue = deque(each for each in self._queue if each.link is None)
+        for link in list(self.links) if lose_links else ():
+            self.lost(link, message, Status.IO, now)
+        for exchange in list(self._exchanges.values()):
+            if exchange.link is not None and exchange.link not in self.links:
+                self._fail(exchange, exchange.link, message, Status.IO)
+        if not self.closed:
+            self.pump(now)
+
     def opened(self, link: Link, now: float) -> None:
         """`Driver.open` has opened a connection."""
-        self.openings -= 1
+        self._opening_ended()
         self._servers.opened(link.endpoint)
         link.used_at = now
         link.capacity = self._capacity(link.protocol)
@@ -301,12 +323,16 @@ class Pool:
 
     def opening_failed(self, endpoint: Endpoint, error: SpopError, now: float) -> None:
         """`Driver.open` has failed. Calls fail too, if no other connection may come."""
-        self.openings -= 1
+        self._opening_ended()
         self._servers.failed(endpoint, now)
         if self._alone and self._servers.next(now) is None:
             self._fail_queue(error)
         if not self.closed:
             self.pump(now)
+
+    def _opening_ended(self) -> None:
+        # A signal may have come between its start and its count.
+        self.openings = max(0, self.openings - 1)
 
     @property
     def idle(self) -> int:
@@ -335,6 +361,11 @@ class Pool:
         self._fail_queue(error)
         for link in list(self.links):
             self._leave(link, error)
+
+    def give_up(self, error: SpopError) -> None:
+        """Fail all calls. Wake nobody, and leave the connections as they are."""
+        for exchange in (*self._queue, *self._exchanges.values()):
+            exchange.done, exchange.error = True, copy.copy(error)
 
     def _leave(self, link: Link, error: SpopError | None = None) -> None:
         self.links.remove(link)
@@ -388,8 +419,8 @@ class Pool:
                 self._driver.schedule(self._servers.retry_at(now))
                 return
             self._rate.count(now)
-            self.openings += 1
             self._driver.open(endpoint)
+            self.openings += 1
 
     def _wants_connection(self) -> bool:
         """Whether queued calls need one more connection. Before the first HELLO, agents are

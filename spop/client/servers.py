@@ -91,3 +91,8 @@ class Servers(Generic[AnyServer]):
     def closed(self, endpoint: Endpoint) -> None:
         """An open connection has ended."""
         self._by_endpoint[endpoint].connections -= 1
+
+    def begin_anew(self) -> None:
+        """There is no connection any more."""
+        for server in self.servers:
+            server.connections = 0

@@ -58,7 +58,8 @@ class AsyncStream(StreamContext):
 class AsyncEngine(EngineCore):
     """HAProxy's SPOE filter for asyncio. `EngineCore` documents the arguments.
 
-    All streams of an engine are used in one event loop.
+    All streams of an engine are used in one event loop. Once that is closed, another one may use
+    the engine, with new connections.
     """
 
     _client_class = AsyncClient
@@ -72,16 +73,23 @@ class AsyncEngine(EngineCore):
             RuntimeError: the engine belongs to another event loop.
         """
         if asyncio.get_running_loop() is not self._loop:
-            self._bind()
+            self.bind()
         stream = stream_of(stream, fields)
         return AsyncStream(self, self._filter, stream, next(self._filter.stream_ids))
 
-    def _bind(self) -> None:
-        """Attach the engine to the running event loop."""
-        if self._loop is not None:
-            raise RuntimeError("an engine has one event loop, and this is another")
+    def bind(self) -> None:
+        """Belong to the running event loop, with new connections if the last one is closed.
+
+        Raises:
+            RuntimeError: the engine belongs to another event loop.
+        """
+        self._calls.bind()
         self._loop = asyncio.get_running_loop()
         self._start()
+
+    def begin_anew(self) -> None:
+        super().begin_anew()
+        self._loop = None
 
     async def close(self) -> None:
         """Send DISCONNECT on all connections, and interrupt all processings."""
@@ -94,8 +102,7 @@ class AsyncEngine(EngineCore):
             self._loop.call_soon_threadsafe(self._calls.pump)
 
     async def __aenter__(self) -> Self:
-        if asyncio.get_running_loop() is not self._loop:
-            self._bind()
+        self.bind()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:

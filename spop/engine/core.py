@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from spop.client.core import ClientCore
+from spop.client.forked import begin_anew_when_forked
 from spop.constants import Capability
 from spop.engine.balance import Backend, BackendServer, of_addresses
 from spop.engine.config import (
@@ -54,7 +55,6 @@ class EngineCore(ABC):
 
     Attributes:
         config: the configuration of the SPOE file.
-        engine_id: the engine-id in HELLO frames.
         servers: the servers of the backend, in its order. Their `up` and `connections` change while
             the engine runs.
 
@@ -82,11 +82,9 @@ class EngineCore(ABC):
             variables = {*variables, *_variables_in(backends)}
         self.config = config
         self.servers = backend.servers
-        self.engine_id = str(uuid.uuid4())
         self._log = EngineLog(config)
         self._filter = Filter(config, variables, version, self._log.logger)
         rewritten = self._filter.rewritten
-        self._checks = Checks(backend, self._server_changed)
         self._calls = self._client_class(
             backend,
             timeout=config.processing_timeout,
@@ -100,10 +98,27 @@ class EngineCore(ABC):
             max_frame_size=config.max_frame_size,
             capabilities=_capabilities(config, rewritten),
             fragments=config.send_frag_payload and not rewritten,
-            engine_id=self.engine_id,
+            engine_id=str(uuid.uuid4()),
         )
-        self._started = False
+        self._backend = backend
+        self._reset()
+        begin_anew_when_forked(self)
+
+    def _reset(self) -> None:
+        self._checks = Checks(self._backend, self._server_changed)
         self._starting = threading.Lock()
+        self._started = self._calls.pool.closed
+
+    def begin_anew(self) -> None:
+        """In a process that was forked: it has none of the parent's threads and locks."""
+        self._filter.begin_anew()
+        self._reset()
+
+    @property
+    def engine_id(self) -> str:
+        """The engine-id in HELLO frames. A process that is forked has its own."""
+        assert self._calls.engine_id is not None
+        return self._calls.engine_id
 
     @classmethod
     def from_file(
@@ -113,12 +128,15 @@ class EngineCore(ABC):
         *,
         backends: Backends,
         haproxy_version: str | None = None,
+        missing: str = "error",
         **settings: Any,
     ) -> Self:
         """The engine of ``filter spoe engine SCOPE config PATH``.
 
         Args:
             scope: None is the anonymous scope, or the only scope of the file.
+            missing: what becomes of samples that HAProxy has and the engine can't evaluate:
+                ``"error"``, or ``"unavailable"`` to go on as if they were not available.
             backends, haproxy_version, settings: the arguments of the class.
 
         Raises:
@@ -128,7 +146,7 @@ class EngineCore(ABC):
         if scope is None:
             found = scopes(path)
             scope = found[0] if len(found) == 1 else None
-        config = load_spoe(path, scope, haproxy_version=haproxy_version)
+        config = load_spoe(path, scope, haproxy_version=haproxy_version, missing=missing)
         return cls(config, backends, haproxy_version=haproxy_version, **settings)
 
     def let_set(self, variables: Iterable[str]) -> None:

@@ -296,12 +296,16 @@ class Filter:
         self._timeout = NEVER if config.processing_timeout is None else config.processing_timeout
         self._maxerrrate = 0 if rewritten else config.maxerrrate
         self._errors = Rate(self._maxerrrate)
-        self._lock = threading.Lock()
+        self.begin_anew()
         self.stream_ids = itertools.count(1)
         self._processed = itertools.count(1)
         self.nb_processed = 0
         self.nb_errors = 0
         self.ignored_actions = 0
+
+    def begin_anew(self) -> None:
+        """In a process that was forked, where nobody would release the parent's lock."""
+        self._lock = threading.Lock()
 
     def _templates(self, messages: Iterable[MessageConfig]) -> tuple[_Template, ...]:
         set_on_error = self.config.set_on_error

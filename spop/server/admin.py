@@ -1,33 +1,54 @@
 """The pages for operators, over HTTP: /metrics, /healthz, /readyz, and a status page.
 
-It answers in threads of its own. Health is read from memory, so no process has to answer.
+They have a thread of their own. Health is read from memory, so no process has to answer.
 """
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import hashlib
+import ipaddress
 import itertools
 import json
-import logging
+import re
 import signal
 import socket
 import threading
+from collections.abc import Collection
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from spop.address import Address
+from spop.server import http
 from spop.server.board import Board
 from spop.server.channel import Channel
 from spop.server.health import Health, service_health
+from spop.server.http import Answer, Request
 from spop.server.listeners import bound_address, listen
 from spop.server.status import Status
 
-logger = logging.getLogger("spop.server")
+try:
+    from spop.server.metrics import exposition
+except ModuleNotFoundError:
+    exposition = None  # type: ignore[assignment]
 
-TEXT = "text/plain; charset=utf-8"
 STATUS_TIMEOUT = 5.0
+
+_PAGE = resources.files("spop.server").joinpath("status.html").read_text("utf-8")
+_SCRIPT = re.findall("<script>(.*?)</script>", _PAGE, re.DOTALL)[0]
+_SCRIPT_HASH = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": (
+        f"default-src 'none'; connect-src 'self'; script-src 'sha256-{_SCRIPT_HASH}'; "
+        "style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+}
 
 
 class Source(Protocol):
@@ -40,125 +61,143 @@ class Source(Protocol):
 
 
 class AdminServer:
-    """Serves HTTP on an address or a socket, in threads.
+    """Serves HTTP on an address or a socket, in a thread.
+
+    Args:
+        hosts: names by which browsers may ask for the status page.
 
     Raises:
         OSError: the address can't be listened on.
     """
 
-    def __init__(self, where: str | socket.socket, source: Source) -> None:
+    def __init__(
+        self, where: str | socket.socket, source: Source, hosts: Collection[str] = ()
+    ) -> None:
         self._listener = listen(Address.parse(where)) if isinstance(where, str) else where
-        self._listener.setblocking(True)
         self.address = bound_address(self._listener)
-        self._http = _HTTPServer(self._listener, source)
-        self._thread = threading.Thread(
-            target=self._http.serve_forever, name="spop-admin", daemon=True
-        )
+        self._pages = _Pages(source, hosts)
+        self._loop = asyncio.new_event_loop()
+        self._stopped = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="spop-admin", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def run(self) -> None:
-        """Serve in this thread, for ever."""
-        self._http.serve_forever()
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        pages = http.serve(self._listener, self._pages.respond, _HEADERS)
+        serving = asyncio.create_task(pages)
+        await self._stopped.wait()
+        serving.cancel()
+        await asyncio.wait([serving])
 
     def stop(self) -> None:
-        self._http.shutdown()
+        self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join()
-        self._http.server_close()
 
 
-class _HTTPServer(ThreadingHTTPServer):
-    daemon_threads = True
+class _Pages:
+    """What is answered to whom."""
 
-    def __init__(self, listener: socket.socket, source: Source) -> None:
-        super().__init__(("", 0), _Handler, bind_and_activate=False)
-        self.socket.close()
-        self.socket = listener
-        self.address_family = listener.family
-        self.source = source
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _HTTPServer
-    protocol_version = "HTTP/1.1"
-    timeout = 10.0
-
-    def do_GET(self) -> None:
-        pages = {
+    def __init__(self, source: Source, hosts: Collection[str]) -> None:
+        self._source = source
+        self._hosts = {"localhost", *(host.lower() for host in hosts)}
+        self._asking: dict[bool, asyncio.Task[Status | None]] = {}
+        self._pages = {
             "/": self._page,
             "/status.json": self._status,
             "/metrics": self._metrics,
             "/healthz": self._health,
             "/readyz": self._readiness,
         }
-        page = pages.get(self.path.partition("?")[0])
+
+    async def respond(self, request: Request) -> Answer:
+        page = self._pages.get(request.path)
         if page is None:
-            self._answer(HTTPStatus.NOT_FOUND, TEXT, f"there are {', '.join(pages)}\n")
-        else:
-            page()
+            return Answer(HTTPStatus.NOT_FOUND, f"there are {', '.join(self._pages)}\n")
+        return await page(request)
 
-    do_HEAD = do_GET
+    async def _page(self, request: Request) -> Answer:
+        return self._refusal(request) or Answer(HTTPStatus.OK, _PAGE, "text/html; charset=utf-8")
 
-    def _page(self) -> None:
-        html = resources.files("spop.server").joinpath("status.html").read_text("utf-8")
-        self._answer(HTTPStatus.OK, "text/html; charset=utf-8", html)
-
-    def _status(self) -> None:
-        status = self.server.source.status(connections=True)
+    async def _status(self, request: Request) -> Answer:
+        if (refusal := self._refusal(request)) is not None:
+            return refusal
+        status = await self._ask(connections=True)
         if status is None:
-            self._unavailable()
-        else:
-            self._answer(HTTPStatus.OK, "application/json", json.dumps(status.to_json()))
+            return _unavailable()
+        return Answer(HTTPStatus.OK, json.dumps(status.to_json()), "application/json")
 
-    def _metrics(self) -> None:
-        try:
-            from spop.server.metrics import exposition
-        except ModuleNotFoundError:
+    async def _metrics(self, request: Request) -> Answer:
+        if exposition is None:
             message = "metrics need an extra: pip install 'haproxy-spop[metrics]'\n"
-            self._answer(HTTPStatus.NOT_IMPLEMENTED, TEXT, message)
-            return
-        status = self.server.source.status(connections=False)
+            return Answer(HTTPStatus.NOT_IMPLEMENTED, message)
+        status = await self._ask(connections=False)
         if status is None:
-            self._unavailable()
-        else:
-            type_, body = exposition(status, self.headers.get("Accept", ""))
-            self._answer(HTTPStatus.OK, type_, body)
+            return _unavailable()
+        type_, body = exposition(status, request.accept)
+        return Answer(HTTPStatus.OK, body, type_)
 
-    def _health(self) -> None:
-        if self.server.source.health().alive:
-            self._answer(HTTPStatus.OK, TEXT, "ok\n")
-        else:
-            self._unavailable()
+    async def _health(self, request: Request) -> Answer:
+        return Answer(HTTPStatus.OK, "ok\n") if self._source.health().alive else _unavailable()
 
-    def _readiness(self) -> None:
-        if self.server.source.health().ready:
-            self._answer(HTTPStatus.OK, TEXT, "ready\n")
-        else:
-            self._unavailable()
+    async def _readiness(self, request: Request) -> Answer:
+        return Answer(HTTPStatus.OK, "ready\n") if self._source.health().ready else _unavailable()
 
-    def _unavailable(self) -> None:
-        self._answer(HTTPStatus.SERVICE_UNAVAILABLE, TEXT, "not now\n")
+    async def _ask(self, *, connections: bool) -> Status | None:
+        """The status. All who ask while one question is open share its answer."""
+        task = self._asking.get(connections)
+        if task is None or task.done():
+            call = asyncio.to_thread(self._source.status, connections=connections)
+            task = self._asking[connections] = asyncio.create_task(call)
+        return await asyncio.shield(task)
 
-    def _answer(self, status: HTTPStatus, type_: str, body: str) -> None:
-        data = body.encode()
-        self.send_response(status)
-        self.send_header("Content-Type", type_)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("Cache-Control", "no-store")
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
+    def _refusal(self, request: Request) -> Answer | None:
+        """A page elsewhere may point its own name here, to have a browser read the status for it.
 
-    def log_message(self, format: str, *args: Any) -> None:
-        logger.debug("admin: %s", format % args)
+        Browsers send that name. An address or a name that is expected can't be pointed elsewhere.
+        """
+        if request.host is None or _host_of(request.host) in self._hosts:
+            return None
+        if _is_address(_host_of(request.host)):
+            return None
+        text = "the status is not shown by this name: allow it with --admin-host\n"
+        return Answer(HTTPStatus.MISDIRECTED_REQUEST, text)
 
 
-def run_admin(listener: socket.socket, channel: Channel, board: Board, stuck_timeout: float) -> int:
+def _host_of(header: str) -> str:
+    try:
+        return urlsplit(f"//{header}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _unavailable() -> Answer:
+    return Answer(HTTPStatus.SERVICE_UNAVAILABLE, "not now\n")
+
+
+def run_admin(
+    listener: socket.socket,
+    channel: Channel,
+    board: Board,
+    stuck_timeout: float,
+    hosts: Collection[str],
+) -> int:
     """Serve in a process of its own, with the supervisor at the other end of the channel."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # It ends with the supervisor.
     service = _Service(channel, board, stuck_timeout)
-    admin = AdminServer(listener, service)
+    admin = AdminServer(listener, service, hosts)
     admin.start()
     service.read_answers()
     return 0

@@ -17,6 +17,7 @@ from functools import partial
 from spop.server.board import Board
 from spop.server.channel import Channel
 from spop.server.listeners import bound_address
+from spop.server.options import Options
 from spop.server.status import Status
 from spop.server.timers import Timers
 
@@ -35,7 +36,7 @@ class AdminProcess:
 
     Args:
         listener: where it answers. `close` closes it.
-        stuck_timeout: the option of that name.
+        options: the server's.
         selector: the supervisor's. The channel to the process is registered there.
     """
 
@@ -43,7 +44,7 @@ class AdminProcess:
         self,
         listener: socket.socket,
         board: Board,
-        stuck_timeout: float,
+        options: Options,
         selector: selectors.BaseSelector,
         timers: Timers,
         fork: Fork,
@@ -51,7 +52,7 @@ class AdminProcess:
     ) -> None:
         self.listener = listener
         self._board = board
-        self._stuck_timeout = stuck_timeout
+        self._options = options
         self._selector = selector
         self._timers = timers
         self._fork = fork
@@ -73,7 +74,8 @@ class AdminProcess:
         """Run in the admin process."""
         from spop.server.admin import run_admin
 
-        return run_admin(self.listener, channel, self._board, self._stuck_timeout)
+        stuck_timeout, hosts = self._options.stuck_timeout, self._options.admin_host
+        return run_admin(self.listener, channel, self._board, stuck_timeout, hosts)
 
     def _asked(self, channel: Channel) -> None:
         received = channel.receive()

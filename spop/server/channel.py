@@ -2,6 +2,9 @@
 
 A process may stop in the middle of a message, for example because a handler holds the GIL. So a
 receiver takes the bytes that have come and never waits for the rest.
+
+The supervisor never waits for a process that does not read. What it sends is so short that the
+kernel takes it whole or not at all: a longer text travels as a file in memory.
 """
 
 from __future__ import annotations
@@ -11,15 +14,19 @@ import os
 import select
 import socket
 import struct
+import tempfile
 import threading
+from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 _HEADER = struct.Struct("!IB")
 """Length of the JSON text, number of file descriptors that come with it."""
 _RECV_SIZE = 256 * 1024
 _MAX_FDS = 16
+_LONGEST = 4096
+"""Size of a text above which it travels as a file, if the sender must not wait."""
 SEND_TIMEOUT = 5
 """Seconds after which a process that does not read gets no further messages."""
 
@@ -32,11 +39,16 @@ class Received(NamedTuple):
 
 
 class Channel:
-    """One end of a stream of messages. Any thread may send, one receives."""
+    """One end of a stream of messages. Any thread may send, one receives.
 
-    def __init__(self, sock: socket.socket) -> None:
+    Args:
+        waits: whether `send` may wait for `SEND_TIMEOUT` seconds.
+    """
+
+    def __init__(self, sock: socket.socket, *, waits: bool = True) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", SEND_TIMEOUT, 0))
         self._sock = sock
+        self._waits = waits
         self._lock = threading.Lock()
         self._given_up = False
         self._data = bytearray()
@@ -44,22 +56,38 @@ class Channel:
 
     @classmethod
     def pair(cls) -> tuple[Channel, Channel]:
-        """Both ends of a new channel."""
+        """Both ends of a new channel: the supervisor's, which does not wait, and its child's."""
         ours, theirs = socket.socketpair()
-        return cls(ours), cls(theirs)
+        return cls(ours, waits=False), cls(theirs)
 
     def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> bool:
         """Send a message whole. False: the other end is closed, or does not read."""
         text = json.dumps(message).encode()
+        if len(text) <= _LONGEST or self._waits:
+            return self._send(text, fds)
+        try:
+            with _file_in_memory() as file:
+                file.write(text)
+                file.flush()
+                return self._send(b"", [*fds, file.fileno()])
+        except OSError:
+            return False
+
+    def _send(self, text: bytes, fds: Sequence[int]) -> bool:
         data = _HEADER.pack(len(text), len(fds)) + text
         with self._lock:
             if self._given_up:
                 return False
             try:
-                sent = socket.send_fds(self._sock, [data], fds)
-                self._sock.sendall(memoryview(data)[sent:])
-            except OSError:
-                self._given_up = True  # Part of the message may be sent, so no other can follow.
+                flags = 0 if self._waits else socket.MSG_DONTWAIT
+                # `socket.send_fds` has an argument for flags, and ignores it.
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))]
+                sent = self._sock.sendmsg([data], rights if fds else (), flags)
+                if sent < len(data):
+                    self._sock.sendall(memoryview(data)[sent:])
+            except OSError as error:
+                # Of what waited a part may be sent, so that no other message can follow.
+                self._given_up = self._waits or not isinstance(error, BlockingIOError)
                 return False
         return True
 
@@ -86,9 +114,10 @@ class Channel:
             end = _HEADER.size + length
             if len(self._data) < end:
                 return
-            message = json.loads(self._data[_HEADER.size : end])
+            text = bytes(self._data[_HEADER.size : end])
             del self._data[:end]
-            yield Received(message, [self._fds.popleft() for _ in range(count)])
+            fds = [self._fds.popleft() for _ in range(count)]
+            yield Received(json.loads(text or _text_in_file(fds.pop())), fds)
 
     def __iter__(self) -> Iterator[Received]:
         """Wait for messages until the other end is closed."""
@@ -106,3 +135,16 @@ class Channel:
         self._sock.close()
         while self._fds:
             os.close(self._fds.popleft())
+
+
+def _file_in_memory() -> IO[bytes]:
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("spop"), "w+b")
+    return tempfile.TemporaryFile()
+
+
+def _text_in_file(fd: int) -> bytes:
+    """The text of a message of which only the descriptors came over the socket."""
+    with open(fd, "rb") as file:
+        file.seek(0)  # The sender's position is ours.
+        return file.read()

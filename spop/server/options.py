@@ -115,6 +115,10 @@ class Options:
     admin: str = _option(
         "", "HOST:PORT for /metrics, /healthz, /readyz and a status page.", metavar="ADDRESS"
     )
+    admin_host: tuple[str, ...] = _option(
+        (), "Name by which a browser may ask for the status page, beside addresses and localhost; "
+        "may be repeated.", metavar="NAME",
+    )  # fmt: skip
     log_connections: str = _option(
         "info", "Level of the log lines of connections that begin and end.", choices=LOG_LEVELS
     )

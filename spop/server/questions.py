@@ -29,6 +29,7 @@ class Questions:
         self._timers = timers
         self._ids = itertools.count()
         self._open: dict[int, _Question] = {}
+        self._silent: set[WorkerProcess] = set()
 
     def ask(
         self,
@@ -36,16 +37,23 @@ class Questions:
         message: dict[str, Any],
         done: Callable[[Answers], object],
     ) -> None:
-        """Ask workers. Call `done` once, with all answers or those of `ANSWER_TIMEOUT`."""
+        """Ask workers. Call `done` once, with all answers or those of `ANSWER_TIMEOUT`.
+
+        A worker that left a question open is not asked again before it has answered it.
+        """
         number = next(self._ids)
-        question = self._open[number] = _Question(set(workers), done)
-        for worker in question.asked:
-            worker.channel.send({**message, "id": number})
+        asked = {
+            worker
+            for worker in workers
+            if worker not in self._silent and worker.channel.send({**message, "id": number})
+        }
+        question = self._open[number] = _Question(asked, done)
         delay = ANSWER_TIMEOUT if question.asked else 0.0
         self._timers.call_later(delay, partial(self._close, number))
 
     def answered(self, worker: WorkerProcess, message: dict[str, Any]) -> None:
         """A worker has answered."""
+        self._silent.discard(worker)
         question = self._open.get(message["id"])
         if question is not None:
             question.answers.append({"worker": worker.pid, **message})
@@ -53,6 +61,7 @@ class Questions:
 
     def ended(self, worker: WorkerProcess) -> None:
         """A worker has ended and will not answer."""
+        self._silent.discard(worker)
         for number in list(self._open):
             self._discard(number, worker)
 
@@ -65,4 +74,5 @@ class Questions:
     def _close(self, number: int) -> None:
         question = self._open.pop(number, None)
         if question is not None:
+            self._silent |= question.asked
             question.done(question.answers)

@@ -202,7 +202,7 @@ class Server:
         if self.options.admin and self._owns_listeners:
             from spop.server.admin import AdminServer
 
-            self._admin = AdminServer(self.options.admin, self)
+            self._admin = AdminServer(self.options.admin, self, self.options.admin_host)
             self._admin.start()
 
     def _start_stuck_log(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from spop.server.balance import SETTLE, surplus
@@ -16,6 +17,9 @@ from spop.server.children import WorkerProcess, Workers
 from spop.server.health import READY_WITHIN, oldest_round
 from spop.server.options import Options
 from spop.server.timers import Timers
+
+FULL_DELAY = 0.01
+"""Seconds until a message is sent again that a worker's channel had no room for."""
 
 
 class Sharing:
@@ -50,10 +54,15 @@ class Sharing:
     def pass_on(self, message: dict[str, Any], fd: int) -> None:
         """Give a connection that a worker gave away to another one."""
         port = message["state"]["port"]
-        for worker in self._takers(port):
+        takers = self._takers(port)
+        for worker in takers:
             if worker.channel.send(message, [fd]):
                 worker.passed += port is None
                 break
+        else:
+            if takers:  # Each has more messages to read than its channel holds.
+                self._timers.call_later(FULL_DELAY, partial(self.pass_on, message, fd))
+                return
         os.close(fd)
 
     def _takers(self, port: int | None) -> list[WorkerProcess]:
@@ -117,6 +126,9 @@ class Sharing:
             )
             owned[owner].append(port)
         for worker, ports in owned.items():
-            if worker.ports != ports:
+            if worker.ports == ports:
+                continue
+            if worker.channel.send({"type": "ports", "numbers": ports}):
                 worker.ports = ports
-                worker.channel.send({"type": "ports", "numbers": ports})
+            else:
+                self._timers.call_later(FULL_DELAY, self._assign_ports)

@@ -98,9 +98,8 @@ class StuckWorkers:
 
     def _ask(self) -> None:
         for worker in self._workers.serving():
-            if worker not in self._steps:
+            if worker not in self._steps and worker.channel.send({"type": "wake"}):
                 self._steps[worker] = 0
-                worker.channel.send({"type": "wake"})
         if self._steps and not self._stepping:
             self._stepping = True
             self._timers.call_later(self._timeout / STEPS, self._step)

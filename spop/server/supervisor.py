@@ -125,8 +125,8 @@ class Supervisor:
             if self._options.admin:
                 listener = listen(Address.parse(self._options.admin))
                 self._admin = AdminProcess(
-                    listener, self._board, self._options.stuck_timeout, self._selector,
-                    self._timers, self._fork_admin, self._ask_status,
+                    listener, self._board, self._options, self._selector, self._timers,
+                    self._fork_admin, self._ask_status,
                 )  # fmt: skip
         except (OSError, ValueError) as error:
             raise StartError(reason(error)) from None

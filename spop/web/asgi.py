@@ -73,6 +73,7 @@ class ASGIMiddleware:
         unique_id_header: str | None = None,
     ) -> None:
         self.app = app
+        self._only = engine if isinstance(engine, AsyncEngine) else None
         self._make = None if isinstance(engine, AsyncEngine) else engine
         self._first: AsyncEngine | None = engine() if callable(engine) else engine
         self._engines = WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncEngine]()
@@ -148,14 +149,16 @@ class ASGIMiddleware:
         engine = self._engines.get(loop)
         if engine is None:
             if self._first is not None:
-                engine, self._first = self._first, None
-            elif self._make is not None:
-                engine = self._make()
+                engine, self._first = self._first, self._only
             else:
+                assert self._make is not None
+                engine = self._make()
+            try:
+                engine.bind()
+            except RuntimeError as error:
                 raise RuntimeError(
-                    "an engine has one event loop, and this is another: give the middleware a "
-                    "function that makes engines"
-                )
+                    f"{error}: give the middleware a function that makes engines"
+                ) from None
             engine.let_set(self._policy.variables)
             self._engines[loop] = engine
         return engine

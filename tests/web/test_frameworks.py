@@ -202,10 +202,22 @@ def test_each_event_loop_has_its_engine(make_engine: Callable[..., Any], waf: Wa
         assert len(made) == count
         assert made[-1].traffic.applets == 0  # It is closed.
 
-    only = ASGIMiddleware(where, made[0])  # type: ignore[arg-type]
-    for _ in range(2):
-        with pytest.raises(RuntimeError, match="one event loop"):
-            asyncio.run(only({"type": "http", "path": "/", "headers": []}, None, None))  # type: ignore[arg-type]
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_engine_of_another_event_loop_is_told_of(make_engine: Callable[..., Any]) -> None:
+    only = ASGIMiddleware(where, make_engine(AsyncEngine))  # type: ignore[arg-type]
+    scope = {"type": "http", "path": "/", "headers": []}
+
+    def ask() -> None:
+        asyncio.run(only(scope, None, None))  # type: ignore[arg-type]
+
+    async def ask_elsewhere() -> None:
+        only._engine()
+        with pytest.raises(RuntimeError, match=r"one event loop.* a function that makes engines"):
+            await asyncio.to_thread(ask)
+
+    asyncio.run(ask_elsewhere())
+    asyncio.run(ask_elsewhere())  # The first loop is closed, and this one may have the engine.
 
 
 def test_flask(make_engine: Callable[..., Any], waf: Waf) -> None:

@@ -1,0 +1,144 @@
+"""Each command on outputs that can't take all it prints."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from odd_agents import Odd, OddAgent, closes, disconnect, odd_agent, replies
+
+from spop import codec
+from spop.frames import Message
+
+SPOE = """
+[check]
+spoe-agent check
+    messages check
+    option var-prefix odd
+    timeout processing 5s
+    use-backend agents
+spoe-message check
+    args text=str(\udcffé→)
+    event on-client-session
+"""
+STRANGE = "no\udcff \x1b[31m é → 漢"
+ENCODINGS = ["utf-8:strict", "ascii:strict"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("output") / "caf\udce9 →"
+    folder.mkdir()
+    frame = codec.encode_notify(1, 1, [Message(STRANGE, {STRANGE: STRANGE, "b": b"\xff" * 9})])
+    (folder / "frames.bin").write_bytes(bytes(frame) * 3000)
+    (folder / "spoe.cfg").write_text(SPOE, "utf-8", "surrogateescape")
+    (folder / "bad.cfg").write_text("\udcff →\n", "utf-8", "surrogateescape")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def good() -> Iterator[str]:
+    with odd_agent("good") as agent:
+        yield agent.address
+
+
+@pytest.fixture(scope="module")
+def strange() -> Iterator[str]:
+    """The address of an agent that refuses with text from another world."""
+    goodbye = disconnect(13, STRANGE)
+    with OddAgent(Odd(answer=replies(lambda ids: goodbye, then=closes))) as agent:
+        yield agent.address
+
+
+COMMANDS = {
+    "help": "--help",
+    "check": "check {good}",
+    "check-strange": "check {strange} --json",
+    "notify": "notify {good} check -v --hex",
+    "notify-strange": "notify {strange} check\udcff -v",
+    "decode": "decode {folder}/frames.bin",
+    "decode-json": "decode {folder}/frames.bin --json",
+    "decode-none": "decode {folder}/nothing",
+    "bench": "bench {good} check --count 5 --warm-up 0 --connections 1",
+    "bench-strange": "bench {strange} check --count 5 --warm-up 0 --connections 1 --timeout 1",
+    "engine": "engine {folder}/spoe.cfg --agent {good} --event on-client-session -v",
+    "engine-strange": "engine {folder}/spoe.cfg --agent {strange} --event on-client-session",
+    "validate": "validate {folder}/spoe.cfg",
+    "validate-bad": "validate {folder}/bad.cfg",
+    "completion": "completion bash",
+}
+
+
+def words(command: str, folder: Path, good: str, strange: str) -> list[str]:
+    return [
+        sys.executable, "-m", "spop",
+        *(word.format(folder=folder, good=good, strange=strange) for word in COMMANDS[command].split()),
+    ]  # fmt: skip
+
+
+@functools.cache
+def printed(*words: str) -> tuple[int, bool]:
+    """The exit status of a command that can print all, and whether it prints anything."""
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60)
+    return done.returncode, bool(done.stdout)
+
+
+def run(words: Sequence[str], output: int = subprocess.DEVNULL, **more: str) -> tuple[int, str]:
+    """The exit status, and what came on standard error."""
+    done = subprocess.run(
+        words, stdout=output, stderr=subprocess.PIPE, timeout=60, env={**os.environ, **more}
+    )
+    errors = done.stderr.decode("latin-1")
+    assert "Traceback" not in errors
+    assert "Exception ignored" not in errors
+    return done.returncode, errors
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_an_encoding_lacks_is_escaped(
+    command: str, encoding: str, folder: Path, good: str, strange: str
+) -> None:
+    line = words(command, folder, good, strange)
+    assert run(line, PYTHONIOENCODING=encoding)[0] == printed(*line)[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_full_disk_is_an_error_in_one_line(
+    command: str, folder: Path, good: str, strange: str
+) -> None:
+    line = words(command, folder, good, strange)
+    with open("/dev/full", "wb") as full:
+        status, errors = run(line, full.fileno())
+    if printed(*line)[1]:
+        assert status == 1
+        assert "Error: cannot write to standard output: No space left on device\n" in errors
+    else:
+        assert status == printed(*line)[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_reader_that_has_seen_enough_is_no_failure(
+    command: str, folder: Path, good: str, strange: str
+) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    line = words(command, folder, good, strange)
+    status, errors = run(line, write_end)
+    os.close(write_end)
+    assert "Broken pipe" not in errors
+    assert status == (0 if printed(*line)[1] else printed(*line)[0])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_without_standard_output_ends_as_it_would(
+    command: str, folder: Path, good: str, strange: str
+) -> None:
+    line = words(command, folder, good, strange)
+    status, _ = run(["sh", "-c", 'exec "$@" >&-', "sh", *line])
+    assert status == printed(*line)[0]
