@@ -8,8 +8,9 @@ from spop.twins import twin
 
 if TYPE_CHECKING:
     from spop._async_call_py import AsyncCall
-    from spop._dispatch_py import Call, Deferred, Dispatcher, Route
+    from spop._dispatch_py import Call, Deferred, Dispatcher
     from spop._intake_py import Intake, Memory
+    from spop._route_py import Route
 else:
     _dispatch = twin("spop._dispatch")
     AsyncCall = twin("spop._async_call").AsyncCall

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spop import UNSET, Message, _codec_py, _dispatch_py, _typed_data_py, codec, poller
-from spop._dispatch_py import HEADERS, Parameter
 from spop.errors import ProtocolError
+from spop.parameters import HEADERS, Parameter
 
 _codec = pytest.importorskip("spop._codec", reason="there is one implementation only")
 _dispatch = pytest.importorskip("spop._dispatch")
