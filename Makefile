@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := setup.py pyproject.toml spop/_objects.pxd spop/_typed_data.pyx spop/_typed_data.pxd spop/_codec.pyx spop/_codec.pxd spop/_headers.pyx spop/_headers.pxd spop/_intake.pyx spop/_intake.pxd spop/_async_call.pyx spop/_async_call.pxd spop/_dispatch.pyx spop/_dispatch.pxd spop/_port.pyx spop/load/_acks.pyx spop/server/_alarm.pyx
+SOURCES := setup.py pyproject.toml spop/_objects.pxd spop/_typed_data.pyx spop/_typed_data.pxd spop/_codec.pyx spop/_codec.pxd spop/_headers.pyx spop/_headers.pxd spop/_cache.pyx spop/_cache.pxd spop/_intake.pyx spop/_intake.pxd spop/_async_call.pyx spop/_async_call.pxd spop/_route.pyx spop/_route.pxd spop/_dispatch.pyx spop/_dispatch.pxd spop/_port.pyx spop/load/_acks.pyx spop/server/_alarm.pyx
 
 # pip shows nothing of what the build had to say.
 SAY_CODEC := $(BIN)/python -c 'import spop.codec as c; print("spop is installed with the " + {"c": "compiled codec", "python": "codec in Python: no compiled one could be built, or SPOP_PURE is set"}[c.IMPLEMENTATION])'
@@ -69,4 +69,4 @@ docs: $(VENV)/dev.stamp
 	$(BIN)/mkdocs build --strict --site-dir build/docs
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info spop/*.so spop/*/*.so spop/_typed_data.c spop/_codec.c spop/_headers.c spop/_intake.c spop/_async_call.c spop/_dispatch.c spop/_port.c spop/load/_acks.c spop/server/_alarm.c
+	rm -rf $(VENV) build dist *.egg-info spop/*.so spop/*/*.so spop/_typed_data.c spop/_codec.c spop/_headers.c spop/_cache.c spop/_intake.c spop/_async_call.c spop/_route.c spop/_dispatch.c spop/_port.c spop/load/_acks.c spop/server/_alarm.c

@@ -1,9 +1,10 @@
 """Latency of a well-behaved peer beside one that misbehaves, as a ratio to its normal value.
 
-    python benchmarks/neighbours.py [--exchanges 20000] [--rounds 5]
+    python benchmarks/neighbours.py [--exchanges 20000] [--rounds 5] [NAME]...
 
 One ``spop serve`` answers a client in ping-pong. Rounds without and with each kind of neighbour
-alternate; the figures are the medians over the rounds of the 50th and 99th percentile.
+alternate; the figures are the medians over the rounds of the 50th and 99th percentile and of the
+longest exchange.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
 
 from spop import Message, codec
 from spop.connection import EngineConnection
+from spop.constants import FrameType
 
 AGENT = """
 import time
@@ -38,14 +40,19 @@ def big(): return {"sess.x": bytes(15_000)}
 
 @agent.message("slow", blocking=True)
 def slow(): time.sleep(1)
+
+@agent.message("need")
+def need(number): pass
 """
 
 
-def connect(path: str, timeout: float = 10) -> tuple[socket.socket, EngineConnection]:
+def connect(
+    path: str, timeout: float = 10, **options: int
+) -> tuple[socket.socket, EngineConnection]:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(timeout)
     sock.connect(path)
-    protocol = EngineConnection()
+    protocol = EngineConnection(**options)
     sock.sendall(protocol.data_to_send())
     while protocol.peer is None:
         protocol.receive_data(sock.recv(4096))
@@ -123,7 +130,74 @@ def frame_flood(path: str, stop: threading.Event) -> None:
                 sock.send(frames)
 
 
-NEIGHBOURS = (slow_reader, half_open, byte_by_byte, hello_flood, frame_flood)
+def sends(data: bytes) -> Callable[[str, threading.Event], None]:
+    """A connection with the largest frames that sends the same again and again, and reads."""
+
+    def behave(path: str, stop: threading.Event) -> None:
+        sock, _ = connect(path, 0.2, max_frame_size=MIB)
+        reader = threading.Thread(target=discard, args=[sock, stop], daemon=True)
+        reader.start()
+        with sock:
+            while not stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    sock.send(data)
+            reader.join()
+
+    return behave
+
+
+def discard(sock: socket.socket, stop: threading.Event) -> None:
+    with contextlib.suppress(OSError):
+        while not stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                sock.recv(MIB)
+
+
+def raw(type_: int, flags: int, payload: bytes = b"") -> bytes:
+    return bytes(codec.encode_raw_frame(type_, flags, 1, 1, payload))
+
+
+def fragments(payload: bytes, size: int) -> bytes:
+    """A payload in fragments of a size."""
+    cuts = range(size, len(payload), size)
+    further = b"".join(raw(FrameType.UNSET, 0, payload[cut : cut + size]) for cut in cuts)
+    return raw(FrameType.NOTIFY, 0, payload[:size]) + further + raw(FrameType.UNSET, 1)
+
+
+def control_flood(path: str, stop: threading.Event) -> None:
+    """HELLOs, each with as many items as a frame may have."""
+    items = {f"{number}": None for number in range(2500)}
+    hello = codec.encode_control(FrameType.HAPROXY_HELLO, items)
+    while not stop.is_set():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(1)
+            sock.connect(path)
+            with contextlib.suppress(OSError):
+                sock.sendall(hello)
+                sock.recv(4096)
+
+
+MIB = 2**20
+LARGE = b"\4need\1\6number\x09" + codec.encode_varint(15 * MIB) + bytes(15 * MIB)
+WORST = {
+    "tiny frames": raw(FrameType.NOTIFY, 1) * 20_000,
+    "unknown frames": raw(77, 1) * 20_000,
+    "unknown messages": raw(FrameType.NOTIFY, 1, bytes(2000)) * 100,
+    "failing messages": raw(FrameType.NOTIFY, 1, b"\4need\0" * 1000) * 40,
+    "tiny fragments": fragments(bytes(20_000), 1),
+    "16 MiB, 2-byte messages": fragments(bytes(16 * MIB), 2**16),
+    "16 MiB, 1 message": fragments(LARGE, 2**16),
+}
+"""What takes the server longest for its bytes."""
+NEIGHBOURS: dict[str, Callable[[str, threading.Event], None]] = {
+    "slow reader": slow_reader,
+    "half open": half_open,
+    "byte by byte": byte_by_byte,
+    "hello flood": hello_flood,
+    "frame flood": frame_flood,
+    "items of HELLO": control_flood,
+    **{name: sends(data) for name, data in WORST.items()},
+}
 
 
 def latencies(path: str, exchanges: int) -> list[float]:
@@ -140,12 +214,11 @@ def latencies(path: str, exchanges: int) -> list[float]:
     return sorted(taken)
 
 
-def percentiles(path: str, exchanges: int) -> tuple[float, float]:
-    """The 50th and the 99th percentile in µs, in a process of its own."""
+def percentiles(path: str, exchanges: int) -> list[float]:
+    """The 50th and the 99th percentile and the longest in µs, in a process of its own."""
     command = [sys.executable, __file__, "--measure", path, "--exchanges", str(exchanges)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    p50, p99 = map(float, shown.split())
-    return p50, p99
+    return [float(figure) for figure in shown.split()]
 
 
 @contextlib.contextmanager
@@ -155,7 +228,8 @@ def serving() -> Iterator[str]:
         path = f"{folder}/agent.sock"
         process = subprocess.Popen(
             [sys.executable, "-m", "spop", "serve", f"{folder}/agent.py:agent", "--log-level",
-             "error", "--bind", f"unix:{path}", "--handshake-timeout", "3600"]
+             "error", "--bind", f"unix:{path}", "--handshake-timeout", "3600"],
+            stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
             while not os.path.exists(path) or not answers(path):
@@ -177,45 +251,49 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--exchanges", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("names", nargs="*", default=list(NEIGHBOURS), metavar="NAME")
     parser.add_argument("--measure", metavar="PATH", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         taken = latencies(options.measure, options.exchanges)
-        print(taken[len(taken) // 2] * 1e6, taken[len(taken) * 99 // 100] * 1e6)
+        for place in (len(taken) // 2, len(taken) * 99 // 100, -1):
+            print(taken[place] * 1e6)
         return
-    print(table(list(measure(options.exchanges, options.rounds))))
+    print(table(list(measure(options.exchanges, options.rounds, options.names))))
 
 
-def measure(exchanges: int, rounds: int) -> Iterator[tuple[str, list[float]]]:
-    """Neighbour, and µs: p50 and p99 beside it, p50 and p99 alone."""
-    for behave in NEIGHBOURS:
+def measure(
+    exchanges: int, rounds: int, names: Iterable[str] = NEIGHBOURS
+) -> Iterator[tuple[str, list[float]]]:
+    """Neighbour, and µs: p50, p99 and longest beside it, and the same alone."""
+    for name in names:
         alone, beside = [], []
         for _ in range(rounds):
             with serving() as path:
                 alone.append(percentiles(path, exchanges))
-                neighbour = Neighbour(behave, path)
+                neighbour = Neighbour(NEIGHBOURS[name], path)
                 neighbour.start()
                 time.sleep(0.5)
                 beside.append(percentiles(path, exchanges))
                 neighbour.stop()
         yield (
-            behave.__name__.replace("_", " "),
+            name,
             [
                 statistics.median(each[index] for each in rows)
                 for rows in (beside, alone)
-                for index in (0, 1)
+                for index in range(3)
             ],
         )
 
 
 def table(rows: list[tuple[str, list[float]]]) -> str:
     lines = [
-        "| neighbour | p50 | p99 | p50 alone | p99 alone | p99 / alone |",
-        "|---|---|---|---|---|---|",
+        "| neighbour | p50 | p99 | longest | p50 alone | p99 alone | longest alone | p99 / alone |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, figures in rows:
         shown = " | ".join(f"{figure:.0f} µs" for figure in figures)
-        lines.append(f"| {name} | {shown} | {figures[1] / figures[3]:.1f} |")
+        lines.append(f"| {name} | {shown} | {figures[1] / figures[4]:.1f} |")
     return "\n".join(lines)
 
 

@@ -25,6 +25,7 @@ import in_front
 import kinds
 import latency
 import neighbours
+import passes
 import soak
 import web
 from running import HERE, PROCESSORS, pin
@@ -132,6 +133,7 @@ def of_the_middleware() -> Iterator[str]:
 def beside_others() -> Iterator[str]:
     """Beside peers that misbehave."""
     yield neighbours.table(list(neighbours.measure(exchanges=5000, rounds=1)))
+    yield passes.table()
 
 
 def without_growing() -> Iterator[str]:

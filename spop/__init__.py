@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from spop.agent import Agent
 from spop.batch import Batch
+from spop.cache import Cache
 from spop.client import Client
 from spop.errors import (
     DisconnectedError,
@@ -37,6 +38,7 @@ __all__ = [
     "AsyncClient",
     "Batch",
     "Binary",
+    "Cache",
     "Client",
     "DisconnectedError",
     "HandlerError",

@@ -20,7 +20,7 @@ cdef inline int64_t now() noexcept nogil:
 @cython.final
 cdef class AsyncCall:
     cdef object coroutine
-    cdef str name
+    cdef readonly str name
     cdef object slow
     cdef int64_t slow_after
     cdef public object task

@@ -25,6 +25,7 @@ class AsyncCall(Coroutine[Any, Any, None]):
             `slow_after` nanoseconds; 0: never.
 
     Attributes:
+        name: the message's name.
         task: the task that runs it.
         done: the handler has ended.
         value: what it returned.
@@ -33,7 +34,7 @@ class AsyncCall(Coroutine[Any, Any, None]):
     """
 
     __slots__ = (
-        "_coroutine", "_name", "_slow", "_slow_after", "done", "error", "finished", "task", "value",
+        "_coroutine", "_slow", "_slow_after", "done", "error", "finished", "name", "task", "value",
     )  # fmt: skip
 
     def __init__(
@@ -44,7 +45,7 @@ class AsyncCall(Coroutine[Any, Any, None]):
         slow_after: int = 0,
     ) -> None:
         self._coroutine = coroutine
-        self._name = name
+        self.name = name
         self._slow = slow
         self._slow_after = slow_after
         self.task: Any = None
@@ -88,7 +89,7 @@ class AsyncCall(Coroutine[Any, Any, None]):
         finally:
             took = perf_counter_ns() - began
             if 0 < self._slow_after < took and self._slow is not None:
-                self._slow(self._name, took)
+                self._slow(self.name, took)
             if FORKED:
                 end_child()
         self.done = True

@@ -77,7 +77,7 @@ cdef Py_ssize_t frame_length(
     if end - offset < LENGTH_SIZE:
         return -1
     length = announced_length(base + offset)
-    # The length alone decides, so that nobody waits for a frame that is not taken anyway.
+    # The length alone decides: nothing waits for the rest of a frame that is refused anyway.
     if length > max_frame_size:
         raise too_long(length, max_frame_size)
     if length < SHORTEST_FRAME:

@@ -550,7 +550,7 @@ def frame_length(data: bytes, offset: int, max_frame_size: int) -> int:
     if len(data) - offset < LENGTH_SIZE:
         return -1
     length: int = _NETWORK_ORDER.unpack_from(data, offset)[0]
-    # The length alone decides, so that nobody waits for a frame that is not taken anyway.
+    # The length alone decides: nothing waits for the rest of a frame that is refused anyway.
     if length > max_frame_size:
         raise too_long(length, max_frame_size)
     if length < SHORTEST_FRAME:

@@ -7,6 +7,7 @@ from libc.stdint cimport int64_t, uint64_t
 from spop._async_call cimport AsyncCall, now
 from spop._codec cimport Field, Header, Reader, Writer
 from spop._intake cimport Bytes, Intake
+from spop._route cimport Route, Span
 
 
 # Cells of a row; `C_CELLS` compares them with `spop.counters`.
@@ -24,58 +25,11 @@ cdef enum:
     CALLS = 0
     ERRORS = 1
     NANOSECONDS = 3
-    FIRST_BUCKET = 4
-    BUCKETS = 28
+    HITS = 4
+    MISSES = 5
+    FIRST_BUCKET = 6
+    BUCKETS = 26
     BUCKET_SHIFT = 10
-
-
-# A message as it stands in the buffer: its name, where its arguments are in the fields, and
-# its route, where there is one.
-cdef struct Span:
-    const unsigned char *name
-    Py_ssize_t name_length
-    Py_ssize_t first
-    int count
-    PyObject *route
-
-
-# The name of an argument as it was seen last, in bytes that `Route.names_seen` keeps.
-cdef struct Seen:
-    const char *name
-    Py_ssize_t length
-    int slot
-
-
-@cython.final
-cdef class Route:
-    cdef readonly str name
-    cdef readonly object function
-    cdef readonly tuple parameters
-    cdef readonly tuple keywords
-    cdef readonly int kind
-    cdef readonly bytes on_error
-    cdef readonly bint limited
-    cdef public Py_ssize_t base
-    cdef bytes raw_name
-    cdef dict slots            # by name as bytes; -1: no parameter wants it
-    cdef list names_seen       # last, by position of the argument
-    cdef Seen seen[256]
-    cdef int seen_count
-    cdef int size
-    cdef int positional
-    cdef long *accepts
-    cdef int *kinds
-    cdef bint takes_ack
-
-    cdef int slot_of(self, int position, Field *field) except -2
-    cdef int learn_slot(self, int position, Field *field) except -2
-    cdef object accepted(self, int slot, Field *field)
-    cdef object headers(self, int slot, Field *field)
-    cdef int bind(
-        self, PyObject **values, Field *fields, Span *span, Header *header, object connection
-    ) except -1
-    cdef object supplied(
-        self, int slot, Field *fields, Span *span, Header *header, object connection)
 
 
 @cython.final
@@ -169,7 +123,10 @@ cdef class Dispatcher:
     cdef int notify(self, Intake intake, Header *header, list frames, Writer *w) except -1
     cdef object run(
         self, Route route, Span *span, Header *header, Intake intake, Py_ssize_t most, Writer *w)
-    cdef AsyncCall begin(self, Route route, coroutine, Header *header, object connection)
+    cdef bint answer_from_cache(
+        self, Route route, Span *span, Py_ssize_t most, Writer *w) except -1
+    cdef object begin(
+        self, Route route, coroutine, PyObject **values, Header *header, object connection)
     cdef int keep(
         self, Call call, bytes actions, Header *header, Intake intake, Py_ssize_t room) except -1
     cpdef count_task(self, int change)

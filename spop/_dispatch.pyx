@@ -1,7 +1,7 @@
 """From the bytes of NOTIFY frames to the bytes of their ACKs, compiled.
 
-The same as `_dispatch_py`, its twin. A NOTIFY is first read whole into `Field`s, so that a
-malformed one calls no handler; then arguments go straight into the vector of a call.
+The same as `_dispatch_py`, its twin. All of a NOTIFY is read into `Field`s first, so that a
+malformed one calls no handler. Then arguments go straight into the vector of a call.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -19,12 +19,15 @@ from spop._codec cimport (
     read_header, read_span, release, text, use_stack, write_answer, write_bytes,
 )
 
-from spop._headers cimport received
+from spop._route cimport (
+    ASYNC, HEADERS, INLINE, KIND_ACK, LEFT, Route, Span, free_values, message_of, parameter_values,
+    values_list,
+)
 from spop._intake cimport TOO_BIG, WHOLE, Bytes, Intake, Step, drop_bytes, free_bytes
 
 from spop.parameters import ASYNC as PY_ASYNC, HEADERS as PY_HEADERS, INLINE as PY_INLINE
-from spop.parameters import LEFT as PY_LEFT, MISSING, RUNNING, Running
-from spop.parameters import check_answer, missing, mistyped
+from spop.parameters import LEFT as PY_LEFT, RUNNING, Running
+from spop.parameters import check_answer
 from spop.constants import NO_LIMIT, VALUE_SIZE as PY_VALUE_SIZE
 from spop.constants import (
     DEFAULT_MAX_PAYLOAD_SIZE, MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, MAX_TASKS,
@@ -54,24 +57,13 @@ cdef extern from *:
     """
     int bit_length(uint64_t number) nogil
 
-cdef object _missing = MISSING
 cdef object _running = RUNNING
 cdef list _forked = FORKED
 
 cdef enum:
-    MOST_SPARE = 262144    # Bytes of the memory of a payload that is kept for the next.
-    FIELDS_KEPT = 1024     # Fields and spans that are kept for the next NOTIFY.
-    LEARNED_NAMES = 1024
+    MOST_SPARE = 262144    # Bytes of a payload's memory that may be kept for the next payload.
+    FIELDS_KEPT = 1024     # Fields and spans whose memory is kept for the next NOTIFY.
     VALUE_SIZE = 64        # Bytes that the object of an argument takes besides its own, roughly.
-
-    INLINE = 0
-    ASYNC = 1
-    LEFT = 2
-
-    KIND_ARGUMENT = 0
-    KIND_MESSAGE = 1
-    KIND_ACK = 2
-    HEADERS = 65536
 
 
 C_CELLS = [
@@ -79,191 +71,12 @@ C_CELLS = [
     (Cell.BYTES_RECEIVED, BYTES_RECEIVED), (Cell.BYTES_SENT, BYTES_SENT),
     (Cell.TOO_MANY_MESSAGES, TOO_MANY_MESSAGES), (RouteCell.CALLS, CALLS),
     (RouteCell.ERRORS, ERRORS), (RouteCell.NANOSECONDS, NANOSECONDS),
+    (RouteCell.HITS, HITS), (RouteCell.MISSES, MISSES),
     (RouteCell.BUCKETS, FIRST_BUCKET), (PY_BUCKETS, BUCKETS), (PY_BUCKET_SHIFT, BUCKET_SHIFT),
     (Cell.PAYLOADS_TOO_BIG, PAYLOADS_TOO_BIG), (Cell.ROUND_BEGAN, ROUND_BEGAN),
     (Cell.RUNNING, RUNNING_TASKS), (Cell.ACKS_DROPPED, ACKS_DROPPED), (PY_VALUE_SIZE, VALUE_SIZE),
     (PY_HEADERS, HEADERS), (PY_INLINE, INLINE), (PY_ASYNC, ASYNC), (PY_LEFT, LEFT),
 ]
-
-
-cdef class Route:
-    """A handler, ready to be called."""
-
-    def __cinit__(
-        self, str name, function, parameters=(), int kind=INLINE, bytes on_error=b"",
-        bint limited=False,
-    ):
-        cdef int slot
-        self.name = name
-        self.raw_name = name.encode("utf-8", "surrogateescape")
-        self.function = function
-        self.parameters = tuple(sorted(parameters, key=_keyword_only))
-        self.keywords = tuple([p.name for p in self.parameters if p.keyword_only])
-        self.kind = kind
-        self.on_error = on_error
-        self.limited = limited
-        self.size = len(self.parameters)
-        self.positional = self.size - len(self.keywords)
-        self.accepts = <long *>PyMem_Malloc(max(1, self.size) * sizeof(long))
-        self.kinds = <int *>PyMem_Malloc(max(1, self.size) * sizeof(int))
-        if self.accepts is NULL or self.kinds is NULL:
-            raise MemoryError
-        self.slots = {}
-        self.names_seen = []
-        for slot in range(self.size):
-            parameter = self.parameters[slot]
-            self.accepts[slot] = parameter.accepts
-            self.kinds[slot] = parameter.kind
-            self.takes_ack |= self.kinds[slot] == KIND_ACK
-            if self.kinds[slot] == KIND_ARGUMENT:
-                self.slots[parameter.name.encode()] = slot
-
-    def __dealloc__(self):
-        PyMem_Free(self.accepts)
-        PyMem_Free(self.kinds)
-
-    def call(self, list values):
-        """Call the handler with bound values and return what it returns."""
-        if not self.keywords:
-            return self.function(*values)
-        return self.function(
-            *values[:self.positional],
-            **dict(zip(self.keywords, values[self.positional:], strict=True)))
-
-    def __repr__(self):
-        return f"<Route {self.name}>"
-
-    cdef inline int slot_of(self, int position, Field *field) except -2:
-        """The slot that an argument goes into, or -1. Names come in the order of last time."""
-        cdef Seen *seen = &self.seen[position]
-        if position < self.seen_count and seen.length == field.name_length and memcmp(
-                seen.name, field.name, field.name_length) == 0:
-            return seen.slot
-        return self.learn_slot(position, field)
-
-    cdef int learn_slot(self, int position, Field *field) except -2:
-        cdef bytes name = PyBytes_FromStringAndSize(<const char *>field.name, field.name_length)
-        cdef object found = self.slots.get(name)
-        cdef int slot
-        if found is None:
-            found = self.slots.get(name.replace(b"-", b"_").replace(b".", b"_"), -1)
-            if len(self.slots) < LEARNED_NAMES and len(name) <= MAX_TEXT_SIZE:
-                self.slots[name] = found
-        slot = found
-        if position > self.seen_count or field.name_length > MAX_TEXT_SIZE:
-            return slot
-        if position == self.seen_count:
-            self.names_seen.append(name)
-            self.seen_count += 1
-        self.names_seen[position] = name
-        self.seen[position].name = PyBytes_AS_STRING(name)
-        self.seen[position].length = field.name_length
-        self.seen[position].slot = slot
-        return slot
-
-    cdef object accepted(self, int slot, Field *field):
-        """The argument's value as its parameter has it, or MISSING."""
-        cdef long accepts = self.accepts[slot]
-        cdef int type = field.type
-        if accepts >> type & 1:
-            # Handlers that run later keep their arguments, so a spare address saves nothing.
-            return argument_value(field) if self.kind == INLINE else field_value(field)
-        if T_INT32 <= type <= T_UINT64 and accepts & 0x3C:
-            return field_value(field)
-        if type == T_STRING and accepts >> T_BINARY & 1:
-            return PyBytes_FromStringAndSize(
-                <const char *>field.data, <Py_ssize_t>field.number)
-        if (type == T_STRING or type == T_BINARY) and accepts & HEADERS:
-            return self.headers(slot, field)
-        if type == T_NULL:
-            return _missing
-        named = "an integer" if T_INT32 <= type <= T_UINT64 else DataType(type).name
-        raise mistyped(self.name, self.parameters[slot], named)
-
-    cdef object headers(self, int slot, Field *field):
-        cdef bytes data = PyBytes_FromStringAndSize(
-            <const char *>field.data, <Py_ssize_t>field.number)
-        try:
-            return received(data, field.type == T_STRING)
-        except InvalidFrameError as error:
-            raise HandlerError(
-                f"message {self.name}: argument {self.parameters[slot].name} "
-                f"is no list of headers: {error}") from None
-
-    cdef int bind(
-        self, PyObject **values, Field *fields, Span *span, Header *header, object connection,
-    ) except -1:
-        """Fill `values`, owned references, with what the parameters are to be given."""
-        cdef int i, slot
-        cdef object value
-        for i in range(span.count):
-            slot = self.slot_of(i, &fields[span.first + i])
-            if slot >= 0 and values[slot] is NULL:
-                value = self.accepted(slot, &fields[span.first + i])
-                if value is not _missing:
-                    Py_INCREF(<PyObject *>value)
-                    values[slot] = <PyObject *>value
-        for slot in range(self.size):
-            if values[slot] is NULL:
-                value = self.supplied(slot, fields, span, header, connection)
-                Py_INCREF(<PyObject *>value)
-                values[slot] = <PyObject *>value
-        return 0
-
-    cdef object supplied(
-        self, int slot, Field *fields, Span *span, Header *header, object connection,
-    ):
-        """What a parameter is given that no argument was for."""
-        if self.kinds[slot] == KIND_MESSAGE:
-            return message_of(fields, span, header, connection)
-        if self.kinds[slot] == KIND_ACK:
-            return Ack(header.stream_id, header.frame_id)
-        parameter = self.parameters[slot]
-        if parameter.default is _missing:
-            names = message_of(fields, span, header, connection).names
-            raise missing(self.name, parameter, names)
-        return parameter.default
-
-
-def _keyword_only(parameter):
-    return parameter.keyword_only
-
-
-cdef inline PyObject **parameter_values(Route route, PyObject **stack) except NULL:
-    """Room for the values of a handler's parameters, `stack` where its 16 are enough."""
-    cdef PyObject **values = stack
-    if route.size > 16:
-        values = <PyObject **>PyMem_Malloc(route.size * sizeof(PyObject *))
-        if values is NULL:
-            raise MemoryError
-    memset(values, 0, route.size * sizeof(PyObject *))
-    return values
-
-
-cdef list values_list(Route route, PyObject **values):
-    cdef int i
-    return [<object>values[i] for i in range(route.size)]
-
-
-cdef inline void free_values(Route route, PyObject **values, PyObject **stack) noexcept:
-    cdef int i
-    for i in range(route.size):
-        Py_XDECREF(values[i])
-    if values is not stack:
-        PyMem_Free(values)
-
-
-cdef object message_of(Field *fields, Span *span, Header *header, object connection):
-    cdef list names = [], values = []
-    cdef int i
-    cdef Field *field
-    for i in range(span.count):
-        field = &fields[span.first + i]
-        names.append(name_text(field.name, field.name_length))
-        values.append(field_value(field))
-    return new_message(
-        name_text(span.name, span.name_length), tuple(names), tuple(values), header.stream_id,
-        header.frame_id, connection)
 
 
 cdef class Call:
@@ -397,8 +210,8 @@ cdef class Dispatcher:
     cdef int take_behind(
         self, Intake intake, const unsigned char *data, Py_ssize_t size, list frames, Writer *w,
     ) except -1:
-        """Take what follows on unread bytes. Only the first frame is completed there; those
-        behind it are read where they are."""
+        """Take bytes behind unread ones. Only the first frame is copied there; the others are
+        read in `data`."""
         cdef Bytes *received = &intake.received
         cdef Py_ssize_t used = 0
         if not intake.is_paused():
@@ -420,7 +233,7 @@ cdef class Dispatcher:
     cdef Py_ssize_t answer(
         self, Intake intake, const unsigned char *data, Py_ssize_t end, list frames, Writer *w,
     ) except -1:
-        """Answer the frames at the front of `data`. Returns how many bytes they are."""
+        """Answer the frames at the front of `data`. Returns their number of bytes."""
         cdef Reader r
         cdef Header header
         cdef Py_ssize_t offset = 0, length
@@ -435,7 +248,7 @@ cdef class Dispatcher:
                 length = frame_length(data, offset, end, intake.frame_limit())
                 if length < 0:
                     break
-                r.offset = offset + 4
+                r.offset = offset + LENGTH_SIZE
                 r.end = r.offset + length
                 read_header(&r, &header, intake.little_endian, intake.whole)
                 if not intake.is_open or header.type not in (NOTIFY, UNSET_FRAME):
@@ -454,7 +267,7 @@ cdef class Dispatcher:
                 if intake.begun:
                     self.keep_spare(intake)
         except ProtocolError as error:
-            # Else the next call begins with the error, when these were sent.
+            # Otherwise the next call raises it, after these are sent.
             if not frames and not w.length:
                 if isinstance(error, TooManyMessagesError):
                     self.row[TOO_MANY_MESSAGES] += 1
@@ -463,7 +276,7 @@ cdef class Dispatcher:
         return offset
 
     cdef int leave(self, Reader *r, Header *header, Py_ssize_t length, list frames) except -1:
-        """A frame that is the caller's to see to."""
+        """Add a frame to those that the caller has to process."""
         if header.type in (
             HAPROXY_HELLO, HAPROXY_DISCONNECT, AGENT_HELLO, AGENT_DISCONNECT
         ) and length > MAX_CONTROL_SIZE:
@@ -474,7 +287,7 @@ cdef class Dispatcher:
     cdef bint put_together(
         self, Intake intake, Reader *r, Header *header, Writer *w,
     ) except -1:
-        """Take a fragment. True: it was the last, and the messages of the whole are read."""
+        """Take a fragment (section 3.2). True: it was the last, and the messages are read."""
         cdef Reader payload
         cdef Py_ssize_t before, start
         cdef Step step
@@ -495,19 +308,19 @@ cdef class Dispatcher:
         try:
             self.read_spans(&payload)
         except ProtocolError:
-            intake.payload.end = before  # It is taken once more, when it is the first frame.
+            intake.payload.end = before  # The next call reads it once more.
             raise
         return True
 
     cdef void keep_spare(self, Intake intake) noexcept:
-        """A payload was answered. Its memory is there for the next, which saves growing it."""
+        """Keep the memory of an answered payload for the next one, which need not grow it."""
         if self.spare.data is NULL and intake.payload.capacity <= MOST_SPARE:
             self.spare, intake.payload = intake.payload, self.spare
             self.spare.end = 0
         intake.end_payload()
 
     cdef inline void shrink(self) noexcept:
-        """Give back the memory that one unusually large NOTIFY took."""
+        """Free the memory of one unusually large NOTIFY."""
         if self.fields_size > FIELDS_KEPT or self.spans_size > FIELDS_KEPT:
             PyMem_Free(self.fields)
             PyMem_Free(self.spans)
@@ -515,7 +328,7 @@ cdef class Dispatcher:
             self.fields_size = self.spans_size = 0
 
     cdef int read_spans(self, Reader *r) except -1:
-        """Read the messages of a NOTIFY."""
+        """Read the messages of a NOTIFY, up to the limits."""
         cdef Py_ssize_t used = 0
         cdef Span *span
         cdef int i
@@ -582,6 +395,7 @@ cdef class Dispatcher:
 
     cdef int notify(self, Intake intake, Header *header, list frames, Writer *w) except -1:
         cdef Py_ssize_t i, start, payload, most
+        cdef bint is_timed = True
         cdef Span *span
         self.row[NOTIFIES] += 1
         if self.routes is None:
@@ -592,13 +406,17 @@ cdef class Dispatcher:
             w, ACK, FIN, header.stream_id, header.frame_id, intake.little_endian)
         payload = w.length
         # HAProxy takes no fragments of an ACK (section 3.2.7).
-        most = start + 4 + intake.max_frame_size
+        most = start + LENGTH_SIZE + intake.max_frame_size
         for i in range(self.span_count):
             span = &self.spans[i]
             if span.route is NULL:
+                is_timed = False
                 self.count_unknown(span)
                 write_if_it_fits(w, self.no_route.on_error, most)
                 continue
+            if (<Route>span.route).answers is not None:
+                if self.answer_from_cache(<Route>span.route, span, most, w):
+                    continue
             waiting = self.run(<Route>span.route, span, header, intake, most, w)
             if waiting is not None:
                 actions = PyBytes_FromStringAndSize(
@@ -611,6 +429,8 @@ cdef class Dispatcher:
                 return 0
         finish_frame(w, start)
         self.row[ACKS] += 1
+        if not is_timed:
+            self.clock = now()
         return 0
 
     cdef object run(
@@ -622,7 +442,6 @@ cdef class Dispatcher:
         cdef PyObject **values = parameter_values(route, stack)
         cdef Py_ssize_t start = w.length
         cdef int i
-        cdef AsyncCall begun
         try:
             route.bind(values, self.fields, span, header, connection)
             if route.kind == LEFT or (route.kind == ASYNC and not self.takes_tasks):
@@ -634,12 +453,9 @@ cdef class Dispatcher:
                 route.function, values, route.positional,
                 <PyObject *>route.keywords if route.keywords else NULL)
             if route.kind == ASYNC:
-                begun = self.begin(route, result, header, connection)
-                if not begun.done:
-                    return Call(route, values_list(route, values) if route.takes_ack else [], begun)
-                if begun.error is not None:
-                    raise begun.error
-                result = begun.value
+                result = self.begin(route, result, values, header, connection)
+                if type(result) is Call:
+                    return result
             if route.takes_ack:
                 for i in range(route.size):
                     if route.kinds[i] == KIND_ACK:
@@ -662,8 +478,28 @@ cdef class Dispatcher:
         self.observe(route)
         return None
 
-    cdef AsyncCall begin(self, Route route, coroutine, Header *header, object connection):
-        """Start a task for a handler's coroutine, which may have ended when this returns."""
+    cdef bint answer_from_cache(
+        self, Route route, Span *span, Py_ssize_t most, Writer *w,
+    ) except -1:
+        """Write the answer that is kept, if one is. Else the handler finds the key."""
+        cdef bytes key = route.key(self.fields, span)
+        cdef bytes answer
+        route.answers.missed = None
+        if key is None:
+            return False
+        answer = route.answers.find(key, self.clock)
+        if answer is None or w.length + PyBytes_GET_SIZE(answer) > most:
+            self.row[route.base + MISSES] += 1
+            return False
+        self.row[route.base + HITS] += 1
+        write_bytes(w, PyBytes_AS_STRING(answer), PyBytes_GET_SIZE(answer))
+        return True
+
+    cdef object begin(
+        self, Route route, coroutine, PyObject **values, Header *header, object connection,
+    ):
+        """Start a task for a handler's coroutine. Returns a call to be waited for or, if it has
+        ended, the handler's result."""
         cdef AsyncCall begun = AsyncCall(coroutine, route.name, self.slow, self.slow_after)
         token = PyContextVar_Set(
             _running, (route.name, header.stream_id, header.frame_id, connection))
@@ -671,7 +507,11 @@ cdef class Dispatcher:
             begun.task = self.start(begun)
         finally:
             PyContextVar_Reset(_running, token)
-        return begun
+        if not begun.done:
+            return Call(route, values_list(route, values) if route.takes_ack else [], begun)
+        if begun.error is not None:
+            raise begun.error
+        return begun.value
 
     cdef int keep(
         self, Call call, bytes actions, Header *header, Intake intake, Py_ssize_t room,
@@ -751,7 +591,7 @@ cdef class Dispatcher:
         return found
 
     cdef int observe(self, Route route) except -1:
-        """Count a run, from the end of the one before it, and how long it took."""
+        """Count a call. Its time begins at the end of the last one: that saves a clock read."""
         cdef int64_t end = now()
         cdef int64_t taken = end - self.clock
         self.clock = end
@@ -785,7 +625,7 @@ cdef class Dispatcher:
         return self.read_size + VALUE_SIZE * (last.first + last.count)
 
     cdef list calls(self, waiting, Py_ssize_t first, Header *header, object connection):
-        """The call that has to be waited for and, bound, those of the messages behind it."""
+        """The call that has to be waited for, and bound calls of the messages behind it."""
         cdef Py_ssize_t i
         cdef Route route
         cdef list calls = [waiting]
@@ -856,7 +696,7 @@ cdef class Dispatcher:
         return 0
 
     def acknowledge(self, Intake intake, Deferred deferred, path):
-        """Write the ACK of a NOTIFY whose calls have all ended, as the twin describes it."""
+        """Write the ACK of a NOTIFY whose calls have all ended (section 3.2.7)."""
         cdef bytes actions = deferred.actions
         cdef Py_ssize_t room
         cdef unsigned char stack[512]
@@ -876,7 +716,7 @@ cdef class Dispatcher:
             release(&w)
 
     cpdef fail(self, Route route, error):
-        """Count a failure of a route and tell of it."""
+        """Count a failure of a route and call `failed`."""
         self.row[route.base + ERRORS] += 1
         if self.failed is not None:
             self.failed(route.name, error)

@@ -1,6 +1,6 @@
 """Header fields, compiled: the same as `_headers_py`, its twin, which documents them.
 
-A field is looked for in the bytes as they came: only what is found becomes an object.
+Fields are looked up in the received bytes. Only a field that is found becomes an object.
 """
 
 from cython cimport critical_section
@@ -63,7 +63,7 @@ cdef class Headers:
         return 0
 
     cdef bytes begin(self, Cursor *cursor):
-        """Have `cursor` stand before the first field of what is returned."""
+        """Put `cursor` before the first field. Returns the bytes that it reads."""
         cdef bytes data
         with critical_section(self):
             data = self.data
@@ -116,7 +116,7 @@ cdef class Headers:
         return iter([name for name, _ in self.items()])
 
     def items(self):
-        """Name and value of each field, as often as a name comes."""
+        """Name and value of each field. A name may repeat."""
         cdef Cursor cursor
         cdef Pair pair
         cdef bytes data = self.begin(&cursor)
@@ -152,7 +152,7 @@ cdef class Headers:
         return packed(self, False)
 
     def __spop_binary__(self):
-        """What the codec sends."""
+        """The bytes that the codec sends."""
         return packed(self, True)
 
     def __eq__(self, other):
@@ -180,7 +180,7 @@ cdef bytes raw_text(object text):
 
 
 cdef inline bint next_pair(Cursor *cursor, Pair *pair) except -1:
-    """Read the next field; false where there is none."""
+    """Read the next field. False: there is none."""
     if cursor.lines:
         return next_line(&cursor.reader, pair)
     if cursor.reader.offset >= cursor.reader.end:
@@ -195,7 +195,7 @@ cdef inline int read_pair(Reader *r, Pair *pair) except -1:
 
 
 cdef bint next_line(Reader *r, Pair *pair) noexcept:
-    """Read the next ``name: value`` line. One without a name or a colon is passed over."""
+    """Read the next ``name: value`` line. Lines without a name or a colon are skipped."""
     cdef const unsigned char *start
     cdef const unsigned char *stop
     cdef const unsigned char *colon
@@ -244,7 +244,7 @@ cdef inline unsigned char lower(unsigned char c) noexcept:
 
 
 cdef Py_ssize_t end_of_list(bytes data) except -1:
-    """Where the two empty strings stand that end a list. HAProxy looks no further, either."""
+    """The offset of the two empty strings that end a list. HAProxy ends it there, too."""
     cdef Reader r
     cdef Pair pair
     cdef Py_ssize_t start
@@ -278,7 +278,7 @@ cdef bytes packed_pair(object name, object value):
 
 
 cdef bytes packed(Headers headers, bint values):
-    """All fields as HAProxy takes them, or their names alone."""
+    """All fields as HAProxy reads them, or only their names."""
     cdef Cursor cursor
     cdef Pair pair
     cdef bytes data = headers.begin(&cursor)

@@ -18,9 +18,9 @@ from spop.errors import FragmentationError, InterlacedFramesError
 cdef int add_bytes(
     Bytes *kept, const unsigned char *data, Py_ssize_t size, Py_ssize_t expected=0
 ) except -1:
-    """Add to the end. Bytes that were read at the front make room first.
+    """Add bytes to the end. The memory of bytes that were read is used first.
 
-    `expected` is how many bytes there may be in the end. Memory never grows beyond that.
+    `expected` is the number of bytes that may come in all. Memory never grows beyond it.
     """
     cdef Py_ssize_t used = kept.end - kept.start
     cdef Py_ssize_t capacity
@@ -32,7 +32,8 @@ cdef int add_bytes(
             memmove(kept.data, kept.data + kept.start, used)
             kept.start, kept.end = 0, used
         if used + size > kept.capacity:
-            # Twice as much for the next, but exact at first: most partial frames are the only one.
+            # The first size is exact, as most connections keep one partial frame only. Later ones
+            # double it.
             capacity = used + size
             if kept.data is not NULL:
                 capacity = max(capacity, min(2 * capacity, expected))
@@ -47,7 +48,7 @@ cdef int add_bytes(
 
 
 cdef void drop_bytes(Bytes *kept, Py_ssize_t size) noexcept:
-    """Remove from the front; an empty one has no memory."""
+    """Remove bytes from the front. The last one frees the memory."""
     kept.start += size
     if kept.start == kept.end:
         free_bytes(kept)
@@ -119,7 +120,7 @@ cdef class Intake:
             and self.acks.end == 0)
 
     def close(self):
-        """Forget what was received: nobody will read it."""
+        """Drop the received bytes."""
         self.is_open = False
         free_bytes(&self.received)
         self.end_payload()
@@ -153,7 +154,7 @@ cdef class Intake:
             frame[1] or frame[2] or frame[3] or frame[4])
 
     cdef Py_ssize_t complete_frame(self, const unsigned char *data, Py_ssize_t size) except -1:
-        """Add what the first unread frame lacks. Returns how much of `data` that was."""
+        """Complete the first unread frame. Returns how many bytes of `data` that took."""
         cdef Bytes *received = &self.received
         cdef Py_ssize_t front = LENGTH_SIZE if self.is_open else FLAGS_END
         cdef Py_ssize_t taken = 0, whole, missing, end
@@ -164,7 +165,7 @@ cdef class Intake:
             return taken
         whole = LENGTH_SIZE + announced_length(received.data + received.start)
         missing = whole - (received.end - received.start)
-        # Of a frame above the limit no more is kept, as its length is the error.
+        # The length alone makes a frame above the limit an error, so no more of it is kept.
         if not 0 < missing <= self.frame_limit():
             return taken
         end = min(taken + missing, size)
@@ -172,7 +173,7 @@ cdef class Intake:
         return end
 
     cdef Step take_fragment(self, Reader *r, Header *header) except? WAITING:
-        """Add a fragment to the payload; say what there is to do with it (section 3.2)."""
+        """Add a fragment to the payload (section 3.2). Returns the next step."""
         cdef bint known = (self.begun or self.ignored) and (
             header.stream_id == self.stream_id and header.frame_id == self.frame_id)
         if not self.takes_fragments:
@@ -199,6 +200,6 @@ cdef class Intake:
         return WHOLE if header.flags & FIN else WAITING
 
     cdef void end_payload(self) noexcept:
-        """Be ready for another payload, with no memory for it."""
+        """Free the payload, and be ready for another one."""
         self.begun = self.ignored = False
         free_bytes(&self.payload)

@@ -1,7 +1,7 @@
 """Sockets, epoll and the fast path between a socket and the dispatcher, compiled.
 
-The same as `_port_py` and `poller`, its twins. A round of epoll in which all that came were
-NOTIFY frames for inline handlers runs no Python but these handlers.
+The same as `_port_py` and `poller`, its twins. A round of epoll that brings only NOTIFY frames for
+inline handlers runs no Python but these handlers.
 """
 
 cimport cython
@@ -31,7 +31,7 @@ cdef extern from *:
     #ifdef __linux__
     #include <sys/epoll.h>
     #include <sys/eventfd.h>
-    #else  /* Whoever has no epoll asks for no Poller. */
+    #else  /* Without epoll, `spop.poller` makes no Poller. */
     enum {
         EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLL_CTL_DEL, EPOLLIN = 1, EPOLLOUT = 4,
         EPOLLET, EFD_CLOEXEC, EFD_NONBLOCK
@@ -114,7 +114,7 @@ cdef class Sleeper:
 
 @cython.final
 cdef class FastPaths:
-    """What the fast paths of a loop have in common, as the twin describes it."""
+    """What the fast paths of a loop share, as the twin describes it."""
 
     cdef Dispatcher dispatcher
     cdef unsigned char[::1] buffer
@@ -145,7 +145,7 @@ cdef class FastPaths:
 
 @cython.final
 cdef class FastPath:
-    """A socket whose NOTIFY frames are answered as they come, as the twin describes it."""
+    """A socket whose NOTIFY frames are answered at once, as the twin describes it."""
 
     cdef FastPaths shared
     cdef Intake intake
@@ -163,7 +163,7 @@ cdef class FastPath:
         self.events = READ
 
     def close(self):
-        """Have nothing more to do with the connection."""
+        """Forget the connection."""
         self.enabled = False
         self.connection = None
 
@@ -183,7 +183,7 @@ cdef class FastPath:
         return self.enabled and self.intake.is_open and not self.intake.is_paused()
 
     cdef bint exchange(self) except -1:
-        """One recv, one pass, one send. True: that was all."""
+        """One recv, one pass, one send. False: the loop has to go on with the connection."""
         cdef unsigned char stack[4096]
         cdef Writer w
         cdef list frames = None
@@ -214,8 +214,7 @@ cdef class FastPath:
         return acks.end == 0
 
     cdef bint receive(self, list frames, Writer *w) except -1:
-        """True: all that was received is answered and sent. False: `frames` or what is
-        written is left."""
+        """Receive, answer and send. False: there are `frames` for the loop, or unsent bytes."""
         cdef Intake intake = self.intake
         cdef Dispatcher d = self.shared.dispatcher
         cdef unsigned char *buffer = &self.shared.buffer[0]
@@ -233,13 +232,13 @@ cdef class FastPath:
                 return False
             if intake.received.end == 0:
                 break
-            # Behind what was answered there is a partial frame, one that is malformed, or more
-            # than there may be answers for at a time.
+            # The unread bytes are a partial frame, a malformed one, or those behind
+            # `max_answer_size` bytes of answers.
             d.take(intake, NULL, 0, frames, w)
         return not intake.suspended
 
     cdef Py_ssize_t recv(self, unsigned char *buffer) except -1:
-        """How many bytes there are; 0: none yet."""
+        """Number of received bytes; 0 if none have come."""
         cdef Py_ssize_t received
         with nogil:
             received = recv(self.fd, buffer, self.shared.buffer.shape[0], MSG_DONTWAIT)
@@ -253,13 +252,13 @@ cdef class FastPath:
         return 0
 
     cdef bint send(self, Writer *w) except -1:
-        """Send what is written; what could not be sent stays. True: nothing did."""
+        """Send the written bytes. False: some could not be sent, and stay."""
         cdef Py_ssize_t sent
         if w.length == 0:
             return True
         sent = self.send_bytes(w.data, w.length)
         if sent < 0:
-            return False  # Whoever sends the rest finds out why.
+            return False  # The loop sends the rest, and gets the error.
         w.length -= sent
         if w.length:
             memmove(w.data, w.data + sent, w.length)
@@ -277,8 +276,8 @@ cdef class FastPath:
 
 @cython.final
 cdef class Poller:
-    """Waits for sockets with epoll, as `spop.poller.EpollPoller` does. As long as only fast
-    paths have something to do, nothing of Python runs in between."""
+    """Waits for sockets with epoll, as `spop.poller.EpollPoller` does. It runs no Python between
+    rounds in which only fast paths were ready."""
 
     cdef int epoll
     cdef int wakeups
@@ -341,7 +340,7 @@ cdef class Poller:
             left = (end - now()) / 1e9
 
     cdef bint round(self, double timeout) except -1:
-        """One wait, and what it found. True: that was for fast paths alone, which saw to it."""
+        """One wait, and the calls of what is ready. True: only fast paths were ready."""
         cdef epoll_event events[EVENTS]
         cdef int count = self.wait(events, timeout), i
         cdef bint fast = count > 0
@@ -375,7 +374,7 @@ cdef class Poller:
 
     def wake(self):
         with critical_section(self):
-            eventfd_write(self.wakeups, 1)  # It fails where all is closed.
+            eventfd_write(self.wakeups, 1)  # It fails if the poller is closed.
 
     def close(self):
         with critical_section(self):
@@ -386,7 +385,7 @@ cdef class Poller:
             self.epoll = self.wakeups = -1
 
     cdef object ready_at(self, epoll_event *event):
-        """Whom to tell of an event; None where it was to wake up or is unregistered since."""
+        """The object to call for an event; None for a wake-up or an unregistered socket."""
         if event.data.fd < len(self.ready):
             return self.ready[event.data.fd]
         return None
@@ -400,7 +399,8 @@ cdef class Poller:
         return 0
 
     cdef int wait(self, epoll_event *events, double timeout) except -1:
-        """How many events there are; none as well when a signal came. Below 0: no timeout."""
+        """Wait, without limit if the timeout is below 0. Returns the number of events; 0 after a
+        signal, too."""
         cdef int milliseconds = -1 if timeout < 0 else <int>ceil(timeout * 1000)
         cdef int count
         cdef PyThread_type_lock lock = NULL
@@ -409,9 +409,7 @@ cdef class Poller:
             lock, self.sleeper = sleeper.lock, None
         if self.epoll < 0:
             raise ValueError("the poller is closed")
-        if milliseconds == 0:  # Not to wait keeps the GIL.
-            if lock is not NULL:
-                PyThread_release_lock(lock)
+            return False  # The loop sends the rest, and gets the error.
             count = epoll_wait(self.epoll, events, EVENTS, 0)
         else:
             self.row[ROUND_BEGAN] = 0
@@ -433,5 +431,5 @@ cdef inline uint32_t epoll_events(int events) noexcept:
 
 
 cdef inline int read_and_write(epoll_event *event) noexcept:
-    """Hang-ups and errors come without EPOLLOUT, and reading finds out what they are."""
+    """Hang-ups and errors come without EPOLLOUT. Reading shows which they are."""
     return READ | WRITE if event.events & EPOLLOUT else READ

@@ -1,10 +1,16 @@
-"""A handler whose signature was analysed once, in pure Python. The compiled one is in `_dispatch`."""
+"""Handlers, ready to be called, in pure Python: from a message to the handler's arguments.
+
+`_route.pyx` is the compiled twin.
+"""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
+from spop._cache_py import Answers
 from spop._headers_py import Headers
 from spop.constants import DataType
 from spop.errors import HandlerError, InvalidFrameError
@@ -23,6 +29,10 @@ from spop.parameters import (
 )
 
 _STRING, _BINARY = TYPE_BITS[str], TYPE_BITS[bytes]
+LONGEST_KEY = 1024
+"""Bytes of a key above which an answer is not kept."""
+MAX_CACHED = 64
+"""Parameters of a handler whose answers may be kept."""
 
 
 class Route:
@@ -33,10 +43,12 @@ class Route:
         on_error: the encoded actions that answer if the handler fails.
         limited: the time or the number of its calls is limited, so its calls need a `Deferred`.
         base: the index of its first cell in the row of its dispatcher.
+        answers: those that are kept.
     """
 
     __slots__ = (
-        "_slots", "base", "function", "keywords", "kind", "limited", "name", "on_error", "parameters",
+        "_slots", "answers", "base", "function", "keywords", "kind", "limited", "name", "on_error",
+        "parameters",
     )  # fmt: skip
 
     def __init__(
@@ -56,9 +68,10 @@ class Route:
         self.on_error = on_error
         self.limited = limited
         self.base = 0
+        self.answers: Answers | None = None
         self._slots = {p.name: slot for slot, p in enumerate(self.parameters) if p.kind == ARGUMENT}
 
-    def _bind(self, message: Message) -> list[Any]:
+    def bind(self, message: Message) -> list[Any]:
         """The values for the parameters, in their order.
 
         Raises:
@@ -66,9 +79,7 @@ class Route:
         """
         values = [MISSING] * len(self.parameters)
         for name, value in zip(message.names, message.values, strict=True):
-            slot = self._slots.get(name)
-            if slot is None:
-                slot = self._slots.get(name.replace("-", "_").replace(".", "_"))
+            slot = self._slot(name)
             if slot is not None and values[slot] is MISSING:
                 values[slot] = self._accepted(self.parameters[slot], value)
         for slot, parameter in enumerate(self.parameters):
@@ -81,6 +92,12 @@ class Route:
                     raise missing(self.name, parameter, message.names)
                 values[slot] = parameter.default
         return values
+
+    def _slot(self, name: str) -> int | None:
+        slot = self._slots.get(name)
+        if slot is None:
+            slot = self._slots.get(name.replace("-", "_").replace(".", "_"))
+        return slot
 
     def _accepted(self, parameter: Parameter, value: Any) -> Any:
         type_ = TYPE_BITS[type(value)]
@@ -111,8 +128,38 @@ class Route:
             *values[:positional], **dict(zip(self.keywords, values[positional:], strict=True))
         )
 
+    def key(self, message: Message) -> bytes | None:
+        """The key of a cached answer: the arguments that parameters take. None: it is too long."""
+        parts = [b"\xff"] * len(self.parameters)
+        for name, value in zip(message.names, message.values, strict=True):
+            slot = self._slot(name)
+            if slot is not None and parts[slot] == b"\xff":
+                parts[slot] = _part_of_key(value)
+        key = b"".join(parts)
+        return key if len(key) <= LONGEST_KEY and len(parts) <= MAX_CACHED else None
+
     def __repr__(self) -> str:
         return f"<Route {self.name}>"
+
+
+def _part_of_key(value: Any) -> bytes:
+    """The part of a key that one parameter has: the type and value of its argument."""
+    if value is None:
+        return b"\x00"
+    if isinstance(value, bool):
+        return b"\x11" if value else b"\x01"
+    if isinstance(value, int):
+        # Handlers are given an int, whatever its type is. From 2 ** 63 on the same bits are two.
+        return (
+            b"\x05" + struct.pack("=Q", value)
+            if value >> 63 > 0
+            else b"\x02" + struct.pack("=q", value)
+        )
+    if isinstance(value, str):
+        data = value.encode("utf-8", "surrogateescape")
+    else:
+        data = value.packed if isinstance(value, (IPv4Address, IPv6Address)) else value
+    return struct.pack("=BQ", TYPE_BITS[type(value)].bit_length() - 1, len(data)) + data
 
 
 def _type_name(types: int) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 from spop import codec
 from spop.address import Address
 from spop.batch import Batch
+from spop.cache import Cache
 from spop.connection import MAX_IN_FLIGHT, Disconnect
 from spop.constants import (
     DEFAULT_MAX_FRAME_SIZE,
@@ -176,6 +177,7 @@ class Agent:
         sets: Sequence[str] = (),
         ack_first: bool = False,
         batch: Batch | None = None,
+        cache: Cache | None = None,
     ) -> Callable[[Handler], Handler]:
         """Register the handler of a message, as a decorator.
 
@@ -185,28 +187,24 @@ class Agent:
         it gets its default. The handler returns None or ``{"scope.name": value}``. There `UNSET`
         or None removes the variable.
 
-        Args:
-            name: as in ``spoe-message``.
-            blocking: run it in the thread pool, because it waits for something.
-            on_error: the answer if the handler fails, `{}` for none. The default is the agent's.
-            timeout: seconds after which the message is answered without the handler, if it is
-                blocking or ``async def``. A later result is dropped, a coroutine cancelled.
-            on_timeout: the answer then. The default is the agent's.
-            concurrency: number of calls of such a handler at a time; others wait.
-            sets: the variables that it may set, as ``"scope.name"``; for tools.
-            ack_first: acknowledge the message at once, and handle it afterwards.
-            batch: call the handler with a list of messages, for a list of answers.
+        The other arguments are those of `HandlerOptions`.
 
         Raises:
-            TypeError: the signature can't be served, the options don't fit the handler, or
-                `on_error` or `on_timeout` has a value of a type that SPOP lacks.
-            ValueError: the message has a handler already, a limit is not positive, `sets` has an
-                invalid name, or `on_error` or `on_timeout` can't be encoded.
+            TypeError, ValueError: the signature can't be served, an option can't be used or does
+                not fit the handler, or the message has a handler already.
         """
         check_name(name)
         check_limits(name, timeout, concurrency)
         options = HandlerOptions(
-            blocking, on_error, timeout, on_timeout, concurrency, sets, ack_first, batch
+            blocking,
+            on_error,
+            timeout,
+            on_timeout,
+            concurrency,
+            sets,
+            ack_first,
+            batch,
+            cache,
         )
 
         def register(function: Handler) -> Handler:

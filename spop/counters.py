@@ -1,9 +1,8 @@
-"""What a server counts, as int64 cells in memory that other processes may read.
+"""The counts of a server: int64 cells in memory that other processes may read.
 
-Each loop has a row of cells that it alone writes, so counting takes no lock; whoever wants
-totals adds the rows up, and gets them by name. A row begins with the cells of `Cell`; behind
-`ROUTES` each handler has `ROUTE_CELLS` of its own: those of `RouteCell`, then a histogram of its
-run times.
+Each loop has a row of cells that it alone writes, so counting takes no lock. `Totals` adds rows up.
+A row begins with the cells of `Cell`. From `ROUTES` on each handler has `ROUTE_CELLS` cells: those
+of `RouteCell`, then a histogram of its run times.
 """
 
 from __future__ import annotations
@@ -49,9 +48,10 @@ class Cell(IntEnum):
     REJECTED = auto()
     FRAMES_TOO_BIG = auto()
     ROUND_BEGAN = auto()
-    """When the loop's present round began, in ns of CLOCK_MONOTONIC; 0 while it waits."""
+    """The time at which the loop's present round began, in ns of CLOCK_MONOTONIC; 0 while it
+    waits."""
     OLDEST_JOB = auto()
-    """When the job that waits longest for a thread of the pool came, likewise; 0: none."""
+    """The time at which the oldest job in the pool's queue came, in ns likewise; 0: none waits."""
     OUT_OF_MEMORY = auto()
     DISCONNECTS_SENT = 32
     DISCONNECTS_RECEIVED = 48
@@ -64,6 +64,8 @@ class RouteCell(IntEnum):
     ERRORS = auto()
     TIMEOUTS = auto()
     NANOSECONDS = auto()
+    HITS = auto()
+    MISSES = auto()
     BUCKETS = auto()
 
 
@@ -71,12 +73,12 @@ ROUTES = 64
 ROUTE_CELLS = 32
 BUCKETS = ROUTE_CELLS - RouteCell.BUCKETS
 BUCKET_SHIFT = 10
-"""Bucket N of a histogram has the run times below 2 ** (N + BUCKET_SHIFT) ns that the one
-before has not; the last has all others."""
+"""Bucket N of a histogram counts run times below 2 ** (N + BUCKET_SHIFT) ns that are in no bucket
+before it. The last bucket counts all longer ones."""
 
 _STATUS_CELLS = {status: index for index, status in enumerate(Status)}
 GAUGES = frozenset({Cell.QUEUED, Cell.RUNNING, Cell.ROUND_BEGAN, Cell.OLDEST_JOB})
-"""Cells that say how it is now, not how many there were."""
+"""Cells with a present value instead of a count."""
 _TIMES = (Cell.ROUND_BEGAN, Cell.OLDEST_JOB)
 _LIMITS = {
     "max_connections": Cell.REFUSED_CONNECTIONS,
@@ -95,22 +97,22 @@ _LIMITS = {
 
 
 def row_size(routes: int) -> int:
-    """How many cells a row has with so many handlers."""
+    """Number of cells of a row with so many handlers."""
     return ROUTES + routes * ROUTE_CELLS
 
 
 def new_row(routes: int) -> Cells:
-    """A row of this process alone."""
+    """A row that no other process sees."""
     return memoryview(bytearray(8 * row_size(routes))).cast("q")
 
 
 def status_cell(base: Cell, code: int) -> int:
-    """The cell that counts DISCONNECTs of a status code (section 3.5)."""
+    """The cell that counts DISCONNECTs with a status code (section 3.5)."""
     return base + _STATUS_CELLS[Status.of(code)]
 
 
 def observe(cells: Cells, base: int, nanoseconds: int) -> None:
-    """Count a run of the handler whose cells begin at `base`."""
+    """Count a call of the handler whose cells begin at `base`."""
     bucket = min((nanoseconds >> BUCKET_SHIFT).bit_length(), BUCKETS - 1)
     cells[base + RouteCell.CALLS] += 1
     cells[base + RouteCell.NANOSECONDS] += nanoseconds
@@ -118,18 +120,18 @@ def observe(cells: Cells, base: int, nanoseconds: int) -> None:
 
 
 def age(nanoseconds: int) -> float:
-    """Seconds that have passed since a time of CLOCK_MONOTONIC; 0.0 since none, which is 0."""
+    """Seconds since a time in ns of CLOCK_MONOTONIC; 0.0 for no time, which is 0."""
     return max(0, time.monotonic_ns() - nanoseconds) / 1e9 if nanoseconds else 0.0
 
 
 def _oldest(one: int, other: int) -> int:
-    """The earlier of two times, either of which may be none."""
+    """The earlier of two times. 0 is no time."""
     return min(one, other) or max(one, other)
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What was counted since the service started, and what is there now."""
+    """Counts since the start of the service, and present values."""
 
     frames_received: int
     frames_sent: int
@@ -147,16 +149,16 @@ class Counts:
     queued: int
     running: int
     oldest_job: float
-    """Seconds for which the first message in line for a thread of the pool has waited."""
+    """Seconds for which the oldest message in the pool's queue has waited."""
 
 
 @dataclass(frozen=True, slots=True)
 class HandlerCounts:
-    """What was counted of a handler. Times are in seconds.
+    """The counts of a handler. Times are in seconds.
 
     Attributes:
-        p50, p99: a bound below which half of the calls stayed, and 99 % of them.
-        buckets: how many calls stayed below which bound, ``+Inf`` being the last.
+        p50, p99: bounds below which 50 % and 99 % of the calls stayed.
+        buckets: bounds and the number of calls below each. The last is ``+Inf``.
     """
 
     name: str
@@ -171,11 +173,11 @@ class HandlerCounts:
 
 
 class Totals:
-    """Rows added up, with the handlers' names.
+    """The sums of rows, with the handlers' names.
 
     Attributes:
-        cells: by `Cell` value, those of the DISCONNECT statuses included.
-        routes: each handler's cells, by message name.
+        cells: by `Cell`, with the cells of the DISCONNECT statuses.
+        routes: the cells of each handler, by message name.
     """
 
     def __init__(self) -> None:
@@ -190,13 +192,13 @@ class Totals:
             self._add_route(name, row[base : base + ROUTE_CELLS])
 
     def merge(self, other: Totals) -> None:
-        """Add what another has."""
+        """Add other sums."""
         self._add_cells(other.cells)
         for name, theirs in other.routes.items():
             self._add_route(name, theirs)
 
     def end(self) -> None:
-        """These are of a process that has ended: nothing of it is open, waits or runs."""
+        """The process has ended: no connection of it is open, no job waits or runs."""
         for cell in GAUGES:
             self.cells[cell] = 0
         self.cells[Cell.CONNECTIONS_CLOSED] = self.cells[Cell.CONNECTIONS_OPENED]
@@ -214,13 +216,13 @@ class Totals:
 
     @property
     def in_hand(self) -> int:
-        """NOTIFY frames taken and not yet answered."""
+        """Number of NOTIFY frames that are not answered yet."""
         # A row may be counting while it is read.
         cells = self.cells
         return max(0, cells[Cell.NOTIFIES] - cells[Cell.ACKS] - cells[Cell.ACKS_DROPPED])
 
     def counts(self) -> Counts:
-        """The cells by name."""
+        """The sums by name."""
         cells = self.cells
         return Counts(
             frames_received=cells[Cell.NOTIFIES],
@@ -242,11 +244,11 @@ class Totals:
         )
 
     def limits(self) -> dict[str, int]:
-        """How often a limit took effect, by the option that sets it."""
+        """How often each limit took effect, by its option."""
         return {option: self.cells[cell] for option, cell in _LIMITS.items()}
 
     def disconnects(self) -> dict[str, dict[str, int]]:
-        """DISCONNECTs by who sent them, "agent" or "peer", and status code."""
+        """Number of DISCONNECTs by sender, "agent" or "peer", and status code."""
         return {
             sender: {
                 str(int(status)): self.cells[base + index]
@@ -259,7 +261,7 @@ class Totals:
         }
 
     def handlers(self) -> list[HandlerCounts]:
-        """Those of each handler."""
+        """The counts of each handler."""
         return [_handler_counts(name, route) for name, route in self.routes.items()]
 
 
@@ -279,14 +281,14 @@ def _handler_counts(name: str, route: list[int]) -> HandlerCounts:
 
 
 def _buckets(route: list[int]) -> list[tuple[str, int]]:
-    """Cumulated, as Prometheus has them."""
+    """Bounds and the number of calls below each, as Prometheus has them."""
     bounds = [str(2 ** (index + BUCKET_SHIFT) / 1e9) for index in range(BUCKETS - 1)]
     counts = itertools.accumulate(route[RouteCell.BUCKETS :])
     return list(zip([*bounds, "+Inf"], counts, strict=True))
 
 
 def _quantile(route: list[int], q: float) -> float:
-    """The run time in seconds that a share `q` of a handler's runs stayed below, roughly."""
+    """A bound in seconds below which a share `q` of a handler's calls stayed."""
     buckets = route[RouteCell.BUCKETS :]
     wanted = q * sum(buckets)
     seen = 0

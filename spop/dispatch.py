@@ -15,7 +15,7 @@ else:
     _dispatch = twin("spop._dispatch")
     AsyncCall = twin("spop._async_call").AsyncCall
     Call, Deferred, Dispatcher = _dispatch.Call, _dispatch.Deferred, _dispatch.Dispatcher
-    Route = _dispatch.Route
+    Route = twin("spop._route").Route
     _intake = twin("spop._intake")
     Intake, Memory = _intake.Intake, _intake.Memory
 

@@ -11,9 +11,21 @@ from typing import Any, Self
 
 from spop import codec
 from spop.batch import Batch
+from spop.cache import Cache, HandlerCache
 from spop.dispatch import Route
 from spop.frames import Message
-from spop.parameters import ACK, ASYNC, INLINE, LEFT, MESSAGE, STATE, Parameter, described, place_of
+from spop.parameters import (
+    ACK,
+    ARGUMENT,
+    ASYNC,
+    INLINE,
+    LEFT,
+    MESSAGE,
+    STATE,
+    Parameter,
+    described,
+    place_of,
+)
 from spop.signature import parameters_of
 from spop.state import STATES
 from spop.values import UNSET, Value, type_unset
@@ -26,7 +38,20 @@ Wrap = Callable[[Callable[[], Any], Message], Any]
 
 
 class HandlerOptions(typing.NamedTuple):
-    """What `Agent.message` was called with."""
+    """What `Agent.message` is called with.
+
+    Attributes:
+        blocking: run it in the thread pool, because it waits for something.
+        on_error: the answer if the handler fails, `{}` for none. The default is the agent's.
+        timeout: seconds after which the message is answered without the handler, if that is
+            blocking or ``async def``. A later result is dropped, a coroutine cancelled.
+        on_timeout: the answer then. The default is the agent's.
+        concurrency: number of calls of such a handler at a time; others wait.
+        sets: the variables that it may set, as ``"scope.name"``; for tools.
+        ack_first: acknowledge the message at once, and handle it afterwards.
+        batch: call the handler with a list of messages, for a list of answers.
+        cache: keep its answers, by the arguments that it takes.
+    """
 
     blocking: bool = False
     on_error: Answer | None = None
@@ -36,6 +61,7 @@ class HandlerOptions(typing.NamedTuple):
     sets: Sequence[str] = ()
     ack_first: bool = False
     batch: Batch | None = None
+    cache: Cache | None = None
 
 
 class HandlerInfo(typing.NamedTuple):
@@ -58,6 +84,7 @@ class HandlerInfo(typing.NamedTuple):
     sets: tuple[str, ...] = ()
     ack_first: bool = False
     batch: Batch | None = None
+    cache: HandlerCache | None = None
     wraps: tuple[Wrap, ...] = ()
 
     @classmethod
@@ -103,12 +130,14 @@ class HandlerInfo(typing.NamedTuple):
             _variables(name, function, options.sets) + _state_variables(parameters),
             options.ack_first,
             options.batch,
+            None if options.cache is None else HandlerCache(options.cache),
         )
 
     @property
     def needs_event_loop(self) -> bool:
         """Whether a server calls it on an event loop."""
-        return self.asynchronous or self.ack_first or self.batch is not None
+        waits_for_another = self.cache is not None and self.blocking
+        return self.asynchronous or self.ack_first or self.batch is not None or waits_for_another
 
     @property
     def kind(self) -> int:
@@ -194,6 +223,8 @@ def _check_options(
             f"message {name!r}: timeout, on_timeout and concurrency need a handler that "
             "is blocking=True or async def"
         )
+    if options.cache is not None:
+        _check_cache(who, options, kinds)
     if not options.ack_first:
         return
     if not may_wait:
@@ -202,6 +233,16 @@ def _check_options(
         raise TypeError(
             f"{who}: with ack_first nothing is answered, so it can't have on_error, on_timeout, "
             "an Ack or a StreamState"
+        )
+
+
+def _check_cache(who: str, options: HandlerOptions, kinds: set[int]) -> None:
+    if not isinstance(options.cache, Cache):
+        raise TypeError(f"{who}: cache is {options.cache!r}, a Cache is needed")
+    if options.ack_first or options.batch is not None or kinds - {ARGUMENT}:
+        raise TypeError(
+            f"{who}: an answer is kept by the arguments alone, so cache can't be combined with "
+            "ack_first, batch, Message, Ack or StreamState"
         )
 
 

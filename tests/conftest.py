@@ -58,6 +58,11 @@ def intake_class(dispatch: ModuleType) -> Any:
     return importlib.import_module(dispatch.__name__.replace("_dispatch", "_intake")).Intake
 
 
+def route_class(dispatch: ModuleType) -> Any:
+    """The routes' class of the same implementation as the dispatcher's module."""
+    return importlib.import_module(dispatch.__name__.replace("_dispatch", "_route")).Route
+
+
 @pytest.fixture
 def port(implementation: str) -> ModuleType:
     """The fast path's module of the same implementation as `dispatch`."""

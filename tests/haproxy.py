@@ -7,6 +7,7 @@ import csv
 import http.client
 import os
 import re
+import signal
 import subprocess
 import threading
 import time
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, Self
+
+import pytest
 
 from spop.testing import haproxy as launcher
 from spop.testing.haproxy import Version as Version
@@ -79,6 +82,13 @@ class HAProxy(launcher.HAProxy):
         row = next(r for r in rows if (r["pxname"], r["svname"]) == ("agents", "agent"))
         return row["status"], row["check_status"]
 
+    def kill(self) -> None:
+        """Kill it, and start it again. Connections wait at its listener meanwhile."""
+        self._process.kill()
+        self._process.wait()
+        self._start()
+        self._wait_until_it_answers()
+
     def wait_until_up(self) -> None:
         wait_until(lambda: self.server_state() == ("UP", "L7OK"), "the agent's check going UP")
 
@@ -101,12 +111,64 @@ class HAProxy(launcher.HAProxy):
             yield from pool.map(self.request, sources)
 
 
+class MasterWorker(HAProxy):
+    """A HAProxy whose master starts a new worker on SIGUSR2. It listens itself."""
+
+    def __init__(self, binary: str, folder: Path, **options: str) -> None:
+        super().__init__(_that_starts_itself(binary, folder), folder, **options)
+        self._command.insert(1, "-W")
+        config = folder / "haproxy.cfg"
+        inherited = f"fd@{self._listener.fileno()}"
+        config.write_text(config.read_text().replace(inherited, f"127.0.0.1:{self.port}"))
+
+    def _start(self, *options: str) -> None:
+        self._listener.close()
+        self._process = subprocess.Popen(
+            [*self._command, *options], stdout=self._log, stderr=subprocess.STDOUT
+        )
+
+    def reload(self) -> None:
+        wait_until(self._catches_sigusr2, "the master, which ignores signals while it starts")
+        old = self._worker()
+        self._process.send_signal(signal.SIGUSR2)
+        wait_until(lambda: f"({old}) exited" in self.log(), "the old worker's end")
+        wait_until(lambda: self._worker() not in ("", old), "the new worker")
+
+    def _catches_sigusr2(self) -> bool:
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        caught = re.search(r"^SigCgt:\s*(\w+)", status, re.MULTILINE)
+        return caught is not None and bool(int(caught[1], 16) >> signal.SIGUSR2 - 1 & 1)
+
+    def _worker(self) -> str:
+        with contextlib.suppress(OSError):
+            found = re.search(r"^Pid: (\d+)", self.command("show info"), re.MULTILINE)
+            return found[1] if found else ""
+        return ""
+
+
+def _that_starts_itself(binary: str, folder: Path) -> str:
+    """A master starts what its first argument names: a script that has the libraries' path."""
+    script, own = Path(binary).read_bytes(), folder / "haproxy"
+    if not script.startswith(b"#!"):
+        return binary
+    own.write_bytes(script.replace(b"--library-path", b"--argv0 %s --library-path" % bytes(own)))
+    own.chmod(0o755)
+    if subprocess.run([own, "-v"], capture_output=True).returncode:
+        pytest.skip("the loader of glibc 2.31 has no --argv0")
+    return str(own)
+
+
 class Load:
-    """Requests through a HAProxy, in threads, until told to stop."""
+    """Requests through a HAProxy, in threads, until told to stop.
+
+    Attributes:
+        broken: number of requests that got no response, as HAProxy had ended.
+    """
 
     def __init__(self, proxy: HAProxy, concurrency: int = 8) -> None:
         self._proxy = proxy
         self.answers: list[Answer] = []
+        self.broken = 0
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._run, args=(number,)) for number in range(concurrency)
@@ -114,7 +176,10 @@ class Load:
 
     def _run(self, number: int) -> None:
         while not self._stop.is_set():
-            self.answers.append(self._proxy.request(f"127.0.0.{2 + number}"))
+            try:
+                self.answers.append(self._proxy.request(f"127.0.0.{2 + number}"))
+            except (OSError, http.client.HTTPException):
+                self.broken += 1
 
     def __enter__(self) -> Self:
         for thread in self._threads:

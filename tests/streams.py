@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from conftest import intake_class
+from conftest import intake_class, route_class
 from hypothesis import strategies as st
 
 from spop import Message, codec
@@ -169,10 +169,10 @@ class Taken:
         self.ended = False
         parameters = [Parameter("a"), Parameter("b", default=None), Parameter("c", default=0)]
         routes = [
-            dispatch.Route("inline", self._inline, parameters),
-            dispatch.Route("large", self._large),
-            dispatch.Route("failing", self._failing, (), INLINE, b"on error"),
-            dispatch.Route("left", self._inline, parameters, LEFT),
+            route_class(dispatch)("inline", self._inline, parameters),
+            route_class(dispatch)("large", self._large),
+            route_class(dispatch)("failing", self._failing, (), INLINE, b"on error"),
+            route_class(dispatch)("left", self._inline, parameters, LEFT),
         ]
         self.dispatcher = dispatch.Dispatcher(
             routes, self._failed, max_messages=5, max_arguments=10, **limits

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Annotated, Any, Optional
 
 import pytest
-from conftest import intake_class
+from conftest import intake_class, route_class
 
 import spop.logs
 from spop import (
@@ -39,7 +39,7 @@ class Exchange:
 
     def __init__(self, agent: Agent, module: ModuleType) -> None:
         routes = [
-            module.Route(h.name, h.function, h.parameters, h.kind, h.on_error)
+            route_class(module)(h.name, h.function, h.parameters, h.kind, h.on_error)
             for h in agent.handlers.values()
         ]
         default = bytes(codec.encode_answer(agent.default_on_error))

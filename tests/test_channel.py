@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import threading
 import time
@@ -72,6 +73,28 @@ def test_each_message_has_its_own_descriptors() -> None:
             assert os.read(fds[0], 2) == bytes([message["number"]])
             for fd in fds:
                 os.close(fd)
+    ours.close()
+    theirs.close()
+
+
+def test_a_receiver_without_descriptors_gets_the_messages_without_them() -> None:
+    """And each later message its own."""
+    ours, theirs = Channel.pair()
+    read_end, write_end = os.pipe()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert ours.send({"number": 1}, [read_end])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        assert theirs.receive() == [Received({"number": 1}, [])]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert ours.send({"number": 2}, [write_end])
+    ((message, (fd,)),) = theirs.receive() or []
+    assert message == {"number": 2}
+    os.write(fd, b"x")
+    assert os.read(read_end, 2) == b"x"
+    for each in (read_end, write_end, fd):
+        os.close(each)
     ours.close()
     theirs.close()
 

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import intake_class
+from conftest import intake_class, route_class
 
 from spop import Message, codec
 from spop.constants import FrameType, Status
@@ -27,7 +27,7 @@ def open_intake(dispatch: ModuleType) -> Any:
 def test_a_handler_cannot_use_the_dispatcher_that_runs_it(dispatch: ModuleType) -> None:
     failures: list[BaseException] = []
     intake, other = open_intake(dispatch), open_intake(dispatch)
-    route = dispatch.Route("m", lambda: dispatcher.receive(other, NOTIFY))
+    route = route_class(dispatch)("m", lambda: dispatcher.receive(other, NOTIFY))
     dispatcher = dispatch.Dispatcher([route], lambda name, error: failures.append(error))
     frames, acks = dispatcher.receive(intake, NOTIFY)
     assert not frames
@@ -46,7 +46,7 @@ def test_an_end_outside_of_the_buffer_is_the_callers_mistake(
 
 
 def test_a_row_has_cells_for_each_route(dispatch: ModuleType) -> None:
-    routes = [dispatch.Route("m", lambda: None), dispatch.Route("n", lambda: None)]
+    routes = [route_class(dispatch)("m", lambda: None), route_class(dispatch)("n", lambda: None)]
     with pytest.raises(ValueError, match="too few cells"):
         dispatch.Dispatcher(routes, cells=new_row(1))
     dispatch.Dispatcher(routes, cells=new_row(2))
@@ -60,7 +60,7 @@ def test_a_deferred_call_has_any_number_of_parameters(
         return len(args), len(named)
 
     parameters = [Parameter(f"a{n}", default=n, keyword_only=keyword_only) for n in range(300)]
-    route = dispatch.Route("m", handler, parameters, LEFT)
+    route = route_class(dispatch)("m", handler, parameters, LEFT)
     ((deferred,), _) = dispatch.Dispatcher([route]).receive(open_intake(dispatch), NOTIFY)
     (call,) = deferred.calls
     assert call.run() == ((0, 300) if keyword_only else (300, 0))
@@ -80,7 +80,7 @@ def test_a_whole_notify_amid_a_payload_is_interlaced_though_it_is_malformed(
 @pytest.mark.parametrize("address", [IPv4Address("192.0.2.1"), IPv6Address("2001:db8::1")])
 def test_a_deferred_call_has_plain_addresses(dispatch: ModuleType, address: Any) -> None:
     """As it outlives the bytes that an inline handler's address refers to."""
-    route = dispatch.Route("m", lambda ip: ip, [Parameter("ip")], LEFT)
+    route = route_class(dispatch)("m", lambda ip: ip, [Parameter("ip")], LEFT)
     notify = codec.encode_notify(1, 1, [Message("m", ip=address)])
     ((deferred,), _) = dispatch.Dispatcher([route]).receive(open_intake(dispatch), notify)
     assert type(deferred.calls[0].run()) is type(address)

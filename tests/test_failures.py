@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import intake_class
+from conftest import intake_class, route_class
 from event_loops import EVENT_LOOPS, Serve, serve_on
 from haproxy import wait_until
 from serving import served, wait_until_serving
@@ -510,7 +510,7 @@ def test_a_fast_path_tells_of_memory_that_it_cannot_have(
         raise MemoryError
 
     told: list[Any] = []
-    route = dispatch.Route("m", raising(ValueError))
+    route = route_class(dispatch)("m", raising(ValueError))
     dispatcher = dispatch.Dispatcher([route], no_memory)
     shared = port.FastPaths(
         dispatcher, bytearray(4096), None, lambda *what: told.append(what), None

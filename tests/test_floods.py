@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
+import signal
 import socket
 import ssl
 import struct
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import trustme
-from conftest import intake_class
+from conftest import intake_class, route_class
 from haproxy import wait_until
+from serving import served
 from wire import connect, hello
 
-from spop import Agent, Client, Message, Peer, codec, logs
-from spop.connection import AgentConnection, EngineConnection
+from spop import Ack, Agent, Client, Message, Peer, codec, logs
+from spop.connection import AgentConnection, EngineConnection, Hello
 from spop.constants import MAX_TEXT_SIZE, FrameType, Status
 from spop.logs import FORMATTERS, RateLimitedLog
 
@@ -193,7 +197,7 @@ def test_names_of_unknown_messages_are_cut(dispatch: ModuleType) -> None:
 
 
 def test_long_names_of_arguments_are_not_kept(dispatch: ModuleType) -> None:
-    dispatcher = dispatch.Dispatcher([dispatch.Route("m", lambda: None)])
+    dispatcher = dispatch.Dispatcher([route_class(dispatch)("m", lambda: None)])
     intake, before = opened(dispatch), peak()
     for number in range(1000):
         name = f"{number}{'x' * 500_000}"
@@ -218,3 +222,28 @@ def test_a_failure_with_a_peers_text_makes_a_short_traceback(log: io.StringIO) -
         client.notify("check", text="y\n" * 3000)
         wait_until(lambda: log.getvalue().count("failed") == 2, "two failures")
     assert len(log.getvalue()) < 30_000
+
+
+def test_connections_with_the_longest_engine_ids_are_handed_over(tmp_path: Path) -> None:
+    path = tmp_path / "agent.sock"
+    with (
+        served("--bind", f"unix:{path}", "--log-format", "json") as process,
+        contextlib.ExitStack() as stack,
+    ):
+        process.wait_for_log("serves on")
+        (worker,) = process.workers()
+        connections = []
+        for number in range(60):
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            sock.connect(str(path))
+            protocol = EngineConnection(engine_id=f"{number}" + "\u2028" * 5000)
+            sock.sendall(protocol.data_to_send())
+            assert isinstance(protocol.receive_data(sock.recv(4096))[0], Hello)
+            connections.append((sock, protocol))
+        process.send_signal(signal.SIGHUP)
+        wait_until(lambda: process.workers() and worker not in process.workers(), "a new worker")
+        for sock, protocol in connections:
+            protocol.notify(1, 1, [Message("check-client-ip", ip=IPv4Address(1))])
+            sock.sendall(protocol.data_to_send())
+            assert isinstance(protocol.receive_data(sock.recv(4096))[0], Ack)
+        assert max(map(len, process.lines)) < 4000

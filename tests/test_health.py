@@ -345,7 +345,7 @@ def workers() -> Iterator[Workers]:
     board = Board(1, 1)
     ours, theirs = Channel.pair()
     with subprocess.Popen(["sleep", "600"]) as process:
-        worker = WorkerProcess(process.pid, ours, 0, board.take())
+        worker = WorkerProcess(process.pid, ours, 0, board.take(), 0)
         workers = Workers(board)
         workers.add(worker)
         workers.is_ready(worker, [])

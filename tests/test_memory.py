@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -172,6 +173,31 @@ def peak(pid: int) -> int:
     """The most bytes of memory that a process had."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def test_messages_that_were_acknowledged_first_are_dropped_beyond_half_of_it(
+    agent: Agent,
+) -> None:
+    released = asyncio.Event()
+
+    @agent.message("mirror", ack_first=True)
+    async def mirror(body: bytes, message: Message) -> None:
+        await released.wait()
+
+    with agent.serve_in_background(max_memory=4 * MIB) as server:
+        sock, protocol = hello(server, max_frame_size=MIB)
+        with sock, Client(str(server.address)) as client:
+            for number in range(40):
+                protocol.notify(number, 1, [Message("mirror", body=bytes(100_000))])
+                sock.sendall(protocol.data_to_send())
+                assert sock.recv(4096)
+            # Argument and message are counted: 200 000 bytes of 2 MiB each time.
+            assert count(server, Cell.REJECTED) == 30
+            (loop,) = server._loops
+            assert 2 * MIB - 200_200 < loop.calls.memory <= 2 * MIB
+            loop.call_soon(released.set)
+            wait_until(lambda: loop.calls.memory == 0, "the end of the handlers")
+            assert serves(client)
 
 
 # --- payloads in fragments ---

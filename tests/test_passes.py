@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import intake_class
+from conftest import intake_class, route_class
 from wire import hello
 
 from spop import Agent, Client, Message, codec
@@ -33,7 +33,7 @@ def acks(data: bytes) -> list[int]:
 
 
 def test_a_pass_ends_between_two_frames_and_the_next_goes_on(dispatch: ModuleType) -> None:
-    route = dispatch.Route("m", lambda: time.sleep(0.001))
+    route = route_class(dispatch)("m", lambda: time.sleep(0.001))
     dispatcher, intake = dispatch.Dispatcher([route], max_pass=1), opened(dispatch)
     answered = [acks(dispatcher.receive(intake, frames(3))[1])]
     assert intake.suspended
@@ -56,7 +56,7 @@ def test_a_pass_is_one_of_all_receives_until_the_next(dispatch: ModuleType) -> N
 
 
 def test_without_a_limit_a_pass_takes_all(dispatch: ModuleType) -> None:
-    route = dispatch.Route("m", lambda: time.sleep(0.001))
+    route = route_class(dispatch)("m", lambda: time.sleep(0.001))
     _, out = dispatch.Dispatcher([route]).receive(opened(dispatch), frames(20))
     assert acks(out) == list(range(1, 21))
 
@@ -149,7 +149,7 @@ def test_both_twins_of_the_port_leave_a_suspended_intake_to_the_loop(
     port = importlib.import_module(f"spop._port{suffix}")
     dispatch = importlib.import_module(f"spop._dispatch{suffix}")
     told: list[Any] = []
-    route = dispatch.Route("m", lambda: time.sleep(0.001))
+    route = route_class(dispatch)("m", lambda: time.sleep(0.001))
     dispatcher, intake = dispatch.Dispatcher([route], max_pass=1), opened(dispatch)
     shared = port.FastPaths(
         dispatcher, bytearray(65536), lambda *args: None, lambda *args: told.append(args), None

@@ -6,7 +6,7 @@ import socket
 from types import ModuleType
 from typing import Any
 
-from conftest import intake_class
+from conftest import intake_class, route_class
 from hypothesis import given
 from hypothesis import strategies as st
 from streams import READ, TakenFromSocket, cut, implementations, streams
@@ -64,7 +64,7 @@ def test_acks_that_do_not_fit_the_socket_are_given_back(
     dispatch: ModuleType, port: ModuleType
 ) -> None:
     size = 2**20
-    route = dispatch.Route("large", lambda: {"txn.large": "x" * size})
+    route = route_class(dispatch)("large", lambda: {"txn.large": "x" * size})
     dispatcher = dispatch.Dispatcher([route])
     intake = intake_class(dispatch)(2 * size)
     intake.is_open = True

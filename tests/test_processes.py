@@ -23,7 +23,7 @@ import pytest
 from haproxy import HAProxy, Load, wait_until
 from serving import Served, served, wait_until_serving
 
-from spop import Client, DisconnectedError, Message, SpopError, codec
+from spop import Client, Message, SpopError, codec
 from spop.connection import EngineConnection
 
 AGENT = """
@@ -477,18 +477,6 @@ def test_sigusr1_logs_the_connections(tmp_path: Path, address: str) -> None:
         line = next(line for line in process.lines if "connection address" in line)
         assert "state='OPEN'" in line
         assert r"engine_id='engine\nforged'" in line
-
-
-def test_a_second_signal_does_not_wait_for_handlers(tmp_path: Path, address: str) -> None:
-    with serving(tmp_path, "--drain-timeout", "60") as process, Client(address) as client:
-        client.send([Message("slow")])
-        ask(client)
-        process.terminate()
-        process.wait_for_log("stopping")
-        process.terminate()
-        assert process.wait(10) == 0, process.log
-        with pytest.raises((DisconnectedError, OSError)):
-            ask(client)
 
 
 # --- what workers may do ---

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import intake_class
+from conftest import intake_class, route_class
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -215,18 +215,18 @@ def dispatcher(module: Any, failures: list[str]) -> Any:
     def with_headers(a: Any = None, *, b: Any) -> dict[str, Any]:
         return {"txn.a": a, "txn.b": b.names(), "txn.c": b}
 
-    route = module.Route(
+    route = route_class(module)(
         "m",
         handler,
         [Parameter("a"), Parameter("b", accepts=0x3C, default=5, keyword_only=True)],
         on_error=bytes(codec.encode_actions({"txn.failed": True})),
     )
-    other = module.Route(
+    other = route_class(module)(
         "h",
         with_headers,
         [Parameter("a", accepts=HEADERS | 1), Parameter("b", accepts=HEADERS, keyword_only=True)],
     )
-    large = module.Route(
+    large = route_class(module)(
         "large", lambda: {"txn.large": bytes(200)},
         on_error=bytes(codec.encode_actions({"txn.too_large": "x" * 30})),
     )  # fmt: skip

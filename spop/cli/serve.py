@@ -23,6 +23,7 @@ from spop.cli.loading import StartFailure, load_agent
 from spop.cli.parameters import FILE, SizeType
 from spop.cli.settings import give_settings, shown_settings
 from spop.context import ContextFilter
+from spop.errors import reason
 from spop.server.options import LOG_LEVELS, Options
 from spop.server.supervisor import StartError, Supervisor
 
@@ -131,6 +132,8 @@ def serve(
         raise click.UsageError(str(error)) from None
     except ModuleNotFoundError as error:
         raise StartFailure(str(error)) from None
+    except OSError as error:
+        raise StartFailure(f"cannot start: {reason(error)}") from None
     try:
         supervisor.run()
     except StartError as error:

@@ -1,6 +1,6 @@
-"""Load for agents: as many NOTIFY frames as wanted, every ACK matched.
+"""The load generator: it sends NOTIFY frames and matches every ACK.
 
-`generator` is one process's connections and loop, `histogram` its latencies, `run` starts
-generators in processes of their own and adds up, `report` writes results down. `acks` chooses
-between the twins `_acks` and `_acks_py`, which take ACKs apart.
+`generator` has the connections and the loop of one process, `histogram` its latencies. `run` starts
+generators in processes and adds up their results, `report` writes them. `acks` chooses the twin
+that reads ACKs.
 """

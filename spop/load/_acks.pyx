@@ -1,4 +1,4 @@
-"""Matches ACKs with the NOTIFY frames that they answer, compiled: as `_acks_py`, its twin."""
+"""Matches ACKs with the NOTIFY frames that they answer, compiled. `_acks_py` is the twin."""
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t, uint64_t

@@ -1,6 +1,6 @@
 """Matches ACKs with the NOTIFY frames that they answer, in pure Python.
 
-`_acks.pyx` is the compiled twin, `spop.load.acks` chooses.
+`_acks.pyx` is the compiled twin; `spop.load.acks` chooses one.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""One process's load: its connections, their frames, and one loop that sends and matches.
+"""The load of one process: its connections, their frames, and the loop that sends and matches.
 
-Each connection has a range of stream-ids, one for each frame it may have in flight, and the
-bytes of the NOTIFY for each, made once. An ACK frees its stream-id for the next frame. With
-async an ACK may come on any connection.
+Each connection has a range of stream-ids, one for each frame that it may have in flight. The bytes
+of each NOTIFY are made once. An ACK frees its stream-id for the next frame. With async an ACK may
+come on any connection.
 
-Without a rate each ACK is followed by the next NOTIFY (closed loop). With a rate NOTIFY frames
-fall due at fixed times, whether or not the agent keeps up; one that has to wait counts from
-when it was due (open loop), so that a slow agent can't hide its slowness.
+Without a rate each ACK is followed by the next NOTIFY (closed loop). With a rate NOTIFY frames fall
+due at fixed times, even if the agent is too slow. The latency counts from the time at which a frame
+was due (open loop), so that a slow agent can't hide its slowness.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ RECV_SIZE = 256 * 1024
 RECONNECT = 0.1
 """Seconds until a lost connection is opened again."""
 TICK = 0.05
-"""Seconds after which the loop looks at the clock at the latest."""
+"""Seconds after which the loop reads the clock at the latest."""
 SPIN = 0.0001
-"""Seconds before a frame is due from which on the loop does not sleep, lest it sleep too long."""
+"""The loop does not sleep in the last seconds before a frame is due, as it could oversleep."""
 
 MODES = {
     "ping-pong": frozenset({Capability.FRAGMENTATION}),
@@ -47,16 +47,17 @@ MODES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a generator is to do.
+    """The work of a generator.
 
     Attributes:
-        depth: NOTIFY frames that a connection may have in flight; 1 in ping-pong.
-        duration: seconds to measure; `count`: frames to measure. One of the two.
+        depth: number of NOTIFY frames that a connection may have in flight; 1 in ping-pong.
+        duration: seconds to measure. Either this or `count` is given.
+        count: number of frames to measure.
         timeout: seconds to wait for a connection, a HELLO or an ACK. With a count, the
-            generator ends when no ACK came for so long.
-        rate: frames a second, None for as many as come back.
-        expected: what each ACK's actions must be, None for anything.
-        engine_id: that of all connections.
+            generator ends when no ACK has come for this time.
+        rate: frames a second; None: as many as are answered.
+        expected: the actions that each ACK must have; None accepts any.
+        engine_id: the engine-id of all connections.
     """
 
     address: Address
@@ -76,14 +77,15 @@ class Plan:
 
 @dataclass(kw_only=True)
 class Result:
-    """What was measured behind the warm-up.
+    """The measurements after the warm-up.
 
     Attributes:
-        seconds: how long it took.
-        cpu_seconds: of the generator's processes.
-        busy: the highest share of its processor that one of them used.
-        agent_cpu_seconds: of the agent's processes, where they were watched.
-        errors: by kind.
+        frames: number of frames that were answered.
+        seconds: duration of the measurement.
+        cpu_seconds: processor time of the generator's processes.
+        busy: the highest share of a processor that one of them used.
+        agent_cpu_seconds: processor time of the agent's processes; None if not measured.
+        errors: number of errors by kind.
     """
 
     frames: int = 0
@@ -95,7 +97,7 @@ class Result:
     histogram: Histogram = field(default_factory=Histogram)
 
     def merge(self, other: Result) -> None:
-        """Add what another process did in the same time."""
+        """Add the result of another process in the same time."""
         self.frames += other.frames
         self.seconds = max(self.seconds, other.seconds)
         self.cpu_seconds += other.cpu_seconds
@@ -122,8 +124,8 @@ class Generator:
     """Runs a plan in this thread.
 
     Args:
-        progress: called now and then with the frames answered so far, warm-up included, and
-            whether it is being measured.
+        progress: called five times a second with the number of answered frames, warm-up
+            included, and whether they are measured now.
     """
 
     def __init__(
@@ -155,7 +157,7 @@ class Generator:
         """Connect, warm up, measure, disconnect.
 
         Raises:
-            OSError, SpopTimeoutError, DisconnectedError: the first connections can't be had.
+            OSError, SpopTimeoutError, DisconnectedError: a first connection can't be opened.
             FrameTooBigError: the messages fit no frame and the agent takes no fragments.
         """
         try:
@@ -215,7 +217,7 @@ class Generator:
         self._epoll.register(sock.fileno(), select.EPOLLIN)
 
     def _lose(self, connection: _Connection, kind: str) -> None:
-        """A connection is gone with what it had in flight; it is opened again a little later."""
+        """A connection has ended, and its frames in flight are lost. It is opened again later."""
         assert connection.sock is not None
         self._epoll.unregister(connection.sock.fileno())
         del self._by_fd[connection.sock.fileno()]
@@ -231,7 +233,7 @@ class Generator:
         self._lost.append((time.monotonic() + RECONNECT, connection))
 
     def _reopen(self, end: int) -> None:
-        """Open lost connections again, one after the other; none waits beyond the end."""
+        """Open lost connections again, one by one, until the end of the measurement."""
         while self._lost and self._lost[0][0] <= time.monotonic():
             left = (end - time.monotonic_ns()) / 1e9
             if left <= 0:
@@ -256,8 +258,8 @@ class Generator:
             self._fill(connection)
 
     def _loop(self, seconds: float, goal: int | None, measuring: bool) -> None:
-        """Until so many seconds are over. With a goal: until so many frames are answered, or none
-        was for so many seconds."""
+        """Run for so many seconds. With a goal: until so many frames are answered, or none was
+        for so many seconds."""
         limit = int(seconds * 1e9)
         shown, answered, now = 0, self._answered, time.monotonic_ns()
         end = now + limit
@@ -278,7 +280,7 @@ class Generator:
     def _wait(self, now: int) -> list[tuple[int, int]]:
         if self._plan.rate is None:
             return self._epoll.poll(TICK)
-        # An epoll's own timeout is of whole milliseconds: too coarse for what falls due.
+        # The timeout of epoll has whole milliseconds, which is too coarse for frames that are due.
         select.select([self._epoll], [], [], max(0.0, self._fall_due(now) - SPIN))
         return self._epoll.poll(0)
 
@@ -325,7 +327,7 @@ class Generator:
         self._again(connection, answered)
 
     def _again(self, connection: _Connection, answered: list[int]) -> None:
-        """Send the next frames in the place of those that were answered."""
+        """Send the next frames in place of the answered ones."""
         if self._plan.mode == "async":
             for stream_id in answered:
                 self._by_stream[stream_id].free.append(stream_id)
@@ -342,7 +344,7 @@ class Generator:
             self._fill(connection)
 
     def _fill(self, connection: _Connection, most: int | None = None) -> None:
-        """Send what is due, or all there may be, on a connection."""
+        """Send the frames that are due on a connection; without a rate, as many as it may have."""
         if connection.sock is None:
             return
         free, data = connection.free, list[bytes]()
@@ -355,7 +357,7 @@ class Generator:
             self._send(connection, b"".join(data))
 
     def _fall_due(self, now: int) -> float:
-        """Note the frames that are due, send them; returns the seconds until the next."""
+        """Send the frames that are due. Returns the seconds until the next one is."""
         while self._next_due <= now:
             self._due.append(self._next_due)
             self._next_due += self._interval
@@ -383,7 +385,7 @@ class Generator:
             self._epoll.modify(connection.sock.fileno(), events)
 
     def _count_unanswered(self) -> None:
-        """What had been waiting for longer than the timeout; all, where nothing was answered."""
+        """Count the frames that wait for longer than the timeout; all, if none was answered."""
         kind, limit = "timeout", time.monotonic_ns() - int(self._plan.timeout * 1e9)
         if not self._result.frames:
             kind, limit = "no ACK", time.monotonic_ns()

@@ -1,4 +1,4 @@
-"""Latencies, counted in buckets whose width grows with them."""
+"""Counts of latencies in buckets, which are wider for longer latencies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 0.9999)
 
 
 def bounds(index: int) -> tuple[int, int]:
-    """The least latency in nanoseconds of a bucket, and of the one behind it."""
+    """The lowest latency of a bucket in nanoseconds, and that of the next bucket."""
     if index < 1 << SUB_BITS + 1:
         return index, index + 1
     shift = (index >> SUB_BITS) - 1
@@ -27,22 +27,22 @@ class Histogram:
         self.counts = array("q", bytes(8 * SIZE) if counts is None else counts)
 
     def add(self, nanoseconds: int) -> None:
-        """Count one."""
+        """Count a latency."""
         self.counts[bucket(nanoseconds)] += 1
 
     def merge(self, other: Histogram) -> None:
-        """Add what another has."""
+        """Add the counts of another histogram."""
         for index, count in enumerate(other.counts):
             if count:
                 self.counts[index] += count
 
     @property
     def total(self) -> int:
-        """How many were counted."""
+        """Number of latencies."""
         return sum(self.counts)
 
     def quantile(self, q: float) -> float:
-        """The latency in seconds that a share `q` of all stayed within; 0 where there are none."""
+        """The latency in seconds within which a share `q` of all stayed; 0 if there are none."""
         wanted = q * self.total
         seen = 0
         for index, count in self.items():
@@ -53,18 +53,18 @@ class Histogram:
 
     @property
     def mean(self) -> float:
-        """In seconds."""
+        """The mean latency in seconds."""
         total = self.total
         weighted = sum(count * sum(bounds(index)) / 2 for index, count in self.items())
         return weighted / total / 1e9 if total else 0.0
 
     @property
     def highest(self) -> float:
-        """In seconds."""
+        """The highest latency in seconds."""
         return max((bounds(index)[1] for index, _ in self.items()), default=0) / 1e9
 
     def items(self) -> Iterator[tuple[int, int]]:
-        """The buckets that have something."""
+        """The buckets that are not empty, with their counts."""
         return ((index, count) for index, count in enumerate(self.counts) if count)
 
     def distribution(self) -> Iterator[tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""Results written down: a table, JSON, CSV, a plot, a comparison."""
+"""Results as a table, JSON, CSV, a plot or a comparison."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from spop.load.histogram import QUANTILES
 from spop.version import __version__
 
 BUSY = 0.9
-"""A generator that uses more of its processor than this may be what is slow."""
+"""Share of a processor above which the generator may be the bottleneck."""
 
 
 def as_object(plan: Plan, processes: int, result: Result) -> dict[str, Any]:
-    """A run, as JSON can have it."""
+    """A run in types of JSON."""
     latencies = result.histogram
     agent_cpu = result.agent_cpu_seconds
     return {
@@ -60,7 +60,7 @@ def _rate(frames: int, seconds: float) -> float:
 
 
 def _is_bottleneck(plan: Plan, result: Result) -> bool:
-    """Where frames fall due, it waits for them without sleep: that is no lack of power."""
+    """Whether the generator was too slow. With a rate it is always busy: it waits without sleep."""
     in_time = plan.rate is not None and result.frames >= 0.98 * plan.rate * result.seconds
     return result.busy > BUSY and not in_time
 
@@ -78,7 +78,7 @@ def duration(seconds: float) -> str:
 
 
 def table(shown: dict[str, Any]) -> list[tuple[str, str]]:
-    """The rows that a person wants to see."""
+    """The rows of a table for people."""
     rows = [
         ("frames", f"{shown['frames']:,} in {shown['seconds']:.2f} s"),
         ("throughput", f"{shown['rate']:,.0f} frames/s"),
@@ -95,10 +95,10 @@ def table(shown: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A run that was written as JSON.
+    """Read a run that was written as JSON.
 
     Raises:
-        ValueError: the file is none.
+        ValueError: the file has no run.
     """
     try:
         shown = json.loads(path.read_text("utf-8"))
@@ -139,7 +139,7 @@ def write_plot(path: Path, runs: dict[str, dict[str, Any]]) -> None:
 
 
 def comparison(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """What is in both, and how many times as much the second has."""
+    """The values that both runs have, and their ratio."""
     rows: list[tuple[str, float, float, Callable[[float], str]]] = [
         ("throughput, frames/s", first["rate"], second["rate"], lambda rate: f"{rate:,.0f}")
     ]

@@ -1,4 +1,4 @@
-"""Generators in processes of their own, watched from here."""
+"""Runs generators in processes and adds up their results."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from spop.errors import SpopError, reason
 from spop.load.generator import Generator, Plan, Result
 
 Progress = Callable[[int, bool], object]
-"""Told of the frames answered so far and whether they are being measured."""
+"""Called with the number of answered frames and whether they are measured now."""
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
 class LoadError(SpopError):
-    """A generator could not begin. The message says why."""
+    """A generator could not start. The message says why."""
 
 
 def run(plan: Plan, processes: int, progress: Progress, *, agent_pid: int | None = None) -> Result:
-    """Have so many processes share the plan's connections, rate and count.
+    """Run a plan in several processes, which share its connections, rate and count.
 
     Args:
-        agent_pid: the agent's process, whose processor time, its children's too, is measured.
+        agent_pid: the agent's process. Its processor time is measured, with that of its children.
 
     Raises:
         LoadError: a generator could not connect.
@@ -70,7 +70,7 @@ def _share(whole: int, number: int, parts: int) -> int:
 
 
 def _generate(plan: Plan, pipe: multiprocessing.connection.Connection) -> None:
-    """In a child: run, telling of progress; the last thing sent is the result or an error."""
+    """Run in a child. It sends its progress, and in the end the result or an error."""
     try:
         told = Generator(plan, lambda *progress: pipe.send(progress)).run()
         pipe.send(told)
@@ -79,7 +79,7 @@ def _generate(plan: Plan, pipe: multiprocessing.connection.Connection) -> None:
 
 
 def _watch(pipes: list[Any], progress: Progress, agent_pid: int | None) -> Result:
-    """Read what the generators tell until all are done."""
+    """Receive from the generators until all have ended."""
     result, running, frames = Result(), list(pipes), dict.fromkeys(pipes, 0)
     measuring = False
     agent_cpu: float | None = None
@@ -102,7 +102,7 @@ def _watch(pipes: list[Any], progress: Progress, agent_pid: int | None) -> Resul
 
 
 def _receive(pipe: multiprocessing.connection.Connection) -> Any:
-    """A result, or how far a generator is. Raises LoadError: it failed."""
+    """A generator's result or progress. Raises LoadError if it failed."""
     try:
         told = pipe.recv()
     except EOFError:
@@ -113,7 +113,7 @@ def _receive(pipe: multiprocessing.connection.Connection) -> Any:
 
 
 def cpu_seconds(pid: int) -> float:
-    """The processor time that a process and its descendants that live have used."""
+    """The processor time in seconds of a process and its living descendants."""
     parents: dict[int, int] = {}
     ticks: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):

@@ -1,7 +1,7 @@
-"""A process that does not end in time is killed, whatever its threads do.
+"""Kills this process if it does not end in time, whatever its threads do.
 
-`_alarm_py` is the twin in Python. Here SIGALRM's default action ends the process, which takes no
-thread of Python's: a regular expression over what a client sent may hold the GIL for minutes.
+`_alarm_py` is the twin in Python. Here the default action of SIGALRM ends the process. That needs no
+Python thread: a regular expression on a client's text can hold the GIL for minutes.
 """
 
 from libc.math cimport ceil
@@ -55,18 +55,18 @@ cdef unsigned int whole(double seconds):
 
 
 def order(double seconds):
-    """Kill this process in `seconds`, rounded up. One that was ordered before stays as it is."""
+    """Kill this process in `seconds`, rounded up. An earlier order stays as it is."""
     spop_order(whole(seconds))
 
 
 def order_on(int number, double seconds):
-    """As soon as a signal comes, order it, and then call the handler that the signal has now.
+    """Call `order` when a signal comes, and then the handler that the signal has now.
 
-    That is to be one of Python's, and all signals have the same `seconds`.
+    That handler must be Python's. All signals have the same `seconds`.
     """
     spop_order_on(number, whole(seconds))
 
 
 def cancel():
-    """Let the process live, if its end was ordered."""
+    """Cancel the order, if there is one."""
     spop_cancel()

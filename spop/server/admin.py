@@ -28,7 +28,7 @@ from spop.server.board import Board
 from spop.server.channel import Channel
 from spop.server.health import Health, service_health
 from spop.server.http import Answer, Request
-from spop.server.listeners import bound_address, listen
+from spop.server.listeners import bound_address, listen, remove_file
 from spop.server.status import Status
 
 try:
@@ -95,6 +95,7 @@ class AdminServer:
         await asyncio.wait([serving])
 
     def stop(self) -> None:
+        remove_file(self._listener)
         self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join()
 

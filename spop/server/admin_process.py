@@ -14,9 +14,10 @@ import socket
 from collections.abc import Callable
 from functools import partial
 
+from spop.errors import reason
 from spop.server.board import Board
 from spop.server.channel import Channel
-from spop.server.listeners import bound_address
+from spop.server.listeners import bound_address, close_all
 from spop.server.options import Options
 from spop.server.status import Status
 from spop.server.timers import Timers
@@ -24,6 +25,7 @@ from spop.server.timers import Timers
 logger = logging.getLogger("spop.server")
 
 RESTART_DELAY = 1.0
+MAX_RESTART_DELAY = 30.0
 
 Fork = Callable[[Callable[[Channel], int]], tuple[int, Channel]]
 """Starts a child that runs a function with its end of a channel. Returns its pid and our end."""
@@ -58,14 +60,31 @@ class AdminProcess:
         self._fork = fork
         self._ask_status = ask_status
         self._channel: Channel | None = None
+        self._delay = RESTART_DELAY
         self.pid: int | None = None
 
     def start(self) -> None:
-        if self._board.draining:
-            return
+        """Start the process.
+
+        Raises:
+            OSError: the system does not allow it.
+        """
         self.pid, self._channel = self._fork(self._run)
         asked = partial(self._asked, self._channel)
         self._selector.register(self._channel, selectors.EVENT_READ, asked)
+
+    def _start_again(self) -> None:
+        if self._board.draining:
+            return
+        try:
+            self.start()
+        except OSError as error:
+            logger.error("cannot start the admin process: %s", reason(error))
+            self._forget()
+            self._delay = min(2 * self._delay, MAX_RESTART_DELAY)
+            self._timers.call_later(self._delay, self._start_again)
+        else:
+            self._delay = RESTART_DELAY
 
     def log_start(self) -> None:
         logger.info("admin on %s", bound_address(self.listener))
@@ -78,19 +97,24 @@ class AdminProcess:
         return run_admin(self.listener, channel, self._board, stuck_timeout, hosts)
 
     def _asked(self, channel: Channel) -> None:
-        received = channel.receive()
+        try:
+            received = channel.receive()
+            questions = [(each["id"], each["connections"]) for each, _ in received or []]
+        except Exception as error:
+            logger.error("the admin process sends what is no message: %s", reason(error))
+            received, questions = None, []
+            self._kill()
         if received is None:
             self._selector.unregister(channel)
-        for question, _ in received or []:
-            answer = partial(_answer, channel, question["id"])
-            self._ask_status(question["connections"], answer)
+        for number, connections in questions:
+            self._ask_status(bool(connections), partial(_answer, channel, number))
 
     def ended(self) -> None:
         """It has ended: restart it, unless the service stops."""
         self._forget()
         if not self._board.draining:
             logger.error("the admin process died; it is started again")
-            self._timers.call_later(RESTART_DELAY, self.start)
+            self._timers.call_later(self._delay, self._start_again)
 
     def _forget(self) -> None:
         if self._channel is not None:
@@ -107,11 +131,15 @@ class AdminProcess:
     def close(self) -> None:
         """End it."""
         if self.pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+            self._kill()
             os.waitpid(self.pid, 0)
         self._forget()
-        self.listener.close()
+        close_all([self.listener])
+
+    def _kill(self) -> None:
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
 
 def _answer(channel: Channel, number: int, status: Status) -> None:

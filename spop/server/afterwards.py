@@ -6,16 +6,28 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any
 
+from spop.constants import VALUE_SIZE
 from spop.context import current, set_running
+from spop.frames import Message
 from spop.handlers import HandlerInfo
+from spop.headers import Headers
 from spop.logs import RateLimitedLog, SafeLogger
 from spop.parameters import described
+from spop.server.caches import RunInThread
 
 logger = SafeLogger("spop.agent")
+
+
+def _memory_of(value: Any) -> int:
+    """Bytes that an argument takes, roughly."""
+    if isinstance(value, Message):
+        return sum(map(_memory_of, value.values))
+    if isinstance(value, Headers):
+        return sum(len(name) + len(text) for name, text in value.raw)
+    return VALUE_SIZE + (len(value) if isinstance(value, (str, bytes)) else 0)
 
 
 class Afterwards:
@@ -23,23 +35,33 @@ class Afterwards:
 
     Args:
         limit: number of calls that may be in hand. A message beyond it is dropped.
-        threads: number of threads for blocking handlers.
+        max_memory: bytes that their arguments may take. A message beyond it is dropped, too.
+        in_thread: runs a blocking handler.
         failed: called with the name and the exception of each message that failed.
         dropped: called for each message that was dropped.
+        take: called with the bytes of each call's arguments.
+
+    Attributes:
+        memory: bytes that the arguments of the calls in hand take, roughly.
     """
 
     def __init__(
         self,
         limit: int,
-        threads: int,
+        max_memory: int,
+        in_thread: RunInThread,
         failed: Callable[[str, BaseException], object],
         dropped: Callable[[], object],
+        take: Callable[[int], object],
     ) -> None:
         self._limit = limit
+        self._max_memory = max_memory
+        self._take = take
+        self.memory = 0
         self._failed = failed
         self._dropped = dropped
         self._drops = RateLimitedLog(logger, per_second=1)
-        self._pool = ThreadPoolExecutor(threads, "spop-afterwards")
+        self._in_thread = in_thread
         self._tasks: set[asyncio.Task[None]] = set()
         self._answered: set[str] = set()
 
@@ -49,20 +71,28 @@ class Afterwards:
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> None:
-            if len(self._tasks) >= self._limit:
+            size = sum(map(_memory_of, (*args, *kwargs.values())))
+            if len(self._tasks) >= self._limit or self.memory + size > self._max_memory:
                 self._dropped()
                 self._drops.warning(
-                    "message %r is dropped: %d are handled already", info.name, self._limit
-                )
+                    "message %r is dropped: %d are handled already, of %d bytes",
+                    info.name, len(self._tasks), self.memory,
+                )  # fmt: skip
                 return
             run = self._run(info, functools.partial(function, *args, **kwargs), line)
             context = copy_context()
             context.run(set_running, tuple(running) if (running := current()) else lambda: None)
             task = asyncio.get_running_loop().create_task(run, context=context)
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self.memory += size
+            self._take(size)
+            task.add_done_callback(functools.partial(self._ended, size))
 
         return call
+
+    def _ended(self, size: int, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self.memory -= size
 
     async def _run(
         self, info: HandlerInfo, call: Callable[[], Any], line: asyncio.Semaphore | None
@@ -80,10 +110,6 @@ class Afterwards:
                 info.name, described(info.function),
             )  # fmt: skip
 
-    def _in_thread(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
-        run = functools.partial(copy_context().run, call)
-        return asyncio.get_running_loop().run_in_executor(self._pool, run)
-
     async def finish(self, timeout: float) -> None:
         """Wait until all calls have ended, for `timeout` seconds at most, and cancel the rest."""
         self._limit = 0
@@ -96,4 +122,3 @@ class Afterwards:
                     "%d messages that were acknowledged first did not end in %g s",
                     len(left), timeout,
                 )  # fmt: skip
-        self._pool.shutdown(wait=False, cancel_futures=True)

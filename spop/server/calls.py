@@ -1,11 +1,16 @@
-"""What the handlers of one loop need besides a dispatcher: batches, and calls after the ACK."""
+"""What the handlers of one loop need besides a dispatcher: caches, batches, and calls
+after the ACK."""
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
+from spop.cache import HandlerCache
 from spop.counters import Cell, Cells
 from spop.dispatch import Route
 from spop.frames import Message
@@ -13,6 +18,7 @@ from spop.handlers import HandlerInfo
 from spop.parameters import ASYNC, INLINE, MESSAGE, Parameter
 from spop.server.afterwards import Afterwards
 from spop.server.batches import Batcher
+from spop.server.caches import Flights, Keeper
 from spop.server.options import Options
 
 
@@ -22,15 +28,22 @@ class Calls:
     Args:
         cells: the row in which it counts messages that are dropped.
         failed: called with name and exception of a message that fails after its ACK.
+        take: called with the bytes of memory that such a message takes.
     """
 
     def __init__(
-        self, options: Options, cells: Cells, failed: Callable[[str, BaseException], object]
+        self,
+        options: Options,
+        cells: Cells,
+        failed: Callable[[str, BaseException], object],
+        take: Callable[[int], object],
     ) -> None:
         self._options = options
         self._cells = cells
         self._failed = failed
+        self._take = take
         self._afterwards: Afterwards | None = None
+        self._pool: ThreadPoolExecutor | None = None
         self._batchers: list[Batcher] = []
 
     def route(self, info: HandlerInfo) -> Route:
@@ -39,15 +52,43 @@ class Calls:
             return self._batched(info)
         if info.ack_first:
             return info.route(INLINE, functools.partial(self._after_ack().around, info))
+        if info.cache is not None:
+            return self._cached(info, info.cache)
         return info.route()
 
     def _after_ack(self) -> Afterwards:
         if self._afterwards is None:
-            options = self._options
             self._afterwards = Afterwards(
-                options.max_queue, options.pool_size, self._failed, self._count_drop
+                self._options.max_queue,
+                self._options.max_memory // self._options.threads // 2,
+                self._in_thread,
+                self._failed,
+                self._count_drop,
+                self._take,
             )
         return self._afterwards
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that messages whose ACK is sent take, roughly."""
+        return self._afterwards.memory if self._afterwards else 0
+
+    def _cached(self, info: HandlerInfo, cache: HandlerCache) -> Route:
+        answers = cache.answers()
+        keeper = Keeper(answers, cache.settings, info.on_error)
+        if info.needs_event_loop:
+            flights = Flights(keeper, info, self._in_thread)
+            route = info.route(ASYNC, flights.around)
+        else:
+            route = info.route(INLINE, keeper.around)
+        route.answers = answers
+        return route
+
+    def _in_thread(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._options.pool_size, "spop-calls")
+        run = functools.partial(copy_context().run, call)
+        return asyncio.get_running_loop().run_in_executor(self._pool, run)
 
     def _count_drop(self) -> None:
         self._cells[Cell.REJECTED] += 1
@@ -81,3 +122,5 @@ class Calls:
             await self._afterwards.finish(timeout)
         for batcher in self._batchers:
             batcher.close()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)

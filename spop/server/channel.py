@@ -9,6 +9,7 @@ kernel takes it whole or not at all: a longer text travels as a file in memory.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -24,7 +25,10 @@ from typing import IO, Any, NamedTuple
 _HEADER = struct.Struct("!IB")
 """Length of the JSON text, number of file descriptors that come with it."""
 _RECV_SIZE = 256 * 1024
+_MAX_SIZE = 64 * 1024 * 1024
+"""Size of a message above which it is not sent, and is no message to a receiver."""
 _MAX_FDS = 16
+_NO_FD = -1
 _LONGEST = 4096
 """Size of a text above which it travels as a file, if the sender must not wait."""
 SEND_TIMEOUT = 5
@@ -32,7 +36,10 @@ SEND_TIMEOUT = 5
 
 
 class Received(NamedTuple):
-    """A message and the file descriptors that came with it."""
+    """A message and the file descriptors that came with it.
+
+    They are missing if this process can have no more of them.
+    """
 
     message: dict[str, Any]
     fds: list[int]
@@ -63,6 +70,8 @@ class Channel:
     def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> bool:
         """Send a message whole. False: the other end is closed, or does not read."""
         text = json.dumps(message).encode()
+        if len(text) > _MAX_SIZE:
+            return False
         if len(text) <= _LONGEST or self._waits:
             return self._send(text, fds)
         try:
@@ -86,8 +95,10 @@ class Channel:
                 if sent < len(data):
                     self._sock.sendall(memoryview(data)[sent:])
             except OSError as error:
-                # Of what waited a part may be sent, so that no other message can follow.
-                self._given_up = self._waits or not isinstance(error, BlockingIOError)
+                # Nothing was sent if too many descriptors are on their way, or it must not wait.
+                # Else a part of the message may be sent, so that no other can follow.
+                full = not self._waits and isinstance(error, BlockingIOError)
+                self._given_up = not full and error.errno != errno.ETOOMANYREFS
                 return False
         return True
 
@@ -95,9 +106,16 @@ class Channel:
         """The messages that have come whole; None if the other end is closed.
 
         Call this when `fileno` is readable.
+
+        Raises:
+            Exception: the bytes are no message. No other can follow.
         """
         try:
-            data, fds, _, _ = socket.recv_fds(self._sock, _RECV_SIZE, _MAX_FDS)
+            data, fds, flags, _ = socket.recv_fds(
+                self._sock, _RECV_SIZE, _MAX_FDS, socket.MSG_DONTWAIT
+            )
+        except BlockingIOError:
+            return []
         except OSError:
             return None
         if not data:
@@ -106,18 +124,25 @@ class Channel:
             os.set_inheritable(fd, False)
         self._data += data
         self._fds += fds
+        if flags & socket.MSG_CTRUNC:  # The message that begins in this data has lost some.
+            self._fds.append(_NO_FD)
         return list(self._whole_messages())
 
     def _whole_messages(self) -> Iterator[Received]:
         while len(self._data) >= _HEADER.size:
             length, count = _HEADER.unpack_from(self._data)
+            if length > _MAX_SIZE:
+                raise ValueError(f"a message of {length} bytes")
             end = _HEADER.size + length
             if len(self._data) < end:
                 return
             text = bytes(self._data[_HEADER.size : end])
             del self._data[:end]
-            fds = [self._fds.popleft() for _ in range(count)]
-            yield Received(json.loads(text or _text_in_file(fds.pop())), fds)
+            fds: list[int] = []
+            while len(fds) < count and (fd := self._fds.popleft()) != _NO_FD:
+                fds.append(fd)
+            if text or fds:
+                yield Received(json.loads(text or _text_in_file(fds.pop())), fds)
 
     def __iter__(self) -> Iterator[Received]:
         """Wait for messages until the other end is closed."""
@@ -133,8 +158,10 @@ class Channel:
 
     def close(self) -> None:
         self._sock.close()
-        while self._fds:
-            os.close(self._fds.popleft())
+        for fd in self._fds:
+            if fd != _NO_FD:
+                os.close(fd)
+        self._fds.clear()
 
 
 def _file_in_memory() -> IO[bytes]:

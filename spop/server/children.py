@@ -59,7 +59,7 @@ class WorkerProcess:
     channel: Channel
     generation: int
     place: int
-    number: int
+    number: int = 0
     ports: list[int] = field(default_factory=list)
     passed: int = 0
     started: float = field(default_factory=time.time)
@@ -69,9 +69,18 @@ class WorkerProcess:
     handlers: list[str] = field(default_factory=list)
     error: str = ""
 
+    ended: bool = False
+
     def kill(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, number)
+        """Send a signal, unless the process has ended and another may have its pid."""
+        if not self.ended:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def end(self, number: signal.Signals, why: str) -> None:
+        """End it by a signal, for this reason."""
+        self.error = why
+        self.kill(number)
 
 
 class Workers:
@@ -124,6 +133,7 @@ class Workers:
     def remove(self, worker: WorkerProcess) -> int:
         """A worker has ended. Returns the number of frames that it had not answered."""
         self._workers.remove(worker)
+        worker.ended = True
         totals = self._totals_of(worker)
         self._board.free(worker.place)
         lost = totals.in_hand

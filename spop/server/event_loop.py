@@ -27,12 +27,10 @@ from spop.logs import SafeLogger
 from spop.loop_life import LoopLife
 from spop.poller import Poller
 from spop.server.calls import Calls
+from spop.server.leaving import CANCEL_GRACE
 from spop.server.options import Options
 
 logger = SafeLogger("spop.server")
-
-CANCEL_GRACE = 2.0
-"""Seconds that handlers have to end after the end of their loop has cancelled them."""
 
 Start = Callable[[AsyncCall], Any]
 
@@ -284,9 +282,15 @@ def _close(event_loop: asyncio.AbstractEventLoop, loop: Loop) -> None:
     try:
         event_loop.run_until_complete(_finish(loop))
         event_loop.run_until_complete(_cancel(asyncio.all_tasks(event_loop)))
-        event_loop.run_until_complete(event_loop.shutdown_asyncgens())
+        event_loop.run_until_complete(_close_generators(event_loop))
     finally:
         event_loop.close()
+
+
+async def _close_generators(event_loop: asyncio.AbstractEventLoop) -> None:
+    """Close the asynchronous generators, unless one of them takes longer than `CANCEL_GRACE`."""
+    closing = event_loop.create_task(event_loop.shutdown_asyncgens())
+    await asyncio.wait([closing], timeout=CANCEL_GRACE)
 
 
 async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
@@ -296,7 +300,19 @@ async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
     if tasks:
         _, left = await asyncio.wait(tasks, timeout=CANCEL_GRACE)
         for task in left:
-            logger.warning("%r did not end in %g s and was left behind", task, CANCEL_GRACE)
+            logger.warning("%s did not end in %g s and is left behind", _name(task), CANCEL_GRACE)
+            # `asyncio.run` would wait for it without a limit.
+            asyncio._unregister_task(task)
+
+
+def _name(task: asyncio.Task[Any]) -> str:
+    """What a task does, for people."""
+    call = task.get_coro()
+    if not isinstance(call, AsyncCall):
+        return repr(task)
+    exchange = getattr(call.finished, "__self__", None)
+    peer = f" of {exchange.connection.protocol.address}" if exchange is not None else ""
+    return f"the handler of message {call.name!r}{peer}"
 
 
 class Guest:

@@ -179,6 +179,11 @@ class Exchange(Deferred):
         else:
             self._go_on()
 
+    def present(self) -> Call | None:
+        """The call that runs or waits in a thread of the loop. Any thread may ask."""
+        calls, index = self.calls, self._index
+        return calls[index] if index < len(calls) and self._waiting is not calls[index] else None
+
     def cancel(self) -> None:
         """No connection is left for the ACK: cancel the call that runs, drop its result."""
         if self._waiting is not None:

@@ -68,6 +68,7 @@ class _Threads:
     Attributes:
         in_line: number of calls that wait for others of their handler; they count as queued.
         busy: number of threads that run jobs.
+        present: the job of each such thread, by the thread's number.
     """
 
     def __init__(self, size: int, ended: Callable[[str], object], cells: Cells) -> None:
@@ -83,6 +84,7 @@ class _Threads:
         self._wary = WARY
         self.in_line = 0
         self.busy = 0
+        self.present: dict[int, Job] = {}
 
     @property
     def queued(self) -> int:
@@ -208,6 +210,7 @@ class _Threads:
                     host.wake()
                     host = None
         finally:
+            self.present.pop(threading.get_ident(), None)
             if host is not None:
                 host.wake()
             if busy:
@@ -218,6 +221,7 @@ class _Threads:
         if not call.wanted:
             return None, None
         assert call.running is not None
+        self.present[threading.get_ident()] = job
         use_state(job.host.state)
         set_running(call.running)
         try:
@@ -251,6 +255,10 @@ class Executor:
     def busy(self) -> int:
         """Number of threads that run blocking handlers now."""
         return self._threads.busy
+
+    def running(self) -> list[Job]:
+        """The calls of blocking handlers that run now."""
+        return list(self._threads.present.values())
 
     def submit(self, host: Host, calls: list[Call]) -> list[tuple[Call, HandlerError]]:
         """Make calls as soon as threads and limits allow it.

@@ -9,7 +9,7 @@ On the left what happens to a connection, on the right what follows::
     drain: nothing left to answer ─────┘                 │
                                                          ├─ report ─ linger ─ close
     the peer closed its side, a socket error ────────────┼─ report ────────── close
-    handed over or spared, once it is at rest ───────────┴─ report ─ its socket lives on
+    handed over or spared: at rest, and taken ───────────┴─ report ─ its socket lives on
 
 ``report`` counts, logs and calls the hooks, once. ``linger`` closes our side and waits for the
 peer to close its own, so that it can read our DISCONNECT even if it still sends. If handlers
@@ -34,6 +34,8 @@ from spop.counters import Cell, Cells, status_cell
 from spop.errors import reason as error_text
 from spop.frames import Peer
 from spop.poller import READ, WRITE
+from spop.server.admission import Admission
+from spop.server.calls import Calls
 from spop.server.connection_log import ConnectionLog
 from spop.server.engines import Engines
 from spop.server.exchange import Connection
@@ -45,6 +47,8 @@ LINGER = 2.0
 """Seconds that a peer has to read our DISCONNECT and close."""
 QUIET = 0.2
 """Seconds that a draining connection waits for an ACK, to send DISCONNECT right behind it."""
+CANCEL_GRACE = 2.0
+"""Seconds that ``async def`` handlers have to end after the end of their loop has cancelled them."""
 FIRST_RETRY, LAST_RETRY = 0.05, 1.0
 """Seconds until connections that were not at rest are looked at again, to spare them."""
 HOLD = 0.05
@@ -52,8 +56,13 @@ HOLD = 0.05
 SWEEPS = 4
 """Number of sweeps in each idle timeout, and in each handshake timeout for payloads."""
 
-GiveAway = Callable[[socket.socket, dict[str, Any]], object]
-"""Takes the socket of a connection at rest, and what HELLO agreed on, for another process."""
+GIVE_AGAIN = 0.5
+"""Seconds after which connections that no other process had room for are offered again."""
+
+Taken = Callable[[bool], object]
+"""Called once, in any thread, with whether another process has taken a connection."""
+GiveAway = Callable[[socket.socket, dict[str, Any], Taken], object]
+"""Offers another process the socket of a connection at rest, and what HELLO agreed on."""
 
 
 @dataclass
@@ -115,6 +124,8 @@ class Loop(Protocol):
     options: Options
     timers: Timers
     connections: set[Connection]
+    admission: Admission
+    calls: Calls
 
     def call_soon(self, call: Callable[[], object]) -> None:
         """Run `call` in the next round."""
@@ -127,6 +138,9 @@ class Loop(Protocol):
 
     def forget(self, connection: Connection) -> None:
         """Serve a connection no longer. Its socket stays open."""
+
+    def adopt(self, sock: socket.socket, state: dict[str, Any], new: bool) -> Connection:
+        """Serve an admitted connection that another process gave away, or (not `new`) refused."""
 
     def end(self) -> None:
         """Run no further round."""
@@ -155,6 +169,8 @@ class Leaving:
         self._sweeping = False
         self._draining = False
         self._give_away: GiveAway | None = None
+        self._offered: set[socket.socket] = set()
+        self._waits = False
         self._give_foreign: GiveAway | None = None
         self._owned_ports: frozenset[int] = frozenset()
         self._spare: Spare | None = None
@@ -256,8 +272,8 @@ class Leaving:
             self.report(connection, Disconnect(Status.NORMAL, "the agent stops", False))
 
     def give_away(self, connection: Connection) -> None:
-        """Give a connection at rest to another process or loop, if it is one of those to give."""
-        if connection.tls is not None:
+        """Offer a connection at rest to another process or loop, if it is one of those to give."""
+        if self._waits or connection.tls is not None:
             return
         if self._give_away is not None:
             self._give(connection, self._give_away)
@@ -272,19 +288,53 @@ class Leaving:
     def _give(self, connection: Connection, give_away: GiveAway) -> None:
         sock = connection.sock
         assert isinstance(sock, socket.socket)
-        peer, connection.peer = connection.peer, None
-        self._loop.cells[Cell.HANDED_OVER] += 1
-        self._forget(connection)
         state = {"host": connection.host, "port": connection.port}
-        give_away(sock, {**state, **connection.protocol.negotiated()})
-        sock.close()
-        self._tell(peer, Disconnect(Status.NORMAL, "handed over to another worker", False))
+        state.update(connection.protocol.negotiated())
+        self._offered.add(sock)
+        self._forget(connection)
+        answered = partial(self._answered, sock, state, connection.peer)
+        call_soon = self._loop.call_soon
+        give_away(sock, state, lambda taken: call_soon(partial(answered, taken)))
+
+    def _answered(
+        self, sock: socket.socket, state: dict[str, Any], peer: Peer | None, taken: bool
+    ) -> None:
+        """Another process has taken a connection, or had no room for it: it goes on here."""
+        self._offered.discard(sock)
+        if taken:
+            self._loop.cells[Cell.HANDED_OVER] += 1
+            sock.close()
+            self._tell(peer, Disconnect(Status.NORMAL, "handed over to another worker", False))
+            self._end_if_done()
+            return
+        if not self._waits:
+            self._waits = True
+            self._loop.timers.call_later(GIVE_AGAIN, self._give_again)
+        self._loop.admission.adopt(state["host"])
+        try:
+            connection = self._loop.adopt(sock, state, new=False)
+        except OSError as error:
+            self._log.failed(state["address"], error)
+            self._loop.admission.release(state["host"])
+            sock.close()
+            self._end_if_done()
+            return
+        if self._draining:
+            self.disconnect(connection, Status.NORMAL, "the agent stops")
+
+    def _give_again(self) -> None:
+        self._waits = False
+        if self.begun:
+            self._see_to_all(WRITE)
 
     def _forget(self, connection: Connection) -> None:
         self._handshakes.discard(connection)
         self._lingering.discard(connection)
         self._loop.forget(connection)
-        if self.begun and not self._loop.connections:
+        self._end_if_done()
+
+    def _end_if_done(self) -> None:
+        if self.begun and not self._loop.connections and not self._offered:
             self._loop.end()
 
     def _tell(self, peer: Peer | None, reason: Disconnect) -> None:
@@ -344,6 +394,7 @@ class Leaving:
     def drain(self, timeout: float) -> None:
         """Answer the frames in hand, say DISCONNECT, end the loop after `timeout` s at most."""
         self._draining = True
+        self._give_away = None
         self._begin()
         self._loop.timers.call_later(min(QUIET, timeout), self._end_quiet_ones)
         self._loop.timers.call_later(timeout, self._loop.end)
@@ -433,6 +484,8 @@ class Leaving:
             if connection.peer is not None:
                 self.report(connection, Disconnect(Status.NORMAL, "the agent stopped", False))
             self.close(connection)
+        for sock in self._offered:
+            sock.close()
 
     def _begin(self) -> None:
         self.begun = True
@@ -443,8 +496,7 @@ class Leaving:
     def _see_to_all(self, events: int) -> None:
         for connection in list(self._loop.connections):
             self._loop.see_to(connection, events)
-        if not self._loop.connections:
-            self._loop.end()
+        self._end_if_done()
 
     def _end_quiet_ones(self) -> None:
         for connection in list(self._loop.connections):

@@ -37,9 +37,14 @@ def listen_all(options: Options) -> list[socket.socket]:
 def close_all(listeners: list[socket.socket]) -> None:
     """Close them, and remove the files of unix sockets."""
     for listener in listeners:
-        if isinstance(listener, _UnixListener):
-            listener.remove_file()
+        remove_file(listener)
         listener.close()
+
+
+def remove_file(listener: socket.socket) -> None:
+    """Remove the file of a unix socket that listens. Call this before it is closed."""
+    if isinstance(listener, _UnixListener):
+        listener.remove_file()
 
 
 def listen(address: Address) -> socket.socket:

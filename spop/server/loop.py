@@ -108,13 +108,15 @@ class Loop:
         }
         self._executor = shared.executor
         self._engines = shared.engines
-        self._admission = shared.admission
+        self.admission = shared.admission
         self._tls = shared.tls
         self._died = shared.thread_died
         self._is_ready = shared.is_ready
         self._movable_changed = shared.movable_changed
         self._buffer = bytearray(RECV_SIZE)
-        self.calls = Calls(options, cells, self._fail_afterwards)
+        self.calls = Calls(
+            options, cells, self._fail_afterwards, lambda size: self._leaving.memory.take(size)
+        )
         self.dispatcher = shared.agent.dispatcher(
             self.calls.route,
             cells=cells,
@@ -350,12 +352,13 @@ class Loop:
         connection.port = port
         self._leaving.expect_hello(connection)
 
-    def adopt(self, sock: socket.socket, host: str | None, negotiated: dict[str, Any]) -> None:
-        """Serve a connection that another process gave away."""
-        connection = self._new_connection(sock, host, negotiated["address"], None)
-        connection.port = negotiated["port"]
-        peer = connection.protocol.resume_from(negotiated)
-        self._guarded(connection, self._greeted, connection, peer)
+    def adopt(self, sock: socket.socket, state: dict[str, Any], new: bool = True) -> Connection:
+        """Serve an admitted connection that another process gave away, or (not `new`) refused."""
+        connection = self._new_connection(sock, state["host"], state["address"], None)
+        connection.port = state["port"]
+        peer = connection.protocol.resume_from(state)
+        self._guarded(connection, self._greeted if new else self._know, connection, peer)
+        return connection
 
     def _new_connection(
         self,
@@ -398,7 +401,7 @@ class Loop:
     def forget(self, connection: Connection) -> None:
         """Serve a connection no longer. Its socket stays open."""
         self.connections.remove(connection)
-        self._admission.release(connection.host)
+        self.admission.release(connection.host)
         self._count_movable(connection, False)
         self.cells[Cell.CONNECTIONS_CLOSED] += 1
         if connection.fast_path.events:
@@ -577,14 +580,18 @@ class Loop:
 
     def _greeted(self, connection: Connection, peer: Peer) -> None:
         self._leaving.said_hello(connection, peer)
-        connection.peer = peer
+        self._know(connection, peer)
         if peer.healthcheck:
             self.cells[Cell.HEALTHCHECKS] += 1
             return
+        self.agent.connected(peer)
+
+    def _know(self, connection: Connection, peer: Peer) -> None:
+        connection.peer = peer
         if peer.async_engine_id:
             self._engines.add(peer.async_engine_id, connection, self)
-        self._count_movable(connection, connection.tls is None and connection.port is None)
-        self.agent.connected(peer)
+        may_move = connection.tls is None and connection.port is None and not peer.healthcheck
+        self._count_movable(connection, may_move)
 
     def _count_movable(self, connection: Connection, movable: bool) -> None:
         if connection.movable is not movable:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from spop.dispatch import Memory
+from spop.server.calls import Calls
 from spop.server.engines import Engines
 from spop.server.exchange import Connection
 
@@ -23,6 +24,7 @@ class Loop(Protocol):
     """What the limit needs of its loop."""
 
     connections: set[Connection]
+    calls: Calls
 
     def call_soon(self, call: Callable[[], object]) -> None:
         """Run `call` in the next round."""
@@ -57,7 +59,7 @@ class MemoryLimit:
     def _make_room(self) -> None:
         taken = {connection: connection.memory for connection in self._loop.connections}
         # What else grows with what peers send is to be added here.
-        total = sum(taken.values()) + self._engines.memory
+        total = sum(taken.values()) + self._engines.memory + self._loop.calls.memory
         if total > self._most:
             total -= self._engines.cancel_orphans()
         for connection in sorted(taken, key=taken.__getitem__, reverse=True)[:AT_ONCE]:

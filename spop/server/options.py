@@ -60,6 +60,9 @@ class Options:
     drain_timeout: float = _option(
         10.0, "Seconds that handlers have to finish when the server stops.", 0
     )
+    start_timeout: float = _option(
+        30.0, "Seconds that a worker has to import the agent and to start; 0: no limit.", 0
+    )
     stuck_timeout: float = _option(
         30.0, "Seconds after which a loop that does not come round is stuck; 0: never.", 0
     )

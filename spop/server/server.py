@@ -26,10 +26,11 @@ from spop.server.accepting import Acceptor
 from spop.server.admission import Admission
 from spop.server.balance import SETTLE, Balance, is_uneven, surplus
 from spop.server.connection_log import ConnectionLog
+from spop.server.ending import STEP, Hurries, log_left_behind, wait_for_end
 from spop.server.engines import Engines
 from spop.server.executor import Executor
 from spop.server.health import READY_WITHIN, Health, health_of, oldest_round
-from spop.server.leaving import GiveAway
+from spop.server.leaving import GiveAway, Taken
 from spop.server.listeners import bound_address, close_all, listen_all, peer_host
 from spop.server.loop import Loop
 from spop.server.options import DEFAULT_BIND, Options
@@ -41,6 +42,9 @@ from spop.server.tls import server_context
 
 logger = SafeLogger("spop.server")
 
+STUCK = 1.0
+"""Seconds after which the first loop is taken to be stuck, so that another thread closes what it
+accepts from."""
 YIELD = 0.005
 """Seconds for which a process leaves a new connection to one with fewer connections."""
 
@@ -114,6 +118,7 @@ class Server:
         self.ends_process = False
         """The death of a thread ends the process at once, with status 1."""
         self._wake: Callable[[], object] = lambda: None
+        self._hurries: Hurries | None = None
 
     @property
     def addresses(self) -> list[Address]:
@@ -252,31 +257,33 @@ class Server:
         for loop in self._loops:
             loop.give_ports(owned, give_away)
 
-    def adopt(self, sock: socket.socket, state: dict[str, Any]) -> None:
-        """Go on serving a connection that another process gave away."""
-        self._adopt(sock, state, partial(self._count_adopted, state["port"]))
+    def adopt(self, sock: socket.socket, state: dict[str, Any], taken: Taken) -> None:
+        """Go on serving a connection that another process gave away, if this is possible."""
 
-    def _adopt(
-        self, sock: socket.socket, state: dict[str, Any], adopted: Callable[[], object]
-    ) -> None:
-        host = state["host"]
+        def count(adopted: bool) -> None:
+            if adopted and self._balance is not None and state["port"] is None:
+                with self._counting:
+                    self._balance.adopted()
+            taken(adopted)
+
+        if self.draining:
+            sock.close()
+            taken(False)
+        else:
+            self._adopt(sock, state, count)
+
+    def _adopt(self, sock: socket.socket, state: dict[str, Any], taken: Taken) -> None:
+        host = state.get("host")
         self.admission.adopt(host)
         loop = min(self._running_loops(), key=lambda loop: loop.movable_load)
-        add = self._adding(partial(loop.adopt, sock, host, state), sock, host)
-
-        def add_and_count() -> None:
-            add()
-            adopted()
-
-        loop.bring(add_and_count)
-
-    def _count_adopted(self, port: int | None) -> None:
-        if self._balance is not None and port is None:
-            with self._counting:
-                self._balance.adopted()
+        loop.bring(self._adding(partial(loop.adopt, sock, state), sock, host, taken))
 
     def _adding(
-        self, add: Callable[[], None], sock: socket.socket, host: str | None
+        self,
+        add: Callable[[], object],
+        sock: socket.socket,
+        host: str | None,
+        added: Taken = lambda _: None,
     ) -> Callable[[], None]:
         """`add` for an admitted connection, as a call that closes the connection if it fails."""
 
@@ -287,13 +294,16 @@ class Server:
                 self.connection_log.failed(host or "a unix socket", error)
                 self.admission.release(host)
                 sock.close()
+                added(False)
+            else:
+                added(True)  # Before anything is read.
 
         return add_or_close
 
-    def _refuse(self, sock: socket.socket, host: str | None, reason: Cell) -> None:
-        self._rows[0][reason] += 1
+    def _refuse(self, sock: socket.socket, host: str | None, why: Cell) -> None:
+        self._rows[0][why] += 1
         sock.close()
-        self._refusals.warning("refused a connection from %s: %s", host, _REASONS[reason])
+        self._refusals.warning("refused a connection from %s: %s", host, _REASONS[why])
 
     # --- moving connections ---
 
@@ -335,8 +345,9 @@ class Server:
     def _has_too_many(self, loop: Loop) -> bool:
         return loop.movable > 1 + min(each.movable_load for each in self._running_loops())
 
-    def _give_to_loop(self, sock: socket.socket, state: dict[str, Any]) -> None:
-        self._adopt(socket.socket(fileno=sock.detach()), state, lambda: None)
+    def _give_to_loop(self, sock: socket.socket, state: dict[str, Any], taken: Taken) -> None:
+        # It stays in this process, which closes it if it can't be served.
+        self._adopt(socket.socket(fileno=sock.detach()), state, lambda _: taken(True))
 
     def spare(self, count: int, give_away: GiveAway, has_too_many: Callable[[], bool]) -> None:
         """Give so many connections to another process, each once it is at rest."""
@@ -429,15 +440,15 @@ class Server:
         """Accept no further connections. Other processes accept those that wait."""
         if self._balance is not None:
             self._balance.leave()
-        first, stopped = self._loops[0], threading.Event()
+        first, stopped, began = self._loops[0], threading.Event(), time.monotonic()
 
         def stop() -> None:
             self._forget_listeners()
             stopped.set()
 
         first.call_soon(stop)
-        while not stopped.wait(0.1):
-            if not first.alive:
+        while not stopped.wait(STEP):
+            if not first.alive or time.monotonic() - began > STUCK:
                 self._close_listeners()
                 return
 
@@ -445,35 +456,52 @@ class Server:
         """Call this in the thread of the first loop, which accepts."""
         for listener in self._listeners:
             self._acceptor.remove(listener)
-            if not self._owns_listeners:
-                listener.close()
-        if self._owns_listeners:
-            self._close_listeners()
+        self._close_listeners()
 
-    def hand_over(self, give_away: GiveAway) -> None:
+    def hand_over(self, give_away: GiveAway, hurries: Hurries) -> None:
         """As `stop`, but give the connections to another process."""
-        self._end(lambda loop, timeout: loop.hand_over(give_away, timeout))
+        self._end(lambda loop, timeout: loop.hand_over(give_away, timeout), hurries)
 
-    def stop(self) -> None:
-        """Stop listening, answer the frames in hand, say DISCONNECT, end the threads."""
-        self._end(lambda loop, timeout: loop.drain(timeout))
+    def stop(self, hurries: Hurries | None = None) -> None:
+        """Stop listening, answer the frames in hand, say DISCONNECT, end the threads.
 
-    def _end(self, end: Any) -> None:
+        What has not ended after the drain timeout is logged and left behind, in its thread.
+
+        Args:
+            hurries: as of `wait_for_end`.
+        """
+        self._end(lambda loop, timeout: loop.drain(timeout), hurries or self._hurries)
+
+    def drain(self) -> None:
+        """Give no more connections away. Any thread may call this during `hand_over`."""
+        for loop in self._loops:
+            loop.drain(self.options.drain_timeout)
+
+    def _end(self, end: Any, hurries: Hurries | None) -> None:
         if not self._loops:
             return
         if self._is_guest:
             raise RuntimeError("a server on an event loop ends when its task is cancelled")
         self.draining = True
-        self.stop_accepting()
+        interrupt: KeyboardInterrupt | None = None
+        try:
+            self.stop_accepting()
+        except KeyboardInterrupt as error:  # As in `wait_for_end`.
+            interrupt = error
         for loop in self._loops:
             end(loop, self.options.drain_timeout)
-        for loop in self._loops:
-            loop.thread.join()
-        self._close()
+        try:
+            wait_for_end(self._loops, self.options.drain_timeout, hurries)
+            if interrupt is not None:
+                raise interrupt
+        finally:
+            self._close_listeners()
+            self._close()
 
     def _close(self) -> None:
         """End the threads that are left, after the loops have ended."""
         self.executor.stop()
+        log_left_behind(self._loops, self.executor.running())
         self._loops = []
         try:
             self._lifespans.close()
@@ -484,15 +512,14 @@ class Server:
         if self._admin is not None:
             self._admin.stop()
             self._admin = None
-        if self.busy_handlers:
-            logger.warning(
-                "%d handlers did not end in %g s and were left behind",
-                self.busy_handlers,
-                self.options.drain_timeout,
-            )
 
     def _close_listeners(self) -> None:
-        close_all(self._listeners)
+        """Close them; the files of unix sockets are the supervisor's if it made them."""
+        if self._owns_listeners:
+            close_all(self._listeners)
+        else:
+            for listener in self._listeners:
+                listener.close()
         self._listeners = []
 
     def run(self) -> None:
@@ -506,7 +533,7 @@ class Server:
         """
         numbers = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
         with Signals(*numbers, end_after=self.options.drain_timeout + GRACE) as signals:
-            self._wake = signals.wake
+            self._wake, self._hurries = signals.wake, signals.hurry
             with self:
                 while signals.wait() == signal.SIGUSR1:
                     logger.info("%s", self.status(connections=False))

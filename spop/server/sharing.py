@@ -1,15 +1,12 @@
 """How the workers of a supervisor share connections and ports.
 
-It passes on the connections that workers give away, orders those with too many to give some away,
-and says which worker accepts from which port of a range.
+It says who takes the connections that workers give away, orders those with too many to give some
+away, and says which worker accepts from which port of a range.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 from spop.server.balance import SETTLE, surplus
 from spop.server.board import Board, Place
@@ -51,24 +48,10 @@ class Sharing:
 
     # --- connections ---
 
-    def pass_on(self, message: dict[str, Any], fd: int) -> None:
-        """Give a connection that a worker gave away to another one."""
-        port = message["state"]["port"]
-        takers = self._takers(port)
-        for worker in takers:
-            if worker.channel.send(message, [fd]):
-                worker.passed += port is None
-                break
-        else:
-            if takers:  # Each has more messages to read than its channel holds.
-                self._timers.call_later(FULL_DELAY, partial(self.pass_on, message, fd))
-                return
-        os.close(fd)
-
-    def _takers(self, port: int | None) -> list[WorkerProcess]:
-        """Who may take a connection, the best one first."""
+    def takers(self, port: int | None, giver: WorkerProcess) -> list[WorkerProcess]:
+        """Who may take a connection of a worker, the best one first."""
         return sorted(
-            self._workers.serving(),
+            (worker for worker in self._workers.serving() if worker is not giver),
             key=lambda worker: (
                 port not in (None, *worker.ports), not self._runs(worker), self._load(worker)
             ),

@@ -7,7 +7,9 @@ once the main thread wakes up, and maybe while that thread holds a lock.
 from __future__ import annotations
 
 import os
+import select
 import signal
+import time
 from typing import Self
 
 from spop.twins import twin
@@ -17,6 +19,23 @@ alarm = twin("spop.server._alarm")
 GRACE = 5.0
 """Seconds that a process has beyond the drain timeout before it is killed."""
 _ENDS = (signal.SIGTERM, signal.SIGINT)
+AGAIN = 1.0
+"""Seconds within which a second signal is the same: ``timeout`` sends its own to a process and
+to the group of that process."""
+
+
+class Hurry:
+    """Whether a stop has to hurry, as a second signal says that comes `AGAIN` after the first."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+
+    def signalled(self) -> bool:
+        """A signal that ends the process has come. Returns whether to hurry."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+        return now - self._first >= AGAIN
 
 
 class Signals:
@@ -30,6 +49,7 @@ class Signals:
     def __init__(self, *numbers: signal.Signals, end_after: float | None = None) -> None:
         self._numbers = numbers
         self._end_after = end_after
+        self._hurry = Hurry()
 
     def __enter__(self) -> Self:
         self._read_end, self._write_end = os.pipe()
@@ -52,11 +72,21 @@ class Signals:
             if number == 0:
                 return None
             if number in self._numbers:
+                if number in _ENDS:
+                    self._hurry.signalled()
                 return signal.Signals(number)
 
     def wake(self) -> None:
         """Make `wait` return. Any thread may call this."""
         os.write(self._write_end, b"\0")
+
+    def hurry(self, seconds: float) -> bool:
+        """Wait for signals for some seconds. Returns whether one says that the stop has to hurry."""
+        poll = select.poll()  # It takes no file descriptor.
+        poll.register(self, select.POLLIN)
+        return bool(poll.poll(1000 * seconds)) and any(
+            number in _ENDS and self._hurry.signalled() for number in self.received()
+        )
 
     def received(self) -> list[signal.Signals]:
         """The signals that have come. Call this when `fileno` is readable."""

@@ -53,11 +53,11 @@ class StuckLog:
                 if age(began) > self._timeout and told.get(thread) != began:
                     told[thread] = began
                     logger.error(
-                        "%s is stuck for %.0f s, in %s", thread.name, age(began), _place(thread)
+                        "%s is stuck for %.0f s, in %s", thread.name, age(began), place_of(thread)
                     )
 
 
-def _place(thread: threading.Thread) -> str:
+def place_of(thread: threading.Thread) -> str:
     """The function, file and line that a thread runs."""
     frame = sys._current_frames().get(thread.ident or 0)
     if frame is None:
@@ -111,15 +111,18 @@ class StuckWorkers:
         for worker in list(self._steps):
             self._steps[worker] += not worker.stopped
             if self._steps[worker] == STEPS:
-                self._end(worker)
+                logger.error(
+                    "worker %d is stuck: a loop has not come round for %g s",
+                    worker.pid,
+                    self._timeout,
+                )
+                self.end(worker)
         self._stepping = bool(self._steps)
         if self._stepping:
             self._timers.call_later(self._timeout / STEPS, self._step)
 
-    def _end(self, worker: WorkerProcess) -> None:
-        logger.error(
-            "worker %d is stuck: a loop has not come round for %g s", worker.pid, self._timeout
-        )
+    def end(self, worker: WorkerProcess) -> None:
+        """End a worker that is stuck. It logs where its threads are."""
         worker.kill(signal.SIGABRT)
         self._timers.call_later(ABORT_TIMEOUT, partial(self._kill, worker))
 

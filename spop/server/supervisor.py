@@ -9,10 +9,11 @@ each when nothing is in flight on it.
 from __future__ import annotations
 
 import contextlib
+import importlib
+import itertools
 import logging
 import os
 import resource
-import select
 import selectors
 import signal
 import socket
@@ -29,18 +30,21 @@ from spop.server import systemd
 from spop.server.admin_process import AdminProcess
 from spop.server.balance import Balance
 from spop.server.board import PLACES, Board
-from spop.server.channel import Channel
+from spop.server.channel import Channel, Received
 from spop.server.children import WorkerProcess, Workers, child
 from spop.server.health import Health, service_health
 from spop.server.listeners import bound_address, close_all, listen, listen_all
+from spop.server.messages import check_message
+from spop.server.moves import Moves
 from spop.server.options import Options
-from spop.server.privileges import check_privileges
+from spop.server.orphans import end_with_parent
+from spop.server.privileges import check_privileges, drop_privileges
 from spop.server.questions import Answers, Questions
 from spop.server.server import log_start
 from spop.server.sharing import Sharing
-from spop.server.signals import GRACE, Signals
+from spop.server.signals import GRACE, Hurry, Signals
 from spop.server.status import Status
-from spop.server.stuck import StuckWorkers
+from spop.server.stuck import STEPS, StuckWorkers
 from spop.server.timers import Timers
 from spop.server.worker import Load, run_worker
 
@@ -50,6 +54,8 @@ STEADY = 10.0
 """Seconds that a worker must have lived to be restarted at once."""
 MAX_BACK_OFF = 30.0
 WATCH_INTERVAL = 0.5
+HURRY_GRACE = 1.0
+"""Seconds that workers have to end after a second signal, before they are killed."""
 MAX_CONNECTIONS_SHOWN = 1000
 
 
@@ -67,6 +73,7 @@ class Supervisor:
 
     Raises:
         ValueError: the options' user or group can't be used.
+        OSError: the system has no memory or file descriptors left.
     """
 
     def __init__(self, load: Load, options: Options, *, watch: bool = False) -> None:
@@ -88,12 +95,15 @@ class Supervisor:
             self._workers, self._board, self._timers, options, self._generation_is_new
         )
         self._questions = Questions(self._timers)
+        self._moves = Moves(self._sharing, self._timers)
         self._stuck = StuckWorkers(self._workers, self._timers, options.stuck_timeout)
         self._admin: AdminProcess | None = None
         self._generation = 0
         self._back_off = 0.0
         self._running = True
         self._announced = False
+        self._wanted = ""
+        self._hurry = Hurry()
         self._restarts = 0
         self._agent_name = ""
         self._files: dict[str, float] = {}
@@ -105,13 +115,18 @@ class Supervisor:
         """Serve until SIGTERM or SIGINT. SIGHUP replaces the workers, SIGUSR1 logs.
 
         Raises:
-            StartError: an address can't be listened on, or the agent can't be loaded.
+            StartError: an address can't be listened on, no process can be started, or the agent
+                can't be loaded.
         """
         _raise_file_limit()
         try:
             self._listen()
             with self._signals:
                 self._serve()
+        except OSError as error:
+            if self._announced:
+                raise
+            raise StartError(f"cannot start: {reason(error)}") from None
         finally:
             self._close()
 
@@ -176,25 +191,69 @@ class Supervisor:
 
     # --- processes ---
 
-    def _spawn(self) -> None:
-        """Start a worker of this generation."""
-        place = self._board.take()
+    def _spawn(self) -> bool:
+        """Start a worker of this generation. False: the system does not allow it."""
+        place, parent = self._board.take(), os.getpid()
 
         def run(channel: Channel) -> int:
             rows = self._board.rows(place)
             balance = Balance(self._board, place, partial(channel.send, {"type": "uneven"}))
             return run_worker(
-                self._options, self._load, self._listeners, self._ports, channel, rows, balance
-            )
+                self._options, self._load, self._listeners, self._ports, channel, rows, balance,
+                parent,
+            )  # fmt: skip
 
-        pid, channel = self._fork(run, [self._admin.listener] if self._admin else [])
+        try:
+            pid, channel = self._fork(run, [self._admin.listener] if self._admin else [])
+        except OSError as error:
+            self._board.free(place)
+            self._cannot_start(f"cannot start a worker: {reason(error)}")
+            return False
         number = self._workers.free_number(self._generation)
         worker = WorkerProcess(pid, channel, self._generation, place, number)
         self._workers.add(worker)
-        self._selector.register(channel, selectors.EVENT_READ, partial(self._receive, worker))
+        try:
+            self._selector.register(channel, selectors.EVENT_READ, partial(self._receive, worker))
+        except OSError as error:
+            worker.end(signal.SIGKILL, f"cannot hear it: {reason(error)}")
+        if self._options.start_timeout:
+            self._watch_start(worker, STEPS)
+        return True
+
+    def _cannot_start(self, why: str) -> None:
+        if not self._announced:
+            raise StartError(why)
+        logger.error("%s", why)
+        self._lost(ready=False, lived=0.0)
+
+    def _watch_start(self, worker: WorkerProcess, steps: int) -> None:
+        """End a worker that is not ready in time.
+
+        Time does not pass while the supervisor or, by a signal, the worker is stopped.
+        """
+        if worker not in self._workers or worker.ready or worker.leaving:
+            return
+        if steps:
+            left = steps - (not worker.stopped)
+            delay = self._options.start_timeout / STEPS
+            self._timers.call_later(delay, partial(self._watch_start, worker, left))
+        else:
+            why = f"it did not start in {self._options.start_timeout:g} s"
+            logger.error("worker %d: %s", worker.pid, why)
+            worker.error = why
+            self._stuck.end(worker)
 
     def _fork_admin(self, run: Callable[[Channel], int]) -> tuple[int, Channel]:
-        return self._fork(run, self._listeners)
+        parent = os.getpid()
+
+        def run_as_user(channel: Channel) -> int:
+            # Before the user changes, who may not be allowed to read Python's files.
+            importlib.import_module("spop.server.admin")
+            drop_privileges(self._options)
+            end_with_parent(parent, signal.SIGKILL)
+            return run(channel)
+
+        return self._fork(run_as_user, self._listeners)
 
     def _fork(
         self, run: Callable[[Channel], int], foreign: list[socket.socket]
@@ -209,9 +268,13 @@ class Supervisor:
                 listener.close()
             return run(theirs)
 
-        pid = child(run_alone)
-        theirs.close()
-        return pid, ours
+        try:
+            return child(run_alone), ours
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
 
     def _forget_parent(self) -> None:
         """In a child: close what belongs to the supervisor alone.
@@ -226,14 +289,26 @@ class Supervisor:
             self._admin.close_channel()
         self._selector.close()
 
-    def _receive(self, worker: WorkerProcess) -> None:
+    def _receive(self, worker: WorkerProcess) -> bool:
+        """Take the messages that have come from a worker. Returns whether there were any."""
         if worker not in self._workers:  # It ended earlier in this round.
-            return
-        received = worker.channel.receive()
+            return False
+        received: list[Received] | None = None
+        try:
+            received = worker.channel.receive()
+            for message, fds in received or []:
+                check_message(message, fds)
+        except Exception as error:
+            logger.error("worker %d sends what is no message: %s", worker.pid, reason(error))
+            worker.end(signal.SIGKILL, "its messages are malformed")
+            for fd in itertools.chain.from_iterable(fds for _, fds in received or []):
+                os.close(fd)
+            received = None
         if received is None:
             self._selector.unregister(worker.channel)
         for message, fds in received or []:
             self._take(worker, message, fds)
+        return bool(received)
 
     def _take(self, worker: WorkerProcess, message: dict[str, Any], fds: list[int]) -> None:
         if message["type"] == "ready":
@@ -241,7 +316,9 @@ class Supervisor:
         elif message["type"] == "failed":
             worker.error = message["error"]
         elif message["type"] == "connection":
-            self._sharing.pass_on(message, fds[0])
+            self._moves.offer(worker, message, fds)
+        elif message["type"] == "moved":
+            self._moves.answered(message)
         elif message["type"] == "uneven":
             self._sharing.level_soon()
         elif message["type"] == "answer":
@@ -271,6 +348,7 @@ class Supervisor:
                 worker.channel.send({"type": "hand-over"})
                 self._kill_later(worker)
         self._sharing.workers_changed()
+        self._replace_again()
 
     def _reap(self) -> None:
         while True:
@@ -295,50 +373,63 @@ class Supervisor:
         lost = self._workers.remove(worker)
         self._sharing.workers_changed()
         self._questions.ended(worker)
+        self._moves.ended(worker)
         if self._board.draining or worker.leaving:
             self._running = not (self._board.draining and not self._workers)
+            self._replace_again()
             return
         why = worker.error or _why(exit_code)
         if not self._announced:
-            self._running = False
             raise StartError(why)
-        if worker.generation != self._generation:
-            return
         logger.error("worker %d died: %s; %d frames lost", worker.pid, why, lost)
-        if not worker.ready and self._generation_is_new():
+        self._restarts += 1
+        if worker.generation == self._generation:
+            self._lost(worker.ready, time.time() - worker.started)
+
+    def _lost(self, ready: bool, lived: float) -> None:
+        """A worker of this generation is missing. Was it ready, and how long has it lived?"""
+        if not ready and self._generation_is_new():
             self._give_up_generation()
             return
-        self._restarts += 1
-        self._back_off = _next_back_off(self._back_off, time.time() - worker.started)
+        self._back_off = _next_back_off(self._back_off, lived)
         self._timers.call_later(self._back_off, self._fill_up)
 
     def _drain_channel(self, worker: WorkerProcess) -> None:
         """Take a worker's last messages. A child of it may hold the channel open, so don't wait."""
         while worker.channel in self._selector.get_map():
-            if not select.select([worker.channel], [], [], 0)[0]:
+            if not self._receive(worker) and worker.channel in self._selector.get_map():
                 self._selector.unregister(worker.channel)
-                break
-            self._receive(worker)
         worker.channel.close()
 
     def _fill_up(self) -> None:
-        if not self._board.draining:
-            for _ in range(self._options.processes - len(self._workers.of(self._generation))):
-                self._spawn()
+        missing = self._options.processes - len(self._workers.of(self._generation))
+        while missing > 0 and not self._board.draining and self._spawn():
+            missing -= 1
 
     # --- replacing ---
 
     def _replace(self, why: str) -> None:
-        if self._board.draining or not self._announced:
+        if self._board.draining:
             return
-        crowded = len(self._workers) > (PLACES - 2) * self._options.processes
-        if self._generation_is_new() or crowded:
-            logger.warning("%s: the workers are being replaced already", why)
+        if not self._may_replace():
+            logger.info("%s: the workers are replaced once more after this", why)
+            self._wanted = why
             return
         logger.info("%s: replacing the workers", why)
         systemd.notify(systemd.reloading())
+        self._wanted = ""
         self._generation += 1
         self._spawn()
+
+    def _may_replace(self) -> bool:
+        """No start or replacement is under way, and there is a place for new workers."""
+        crowded = len(self._workers) > (PLACES - 2) * self._options.processes
+        return self._announced and not self._generation_is_new() and not crowded
+
+    def _replace_again(self) -> None:
+        """Replace the workers, if this was asked for while it was not possible."""
+        if self._wanted and self._may_replace():
+            self._replace(self._wanted)
 
     def _generation_is_new(self) -> bool:
         """Workers of the last generation still serve: this one has not replaced them yet."""
@@ -354,6 +445,7 @@ class Supervisor:
         self._generation -= 1
         self._timers.call_later(0, self._fill_up)
         systemd.notify("READY=1")
+        self._timers.call_later(0, self._replace_again)
 
     def _look_for_changes(self) -> None:
         changed = [path for path, modified in self._files.items() if _modified(path) != modified]
@@ -365,10 +457,10 @@ class Supervisor:
     # --- stopping ---
 
     def _stop(self, number: signal.Signals) -> None:
+        hurries = self._hurry.signalled()
         if self._board.draining:
-            logger.warning("%s again: killing the workers", number.name)
-            for worker in self._workers:
-                worker.kill(signal.SIGKILL)
+            if hurries:
+                self._stop_now(number)
             return
         logger.info("stopping")
         systemd.notify("STOPPING=1")
@@ -376,9 +468,18 @@ class Supervisor:
         self._stuck.stop()
         self._close_listeners()
         for worker in self._workers:
-            worker.channel.send({"type": "stop"})
+            if worker.ready:
+                worker.channel.send({"type": "stop"})
+            else:
+                worker.kill(signal.SIGTERM)
             self._kill_later(worker)
         self._running = bool(self._workers)
+
+    def _stop_now(self, number: signal.Signals) -> None:
+        logger.warning("%s again: waiting for handlers no longer", number.name)
+        for worker in self._workers:
+            worker.channel.send({"type": "hurry"})
+            self._timers.call_later(HURRY_GRACE, partial(worker.kill, signal.SIGKILL))
 
     def _close_listeners(self) -> None:
         """Refuse connections from now on, unless systemd keeps the sockets open."""

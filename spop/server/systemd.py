@@ -5,6 +5,7 @@ sd_listen_fds(3) and sd_notify(3) describe them. They need no library.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -35,12 +36,12 @@ def notify(*states: str, timeout: float = 1.0) -> None:
     if not path:
         return
     address = "\0" + path[1:] if path.startswith("@") else path
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock,
+    ):
         sock.settimeout(timeout)
-        try:
-            sock.sendto("\n".join(states).encode(), address)
-        except OSError:
-            return
+        sock.sendto("\n".join(states).encode(), address)
 
 
 def reloading() -> str:

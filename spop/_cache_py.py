@@ -1,0 +1,82 @@
+"""The encoded answers of one handler in one loop, by key. `_cache.pyx` is the compiled twin."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+
+class _Entry(NamedTuple):
+    answer: bytes
+    expires: int
+
+
+class Answers:
+    """Answers that expire, of which those least recently used go first.
+
+    Times are in ns of `time.monotonic_ns`. The loop's thread alone finds and keeps; any thread
+    may clear and count.
+
+    Attributes:
+        hits, misses: how often `find` found an answer, and how often not.
+        missed: the key that the last `find` did not find. It is None when the key was too long.
+        generation: counts calls of `clear`.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_begun",
+        "_entries",
+        "_size",
+        "generation",
+        "hits",
+        "missed",
+        "misses",
+    )
+
+    def __init__(self, size: int) -> None:
+        if size < 1:
+            raise ValueError(f"size is {size}, 1 at least")
+        self._size = size
+        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
+        self.hits = 0
+        self.misses = 0
+        self.missed: bytes | None = None
+        self.generation = self._begun = 0
+
+    def _begin_anew(self) -> None:
+        self._entries = OrderedDict()
+        self._begun = self.generation
+
+    def find(self, key: bytes, now: int) -> bytes | None:
+        """The answer that is kept for a key, else None."""
+        if self._begun != self.generation:
+            self._begin_anew()
+        entry = self._entries.get(key)
+        if entry is not None:
+            if now < entry.expires:
+                self._entries.move_to_end(key)
+                self.hits += 1
+                return entry.answer
+            del self._entries[key]
+        self.misses += 1
+        self.missed = key
+        return None
+
+    def keep(self, key: bytes, answer: bytes, expires: int, generation: int) -> None:
+        """Keep an answer, unless `clear` was called since `generation`."""
+        if generation != self.generation:
+            return
+        if self._begun != generation:
+            self._begin_anew()
+        self._entries[key] = _Entry(answer, expires)
+        self._entries.move_to_end(key)
+        if len(self._entries) > self._size:
+            self._entries.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget all answers."""
+        self.generation += 1  # The loop's thread forgets them, before it looks for the next one.
+
+    def __len__(self) -> int:
+        return len(self._entries) if self._begun == self.generation else 0
