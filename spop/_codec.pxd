@@ -55,7 +55,7 @@ cdef int read_header(Reader *r, Header *header, bint little_endian, bint whole) 
 cdef Py_ssize_t frame_length(
     const unsigned char *base, Py_ssize_t offset, Py_ssize_t end, Py_ssize_t max_frame_size
 ) except -2
-cdef object read_frame(Reader *r, Header *header)
+cdef object read_frame(Reader *r, Header *header, bint lenient)
 cdef object new_message(
     object name, tuple names, tuple values, object stream_id, object frame_id, object connection
 )

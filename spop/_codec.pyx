@@ -10,7 +10,7 @@ from cpython.tuple cimport PyTuple_New
 from libc.stdint cimport uint64_t
 
 from spop._objects cimport HAS_GIL, fill_slot, new_instance, put_item, slot_offset
-from spop._typed_data cimport _View, Write, append, as_uint64, read_typed_data, written
+from spop._typed_data cimport _View, Write, append, as_uint64, read_typed_data, take_typed_data, written
 
 from collections.abc import Mapping
 
@@ -40,6 +40,7 @@ cdef Py_ssize_t ack_stream_id = slot_offset(Ack, "stream_id")
 cdef Py_ssize_t ack_frame_id = slot_offset(Ack, "frame_id")
 cdef Py_ssize_t ack_actions = slot_offset(Ack, "actions")
 cdef Py_ssize_t ack_aborted = slot_offset(Ack, "aborted")
+cdef Py_ssize_t ack_ignored = slot_offset(Ack, "ignored")
 cdef object _unset = UNSET
 cdef dict _frame_types = {int(member): member for member in FrameType}
 cdef tuple _scope_names = SCOPE_NAMES
@@ -124,44 +125,67 @@ cdef object new_message(
     return message
 
 
-cdef dict read_kv_list(Reader *r):
+cdef dict read_kv_list(Reader *r, bint lenient):
     cdef dict items = {}
     cdef Field field
     while r.offset < r.end:
-        read_field(r, &field)
+        read_span(r, &field.name, &field.name_length)
+        if lenient:
+            take_typed_data(r, &field)
+        else:
+            read_typed_data(r, &field)
         items[text(field.name, field.name_length)] = field_value(&field)
     return items
 
 
-cdef list read_actions(Reader *r):
+cdef list read_actions(Reader *r, bint lenient, Py_ssize_t *ignored):
+    """The actions, and how many `lenient` passes over.
+
+    It does as HAProxy: it reads up to an action that it can't read, without an error.
+    """
     cdef list actions = []
-    cdef const unsigned char *p
-    cdef const unsigned char *name
-    cdef Py_ssize_t length, start
-    cdef Field field
-    cdef object value
-    while r.offset < r.end:
-        start = r.offset
-        if r.end - start < 3:
-            raise InvalidFrameError(f"action cut short at byte {start}")
-        p = r.base + start
-        if not ((p[0] == SET_VAR and p[1] == SET_VAR_ARGUMENTS)
-                or (p[0] == UNSET_VAR and p[1] == UNSET_VAR_ARGUMENTS)):
-            raise InvalidFrameError(f"action {p[0]} of {p[1]} arguments at byte {start}")
-        if p[2] > LAST_SCOPE:
-            raise InvalidFrameError(f"unknown variable scope {p[2]} at byte {start + 2}")
-        r.offset += 3
-        read_span(r, &name, &length)
-        value = _unset
-        if p[0] == SET_VAR:
-            read_typed_data(r, &field)
-            value = field_value(&field)
-        actions.append(Action(_scope_names[p[2]], text(name, length), value))
+    ignored[0] = 0
+    try:
+        while r.offset < r.end:
+            ignored[0] += read_action(r, lenient, actions)
+    except InvalidFrameError:
+        if not lenient:
+            raise
+        ignored[0] += 1
     return actions
 
 
-cdef object read_frame(Reader *r, Header *header):
+cdef int read_action(Reader *r, bint lenient, list actions) except -1:
+    """Add an action. Returns 1 if it was passed over."""
+    cdef const unsigned char *p = r.base + r.offset
+    cdef Py_ssize_t length, start = r.offset
+    cdef const unsigned char *name
+    cdef Field field
+    cdef object value = _unset
+    if r.end - start < 3:
+        raise InvalidFrameError(f"action cut short at byte {start}")
+    if not ((p[0] == SET_VAR and p[1] == SET_VAR_ARGUMENTS)
+            or (p[0] == UNSET_VAR and p[1] == UNSET_VAR_ARGUMENTS)):
+        raise InvalidFrameError(f"action {p[0]} of {p[1]} arguments at byte {start}")
+    if p[2] > LAST_SCOPE:
+        raise InvalidFrameError(f"unknown variable scope {p[2]} at byte {start + 2}")
+    r.offset += 3
+    read_span(r, &name, &length)
+    if p[0] == SET_VAR:
+        if lenient:
+            take_typed_data(r, &field)
+            if field.type > T_BINARY:
+                return 1
+        else:
+            read_typed_data(r, &field)
+        value = field_value(&field)
+    actions.append(Action(_scope_names[p[2]], text(name, length), value))
+    return 0
+
+
+cdef object read_frame(Reader *r, Header *header, bint lenient):
     cdef int type = header.type
+    cdef Py_ssize_t ignored
     cdef bint final = header.flags & FIN
     cdef object frame
     if type == NOTIFY and final:
@@ -179,7 +203,8 @@ cdef object read_frame(Reader *r, Header *header):
         frame = new_instance(Ack)
         fill_slot(frame, ack_stream_id, header.stream_id)
         fill_slot(frame, ack_frame_id, header.frame_id)
-        fill_slot(frame, ack_actions, read_actions(r))
+        fill_slot(frame, ack_actions, read_actions(r, lenient, &ignored))
+        fill_slot(frame, ack_ignored, ignored)
         fill_slot(frame, ack_aborted, header.flags & ABORT != 0)
         return frame
     if type in (HAPROXY_HELLO, HAPROXY_DISCONNECT, AGENT_HELLO, AGENT_DISCONNECT):
@@ -188,7 +213,7 @@ cdef object read_frame(Reader *r, Header *header):
             raise FragmentationError("HELLO and DISCONNECT may not be fragmented")
         if header.stream_id or header.frame_id:
             raise InvalidFrameError("stream-id and frame-id of HELLO and DISCONNECT must be 0")
-        return Control(_frame_types[type], read_kv_list(r))
+        return Control(_frame_types[type], read_kv_list(r, lenient))
     return RawFrame(
         type, header.flags, header.stream_id, header.frame_id,
         PyBytes_FromStringAndSize(<const char *>r.base + r.offset, r.end - r.offset))
@@ -370,7 +395,7 @@ def encode_kv_list(items, bytearray out=None):
 
 def decode_kv_list(buffer):
     cdef _View view = _View(buffer)
-    return read_kv_list(&view.reader)
+    return read_kv_list(&view.reader, False)
 
 
 def encode_messages(messages, bytearray out=None):
@@ -392,7 +417,8 @@ def encode_answer(answer, bytearray out=None):
 
 def decode_actions(buffer):
     cdef _View view = _View(buffer)
-    return read_actions(&view.reader)
+    cdef Py_ssize_t ignored
+    return read_actions(&view.reader, False, &ignored)
 
 
 def encode_notify(stream_id, frame_id, messages, bytearray out=None, *, bint little_endian=False):
@@ -439,7 +465,7 @@ def encode_frame(frame, bytearray out=None, *, bint little_endian=False):
 
 def decode_frames(
     buffer, Py_ssize_t start=0, end=None, *, Py_ssize_t max_frame_size=DEFAULT_MAX_FRAME_SIZE,
-    bint little_endian=False, bint whole=False,
+    bint little_endian=False, bint whole=False, bint lenient=False,
 ):
     cdef Py_buffer view
     cdef Reader reader
@@ -460,7 +486,7 @@ def decode_frames(
             reader.offset = offset - start + LENGTH_SIZE
             reader.end = reader.offset + length
             read_header(&reader, &header, little_endian, whole)
-            frames.append(read_frame(&reader, &header))
+            frames.append(read_frame(&reader, &header, lenient))
             offset += LENGTH_SIZE + length
     except (FrameTooBigError, FragmentationError, InvalidFrameError):
         if not frames:

@@ -31,6 +31,7 @@ from spop.constants import (
     MAX_MESSAGE_ARGUMENTS,
     SET_VAR_ARGUMENTS,
     SHORTEST_FRAME,
+    TYPE_MASK,
     UNSET_VAR_ARGUMENTS,
     ActionType,
     DataType,
@@ -53,7 +54,7 @@ from spop.values import (
 # Plain integers: to look up a member of an enum takes ten times as long.
 _NOTIFY, _ACK = int(FrameType.NOTIFY), int(FrameType.ACK)
 _FIN, _ABORT = int(FrameFlag.FIN), int(FrameFlag.ABORT)
-_STRING = int(DataType.STRING)
+_STRING, _BINARY = int(DataType.STRING), int(DataType.BINARY)
 
 _SET = int(ActionType.SET_VAR), SET_VAR_ARGUMENTS
 _UNSET = int(ActionType.UNSET_VAR), UNSET_VAR_ARGUMENTS
@@ -126,14 +127,14 @@ def decode_kv_list(buffer: Buffer) -> dict[str, DecodedValue]:
         InvalidFrameError: it is malformed.
     """
     data = as_bytes(buffer)
-    return _read_kv_list(data, 0, len(data))
+    return _read_kv_list(data, 0, len(data), False)
 
 
-def _read_kv_list(data: bytes, offset: int, end: int) -> dict[str, DecodedValue]:
+def _read_kv_list(data: bytes, offset: int, end: int, lenient: bool) -> dict[str, DecodedValue]:
     items: dict[str, DecodedValue] = {}
     while offset < end:
         name, offset = read_string(data, offset, end)
-        items[name], offset = read_value(data, offset, end)
+        items[name], offset = read_value(data, offset, end, lenient)
     return items
 
 
@@ -313,25 +314,44 @@ def decode_actions(buffer: Buffer) -> list[Action]:
         InvalidFrameError: it is malformed, or has an unknown action or scope.
     """
     data = as_bytes(buffer)
-    return _read_actions(data, 0, len(data))
+    return _read_actions(data, 0, len(data), False).actions
 
 
-def _read_actions(data: bytes, offset: int, end: int) -> list[Action]:
-    actions = []
-    while offset < end:
-        if end - offset < 3:
-            raise InvalidFrameError(f"action cut short at byte {offset}")
-        type_, count, scope = data[offset : offset + 3]
-        if (type_, count) not in (_SET, _UNSET):
-            raise InvalidFrameError(f"action {type_} of {count} arguments at byte {offset}")
-        if scope >= len(SCOPE_NAMES):
-            raise InvalidFrameError(f"unknown variable scope {scope} at byte {offset + 2}")
-        name, offset = read_string(data, offset + 3, end)
-        value: DecodedValue | type_unset = UNSET
-        if (type_, count) == _SET:
-            value, offset = read_value(data, offset, end)
-        actions.append(Action(SCOPE_NAMES[scope], name, value))
-    return actions
+def _read_actions(data: bytes, offset: int, end: int, lenient: bool) -> Ack:
+    """An ACK with these actions.
+
+    `lenient` does as HAProxy: it reads up to an action that it can't read, without an error.
+    """
+    ack = Ack()
+    try:
+        while offset < end:
+            offset = _read_action(data, offset, end, lenient, ack)
+    except InvalidFrameError:
+        if not lenient:
+            raise
+        ack.ignored += 1
+    return ack
+
+
+def _read_action(data: bytes, offset: int, end: int, lenient: bool, ack: Ack) -> int:
+    """Add an action. Returns the offset behind it."""
+    if end - offset < 3:
+        raise InvalidFrameError(f"action cut short at byte {offset}")
+    type_, count, scope = data[offset : offset + 3]
+    if (type_, count) not in (_SET, _UNSET):
+        raise InvalidFrameError(f"action {type_} of {count} arguments at byte {offset}")
+    if scope >= len(SCOPE_NAMES):
+        raise InvalidFrameError(f"unknown variable scope {scope} at byte {offset + 2}")
+    name, offset = read_string(data, offset + 3, end)
+    value: DecodedValue | type_unset = UNSET
+    if (type_, count) == _SET:
+        start = offset
+        value, offset = read_value(data, offset, end, lenient)
+        if lenient and data[start] & TYPE_MASK > _BINARY:
+            ack.ignored += 1
+            return offset
+    ack.actions.append(Action(SCOPE_NAMES[scope], name, value))
+    return offset
 
 
 # --- frames (section 3.2) ---
@@ -470,6 +490,7 @@ def decode_frames(
     max_frame_size: int = DEFAULT_MAX_FRAME_SIZE,
     little_endian: bool = False,
     whole: bool = False,
+    lenient: bool = False,
 ) -> tuple[list[Frame], int]:
     """Read all whole frames between `start` and `end` of the buffer.
 
@@ -481,6 +502,8 @@ def decode_frames(
         little_endian: the order of the flags. SPOP 1.0 (HAProxy 1.7 and early 1.8) had them in
             the host's order, which is little-endian on x86.
         whole: take every frame as if it had FIN. HAProxy 1.7 sets no flags.
+        lenient: read HELLO, DISCONNECT and ACK as HAProxy does. Integers may be out of their
+            type's range. Malformed actions are passed over and counted in `Ack.ignored`.
 
     Returns:
         The frames, and the offset behind the last one.
@@ -497,21 +520,25 @@ def decode_frames(
         raise ValueError(f"{start} to {end} is outside a buffer of {len(buffer)} bytes")
     data = _part(buffer, start, end)
     frames: list[Frame] = []
-    offset = 0
+    taken = 0
     try:
-        while (length := frame_length(data, offset, max_frame_size)) >= 0:
-            end_of_frame = offset + LENGTH_SIZE + length
-            type_, flags, stream_id, frame_id, payload = read_header(
-                data, offset + LENGTH_SIZE, end_of_frame, little_endian, whole
-            )
-            frames.append(
-                read_frame(type_, flags, stream_id, frame_id, data, payload, end_of_frame)
-            )
-            offset = end_of_frame
+        while (length := frame_length(data, taken, max_frame_size)) >= 0:
+            offset, end = taken + LENGTH_SIZE, taken + LENGTH_SIZE + length
+            frames.append(_frame_at(data, offset, end, little_endian, whole, lenient))
+            taken = end
     except (FrameTooBigError, FragmentationError, InvalidFrameError):
         if not frames:
             raise
-    return frames, start + offset
+    return frames, start + taken
+
+
+def _frame_at(
+    data: bytes, offset: int, end: int, little_endian: bool, whole: bool, lenient: bool
+) -> Frame:
+    type_, flags, stream_id, frame_id, payload = read_header(
+        data, offset, end, little_endian, whole
+    )
+    return read_frame(type_, flags, stream_id, frame_id, data, payload, end, lenient)
 
 
 def frame_length(data: bytes, offset: int, max_frame_size: int) -> int:
@@ -545,7 +572,14 @@ def read_header(
 
 
 def read_frame(
-    type_: int, flags: int, stream_id: int, frame_id: int, data: bytes, offset: int, end: int
+    type_: int,
+    flags: int,
+    stream_id: int,
+    frame_id: int,
+    data: bytes,
+    offset: int,
+    end: int,
+    lenient: bool = False,
 ) -> Frame:
     """The frame with this header, whose payload is at `offset`."""
     final = flags & _FIN
@@ -559,15 +593,16 @@ def read_frame(
         # Section 3.2.7 allows fragments, but HAProxy neither announces nor sends them.
         if not final:
             raise FragmentationError("an ACK may not be fragmented")
-        actions = _read_actions(data, offset, end)
-        return Ack(stream_id, frame_id, actions, flags & _ABORT != 0)
+        ack = _read_actions(data, offset, end, lenient)
+        ack.stream_id, ack.frame_id, ack.aborted = stream_id, frame_id, flags & _ABORT != 0
+        return ack
     if type_ in CONTROL_TYPES:
         # Sections 3.2.4, 3.2.5, 3.2.8 and 3.2.9.
         if not final:
             raise FragmentationError("HELLO and DISCONNECT may not be fragmented")
         if stream_id or frame_id:
             raise InvalidFrameError("stream-id and frame-id of HELLO and DISCONNECT must be 0")
-        return Control(FrameType(type_), _read_kv_list(data, offset, end))
+        return Control(FrameType(type_), _read_kv_list(data, offset, end, lenient))
     return RawFrame(type_, flags, stream_id, frame_id, data[offset:end])
 
 

@@ -538,7 +538,7 @@ cdef class Dispatcher:
             HAPROXY_HELLO, HAPROXY_DISCONNECT, AGENT_HELLO, AGENT_DISCONNECT
         ) and length > MAX_CONTROL_SIZE:
             raise FrameTooBigError(f"frame of {length} bytes, {MAX_CONTROL_SIZE} at most")
-        frames.append(read_frame(r, header))
+        frames.append(read_frame(r, header, False))
         return 0
 
     cdef bint put_together(

@@ -76,6 +76,7 @@ cdef inline int read_span(Reader *r, const unsigned char **data, Py_ssize_t *len
 cdef int read_long_varint(Reader *r, uint64_t *value) except -1
 cdef int refuse_span(Reader *r, uint64_t size) except -1
 cdef int read_typed_data(Reader *r, Field *field) except -1
+cdef int take_typed_data(Reader *r, Field *field) except -1
 cdef int read_field(Reader *r, Field *field) except -1
 
 

@@ -88,6 +88,15 @@ cdef int refuse_span(Reader *r, uint64_t size) except -1:
 
 
 cdef int read_typed_data(Reader *r, Field *field) except -1:
+    return read_data(r, field, False)
+
+
+cdef int take_typed_data(Reader *r, Field *field) except -1:
+    return read_data(r, field, True)
+
+
+# Inline, so that `lenient` is a constant in each of the functions above.
+cdef inline int read_data(Reader *r, Field *field, bint lenient) except -1:
     cdef Py_ssize_t start = r.offset
     cdef Py_ssize_t length
     if start >= r.end:
@@ -102,14 +111,15 @@ cdef int read_typed_data(Reader *r, Field *field) except -1:
         pass
     elif field.type <= T_UINT64:
         read_varint(r, &field.number)
-        check_range(field, start)
+        if not lenient:
+            check_range(field, start)
     elif field.type == T_IPV4 or field.type == T_IPV6:
         length = 4 if field.type == T_IPV4 else 16
         if length > r.end - r.offset:
             raise InvalidFrameError(f"address cut short at byte {r.offset}")
         field.data = r.base + r.offset
         r.offset += length
-    else:
+    elif not lenient:
         raise InvalidFrameError(f"reserved data type {field.type} at byte {start}")
     return 0
 

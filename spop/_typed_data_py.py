@@ -244,8 +244,14 @@ def decode_value(buffer: Buffer, offset: int = 0) -> tuple[DecodedValue, int]:
     return read_value(data, _checked_offset(data, offset), len(data))
 
 
-def read_value(data: bytes, offset: int, end: int) -> tuple[DecodedValue, int]:
-    """The value of the typed data at `offset` and the offset behind it."""
+def read_value(
+    data: bytes, offset: int, end: int, lenient: bool = False
+) -> tuple[DecodedValue, int]:
+    """The value of the typed data at `offset` and the offset behind it.
+
+    `lenient` takes what HAProxy takes of an agent: integers out of their type's range, and a
+    reserved type, which it reads as a NULL.
+    """
     if offset >= end:
         raise InvalidFrameError(f"typed data cut short at byte {offset}")
     type_ = data[offset] & TYPE_MASK
@@ -259,7 +265,7 @@ def read_value(data: bytes, offset: int, end: int) -> tuple[DecodedValue, int]:
     if type_ == _BOOL:
         return data[offset] & BOOL_TRUE != 0, offset + 1
     if type_ <= _UINT64:
-        return _read_integer(data, offset, end, type_)
+        return _read_integer(data, offset, end, type_, lenient)
     if type_ == _IPV4:
         if end - offset < 5:
             raise InvalidFrameError(f"address cut short at byte {offset + 1}")
@@ -268,6 +274,8 @@ def read_value(data: bytes, offset: int, end: int) -> tuple[DecodedValue, int]:
         if end - offset < 17:
             raise InvalidFrameError(f"address cut short at byte {offset + 1}")
         return IPv6Address(data[offset + 1 : offset + 17]), offset + 17
+    if lenient:
+        return None, offset + 1
     raise InvalidFrameError(f"reserved data type {type_} at byte {offset}")
 
 
@@ -285,14 +293,14 @@ _RANGES = {
 }
 
 
-def _read_integer(data: bytes, offset: int, end: int, type_: int) -> tuple[int, int]:
+def _read_integer(data: bytes, offset: int, end: int, type_: int, lenient: bool) -> tuple[int, int]:
     value, after = read_varint(data, offset + 1, end)
     if value < _INT32_END:
         return value, after
     if value >= _INT64_END and type_ in (_INT32, _INT64):
         value -= _UINT64_END
     low, high = _RANGES[type_]
-    if not low <= value < high:
+    if not low <= value < high and not lenient:
         raise InvalidFrameError(f"integer out of the range of its type at byte {offset}")
     return value, after
 

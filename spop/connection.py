@@ -37,11 +37,12 @@ from spop.errors import (
     ProtocolError,
 )
 from spop.frames import Ack, Actions, Control, Frame, Message, Notify, Peer
-from spop.handshake import common_version, disconnect_reason, item, names, parsed_version
+from spop.handshake import agent_hello, common_version, disconnect_reason, item, names
 from spop.values import Buffer, DecodedValue, UInt32
 
 ALL_CAPABILITIES = frozenset({Capability.FRAGMENTATION, Capability.PIPELINING, Capability.ASYNC})
 SUPPORTED_VERSIONS = ("2.0", "1.0")
+"""What an agent speaks: HAProxy 1.7 and early 1.8 offer "1.0"."""
 MAX_IN_FLIGHT = 1000
 """The default number of NOTIFY frames of one connection that may wait for their handlers."""
 
@@ -521,12 +522,13 @@ class EngineConnection(_Connection):
         items: dict[str, Any] = {
             "supported-versions": "2.0",
             "max-frame-size": UInt32(self._max_frame_size),
-            "capabilities": ",".join(sorted(self._capabilities)),
+            # HAProxy's health checks announce none.
+            "capabilities": "" if self._healthcheck else ",".join(sorted(self._capabilities)),
         }
-        if self._healthcheck:
-            items["healthcheck"] = True
         if self._engine_id is not None:
             items["engine-id"] = self._engine_id
+        if self._healthcheck:
+            items["healthcheck"] = True
         self._send_control(FrameType.HAPROXY_HELLO, items)
 
     def notify(self, stream_id: int, frame_id: int, messages: Iterable[Message]) -> None:
@@ -616,8 +618,9 @@ class EngineConnection(_Connection):
         try:
             while consumed < end and self.state is not State.CLOSED:
                 before = consumed
+                # HAProxy passes over what it can't read in an ACK.
                 frames, consumed = codec.decode_frames(
-                    data, consumed, end, max_frame_size=self._max_frame_size
+                    data, consumed, end, max_frame_size=self._max_frame_size, lenient=True
                 )
                 for frame in frames:
                     if self.state is _OPEN and type(frame) is Ack:
@@ -649,7 +652,9 @@ class EngineConnection(_Connection):
         return [Disconnect(Status.IO, "connection closed by the agent", True)]
 
     def _handle(self, frame: Frame, events: list[EngineEvent]) -> None:
-        if self.state is State.CLOSED or not self._advance(frame):
+        # Behind HELLO, HAProxy skips frames that may not come now.
+        unexpected = frame.type not in self._states.get(self.state, ())
+        if (unexpected and self.state is not State.HELLO) or not self._advance(frame):
             return
         if isinstance(frame, Ack):
             self._ack(frame, events)
@@ -672,19 +677,10 @@ class EngineConnection(_Connection):
 
     def _hello(self, items: dict[str, DecodedValue]) -> Hello:
         """Check AGENT-HELLO (section 3.2.5)."""
-        version = item(items, "version", str, Status.NO_VERSION)
-        size = item(items, "max-frame-size", int, Status.NO_FRAME_SIZE)
-        theirs = names(item(items, "capabilities", str, None) or "")
-        if parsed_version(version) not in ((1, 0), (2, 0)):
-            raise HandshakeError(f"version {version!r} is not supported", Status.BAD_VERSION)
-        if not MIN_FRAME_SIZE <= size <= self._max_frame_size:
-            raise HandshakeError(
-                f"max-frame-size is {size}, not in {MIN_FRAME_SIZE} to {self._max_frame_size}",
-                Status.BAD_FRAME_SIZE,
-            )
-        self._max_frame_size = size
+        version, self._max_frame_size, theirs = agent_hello(items, self._max_frame_size)
         capabilities = theirs & (self._capabilities | {Capability.FRAGMENTATION})
-        self.peer = Peer("", version, size, capabilities, self._engine_id, self._healthcheck)
+        size, engine_id = self._max_frame_size, self._engine_id
+        self.peer = Peer("", version, size, capabilities, engine_id, self._healthcheck)
         self.pipelined = not capabilities.isdisjoint(UNORDERED)
         self.asynchronous = Capability.ASYNC in capabilities
         return Hello(self.peer)

@@ -182,16 +182,18 @@ class Ack(_Plain):
 
     Attributes:
         aborted: the agent stopped a payload that still arrives in fragments.
+        ignored: number of malformed actions that were passed over, as HAProxy passes over them.
     """
 
-    __slots__ = ("aborted", "actions", "frame_id", "stream_id")
+    __slots__ = ("aborted", "actions", "frame_id", "ignored", "stream_id")
     type: ClassVar = FrameType.ACK
-    _compared = ("stream_id", "frame_id", "actions", "aborted")
+    _compared = ("stream_id", "frame_id", "actions", "aborted", "ignored")
 
     stream_id: int
     frame_id: int
     actions: list[Action]
     aborted: bool
+    ignored: int
 
     def __init__(
         self,
@@ -204,6 +206,7 @@ class Ack(_Plain):
         self.frame_id = frame_id
         self.actions = list(actions)
         self.aborted = aborted
+        self.ignored = 0
 
     def set(self, scope: str, name: str, value: Value) -> Self:
         """Set variable `name` of `scope`, which is ``"proc"`` to ``"res"``. None removes it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from spop.constants import MAX_TEXT_SIZE, Status
+from spop.constants import MAX_TEXT_SIZE, MIN_FRAME_SIZE, Status
 from spop.errors import HandshakeError, InvalidFrameError
 from spop.values import Buffer, DecodedValue
 
@@ -19,6 +19,10 @@ def flags_of_hello(data: Buffer, offset: int) -> tuple[bool, bool]:
     """
     flags = bytes(data[offset + 1 : offset + 5])
     return flags[0] != 0 and flags[3] == 0, not any(flags)
+
+
+OFFERED_VERSION = (2, 0)
+"""What HAProxy offers since 1.8."""
 
 
 def item(items: dict[str, DecodedValue], key: str, type_: type, missing: Status | None) -> Any:
@@ -53,6 +57,26 @@ def common_version(announced: str, supported: Iterable[str]) -> str:
         if any(version[0] == major for version in theirs):
             return ours
     raise HandshakeError(f"supported-versions is {announced!r}", Status.BAD_VERSION)
+
+
+def agent_hello(
+    items: dict[str, DecodedValue], max_frame_size: int
+) -> tuple[str, int, frozenset[str]]:
+    """Version, frame size and capabilities of an AGENT-HELLO (section 3.2.5).
+
+    The version is checked first, as HAProxy's health check does. HAProxy offers "2.0" alone. It
+    takes AGENT-HELLO without capabilities.
+    """
+    version = item(items, "version", str, Status.NO_VERSION)
+    if parsed_version(version) != OFFERED_VERSION:
+        raise HandshakeError(f"version {version!r} is not supported", Status.BAD_VERSION)
+    size = item(items, "max-frame-size", int, Status.NO_FRAME_SIZE)
+    if not MIN_FRAME_SIZE <= size <= max_frame_size:
+        raise HandshakeError(
+            f"max-frame-size is {size}, not in {MIN_FRAME_SIZE} to {max_frame_size}",
+            Status.BAD_FRAME_SIZE,
+        )
+    return version, size, names(item(items, "capabilities", str, None) or "")
 
 
 def disconnect_reason(items: dict[str, DecodedValue]) -> tuple[int, str]:

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from spop import codec
 from spop.constants import FrameFlag, FrameType
-from spop.values import UInt32
+from spop.values import Int32, UInt32
 
 Ids = tuple[int, int]
 """Stream-id and frame-id."""
@@ -28,6 +28,8 @@ VARIABLE = "sess.answered"
 """What a good answer sets, to true."""
 
 SET = bytes(codec.encode_actions({VARIABLE: True}))
+MORE = bytes(codec.encode_actions({"sess.more": 7}))
+"""A second action, which shows whether an engine reads on behind an odd one."""
 EMPTY_FRAME = bytes(4)
 GARBAGE = b"\xa5" * 40
 UNKNOWN_FRAME = bytes(codec.encode_raw_frame(200, FrameFlag.FIN, 1, 1, b"?"))
@@ -74,7 +76,8 @@ def hello(request: bytes = b"", **items: Any) -> bytes:
     capabilities = "" if b"healthcheck\x11" in request else "pipelining"
     told = {"version": "2.0", "max-frame-size": UInt32(16380), "capabilities": capabilities}
     told |= {name.replace("_", "-"): value for name, value in items.items()}
-    return bytes(codec.encode_control(FrameType.AGENT_HELLO, told))
+    left = {name: value for name, value in told.items() if value is not None}
+    return bytes(codec.encode_control(FrameType.AGENT_HELLO, left))
 
 
 def disconnect(code: int, message: str) -> bytes:
@@ -84,6 +87,11 @@ def disconnect(code: int, message: str) -> bytes:
 
 def ack(ids: Ids, actions: bytes = SET, flags: int = FrameFlag.FIN) -> bytes:
     return bytes(codec.encode_raw_frame(FrameType.ACK, flags, *ids, actions))
+
+
+def set_x(start: str, value: str) -> bytes:
+    """A SET-VAR whose bytes are written by hand, in hex, around the name "x"."""
+    return bytes.fromhex(start) + b"\x01x" + bytes.fromhex(value)
 
 
 def single_bytes(data: bytes) -> list[bytes]:
@@ -149,6 +157,11 @@ def replies(
     return reply
 
 
+def acts(*actions: bytes) -> Answer:
+    """An ACK with these actions behind the good one."""
+    return replies(lambda ids: ack(ids, SET + b"".join(actions)))
+
+
 def fixed(data: bytes) -> Callable[[Ids], bytes]:
     return lambda ids: data
 
@@ -182,6 +195,18 @@ class Odd:
 
 
 FIRST_HALF, HALF = hello()[:20], 12
+A_NOTIFY = bytes(codec.encode_raw_frame(FrameType.NOTIFY, FrameFlag.FIN, 1, 1, b""))
+ODD_HELLO = bytes(
+    codec.encode_raw_frame(
+        FrameType.AGENT_HELLO,
+        FrameFlag.FIN,
+        0,
+        0,
+        # Behind the good items: a UINT32 of 2**40, a reserved type.
+        hello()[11:] + b"\x01n\x03" + codec.encode_varint(2**40) + b"\x01r\x0c",
+    )
+)
+"""A HELLO with unknown items that no encoder would write."""
 
 AGENTS = {
     "good": Odd(),
@@ -209,7 +234,24 @@ AGENTS = {
     "ack-too-long": Odd(answer=replies(lambda ids: ack(ids, SET * 2000))),
     "ack-for-others": Odd(answer=replies(lambda ids: ack((ids[0] + 10**6, ids[1])))),
     # Around an ACK.
-    "unknown-action": Odd(answer=replies(lambda ids: ack(ids, SET + b"\x09\x01x"))),
+    "no-actions": Odd(answer=replies(lambda ids: ack(ids, b""))),
+    "abort": Odd(answer=replies(lambda ids: ack(ids, flags=FrameFlag.FIN | FrameFlag.ABORT))),
+    "reserved-flags": Odd(answer=replies(lambda ids: ack(ids, flags=0xFF00 | FrameFlag.FIN))),
+    "hello-again": Odd(answer=replies(fixed(hello()), ack)),
+    "notify-before": Odd(answer=replies(fixed(A_NOTIFY), ack)),
+    "unknown-frame-before": Odd(answer=replies(fixed(UNKNOWN_FRAME), ack)),
+    # Actions: malformed ones, and integers out of the range of their type.
+    "unknown-action": Odd(answer=acts(b"\x09\x01x")),
+    "unknown-action-between": Odd(answer=acts(b"\x09\x01x", MORE)),
+    "unknown-scope": Odd(answer=acts(set_x("01 03 09", "11"), MORE)),
+    "wrong-count": Odd(answer=acts(set_x("01 04 01", "11"), MORE)),
+    "wrong-count-of-unset": Odd(answer=acts(set_x("02 03 01", "11"), MORE)),
+    "reserved-type": Odd(answer=acts(set_x("01 03 01", "0b"), MORE)),
+    "action-cut": Odd(answer=acts(MORE[:-1])),
+    "name-cut": Odd(answer=acts(MORE[:5])),
+    "head-cut": Odd(answer=acts(MORE[:2])),
+    "int32-unsigned": Odd(answer=acts(set_x("01 03 01", "02 fff0fefe7e"), MORE)),
+    "uint32-negative": Odd(answer=acts(set_x("01 03 01", "03 fbf0fefefefefefefe0e"), MORE)),
     "ack-twice": Odd(answer=replies(ack, ack)),
     "ack-for-others-before": Odd(answer=replies(lambda ids: ack((ids[0] + 10**6, ids[1])), ack)),
     "empty-frame-before": Odd(answer=replies(fixed(EMPTY_FRAME), ack)),
@@ -232,6 +274,12 @@ AGENTS = {
     **{f"version-{v}": Odd(greet=hello_with(version=v)) for v in ("1.0", "2", "2.00", "2.1", "3.0")},
     "size-100": Odd(greet=hello_with(max_frame_size=UInt32(100))),
     "size-99999": Odd(greet=hello_with(max_frame_size=UInt32(99999))),
+    "size-int32": Odd(greet=hello_with(max_frame_size=Int32(16380))),
+    "version-and-size": Odd(greet=hello_with(version="3.0", max_frame_size=UInt32(99999))),
+    "version-and-no-size": Odd(greet=hello_with(version="3.0", max_frame_size=None)),
+    "odd-items": Odd(greet=lambda wire, came: wire.send(ODD_HELLO)),
+    "no-capabilities": Odd(greet=hello_with(capabilities=None)),
+    "in-lock-step": Odd(greet=hello_with(capabilities="")),
     "unknown-items": Odd(greet=hello_with(engine_id="mine", colour="blue", number=5)),
     "unknown-capabilities": Odd(greet=hello_with(capabilities="pipelining,telepathy , ,x")),
     "hello-in-pieces": Odd(greet=lambda wire, came: wire.send(hello(came)[:9], hello(came)[9:])),
@@ -251,6 +299,7 @@ class OddAgent:
 
     Attributes:
         reached_at: when the first connection came, in the time of `time.monotonic`.
+        accepted: number of connections so far.
     """
 
     def __init__(self, odd: Odd) -> None:
@@ -258,6 +307,7 @@ class OddAgent:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.reached_at: float | None = None
+        self.accepted = 0
         self._open: set[socket.socket] = set()
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
@@ -279,6 +329,7 @@ class OddAgent:
             except OSError:
                 return
             self.reached_at = self.reached_at or time.monotonic()
+            self.accepted += 1
             self._open.add(sock)
             threading.Thread(target=self._converse, args=(sock,), daemon=True).start()
 

@@ -319,6 +319,59 @@ def test_the_length_does_not_count_itself_and_flags_are_in_network_order(twin: M
     assert twin.encode_ack(1, 2, abort=True)[5:9].hex() == "00000003"
 
 
+SET = bytes.fromhex("01 03 01 01 61 11")
+"""set-var sess.a = true."""
+
+
+@pytest.mark.parametrize(
+    ("odd", "further"),
+    [
+        ("09 01 78", False),
+        ("01 03 09 01 78 11", False),
+        ("01 04 01 01 78 11", False),
+        ("02 03 01 01 78 11", False),
+        ("01 03 01 01 78 0b", True),
+        ("01 03 01 7f 78", False),
+        ("01 09", False),
+        ("01 03 01 01 78 08 7f 61", False),
+    ],
+    ids=["action", "scope", "count", "count-unset", "type", "name-cut", "head-cut", "value-cut"],
+)
+def test_lenient_takes_the_actions_before_one_that_is_malformed(
+    twin: ModuleType, odd: str, further: bool
+) -> None:
+    """As HAProxy 2.6 and 3.4. Behind a reserved type they read on."""
+    frame = twin.encode_raw_frame(
+        FrameType.ACK, FrameFlag.FIN, 1, 1, SET + bytes.fromhex(odd) + SET
+    )
+    with pytest.raises(InvalidFrameError):
+        twin.decode_frames(frame)
+    ((ack,), _) = twin.decode_frames(frame, lenient=True)
+    assert ack.variables == {"sess.a": True}
+    assert (len(ack.actions), ack.ignored) == (2 if further else 1, 1)
+
+
+def test_lenient_takes_integers_out_of_the_range_of_their_type(twin: ModuleType) -> None:
+    values = {"02": (2**32 - 1, 2**40, -(2**40)), "03": (2**32, 2**64 - 5)}
+    for type_, numbers in values.items():
+        for number in numbers:
+            data = bytes.fromhex(f"01 03 01 01 78 {type_}") + twin.encode_varint(number % 2**64)
+            frame = twin.encode_raw_frame(FrameType.ACK, FrameFlag.FIN, 1, 1, data)
+            with pytest.raises(InvalidFrameError):
+                twin.decode_frames(frame)
+            assert twin.decode_frames(frame, lenient=True)[0][0].variables == {"sess.x": number}
+            items = b"\x01x" + data[5:] + b"\x01r\x0c"
+            hello = twin.encode_raw_frame(FrameType.AGENT_HELLO, FrameFlag.FIN, 0, 0, items)
+            assert twin.decode_frames(hello, lenient=True)[0][0].items == {"x": number, "r": None}
+
+
+def test_lenient_changes_nothing_for_a_notify(twin: ModuleType) -> None:
+    data = bytes.fromhex("01 6d 01 01 78 02 fff0fefe7e")
+    frame = twin.encode_raw_frame(FrameType.NOTIFY, FrameFlag.FIN, 1, 1, data)
+    with pytest.raises(InvalidFrameError):
+        twin.decode_frames(frame, lenient=True)
+
+
 def test_a_partial_last_frame_is_left(twin: ModuleType) -> None:
     whole, partial = twin.encode_ack(1, 1), twin.encode_ack(2, 2)
     for cut in range(len(partial)):

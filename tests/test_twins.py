@@ -191,11 +191,16 @@ def damaged_frames(draw: st.DrawFn) -> bytes:
     return bytes(frame)
 
 
-@given(st.one_of(st.binary(max_size=100), damaged_frames()), st.booleans(), st.booleans())
+@given(st.one_of(st.binary(max_size=100), damaged_frames()), *[st.booleans()] * 3)
 def test_arbitrary_bytes_give_the_same_frames_or_the_same_error(
-    data: bytes, little_endian: bool, whole: bool
+    data: bytes, little_endian: bool, whole: bool, lenient: bool
 ) -> None:
-    limits = {"max_frame_size": 1000, "little_endian": little_endian, "whole": whole}
+    limits = {
+        "max_frame_size": 1000,
+        "little_endian": little_endian,
+        "whole": whole,
+        "lenient": lenient,
+    }
     compiled = outcome(_codec.decode_frames, data, **limits)
     assert compiled == outcome(_codec_py.decode_frames, data, **limits)
     for name in ("decode_kv_list", "decode_messages", "decode_actions", "decode_value"):

@@ -13,7 +13,14 @@ import click
 
 from spop.address import Address
 from spop.cli.notation import parse_argument, parse_messages
-from spop.cli.parameters import ADDRESS, EXISTING_FILE, FILE, max_frame_size_option, timeout_option
+from spop.cli.parameters import (
+    ADDRESS,
+    EXISTING_FILE,
+    FILE,
+    HAPROXY_VERSION,
+    max_frame_size_option,
+    timeout_option,
+)
 from spop.errors import reason
 from spop.frames import Message
 from spop.load import report
@@ -105,6 +112,10 @@ def bench() -> None:
     "--expect", multiple=True, metavar="scope.name=value",
     help="What each ACK must set, all of it; may be repeated.",
 )  # fmt: skip
+@click.option(
+    "--haproxy-version", type=HAPROXY_VERSION, metavar="X.Y",
+    help="Connect as this one: since 3.1, without async, 20 frames at most on each connection.",
+)  # fmt: skip
 @click.option("--pid", type=click.IntRange(1), help="The agent's process: measure its CPU, too.")
 @timeout_option(5.0)
 @max_frame_size_option
@@ -137,14 +148,17 @@ def run_(
     in the command.
     """
     _check_plot(plot)
-    plan = Plan(
-        address=address,
-        messages=_messages(words, profile, messages),
-        expected=dict(_expected(word) for word in expect) if expect else None,
-        count=count,
-        duration=None if count else duration,
-        **options,
-    )
+    try:
+        plan = Plan(
+            address=address,
+            messages=_messages(words, profile, messages),
+            expected=dict(_expected(word) for word in expect) if expect else None,
+            count=count,
+            duration=None if count else duration,
+            **options,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
     progress = _Progress(quiet or not sys.stderr.isatty())
     try:
         result = run(plan, processes, progress, agent_pid=pid)

@@ -37,7 +37,7 @@ class Found(NamedTuple):
 
     Attributes:
         offset: its offset in the bytes of its direction.
-        damage: what is wrong; empty if there is a frame.
+        damage: what is wrong. `frame` is then what HAProxy takes of it, if anything.
         payload: the NOTIFY that a last fragment completed.
         direction: from where to where; empty if not known.
         time: when its last packet was captured, if known.
@@ -115,7 +115,7 @@ class Decoder:
         try:
             ((frame,), _) = _decode(data, self._flags)
         except ProtocolError as error:
-            return Found(offset, data, None, str(error))
+            return Found(offset, data, self._taken(data), str(error))
         return Found(offset, data, frame, "", self._payload(frame, data))
 
     def _see_flags(self, hello: bytes) -> None:
@@ -123,6 +123,14 @@ class Decoder:
         # HAProxy 1.7 sets no flags. In a HELLO of SPOP 2.0 that is damage.
         if none and _speaks_1_0(hello):
             self._flags.whole = True
+
+    def _taken(self, data: bytes) -> Frame | None:
+        """What HAProxy takes of a damaged frame; None: nothing."""
+        try:
+            ((frame,), _) = _decode(data, self._flags, lenient=True)
+        except ProtocolError:
+            return None
+        return frame
 
     def _payload(self, frame: Frame, data: bytes) -> Notify | None:
         """The NOTIFY that a fragment completes, put together as an agent does it."""
@@ -156,10 +164,13 @@ class Decoder:
             return False
 
 
-def _decode(data: Buffer, flags: Flags) -> tuple[list[Frame], int]:
-    little_endian, whole = flags.little_endian, flags.whole
+def _decode(data: Buffer, flags: Flags, lenient: bool = False) -> tuple[list[Frame], int]:
     return codec.decode_frames(
-        data, max_frame_size=MAX_FRAME_SIZE, little_endian=little_endian, whole=whole
+        data,
+        max_frame_size=MAX_FRAME_SIZE,
+        little_endian=flags.little_endian,
+        whole=flags.whole,
+        lenient=lenient,
     )
 
 
@@ -212,7 +223,7 @@ def decode(file: BinaryIO, as_json: bool, port: int | None, as_hex: bool, format
     kind = _kind(data) if format_ == "auto" else format_
     good = damaged = 0
     for found in _captured(data, port) if kind == "pcap" else _plain(data, kind):
-        good, damaged = good + (found.frame is not None), damaged + (found.frame is None)
+        good, damaged = good + (not found.damage), damaged + bool(found.damage)
         if as_json:
             click.echo(json.dumps(_as_object(found, as_hex)))
         else:
@@ -318,11 +329,12 @@ def _print(found: Found, as_hex: bool) -> None:
     click.echo(click.style(f"{time}{direction}@{found.offset}", dim=True))
     if as_hex:
         click.echo(f"  {found.data.hex()}")
-    if found.frame is None:
+    if found.damage:
         marked = click.style("damaged", fg="red", bold=True)
         click.echo(
             f"  {marked}: {found.damage} ({len(found.data)} bytes: {found.data[:32].hex()}…)"
         )
+    if found.frame is None:
         return
     for line in tree.lines(found.frame):
         click.echo(f"  {line}")
@@ -336,9 +348,9 @@ def _as_object(found: Found, as_hex: bool) -> dict[str, Any]:
     shown: dict[str, Any] = {"offset": found.offset}
     if found.direction:
         shown |= {"direction": found.direction, "time": found.time}
-    if found.frame is None:
+    if found.damage:
         shown |= {"type": "damaged", "error": found.damage, "hex": found.data.hex()}
-    else:
+    if found.frame is not None:
         shown |= tree.as_object(found.frame)
     if found.payload is not None:
         shown["payload"] = tree.as_object(found.payload)

@@ -82,6 +82,8 @@ def _exchange(wire: Wire, messages: list[Message], address: str, as_json: bool) 
             click.echo(f"Error: {address}: {_why(error)}", err=True)
             sys.exit(1)
         _print(ack, as_json)
+        if ack.ignored:
+            click.echo(f"{address}: {tree.ignored_line(ack)}", err=True)
     end = wire.end
     if end is not None and end.code not in (Status.NORMAL, Status.IO):
         click.echo(
@@ -98,9 +100,10 @@ def _print(ack: Ack, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(tree.answer(ack)))
         return
+    # HAProxy looks at ABORT only while a payload is sent in fragments. The actions count.
     if ack.aborted:
         click.echo("aborted: the agent takes no payload of this size")
-    elif not ack.actions:
+    if not ack.actions and not ack.aborted:
         click.echo("no actions")
     for action in ack.actions:
         click.echo(tree.action_line(action))

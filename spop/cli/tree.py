@@ -47,6 +47,8 @@ def lines(frame: Frame) -> Iterator[str]:
         yield header + (" aborted" if frame.aborted else "")
         for action in frame.actions:
             yield f"  {action_line(action)}"
+        if frame.ignored:
+            yield f"  {ignored_line(frame)}"
     else:
         yield f"{header} {_flags(frame.flags)} {len(frame.payload)} bytes"
 
@@ -64,6 +66,11 @@ def action_line(action: Action) -> str:
     return f"set {action.variable} = {described(action.value)}"
 
 
+def ignored_line(ack: Ack) -> str:
+    """What is said of an ACK with malformed actions."""
+    return f"malformed, passed over as HAProxy does: {ack.ignored}"
+
+
 def _flags(flags: int) -> str:
     return "|".join(flag.name or "" for flag in FrameFlag if flags & flag) or "no flags"
 
@@ -71,7 +78,8 @@ def _flags(flags: int) -> str:
 def answer(ack: Ack) -> dict[str, Any]:
     """What an ACK says, as JSON can have it."""
     actions = [{"variable": action.variable, **as_json(action.value)} for action in ack.actions]
-    return {"aborted": ack.aborted, "actions": actions}
+    ignored = {"ignored": ack.ignored} if ack.ignored else {}
+    return {"aborted": ack.aborted, "actions": actions, **ignored}
 
 
 def as_object(frame: Frame) -> dict[str, Any]:

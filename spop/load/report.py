@@ -31,7 +31,7 @@ def as_object(plan: Plan, processes: int, result: Result) -> dict[str, Any]:
             "address": str(plan.address),
             "mode": plan.mode,
             "connections": plan.connections,
-            "depth": plan.depth,
+            "depth": plan.in_flight,
             "rate": plan.rate,
             "processes": processes,
             "messages": [message.name for message in plan.messages],
