@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spop.agent import Agent
+from spop.batch import Batch
 from spop.client import Client
 from spop.errors import (
     DisconnectedError,
@@ -21,6 +22,7 @@ from spop.errors import (
 )
 from spop.frames import Ack, Action, Message, Peer
 from spop.headers import Headers
+from spop.state import StreamState
 from spop.values import UNSET, Binary, Int32, Int64, String, UInt32, UInt64
 from spop.version import __version__
 
@@ -33,6 +35,7 @@ __all__ = [
     "Action",
     "Agent",
     "AsyncClient",
+    "Batch",
     "Binary",
     "Client",
     "DisconnectedError",
@@ -47,6 +50,7 @@ __all__ = [
     "RefusedError",
     "SpopError",
     "SpopTimeoutError",
+    "StreamState",
     "String",
     "UInt32",
     "UInt64",

@@ -19,7 +19,7 @@ from spop._typed_data import (
     decode_string, decode_value, decode_varint, encode_string, encode_value, encode_varint,
 )
 from spop.constants import FrameType
-from spop.errors import FragmentationError, FrameTooBigError, InvalidFrameError
+from spop.errors import FragmentationError, FrameTooBigError, InvalidFrameError, too_long
 from spop.frames import Ack, Action, Control, Message, Notify, RawFrame
 from spop.values import SCOPE_NAMES, UNSET
 
@@ -79,7 +79,7 @@ cdef Py_ssize_t frame_length(
     length = announced_length(base + offset)
     # The length alone decides, so that nobody waits for a frame that is not taken anyway.
     if length > max_frame_size:
-        raise FrameTooBigError(f"frame of {length} bytes, {max_frame_size} at most")
+        raise too_long(length, max_frame_size)
     if length < SHORTEST_FRAME:
         raise InvalidFrameError(f"frame of {length} bytes, {SHORTEST_FRAME} at least")
     return length if length <= end - offset - LENGTH_SIZE else -1

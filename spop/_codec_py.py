@@ -29,6 +29,7 @@ from spop.constants import (
     LENGTH_SIZE,
     LONG_VARINT,
     MAX_MESSAGE_ARGUMENTS,
+    MAX_TEXT_SIZE,
     SET_VAR_ARGUMENTS,
     SHORTEST_FRAME,
     TYPE_MASK,
@@ -38,7 +39,7 @@ from spop.constants import (
     FrameFlag,
     FrameType,
 )
-from spop.errors import FragmentationError, FrameTooBigError, InvalidFrameError
+from spop.errors import FragmentationError, FrameTooBigError, InvalidFrameError, too_long
 from spop.frames import Ack, Action, Actions, Control, Frame, Message, Notify, RawFrame
 from spop.values import (
     SCOPE_NAMES,
@@ -213,7 +214,8 @@ def _read_arguments(message: Message, data: bytes, offset: int, end: int) -> int
             offset = start + length
         else:
             start, offset = read_span(data, offset, end)
-        names.append(_name(data[start:offset]))
+        name = data[start:offset]
+        names.append(_kept_name(name) if len(name) <= MAX_TEXT_SIZE else _name(name))
         # HAProxy sends most samples as STRING: `read_value` would only be one more call.
         if offset < end and data[offset] == _STRING:
             value: DecodedValue
@@ -226,10 +228,12 @@ def _read_arguments(message: Message, data: bytes, offset: int, end: int) -> int
     return offset
 
 
-@functools.lru_cache(maxsize=512)
 def _name(raw: bytes) -> str:
-    """The text of a name. The few names of a configuration repeat in every frame."""
     return raw.decode("utf-8", "surrogateescape")
+
+
+_kept_name = functools.lru_cache(maxsize=512)(_name)
+"""The text of a name. The few names of a configuration repeat in every frame."""
 
 
 # --- actions (section 3.4) ---
@@ -548,7 +552,7 @@ def frame_length(data: bytes, offset: int, max_frame_size: int) -> int:
     length: int = _NETWORK_ORDER.unpack_from(data, offset)[0]
     # The length alone decides, so that nobody waits for a frame that is not taken anyway.
     if length > max_frame_size:
-        raise FrameTooBigError(f"frame of {length} bytes, {max_frame_size} at most")
+        raise too_long(length, max_frame_size)
     if length < SHORTEST_FRAME:
         raise InvalidFrameError(f"frame of {length} bytes, {SHORTEST_FRAME} at least")
     return length if length <= len(data) - offset - LENGTH_SIZE else -1

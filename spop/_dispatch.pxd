@@ -97,7 +97,7 @@ cdef class AsyncCall:
 @cython.final
 cdef class Call:
     cdef readonly Route route
-    cdef readonly list values
+    cdef public list values
     cdef readonly AsyncCall begun
 
 
@@ -107,6 +107,7 @@ cdef class Deferred:
     cdef public bytes actions
     cdef readonly list calls
     cdef readonly Py_ssize_t room
+    cdef readonly Py_ssize_t size
 
 
 @cython.final
@@ -114,6 +115,7 @@ cdef class Dispatcher:
     cdef readonly dict routes
     cdef readonly object cells
     cdef readonly dict unknown
+    cdef object without_route
     cdef readonly Py_ssize_t max_answer_size
     cdef public object start
     cdef public object slow
@@ -123,6 +125,8 @@ cdef class Dispatcher:
     cdef Route no_route
     cdef int64_t[::1] row
     cdef int64_t clock
+    cdef int64_t max_pass
+    cdef int64_t until  # When the pass ends; 0: it has not begun.
     cdef Py_ssize_t max_messages
     cdef Py_ssize_t max_arguments
     cdef dict by_raw_name
@@ -132,6 +136,7 @@ cdef class Dispatcher:
     cdef Span *spans
     cdef Py_ssize_t spans_size
     cdef Py_ssize_t span_count
+    cdef Py_ssize_t read_size  # Bytes of the messages that the spans are of.
     cdef bint busy
     cdef Bytes spare  # The memory of the last payload in fragments, for the next.
     cdef PyObject *running_route
@@ -164,6 +169,9 @@ cdef class Dispatcher:
         self, Route route, Span *span, Header *header, Intake intake, Py_ssize_t most, Writer *w)
     cdef AsyncCall begin(self, Route route, coroutine, Header *header, object connection)
     cdef int observe(self, Route route) except -1
+    cdef object defer(
+        self, waiting, Py_ssize_t first, Header *header, Intake intake, bytes actions,
+        Py_ssize_t room)
     cdef list calls(self, waiting, Py_ssize_t first, Header *header, object connection)
     cdef object as_notify(self, Header *header, object connection)
     cdef list bound(self, Route route, Span *span, Header *header, object connection)

@@ -13,21 +13,24 @@ from libc.string cimport memcmp, memcpy, memmove, memset
 
 from spop._codec cimport (
     ABORT, ACK, AGENT_DISCONNECT, AGENT_HELLO, FIN, HAPROXY_DISCONNECT, HAPROXY_HELLO,
-    FLAGS_END, LENGTH_SIZE, MAX_CONTROL_SIZE, NOTIFY, T_BINARY, T_INT32, T_NULL, T_STRING,
+    LENGTH_SIZE, MAX_CONTROL_SIZE, NOTIFY, T_BINARY, T_INT32, T_NULL, T_STRING,
     T_UINT64, UNSET_FRAME, Field, Header, Reader, Writer, argument_value, begin_frame,
     field_value, finish_frame, frame_length, name_text, new_message, read_field, read_frame,
     read_header, read_span, release, text, use_stack, write_answer, write_bytes,
 )
 
 from spop._headers cimport received
-from spop._intake cimport TOO_BIG, WHOLE, Bytes, Intake, Step, add_bytes, drop_bytes, free_bytes
+from spop._intake cimport TOO_BIG, WHOLE, Bytes, Intake, Step, drop_bytes, free_bytes
 
 from collections.abc import Coroutine
 
 from spop.parameters import ASYNC as PY_ASYNC, HEADERS as PY_HEADERS, INLINE as PY_INLINE
 from spop.parameters import LEFT as PY_LEFT, MISSING, RUNNING, Running
+from spop.parameters import check_answer, missing, mistyped
+from spop.constants import NO_LIMIT, VALUE_SIZE as PY_VALUE_SIZE
 from spop.constants import (
-    DEFAULT_MAX_PAYLOAD_SIZE, MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, DataType,
+    DEFAULT_MAX_PAYLOAD_SIZE, MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, MAX_TEXT_SIZE,
+    MOST_UNKNOWN, DataType,
 )
 from spop.counters import Cell, RouteCell, new_row, row_size
 from spop.counters import BUCKETS as PY_BUCKETS, BUCKET_SHIFT as PY_BUCKET_SHIFT
@@ -70,6 +73,7 @@ cdef enum:
     MOST_SPARE = 262144    # Bytes of the memory of a payload that is kept for the next.
     FIELDS_KEPT = 1024     # Fields and spans that are kept for the next NOTIFY.
     LEARNED_NAMES = 1024
+    VALUE_SIZE = 64        # Bytes that the object of an argument takes besides its own, roughly.
 
     INLINE = 0
     ASYNC = 1
@@ -88,7 +92,7 @@ C_CELLS = [
     (RouteCell.ERRORS, ERRORS), (RouteCell.NANOSECONDS, NANOSECONDS),
     (RouteCell.BUCKETS, FIRST_BUCKET), (PY_BUCKETS, BUCKETS), (PY_BUCKET_SHIFT, BUCKET_SHIFT),
     (Cell.PAYLOADS_TOO_BIG, PAYLOADS_TOO_BIG), (Cell.ROUND_BEGAN, ROUND_BEGAN),
-    (PY_HEADERS, HEADERS), (PY_INLINE, INLINE), (PY_ASYNC, ASYNC), (PY_LEFT, LEFT),
+    (PY_VALUE_SIZE, VALUE_SIZE), (PY_HEADERS, HEADERS), (PY_INLINE, INLINE), (PY_ASYNC, ASYNC), (PY_LEFT, LEFT),
 ]
 
 
@@ -157,10 +161,10 @@ cdef class Route:
         cdef int slot
         if found is None:
             found = self.slots.get(name.replace(b"-", b"_").replace(b".", b"_"), -1)
-            if len(self.slots) < LEARNED_NAMES:
+            if len(self.slots) < LEARNED_NAMES and len(name) <= MAX_TEXT_SIZE:
                 self.slots[name] = found
         slot = found
-        if position > self.seen_count:
+        if position > self.seen_count or field.name_length > MAX_TEXT_SIZE:
             return slot
         if position == self.seen_count:
             self.names_seen.append(name)
@@ -188,8 +192,7 @@ cdef class Route:
         if type == T_NULL:
             return _missing
         named = "an integer" if T_INT32 <= type <= T_UINT64 else DataType(type).name
-        raise HandlerError(
-            f"message {self.name}: argument {self.parameters[slot].name} may not be {named}")
+        raise mistyped(self.name, self.parameters[slot], named)
 
     cdef object headers(self, int slot, Field *field):
         cdef bytes data = PyBytes_FromStringAndSize(
@@ -231,7 +234,8 @@ cdef class Route:
             return Ack(header.stream_id, header.frame_id)
         parameter = self.parameters[slot]
         if parameter.default is _missing:
-            raise HandlerError(f"message {self.name}: no argument {parameter.name}")
+            names = message_of(fields, span, header, connection).names
+            raise missing(self.name, parameter, names)
         return parameter.default
 
 
@@ -399,6 +403,7 @@ cdef class Dispatcher:
         self, routes=None, failed=None, *, cells=None,
         Py_ssize_t max_answer_size=MAX_ANSWER_SIZE, Py_ssize_t max_messages=MAX_MESSAGES,
         Py_ssize_t max_arguments=MAX_ARGUMENTS, deferred=Deferred, bytes on_unknown=b"",
+        without_route=None, int64_t max_pass=NO_LIMIT,
     ):
         self.routes = None if routes is None else {route.name: route for route in routes}
         self.by_raw_name = {}
@@ -414,7 +419,9 @@ cdef class Dispatcher:
         self.max_answer_size = max_answer_size
         self.max_messages = max_messages
         self.max_arguments = max_arguments
+        self.max_pass = max_pass
         self.unknown = {}
+        self.without_route = without_route
         self.new_deferred = deferred
         self.no_route = Route("", lambda: None, on_error=on_unknown)
 
@@ -431,6 +438,10 @@ cdef class Dispatcher:
         PyMem_Free(self.fields)
         PyMem_Free(self.spans)
         free_bytes(&self.spare)
+
+    def new_pass(self):
+        """What is received next begins a pass."""
+        self.until = 0
 
     def receive(self, Intake intake, data, end=None):
         """Take in bytes and answer the NOTIFY frames there are, as the twin describes it."""
@@ -458,6 +469,8 @@ cdef class Dispatcher:
             raise RuntimeError("a dispatcher can't be used inside of a handler it called")
         self.busy = True
         self.clock = now()
+        if self.until == 0:
+            self.until = self.clock + self.max_pass
         try:
             if intake.received.end:
                 return self.take_behind(intake, data, size, frames, w)
@@ -477,7 +490,7 @@ cdef class Dispatcher:
         drop_bytes(received, self.answer(
             intake, received.data + received.start, received.end - received.start, frames, w))
         if received.end or frames:
-            return add_bytes(received, data + used, size - used)
+            return intake.keep(received, data + used, size - used)
         return self.answer_and_keep(intake, data + used, size - used, frames, w)
 
     cdef inline int answer_and_keep(
@@ -485,7 +498,7 @@ cdef class Dispatcher:
     ) except -1:
         cdef Py_ssize_t used = self.answer(intake, data, size, frames, w)
         if used < size:
-            add_bytes(&intake.received, data + used, size - used)
+            intake.keep(&intake.received, data + used, size - used)
         return 0
 
     cdef Py_ssize_t answer(
@@ -498,10 +511,11 @@ cdef class Dispatcher:
         r.base = data
         try:
             while not intake.is_paused() and w.length < self.max_answer_size:
+                if self.clock >= self.until and offset < end:
+                    intake.suspended = True
+                    break
                 if not intake.is_open:
-                    if end - offset < FLAGS_END:
-                        break  # How an error is answered depends on the flags of HELLO.
-                    intake.see_flags(data + offset + LENGTH_SIZE)
+                    intake.see_flags(data + offset + LENGTH_SIZE, end - offset - LENGTH_SIZE)
                 length = frame_length(data, offset, end, intake.frame_limit())
                 if length < 0:
                     break
@@ -590,6 +604,7 @@ cdef class Dispatcher:
         cdef Span *span
         cdef int i
         self.span_count = 0
+        self.read_size = r.end - r.offset
         while r.offset < r.end:
             if self.span_count == self.max_messages:
                 raise TooManyMessagesError(f"NOTIFY of more than {self.max_messages} messages")
@@ -670,12 +685,9 @@ cdef class Dispatcher:
                 continue
             waiting = self.run(<Route>span.route, span, header, intake, most, w)
             if waiting is not None:
-                intake.in_flight += 1
-                frames.append(self.new_deferred(
-                    header.stream_id, header.frame_id,
-                    PyBytes_FromStringAndSize(
-                        <const char *>w.data + payload, w.length - payload),
-                    self.calls(waiting, i + 1, header, intake.peer), most - payload))
+                frames.append(self.defer(
+                    waiting, i + 1, header, intake, PyBytes_FromStringAndSize(
+                        <const char *>w.data + payload, w.length - payload), most - payload))
                 w.length = start
                 return 0
         finish_frame(w, start)
@@ -714,6 +726,8 @@ cdef class Dispatcher:
                     if route.kinds[i] == KIND_ACK:
                         write_answer(w, (<object>values[i]).actions)
             if result is not None:
+                if type(result) is not dict:
+                    check_answer(route.function, result)
                 write_answer(w, result)
             if w.length > most:
                 raise too_big(w.length - start, most - start)
@@ -755,6 +769,20 @@ cdef class Dispatcher:
         if 0 < self.slow_after < taken and route.kind == INLINE and self.slow is not None:
             self.slow(route.name, taken)
         return 0
+
+    cdef object defer(
+        self, waiting, Py_ssize_t first, Header *header, Intake intake, bytes actions,
+        Py_ssize_t room,
+    ):
+        """The `Deferred` of a NOTIFY with a call that has to be waited for."""
+        cdef list calls = self.calls(waiting, first, header, intake.peer)
+        cdef Deferred deferred = self.new_deferred(
+            header.stream_id, header.frame_id, actions, calls, room)
+        cdef Span *last = &self.spans[self.span_count - 1]
+        deferred.size = self.read_size + VALUE_SIZE * (last.first + last.count)
+        intake.in_flight += 1
+        intake.memory.take(deferred.size)
+        return deferred
 
     cdef list calls(self, waiting, Py_ssize_t first, Header *header, object connection):
         """The call that has to be waited for and, bound, those of the messages behind it."""
@@ -803,6 +831,8 @@ cdef class Dispatcher:
                         if type(value) is Ack:
                             write_answer(&w, value.actions)
                 if returned is not None:
+                    if type(returned) is not dict:
+                        check_answer(route.function, returned)
                     write_answer(&w, returned)
                 if w.length > room:
                     raise too_big(w.length, room)
@@ -844,9 +874,13 @@ cdef class Dispatcher:
 
     cdef int count_unknown(self, Span *span) except -1:
         self.row[UNKNOWN_MESSAGES] += 1
-        name = text(span.name, span.name_length)
-        if name in self.unknown or len(self.unknown) < 100:
-            self.unknown[name] = self.unknown.get(name, 0) + 1
+        name = text(span.name, span.name_length)[:MAX_TEXT_SIZE]
+        if name in self.unknown:
+            self.unknown[name] += 1
+        elif len(self.unknown) < MOST_UNKNOWN:
+            self.unknown[name] = 1
+            if self.without_route is not None:
+                self.without_route(name)
         return 0
 
 

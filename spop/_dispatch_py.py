@@ -18,12 +18,15 @@ from spop._headers_py import Headers
 from spop._intake_py import Intake
 from spop.constants import (
     CONTROL_TYPES,
-    FLAGS_END,
     LENGTH_SIZE,
     MAX_ANSWER_SIZE,
     MAX_ARGUMENTS,
     MAX_CONTROL_SIZE,
     MAX_MESSAGES,
+    MAX_TEXT_SIZE,
+    MOST_UNKNOWN,
+    NO_LIMIT,
+    VALUE_SIZE,
     DataType,
     FrameFlag,
     FrameType,
@@ -52,6 +55,9 @@ from spop.parameters import (
     TYPE_BITS,
     Parameter,
     Running,
+    check_answer,
+    missing,
+    mistyped,
 )
 from spop.values import Buffer
 
@@ -112,7 +118,7 @@ class Route:
                 values[slot] = Ack(message.stream_id, message.frame_id)
             elif values[slot] is MISSING:
                 if parameter.default is MISSING:
-                    raise HandlerError(f"message {self.name}: no argument {parameter.name}")
+                    raise missing(self.name, parameter, message.names)
                 values[slot] = parameter.default
         return values
 
@@ -126,9 +132,7 @@ class Route:
             return self._headers(parameter, value)
         if value is None:
             return MISSING
-        raise HandlerError(
-            f"message {self.name}: argument {parameter.name} may not be {_type_name(type_)}"
-        )
+        raise mistyped(self.name, parameter, _type_name(type_))
 
     def _headers(self, parameter: Parameter, value: str | bytes) -> Headers:
         try:
@@ -153,6 +157,8 @@ class Route:
 
 def _results(call: Call, returned: Any) -> list[Any]:
     """What to encode for a handler: its `Ack`, if it has one, and what it returned."""
+    if returned is not None and type(returned) is not dict:
+        check_answer(call.route.function, returned)
     filled = [value.actions for value in call.values or [] if type(value) is Ack]
     return filled if returned is None else [*filled, returned]
 
@@ -279,9 +285,10 @@ class Deferred:
         actions: the encoded actions of the handlers that have ended.
         calls: the calls of the other handlers, in order. The first may have begun.
         room: the most bytes that `actions` may have, as the ACK must fit one frame.
+        size: bytes of memory that its messages take, roughly.
     """
 
-    __slots__ = ("actions", "calls", "frame_id", "room", "stream_id")
+    __slots__ = ("actions", "calls", "frame_id", "room", "size", "stream_id")
 
     def __init__(
         self, stream_id: int, frame_id: int, actions: bytes, calls: list[Call], room: int
@@ -291,6 +298,7 @@ class Deferred:
         self.actions = actions
         self.calls = calls
         self.room = room
+        self.size = 0
 
 
 Failed = Callable[[str, BaseException], None]
@@ -309,6 +317,9 @@ class Dispatcher:
         max_arguments: the most arguments of all messages of a NOTIFY.
         deferred: makes the `Deferred` of a NOTIFY.
         on_unknown: the encoded actions that answer a message without a route.
+        without_route: called with the name of such a message, once for each name.
+        max_pass: nanoseconds after which `receive` suspends an intake, between two frames. A pass
+            begins with the first `receive` behind `new_pass`.
 
     Attributes:
         routes: by message name.
@@ -316,7 +327,7 @@ class Dispatcher:
             the caller, too.
         slow: called with the name and the nanoseconds of a call that took longer than
             `slow_after` nanoseconds; 0: never.
-        unknown: number of messages without a route, by name, for up to 100 names.
+        unknown: number of messages without a route, by name, for up to `MOST_UNKNOWN` names.
         running: the message whose handler is being called, else None.
 
     Raises:
@@ -324,8 +335,9 @@ class Dispatcher:
     """
 
     __slots__ = (
-        "_busy", "_clock", "_deferred", "_failed", "_max_arguments", "_max_messages", "_no_route",
-        "cells", "max_answer_size", "routes", "running", "slow", "slow_after", "start", "unknown",
+        "_busy", "_clock", "_deferred", "_failed", "_max_arguments", "_max_messages", "_max_pass",
+        "_no_route", "_read_size", "_until", "_without_route", "cells", "max_answer_size", "routes",
+        "running", "slow", "slow_after", "start", "unknown",
     )  # fmt: skip
 
     def __init__(
@@ -339,6 +351,8 @@ class Dispatcher:
         max_arguments: int = MAX_ARGUMENTS,
         deferred: type[Deferred] = Deferred,
         on_unknown: bytes = b"",
+        without_route: Callable[[str], None] | None = None,
+        max_pass: int = NO_LIMIT,
     ) -> None:
         self.routes = None if routes is None else {route.name: route for route in routes}
         self.cells = new_row(len(self.routes or ())) if cells is None else cells
@@ -352,13 +366,21 @@ class Dispatcher:
         self._max_arguments = max_arguments
         self._deferred = deferred
         self._no_route = Route("", lambda: None, on_error=on_unknown)
+        self._without_route = without_route
         self.start: Callable[[AsyncCall], object] | None = None
         self.slow: Callable[[str, int], object] | None = None
         self.slow_after = 0
         self._busy = False
         self._clock = 0
+        self._read_size = 0
+        self._max_pass = max_pass
+        self._until = 0
         self.unknown: dict[str, int] = {}
         self.running: Running | None = None
+
+    def new_pass(self) -> None:
+        """What is received next begins a pass."""
+        self._until = 0
 
     def receive(
         self, intake: Intake, data: Buffer, end: int | None = None
@@ -389,6 +411,7 @@ class Dispatcher:
         out = bytearray()
         self._busy = True
         self._clock = perf_counter_ns()
+        self._until = self._until or self._clock + self._max_pass
         try:
             with memoryview(data)[:end] as view:
                 self._take(intake, view, frames, out)
@@ -407,7 +430,7 @@ class Dispatcher:
             del unread[: self._answer(intake, bytes(unread), frames, out)]
         if not unread and not frames:
             used += self._answer(intake, bytes(data[used:]), frames, out)
-        unread += data[used:]
+        intake._keep(unread, data[used:])
 
     def _answer(
         self, intake: Intake, data: bytes, frames: list[Frame | Deferred], out: bytearray
@@ -416,9 +439,10 @@ class Dispatcher:
         offset = 0
         try:
             while not intake.paused and len(out) < self.max_answer_size:
+                if self._clock >= self._until and offset < len(data):
+                    intake.suspended = True
+                    break
                 if not intake.is_open:
-                    if len(data) - offset < FLAGS_END:
-                        break  # How an error is answered depends on the flags of HELLO.
                     intake._see_flags(data, offset + LENGTH_SIZE)
                 length = codec.frame_length(data, offset, intake._frame_limit)
                 if length < 0:
@@ -494,6 +518,7 @@ class Dispatcher:
         """Read the messages of a NOTIFY, up to the limits."""
         messages: list[Message] = []
         arguments = 0
+        self._read_size = end - offset
         while offset < end:
             if len(messages) == self._max_messages:
                 raise TooManyMessagesError(f"NOTIFY of more than {self._max_messages} messages")
@@ -531,12 +556,20 @@ class Dispatcher:
             waiting = self._run(route, message, ack, payload + room)
             if waiting is not None:
                 calls = [waiting, *self._bound(notify.messages[index + 1 :])]
-                intake.in_flight += 1
-                ids, actions = (notify.stream_id, notify.frame_id), bytes(ack[payload:])
-                frames.append(self._deferred(*ids, actions, calls, room))
+                frames.append(self._defer(intake, notify, bytes(ack[payload:]), calls, room))
                 return
         self.cells[Cell.ACKS] += 1
         out += codec.finish_frame(0, ack)
+
+    def _defer(
+        self, intake: Intake, notify: Notify, actions: bytes, calls: list[Call], room: int
+    ) -> Deferred:
+        deferred = self._deferred(notify.stream_id, notify.frame_id, actions, calls, room)
+        values = sum(len(message.names) for message in notify.messages)
+        deferred.size = self._read_size + VALUE_SIZE * values
+        intake.in_flight += 1
+        intake.memory.take(deferred.size)
+        return deferred
 
     def _run(self, route: Route, message: Message, ack: bytearray, most: int) -> Call | None:
         """Call a handler and add its answer, if it fits `most`. Returns a call to be waited for."""
@@ -663,5 +696,10 @@ class Dispatcher:
 
     def _unknown(self, name: str) -> None:
         self.cells[Cell.UNKNOWN_MESSAGES] += 1
-        if name in self.unknown or len(self.unknown) < 100:
-            self.unknown[name] = self.unknown.get(name, 0) + 1
+        name = name[:MAX_TEXT_SIZE]
+        if name in self.unknown:
+            self.unknown[name] += 1
+        elif len(self.unknown) < MOST_UNKNOWN:
+            self.unknown[name] = 1
+            if self._without_route is not None:
+                self._without_route(name)

@@ -1,7 +1,7 @@
 """What `_intake.pyx` shares with the dispatcher and the fast path."""
 
 cimport cython
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from spop._codec cimport MAX_CONTROL_SIZE, Header, Reader
 
@@ -29,6 +29,17 @@ cdef enum Step:
 
 
 @cython.final
+cdef class Memory:
+    cdef public Py_ssize_t room
+    cdef public object exceeded
+    cdef public object fragmented
+    cdef public bint watching
+
+    cpdef int take(self, Py_ssize_t size) except -1
+    cdef int begin_payload(self) except -1
+
+
+@cython.final
 cdef class Intake:
     cdef public Py_ssize_t max_frame_size
     cdef public Py_ssize_t max_payload_size
@@ -40,7 +51,9 @@ cdef class Intake:
     cdef public bint whole
     cdef public bint takes_fragments
     cdef public object peer
+    cdef public Memory memory
     cdef readonly bint begun
+    cdef readonly int64_t began
     cdef bint ignored
     cdef uint64_t stream_id
     cdef uint64_t frame_id
@@ -55,7 +68,10 @@ cdef class Intake:
             return self.max_frame_size
         return MAX_CONTROL_SIZE
 
-    cdef void see_flags(self, const unsigned char *frame) noexcept
+    cdef int keep(
+        self, Bytes *kept, const unsigned char *data, Py_ssize_t size, Py_ssize_t expected=*
+    ) except -1
+    cdef void see_flags(self, const unsigned char *frame, Py_ssize_t size) noexcept
     cdef Py_ssize_t complete_frame(self, const unsigned char *data, Py_ssize_t size) except -1
     cdef Step take_fragment(self, Reader *r, Header *header) except? WAITING
     cdef void end_payload(self) noexcept

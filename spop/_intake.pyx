@@ -7,6 +7,9 @@ from spop._codec cimport (
     ABORT, FIN, FLAGS_END, HAPROXY_HELLO, LENGTH_SIZE, NOTIFY, Header, Reader, announced_length,
 )
 
+from sys import maxsize
+from time import monotonic_ns
+
 from spop.constants import DEFAULT_MAX_PAYLOAD_SIZE
 from spop.errors import FragmentationError, InterlacedFramesError
 
@@ -54,6 +57,26 @@ cdef void free_bytes(Bytes *kept) noexcept:
     memset(kept, 0, sizeof(Bytes))
 
 
+cdef class Memory:
+    """How much more the connections of a loop may keep, as the twin describes it."""
+
+    def __cinit__(self):
+        self.room = maxsize
+
+    cpdef int take(self, Py_ssize_t size) except -1:
+        """So many bytes more are kept."""
+        self.room -= size
+        if self.room < 0 and self.exceeded is not None:
+            self.exceeded()
+        return 0
+
+    cdef int begin_payload(self) except -1:
+        if not self.watching and self.fragmented is not None:
+            self.watching = True
+            self.fragmented()
+        return 0
+
+
 cdef class Intake:
     """What one connection has received, as the twin describes it."""
 
@@ -63,6 +86,7 @@ cdef class Intake:
         self.max_frame_size = max_frame_size
         self.max_payload_size = max_payload_size
         self.max_in_flight = 1
+        self.memory = Memory()
 
     def __dealloc__(self):
         free_bytes(&self.received)
@@ -75,6 +99,10 @@ cdef class Intake:
     @property
     def size(self):
         return self.received.end - self.received.start + self.payload.end
+
+    @property
+    def allocated(self):
+        return self.received.capacity + self.payload.capacity
 
     @property
     def paused(self):
@@ -92,8 +120,20 @@ cdef class Intake:
         free_bytes(&self.received)
         self.end_payload()
 
-    cdef void see_flags(self, const unsigned char *frame) noexcept:
-        """A HELLO shows how the connection writes flags."""
+    cdef int keep(
+        self, Bytes *kept, const unsigned char *data, Py_ssize_t size, Py_ssize_t expected=0
+    ) except -1:
+        cdef Py_ssize_t before = kept.capacity
+        add_bytes(kept, data, size, expected)
+        if kept.capacity != before:
+            self.memory.take(kept.capacity - before)
+        return 0
+
+    cdef void see_flags(self, const unsigned char *frame, Py_ssize_t size) noexcept:
+        """A HELLO shows how the connection writes flags, as the twin describes it."""
+        if size < FLAGS_END - LENGTH_SIZE:
+            self.whole = True
+            return
         self.little_endian = frame[1] != 0 and frame[4] == 0
         self.whole = frame[0] == HAPROXY_HELLO and not (
             frame[1] or frame[2] or frame[3] or frame[4])
@@ -105,7 +145,7 @@ cdef class Intake:
         cdef Py_ssize_t taken = 0, whole, missing, end
         if received.end - received.start < front:
             taken = min(front - (received.end - received.start), size)
-            add_bytes(received, data, taken)
+            self.keep(received, data, taken)
         if received.end - received.start < front:
             return taken
         whole = LENGTH_SIZE + announced_length(received.data + received.start)
@@ -114,7 +154,7 @@ cdef class Intake:
         if not 0 < missing <= self.frame_limit():
             return taken
         end = min(taken + missing, size)
-        add_bytes(received, data + taken, end - taken, whole)
+        self.keep(received, data + taken, end - taken, whole)
         return end
 
     cdef Step take_fragment(self, Reader *r, Header *header) except? WAITING:
@@ -126,7 +166,8 @@ cdef class Intake:
         if header.type == NOTIFY:
             if self.begun:
                 raise InterlacedFramesError
-            self.begun, self.ignored = True, False
+            self.begun, self.ignored, self.began = True, False, monotonic_ns()
+            self.memory.begin_payload()
             self.stream_id, self.frame_id = header.stream_id, header.frame_id
         elif not known:
             raise InterlacedFramesError(
@@ -140,7 +181,7 @@ cdef class Intake:
             self.end_payload()
             self.ignored = not header.flags & FIN
             return TOO_BIG
-        add_bytes(&self.payload, r.base + r.offset, r.end - r.offset, self.max_payload_size)
+        self.keep(&self.payload, r.base + r.offset, r.end - r.offset, self.max_payload_size)
         return WHOLE if header.flags & FIN else WAITING
 
     cdef void end_payload(self) noexcept:

@@ -6,6 +6,10 @@ answers them; the connection's state machine sets the limits.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from time import monotonic_ns
+
 from spop.constants import (
     DEFAULT_MAX_PAYLOAD_SIZE,
     FLAGS_END,
@@ -22,6 +26,39 @@ from spop.values import Buffer
 # Members of an enum take several times as long to look up.
 _NOTIFY = int(FrameType.NOTIFY)
 _FIN, _ABORT = int(FrameFlag.FIN), int(FrameFlag.ABORT)
+
+
+class Memory:
+    """How much more the connections of a loop may keep.
+
+    It is counted down where bytes are kept, and nothing is counted up where they are released:
+    that would cost more. So before it tells that `room` is used up, nobody has to look.
+
+    Attributes:
+        room: bytes that may be taken until `exceeded` is called.
+        exceeded: called whenever something is taken beyond `room`. It sets `room` anew.
+        fragmented: called when a payload in fragments begins, unless `watching` is true.
+        watching: set to true when `fragmented` is called. The loop sets it to false.
+    """
+
+    __slots__ = ("exceeded", "fragmented", "room", "watching")
+
+    def __init__(self) -> None:
+        self.room = sys.maxsize
+        self.exceeded: Callable[[], object] | None = None
+        self.fragmented: Callable[[], object] | None = None
+        self.watching = False
+
+    def take(self, size: int) -> None:
+        """So many bytes more are kept."""
+        self.room -= size
+        if self.room < 0 and self.exceeded is not None:
+            self.exceeded()
+
+    def _begin_payload(self) -> None:
+        if not self.watching and self.fragmented is not None:
+            self.watching = True
+            self.fragmented()
 
 
 class Intake:
@@ -45,11 +82,14 @@ class Intake:
         in_flight: number of NOTIFY frames that wait for an ACK.
         suspended: bytes are kept unprocessed, as earlier answers wait to be sent.
         peer: what HELLO agreed on; handlers find it as ``message.connection``.
+        memory: what is kept is taken from it.
+        begun: the first fragment of a payload has come, and the last has not.
+        began: when that was, in ns of `time.monotonic_ns`.
     """
 
     __slots__ = (
-        "_ids", "_payload", "_unread", "begun", "in_flight", "is_open", "little_endian",
-        "max_frame_size", "max_in_flight", "max_payload_size", "peer", "suspended",
+        "_ids", "_payload", "_unread", "began", "begun", "in_flight", "is_open", "little_endian",
+        "max_frame_size", "max_in_flight", "max_payload_size", "memory", "peer", "suspended",
         "takes_fragments", "whole",
     )  # fmt: skip
 
@@ -66,10 +106,12 @@ class Intake:
         self.in_flight = 0
         self.suspended = False
         self.peer: Peer | None = None
+        self.memory = Memory()
         self._unread = bytearray()
         self._payload = bytearray()
         self._ids: tuple[int, int] | None = None
         self.begun = False
+        self.began = 0
 
     @property
     def unread(self) -> int:
@@ -80,6 +122,11 @@ class Intake:
     def size(self) -> int:
         """Number of bytes that are kept: those unread, and the fragments of a payload."""
         return len(self._unread) + len(self._payload)
+
+    @property
+    def allocated(self) -> int:
+        """Number of bytes of memory that those take."""
+        return self.size
 
     @property
     def paused(self) -> bool:
@@ -108,8 +155,19 @@ class Intake:
         self._unread.clear()
         self._end_payload()
 
+    def _keep(self, kept: bytearray, data: Buffer) -> None:
+        kept += data
+        self.memory.take(len(data))
+
     def _see_flags(self, data: bytes, offset: int) -> None:
-        """A HELLO shows how the connection writes flags."""
+        """A HELLO shows how the connection writes flags.
+
+        How an error is answered depends on them. If the length is wrong before they have come,
+        there is no answer, as there is none if HAProxy 1.7 may have asked.
+        """
+        if len(data) - offset < FLAGS_END - LENGTH_SIZE:
+            self.whole = True
+            return
         self.little_endian, none = flags_of_hello(data, offset)
         self.whole = none and data[offset] == FrameType.HAPROXY_HELLO
 
@@ -119,13 +177,13 @@ class Intake:
         front = LENGTH_SIZE if self.is_open else FLAGS_END
         if len(unread) < front:
             taken = min(front - len(unread), len(data))
-            unread += data[:taken]
+            self._keep(unread, data[:taken])
         missing = LENGTH_SIZE + int.from_bytes(unread[:LENGTH_SIZE], "big") - len(unread)
         # A frame above the limit is not kept: its length is the error.
         if len(unread) < front or not 0 < missing <= self._frame_limit:
             return taken
         end = min(taken + missing, len(data))
-        unread += data[taken:end]
+        self._keep(unread, data[taken:end])
         return end
 
     def _take_fragment(self, frame: RawFrame) -> bytes | None:
@@ -143,7 +201,8 @@ class Intake:
         if frame.type == _NOTIFY:
             if self.begun:
                 raise InterlacedFramesError
-            self._ids, self.begun = ids, True
+            self._ids, self.begun, self.began = ids, True, monotonic_ns()
+            self.memory._begin_payload()
         elif self._ids != ids:
             raise InterlacedFramesError(f"fragment of {ids} where none or another was begun")
         elif not self.begun or frame.flags & _ABORT:
@@ -154,7 +213,7 @@ class Intake:
             self._end_payload()
             self._ids = None if final else ids
             raise FrameTooBigError
-        self._payload += frame.payload
+        self._keep(self._payload, frame.payload)
         return bytes(self._payload) if final else None
 
     def _take_back(self, frame: RawFrame) -> None:

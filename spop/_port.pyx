@@ -159,6 +159,7 @@ cdef class FastPath:
         cdef Py_ssize_t size = self.recv(buffer)
         if size == 0:
             return True
+        d.until = 0
         d.take(intake, buffer, size, frames, w)
         while w.length or frames:
             if not self.send(w) or frames:
@@ -168,7 +169,7 @@ cdef class FastPath:
             # Behind what was answered there is a partial frame, one that is malformed, or more
             # than there may be answers for at a time.
             d.take(intake, NULL, 0, frames, w)
-        return True
+        return not intake.suspended
 
     cdef Py_ssize_t recv(self, unsigned char *buffer) except -1:
         """How many bytes there are; 0: none yet."""

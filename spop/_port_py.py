@@ -86,7 +86,7 @@ class FastPath:
         except Exception as error:  # No other name has it: its traceback has this frame.
             self._shared._go_on(self.connection, [], b"", error)
             return
-        if frames or unsent:
+        if frames or unsent or self._intake.suspended:
             self._shared._go_on(self.connection, frames, unsent, None)
 
     def _receive(self) -> tuple[list[Frame | Deferred], bytes]:
@@ -99,6 +99,7 @@ class FastPath:
         if size == 0:
             raise EOFError
         dispatcher.cells[Cell.BYTES_RECEIVED] += size
+        dispatcher.new_pass()
         frames, acks = dispatcher.receive(self._intake, buffer, size)
         while acks or frames:
             acks = self._send(acks)

@@ -6,99 +6,51 @@ runs the handlers of each `Deferred`.
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import inspect
-import sys
+import logging
 import threading
-import types
-import typing
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, Self, TypeVar
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from spop import codec
 from spop.address import Address
+from spop.batch import Batch
 from spop.connection import MAX_IN_FLIGHT, Disconnect
 from spop.constants import (
     DEFAULT_MAX_FRAME_SIZE,
     DEFAULT_MAX_PAYLOAD_SIZE,
     MIN_FRAME_SIZE,
+    MOST_UNKNOWN,
 )
-from spop.dispatch import Dispatcher, Intake, Route
+from spop.dispatch import Deferred, Dispatcher, Intake, Route
 from spop.forks import FORKED, end_child
 from spop.frames import Ack, Message, Peer
-from spop.headers import Headers
-from spop.logs import RateLimitedLog, SafeLogger, text_of
-from spop.parameters import (
-    ACK,
-    ARGUMENT,
-    ASYNC,
-    HEADERS,
-    INLINE,
-    LEFT,
-    MESSAGE,
-    MISSING,
-    TYPE_BITS,
-    Parameter,
+from spop.handlers import (
+    Answer,
+    HandlerInfo,
+    HandlerOptions,
+    Wrap,
+    caller,
+    check_limits,
+    check_name,
+    encoded_answer,
 )
-from spop.values import UNSET, Value, type_unset
+from spop.lifespan import Lifespan, Periodic, Resources, current_state
+from spop.logs import RateLimitedLog, SafeLogger, shortened, text_of
+from spop.parameters import LEFT, described, name_of
+from spop.settings import SettingsError, fill
+from spop.values import Value, type_unset
+
+if TYPE_CHECKING:
+    from spop.loop_life import LoopThread
 
 logger = SafeLogger("spop.agent")
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
-Answer = Mapping[str, Value | type_unset]
-"""Values by ``"scope.name"``; `UNSET` or None removes the variable."""
-
-_ANY = -1
-_ACCEPTED: dict[Any, int] = {
-    **TYPE_BITS,
-    None: TYPE_BITS[type(None)],
-    int: TYPE_BITS[bool] | TYPE_BITS[int],
-    Headers: HEADERS,
-    object: _ANY,
-    Any: _ANY,
-    inspect.Parameter.empty: _ANY,
-}
-
-_TEXT = TYPE_BITS[str] | TYPE_BITS[bytes]
-
-
-class HandlerInfo(typing.NamedTuple):
-    """A registered handler.
-
-    Attributes:
-        on_error, on_timeout: the encoded actions that answer for it.
-    """
-
-    name: str
-    function: Callable[..., Any]
-    parameters: tuple[Parameter, ...]
-    blocking: bool
-    asynchronous: bool
-    on_error: bytes
-    timeout: float | None = None
-    on_timeout: bytes = b""
-    concurrency: int | None = None
-    sets: tuple[str, ...] = ()
-
-    @property
-    def kind(self) -> int:
-        """How a dispatcher calls it. Calls that may wait in line are left to the server."""
-        if self.blocking or self.concurrency is not None:
-            return LEFT
-        return ASYNC if self.asynchronous else INLINE
-
-
-class _Options(typing.NamedTuple):
-    """What `Agent.message` was called with."""
-
-    blocking: bool
-    on_error: Answer | None
-    timeout: float | None
-    on_timeout: Answer | None
-    concurrency: int | None
-    sets: Sequence[str]
+LifespanFunction = TypeVar("LifespanFunction", bound=Lifespan)
 
 
 class ServerHealth(Protocol):
@@ -159,13 +111,17 @@ class Agent:
         on_error: the default of its handlers' `on_error`. It also answers a message without a
             handler.
         on_timeout: the default of `on_timeout` for handlers that may have a timeout.
+        config: the agent's own settings: a dataclass, or an instance of one. A class is filled
+            by ``spop serve`` from the table ``[settings]`` of its file and from
+            ``SPOP_SETTINGS__KEY`` of the environment.
 
     Attributes:
         errors: number of failed messages, by message name.
         default_on_error, default_on_timeout: the defaults. To change them later has no effect.
 
     Raises:
-        TypeError: `on_error` or `on_timeout` has a value of a type that SPOP lacks.
+        TypeError: `on_error` or `on_timeout` has a value of a type that SPOP lacks, or `config`
+            is no dataclass.
         ValueError: a limit is too low, or `on_error` or `on_timeout` can't be encoded.
     """
 
@@ -178,6 +134,7 @@ class Agent:
         max_in_flight: int = MAX_IN_FLIGHT,
         on_error: Answer | None = None,
         on_timeout: Answer | None = None,
+        config: Any = None,
     ) -> None:
         if max_frame_size < MIN_FRAME_SIZE:
             raise ValueError(f"max_frame_size is {max_frame_size}, {MIN_FRAME_SIZE} at least")
@@ -189,17 +146,23 @@ class Agent:
         self.max_in_flight = max_in_flight
         self.handlers: dict[str, HandlerInfo] = {}
         self.errors: Counter[str] = Counter()
+        self._wraps: tuple[Wrap, ...] = ()
+        self._lifespans: list[Lifespan] = []
+        self._periodic: list[Periodic] = []
+        self._without_handler: set[str] = set()
+        self._test_loop: LoopThread | None = None
         self._interrupt: KeyboardInterrupt | None = None
         self._errors_lock = threading.Lock()
         self._connect_hooks: list[Callable[[Peer], object]] = []
         self._disconnect_hooks: list[Callable[[Peer, Disconnect], object]] = []
         self._error_hooks: list[Callable[[str, BaseException], object]] = []
         self._error_log = RateLimitedLog(logger, per_second=10)
-        place = _caller()
-        self._on_error = _encoded(f"agent {name!r}: on_error", place, on_error)
-        self._on_timeout = _encoded(f"agent {name!r}: on_timeout", place, on_timeout)
+        place = caller()
+        self._on_error = encoded_answer(f"agent {name!r}: on_error", place, on_error)
+        self._on_timeout = encoded_answer(f"agent {name!r}: on_timeout", place, on_timeout)
         self.default_on_error = dict(on_error or {})
         self.default_on_timeout = dict(on_timeout or {})
+        self.config_class, self._config = _settings(config)
 
     def message(
         self,
@@ -211,28 +174,28 @@ class Agent:
         on_timeout: Answer | None = None,
         concurrency: int | None = None,
         sets: Sequence[str] = (),
+        ack_first: bool = False,
+        batch: Batch | None = None,
     ) -> Callable[[Handler], Handler]:
         """Register the handler of a message, as a decorator.
 
-        The handler's parameters are the message's arguments by name; "-" and "." in a name
-        become "_". A parameter annotated `Message` gets the message, one annotated `Ack` the
-        answer to fill in. If an argument is missing, or is NULL and the annotation excludes
-        None, the parameter gets its default. The handler returns None or
-        ``{"scope.name": value}``. There `UNSET` or None removes the variable.
+        Its parameters are the message's arguments by name; "-" and "." in a name become "_".
+        One annotated `Message`, `Ack` or `StreamState` gets the message, the answer to fill in,
+        the state of the stream. Without an argument, or for a NULL that the annotation excludes,
+        it gets its default. The handler returns None or ``{"scope.name": value}``. There `UNSET`
+        or None removes the variable.
 
         Args:
             name: as in ``spoe-message``.
             blocking: run it in the thread pool, because it waits for something.
-            on_error: the answer if the handler fails. The default is the agent's; an empty one
-                answers nothing.
-            timeout: seconds after which the message is answered without the handler. They begin
-                when the call is given to the pool or its task is made. A later result is
-                dropped; an ``async def`` handler is cancelled.
+            on_error: the answer if the handler fails, `{}` for none. The default is the agent's.
+            timeout: seconds after which the message is answered without the handler, if it is
+                blocking or ``async def``. A later result is dropped, a coroutine cancelled.
             on_timeout: the answer then. The default is the agent's.
-            concurrency: number of calls of the handler that may run at a time; others wait.
+            concurrency: number of calls of such a handler at a time; others wait.
             sets: the variables that it may set, as ``"scope.name"``; for tools.
-
-        `timeout` and `concurrency` are for handlers that are blocking or ``async def``.
+            ack_first: acknowledge the message at once, and handle it afterwards.
+            batch: call the handler with a list of messages, for a list of answers.
 
         Raises:
             TypeError: the signature can't be served, the options don't fit the handler, or
@@ -240,45 +203,142 @@ class Agent:
             ValueError: the message has a handler already, a limit is not positive, `sets` has an
                 invalid name, or `on_error` or `on_timeout` can't be encoded.
         """
-        _check_limits(name, timeout, concurrency)
-        options = _Options(blocking, on_error, timeout, on_timeout, concurrency, sets)
+        check_name(name)
+        check_limits(name, timeout, concurrency)
+        options = HandlerOptions(
+            blocking, on_error, timeout, on_timeout, concurrency, sets, ack_first, batch
+        )
 
         def register(function: Handler) -> Handler:
-            if name in self.handlers:
-                raise ValueError(f"message {name!r} has a handler already")
-            self.handlers[name] = self._info(name, function, options)
+            self._add(HandlerInfo.of(name, function, options, self._on_error, self._on_timeout))
             return function
 
         return register
 
-    def _info(self, name: str, function: Callable[..., Any], options: _Options) -> HandlerInfo:
-        asynchronous = inspect.iscoroutinefunction(function)
-        may_wait = asynchronous or options.blocking
-        if asynchronous and options.blocking:
-            raise TypeError(f"message {name!r}: an async handler can't be blocking=True")
-        if not may_wait and (options.timeout or options.on_timeout or options.concurrency):
+    def _add(self, info: HandlerInfo) -> None:
+        if info.name in self.handlers:
+            raise ValueError(f"message {info.name!r} has a handler already")
+        self.handlers[info.name] = info
+
+    def wrap(self, function: Wrap) -> Wrap:
+        """Call `function(call, message)` around each handler, as a decorator.
+
+        ``call()`` runs the handler and gives its answer, which `function` returns, changed or
+        not. An ``async def`` function wraps ``async def`` handlers and awaits ``call()``; a
+        plain function wraps the others. The first that is registered is the outermost.
+        """
+        if not callable(function):
+            raise TypeError(f"wrap: a function is needed, not {function!r}")
+        self._wraps += (function,)
+        return function
+
+    def include(self, other: Agent, prefix: str = "") -> None:
+        """Add another agent's handlers, hooks, lifespans, periodic calls and wraps.
+
+        It takes what `other` has now. Its wraps are for its handlers alone, and its handlers
+        keep its defaults.
+
+        Args:
+            prefix: what the names of its messages begin with here.
+
+        Raises:
+            ValueError: a message has a handler already, or `other` is this agent.
+        """
+        if other is self:
+            raise ValueError("an agent can't include itself")
+        for info in other.handlers.values():
+            wraps = other._wraps + info.wraps
+            self._add(info._replace(name=prefix + info.name, wraps=wraps))
+        self._connect_hooks += other._connect_hooks
+        self._disconnect_hooks += other._disconnect_hooks
+        self._error_hooks += other._error_hooks
+        self._lifespans += [each for each in other._lifespans if each not in self._lifespans]
+        self._periodic += [each for each in other._periodic if each not in self._periodic]
+
+    def lifespan(self, function: LifespanFunction) -> LifespanFunction:
+        """Set up what handlers need, and tear it down, as a decorator of a generator function.
+
+        What an async generator yields lives as long as a loop, on that loop's event loop. What
+        a plain generator yields lives as long as the worker. Each yields a dict, which is merged
+        into `state`, or None. They begin in the order of registration, before the first
+        connection is accepted, and end in the opposite order, after the last one is gone.
+
+        Raises:
+            TypeError: `function` is no generator function.
+        """
+        if not (inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)):
             raise TypeError(
-                f"message {name!r}: timeout, on_timeout and concurrency need a handler that "
-                "is blocking=True or async def"
+                f"lifespan: {described(function)} is no generator: it has to yield a dict or None"
             )
+        self._lifespans.append(function)
+        return function
 
-        def answer(option: str, own: Answer | None, default: bytes) -> bytes:
-            if own is None:
-                return default
-            return _encoded(f"message {name!r}: {option} of the handler", _place(function), own)
+    def every(
+        self, seconds: float, *, jitter: float = 0.0, once: bool = False
+    ) -> Callable[[Handler], Handler]:
+        """Call a function again and again, in each loop, as a decorator.
 
-        return HandlerInfo(
-            name,
-            function,
-            _parameters(name, function),
-            options.blocking,
-            asynchronous,
-            answer("on_error", options.on_error, self._on_error),
-            options.timeout,
-            answer("on_timeout", options.on_timeout, self._on_timeout if may_wait else b""),
-            options.concurrency,
-            _variables(name, function, options.sets),
-        )
+        The first call is `seconds` after the start, each next one `seconds` after the end of the
+        last. A plain function runs in a thread. A failure is counted in `errors` and logged.
+
+        Args:
+            seconds: more than 0.
+            jitter: the part of `seconds` that is added or taken away at random, 0 to 1.
+            once: call it in the first loop of each worker alone.
+
+        Raises:
+            ValueError: `seconds` or `jitter` is out of range.
+            TypeError: the function takes arguments.
+        """
+        if callable(seconds) or not seconds > 0 or not 0 <= jitter <= 1:
+            raise ValueError(f"every: {seconds!r} seconds with jitter {jitter!r}, in {caller()}")
+
+        def register(function: Handler) -> Handler:
+            try:
+                inspect.signature(function).bind()
+            except TypeError as error:
+                raise TypeError(f"every: {described(function)}: {error}") from None
+            self._periodic.append(Periodic(function, seconds, jitter, once))
+            return function
+
+        return register
+
+    @property
+    def resources(self) -> Resources:
+        """Its lifespans and periodic calls, for servers."""
+        return Resources(tuple(self._lifespans), tuple(self._periodic), self.failed)
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """What the lifespans have yielded, in the loop whose handler runs.
+
+        Raises:
+            RuntimeError: no handler runs here.
+        """
+        return current_state()
+
+    @property
+    def config(self) -> Any:
+        """The agent's own settings, an instance of its dataclass; None if it has none.
+
+        Raises:
+            SettingsError: a field has no default, and nothing has set it yet.
+        """
+        self.check_config()
+        return self._config
+
+    @config.setter
+    def config(self, config: Any) -> None:
+        self._config = config
+
+    def check_config(self) -> None:
+        """Servers call this before the lifespans.
+
+        Raises:
+            SettingsError: a field has no default, and nothing has set it.
+        """
+        if self.config_class is not None and self._config is None:
+            self._config = fill(self.config_class)
 
     def on_connect(self, hook: Callable[[Peer], object]) -> Callable[[Peer], object]:
         """Call `hook` with the `Peer` of each connection that has said HELLO."""
@@ -299,19 +359,28 @@ class Agent:
         self._error_hooks.append(hook)
         return hook
 
-    def dispatcher(self, **limits: Any) -> Dispatcher:
-        """A dispatcher with all handlers, for one thread. `Dispatcher` has the limits."""
-        routes = [
-            Route(info.name, info.function, info.parameters, info.kind, info.on_error)
-            for info in self.handlers.values()
-        ]
-        return Dispatcher(routes, self.failed, on_unknown=self._on_error, **limits)
+    def dispatcher(
+        self, route: Callable[[HandlerInfo], Route] = HandlerInfo.route, **limits: Any
+    ) -> Dispatcher:
+        """A dispatcher with all handlers, for one thread. `Dispatcher` has the limits.
+
+        Args:
+            route: makes the route of a handler.
+        """
+        routes = [route(self._handler(name)) for name in self.handlers]
+        return Dispatcher(
+            routes,
+            self.failed,
+            on_unknown=self._on_error,
+            without_route=self._log_without_handler,
+            **limits,
+        )
 
     def test(self, name: str, /, **args: Value) -> dict[str, Value | type_unset]:
         """Handle one message without sockets: for tests of handlers.
 
-        As in a server, arguments and actions are encoded and decoded. An ``async def`` handler
-        runs on an event loop of its own.
+        As in a server, arguments and actions are encoded and decoded. Handlers that are ``async
+        def`` and lifespans use one event loop, in a thread of its own, until `close_test`.
 
         Returns:
             The variables that were set, ``{"scope.name": value}``; `UNSET` where one is removed.
@@ -319,26 +388,52 @@ class Agent:
         Raises:
             LookupError: the message has no handler.
             HandlerError: an argument is missing or of another type than annotated.
-            Exception: the handler raised it.
+            Exception: the handler or a lifespan raised it.
         """
+        info = self._handler(name)
+        if info.asynchronous or self.resources:
+            loop = self._loop_for_tests()
+            return loop.run(loop.with_state(self._handle(info, args)))
+        try:
+            self._handle(info, args).send(None)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        raise AssertionError("a plain handler has nothing to wait for")
+
+    async def test_async(self, name: str, /, **args: Value) -> dict[str, Value | type_unset]:
+        """`test` for tests that run in an event loop. The handler runs in that of `test`."""
+        info = self._handler(name)
+        loop = self._loop_for_tests()
+        return await loop.run_async(loop.with_state(self._handle(info, args)))
+
+    def close_test(self) -> None:
+        """End the event loop and the lifespans that `test` began.
+
+        Raises:
+            Exception: a lifespan raised it.
+        """
+        loop, self._test_loop = self._test_loop, None
+        if loop is not None:
+            loop.close()
+
+    def _loop_for_tests(self) -> LoopThread:
+        if self._test_loop is None:
+            from spop.loop_life import LoopThread
+
+            self._test_loop = LoopThread(self.resources)
+        return self._test_loop
+
+    def _handler(self, name: str) -> HandlerInfo:
         if name not in self.handlers:
             raise LookupError(f"message {name!r} has no handler")
-        info, errors = self.handlers[name], []
-        function = _awaited(info.function) if info.asynchronous else info.function
-        dispatcher = Dispatcher(
-            [Route(name, function, info.parameters)], lambda _, error: errors.append(error)
-        )
-        size = self.max_payload_size
-        notify = codec.encode_notify(1, 1, [Message(name, args)])
-        intake = Intake(size)
-        intake.peer = Peer("test", "2.0", self.max_frame_size, frozenset())
-        intake.is_open = True
-        _, acks = dispatcher.receive(intake, notify)
-        if errors:
-            raise errors[0]
-        (ack,), _ = codec.decode_frames(acks, max_frame_size=size)
-        assert isinstance(ack, Ack)
-        return ack.variables
+        info = self.handlers[name]
+        return info._replace(wraps=self._wraps + info.wraps)
+
+    def _handle(
+        self, info: HandlerInfo, args: Mapping[str, Value]
+    ) -> Coroutine[Any, Any, dict[str, Value | type_unset]]:
+        notify = bytes(codec.encode_notify(1, 1, [Message(info.name, args)]))
+        return _handle(info, notify, Peer("test", "2.0", self.max_frame_size, frozenset()))
 
     def connected(self, peer: Peer) -> None:
         """Servers call this when a connection has said HELLO."""
@@ -354,18 +449,30 @@ class Agent:
         """Count and log a failed message, and call the hooks."""
         with self._errors_lock:
             self.errors[name] += 1
-        if self._error_log.allows() is not None:
-            summary = repr(f"{type(error).__name__}: {text_of(error)}")
-            logger.failure(error, "message %r failed: %s", name, summary)
+        self._log_failure(error, "message %r failed: %r", name)
         self._keep_interrupt(error)
         for hook in self._error_hooks:
             self._run_hook(hook, name, error)
+
+    def _log_without_handler(self, name: str) -> None:
+        with self._errors_lock:
+            if name in self._without_handler or len(self._without_handler) >= MOST_UNKNOWN:
+                return
+            self._without_handler.add(name)
+        logger.warning(
+            "no handler is for message %r; there are: %s", name, ", ".join(self.handlers)
+        )
+
+    def _log_failure(self, error: BaseException, message: str, name: str) -> None:
+        summary = shortened(f"{type(error).__name__}: {text_of(error)}")
+        if self._error_log.allows(logging.ERROR, message, name, summary):
+            logger.failure(error, message, name, summary)
 
     def _run_hook(self, hook: Callable[..., object], *args: object) -> None:
         try:
             hook(*args)
         except BaseException as error:  # As with a handler: the loop goes on.
-            logger.failure(error, "hook %s failed", text_of(hook, _function_name))
+            self._log_failure(error, "hook %s failed: %r", text_of(hook, name_of))
             self._keep_interrupt(error)
         finally:
             if FORKED:
@@ -425,130 +532,44 @@ class Agent:
         await Server(self, bind, **options).run_async(ready)
 
 
-def _check_limits(name: str, timeout: float | None, concurrency: int | None) -> None:
-    if timeout is not None and timeout <= 0:
-        raise ValueError(f"message {name!r}: timeout is {timeout:g}, more than 0 is needed")
-    if concurrency is not None and concurrency < 1:
-        raise ValueError(f"message {name!r}: concurrency is {concurrency}, 1 at least")
+async def _handle(info: HandlerInfo, notify: bytes, peer: Peer) -> dict[str, Value | type_unset]:
+    """Handle one NOTIFY, as a server does."""
+    if info.batch is not None:
+        info = info.alone()
+    errors: list[BaseException] = []
+    dispatcher = Dispatcher([info.route(LEFT)], lambda _, error: errors.append(error))
+    intake = Intake(DEFAULT_MAX_PAYLOAD_SIZE)
+    intake.peer = peer
+    intake.is_open = True
+    frames, _ = dispatcher.receive(intake, notify)
+    if errors:
+        raise errors[0]
+    (deferred,) = frames
+    assert isinstance(deferred, Deferred)
+    (call,) = deferred.calls
+    began = time.monotonic_ns()
+    returned = call.run()
+    if info.asynchronous:
+        returned = await returned
+    if info.ack_first:
+        returned = None
+    deferred.actions = bytes(dispatcher.result(call, returned, None, began, deferred.room))
+    if errors:
+        raise errors[0]
+    (ack,), _ = codec.decode_frames(dispatcher.acknowledge(intake, deferred))
+    assert isinstance(ack, Ack)
+    return ack.variables
 
 
-def _encoded(what: str, place: str, actions: Answer | None) -> bytes:
-    """The answer in place of a handler's. It is encoded now, to find errors at registration."""
+def _settings(config: Any) -> tuple[type | None, Any]:
+    """The dataclass of an agent's settings, and its instance, where one can be made already."""
+    if config is None:
+        return None, None
+    if not dataclasses.is_dataclass(config):
+        raise TypeError(f"config: a dataclass is needed, not {config!r}")
+    if not isinstance(config, type):
+        return None, config
     try:
-        return bytes(codec.encode_answer(actions or {}))
-    except Exception as error:
-        kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"{what} in {place}: {error}") from None
-
-
-def _caller() -> str:
-    """File and line of the caller's caller."""
-    frame = sys._getframe(2)
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-
-
-def _place(function: Callable[..., Any]) -> str:
-    """File and line of a function, or its name where it has none."""
-    code = getattr(inspect.unwrap(_annotated(function)), "__code__", None)
-    if code is None:
-        return text_of(function, _function_name)
-    return f"{code.co_filename}:{code.co_firstlineno}"
-
-
-def _function_name(function: Callable[..., Any]) -> str:
-    return getattr(function, "__name__", None) or repr(function)
-
-
-def _awaited(function: Callable[..., Any]) -> Callable[..., Any]:
-    """An ``async def`` handler as a plain function, with an event loop in its own thread."""
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        import asyncio
-
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(asyncio.run, function(*args, **kwargs)).result()
-
-    return call
-
-
-def _variables(message: str, function: Callable[..., Any], sets: Any) -> tuple[str, ...]:
-    """The names of variables that `sets` has."""
-    try:
-        if not isinstance(sets, Sequence) or isinstance(sets, (str, bytes)):
-            raise TypeError(f"a sequence of variables is needed, not {sets!r}")
-        codec.encode_actions(dict.fromkeys(sets, UNSET))
-    except (TypeError, ValueError) as error:
-        where = _place(function)
-        raise type(error)(
-            f"message {message!r}: sets= of the handler in {where}: {error}"
-        ) from None
-    return tuple(sets)
-
-
-def _parameters(message: str, function: Callable[..., Any]) -> tuple[Parameter, ...]:
-    """The parameters of a handler's signature."""
-    hints = _hints(message, function)
-    parameters = []
-    for parameter in inspect.signature(function).parameters.values():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise TypeError(
-                f"message {message!r}: handler takes {parameter}; name the arguments it needs, "
-                "or take a parameter annotated Message"
-            )
-        parameters.append(
-            _parameter(message, parameter, hints.get(parameter.name, parameter.annotation))
-        )
-    return tuple(parameters)
-
-
-def _hints(message: str, function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations, resolved."""
-    try:
-        return typing.get_type_hints(_annotated(function))
-    except NameError as error:
-        raise TypeError(f"message {message!r}: annotation can't be resolved: {error}") from None
-
-
-def _annotated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function that has the annotations: that of a partial, or an object's `__call__`."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return function if inspect.isroutine(function) else type(function).__call__
-
-
-def _parameter(message: str, parameter: inspect.Parameter, annotation: Any) -> Parameter:
-    keyword_only = parameter.kind is parameter.KEYWORD_ONLY
-    if annotation is Message:
-        return Parameter(parameter.name, MESSAGE, keyword_only=keyword_only)
-    if annotation is Ack:
-        return Parameter(parameter.name, ACK, keyword_only=keyword_only)
-    accepts = _accepted(annotation)
-    if accepts is None:
-        raise TypeError(
-            f"message {message!r}: parameter {parameter.name} is annotated {annotation!r}, "
-            "which no SPOP value can be; use None, bool, int, str, bytes, IPv4Address, "
-            "IPv6Address, Headers, a union of these (Headers with neither str nor bytes), "
-            "Message or Ack"
-        )
-    default = MISSING if parameter.default is parameter.empty else parameter.default
-    return Parameter(parameter.name, ARGUMENT, accepts, default, keyword_only)
-
-
-def _accepted(annotation: Any) -> int | None:
-    """The data types that an annotation admits, as bits; None if it is no type of SPOP."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        union = 0
-        for member in typing.get_args(annotation):
-            accepts = _accepted(member)
-            if accepts is None:
-                return None
-            union |= accepts
-        # A STRING or BINARY could become either of the two.
-        ambiguous = union != _ANY and union & HEADERS and union & _TEXT
-        return None if ambiguous else union
-    if typing.get_origin(annotation) is typing.Annotated:
-        return _accepted(typing.get_args(annotation)[0])
-    try:
-        return _ACCEPTED.get(annotation)
-    except TypeError:
-        return None
+        return config, fill(config)
+    except SettingsError:  # A field without a default. `spop serve` fills it.
+        return config, None

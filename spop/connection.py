@@ -317,7 +317,7 @@ class AgentConnection(_Connection):
             while acks or frames:
                 if acks:
                     self._out.append(acks)
-                    intake.suspended = len(acks) >= self._dispatcher.max_answer_size
+                    intake.suspended |= len(acks) >= self._dispatcher.max_answer_size
                 for frame in frames:
                     self._handle(frame, events)
                 if self.should_close or intake.paused or not intake.unread:
@@ -630,12 +630,12 @@ class EngineConnection(_Connection):
                 if consumed == before:
                     break
         except ProtocolError as error:
-            message = str(error)
+            message = shown = str(error)[:MAX_TEXT_SIZE]
             if self.state is State.HELLO:  # Mostly an agent that speaks HTTP or TLS.
-                message += f"; it begins with {bytes(memoryview(data)[:end][:16])!r}"
-            self.disconnect(error.status, str(error)[:200])
+                shown += f"; it begins with {bytes(memoryview(data)[:end][:16])!r}"
+            self.disconnect(error.status, message)
             self.state = State.CLOSED
-            events.append(Disconnect(error.status, message, False))
+            events.append(Disconnect(error.status, shown, False))
         if self.state is State.CLOSED:
             consumed = end
         if data is self._partial:

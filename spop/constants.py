@@ -180,8 +180,17 @@ MAX_ANSWER_SIZE = 256 * 1024
 """Bytes of ACKs that are sent before more frames are handled. The answers to small NOTIFY frames
 can be large. Without this limit one read could fill the memory."""
 
+NO_LIMIT = 2**62
+"""Default of the nanoseconds of a pass: more than there are."""
+
+VALUE_SIZE = 64
+"""Bytes that the object of an argument takes besides those in the frame, roughly."""
+
 MAX_MESSAGES = 1000
 """Default of the largest number of messages in a NOTIFY."""
 
 MAX_ARGUMENTS = 10_000
 """Default of the largest number of arguments in all messages of a NOTIFY together."""
+
+MOST_UNKNOWN = 100
+"""Names of messages without a handler that a dispatcher counts one by one."""

@@ -52,6 +52,7 @@ class Cell(IntEnum):
     """When the loop's present round began, in ns of CLOCK_MONOTONIC; 0 while it waits."""
     OLDEST_JOB = auto()
     """When the job that waits longest for a thread of the pool came, likewise; 0: none."""
+    OUT_OF_MEMORY = auto()
     DISCONNECTS_SENT = 32
     DISCONNECTS_RECEIVED = 48
 
@@ -89,6 +90,7 @@ _LIMITS = {
     "max_messages_or_arguments": Cell.TOO_MANY_MESSAGES,
     "max_frame_size": Cell.FRAMES_TOO_BIG,
     "max_queue": Cell.REJECTED,
+    "max_memory": Cell.OUT_OF_MEMORY,
 }
 
 

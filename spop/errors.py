@@ -6,7 +6,7 @@ can cause. Each has the `Status` that a DISCONNECT frame answers them with.
 
 from __future__ import annotations
 
-from spop.constants import Status
+from spop.constants import LENGTH_SIZE, Status
 from spop.logs import escaped, text_of
 
 
@@ -48,6 +48,23 @@ class FrameTooBigError(ProtocolError):
     """A frame longer than the negotiated ``max-frame-size``, or a payload over its limit."""
 
     status = Status.TOO_BIG
+
+
+_OTHER_PROTOCOLS = {
+    "HTTP": (b"GET ", b"HEAD", b"POST", b"PUT ", b"DELE", b"OPTI", b"PATC", b"CONN", b"TRAC",
+             b"PRI ", b"HTTP"),
+    "TLS": (b"\x16\x03", b"\x15\x03"),  # A handshake, an alert.
+    "a PROXY protocol header": (b"PROX", b"\r\n\r\n"),  # Version 1, version 2.
+}  # fmt: skip
+
+
+def too_long(length: int, most: int) -> FrameTooBigError:
+    """The error for a frame's length above the limit. It may be the text of another protocol."""
+    begin = length.to_bytes(LENGTH_SIZE, "big")
+    for name, begins in _OTHER_PROTOCOLS.items():
+        if begin.startswith(begins):
+            return FrameTooBigError(f"this looks like {name}, not like SPOP")
+    return FrameTooBigError(f"frame of {length} bytes, {most} at most")
 
 
 class TooManyMessagesError(FrameTooBigError):

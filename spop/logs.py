@@ -12,6 +12,13 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+from spop.constants import MAX_TEXT_SIZE
+
+REPORT_AFTER = 10.0
+"""Seconds after which a line tells how many lines of its kind were left out."""
+LONGEST_TRACEBACK = 200
+"""Lines of a traceback that are logged, the last ones."""
+
 _CONTEXT = ("spop_message", "spop_stream_id", "spop_frame_id", "spop_peer", "spop_engine_id")
 
 
@@ -20,6 +27,11 @@ def escaped(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shortened(text: str) -> str:
+    """The text, or its beginning if it is longer than what may be logged of a peer's text."""
+    return text if len(text) <= MAX_TEXT_SIZE else f"{text[: MAX_TEXT_SIZE - 3]}..."
 
 
 def text_of(value: object, show: Callable[[Any], str] = str) -> str:
@@ -31,12 +43,16 @@ def text_of(value: object, show: Callable[[Any], str] = str) -> str:
 
 
 def traceback_of(error: BaseException) -> str:
-    """The traceback as Python prints it, or the place alone where the exception prevents that."""
+    """The traceback as Python prints it, or the place alone where the exception prevents that.
+
+    Lines are shortened, and so is the whole: they may hold what a peer sent.
+    """
     try:
-        return "".join(traceback.format_exception(error))
+        shown = "".join(traceback.format_exception(error))
     except BaseException:
         place = "".join(traceback.format_tb(error.__traceback__))
-        return f"{place}{type(error).__name__}: {text_of(error)}"
+        shown = f"{place}{type(error).__name__}: {text_of(error)}"
+    return "\n".join(map(shortened, shown.splitlines()[-LONGEST_TRACEBACK:]))
 
 
 def escaped_traceback(error: BaseException) -> str:
@@ -69,8 +85,11 @@ class SafeLogger(logging.LoggerAdapter[logging.Logger]):
 
 
 class RateLimitedLog:
-    """Logs so many lines a second, and how many it left out; for those that a peer can cause at
-    will. Threads share it."""
+    """Logs so many lines a second, for those that a peer can cause at will. Threads share it.
+
+    If lines were left out, the last of them is logged after `REPORT_AFTER` seconds, with their
+    number.
+    """
 
     def __init__(self, logger: logging.Logger | SafeLogger, per_second: int) -> None:
         self._logger = logger
@@ -79,28 +98,43 @@ class RateLimitedLog:
         self._second = 0
         self._used = 0
         self._left_out = 0
+        self._last: tuple[int, str, tuple[object, ...]] = (logging.WARNING, "", ())
 
-    def allows(self) -> int | None:
-        """None: not now. Else how many were left out since the last one."""
+    def allows(self, level: int, message: str, *args: object) -> bool:
+        """Whether the line may be logged now. If not, it is counted."""
         second = int(time.monotonic())
         with self._lock:
             if second != self._second:
                 self._second, self._used = second, 0
-            if self._used >= self._per_second:
-                self._left_out += 1
-                return None
-            self._used += 1
-            left_out, self._left_out = self._left_out, 0
-            return left_out
+            if self._used < self._per_second:
+                self._used += 1
+                return True
+            self._left_out += 1
+            self._last = level, message, args
+            if self._left_out > 1:
+                return False
+        timer = threading.Timer(REPORT_AFTER, self._report)
+        timer.daemon = True
+        timer.start()
+        return False
+
+    def log(self, level: int, message: str, *args: object) -> None:
+        """Log a line, if there may be one."""
+        if self._logger.isEnabledFor(level) and self.allows(level, message, *args):
+            self._logger.log(level, message, *args)
 
     def warning(self, message: str, *args: object) -> None:
         """Log a warning, if there may be one."""
-        left_out = self.allows()
-        if left_out is None:
-            return
-        if left_out:
-            message += f" (and {left_out} times more before)"
-        self._logger.warning(message, *args)
+        self.log(logging.WARNING, message, *args)
+
+    def _report(self) -> None:
+        with self._lock:
+            more, self._left_out = self._left_out - 1, 0
+            level, message, args = self._last
+        if more:
+            message += " ... and %d more in the last %g s"
+            args = *args, more, REPORT_AFTER
+        self._logger.log(level, message, *args)
 
 
 class TextFormatter(logging.Formatter):

@@ -240,7 +240,10 @@ class Taken:
     def outcome(self) -> dict[str, Any]:
         """All that may not depend on how the stream was cut, nor on the implementation."""
         intake = self.intake
-        state = intake.begun, intake.in_flight, intake.little_endian, intake.whole
+        # A first frame of a wrong length may be refused before its flags have come.
+        refused = self.error is not None and not self.frames
+        flags = None if refused else (intake.little_endian, intake.whole)
+        state = intake.begun, intake.in_flight, flags
         # Behind an error or a DISCONNECT nobody looks at what is kept.
         kept = None if self.is_over else (intake.unread, intake.size, intake.at_rest)
         return {

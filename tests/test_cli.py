@@ -90,7 +90,7 @@ def test_an_error_of_a_signature_names_the_agents_line(tmp_path: Path) -> None:
         "import spop\n\nagent = spop.Agent()\n\n@agent.message('m')\ndef check(a: float): ...\n"
     )
     result = spop("serve", f"{module}:agent")
-    assert result.stderr.endswith(f"({module}:5)\n")
+    assert f"handler check ({module}:5) has parameter a annotated" in result.stderr
 
 
 def test_a_port_in_use() -> None:

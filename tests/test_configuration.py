@@ -66,6 +66,21 @@ def test_sizes_are_bytes_or_have_k_m_or_g_behind_them(tmp_path: Path) -> None:
     assert "max_payload_size = 2147483648  (file)" in shown.stdout
 
 
+def test_a_range_of_ports_is_checked_wherever_it_comes_from(tmp_path: Path) -> None:
+    file = tmp_path / "spop.toml"
+    file.write_text('bind = "127.0.0.1:9000-9001"\n')
+    for arguments, environment in (
+        (["--bind", "127.0.0.1:9000-9001"], {}),
+        ([], {"SPOP_BIND": "127.0.0.1:9000-9001"}),
+        (["--config", str(file)], {}),
+    ):
+        shown = serve(TARGET, *arguments, "--processes", "2", "--check-config", **environment)
+        assert "bind = ('127.0.0.1:9000-9001',)" in shown.stdout, shown.stderr
+        refused = serve(TARGET, *arguments, **environment)
+        assert refused.returncode == 2
+        assert "bind 127.0.0.1:9000-9001 has 2 ports, but processes is 1" in refused.stderr
+
+
 def test_every_option_has_a_flag_with_its_default() -> None:
     shown = serve("--help").stdout
     for option in dataclasses.fields(Options):

@@ -620,7 +620,7 @@ def test_bad_conditions_are_refused_as_by_haproxy(haproxy_2_6: str, tmp_path: Pa
         (
             "src,table_conn_cnt(t)",
             4,
-            "'table_conn_cnt' needs a stick table, and the engine has none",
+            "HAProxy has 'table_conn_cnt'; this engine can't evaluate it",
         ),
         ("path,map(/none/such)", 9, "'map': can't read '/none/such': No such file or directory"),
     ],

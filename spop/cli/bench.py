@@ -26,7 +26,7 @@ from spop.cli.parameters import (
 from spop.errors import reason
 from spop.frames import Message
 from spop.load import report
-from spop.load.generator import MODES, Plan
+from spop.load.generator import MODES, Plan, Result
 from spop.load.run import LoadError, run
 
 HEADERS = "".join(f"x-header-{number}: {'v' * 28}\r\n" for number in range(14))
@@ -160,17 +160,8 @@ def run_(
     _check_words(words)
     for path in outputs:
         _check_output(path)
-    try:
-        plan = Plan(
-            address=address,
-            messages=_messages(words, profile, messages),
-            expected=dict(_expected(word) for word in expect) if expect else None,
-            count=count,
-            duration=None if count else duration,
-            **options,
-        )
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+    options |= {"count": count, "duration": None if count else duration}
+    plan = _plan(address, _messages(words, profile, messages), expect, options)
     progress = _Progress(quiet or not sys.stderr.isatty())
     try:
         result = run(plan, processes, progress, agent_pid=pid)
@@ -185,15 +176,30 @@ def run_(
     else:
         _print(shown)
     _write(shown, outputs)
+    sys.exit(_status(plan, result, [limit for limit in limits if limit.is_reached(shown)]))
+
+
+def _status(plan: Plan, result: Result, failed: list[report.Limit]) -> int:
+    """The exit status. Print what is wrong."""
     if result.interrupted:
-        sys.exit(130)
-    failed = [limit for limit in limits if limit.is_reached(shown)]
+        return 130
     for limit in failed:
         click.echo(f"Error: {limit}", err=True)
-    if count is not None and result.frames < count:
-        missed = f"no ACK in {plan.timeout:g} s, {result.frames} of {count} frames were answered"
-        click.echo(f"Error: {address}: {missed}", err=True)
-    sys.exit(1 if result.errors or failed or not result.frames else 0)
+    count, frames = plan.count, result.frames
+    if count is not None and frames < count:
+        missed = f"no ACK in {plan.timeout:g} s, {frames} of {count} frames were answered"
+        click.echo(f"Error: {plan.address}: {missed}", err=True)
+    return 1 if result.errors or failed or not frames else 0
+
+
+def _plan(
+    address: Address, messages: list[Message], expect: tuple[str, ...], options: dict[str, Any]
+) -> Plan:
+    expected = dict(map(_expected, expect)) if expect else None
+    try:
+        return Plan(address=address, messages=messages, expected=expected, **options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _messages(words: tuple[str, ...], profile: str, file: Any) -> list[Message]:

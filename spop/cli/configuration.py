@@ -12,34 +12,51 @@ import click
 
 from spop.errors import reason
 
+SETTINGS = "settings"
+"""The table of the agent's own settings; `spop.cli.settings` reads it."""
 
-def read_configuration(context: click.Context, _: click.Parameter, path: Path | None) -> None:
-    """Have the file's values be the command's defaults.
+
+def read_configuration(
+    context: click.Context, _: click.Parameter, path: Path | None
+) -> Path | None:
+    """Have the file's values be the command's defaults. Returns the path.
 
     Raises:
         click.UsageError: the file can't be read, or a key or value is no good. The message
             begins with file, line and key.
     """
     if path is None:
-        return
-    try:
-        text = path.read_text("utf-8")
-        values = tomllib.loads(text)
-    except OSError as error:
-        raise click.UsageError(f"cannot read {path}: {reason(error)}") from None
-    except UnicodeDecodeError:
-        raise click.UsageError(f"{path} is not UTF-8 text") from None
-    except tomllib.TOMLDecodeError as error:
-        raise click.UsageError(f"{path}: {error}") from None
+        return None
+    values, text = read_toml(path)
     parameters = _parameters(context)
     defaults = {}
     for key, value in values.items():
+        if key == SETTINGS:
+            continue
         place = f"{path}:{_line_of(key, text)}"
         parameter = parameters.get(key.replace("-", "_"))
         if parameter is None:
             raise click.UsageError(f"{place}: there is no key {key!r}{_hint(key, parameters)}")
         defaults[parameter.name] = _checked(context, parameter, key, value, place)
     context.default_map = {**(context.default_map or {}), **defaults}
+    return path
+
+
+def read_toml(path: Path) -> tuple[dict[str, Any], str]:
+    """The values of a file, and its text.
+
+    Raises:
+        click.UsageError: it can't be read.
+    """
+    try:
+        text = path.read_text("utf-8")
+        return tomllib.loads(text), text
+    except OSError as error:
+        raise click.UsageError(f"cannot read {path}: {reason(error)}") from None
+    except UnicodeDecodeError:
+        raise click.UsageError(f"{path} is not UTF-8 text") from None
+    except tomllib.TOMLDecodeError as error:
+        raise click.UsageError(f"{path}: {error}") from None
 
 
 def _parameters(context: click.Context) -> dict[str, click.Parameter]:

@@ -76,6 +76,10 @@ def _items(names: Iterable[str], incomplete: str) -> list[CompletionItem]:
 )  # fmt: skip
 @click.option("--haproxy-cfg", type=EXISTING_FILE, help="The haproxy.cfg with the backend.")
 @click.option("--haproxy-version", type=HAPROXY_VERSION, metavar="X.Y", help="Behave as this one.")
+@click.option(
+    "--missing", type=click.Choice(["error", "unavailable"]), default="error", show_default=True,
+    help="What becomes of samples that HAProxy has and the engine can't evaluate.",
+)  # fmt: skip
 @click.option("--json", "as_object", is_flag=True, help="Print a JSON object.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the messages that are sent.")
 def engine(

@@ -11,19 +11,20 @@ import types
 import typing
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
 
 from spop import logs
+from spop.agent import Agent
 from spop.cli.configuration import read_configuration
 from spop.cli.loading import StartFailure, load_agent
 from spop.cli.parameters import FILE, SizeType
+from spop.cli.settings import give_settings, shown_settings
 from spop.context import ContextFilter
-from spop.server.options import Options
+from spop.server.options import LOG_LEVELS, Options
 from spop.server.supervisor import StartError, Supervisor
-
-LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def option_flags(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,8 +81,8 @@ def _type(each: dataclasses.Field[Any], hint: Any) -> Any:
 )  # fmt: skip
 @click.option(
     "--config", type=FILE, envvar="SPOP_CONFIG", is_eager=True, callback=read_configuration,
-    expose_value=False, metavar="FILE",
-    help="TOML file: keys are the long options' names, and agent = \"MODULE:AGENT\".",
+    metavar="FILE",
+    help="TOML file: keys are the long options' names, agent = \"MODULE:AGENT\", and the table [settings].",
 )  # fmt: skip
 @click.option(
     "--reload", is_flag=True, envvar="SPOP_RELOAD", help="Restart workers when a source changes."
@@ -96,6 +97,7 @@ def serve(
     target: str | None,
     log_level: str,
     log_format: str,
+    config: Path | None,
     reload: bool,
     check_config: bool,
     **options: Any,
@@ -120,10 +122,11 @@ def serve(
     logs.configure(log_level, log_format, [ContextFilter()])
     try:
         checked = Options(**options)
+        load = partial(_load, target, config)
         if check_config:
-            _show(context, checked, load_agent(target).name)
+            _show(context, checked, load(), config)
             return
-        supervisor = Supervisor(partial(load_agent, target), checked, watch=reload)
+        supervisor = Supervisor(load, checked, watch=reload)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     except ModuleNotFoundError as error:
@@ -134,11 +137,19 @@ def serve(
         raise StartFailure(str(error)) from None
 
 
-def _show(context: click.Context, options: Options, name: str) -> None:
+def _load(target: str, config: Path | None) -> Agent:
+    agent = load_agent(target)
+    give_settings(agent, config)
+    return agent
+
+
+def _show(context: click.Context, options: Options, agent: Agent, config: Path | None) -> None:
     """Print the options in force, and where each comes from."""
     sources = {"COMMANDLINE": "flag", "ENVIRONMENT": "environment", "DEFAULT_MAP": "file"}
     for each in dataclasses.fields(options):
         source = context.get_parameter_source(each.name)
         where = sources.get(source.name if source else "", "default")
         click.echo(f"{each.name} = {getattr(options, each.name)!r}  ({where})")
-    click.echo(f"agent {name!r} is fine")
+    for line in shown_settings(agent, config):
+        click.echo(line)
+    click.echo(f"agent {agent.name!r} is fine")

@@ -20,26 +20,44 @@ from spop.cli.parameters import EXISTING_FILE, HAPROXY_VERSION
     show_default=True, help="The kind of section that the filter stands in.",
 )  # fmt: skip
 @click.option(
-    "--haproxy-version", type=HAPROXY_VERSION, metavar="X.Y",
-    help="Warn of what this HAProxy lacks or ignores.",
+    "--haproxy-version", type=HAPROXY_VERSION, metavar="X.Y", default="3.4", show_default=True,
+    help="The HAProxy that decides.",
 )  # fmt: skip
+@click.option(
+    "--haproxy-cfg", type=EXISTING_FILE, help="Check the haproxy.cfg around the file, too."
+)
+@click.option(
+    "--agent", metavar="MODULE:AGENT", help="Check the agent's handlers against the file, too."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def validate(
-    path: Path, scope: str | None, proxy: str, haproxy_version: str | None, as_json: bool
+    path: Path,
+    scope: str | None,
+    proxy: str,
+    haproxy_version: str,
+    haproxy_cfg: Path | None,
+    agent: str | None,
+    as_json: bool,
 ) -> None:
-    """Check an SPOE file as HAProxy 2.6 does, with all errors at once and where they are.
+    """Check an SPOE file as HAProxy does, with all errors at once and where they are.
 
-    The exit status is 0 when HAProxy would take the file, with or without warnings, 1 when it
-    would not, 2 for a mistake in the command.
+    The exit status is 0 when HAProxy would start with the file, with or without warnings and
+    notes, 1 when it would not or there is another error, 2 for a mistake in the command.
 
     \b
     Examples:
       spop validate spoe.cfg
       spop validate spoe.cfg --scope ip-reputation --haproxy-version 3.2
+      spop validate spoe.cfg --haproxy-cfg haproxy.cfg --agent app:agent
       spop validate spoe.cfg --json
     """
     from spop.cli.verdict import Verdict
 
-    verdict = Verdict.of(path, scope, proxy, haproxy_version)
+    loaded = None
+    if agent is not None:
+        from spop.cli.loading import load_agent
+
+        loaded = load_agent(agent)
+    verdict = Verdict.of(path, scope, proxy, haproxy_version, haproxy_cfg, loaded)
     click.echo(verdict.as_json() if as_json else verdict.as_text())
     sys.exit(0 if verdict.valid else 1)

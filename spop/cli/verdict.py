@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import click
 
+from spop.agent import Agent
 from spop.engine.config import (
     AgentConfig,
     ConfigError,
@@ -20,65 +22,94 @@ from spop.engine.config import (
     scopes,
 )
 from spop.engine.config.model import MessageConfig
+from spop.engine.config.versions import Version
+from spop.engine.validate import EngineSetup, Setup, check_setup, facts_of, read_haproxy_cfg
 from spop.errors import reason
 
-_COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow"}
+_COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
 class Verdict(NamedTuple):
-    """A file's engines, and what is wrong with them."""
+    """A file's engines, and what is wrong with them.
+
+    Attributes:
+        together: what is wrong with the file, the haproxy.cfg and the agent together.
+    """
 
     path: Path
-    source: list[str]
+    version: str
     reports: list[Report]
+    together: list[Diagnostic]
 
     @classmethod
-    def of(cls, path: Path, scope: str | None, proxy: str, haproxy_version: str | None) -> Self:
+    def of(
+        cls,
+        path: Path,
+        scope: str | None,
+        proxy: str,
+        haproxy_version: str,
+        haproxy_cfg: Path | None = None,
+        agent: Agent | None = None,
+    ) -> Self:
         """Read a scope, or every one that the file has.
 
         Raises:
-            click.UsageError: the file can't be read.
+            click.UsageError: a file can't be read.
         """
         try:
-            engines = [scope] if scope is not None else scopes(path) or [None]
-            source = path.read_bytes().decode("utf-8", "surrogateescape").split("\n")
+            known = scopes(path)
+            reports = [
+                check_spoe(path, engine, proxy=Proxy(proxy), haproxy_version=haproxy_version)
+                for engine in ([scope] if scope is not None else known or [None])
+            ]
+            around = read_haproxy_cfg(haproxy_cfg) if haproxy_cfg else None
         except (ConfigError, OSError) as error:
             raise click.UsageError(reason(error)) from None
-        reports = [
-            check_spoe(path, engine, proxy=Proxy(proxy), haproxy_version=haproxy_version)
-            for engine in engines
-        ]
-        return cls(path, source, reports)
+        engines = [EngineSetup(r.config, r.sections) for r in reports if r.config]
+        handlers = facts_of(agent) if agent else None
+        version = Version.of_haproxy(haproxy_version)
+        setup = Setup(str(path), engines, around, handlers, version, known)
+        return cls(path, haproxy_version, reports, list(check_setup(setup)) if engines else [])
 
     @property
     def valid(self) -> bool:
-        return all(report.config is not None for report in self.reports)
+        """Whether HAProxy starts with the file, and no finding is an error."""
+        return not any(d.severity is Severity.ERROR for d in self.diagnostics)
 
     @property
     def diagnostics(self) -> list[Diagnostic]:
         """Those of all engines; what is wrong with the file itself is found in each of them."""
         found = dict.fromkeys(d for report in self.reports for d in report.diagnostics)
-        return sorted(found, key=lambda d: (d.location.line, d.location.column))
+        found |= dict.fromkeys(self.together)
+        own = str(self.path)
+
+        def place(diagnostic: Diagnostic) -> tuple[bool, str, int, int]:
+            location = diagnostic.location
+            return location.file != own, location.file, location.line, location.column
+
+        return sorted(found, key=place)
 
     def as_text(self) -> str:
         return "\n".join(self._text())
 
     def _text(self) -> Iterator[str]:
         for diagnostic in self.diagnostics:
-            yield from _lines(diagnostic, self.source)
+            yield from _lines(diagnostic)
+        version = f" for HAProxy {self.version}"
         if self.valid:
-            yield f"{self.path} {click.style('is valid', fg='green')}"
+            yield f"{self.path} {click.style('is valid', fg='green')}{version}"
             for report in self.reports:
                 yield from _summary(report.result())
         else:
             count = sum(d.severity is Severity.ERROR for d in self.diagnostics)
             verdict = click.style("is not valid", fg="red")
-            yield f"{self.path} {verdict}: {count} error{'s' if count > 1 else ''}"
+            yield f"{self.path} {verdict}{version}: {count} error{'s' if count > 1 else ''}"
 
     def as_json(self) -> str:
         return json.dumps(
             {
                 "file": str(self.path),
+                "haproxy_version": self.version,
                 "valid": self.valid,
                 "diagnostics": [_diagnostic(diagnostic) for diagnostic in self.diagnostics],
                 "engines": [_engine(report.config) for report in self.reports if report.config],
@@ -89,6 +120,8 @@ class Verdict(NamedTuple):
 def _diagnostic(diagnostic: Diagnostic) -> dict[str, Any]:
     return {
         "severity": diagnostic.severity.value,
+        "rule": diagnostic.rule,
+        "file": diagnostic.location.file,
         "line": diagnostic.location.line,
         "column": diagnostic.location.column,
         "message": diagnostic.message,
@@ -96,12 +129,22 @@ def _diagnostic(diagnostic: Diagnostic) -> dict[str, Any]:
     }
 
 
-def _lines(diagnostic: Diagnostic, source: list[str]) -> Iterator[str]:
+@cache
+def _source(file: str) -> list[str]:
+    try:
+        return Path(file).read_bytes().decode("utf-8", "surrogateescape").split("\n")
+    except OSError:
+        return []
+
+
+def _lines(diagnostic: Diagnostic) -> Iterator[str]:
     """A diagnostic, the line it is about, and a caret under the place."""
     location = diagnostic.location
     severity = click.style(diagnostic.severity.value, fg=_COLOURS[diagnostic.severity], bold=True)
     hint = f" ({diagnostic.hint})" if diagnostic.hint else ""
-    yield f"{location}: {severity}: {_printable(diagnostic.message + hint)}"
+    rule = "" if diagnostic.rule == "syntax" else f" [{diagnostic.rule}]"
+    yield f"{location}: {severity}: {_printable(diagnostic.message + hint)}{rule}"
+    source = _source(location.file)
     line = source[location.line - 1] if location.line <= len(source) else ""
     if line.strip():
         before = line[: location.column - 1]

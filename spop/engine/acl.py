@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
 
@@ -25,6 +25,7 @@ from spop.engine.samples.patterns import (
     read_patterns,
 )
 from spop.engine.samples.types import CASTS, Cast, SampleType, cast, castable, unchanged
+from spop.engine.samples.vocabulary import ENGINE, Remark, Vocabulary
 from spop.engine.stream import Stream
 
 Test = Callable[[Stream], bool]
@@ -90,6 +91,8 @@ PREDEFINED = {
     "METH_POST": "method POST",
     "METH_PUT": "method PUT",
     "METH_TRACE": "method TRACE",
+    "RDP_COOKIE": "req.rdp_cookie_cnt gt 0",
+    "REQ_CONTENT": "req.len gt 0",
     "WAIT_END": "wait_end",
 }
 """ACLs that need no declaration (section 7.4)."""
@@ -113,11 +116,13 @@ class Acl:
 
     Attributes:
         variables: the whole names of the variables in its criterion, such as ``"txn.user"``.
+        remarks: as of an `Expression`. Offsets are indexes of words.
     """
 
     name: str
     matches: Test = field(repr=False)
     variables: frozenset[str] = frozenset()
+    remarks: tuple[Remark, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +132,15 @@ class AclCondition:
     Attributes:
         holds: whether the words after ``if`` are true of a stream.
         variables: the whole names of the variables in its ACLs.
+        remarks: those on its anonymous ACLs.
     """
 
     holds: Test = field(repr=False)
     variables: frozenset[str] = frozenset()
+    remarks: tuple[Remark, ...] = ()
 
 
-def compile_acl(words: Sequence[str]) -> Acl:
+def compile_acl(words: Sequence[str], vocabulary: Vocabulary = ENGINE) -> Acl:
     """Compile the words after ``acl``: a name, a criterion, flags and patterns.
 
     Raises:
@@ -146,10 +153,12 @@ def compile_acl(words: Sequence[str]) -> Acl:
         raise AclError(f"'{name}': an ACL's name has letters, digits and '-_.:' only", 0)
     if name.lower() == "or":
         raise AclError(f"'{name}' can't name an ACL: conditions read it as an operator", 0)
-    return _AclParser(words, 1).parse(name)
+    return _AclParser(words, 1, vocabulary).parse(name)
 
 
-def compile_condition(words: Sequence[str], acls: Iterable[Acl] = ()) -> AclCondition:
+def compile_condition(
+    words: Sequence[str], acls: Iterable[Acl] = (), vocabulary: Vocabulary = ENGINE
+) -> AclCondition:
     """Compile the words after ``if`` or ``unless``.
 
     Args:
@@ -167,7 +176,7 @@ def compile_condition(words: Sequence[str], acls: Iterable[Acl] = ()) -> AclCond
     for acl in acls:
         declared.setdefault(acl.name, []).append(acl)
     suites: list[list[Test]] = [[]]
-    variables: set[str] = set()
+    used: list[Acl] = []
     negated = False
     index = 0
     while index < len(words):
@@ -180,16 +189,20 @@ def compile_condition(words: Sequence[str], acls: Iterable[Acl] = ()) -> AclCond
         elif word:
             if word == "{":
                 end = _closing_brace(words, index) + 1
-                alternatives = [_AclParser(words[: end - 1], index + 1).parse()]
+                alternatives = [_AclParser(words[: end - 1], index + 1, vocabulary).parse()]
             else:
-                alternatives = _named(word, declared, index)
-            variables.update(*(acl.variables for acl in alternatives))
+                alternatives = _named(word, declared, index, vocabulary)
+            used += alternatives
             test = disjunction([acl.matches for acl in alternatives])
             suites[-1].append(_negation(test) if negated else test)
             negated = False
         index = end
     suites = [suite for suite in suites if suite]
-    return AclCondition(disjunction([_all_of(suite) for suite in suites]), frozenset(variables))
+    return AclCondition(
+        disjunction([_all_of(suite) for suite in suites]),
+        frozenset().union(*(acl.variables for acl in used)),
+        tuple(remark for acl in used if not acl.name for remark in acl.remarks),
+    )
 
 
 def _closing_brace(words: Sequence[str], opening: int) -> int:
@@ -199,11 +212,18 @@ def _closing_brace(words: Sequence[str], opening: int) -> int:
     raise AclError("missing closing '}' in condition", opening)
 
 
-def _named(name: str, declared: Mapping[str, list[Acl]], index: int) -> list[Acl]:
+def _named(
+    name: str, declared: Mapping[str, list[Acl]], index: int, vocabulary: Vocabulary
+) -> list[Acl]:
     if name in declared:
         return declared[name]
     if name in PREDEFINED:
-        return [compile_acl([name, *PREDEFINED[name].split()])]
+        try:
+            acl = compile_acl([name, *PREDEFINED[name].split()], vocabulary)
+        except AclError as error:
+            raise AclError(error.problem, index) from None
+        remarks = (replace(remark, offset=index) for remark in acl.remarks)
+        return [replace(acl, name="", remarks=tuple(remarks))]
     hint = did_you_mean(name, [*declared, *PREDEFINED])
     raise AclError(f"unknown ACL '{name}'", index, hint)
 
@@ -228,17 +248,19 @@ def _negation(test: Test) -> Test:
 class _AclParser:
     """Reads a criterion, its flags and its patterns from the words of a line."""
 
-    def __init__(self, words: Sequence[str], index: int) -> None:
+    def __init__(self, words: Sequence[str], index: int, vocabulary: Vocabulary) -> None:
         self._words = words
         self._index = index
+        self._vocabulary = vocabulary
         self._ignore_case = False
         self._as_map = False
         self._loaded = False
         self._patterns: list[tuple[str, bool]] = []
 
     def parse(self, name: str = "") -> Acl:
+        start = self._index
         if not self._peek():
-            raise AclError("missing criterion of an ACL", max(self._index - 1, 0))
+            raise AclError("missing criterion of an ACL", max(start - 1, 0))
         expression, self._method = self._criterion()
         self._gives = expression.gives
         while (flag := self._peek()).startswith("-"):
@@ -254,7 +276,8 @@ class _AclParser:
             while word := self._peek():
                 self._add(word)
                 self._index += 1
-        return Acl(name, self._test(expression), expression.variables)
+        remarks = tuple(replace(remark, offset=start) for remark in expression.remarks)
+        return Acl(name, self._test(expression), expression.variables, remarks)
 
     def _peek(self) -> str:
         return self._words[self._index] if self._index < len(self._words) else ""
@@ -264,20 +287,24 @@ class _AclParser:
         text = self._words[start]
         match = _CRITERION.match(text)
         name = match[0] if match else ""
-        source, method = CRITERIA.get(name, (name, None))
+        criterion = CRITERIA.get(name) or self._vocabulary.criterion(name)
+        source, method = criterion or (name, None)
         self._index += 1
-        if name not in CRITERIA:
+        if criterion is None:
             # HAProxy applies converters that are words of their own, and also takes them as
             # patterns.
-            following = takewhile(is_converter, self._words[self._index :])
+            following = takewhile(self._is_converter, self._words[self._index :])
             text = ",".join([text, *following])
         try:
-            expression = compile_expression(source + text[len(name) :])
+            expression = compile_expression(source + text[len(name) :], self._vocabulary)
         except SampleError as error:
             raise AclError(error.problem, start, error.hint) from None
         if method is None or expression.converted:
             method = _DEFAULT_METHODS.get(expression.gives)
         return expression, method
+
+    def _is_converter(self, word: str) -> bool:
+        return is_converter(word, self._vocabulary)
 
     def _refuse_without_method(self) -> None:
         raise AclError(
@@ -317,7 +344,7 @@ class _AclParser:
             hint = did_you_mean(name, METHODS)
             raise AclError(f"unknown match method '{name}'", index, hint)
         takes = METHODS[name].takes
-        if takes and not castable(self._gives, takes):
+        if takes and not castable(self._gives, takes, self._vocabulary.branch):
             raise AclError(f"'{name}' can't match a sample of type {self._gives.value}", index)
         self._method = name
 

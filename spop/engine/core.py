@@ -130,12 +130,15 @@ class EngineCore(ABC):
         *,
         backends: Backends,
         haproxy_version: str | None = None,
+        missing: str = "error",
         **settings: Any,
     ) -> Self:
         """The engine of ``filter spoe engine SCOPE config PATH``.
 
         Args:
             scope: None is the anonymous scope, or the only scope of the file.
+            missing: what becomes of samples that HAProxy has and the engine can't evaluate:
+                ``"error"``, or ``"unavailable"`` to go on as if they were not available.
             backends, haproxy_version, settings: the arguments of the class.
 
         Raises:
@@ -145,7 +148,7 @@ class EngineCore(ABC):
         if scope is None:
             found = scopes(path)
             scope = found[0] if len(found) == 1 else None
-        config = load_spoe(path, scope, haproxy_version=haproxy_version)
+        config = load_spoe(path, scope, haproxy_version=haproxy_version, missing=missing)
         return cls(config, backends, haproxy_version=haproxy_version, **settings)
 
     def let_set(self, variables: Iterable[str]) -> None:

@@ -7,6 +7,7 @@ here.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import logging.handlers
 import sys
@@ -91,9 +92,9 @@ class EngineLog:
         if self.logger.isEnabledFor(level):
             self.logger.log(level, text)
         if self._targets:
-            record = self.logger.makeRecord(self.logger.name, level, "", 0, text, (), None)
             for target in self._targets:
                 if target.level <= level:
+                    record = self.logger.makeRecord(self.logger.name, level, "", 0, text, (), None)
                     target.handle(record)
 
     def close(self) -> None:
@@ -105,10 +106,28 @@ def _handler(target: LogTarget) -> logging.Handler:
     handler: logging.Handler
     if target.address in ("stdout", "stderr"):
         handler = logging.StreamHandler(getattr(sys, target.address))
+    elif target.address.startswith(("abns@", "fd@", "tcp@")):
+        handler = logging.NullHandler()  # `spop validate` has a note about it.
     else:
         handler = _Syslog(target)
     handler.setLevel(_LEVELS[target.level])
+    handler.addFilter(_Limits(target))
     return handler
+
+
+class _Limits(logging.Filter):
+    """The ``sample`` and ``len`` of a ``log`` line: which lines are sent, and how much of each."""
+
+    def __init__(self, target: LogTarget) -> None:
+        super().__init__()
+        self._ranges, self._size = target.sample_ranges, target.sample_size
+        self._length = target.length
+        self._lines = itertools.count()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        number = next(self._lines) % self._size + 1
+        record.msg = record.msg.encode()[: self._length - 1].decode(errors="ignore")
+        return not self._ranges or any(low <= number <= high for low, high in self._ranges)
 
 
 class _Syslog(logging.handlers.SysLogHandler):

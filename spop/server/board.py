@@ -40,18 +40,21 @@ class Board:
         supervisor: the supervisor's row, as a loop has one.
         places: a `Place` for each place.
         connections: connections + 1 of each place that accepts, else 0.
+        movable: those of them that can be moved, + 1, of each place that accepts, else 0.
+        adopted: number of connections that each place has taken from others.
     """
 
     def __init__(self, processes: int, threads: int) -> None:
         self._threads = threads
-        self._rows_begin = _whole_pages(8 * (row_size(0) + 1 + 2 * PLACES * processes))
+        self._rows_begin = _whole_pages(8 * (row_size(0) + 2 + 4 * PLACES * processes))
         count = PLACES * processes
         self._memory = _shared_memory(self._rows_begin + count * self._place_size)
         cells = memoryview(self._memory).cast("q")
         self.supervisor, rest = cells[: row_size(0)], cells[row_size(0) :]
-        self._draining, rest = rest[:1], rest[1:]
-        self.places, rest = rest[:count], rest[count:]
-        self.connections = rest[:count]
+        self._draining, self._uneven, rest = rest[:1], rest[1:2], rest[2:]
+        self.places, self.connections, self.movable, self.adopted = (
+            rest[number * count : (number + 1) * count] for number in range(4)
+        )
 
     @property
     def _place_size(self) -> int:
@@ -66,6 +69,15 @@ class Board:
     def draining(self, draining: bool) -> None:
         self._draining[0] = draining
 
+    @property
+    def uneven(self) -> bool:
+        """The supervisor was told that some place has too many connections."""
+        return bool(self._uneven[0])
+
+    @uneven.setter
+    def uneven(self, uneven: bool) -> None:
+        self._uneven[0] = uneven
+
     def take(self) -> int:
         """Begin to use a free place.
 
@@ -79,7 +91,8 @@ class Board:
     def free(self, place: int) -> None:
         """The worker of a place has ended."""
         self.places[place] = Place.FREE
-        self.connections[place] = 0
+        for cells in (self.connections, self.movable, self.adopted):
+            cells[place] = 0
         start, size = self._rows_begin + place * self._place_size, self._place_size
         try:
             self._memory.madvise(mmap.MADV_REMOVE, start, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import signal
@@ -47,6 +48,9 @@ class WorkerProcess:
 
     Attributes:
         place: its place on the board.
+        number: no other worker of its generation has it. A port of each range has it, too.
+        ports: numbers of the ports that it accepts from.
+        passed: number of movable connections that it was given.
         stopped: SIGSTOP or its like has stopped it.
         error: why it could not start.
     """
@@ -55,6 +59,9 @@ class WorkerProcess:
     channel: Channel
     generation: int
     place: int
+    number: int
+    ports: list[int] = field(default_factory=list)
+    passed: int = 0
     started: float = field(default_factory=time.time)
     ready: bool = False
     leaving: bool = False
@@ -129,6 +136,11 @@ class Workers:
         """The workers that serve and do not leave, ordered by number of connections."""
         found = [worker for worker in self if worker.ready and not worker.leaving]
         return sorted(found, key=lambda worker: self._board.connections[worker.place])
+
+    def free_number(self, generation: int) -> int:
+        """The lowest that no worker of a generation has."""
+        taken = {worker.number for worker in self.of(generation)}
+        return next(number for number in itertools.count() if number not in taken)
 
     def of(self, generation: int) -> list[WorkerProcess]:
         """The workers of a generation."""

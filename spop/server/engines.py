@@ -40,6 +40,22 @@ class Engines:
                 self._connections.pop(engine_id, None)
             return orphans
 
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that the exchanges of closed connections take, roughly."""
+        with self._lock:
+            return sum(each.size for orphans in self._orphans.values() for each in orphans)
+
+    def cancel_orphans(self) -> int:
+        """Cancel the exchanges of closed connections. Returns what they took of memory."""
+        with self._lock:
+            found = [each for orphans in self._orphans.values() for each in orphans]
+            for orphans in self._orphans.values():
+                orphans.clear()
+        for exchange in found:
+            exchange.host.call_soon(exchange.cancel)
+        return sum(exchange.size for exchange in found)
+
     def another(self, engine_id: str, exchange: Exchange) -> tuple[Host, Connection] | None:
         """A connection for the ACK of an exchange whose own connection is closed."""
         with self._lock:

@@ -22,8 +22,12 @@ from typing import Any, Protocol
 from spop.agent import Agent
 from spop.counters import Cell, Cells
 from spop.dispatch import AsyncCall
+from spop.lifespan import LoopState, use_state
 from spop.logs import SafeLogger
+from spop.loop_life import LoopLife
 from spop.poller import Poller
+from spop.server.calls import Calls
+from spop.server.options import Options
 
 logger = SafeLogger("spop.server")
 
@@ -41,8 +45,14 @@ class Loop(Protocol):
     context: Context
     poller: Poller
 
+    calls: Calls
+    life: LoopLife | None
+    options: Options
+
     @property
     def alive(self) -> bool: ...
+
+    def has_begun(self, state: LoopState) -> None: ...
 
     @property
     def tasks(self) -> list[asyncio.Task[Any]]: ...
@@ -158,43 +168,67 @@ def _serve_on_asyncio(loop: Loop) -> None:
     loop.set_start(starting(event_loop))
     selector.watch(*_queues(event_loop))
     try:
-        _run(event_loop, lambda: not loop.alive)
+        _begin(loop, event_loop)
+        _run(event_loop, lambda: not loop.alive, loop.life)
     finally:
         selector.stop = None  # `_close` runs the event loop further, until the tasks have ended.
         loop.set_start(None)
         selector.watch((), ())
-        _close(event_loop)
+        _close(event_loop, loop)
 
 
 def _serve_on_uvloop(loop: Loop) -> None:
     import uvloop
 
     event_loop = uvloop.new_event_loop()
-    guest = Guest(loop, event_loop)
-    guest.ended.add_done_callback(lambda _: event_loop.stop())
     try:
-        guest.start()
-        _run(event_loop, guest.ended.done)
-        guest.ended.result()
+        _begin(loop, event_loop)
+        guest = Guest(loop, event_loop)
+        guest.ended.add_done_callback(lambda _: event_loop.stop())
+        try:
+            guest.start()
+            _run(event_loop, guest.ended.done, loop.life)
+            guest.ended.result()
+        finally:
+            guest.stop()
     finally:
-        guest.stop()
-        _close(event_loop)
+        _close(event_loop, loop)
 
 
-async def serve_here(loop: Loop, drain: Callable[[], object]) -> None:
+def _begin(loop: Loop, event_loop: asyncio.AbstractEventLoop) -> None:
+    """Set up the lifespans. This thread's context, which is the loop's, gets their state."""
+    state: LoopState = {}
+    if loop.life is not None:
+        state = event_loop.run_until_complete(loop.life.start())
+        loop.life.ended_early = event_loop.stop
+    use_state(state)
+    event_loop.run_until_complete(loop.calls.begin())
+    loop.has_begun(state)
+
+
+async def serve_here(loop: Loop, began: Callable[[], object], drain: Callable[[], object]) -> None:
     """Run a loop inside of the running event loop, until it has ended.
 
     Args:
+        began: called when the lifespans are set up.
         drain: called when this task is cancelled, to make the loop end. A second cancellation
             does not wait for that end.
 
     Raises:
         BaseException: the error that ended the loop, if one did.
     """
-    loop.use_context(copy_context())
+    state: LoopState = {} if loop.life is None else await loop.life.start()
+    context = copy_context()
+    context.run(use_state, state)
+    loop.use_context(context)
     guest = Guest(loop, asyncio.get_running_loop())
-    guest.start()
+    if loop.life is not None:
+        loop.life.ended_early = guest.end
     try:
+        await loop.calls.begin()
+        loop.has_begun(state)
+        began()
+        guest.start()
         await guest.wait()
     except asyncio.CancelledError:
         drain()
@@ -202,11 +236,35 @@ async def serve_here(loop: Loop, drain: Callable[[], object]) -> None:
         raise
     finally:
         guest.stop()
-        await _cancel(loop.tasks)
+        await _finish(loop)
 
 
-def _run(event_loop: asyncio.AbstractEventLoop, ended: Callable[[], bool]) -> None:
+async def _finish(loop: Loop) -> None:
+    """End what handlers have left, and then what they have used."""
+    await _cancel(loop.tasks)
+    await loop.calls.finish(loop.options.drain_timeout)
+    await _end_life(loop)
+
+
+async def _end_life(loop: Loop) -> None:
+    """Tear down the lifespans, for as long as a drain may take."""
+    if loop.life is None:
+        return
+    limit = max(CANCEL_GRACE, loop.options.drain_timeout)
+    try:
+        await asyncio.wait_for(loop.life.stop(), limit)
+    except TimeoutError:
+        logger.warning("lifespans did not end in %g s and were cancelled", limit)
+    except Exception as error:
+        logger.failure(error, "a lifespan failed")
+
+
+def _run(
+    event_loop: asyncio.AbstractEventLoop, ended: Callable[[], bool], life: LoopLife | None
+) -> None:
     while not ended():
+        if life is not None:
+            life.check()
         try:
             event_loop.run_forever()
         except (KeyboardInterrupt, SystemExit) as error:  # asyncio lets these two through.
@@ -218,9 +276,13 @@ def _queues(event_loop: asyncio.BaseEventLoop) -> tuple[Any, Any]:
     return getattr(event_loop, "_ready", ()), getattr(event_loop, "_scheduled", ())
 
 
-def _close(event_loop: asyncio.AbstractEventLoop) -> None:
-    """Cancel the tasks, wait `CANCEL_GRACE` for their end, and close the event loop."""
+def _close(event_loop: asyncio.AbstractEventLoop, loop: Loop) -> None:
+    """Cancel the tasks, wait `CANCEL_GRACE` for their end, and close the event loop.
+
+    Lifespans end between the tasks of handlers and what these have left.
+    """
     try:
+        event_loop.run_until_complete(_finish(loop))
         event_loop.run_until_complete(_cancel(asyncio.all_tasks(event_loop)))
         event_loop.run_until_complete(event_loop.shutdown_asyncgens())
     finally:
@@ -270,6 +332,11 @@ class Guest:
         for handle in (self._soon, self._later):
             if handle is not None:
                 handle.cancel()
+
+    def end(self) -> None:
+        """Run no further round, as a lifespan has ended by itself."""
+        if not self.ended.done():
+            self.ended.set_exception(RuntimeError("a lifespan has ended by itself"))
 
     async def wait(self) -> None:
         """Wait for the end of the loop. A cancellation does not end the loop.

@@ -20,6 +20,7 @@ from spop.counters import Cell, Cells, RouteCell, observe
 from spop.dispatch import AsyncCall, Call, Deferred, Dispatcher
 from spop.errors import HandlerError, SpopTimeoutError
 from spop.frames import Peer
+from spop.lifespan import LoopState
 from spop.parameters import ASYNC, INLINE, RUNNING
 from spop.poller import READ
 from spop.port import FastPath
@@ -33,16 +34,19 @@ class Connection:
     Attributes:
         sock: a plain socket, or a `TLSSocket`; `tls` is the latter or None.
         peer: what HELLO agreed on, until the end of the connection was reported.
+        port: the number of its port in a range of ports, if it came to one.
+        movable: it can be moved to another loop or process while this one goes on.
         events: what the poller waits for.
         unsent: bytes that the socket did not take yet.
         quiet: number of sweeps for idle connections since something was sent.
         exchanges: those that wait for handlers.
         fast_path: answers NOTIFY frames while nothing else is to be done.
+        resumes: frames that a pass has left are answered soon.
     """
 
     __slots__ = (
-        "events", "exchanges", "fast_path", "host", "opened", "peer", "protocol", "quiet",
-        "sock", "tls", "unsent",
+        "events", "exchanges", "fast_path", "host", "movable", "opened", "peer", "port",
+        "protocol", "quiet", "resumes", "sock", "tls", "unsent",
     )  # fmt: skip
 
     def __init__(
@@ -55,10 +59,24 @@ class Connection:
         self.unsent: bytes | bytearray = b""
         self.events = READ
         self.peer: Peer | None = None
+        self.port: int | None = None
+        self.movable = False
         self.opened = time.time()
         self.quiet = 0
+        self.resumes = False
         self.exchanges: set[Exchange] = set()
         self.fast_path: FastPath
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory that it takes, roughly: received, unsent, waiting for handlers."""
+        waiting = sum(exchange.size for exchange in self.exchanges)
+        return self.protocol.intake.allocated + len(self.unsent) + waiting
+
+    def keep_unsent(self, data: bytes | bytearray) -> None:
+        """The socket did not take `data`, which begins with what it did not take before."""
+        self.protocol.intake.memory.take(len(data) - len(self.unsent))
+        self.unsent = data
 
     @property
     def wants_write(self) -> bool:
@@ -95,6 +113,7 @@ class Host(Protocol):
     cells: Cells
     context: Context
     dispatcher: Dispatcher
+    state: LoopState
     timeouts: dict[str, float]
 
     def call_soon(self, call: Callable[[], object]) -> None:
@@ -163,6 +182,7 @@ class Exchange(Deferred):
         if self._waiting is not None:
             self._leave_behind()
             self.host.cells[Cell.ACKS_DROPPED] += 1
+            self.calls.clear()
 
     def launch(self, call: Call) -> bool:
         """Begin an asynchronous call that waited in line. Returns whether its task goes on."""
@@ -263,6 +283,7 @@ class Exchange(Deferred):
         self._stop_waiting()
         room = self.room - len(self.actions)
         self.actions += self.host.dispatcher.result(call, returned, error, self._began, room)
+        call.values = None
         self._index += 1
 
     def _time_out(self) -> None:
@@ -288,6 +309,8 @@ class Exchange(Deferred):
         self._stop_waiting()
         if isinstance(waiting, AsyncCall):
             waiting.task.cancel()
+        elif waiting is not None:
+            waiting.values = None  # The call may stay in the queue for long.
 
     def _stop_waiting(self) -> None:
         self._waiting = None

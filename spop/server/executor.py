@@ -19,6 +19,7 @@ from spop.counters import Cell, Cells
 from spop.dispatch import Call
 from spop.errors import HandlerError
 from spop.forks import serve_in_this_thread
+from spop.lifespan import use_state
 from spop.logs import SafeLogger
 from spop.server.exchange import Exchange
 
@@ -222,6 +223,7 @@ class Executor:
         returned, error = None, None
         if exchange.is_waiting_for(call):
             peer = exchange.connection.protocol.peer
+            use_state(exchange.host.state)
             set_running((call.route.name, exchange.stream_id, exchange.frame_id, peer))
             try:
                 returned = call.run()

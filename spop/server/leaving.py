@@ -5,10 +5,11 @@ On the left what happens to a connection, on the right what follows::
     the peer's DISCONNECT ──────────── ours answers it ──┐
     bytes that break the protocol ─────┐                 │
     no HELLO in time, idle for too long├─ our DISCONNECT ┤
+    too much memory ───────────────────┤                 │
     drain: nothing left to answer ─────┘                 │
                                                          ├─ report ─ linger ─ close
     the peer closed its side, a socket error ────────────┼─ report ────────── close
-    hand-over: at rest ──────────────────────────────────┴─ report ─ its socket lives on
+    handed over or spared, once it is at rest ───────────┴─ report ─ its socket lives on
 
 ``report`` counts, logs and calls the hooks, once. ``linger`` closes our side and waits for the
 peer to close its own, so that it can read our DISCONNECT even if it still sends. If handlers
@@ -18,9 +19,11 @@ still run and async is in force, their ACKs leave on another connection of the e
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -28,25 +31,43 @@ from spop.agent import Agent
 from spop.connection import Disconnect, State
 from spop.constants import Status
 from spop.counters import Cell, Cells, status_cell
-from spop.errors import reason
+from spop.errors import reason as error_text
 from spop.frames import Peer
-from spop.logs import SafeLogger
 from spop.poller import READ, WRITE
+from spop.server.connection_log import ConnectionLog
+from spop.server.engines import Engines
 from spop.server.exchange import Connection
+from spop.server.memory import MemoryLimit
 from spop.server.options import Options
 from spop.server.timers import Timers
-
-logger = SafeLogger("spop.server")
 
 LINGER = 2.0
 """Seconds that a peer has to read our DISCONNECT and close."""
 QUIET = 0.2
 """Seconds that a draining connection waits for an ACK, to send DISCONNECT right behind it."""
+FIRST_RETRY, LAST_RETRY = 0.05, 1.0
+"""Seconds until connections that were not at rest are looked at again, to spare them."""
+HOLD = 0.05
+"""Seconds for which a connection with frames in flight is not read from, to come to rest."""
 SWEEPS = 4
-"""Number of sweeps for idle connections in each idle timeout."""
+"""Number of sweeps in each idle timeout, and in each handshake timeout for payloads."""
 
 GiveAway = Callable[[socket.socket, dict[str, Any]], object]
 """Takes the socket of a connection at rest, and what HELLO agreed on, for another process."""
+
+
+@dataclass
+class Spare:
+    """An order to give connections away and to go on.
+
+    Attributes:
+        count: how many are still to be given.
+        has_too_many: it still makes sense.
+    """
+
+    count: int
+    give_away: GiveAway
+    has_too_many: Callable[[], bool]
 
 
 class Deadlines:
@@ -95,6 +116,9 @@ class Loop(Protocol):
     timers: Timers
     connections: set[Connection]
 
+    def call_soon(self, call: Callable[[], object]) -> None:
+        """Run `call` in the next round."""
+
     def see_to(self, connection: Connection, events: int) -> None:
         """Do what the socket is ready for."""
 
@@ -110,11 +134,17 @@ class Leaving:
 
     Attributes:
         begun: the loop drains or hands over.
-        handing_over: connections at rest are given away.
+        handing_over: all connections are given away, each once it is at rest.
+        gives: some are, or all.
+        memory: counts what the connections keep.
     """
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, engines: Engines, log: ConnectionLog) -> None:
         self._loop = loop
+        self._log = log
+        share = loop.options.max_memory // loop.options.threads
+        self.memory = MemoryLimit(loop, engines, share, self.end_for_memory).memory
+        self.memory.fragmented = self._watch_payloads
         self._handshakes = Deadlines(
             loop.timers, loop.options.handshake_timeout, self._end_handshake
         )
@@ -122,11 +152,19 @@ class Leaving:
         self._sweeping = False
         self._draining = False
         self._give_away: GiveAway | None = None
+        self._give_foreign: GiveAway | None = None
+        self._owned_ports: frozenset[int] = frozenset()
+        self._spare: Spare | None = None
+        self._held: dict[Connection, int] = {}
         self.begun = False
 
     @property
     def handing_over(self) -> bool:
         return self._give_away is not None
+
+    @property
+    def gives(self) -> bool:
+        return (self._give_away or self._give_foreign or self._spare) is not None
 
     # --- one connection ---
 
@@ -134,9 +172,10 @@ class Leaving:
         """A connection was accepted: its handshake timeout begins."""
         self._handshakes.add(connection)
 
-    def said_hello(self, connection: Connection) -> None:
+    def said_hello(self, connection: Connection, peer: Peer) -> None:
         """HELLO is done: only the idle timeout counts now."""
         self._handshakes.discard(connection)
+        self._log.begun(peer)
 
     def watch_idle(self) -> None:
         """Look for idle connections from now on."""
@@ -155,15 +194,15 @@ class Leaving:
             cells[status_cell(Cell.DISCONNECTS_SENT, reason.code)] += 1
             cells[Cell.FRAMES_TOO_BIG] += reason.code == Status.TOO_BIG
         if peer is None or not peer.healthcheck:
-            _log_end(peer.address if peer else connection.protocol.address, reason)
+            self._log.ended(peer.address if peer else connection.protocol.address, reason)
             self._tell(peer, reason)
 
     def fail(self, connection: Connection, error: Exception) -> None:
         """End a connection after an unexpected error. All others go on."""
-        why = reason(error)
-        if not isinstance(error, OSError):
-            logger.failure(error, "connection failed")
-            why = "internal error"
+        is_ours = not isinstance(error, OSError)
+        if is_ours or connection.protocol.state is State.HELLO:
+            self._log.failed(connection.protocol.address, error)
+        why = "internal error" if is_ours else error_text(error)
         if connection.peer is not None:
             self.report(connection, Disconnect(Status.IO, why, True))
         self.close(connection)
@@ -175,6 +214,17 @@ class Leaving:
         connection.protocol.disconnect(code, message if code else "normal")
         self.report(connection, Disconnect(code, message, False))
         self._loop.see_to(connection, WRITE)
+
+    def end_for_memory(self, connection: Connection) -> None:
+        """End a connection, to have the memory that it takes."""
+        self._loop.cells[Cell.OUT_OF_MEMORY] += 1
+        exchanges, connection.exchanges = connection.exchanges, set()
+        for exchange in exchanges:
+            exchange.cancel()
+        if connection.protocol.should_close:
+            self.close(connection)
+        else:
+            self._end(connection, Status.RESOURCE, "max_memory is reached")
 
     def linger(self, connection: Connection) -> None:
         """All bytes are sent: close our side, and wait for the peer to close its own."""
@@ -195,22 +245,35 @@ class Leaving:
         """
         protocol = connection.protocol
         leaves = self._draining or connection.tls is not None  # TLS can't be given away.
-        if leaves and protocol.state is State.OPEN and not protocol.in_flight:
+        waits = protocol.in_flight or protocol.stalled
+        if leaves and protocol.state is State.OPEN and not waits:
             protocol.disconnect()
             self.report(connection, Disconnect(Status.NORMAL, "the agent stops", False))
 
     def give_away(self, connection: Connection) -> None:
-        """Give a connection at rest to another process."""
-        sock = connection.sock
-        if self._give_away is None or connection.tls is not None:
+        """Give a connection at rest to another process or loop, if it is one of those to give."""
+        if connection.tls is not None:
             return
+        if self._give_away is not None:
+            self._give(connection, self._give_away)
+        elif self._is_foreign(connection):
+            assert self._give_foreign is not None
+            self._give(connection, self._give_foreign)
+        elif self._spare is not None and connection.movable:
+            self._spare.count -= 1
+            self._give(connection, self._spare.give_away)
+            self._end_spare()
+
+    def _give(self, connection: Connection, give_away: GiveAway) -> None:
+        sock = connection.sock
         assert isinstance(sock, socket.socket)
         peer, connection.peer = connection.peer, None
         self._loop.cells[Cell.HANDED_OVER] += 1
         self._forget(connection)
-        self._give_away(sock, {"host": connection.host, **connection.protocol.negotiated()})
+        state = {"host": connection.host, "port": connection.port}
+        give_away(sock, {**state, **connection.protocol.negotiated()})
         sock.close()
-        self._tell(peer, Disconnect(Status.NORMAL, "handed over to a new worker", False))
+        self._tell(peer, Disconnect(Status.NORMAL, "handed over to another worker", False))
 
     def _forget(self, connection: Connection) -> None:
         self._handshakes.discard(connection)
@@ -233,7 +296,28 @@ class Leaving:
         if connection not in self._loop.connections or connection.protocol.should_close:
             return
         self._loop.cells[cell] += 1
-        self.disconnect(connection, Status.TIMEOUT, message)
+        self._end(connection, Status.TIMEOUT, message)
+
+    def _watch_payloads(self) -> None:
+        timeout = self._loop.options.handshake_timeout
+        self._loop.timers.call_later(timeout / SWEEPS, self._sweep_payloads)
+
+    def _sweep_payloads(self) -> None:
+        """End the connections whose payload in fragments took the handshake timeout."""
+        earliest = time.monotonic_ns() - self._loop.options.handshake_timeout * 1e9
+        for connection in list(self._loop.connections):
+            intake = connection.protocol.intake
+            if intake.begun and intake.began < earliest:
+                message = "a payload in fragments did not end in time"
+                self._time_out(connection, Cell.HANDSHAKE_TIMEOUTS, message)
+        self.memory.watching = any(
+            connection.protocol.intake.begun for connection in self._loop.connections
+        )
+        if self.memory.watching:
+            self._watch_payloads()
+
+    def _end(self, connection: Connection, code: Status, message: str) -> None:
+        self.disconnect(connection, code, message)
         if connection.unsent:  # The peer does not read, so it would not see the DISCONNECT.
             self.close(connection)
 
@@ -271,6 +355,73 @@ class Leaving:
                 self.after_answers(connection)
         self._see_to_all(WRITE)
 
+    def spare(self, count: int, give_away: GiveAway, has_too_many: Callable[[], bool]) -> None:
+        """Give so many connections away, those at rest first, and go on serving the others.
+
+        An order that comes later replaces this one. So does the end of `has_too_many`.
+        """
+        if not self.begun:
+            self._spare = spare = Spare(count, give_away, has_too_many)
+            self._spare_those_at_rest(spare, FIRST_RETRY)
+            if self._spare is spare:
+                self._hold_busy_ones(spare.count)
+
+    def _spare_those_at_rest(self, spare: Spare, retry: float) -> None:
+        self._end_spare()
+        for connection in list(self._loop.connections):
+            if self._spare is not spare:
+                return
+            if connection.protocol.at_rest and not connection.unsent:
+                self.give_away(connection)
+        # The fast path does not tell when a connection comes to rest.
+        again = partial(self._spare_those_at_rest, spare, min(2 * retry, LAST_RETRY))
+        if self._spare is spare:
+            self._loop.timers.call_later(retry, again)
+
+    def give_ports(self, owned: frozenset[int], give_away: GiveAway) -> None:
+        """Give the connections of other ports of ranges away, each once it is at rest."""
+        self._owned_ports, self._give_foreign = owned, give_away
+        self._give_those_of_ports(FIRST_RETRY)
+
+    def _give_those_of_ports(self, retry: float) -> None:
+        foreign = [each for each in self._loop.connections if self._is_foreign(each)]
+        for connection in foreign:
+            if connection.protocol.at_rest and not connection.unsent:
+                self.give_away(connection)
+        if any(each in self._loop.connections for each in foreign):
+            again = partial(self._give_those_of_ports, min(2 * retry, LAST_RETRY))
+            self._loop.timers.call_later(retry, again)
+
+    def _is_foreign(self, connection: Connection) -> bool:
+        return (
+            self._give_foreign is not None
+            and connection.tls is None
+            and connection.port not in (None, *self._owned_ports)
+        )
+
+    def _hold_busy_ones(self, count: int) -> None:
+        """A connection that pipelines under load might never be at rest.
+
+        While one frame at most may be in flight, no more is read before the others are answered.
+        """
+        busy = (each for each in self._loop.connections if each.movable and each.exchanges)
+        for connection in itertools.islice(busy, count):
+            if connection not in self._held:
+                intake = connection.protocol.intake
+                self._held[connection], intake.max_in_flight = intake.max_in_flight, 1
+        self._loop.timers.call_later(HOLD, self._let_go)
+
+    def _let_go(self) -> None:
+        while self._held:
+            connection, max_in_flight = self._held.popitem()
+            connection.protocol.intake.max_in_flight = max_in_flight
+            if connection in self._loop.connections:
+                self._loop.see_to(connection, WRITE)
+
+    def _end_spare(self) -> None:
+        if self._spare is not None and not (self._spare.count and self._spare.has_too_many()):
+            self._spare = None
+
     def end_all(self, connections: Iterable[Connection]) -> None:
         """The loop has ended: close the connections that are left."""
         for connection in list(connections):
@@ -280,6 +431,7 @@ class Leaving:
 
     def _begin(self) -> None:
         self.begun = True
+        self._spare = None
         for connection in self._loop.connections:
             connection.fast_path.enabled = False
 
@@ -291,14 +443,6 @@ class Leaving:
 
     def _end_quiet_ones(self) -> None:
         for connection in list(self._loop.connections):
-            if not connection.protocol.in_flight and not connection.unsent:
+            protocol = connection.protocol
+            if not (protocol.in_flight or protocol.stalled or connection.unsent):
                 self.disconnect(connection, Status.NORMAL, "the agent stops")
-
-
-def _log_end(address: str, reason: Disconnect) -> None:
-    if reason.remote:
-        logger.info("disconnected by %s: %d %r", address, reason.code, reason.message)
-    elif reason.code == Status.NORMAL:
-        logger.info("disconnected %s: %d %r", address, reason.code, reason.message)
-    else:
-        logger.warning("disconnected %s: %d %r", address, reason.code, reason.message)

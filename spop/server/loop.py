@@ -14,40 +14,44 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextvars import Context
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from spop.agent import Agent
 from spop.connection import AgentConnection, AgentEvent, Disconnect, Hello, State
 from spop.context import set_running
 from spop.counters import Cell, Cells
 from spop.dispatch import AsyncCall, Call, Deferred
-from spop.errors import HandlerError, LocalProtocolError, ProtocolError, reason
+from spop.errors import HandlerError, LocalProtocolError, ProtocolError
 from spop.forks import FORKED, end_child, serve_in_this_thread
 from spop.frames import Frame, Peer
+from spop.lifespan import LoopState
 from spop.logs import SafeLogger
 from spop.parameters import RUNNING, Running
 from spop.poller import READ, WRITE, new_poller
 from spop.port import FastPath, FastPaths
 from spop.server.admission import Admission
+from spop.server.calls import Calls
+from spop.server.connection_log import ConnectionLog
 from spop.server.engines import Engines
 from spop.server.exchange import Connection, Exchange
 from spop.server.executor import Executor
 from spop.server.frame_log import LoggedConnection
 from spop.server.leaving import GiveAway, Leaving
 from spop.server.listeners import peer_host, peer_name
-from spop.server.options import Options
+from spop.server.options import MAX_PASS, Options
 from spop.server.slow import SlowLog
 from spop.server.timers import Timer, Timers
 from spop.server.tls import TLSSocket
 
+if TYPE_CHECKING:
+    from spop.loop_life import LoopLife
+
 logger = SafeLogger("spop.server")
 
 RECV_SIZE = 256 * 1024
-
-HandOut = Callable[[socket.socket], bool]
-"""Accepts a connection of a listener. False: it accepts none now."""
 
 Result = tuple[Exchange, Call, Any, BaseException | None]
 
@@ -62,10 +66,13 @@ class Shared(Protocol):
     admission: Admission
     tls: ssl.SSLContext | None
     slow_log: SlowLog
+    connection_log: ConnectionLog
 
     def thread_died(self, error: BaseException) -> None: ...
 
     def is_ready(self) -> bool: ...
+
+    def movable_changed(self) -> None: ...
 
 
 class Loop:
@@ -77,9 +84,13 @@ class Loop:
 
     Attributes:
         connections: those that it serves.
+        movable: how many of them can be moved to another loop or process.
         timeouts: seconds that a call of a handler may take, by message name.
         thread: runs the rounds.
         context: the context of the rounds. Handlers of exchanges get copies of it.
+        life: its lifespans, if the agent has any; set before `start`.
+        state: what they have yielded.
+        began: done when it is ready for connections; has the error if a lifespan failed.
     """
 
     def __init__(self, shared: Shared, cells: Cells, name: str) -> None:
@@ -89,6 +100,8 @@ class Loop:
         self.poller = new_poller(cells)
         self.timers = Timers(self._call)
         self.connections: set[Connection] = set()
+        self.movable = 0
+        self._arrivals: deque[Callable[[], object]] = deque()
         self.timeouts = {
             handler.name: handler.timeout
             for handler in shared.agent.handlers.values()
@@ -100,17 +113,21 @@ class Loop:
         self._tls = shared.tls
         self._died = shared.thread_died
         self._is_ready = shared.is_ready
+        self._movable_changed = shared.movable_changed
         self._buffer = bytearray(RECV_SIZE)
+        self.calls = Calls(options, cells, self._fail_afterwards)
         self.dispatcher = shared.agent.dispatcher(
+            self.calls.route,
             cells=cells,
             max_answer_size=options.max_unsent,
             max_messages=options.max_messages,
             max_arguments=options.max_arguments,
             deferred=Exchange,
+            max_pass=MAX_PASS,
         )
         self.dispatcher.slow, self.dispatcher.slow_after = shared.slow_log, shared.slow_log.after
         self._fast_paths = FastPaths(self.dispatcher, self._buffer, self.see_to, self._go_on)
-        self._leaving = Leaving(self)
+        self._leaving = Leaving(self, shared.engines, shared.connection_log)
         self._acknowledged: dict[Connection, None] = {}
         self._calls: deque[Callable[[], object]] = deque()
         self._results: deque[Result] = deque()
@@ -125,6 +142,9 @@ class Loop:
             if handler.concurrency is not None
         )
         self._running = True
+        self.life: LoopLife | None = None
+        self.state: LoopState = {}
+        self.began: Future[None] = Future()
         self.use_context(Context())
         self.thread = threading.Thread(
             target=self.context.run, args=[self._run], name=name, daemon=True
@@ -134,8 +154,13 @@ class Loop:
 
     @property
     def load(self) -> int:
-        """How many connections it has."""
-        return len(self.connections)
+        """How many connections it has, or gets soon."""
+        return len(self.connections) + len(self._arrivals)
+
+    @property
+    def movable_load(self) -> int:
+        """How many of them can be moved, as far as that is known."""
+        return self.movable + len(self._arrivals)
 
     @property
     def alive(self) -> bool:
@@ -146,6 +171,11 @@ class Loop:
         """Run `call` in the loop's thread, in its next round."""
         self._calls.append(call)
         self._wake()
+
+    def bring(self, add: Callable[[], object]) -> None:
+        """Run `add`, which adds a connection, in the loop's thread."""
+        self._arrivals.append(add)
+        self.call_soon(lambda: self._arrivals.popleft()())
 
     def job_done(
         self, exchange: Exchange, call: Call, returned: Any, error: BaseException | None
@@ -168,6 +198,14 @@ class Loop:
     def hand_over(self, give_away: GiveAway, timeout: float) -> None:
         """End: give each connection away once it is at rest, and leave as `drain` does."""
         self.call_soon(partial(self._leaving.hand_over, give_away, timeout))
+
+    def spare(self, count: int, give_away: GiveAway, has_too_many: Callable[[], bool]) -> None:
+        """Give so many connections away, and go on."""
+        self.call_soon(partial(self._leaving.spare, count, give_away, has_too_many))
+
+    def give_ports(self, owned: frozenset[int], give_away: GiveAway) -> None:
+        """Give the connections of other ports of ranges away, and go on."""
+        self.call_soon(partial(self._leaving.give_ports, owned, give_away))
 
     def describe(self, timeout: float = 1.0) -> list[dict[str, Any]]:
         """Its connections, for people; none if the loop does not answer in `timeout` seconds."""
@@ -199,18 +237,30 @@ class Loop:
     def _run(self) -> None:
         serve_in_this_thread()
         try:
-            if any(handler.asynchronous for handler in self.agent.handlers.values()):
+            if self.life or any(each.needs_event_loop for each in self.agent.handlers.values()):
                 from spop.server import event_loop
 
                 event_loop.serve(self, self.options.event_loop)
             else:
+                self.has_begun({})
                 while self._running:
                     self.round(None)
         except BaseException as error:
             self._running = False
-            self._died(error)
+            if self.began.done():
+                self._died(error)
+            else:
+                self.began.set_exception(error)
         finally:
             self.close()
+
+    def has_begun(self, state: LoopState) -> None:
+        """The lifespans are set up. Handlers see what they have yielded."""
+        self.state = state
+        self.began.set_result(None)
+
+    def _fail_afterwards(self, name: str, error: BaseException) -> None:
+        self.dispatcher.fail((self.dispatcher.routes or {})[name], error)
 
     def running_message(self) -> Running | None:
         """The message whose inline handler runs now."""
@@ -241,10 +291,8 @@ class Loop:
         """Seconds that it may wait for sockets, `timeout` at most; None: without a limit."""
         if self._woken or self._acknowledged or self._submitted:
             return 0.0
-        wait = self.timers.wait()
-        if wait is None or timeout is None:
-            return wait if timeout is None else timeout
-        return min(wait, timeout)
+        waits = [wait for wait in (self.timers.wait(), timeout) if wait is not None]
+        return min(waits, default=None)
 
     def end(self) -> None:
         """Run no further round."""
@@ -288,16 +336,18 @@ class Loop:
 
     # --- new connections ---
 
-    def add(self, sock: socket.socket, sockaddr: Any) -> None:
+    def add(self, sock: socket.socket, sockaddr: Any, port: int | None = None) -> None:
         """Begin to serve an accepted and admitted connection."""
         connection = self._new_connection(
             sock, peer_host(sock, sockaddr), peer_name(sock, sockaddr), self._tls
         )
+        connection.port = port
         self._leaving.expect_hello(connection)
 
     def adopt(self, sock: socket.socket, host: str | None, negotiated: dict[str, Any]) -> None:
         """Serve a connection that another process gave away."""
         connection = self._new_connection(sock, host, negotiated["address"], None)
+        connection.port = negotiated["port"]
         peer = connection.protocol.resume_from(negotiated)
         self._guarded(connection, self._greeted, connection, peer)
 
@@ -315,6 +365,7 @@ class Loop:
         served = TLSSocket(sock, tls) if tls and sock.family != socket.AF_UNIX else sock
         connection = Connection(served, host, self._new_protocol(address))
         protocol, fd = connection.protocol, served.fileno()
+        protocol.intake.memory = self._leaving.memory
         connection.fast_path = FastPath(self._fast_paths, protocol.intake, fd, connection)
         # The fast path reads plain sockets alone, and does not log frames.
         connection.fast_path.enabled = (
@@ -342,6 +393,7 @@ class Loop:
         """Serve a connection no longer. Its socket stays open."""
         self.connections.remove(connection)
         self._admission.release(connection.host)
+        self._count_movable(connection, False)
         self.cells[Cell.CONNECTIONS_CLOSED] += 1
         if connection.events:
             self.poller.unregister(connection.sock.fileno())
@@ -376,7 +428,7 @@ class Loop:
         elif error is not None and not isinstance(error, ProtocolError):
             self._leaving.fail(connection, error)
         else:
-            connection.unsent = unsent
+            connection.keep_unsent(unsent)
             self._guarded(connection, self._frames, connection, frames, error)
 
     def _frames(
@@ -407,6 +459,7 @@ class Loop:
             self._end_of_file(connection)
             return
         self.cells[Cell.BYTES_RECEIVED] += size
+        self.dispatcher.new_pass()
         self._received(connection, connection.protocol.receive_data(self._buffer, size))
 
     def _end_of_file(self, connection: Connection) -> None:
@@ -430,22 +483,30 @@ class Loop:
         """Send, answer the frames that were held back, and decide what to wait for."""
         self._send(connection)
         protocol = connection.protocol
-        while protocol.stalled and not connection.unsent:
-            self._handle(connection, protocol.resume())
-            self._send(connection)
+        if protocol.stalled and not connection.unsent and not connection.resumes:
+            connection.resumes = True
+            self.call_soon(partial(self._guarded, connection, self._resume, connection))
         if (
             connection.unsent
             or connection.events != READ
             or connection.wants_write
-            or (protocol.paused and protocol.intake.unread)
+            or (protocol.paused and protocol.intake.unread and not protocol.stalled)
         ):
             self._watch(connection)
         if connection.unsent:
             return
         if protocol.should_close:
             self._leaving.linger(connection)
-        elif self._leaving.handing_over and protocol.at_rest:
+        elif self._leaving.gives and protocol.at_rest:
             self._leaving.give_away(connection)
+
+    def _resume(self, connection: Connection) -> None:
+        """Answer frames that the last pass left, so that other connections had their turn."""
+        connection.resumes = False
+        protocol = connection.protocol
+        if protocol.stalled and not connection.unsent and connection in self.connections:
+            self.dispatcher.new_pass()
+            self._received(connection, protocol.resume())
 
     def _send(self, connection: Connection) -> None:
         data = connection.protocol.data_to_send()
@@ -460,7 +521,10 @@ class Loop:
         if sent:
             connection.fast_path.active = True
             self.cells[Cell.BYTES_SENT] += sent
-        connection.unsent = data[sent:] if sent < len(data) else b""
+        if sent < len(data):
+            connection.keep_unsent(data[sent:])
+        else:
+            connection.unsent = b""
 
     def _holds_back(self, connection: Connection) -> bool:
         """Earlier frames have to be answered before more is read."""
@@ -480,7 +544,10 @@ class Loop:
             events |= WRITE
         if events == connection.events:
             return
-        self._count_pause(connection, events)
+        if connection.unsent:
+            self.cells[Cell.PAUSED_UNSENT] += 1
+        elif not events and not connection.protocol.stalled:
+            self.cells[Cell.PAUSED_IN_FLIGHT] += 1
         fd = connection.sock.fileno()
         if not events:
             self.poller.unregister(fd)
@@ -490,12 +557,6 @@ class Loop:
             self.poller.modify(fd, events)
         connection.events = events
         self._look_again(connection)
-
-    def _count_pause(self, connection: Connection, events: int) -> None:
-        if connection.unsent:
-            self.cells[Cell.PAUSED_UNSENT] += 1
-        elif not events:
-            self.cells[Cell.PAUSED_IN_FLIGHT] += 1
 
     def _handle(self, connection: Connection, events: Sequence[AgentEvent]) -> None:
         for event in events:
@@ -510,23 +571,21 @@ class Loop:
                 raise AssertionError("the dispatcher answers every NOTIFY, or makes it an Exchange")
 
     def _greeted(self, connection: Connection, peer: Peer) -> None:
-        self._leaving.said_hello(connection)
+        self._leaving.said_hello(connection, peer)
         connection.peer = peer
         if peer.healthcheck:
             self.cells[Cell.HEALTHCHECKS] += 1
-            logger.debug("health check from %s", peer.address)
             return
-        logger.info(
-            "connection from %s: SPOP %s, max-frame-size %d, %s, engine %r",
-            peer.address,
-            peer.version,
-            peer.max_frame_size,
-            ",".join(sorted(peer.capabilities)) or "no capabilities",
-            peer.engine_id,
-        )
         if peer.async_engine_id:
             self._engines.add(peer.async_engine_id, connection, self)
+        self._count_movable(connection, connection.tls is None and connection.port is None)
         self.agent.connected(peer)
+
+    def _count_movable(self, connection: Connection, movable: bool) -> None:
+        if connection.movable is not movable:
+            connection.movable = movable
+            self.movable += 1 if movable else -1
+            self._movable_changed()
 
     # --- exchanges ---
 
@@ -631,6 +690,7 @@ class Loop:
 
     def _send_ack(self, connection: Connection) -> None:
         if connection.protocol.intake.unread or self._leaving.begun:
+            self.dispatcher.new_pass()
             self._received(connection, connection.protocol.resume())
         else:
             self._flush(connection)
@@ -662,36 +722,3 @@ class Loop:
             exchanges = self._engines.remove(peer.async_engine_id, connection, exchanges)
         for exchange in exchanges:
             exchange.host.call_soon(exchange.cancel)
-
-    # --- accepting ---
-
-    def accept_from(self, listener: socket.socket, hand_out: HandOut) -> None:
-        """Call `hand_out` whenever a listener has connections to accept."""
-        accept = partial(self._accept, listener, hand_out)
-        self.poller.register(listener.fileno(), READ, accept)
-
-    def forget_listener(self, listener: socket.socket) -> None:
-        with contextlib.suppress(KeyError):
-            self.poller.unregister(listener.fileno())
-
-    def pause_listener(self, listener: socket.socket, hand_out: HandOut, seconds: float) -> None:
-        """Accept no connections of a listener for some seconds."""
-        self.forget_listener(listener)
-        self.call_later(seconds, partial(self._accept_again, listener, hand_out))
-
-    def _accept(self, listener: socket.socket, hand_out: HandOut, _: int) -> None:
-        for _ in range(64):
-            try:
-                if not hand_out(listener):
-                    return
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                self.cells[Cell.ACCEPT_ERRORS] += 1
-                logger.error("cannot accept connections: %s", reason(error))
-                self.pause_listener(listener, hand_out, 0.5)
-                return
-
-    def _accept_again(self, listener: socket.socket, hand_out: HandOut) -> None:
-        if listener.fileno() >= 0 and not self._leaving.begun:
-            self.accept_from(listener, hand_out)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import ipaddress
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,12 @@ from typing import Any
 from spop.address import Address
 from spop.constants import MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, MIN_FRAME_SIZE
 
+LOG_LEVELS = ("debug", "info", "warning", "error")
+MAX_PASS = 2_000_000
+"""Nanoseconds for which the frames of a connection are answered before others have their turn."""
+
 DEFAULT_BIND = "127.0.0.1:9000"
+MAX_PORT = 65535
 
 
 def _option(
@@ -38,7 +44,10 @@ class Options:
     """
 
     bind: tuple[str, ...] = _option(
-        (DEFAULT_BIND,), "HOST:PORT or unix:PATH to listen on; may be repeated.", metavar="ADDRESS"
+        (DEFAULT_BIND,),
+        "HOST:PORT or unix:PATH to listen on, or HOST:PORT-PORT with a port for each of the "
+        "processes; may be repeated.",
+        metavar="ADDRESS",
     )
     processes: int = _option(1, "Worker processes.", 1, 1024)
     threads: int = _option(1, "Selector loops of a worker, each in a thread of its own.", 1, 256)
@@ -85,6 +94,9 @@ class Options:
         MAX_ANSWER_SIZE, "Size of unsent answers above which a connection is not read from.", 1024,
         size=True,
     )  # fmt: skip
+    max_memory: int = _option(
+        512 * 2**20, "Memory that the connections of a worker may take.", 2**20, size=True
+    )
     max_messages: int = _option(MAX_MESSAGES, "Messages in a frame.", 1)
     max_arguments: int = _option(MAX_ARGUMENTS, "Arguments in a frame.", 1)
     allow: tuple[str, ...] = _option(
@@ -107,6 +119,9 @@ class Options:
         (), "Name by which a browser may ask for the status page, beside addresses and localhost; "
         "may be repeated.", metavar="NAME",
     )  # fmt: skip
+    log_connections: str = _option(
+        "info", "Level of the log lines of connections that begin and end.", choices=LOG_LEVELS
+    )
     log_frames: bool = _option(False, "Log every frame.")
 
     def __post_init__(self) -> None:
@@ -117,8 +132,13 @@ class Options:
             raise ModuleNotFoundError(
                 "event_loop uvloop needs an extra: pip install 'haproxy-spop[uvloop]'"
             )
-        for address in self.bind:
-            Address.parse(address)
+        for text in self.bind:
+            count = len(_addresses(text))
+            if _is_range(text) and count != self.processes:
+                raise ValueError(
+                    f"bind {text} has {count} ports, but processes is {self.processes}: "
+                    "each worker has a port of a range"
+                )
         if self.admin:
             Address.parse(self.admin)
         for network in self.allow:
@@ -140,8 +160,35 @@ class Options:
 
     @property
     def addresses(self) -> list[Address]:
-        """Where to listen."""
-        return [Address.parse(text) for text in self.bind]
+        """Where to listen, each port of a range by itself."""
+        return [address for text in self.bind for address in _addresses(text)]
+
+    @property
+    def port_numbers(self) -> list[int | None]:
+        """Of each address, the number of its port in its range, from 0 on; None: in no range."""
+        return [
+            number if _is_range(text) else None
+            for text in self.bind
+            for number, _ in enumerate(_addresses(text))
+        ]
+
+
+_RANGE = re.compile(r"(.*):([0-9]{1,5})-([0-9]{1,5})", re.ASCII | re.DOTALL)
+
+
+def _is_range(text: str) -> bool:
+    return not text.startswith("unix:") and _RANGE.fullmatch(text) is not None
+
+
+def _addresses(text: str) -> list[Address]:
+    """Read one address, or ``HOST:PORT-PORT``."""
+    found = None if text.startswith("unix:") else _RANGE.fullmatch(text)
+    if found is None:
+        return [Address.parse(text)]
+    host, first, last = found[1], int(found[2]), int(found[3])
+    if not 0 < first <= last <= MAX_PORT:
+        raise ValueError(f"bind {text!r}: its ports are not from low to high, {MAX_PORT} at most")
+    return [Address.parse(f"{host}:{port}") for port in range(first, last + 1)]
 
 
 def _check_range(option: dataclasses.Field[Any], value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -21,11 +22,13 @@ from spop.agent import Agent
 from spop.counters import Cell, Cells, Totals, new_row, row_size
 from spop.forks import serve_in_this_thread
 from spop.logs import RateLimitedLog, SafeLogger
+from spop.server.accepting import Acceptor
 from spop.server.admission import Admission
-from spop.server.balance import Balance
+from spop.server.balance import SETTLE, Balance, is_uneven, surplus
+from spop.server.connection_log import ConnectionLog
 from spop.server.engines import Engines
 from spop.server.executor import Executor
-from spop.server.health import Health, health_of, oldest_round
+from spop.server.health import READY_WITHIN, Health, health_of, oldest_round
 from spop.server.leaving import GiveAway
 from spop.server.listeners import bound_address, close_all, listen_all, peer_host
 from spop.server.loop import Loop
@@ -51,6 +54,8 @@ class Server:
             ``unix:PATH``.
         options: all options; by default they are made of `bind` and `more_options`.
         listeners: sockets that listen already, instead of `bind`.
+        ports: of each of them, the number of its port in a range of ports, or None. The server
+            accepts from these when `accept_ports` says so.
         rows: where to count, a row for each loop and one for the executor.
         balance: knows the other processes that accept from the same sockets.
         tls: the context for TCP; by default it is made from the options.
@@ -67,6 +72,7 @@ class Server:
         bind: str | Iterable[str] = DEFAULT_BIND,
         *,
         listeners: list[socket.socket] | None = None,
+        ports: list[int | None] | None = None,
         rows: list[Cells] | None = None,
         balance: Balance | None = None,
         tls: ssl.SSLContext | None = None,
@@ -86,12 +92,18 @@ class Server:
             self._rows[-1],
         )
         self.slow_log = SlowLog(self.options.slow_handler)
+        self.connection_log = ConnectionLog(self.options.log_connections)
         self._owns_listeners = listeners is None
         self._listeners = listeners or []
+        self._ports = dict(zip(self._listeners, ports or [], strict=False))
+        self._acceptor: Acceptor
+        self._counting = threading.Lock()
+        self._level_ordered = False
         self._balance = balance
         self._yielded = False
         self._is_guest = False
         self._loops: list[Loop] = []
+        self._lifespans = contextlib.ExitStack()
         self._started = 0.0
         self._refusals = RateLimitedLog(logger, per_second=1)
         self._admin: Any = None
@@ -128,28 +140,57 @@ class Server:
 
         Raises:
             OSError: an address can't be listened on.
+            BaseException: a lifespan of the agent raised it.
         """
         self._open()
         for loop in self._loops:
             loop.start()
+        try:
+            for loop in self._loops:
+                loop.began.result()
+        except BaseException:
+            self.stop()
+            raise
+        self._loops[0].call_soon(self._accept)
         self._tell_start()
 
     def _open(self) -> None:
         """Listen, and make the loops without running them."""
+        self.agent.check_config()
         if self._owns_listeners:
             self._listeners = listen_all(self.options)
+        self._started = time.time()
         try:
             self._start_admin()
+            self._make_loops()
         except BaseException:
+            self._close()
             self._close_listeners()
             raise
-        self._started = time.time()
-        self._loops = [
+
+    def _make_loops(self) -> None:
+        """Make the loops, and set up the lifespans of the worker."""
+        if not self.agent.handlers:
+            logger.warning("agent %r has no handlers", self.agent.name)
+        loops = [
             Loop(self, self._rows[number], f"spop-loop-{number}")
             for number in range(self.options.threads)
         ]
+        resources = self.agent.resources
+        if resources:
+            from spop.loop_life import LoopLife
+
+            state = self._lifespans.enter_context(resources.worker())
+            for number, loop in enumerate(loops):
+                loop.life = LoopLife(resources, state, is_first=number == 0)
+        self._loops = loops
+        self._acceptor = Acceptor(loops[0], self._take)
+
+    def _accept(self) -> None:
+        """Call this in the thread of the first loop."""
         for listener in self._listeners:
-            self._loops[0].accept_from(listener, self._take)
+            if self._ports.get(listener) is None:
+                self._acceptor.add(listener)
 
     def _tell_start(self) -> None:
         if self._owns_listeners:
@@ -175,9 +216,11 @@ class Server:
 
     def _take(self, listener: socket.socket) -> bool:
         """Accept a connection and give it to a loop. False: other processes may accept it."""
-        if self._balance is not None and not self._yielded and self._balance.yields():
+        port = self._ports.get(listener)
+        balance = self._balance if port is None else None
+        if balance is not None and not self._yielded and balance.yields():
             self._yielded = True
-            self._loops[0].pause_listener(listener, self._take, YIELD)
+            self._acceptor.pause(listener, YIELD)
             return False
         self._yielded = False
         sock, sockaddr = listener.accept()
@@ -186,20 +229,51 @@ class Server:
         if refusal is not None:
             self._refuse(sock, host, refusal)
             return True
-        loop = min(self._loops, key=lambda loop: loop.load)
-        add = self._adding(partial(loop.add, sock, sockaddr), sock, host)
+        loop = min(self._running_loops(), key=lambda loop: loop.load)
+        add = self._adding(partial(loop.add, sock, sockaddr, port), sock, host)
         if loop is self._loops[0]:
             add()
         else:
-            loop.call_soon(add)
+            loop.bring(add)
         return True
+
+    def accept_ports(self, numbers: Iterable[int], give_away: GiveAway) -> None:
+        """Accept from these ports of ranges alone. Give the connections of others away."""
+        owned = frozenset(numbers)
+
+        def accept() -> None:
+            for listener, number in self._ports.items():
+                if number in owned:
+                    self._acceptor.add(listener)
+                elif number is not None:
+                    self._acceptor.remove(listener)
+
+        self._loops[0].call_soon(accept)
+        for loop in self._loops:
+            loop.give_ports(owned, give_away)
 
     def adopt(self, sock: socket.socket, state: dict[str, Any]) -> None:
         """Go on serving a connection that another process gave away."""
+        self._adopt(sock, state, partial(self._count_adopted, state["port"]))
+
+    def _adopt(
+        self, sock: socket.socket, state: dict[str, Any], adopted: Callable[[], object]
+    ) -> None:
         host = state["host"]
         self.admission.adopt(host)
-        loop = min(self._loops, key=lambda loop: loop.load)
-        loop.call_soon(self._adding(partial(loop.adopt, sock, host, state), sock, host))
+        loop = min(self._running_loops(), key=lambda loop: loop.movable_load)
+        add = self._adding(partial(loop.adopt, sock, host, state), sock, host)
+
+        def add_and_count() -> None:
+            add()
+            adopted()
+
+        loop.bring(add_and_count)
+
+    def _count_adopted(self, port: int | None) -> None:
+        if self._balance is not None and port is None:
+            with self._counting:
+                self._balance.adopted()
 
     def _adding(
         self, add: Callable[[], None], sock: socket.socket, host: str | None
@@ -210,7 +284,7 @@ class Server:
             try:
                 add()
             except Exception as error:
-                logger.failure(error, "connection could not be set up")
+                self.connection_log.failed(host or "a unix socket", error)
                 self.admission.release(host)
                 sock.close()
 
@@ -220,6 +294,61 @@ class Server:
         self._rows[0][reason] += 1
         sock.close()
         self._refusals.warning("refused a connection from %s: %s", host, _REASONS[reason])
+
+    # --- moving connections ---
+
+    def movable_changed(self) -> None:
+        """A loop has more or fewer connections that can be moved. Loops call this."""
+        with self._counting:
+            counts = [loop.movable for loop in self._loops]
+            if self._balance is not None:
+                self._balance.tell_movable(sum(counts))
+            if is_uneven(counts) and not self._level_ordered:
+                self._level_ordered = True
+                self._level_in(SETTLE)
+
+    def _level_in(self, seconds: float) -> None:
+        first = self._loops[0]
+        first.call_soon(partial(first.call_later, seconds, self._level))
+
+    def _level(self) -> None:
+        """Have the loops with too many connections give some to the others."""
+        running = self._running_loops()
+        with self._counting:
+            self._level_ordered = len(running) < len(self._loops)
+            counts = [loop.movable for loop in running]
+        for loop, count in zip(running, surplus(counts), strict=True):
+            if count:
+                loop.spare(count, self._give_to_loop, partial(self._has_too_many, loop))
+        if self._level_ordered:
+            self._level_in(READY_WITHIN)
+
+    def _running_loops(self) -> list[Loop]:
+        """The loops without those that a handler keeps; all, if it keeps all."""
+        running = [
+            loop
+            for loop, row in zip(self._loops, self._rows, strict=False)
+            if oldest_round([row]) <= READY_WITHIN
+        ]
+        return running or self._loops
+
+    def _has_too_many(self, loop: Loop) -> bool:
+        return loop.movable > 1 + min(each.movable_load for each in self._running_loops())
+
+    def _give_to_loop(self, sock: socket.socket, state: dict[str, Any]) -> None:
+        self._adopt(socket.socket(fileno=sock.detach()), state, lambda: None)
+
+    def spare(self, count: int, give_away: GiveAway, has_too_many: Callable[[], bool]) -> None:
+        """Give so many connections to another process, each once it is at rest."""
+        remaining = [loop.movable for loop in self._loops]
+        given = [0] * len(remaining)
+        for _ in range(min(count, sum(remaining))):
+            highest = remaining.index(max(remaining))
+            remaining[highest] -= 1
+            given[highest] += 1
+        for loop, share in zip(self._loops, given, strict=True):
+            if share:
+                loop.spare(share, give_away, has_too_many)
 
     # --- what there is to see ---
 
@@ -315,7 +444,7 @@ class Server:
     def _forget_listeners(self) -> None:
         """Call this in the thread of the first loop, which accepts."""
         for listener in self._listeners:
-            self._loops[0].forget_listener(listener)
+            self._acceptor.remove(listener)
             if not self._owns_listeners:
                 listener.close()
         if self._owns_listeners:
@@ -346,6 +475,10 @@ class Server:
         """End the threads that are left, after the loops have ended."""
         self.executor.stop()
         self._loops = []
+        try:
+            self._lifespans.close()
+        except Exception as error:
+            logger.failure(error, "a lifespan failed")
         if self._stuck_log is not None:
             self._stuck_log.stop()
         if self._admin is not None:
@@ -400,10 +533,9 @@ class Server:
         loop.thread = threading.current_thread()
         serve_in_this_thread()
         try:
-            self._tell_start()
-            if ready is not None:
-                ready(self)
-            await serve_here(loop, partial(self._drain_here, loop))
+            await serve_here(
+                loop, partial(self._begin_here, ready), partial(self._drain_here, loop)
+            )
         finally:
             serve_in_this_thread(False)
             loop.close()
@@ -417,6 +549,12 @@ class Server:
                 raise ValueError(
                     f"{each.name} is {value!r}, but it runs on the event loop it is in"
                 )
+
+    def _begin_here(self, ready: Callable[[Self], object] | None) -> None:
+        self._accept()
+        self._tell_start()
+        if ready is not None:
+            ready(self)
 
     def _drain_here(self, loop: Loop) -> None:
         self.draining = True

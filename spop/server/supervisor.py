@@ -37,6 +37,7 @@ from spop.server.options import Options
 from spop.server.privileges import check_privileges
 from spop.server.questions import Answers, Questions
 from spop.server.server import log_start
+from spop.server.sharing import Sharing
 from spop.server.signals import GRACE, Signals
 from spop.server.status import Status
 from spop.server.stuck import StuckWorkers
@@ -49,8 +50,6 @@ STEADY = 10.0
 """Seconds that a worker must have lived to be restarted at once."""
 MAX_BACK_OFF = 30.0
 WATCH_INTERVAL = 0.5
-FULL_DELAY = 0.01
-"""Seconds until a connection is offered again that no worker could take."""
 MAX_CONNECTIONS_SHOWN = 1000
 
 
@@ -81,9 +80,13 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._timers = Timers()
         self._listeners: list[socket.socket] = []
+        self._ports: list[int | None] = []
         self._inherited = False
         self._board = Board(options.processes, options.threads)
         self._workers = Workers(self._board)
+        self._sharing = Sharing(
+            self._workers, self._board, self._timers, options, self._generation_is_new
+        )
         self._questions = Questions(self._timers)
         self._stuck = StuckWorkers(self._workers, self._timers, options.stuck_timeout)
         self._admin: AdminProcess | None = None
@@ -118,6 +121,7 @@ class Supervisor:
         try:
             if not self._inherited:
                 self._listeners = listen_all(self._options)
+                self._ports = self._options.port_numbers
             if self._options.admin:
                 listener = listen(Address.parse(self._options.admin))
                 self._admin = AdminProcess(
@@ -177,11 +181,15 @@ class Supervisor:
         place = self._board.take()
 
         def run(channel: Channel) -> int:
-            rows, balance = self._board.rows(place), Balance(self._board.connections, place)
-            return run_worker(self._options, self._load, self._listeners, channel, rows, balance)
+            rows = self._board.rows(place)
+            balance = Balance(self._board, place, partial(channel.send, {"type": "uneven"}))
+            return run_worker(
+                self._options, self._load, self._listeners, self._ports, channel, rows, balance
+            )
 
         pid, channel = self._fork(run, [self._admin.listener] if self._admin else [])
-        worker = WorkerProcess(pid, channel, self._generation, place)
+        number = self._workers.free_number(self._generation)
+        worker = WorkerProcess(pid, channel, self._generation, place, number)
         self._workers.add(worker)
         self._selector.register(channel, selectors.EVENT_READ, partial(self._receive, worker))
 
@@ -233,7 +241,9 @@ class Supervisor:
         elif message["type"] == "failed":
             worker.error = message["error"]
         elif message["type"] == "connection":
-            self._pass_on(message, fds[0])
+            self._sharing.pass_on(message, fds[0])
+        elif message["type"] == "uneven":
+            self._sharing.level_soon()
         elif message["type"] == "answer":
             self._questions.answered(worker, message)
         elif message["type"] == "awake":
@@ -244,6 +254,7 @@ class Supervisor:
         self._agent_name = message["agent"]
         self._files = {path: _modified(path) for path in message["files"]}
         self._fill_up()
+        self._sharing.workers_changed()
         current = self._workers.of(self._generation)
         if sum(each.ready for each in current) == self._options.processes:
             self._generation_is_ready()
@@ -259,6 +270,7 @@ class Supervisor:
                 self._workers.leaves(worker)
                 worker.channel.send({"type": "hand-over"})
                 self._kill_later(worker)
+        self._sharing.workers_changed()
 
     def _reap(self) -> None:
         while True:
@@ -274,12 +286,14 @@ class Supervisor:
                 self._ended(worker, os.waitstatus_to_exitcode(status))
             elif worker is not None:
                 self._workers.is_stopped(worker, os.WIFSTOPPED(status))
+                self._sharing.workers_changed()
             elif over and self._admin is not None and pid == self._admin.pid:
                 self._admin.ended()
 
     def _ended(self, worker: WorkerProcess, exit_code: int) -> None:
         self._drain_channel(worker)
         lost = self._workers.remove(worker)
+        self._sharing.workers_changed()
         self._questions.ended(worker)
         if self._board.draining or worker.leaving:
             self._running = not (self._board.draining and not self._workers)
@@ -340,14 +354,6 @@ class Supervisor:
         self._generation -= 1
         self._timers.call_later(0, self._fill_up)
         systemd.notify("READY=1")
-
-    def _pass_on(self, message: dict[str, Any], fd: int) -> None:
-        """Give a connection from a worker that leaves to one that stays, once one takes it."""
-        serving = self._workers.serving()
-        if any(worker.channel.send(message, [fd]) for worker in serving) or not serving:
-            os.close(fd)
-        else:
-            self._timers.call_later(FULL_DELAY, partial(self._pass_on, message, fd))
 
     def _look_for_changes(self) -> None:
         changed = [path for path, modified in self._files.items() if _modified(path) != modified]

@@ -43,6 +43,7 @@ class TLSSocket:
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext) -> None:
         sock.setblocking(False)
+        sock.getpeername()  # If the peer has reset it. SSLSocket fails, too, but is not closed.
         self._ssl = context.wrap_socket(
             sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=True
         )

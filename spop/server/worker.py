@@ -32,6 +32,7 @@ def run_worker(
     options: Options,
     load: Load,
     listeners: list[socket.socket],
+    ports: list[int | None],
     channel: Channel,
     rows: list[Cells],
     balance: Balance,
@@ -45,15 +46,17 @@ def run_worker(
         drop_privileges(options)
         import_as_they_are()
         server = Server(
-            load(), listeners=listeners, rows=rows, balance=balance, tls=tls, options=options
-        )
+            load(), listeners=listeners, ports=ports, rows=rows, balance=balance, tls=tls,
+            options=options,
+        )  # fmt: skip
         server.ends_process = True
     except Exception as error:
         channel.send({"type": "failed", "error": str(error) or type(error).__name__})
         return 2
     with Signals(signal.SIGTERM, end_after=options.drain_timeout + GRACE) as signals:
-        server.start()
         balance.tell(0)
+        server.start()
+        server.movable_changed()
         channel.send(
             {
                 "type": "ready",
@@ -62,14 +65,15 @@ def run_worker(
                 "files": source_files(),
             }
         )
-        _Worker(server, channel).run(signals)
+        _Worker(server, channel, balance).run(signals)
     return 0
 
 
 class _Worker:
-    def __init__(self, server: Server, channel: Channel) -> None:
+    def __init__(self, server: Server, channel: Channel, balance: Balance) -> None:
         self._server = server
         self._channel = channel
+        self._balance = balance
 
     def run(self, signals: Signals) -> None:
         """Obey messages until one says stop."""
@@ -94,6 +98,10 @@ class _Worker:
     def _obey(self, message: dict[str, Any], fds: list[int]) -> bool:
         if message["type"] == "connection":
             self._server.adopt(socket.socket(fileno=fds[0]), message["state"])
+        elif message["type"] == "spare":
+            self._server.spare(message["count"], self._give_away, self._balance.has_too_many)
+        elif message["type"] == "ports":
+            self._server.accept_ports(message["numbers"], self._give_away)
         elif message["type"] == "status":
             connections = self._server.connections(message["limit"])
             self._answer(message, {"connections": connections})

@@ -29,17 +29,23 @@ def read_server_address(text: str) -> str:
     return str(Address(_host(text, family, host), _port(text, port)))
 
 
-def read_log_address(text: str) -> str:
+def read_log_address(text: str, *, tcp: bool = False) -> str:
     """The target of a log: ``stdout``, ``stderr``, ``HOST:PORT``, ``abns@NAME`` or a path.
 
+    Args:
+        tcp: HAProxy logs over TCP. The engine does not: it gives ``tcp@HOST:PORT``.
+
     Raises:
-        ValueError: HAProxy would refuse the address. In an SPOE file, it refuses rings and TCP.
+        ValueError: HAProxy would refuse the address. In an SPOE file, it refuses rings, and TCP
+            before 3.0.
     """
     if text in _STANDARD_STREAMS:
         return _STANDARD_STREAMS[text]
     if path := _unix_path(text):
         return path
     family, host, port = _split(text)
+    if tcp and family.startswith("tcp"):
+        return f"tcp@{Address(_host(text, family, host), _port(text, port or '') or _SYSLOG_PORT)}"
     if family.startswith(("ring", "tcp")):
         raise ValueError(f"'{text}': an agent can't log to rings or over TCP")
     if family in ("abns", "fd"):

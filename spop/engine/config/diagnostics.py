@@ -16,10 +16,14 @@ from spop.errors import SpopError
 
 
 class Severity(Enum):
-    """HAProxy refuses a configuration for an error, and accepts it with a warning."""
+    """HAProxy refuses a configuration for an error, and accepts it with a warning.
+
+    A note is no mistake: HAProxy and the engine do what the file says, or HAProxy does.
+    """
 
     ERROR = "error"
     WARNING = "warning"
+    NOTE = "note"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +33,14 @@ class Diagnostic:
     Attributes:
         message: one sentence for the person who wrote the file.
         hint: what to write instead; None if that is not known.
+        rule: the name of the rule that found it.
     """
 
     severity: Severity
     location: Location
     message: str
     hint: str | None = None
+    rule: str = "syntax"
 
     def __str__(self) -> str:
         hint = f" ({self.hint})" if self.hint else ""
@@ -54,9 +60,11 @@ class ConfigError(SpopError):
         super().__init__("\n".join(map(str, errors)))
 
 
-def refusal(location: Location, message: str, hint: str | None = None) -> ConfigError:
+def refusal(
+    location: Location, message: str, hint: str | None = None, rule: str = "syntax"
+) -> ConfigError:
     """The error for one mistake."""
-    return ConfigError([Diagnostic(Severity.ERROR, location, message, hint)])
+    return ConfigError([Diagnostic(Severity.ERROR, location, message, hint, rule)])
 
 
 class Collector:
@@ -65,11 +73,20 @@ class Collector:
     def __init__(self) -> None:
         self._found: list[Diagnostic] = []
 
-    def error(self, location: Location, message: str, hint: str | None = None) -> None:
-        self._found.append(Diagnostic(Severity.ERROR, location, message, hint))
+    def error(
+        self, location: Location, message: str, hint: str | None = None, rule: str = "syntax"
+    ) -> None:
+        self._found.append(Diagnostic(Severity.ERROR, location, message, hint, rule))
 
-    def warning(self, location: Location, message: str, hint: str | None = None) -> None:
-        self._found.append(Diagnostic(Severity.WARNING, location, message, hint))
+    def warning(
+        self, location: Location, message: str, hint: str | None = None, rule: str = "syntax"
+    ) -> None:
+        self._found.append(Diagnostic(Severity.WARNING, location, message, hint, rule))
+
+    def note(
+        self, location: Location, message: str, hint: str | None = None, rule: str = "syntax"
+    ) -> None:
+        self._found.append(Diagnostic(Severity.NOTE, location, message, hint, rule))
 
     @contextmanager
     def collecting(self) -> Iterator[None]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from spop.engine.config.conditionals import Surroundings, evaluate
 from spop.engine.config.diagnostics import Collector, refusal
 from spop.engine.config.model import Location
-from spop.engine.config.versions import DEFAULT, FINAL_NEWLINE, Version, unsupported
+from spop.engine.config.versions import DEFAULT, EMPTY_WORDS, FINAL_NEWLINE, Version, lacks
 from spop.engine.config.words import Word, split_words
 from spop.engine.samples.errors import did_you_mean
 
@@ -146,6 +146,7 @@ class Reader:
                     continue
                 line = self._in_section(self._modified(words))
                 if line:
+                    self._report_empty_word(line)
                     yield line
         if self._blocks:
             self.collector.error(self._at(1), "an '.if' has no '.endif'")
@@ -171,6 +172,14 @@ class Reader:
             self.collector.warning(location, message, "HAProxy refuses it since 2.3")
         elif self.version.branch >= FINAL_NEWLINE:
             self.collector.error(location, message, "HAProxy takes the file for cut off")
+
+    def _report_empty_word(self, line: Line) -> None:
+        """An empty word ends a line. HAProxy refuses it since 3.3."""
+        texts = [word.text for word in line.words]
+        if self.version and self.version.branch >= EMPTY_WORDS and "" in texts:
+            location = line.at(texts.index(""))
+            hint = "is a variable of the environment unset?"
+            self.collector.error(location, "an empty word ends the line", hint)
 
     def _at(self, column: int) -> Location:
         return Location(self.file, self._number, column)
@@ -204,7 +213,9 @@ class Reader:
         modifier = words[0].text
         if modifier not in ("no", "default"):
             return Line(self.file, self._number, tuple(words), self._scope)
-        kept = tuple(words[1:]) if modifier == "no" else _shifted(words)
+        # HAProxy up to 2.7 leaves the last word after "default" twice.
+        twice = modifier == "default" and (self.version or DEFAULT).branch < (2, 8)
+        kept = _shifted(words) if twice else tuple(words[1:])
         line = Line(self.file, self._number, kept, self._scope, modifier=modifier)
         if self.strict and line.keyword not in _MODIFIABLE:
             self.collector.error(
@@ -249,8 +260,8 @@ class Reader:
             self._report_text(line, location)
         else:
             return False
-        if self.version and (reason := unsupported("directives", self.version)):
-            self.collector.warning(location, reason)
+        if self.version and (reason := lacks("directives", self.version)):
+            self.collector.error(location, reason, rule="version")
         return True
 
     def _if(self, line: Line) -> None:
@@ -303,7 +314,7 @@ class Reader:
 
 
 def _shifted(words: list[Word]) -> tuple[Word, ...]:
-    """The words after ``default``. HAProxy shifts them, which leaves the last word twice."""
+    """The words after ``default``, shifted as HAProxy up to 2.7 does."""
     texts = [word.text for word in words]
     end = texts.index("") if "" in texts else len(words)
     return (*words[1:end], *words[end - 1 :])

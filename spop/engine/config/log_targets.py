@@ -10,6 +10,7 @@ from spop.engine.config.diagnostics import ConfigError, refusal
 from spop.engine.config.lines import Line
 from spop.engine.config.model import LogTarget
 from spop.engine.config.values import leading_integer
+from spop.engine.config.versions import DEFAULT, TCP_LOGS, Version
 from spop.engine.samples.errors import did_you_mean
 
 FACILITIES = (
@@ -25,17 +26,18 @@ _USAGE = "log <address> [len <n>] [format <f>] [sample <r>:<n>] <facility> [<lev
 _RANGE = re.compile(r"([0-9]+)(?:-([0-9]+))?", re.ASCII)
 
 
-def read_log_target(line: Line) -> LogTarget:
+def read_log_target(line: Line, version: Version | None = None) -> LogTarget:
     """Read a ``log`` line other than ``log global``. Host names are not looked up.
 
     Raises:
         ConfigError: HAProxy would refuse the line.
     """
-    return _LogLine(line).read()
+    return _LogLine(line, version).read()
 
 
 class _LogLine:
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: Line, version: Version | None) -> None:
+        self._version = version or DEFAULT
         self._line = line
         self._arguments = line.arguments
         self._index = 0
@@ -57,7 +59,7 @@ class _LogLine:
 
     def _address(self) -> str:
         with self._line.refusing(1):
-            return read_log_address(self._arguments[0])
+            return read_log_address(self._arguments[0], tcp=self._version.branch >= TCP_LOGS)
 
     def _left(self) -> bool:
         return self._index < len(self._arguments)

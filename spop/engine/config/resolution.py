@@ -27,7 +27,7 @@ from spop.engine.config.sections import (
     Mention,
     MessageSection,
 )
-from spop.engine.config.versions import Version, unsupported
+from spop.engine.config.versions import Version, ignores
 from spop.engine.samples import Place
 from spop.engine.samples.errors import did_you_mean
 from spop.values import SCOPES
@@ -162,7 +162,7 @@ class _Resolver:
         missing = [
             name
             for name, value in self.agent.timeouts.items()
-            if value is None and not (self.version and unsupported(f"timeout {name}", self.version))
+            if value is None and not (self.version and ignores(f"timeout {name}", self.version))
         ]
         if missing:
             self.collector.warning(

@@ -7,22 +7,26 @@ in it exist.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE
 from spop.engine.acl import Acl, AclCondition, AclError, compile_acl, compile_condition
 from spop.engine.config.diagnostics import Collector, ConfigError, listed, refusal
+from spop.engine.config.dialect import Dialect, Missing
 from spop.engine.config.lines import Line, not_in_names
 from spop.engine.config.log_targets import read_log_target
 from spop.engine.config.model import Argument, Event, Location, LogTarget
 from spop.engine.config.values import seconds, unsigned
-from spop.engine.config.versions import Version, unsupported
+from spop.engine.config.versions import REPLACED_BY, ignores, lacks
 from spop.engine.samples import SampleError, compile_expression
 from spop.engine.samples.errors import did_you_mean
+from spop.engine.samples.vocabulary import Remark
 
 NOT_IN_VARIABLES = re.compile(r"[^A-Za-z0-9_.]", re.ASCII)
+
+_HOW_TO_RUN = "missing='unavailable' runs the file with the sample not available"
 
 Keywords = Mapping[str, Callable[..., None]]
 """The methods that read the lines of a section, by keyword."""
@@ -57,14 +61,14 @@ class Section:
     kind: ClassVar[str]
     KEYWORDS: ClassVar[Keywords]
 
-    def __init__(self, line: Line, collector: Collector, version: Version | None) -> None:
+    def __init__(self, line: Line, collector: Collector, dialect: Dialect) -> None:
         self.location = line.at(1 if line.arguments else 0)
         self.name = ""
         self._collector = collector
-        self._version = version
+        self._dialect = dialect
         with collector.collecting():
             self.name = self._read_name(line)
-        self._warn_if_unsupported(self.kind, line.at(0))
+        self._ignored(self.kind, line)
 
     def _read_name(self, line: Line) -> str:
         if not line.arguments:
@@ -88,9 +92,35 @@ class Section:
         elif line.keyword:
             self._take_unknown(line)
 
-    def _warn_if_unsupported(self, keyword: str, location: Location) -> None:
-        if self._version and (reason := unsupported(keyword, self._version)):
-            self._collector.warning(location, reason)
+    def _ignored(self, keyword: str, line: Line, index: int = 0) -> bool:
+        """Whether this HAProxy ignores a keyword. Reports that, or that it has none such."""
+        version = self._dialect.version
+        if version and (reason := lacks(keyword, version)):
+            self._collector.error(line.at(index), reason, rule="version")
+        if version is None or not ignores(keyword, version):
+            return False
+        self._collector.note(
+            line.at(index),
+            f"HAProxy ignores '{keyword}' since 3.1",
+            f"in its place: {REPLACED_BY[keyword]}",
+            "ignored",
+        )
+        return True
+
+    def _report(self, remarks: Iterable[Remark], at: Callable[[int], Location]) -> None:
+        """Report what is to be said of names that HAProxy has.
+
+        Raises:
+            ConfigError: the engine can't evaluate one, and that is an error.
+        """
+        for remark in remarks:
+            location = at(remark.offset)
+            if not remark.missing:
+                self._collector.warning(location, remark.text, rule="doubtful")
+            elif self._dialect.missing is Missing.ERROR:
+                raise refusal(location, remark.text, _HOW_TO_RUN, "missing")
+            else:
+                self._collector.note(location, remark.text, rule="missing")
 
     def _take_unknown(self, line: Line) -> None:
         known = sorted(self.KEYWORDS)
@@ -114,12 +144,13 @@ class AgentSection(Section):
 
     Attributes:
         settings: fields of `AgentConfig`. A field whose line is missing has its default there.
+        places: the last line of each keyword, such as ``"use-backend"`` and ``"option async"``.
     """
 
     kind = "spoe-agent"
 
-    def __init__(self, line: Line, collector: Collector, version: Version | None) -> None:
-        super().__init__(line, collector, version)
+    def __init__(self, line: Line, collector: Collector, dialect: Dialect) -> None:
+        super().__init__(line, collector, dialect)
         self.messages: list[Mention] = []
         self.groups: list[Mention] = []
         self.timeouts: dict[str, float | None] = dict.fromkeys(("hello", "idle", "processing"))
@@ -128,11 +159,25 @@ class AgentSection(Section):
         self.set_variables: dict[str, str] = {}
         self.log_targets: list[LogTarget] = []
         self.settings: dict[str, Any] = {}
+        self.places: dict[str, Location] = {}
 
     def take(self, line: Line) -> None:
-        if line.keyword not in ("option", "timeout"):  # These warn of the option or timeout.
-            self._warn_if_unsupported(line.keyword, line.at(0))
-        super().take(line)
+        named = line.keyword in ("option", "timeout")
+        keyword = " ".join([line.keyword, *line.arguments[:1]]) if named else line.keyword
+        self.places[keyword] = line.at(0)
+        if self._ignored(keyword, line):
+            self._pass_over(line)
+        else:
+            super().take(line)
+
+    def _pass_over(self, line: Line) -> None:
+        # HAProxy reads no value that it ignores. It still counts the words, of rates excepted.
+        if line.keyword in ("timeout", "option"):
+            line.take(2 if line.keyword == "timeout" else 1)
+        elif not line.arguments:
+            raise refusal(line.at(1), f"'{line.keyword}' needs a number")
+        elif line.keyword == "max-waiting-frames":
+            line.take(1)
 
     def _use_backend(self, line: Line) -> None:
         self.settings["backend"] = self._value(line, "the name of a backend")
@@ -172,7 +217,6 @@ class AgentSection(Section):
         if which not in self.timeouts:
             hint = did_you_mean(which, self.timeouts)
             raise refusal(line.at(1), f"'timeout' is one of {listed(list(self.timeouts))}", hint)
-        self._warn_if_unsupported(f"timeout {which}", line.at(0))
         if not value:
             raise refusal(line.at(2), f"'timeout {which}' needs a time, as '100ms'")
         with line.refusing(2):
@@ -186,7 +230,19 @@ class AgentSection(Section):
         elif line.arguments == ["global"]:
             self.settings["log_global"] = True
         else:
-            self.log_targets.append(read_log_target(line))
+            self._add_log_target(line)
+
+    def _add_log_target(self, line: Line) -> None:
+        target = read_log_target(line, self._dialect.version)
+        if target.address.startswith(("abns@", "fd@", "tcp@")):
+            self._collector.note(
+                line.at(1), f"the engine can't log to '{target.address}'", rule="log"
+            )
+        elif target.format not in ("local", "rfc3164"):
+            index = line.arguments.index("format") + 2
+            message = f"the engine logs in the format 'local', not '{target.format}'"
+            self._collector.note(line.at(index), message, rule="log")
+        self.log_targets.append(target)
 
     def _option(self, line: Line) -> None:
         if not line.arguments:
@@ -205,7 +261,6 @@ class AgentSection(Section):
             known = [*_SWITCHES, *_FLAGS, *_NAMING]
             hint = did_you_mean(name, known) or f"there are {listed(known)}"
             raise refusal(line.at(1), f"unknown option '{name}'", hint)
-        self._warn_if_unsupported(f"option {name}", line.at(0))
 
     def _set_name(self, option: str, line: Line) -> None:
         if len(line.arguments) < 2:
@@ -246,8 +301,8 @@ class GroupSection(Section):
 
     kind = "spoe-group"
 
-    def __init__(self, line: Line, collector: Collector, version: Version | None) -> None:
-        super().__init__(line, collector, version)
+    def __init__(self, line: Line, collector: Collector, dialect: Dialect) -> None:
+        super().__init__(line, collector, dialect)
         self.messages: list[Mention] = []
 
     def _messages(self, line: Line) -> None:
@@ -267,8 +322,8 @@ class MessageSection(Section):
 
     kind = "spoe-message"
 
-    def __init__(self, line: Line, collector: Collector, version: Version | None) -> None:
-        super().__init__(line, collector, version)
+    def __init__(self, line: Line, collector: Collector, dialect: Dialect) -> None:
+        super().__init__(line, collector, dialect)
         self.arguments: list[tuple[Argument, Location]] = []
         self.acls: list[Acl] = []
         self.event: Event | None = None
@@ -295,19 +350,21 @@ class MessageSection(Section):
             name, text = "", word
         start = len(word) - len(text)
         try:
-            expression = compile_expression(text)
+            expression = compile_expression(text, self._dialect.vocabulary)
         except SampleError as error:
             location = line.at(index, start + error.offset)
             raise refusal(location, error.problem, error.hint) from None
+        self._report(expression.remarks, lambda offset: line.at(index, start + offset))
         self.arguments.append((Argument(name, expression), line.at(index)))
         self.variables |= expression.variables
 
     def _acl(self, line: Line) -> None:
-        self._warn_if_unsupported("acl", line.at(0))
+        self._ignored("acl", line)
         try:
-            acl = compile_acl(line.arguments)
+            acl = compile_acl(line.arguments, self._dialect.vocabulary)
         except AclError as error:
             raise self._refused(line, 1, error) from None
+        self._report(acl.remarks, lambda index: line.at(1 + index))
         self.acls.append(acl)
         self.variables |= acl.variables
 
@@ -319,7 +376,13 @@ class MessageSection(Section):
         if name not in known:
             hint = did_you_mean(name, known) or f"there are {listed(known)}"
             raise refusal(line.at(1), f"unknown event '{name}'", hint)
-        # Section 2.3: of several event lines, the last one counts. HAProxy does not warn.
+        if self.event:
+            self._collector.warning(
+                line.at(0),
+                f"another 'event' line: the last one counts, and '{self.event.value}' is lost",
+                "write a message for each event",
+                "events",
+            )
         self.event = Event(name)
         if rest:
             self._set_condition(line, rest[0])
@@ -327,7 +390,7 @@ class MessageSection(Section):
     def _set_condition(self, line: Line, word: str) -> None:
         if word not in ("if", "unless"):
             raise refusal(line.at(2), f"'if' or 'unless' may follow an event, not '{word}'")
-        self._warn_if_unsupported("conditions", line.at(2))
+        self._ignored("conditions", line, 2)
         self.condition = self._compiled(line)
         self.unless = word == "unless"
         self.variables |= self.condition.variables
@@ -339,9 +402,11 @@ class MessageSection(Section):
             self._collector.warning(line.at(2), "the condition names no ACL, so it never holds")
             return AclCondition(holds=lambda stream: False)
         try:
-            return compile_condition(words, self.acls)
+            condition = compile_condition(words, self.acls, self._dialect.vocabulary)
         except AclError as error:
             raise self._refused(line, 3, error) from None
+        self._report(condition.remarks, lambda index: line.at(3 + index))
+        return condition
 
     def _refused(self, line: Line, first: int, error: AclError) -> ConfigError:
         return refusal(line.at(first + error.word_index), error.problem, error.hint)

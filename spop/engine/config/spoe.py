@@ -1,16 +1,18 @@
 """Reads SPOE files: `load_spoe`, `check_spoe` and `parse_spoe` make the configuration of an engine.
 
-What HAProxy 2.6 refuses is an error. What it accepts is accepted.
+What HAProxy refuses is an error. What it accepts is accepted.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
-from spop.engine.config.diagnostics import Collector, ConfigError, Diagnostic, refusal
+from spop.engine.config.diagnostics import Collector, ConfigError, Diagnostic, Severity, refusal
+from spop.engine.config.dialect import Dialect
 from spop.engine.config.lines import Line, Reader
 from spop.engine.config.model import AgentConfig, Location, Proxy
 from spop.engine.config.resolution import ScopeSections, no_agent, resolve
@@ -21,8 +23,12 @@ from spop.engine.config.sections import (
     MessageSection,
     Section,
 )
-from spop.engine.config.versions import Version
+from spop.engine.config.versions import DEFAULT_VERSION
 from spop.errors import reason
+
+_HAPROXY_SECTION = re.compile(r"^(?:global|defaults|frontend|backend|listen)\b", re.MULTILINE)
+_SPOE_SECTION = re.compile(r"^\s*(?:spoe-(?:agent|message|group)\b|\[)", re.MULTILINE)
+_FILTER = re.compile(r"^\s*filter\s+spoe\b.*\bconfig\s+(\S+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +38,12 @@ class Report:
     Attributes:
         config: the configuration; None if there are errors.
         diagnostics: errors and warnings, in the order of the file.
+        sections: the sections that the configuration is made of, with their places.
     """
 
     config: AgentConfig | None
     diagnostics: tuple[Diagnostic, ...]
+    sections: ScopeSections = field(default_factory=ScopeSections)
 
     def result(self) -> AgentConfig:
         """The configuration.
@@ -54,20 +62,23 @@ def load_spoe(
     *,
     proxy: Proxy = Proxy.FRONTEND,
     haproxy_version: str | None = None,
+    missing: str = "error",
 ) -> AgentConfig:
     """Read the configuration that ``filter spoe [engine ENGINE] config PATH`` selects.
 
     Args:
         engine: the scope ``[ENGINE]``; None is the part of the file before all scopes.
         proxy: the kind of section of the filter. It decides where samples are available.
-        haproxy_version: a version such as ``"3.0"``. What it lacks or ignores is a warning. A
-            missing newline at the end of the file is an error if that version refuses it.
+        haproxy_version: the HAProxy that decides, such as ``"3.0"``; ``"2.6"`` by default.
+        missing: what becomes of samples that HAProxy has and the engine can't evaluate. They are
+            an ``"error"``, or ``"unavailable"``: never available.
 
     Raises:
-        ConfigError: the file can't be read, or HAProxy would refuse it.
-        ValueError: `haproxy_version` is no version of HAProxy.
+        ConfigError: the file can't be read, HAProxy would refuse it, or a sample is missing.
+        ValueError: `haproxy_version` is no version of HAProxy, or `missing` none of the two.
     """
-    return check_spoe(path, engine, proxy=proxy, haproxy_version=haproxy_version).result()
+    report = check_spoe(path, engine, proxy=proxy, haproxy_version=haproxy_version, missing=missing)
+    return report.result()
 
 
 def check_spoe(
@@ -76,14 +87,26 @@ def check_spoe(
     *,
     proxy: Proxy = Proxy.FRONTEND,
     haproxy_version: str | None = None,
+    missing: str = "note",
 ) -> Report:
-    """Read a file as `load_spoe` does, and report errors and warnings. Arguments are the same."""
+    """Read a file as `load_spoe` does, and report errors, warnings and notes.
+
+    Args:
+        missing: as of `load_spoe`, or ``"note"``: HAProxy's own verdict.
+    """
     file = str(path)
     try:
         data = read_file(path)
     except ConfigError as error:
         return Report(None, error.diagnostics)
-    return parse_spoe(data, file, engine, proxy=proxy, haproxy_version=haproxy_version)
+    return parse_spoe(
+        data,
+        file,
+        engine,
+        proxy=proxy,
+        haproxy_version=haproxy_version or DEFAULT_VERSION,
+        missing=missing,
+    )
 
 
 def parse_spoe(
@@ -93,10 +116,19 @@ def parse_spoe(
     *,
     proxy: Proxy = Proxy.FRONTEND,
     haproxy_version: str | None = None,
+    missing: str = "note",
 ) -> Report:
-    """Check a text as `check_spoe` does. `file` is its name in locations."""
-    version = None if haproxy_version is None else Version.of_haproxy(haproxy_version)
+    """Check a text as `check_spoe` does. `file` is its name in locations.
+
+    Without a version, a last line that has no end is a warning.
+    """
+    dialect = Dialect.of(haproxy_version, missing, proxy)
+    version = dialect.version
     collector = Collector()
+    if mistaken := _haproxy_cfg(text, file):
+        return Report(None, (mistaken,))
+    if dialect.vocabulary.remark:
+        collector.note(Location(file, 1), dialect.vocabulary.remark, rule="version")
     scope = ScopeSections()
     open_sections: dict[str, Section] = {}
     others: list[str | None] = []
@@ -107,7 +139,7 @@ def parse_spoe(
             continue
         with collector.collecting():
             if line.opens:
-                section = SECTIONS[line.keyword](line, collector, version)
+                section = SECTIONS[line.keyword](line, collector, dialect)
                 open_sections[line.keyword] = section
                 _enter(scope, section, line, collector)
             else:
@@ -115,7 +147,22 @@ def parse_spoe(
     if AgentSection.kind not in open_sections:
         collector.error(*no_agent(file, engine, others))
     config = resolve(scope, engine, proxy, version, collector)
-    return Report(None if collector.failed else config, collector.all())
+    return Report(None if collector.failed else config, collector.all(), scope)
+
+
+def _haproxy_cfg(text: str | bytes, file: str) -> Diagnostic | None:
+    """The one error of a file that is a ``haproxy.cfg``; None if it is none."""
+    data = text if isinstance(text, str) else text.decode("utf-8", "surrogateescape")
+    section = _HAPROXY_SECTION.search(data)
+    if section is None or _SPOE_SECTION.search(data):
+        return None
+    used = _FILTER.search(data)
+    named = f"the file that its line 'filter spoe … config {used[1]}' names" if used else None
+    line = data.count("\n", 0, section.start()) + 1
+    return Diagnostic(
+        Severity.ERROR, Location(file, line), "this is a haproxy.cfg, not an SPOE file",
+        f"give {named or 'the file that its filter spoe line names'}", "file",
+    )  # fmt: skip
 
 
 def scopes(path: str | PathLike[str]) -> list[str | None]:

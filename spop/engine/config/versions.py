@@ -1,7 +1,7 @@
 """Versions of HAProxy, and the keywords of an SPOE configuration that each supports.
 
-The reader takes what HAProxy 2.6 takes. For another version, it warns of what that version lacks or
-ignores.
+The reader takes what HAProxy 2.6 takes. For another version, what that version lacks is an error,
+and what it ignores a note.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ from collections.abc import Mapping
 
 from spop.haproxy_version import Version as Version
 
-_LATEST = 10**6
-
-
-DEFAULT = Version.of_haproxy("2.6")
+DEFAULT_VERSION = "2.6"
+DEFAULT = Version.of_haproxy(DEFAULT_VERSION)
 """The version that decides what is an error, unless the user names one."""
 
 FINAL_NEWLINE = (2, 3)
 """The first branch that refuses a file whose last line does not end with a newline."""
+
+EMPTY_WORDS = (3, 3)
+"""The first branch that refuses an empty word."""
+
+TCP_LOGS = (3, 0)
+"""The first branch whose agents can log over TCP."""
 
 SINCE: Mapping[str, tuple[int, int]] = {
     "acl": (1, 8),
@@ -39,27 +43,29 @@ SINCE: Mapping[str, tuple[int, int]] = {
 }
 """The first branch with each keyword. Other keywords are as old as SPOE: 1.7."""
 
-IGNORED_SINCE: Mapping[str, tuple[int, int]] = dict.fromkeys(
-    (
-        "maxconnrate",
-        "maxerrrate",
-        "max-waiting-frames",
-        "option async",
-        "option send-frag-payload",
-        "timeout hello",
-        "timeout idle",
-    ),
-    (3, 1),
-)
-"""The first branch that reads each keyword and ignores it."""
+REWRITTEN = (3, 1)
+"""The branch with the rewritten filter."""
+
+REPLACED_BY: Mapping[str, str] = {
+    "maxconnrate": "'rate-limit' of a frontend, or 'maxconn' of the agent's servers",
+    "maxerrrate": "health checks and 'observe' of the agent's servers",
+    "max-waiting-frames": "'maxconn' of the agent's servers: 20 frames are in flight on each",
+    "option async": "nothing: an ACK comes on the connection of its NOTIFY",
+    "option send-frag-payload": "a larger 'tune.bufsize', up to which a payload fits one frame",
+    "timeout hello": "'timeout check' and 'timeout server' of the agent's backend",
+    "timeout idle": "'timeout server' and 'pool-purge-delay' of the agent's backend",
+}
+"""What replaces each of the keywords that HAProxy reads and ignores since 3.1."""
 
 
-def unsupported(keyword: str, version: Version) -> str | None:
-    """Why a version of HAProxy does not support a keyword; None if it does."""
-    if version.branch < SINCE.get(keyword, (1, 7)):
-        major, minor = SINCE[keyword]
-        return f"HAProxy {version.major}.{version.minor} has no '{keyword}': new in {major}.{minor}"
-    if version.branch >= IGNORED_SINCE.get(keyword, (_LATEST, 0)):
-        major, minor = IGNORED_SINCE[keyword]
-        return f"HAProxy ignores '{keyword}' since {major}.{minor}"
-    return None
+def lacks(keyword: str, version: Version) -> str | None:
+    """Why a version of HAProxy refuses a keyword; None if it has it."""
+    if version.branch >= SINCE.get(keyword, (1, 7)):
+        return None
+    major, minor = SINCE[keyword]
+    return f"HAProxy {version.major}.{version.minor} has no '{keyword}': new in {major}.{minor}"
+
+
+def ignores(keyword: str, version: Version) -> bool:
+    """Whether a version of HAProxy reads a keyword and ignores it."""
+    return keyword in REPLACED_BY and version.branch >= REWRITTEN

@@ -75,7 +75,7 @@ class _Splitter:
         # To HAProxy, space at the end of a line begins a word. It counts for the limit.
         if len(self.words) > MAX_WORDS:
             raise self._refuse(f"too many words, {MAX_WORDS} at most", last.column() - 1)
-        if not last.text:
+        if not last.text and self.line[: self.position][-1:] not in ("'", '"'):
             self.words.pop()
         return self.words
 

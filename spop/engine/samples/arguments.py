@@ -63,8 +63,12 @@ class Mask6(int):
     """An IPv6 network mask, written as a number of bits or as an address."""
 
 
+def is_int(word: str) -> bool:
+    return _INTEGER.fullmatch(word) is not None
+
+
 def parse_int(word: str) -> int:
-    if not _INTEGER.fullmatch(word):
+    if not is_int(word):
         raise ValueError(f"'{word}' is not an integer")
     return clamp(int(word))
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from spop.engine.samples.arguments import RawArgument, VariableArgument, parse_int, split_arguments
-from spop.engine.samples.errors import SampleError, did_you_mean
+from spop.engine.samples.errors import SampleError
 from spop.engine.samples.places import Place, Source
-from spop.engine.samples.registry import CONVERTERS, FETCHES, ArgumentSpec, Converter, Fetch
+from spop.engine.samples.registry import ArgumentSpec, Converter, Fetch
 from spop.engine.samples.types import CASTS, Cast, SampleType, cast, castable, unchanged
+from spop.engine.samples.vocabulary import ENGINE, Remark, Vocabulary, remark
 from spop.engine.stream import Stream
 from spop.values import DecodedValue
 
 _NAME = re.compile(r"[A-Za-z0-9._:+-]*", re.ASCII)
-_STICK_TABLE = re.compile(r"(?:table_|in_table$|src_(?!port|is_local)|sc[0-9]?_|sc-)")
 
 Read = Callable[[Stream], Any]
 """Reads a value of a stream; None where it is not available."""
@@ -39,6 +39,7 @@ class Expression:
         evaluate: gives the sample of a stream; None if it is not available.
         candidates: gives the samples that an ACL tries in turn, such as each value of a header;
             None where there is only one.
+        remarks: names that the engine can't evaluate, or that this HAProxy may not have.
     """
 
     text: str
@@ -48,6 +49,7 @@ class Expression:
     converted: bool
     evaluate: Callable[[Stream], DecodedValue] = field(repr=False)
     candidates: Callable[[Stream], Iterable[DecodedValue]] | None = field(repr=False)
+    remarks: tuple[Remark, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,45 +69,87 @@ class Step:
         return self.function(value, stream) if self.needs_stream else self.function(value)
 
 
-def compile_expression(text: str) -> Expression:
+def compile_expression(text: str, vocabulary: Vocabulary = ENGINE) -> Expression:
     """Compile one word of a configuration, such as ``req.hdr(host,1),lower,field(1,:)``.
 
     Raises:
         SampleError: HAProxy would refuse the expression. The error says why and where.
     """
-    name, end = _read_name(text, 0, "fetch")
-    source: Fetch = _find(FETCHES, "fetch", name, 0)
-    words, position = split_arguments(text, end)
-    args, read = _bind(source, words, end)
-    gives = source.gives
-    variables = set(_variables(args))
-    steps = []
-    while position < len(text):
-        start = _skip_commas(text, position, name)
-        if start == len(text):
-            break
-        name, end = _read_name(text, start, "converter")
-        converter: Converter = _find(CONVERTERS, "converter", name, start)
-        if not castable(gives, converter.takes):
+    return _Compiler(text, vocabulary).compile()
+
+
+class _Compiler:
+    """Reads an expression from left to right.
+
+    Attributes:
+        gives: the type of what was read so far.
+    """
+
+    def __init__(self, text: str, vocabulary: Vocabulary) -> None:
+        self._text = text
+        self._vocabulary = vocabulary
+        self._position = 0
+        self._variables: set[str] = set()
+        self._remarks: list[Remark] = []
+
+    def compile(self) -> Expression:
+        text = self._text
+        name, start = self._name("fetch")
+        source, args, read = self._bound(self._vocabulary.fetch(name, start), start)
+        assert isinstance(source, Fetch)
+        self._gives = source.gives
+        steps = []
+        while self._position < len(text):
+            self._position = _skip_commas(text, self._position, name)
+            if self._position == len(text):
+                break
+            name, start = self._name("converter")
+            steps.append(self._step(name, start))
+        return Expression(
+            text,
+            self._gives,
+            source.places,
+            frozenset(self._variables),
+            bool(steps),
+            _reader(read, steps, source.source is Source.CONSTANT),
+            _reader_of_candidates(source.every(*args), steps) if source.every else None,
+            tuple(self._remarks),
+        )
+
+    def _name(self, what: str) -> tuple[str, int]:
+        """The name at the position, and where it starts."""
+        start = self._position
+        match = _NAME.match(self._text, start)
+        if match is None or not match[0]:
+            raise SampleError(f"missing name of a {what}", start)
+        self._position = match.end()
+        return match[0], start
+
+    def _step(self, name: str, start: int) -> Step:
+        found = self._vocabulary.converter(name, start)
+        if not castable(self._gives, found.takes, self._vocabulary.branch):
             raise SampleError(
-                f"converter '{name}' takes {converter.takes.value}, which can't be made of "
-                f"{gives.value}",
+                f"converter '{name}' takes {found.takes.value}, which can't be made of "
+                f"{self._gives.value}",
                 start,
             )
-        words, position = split_arguments(text, end)
-        converter_args, function = _bind(converter, words, end)
-        variables.update(_variables(converter_args))
-        steps.append(Step(function, _casts(converter), converter.needs_stream, converter.pure))
-        gives = gives if converter.gives is SampleType.ANY else converter.gives
-    return Expression(
-        text,
-        gives,
-        source.source.places,
-        frozenset(variables),
-        bool(steps),
-        _reader(read, steps, source.source is Source.CONSTANT),
-        _reader_of_candidates(source.every(*args), steps) if source.every else None,
-    )
+        converter, _, function = self._bound(found, start)
+        assert isinstance(converter, Converter)
+        if converter.gives is not SampleType.SAME:
+            self._gives = converter.gives
+        return Step(function, _casts(converter), converter.needs_stream, converter.pure)
+
+    def _bound(
+        self, function: Fetch | Converter, start: int
+    ) -> tuple[Fetch | Converter, tuple[Any, ...], Callable[..., Any]]:
+        """A function with its arguments read; these; and what evaluates it."""
+        end = self._position
+        words, self._position = split_arguments(self._text, end)
+        function = self._vocabulary.with_arguments(function, [word.text for word in words])
+        args, bound = _bind(function, words, end)
+        self._variables.update(_variables(args))
+        self._remarks += remark(function, start)
+        return function, args, bound
 
 
 def _casts(converter: Converter) -> Mapping[type, Cast]:
@@ -159,19 +203,14 @@ def _reader_of_candidates(
     return candidates
 
 
-def is_converter(word: str) -> bool:
+def is_converter(word: str, vocabulary: Vocabulary = ENGINE) -> bool:
     """Whether a word begins with the name of a converter, and so continues an expression."""
     match = _NAME.match(word)
     return (
-        match is not None and match[0] in CONVERTERS and word[match.end() :][:1] in ("", "(", ",")
+        match is not None
+        and vocabulary.has_converter(match[0])
+        and word[match.end() :][:1] in ("", "(", ",")
     )
-
-
-def _read_name(text: str, start: int, what: str) -> tuple[str, int]:
-    match = _NAME.match(text, start)
-    if match is None or not match[0]:
-        raise SampleError(f"missing name of a {what}", start)
-    return match[0], match.end()
 
 
 def _skip_commas(text: str, position: int, after: str) -> int:
@@ -180,14 +219,6 @@ def _skip_commas(text: str, position: int, after: str) -> int:
     while text[position : position + 1] == ",":
         position += 1
     return position
-
-
-def _find(known: Mapping[str, Any], what: str, name: str, offset: int) -> Any:
-    if name in known:
-        return known[name]
-    if _STICK_TABLE.match(name):
-        raise SampleError(f"'{name}' needs a stick table, and the engine has none", offset)
-    raise SampleError(f"unknown {what} '{name}'", offset, did_you_mean(name, known))
 
 
 def _bind(

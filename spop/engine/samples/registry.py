@@ -20,7 +20,7 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from spop.engine.samples.arguments import PARSERS, Operand
-from spop.engine.samples.places import Source
+from spop.engine.samples.places import Place, Source
 from spop.engine.samples.types import Method, SampleType
 from spop.engine.stream import Stream
 
@@ -62,6 +62,9 @@ class Fetch:
         make: of the arguments, makes the function that reads the value of a stream.
         every: of the arguments, makes the function that reads all values that an ACL tries; None
             where there is only one value.
+        places: where it is available.
+        missing: the engine has no such fetch; its value is never available.
+        doubt: why it is uncertain that HAProxy has it.
     """
 
     name: str
@@ -70,6 +73,9 @@ class Fetch:
     gives: SampleType
     source: Source
     every: Callable[..., Callable[[Stream], Iterable[Any]]] | None
+    places: Place
+    missing: bool = False
+    doubt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,7 @@ class Converter:
         make: of the arguments, makes the function of a value, or of a value and the stream.
         keeps_type: it takes strings and blocks of bytes, and gives what it was given.
         pure: the same value always gives the same result.
+        missing, doubt: as of a `Fetch`.
     """
 
     name: str
@@ -90,6 +97,8 @@ class Converter:
     gives: SampleType
     needs_stream: bool
     pure: bool
+    missing: bool = False
+    doubt: str | None = None
 
 
 FETCHES: dict[str, Fetch] = {}
@@ -125,7 +134,7 @@ def fetch(
         parameters = () if gives else _parameters(function, hints, skip=0 if makes else 1)
         make = function if makes else _fetch_maker(function)
         for name in names:
-            FETCHES[name] = Fetch(name, make, parameters, type_, of, every)
+            FETCHES[name] = Fetch(name, make, parameters, type_, of, every, of.places)
         return function
 
     return register

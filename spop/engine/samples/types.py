@@ -22,9 +22,13 @@ Cast = Callable[[Any], Any] | None
 
 
 class SampleType(Enum):
-    """The type of a sample, by its name in HAProxy's manual."""
+    """The type of a sample, by its name in HAProxy's manual.
+
+    SAME is what a converter gives that gives what it was given.
+    """
 
     ANY = "any"
+    SAME = "same"
     BOOL = "boolean"
     INT = "integer"
     ADDR = "address"
@@ -208,8 +212,17 @@ _PYTHON_TYPES: Mapping[SampleType, type] = {
 }
 
 
-def castable(declared: SampleType, wanted: SampleType) -> bool:
+_OF_ADDRESSES = (
+    SampleType.ADDR, SampleType.IPV4, SampleType.IPV6, SampleType.STR, SampleType.BIN,
+)  # fmt: skip
+
+
+def castable(declared: SampleType, wanted: SampleType, branch: tuple[int, int] = (2, 6)) -> bool:
     """Whether HAProxy accepts a sample of a declared type where another type is wanted."""
+    if declared is SampleType.ADDR:  # Until 2.8, nothing can be made of it.
+        return wanted is SampleType.ANY or (branch >= (2, 9) and wanted in _OF_ADDRESSES)
+    if branch < (2, 6) and (declared, wanted) == (SampleType.BOOL, SampleType.BIN):
+        return False
     if SampleType.ANY in (declared, wanted) or declared is wanted:
         return True
     if declared is SampleType.METH:

@@ -59,7 +59,7 @@ def _by_chunks(
 def be2hex(
     separator: str = "", size: int | None = None, truncate: int = 0
 ) -> Callable[[bytes], str]:
-    if size is not None and (size < 0 or (separator and not size)):
+    if (separator and not size) or (size is not None and size < 0):
         raise ValueError("a chunk has at least one byte")
     return _by_chunks(separator, size or 0, truncate, hexadecimal)
 

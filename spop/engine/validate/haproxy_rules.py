@@ -1,0 +1,234 @@
+"""Rules about a haproxy.cfg and the SPOE file that it names: groups, filters, backends, limits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from spop.constants import HAPROXY_FRAME_SIZE
+from spop.engine.config.diagnostics import Diagnostic
+from spop.engine.samples.errors import did_you_mean
+from spop.engine.validate.haproxy_cfg import HAProxyConfig
+from spop.engine.validate.setup import EngineSetup, Setup, error, note, warning
+
+Found = Iterator[Diagnostic]
+
+DEFAULT_BUFSIZE = HAPROXY_FRAME_SIZE + 4
+_BODY = re.compile(r"req\.body(?:_len|_param|_size)?\b")
+
+
+def group_unused(setup: Setup, engine: EngineSetup) -> Found:
+    """A group that no rule sends."""
+    sent = {rule.group for rule in engine.group_rules}
+    for group in engine.config.groups.values():
+        if setup.haproxy and group.name not in sent:
+            yield warning(
+                group.location,
+                f"no rule of {setup.haproxy.file} sends the group '{group.name}'",
+                f"add 'http-request send-spoe-group {engine.config.engine} {group.name}'",
+            )
+
+
+def filter_missing(setup: Setup, engine: EngineSetup) -> Found:
+    """An engine that no ``filter spoe`` line names."""
+    if setup.haproxy and not engine.filters:
+        name = engine.config.engine
+        yield warning(
+            engine.config.location,
+            f"no 'filter spoe' of {setup.haproxy.file} names the engine '{name}' of this file",
+            f"add 'filter spoe engine {name} config {setup.file}' to a frontend",
+        )
+
+
+def filter_unknown(setup: Setup) -> Found:
+    """A ``filter spoe`` line that names a scope which the file does not have."""
+    known = [scope for scope in setup.scopes if scope is not None]
+    for line in setup.own_filters:
+        if line.engine is not None and line.engine not in known:
+            yield error(
+                line.location,
+                f"{setup.file} has no scope '[{line.engine}]'",
+                did_you_mean(line.engine, known) or f"it has {', '.join(known) or 'none'}",
+            )
+
+
+def group_unknown(setup: Setup) -> Found:
+    """A rule that sends a group which its engine does not have, or names no engine."""
+    engines = {engine.config.engine: engine for engine in setup.engines}
+    if setup.haproxy is None or len(engines) < len(setup.scopes):
+        return
+    others = {line.engine for line in setup.haproxy.filters()} - engines.keys()
+    for rule in setup.haproxy.group_rules():
+        engine = engines.get(rule.engine)
+        if engine is None and rule.engine not in others:
+            hint = did_you_mean(rule.engine, engines) or f"there are {', '.join(engines)}"
+            yield error(rule.location, f"no filter has the engine '{rule.engine}'", hint)
+        elif engine and rule.group not in engine.config.groups:
+            groups = engine.config.groups
+            hint = did_you_mean(rule.group, groups) or "name it on the agent's 'groups' line"
+            yield error(
+                rule.location, f"the engine '{rule.engine}' has no group '{rule.group}'", hint
+            )
+
+
+def group_engine(setup: Setup, engine: EngineSetup) -> Found:
+    """A rule that sends a group in a proxy without the filter of its engine."""
+    proxies = {line.proxy for line in engine.filters}
+    for rule in engine.group_rules:
+        if proxies and rule.proxy not in proxies:
+            yield error(
+                rule.location,
+                f"{rule.proxy.kind} '{rule.proxy.name}' has no filter of '{rule.engine}'",
+                f"add the 'filter spoe engine {rule.engine}' line to it",
+            )
+
+
+def backend_missing(setup: Setup, engine: EngineSetup) -> Found:
+    """``use-backend`` of a backend that there isn't."""
+    name = engine.config.backend
+    if setup.haproxy and engine.backend is None:
+        known = [p.name for p in setup.haproxy.proxies if p.kind != "frontend"]
+        hint = did_you_mean(name, known) or f"add 'backend {name}' to {setup.haproxy.file}"
+        message = f"{setup.haproxy.file} has no backend '{name}'"
+        yield error(engine.place("use-backend"), message, hint)
+
+
+def backend_servers(setup: Setup, engine: EngineSetup) -> Found:
+    """A backend without servers."""
+    backend = engine.backend
+    keywords = ("server", "server-template")
+    if backend and not any(line.keyword in keywords for line in backend.lines):
+        yield error(
+            backend.location, f"backend '{backend.name}' has no server", "add the agent's address"
+        )
+
+
+def backend_mode(setup: Setup, engine: EngineSetup) -> Found:
+    """A backend in a mode that SPOE can't use."""
+    backend = engine.backend
+    if backend is None:
+        return
+    allowed = ("tcp", "spop") if setup.version.branch >= (3, 1) else ("tcp",)
+    if backend.mode not in allowed:
+        line = backend.last("mode")
+        location = line.at(0) if line and line in backend.lines else backend.location
+        yield error(
+            location,
+            f"backend '{backend.name}' of the agent is in mode {backend.mode}",
+            f"write 'mode {allowed[-1]}' in it",
+        )
+
+
+def backend_check(setup: Setup, engine: EngineSetup) -> Found:
+    """A backend whose health checks don't speak SPOP."""
+    backend = engine.backend
+    if backend is None or backend.last("option", "spop-check"):
+        return
+    checked = any("check" in [w.text for w in line.words] for line in backend.lines)
+    what = "its health checks only connect" if checked else "its servers are not checked"
+    yield warning(
+        backend.location,
+        f"backend '{backend.name}' has no 'option spop-check': {what}",
+        "add 'option spop-check', and 'check' to its servers",
+    )
+
+
+def server_timeout(setup: Setup, engine: EngineSetup) -> Found:
+    """``timeout server`` below the processing timeout."""
+    backend, processing = engine.backend, engine.config.processing_timeout
+    limit = backend.time("server") if backend else None
+    if backend and limit and processing and limit < processing:
+        line = backend.last("timeout", "server")
+        yield warning(
+            line.at(0) if line else backend.location,
+            f"'timeout server' of {limit:g} s is below the processing timeout of {processing:g} s",
+            "make it longer: it closes the connections that wait for an answer",
+        )
+
+
+def client_timeout(setup: Setup, engine: EngineSetup) -> Found:
+    """A processing timeout above ``timeout client``."""
+    processing = engine.config.processing_timeout
+    for line in engine.filters:
+        limit = line.proxy.time("client")
+        if processing and limit and processing > limit:
+            yield warning(
+                engine.place("timeout processing"),
+                f"the processing timeout of {processing:g} s is above 'timeout client' of "
+                f"{limit:g} s in {line.proxy.kind} '{line.proxy.name}'",
+                "make it shorter: clients are gone before the agent answers",
+            )
+
+
+def server_maxconn(setup: Setup, engine: EngineSetup) -> Found:
+    """``maxconn`` of a server below a written ``nbthread``."""
+    threads = setup.haproxy.setting("nbthread") if setup.haproxy else None
+    for line in engine.backend.lines if engine.backend else ():
+        words = [word.text for word in line.words]
+        if threads and line.keyword == "server" and "maxconn" in words[:-1]:
+            index = words.index("maxconn")
+            if words[index + 1].isdecimal() and 0 < int(words[index + 1]) < threads:
+                yield warning(
+                    line.at(index),
+                    f"'maxconn {words[index + 1]}' is below 'nbthread {threads}'",
+                    "each thread has connections of its own: allow one for each at least",
+                )
+
+
+def bufsize(haproxy: HAProxyConfig | None) -> int:
+    """``tune.bufsize``."""
+    return (haproxy.setting("tune.bufsize") if haproxy else None) or DEFAULT_BUFSIZE
+
+
+def frame_size(setup: Setup, engine: EngineSetup) -> Found:
+    """``max-frame-size`` above what ``tune.bufsize`` allows."""
+    limit = bufsize(setup.haproxy) - 4
+    size = engine.config.max_frame_size
+    if setup.haproxy and size > limit and "max-frame-size" in _written(engine):
+        yield error(
+            engine.place("max-frame-size"),
+            f"'max-frame-size {size}' is above tune.bufsize - 4, which is {limit}",
+            f"write {limit}, or 'tune.bufsize {size + 4}' in {setup.haproxy.file}",
+        )
+
+
+def _written(engine: EngineSetup) -> dict[str, object]:
+    return dict(engine.sections.agent.places) if engine.sections.agent else {}
+
+
+def body_waits(setup: Setup, engine: EngineSetup) -> Found:
+    """``req.body`` where nothing waits for the body."""
+    for line in engine.filters:
+        if line.proxy.last("option", "http-buffer-request") or any(
+            "wait-for-body" in [word.text for word in other.words] for other in line.proxy.lines
+        ):
+            continue
+        for message in engine.messages:
+            for index, argument in enumerate(message.arguments):
+                if _BODY.match(argument.expression.text):
+                    yield warning(
+                        engine.argument(message, index),
+                        f"{line.proxy.kind} '{line.proxy.name}' does not wait for the body: "
+                        f"'{argument.expression.text}' is what came with the headers",
+                        "add 'option http-buffer-request' to it",
+                    )
+
+
+def fails_open(setup: Setup, engine: EngineSetup) -> Found:
+    """Nothing denies requests when the agent is down."""
+    if not engine.filters:
+        return
+    prefix = f".{engine.config.var_prefix}."
+    guards = re.compile(rf"nbsrv\({re.escape(engine.config.backend)}\)|srv_is_up")
+    for line in engine.filters:
+        for other in line.proxy.lines:
+            text = " ".join(word.text for word in other.words)
+            asks = engine.config.set_on_error and engine.config.set_on_error in text
+            absent = prefix in text and ("-m found" in text or "unless" in text)
+            if guards.search(text) or asks or absent:
+                return
+    yield note(
+        engine.config.location,
+        "no rule asks whether the agent has answered: without an agent, all requests pass",
+        "to deny then, set 'option set-on-error', and deny if its variable is found",
+    )

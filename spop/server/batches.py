@@ -1,0 +1,175 @@
+"""Batches: one call of a handler for many messages, in a thread, a process or on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+from spop.agent import Agent
+from spop.batch import Batch
+from spop.errors import HandlerError
+from spop.frames import Message
+from spop.lifespan import use_state
+from spop.loop_life import LoopThread
+from spop.parameters import described
+
+
+class _Waiting(NamedTuple):
+    message: Message
+    answer: asyncio.Future[Any]
+
+
+class Batcher:
+    """Collects the messages of one handler in one loop, and answers each.
+
+    Args:
+        function: is called with a list of messages and returns a list of answers. An answer that
+            is an exception fails its message alone.
+
+    Raises:
+        TypeError: the function can't be found by a process.
+    """
+
+    def __init__(self, function: Callable[..., Any], batch: Batch) -> None:
+        self._function = function
+        self._batch = batch
+        self._waiting: list[_Waiting] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._calls: set[asyncio.Task[None]] = set()
+        self._call = self._begin()
+
+    def _begin(self) -> Callable[[list[Message]], Any]:
+        """Make the executor, and the function that makes a call in it."""
+        self._executor: Executor | None = None
+        if inspect.iscoroutinefunction(self._function):
+            return self._function
+        if self._batch.executor == "process":
+            call: Callable[..., Any] = _call
+            self._executor = _processes(self._function, self._batch.workers)
+        else:
+            call = self._function
+            self._executor = ThreadPoolExecutor(self._batch.workers, "spop-batch")
+
+        def in_executor(messages: list[Message]) -> Any:
+            return asyncio.get_running_loop().run_in_executor(self._executor, call, messages)
+
+        return in_executor
+
+    async def ready(self) -> None:
+        """Wait until processes have imported the handler.
+
+        Raises:
+            Exception: a process could not.
+        """
+        if isinstance(self._executor, ProcessPoolExecutor):
+            await asyncio.get_running_loop().run_in_executor(self._executor, _nothing)
+
+    def close(self) -> None:
+        """End the threads or processes."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def answer(self, message: Message) -> Any:
+        """The handler's answer to one message.
+
+        Raises:
+            Exception: the answer is one, or the call failed.
+        """
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(message, loop.create_future())
+        self._waiting.append(waiting)
+        if len(self._waiting) == self._batch.size:
+            self._flush()
+        elif len(self._waiting) == 1:
+            self._timer = loop.call_later(self._batch.wait, self._flush)
+        return await waiting.answer
+
+    def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        batch, self._waiting = self._waiting, []
+        call = asyncio.get_running_loop().create_task(self._handle(batch))
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+
+    async def _handle(self, batch: list[_Waiting]) -> None:
+        batch = [each for each in batch if not each.answer.done()]  # Some have timed out.
+        if not batch:
+            return
+        try:
+            answers = self._checked(await self._call([each.message for each in batch]), len(batch))
+        except Exception as error:
+            answers = [error] * len(batch)
+            if isinstance(error, BrokenExecutor):  # A process has died: with it, its pool has.
+                self.close()
+                self._call = self._begin()
+        for each, answer in zip(batch, answers, strict=True):
+            if each.answer.done():
+                continue
+            if isinstance(answer, BaseException):
+                each.answer.set_exception(answer)
+            else:
+                each.answer.set_result(answer)
+
+    def _checked(self, answers: Any, count: int) -> Sequence[Any]:
+        if not isinstance(answers, (list, tuple)):
+            kind = type(answers).__name__
+            raise HandlerError(
+                f"{described(self._function)} returned {kind}; a list of answers is needed"
+            )
+        if len(answers) != count:
+            raise HandlerError(
+                f"{described(self._function)} returned {len(answers)} answers to {count} messages"
+            )
+        return answers
+
+
+# --- processes ---
+
+
+def _processes(function: Callable[..., Any], workers: int) -> ProcessPoolExecutor:
+    if function.__module__ == "__main__" or "<locals>" in function.__qualname__:
+        raise TypeError(
+            f'{described(function)}: executor="process" needs a function of a module that can '
+            "be imported"
+        )
+    return ProcessPoolExecutor(
+        workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_begin_process,
+        initargs=(function.__module__, function.__qualname__, sys.path),
+    )
+
+
+_handler: Callable[[list[Message]], Any]
+
+
+def _begin_process(module: str, name: str, path: list[str]) -> None:
+    """Import the handler, and set up the lifespans of its agent."""
+    global _handler
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal sends it to all processes.
+    sys.path[:] = path
+    found: Any = importlib.import_module(module)
+    agents = [each for each in vars(found).values() if isinstance(each, Agent)]
+    for part in name.split("."):
+        found = getattr(found, part)
+    _handler = found
+    for agent in agents:
+        if any(info.function is found for info in agent.handlers.values()):
+            use_state(LoopThread(agent.resources._replace(periodic=())).state)
+
+
+def _call(messages: list[Message]) -> Any:
+    return _handler(messages)
+
+
+def _nothing() -> None:
+    """Done as soon as a process has begun."""

@@ -1,0 +1,43 @@
+"""An agent whose batches run in processes, which import it from here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+from spop import Agent, Batch, Message
+
+agent = Agent(on_error={"txn.error": True})
+
+
+@agent.lifespan
+async def model() -> AsyncIterator[dict[str, Any]]:
+    yield {"factor": 10}
+
+
+@agent.message("double", batch=Batch(size=4, wait=0.05, executor="process"))
+def double(messages: list[Message]) -> list[dict[str, object] | BaseException]:
+    return [
+        ValueError("odd") if m["n"] == 13 else
+        {"txn.n": m["n"] * agent.state["factor"], "txn.pid": os.getpid(), "txn.size": len(messages)}
+        for m in messages
+    ]  # fmt: skip
+
+
+@agent.message("dies", batch=Batch(size=1, executor="process"))
+def dies(messages: list[Message]) -> list[dict[str, object]]:
+    if messages[0]["n"] == 0:
+        os._exit(3)
+    return [{"txn.n": 1}]
+
+
+def wrong() -> Agent:
+    """An agent whose handler no process can find."""
+    local = Agent()
+
+    @local.message("m", batch=Batch(size=1, executor="process"))
+    def m(messages: list[Message]) -> list[None]:
+        return [None]
+
+    return local

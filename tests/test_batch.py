@@ -1,0 +1,212 @@
+"""``batch=``: one call of a handler for many messages."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Any
+
+import batch_agent
+import pytest
+from haproxy import wait_until
+
+from spop import Ack, Agent, AsyncClient, Batch, Message
+
+KINDS = ["thread", "async"]
+
+
+def agent_of(kind: str, function: Callable[[list[Message]], Any], **batch: Any) -> Agent:
+    agent = Agent(on_error={"txn.error": True}, on_timeout={"txn.late": True})
+
+    async def asynchronous(messages: list[Message]) -> Any:
+        await asyncio.sleep(0)
+        return function(messages)
+
+    def plain(messages: list[Message]) -> Any:
+        return function(messages)
+
+    settings = {"size": 4, "wait": 0.05, **batch}
+    agent.message("m", batch=Batch(**settings))(asynchronous if kind == "async" else plain)
+    return agent
+
+
+def ask(agent: Agent, numbers: range, name: str = "m", **options: Any) -> list[dict[str, Any]]:
+    """The answers to messages that are sent at once."""
+
+    async def main() -> list[dict[str, Any]]:
+        with agent.serve_in_background(**options) as server:
+            async with AsyncClient(str(server.address)) as client:
+                acks = await asyncio.gather(*(client.notify(name, n=n) for n in numbers))
+                return [ack.variables for ack in acks]
+
+    return asyncio.run(main())
+
+
+def doubled(messages: list[Message]) -> list[dict[str, Any]]:
+    return [{"txn.n": m["n"] * 2, "txn.size": len(messages)} for m in messages]
+
+
+@pytest.mark.parametrize("event_loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_message_gets_its_answer(kind: str, event_loop: str) -> None:
+    answers = ask(agent_of(kind, doubled), range(10), event_loop=event_loop)
+    assert [each["txn.n"] for each in answers] == [n * 2 for n in range(10)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_has_size_messages_at_most(kind: str) -> None:
+    sizes = [each["txn.size"] for each in ask(agent_of(kind, doubled, wait=0.5), range(8))]
+    assert sizes == [4] * 8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fewer_messages_are_handled_after_the_wait(kind: str) -> None:
+    assert [each["txn.size"] for each in ask(agent_of(kind, doubled), range(3))] == [3] * 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_item_that_is_an_exception_fails_its_message_alone(kind: str) -> None:
+    def function(messages: list[Message]) -> list[Any]:
+        return [OSError("no") if m["n"] == 1 else {"txn.n": m["n"]} for m in messages]
+
+    agent = agent_of(kind, function)
+    assert ask(agent, range(3)) == [{"txn.n": 0}, {"txn.error": True}, {"txn.n": 2}]
+    assert agent.errors == {"m": 1}
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda messages: [],
+        lambda messages: [None] * 9,
+        lambda messages: None,
+        lambda messages: {"txn.n": 1},
+        lambda messages: 1 // 0,
+    ],
+    ids=["too few", "too many", "None", "a dict", "raises"],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_call_that_fails_fails_all_its_messages(
+    kind: str, function: Callable[[list[Message]], Any]
+) -> None:
+    agent = agent_of(kind, function)
+    assert ask(agent, range(4)) == [{"txn.error": True}] * 4
+    assert agent.errors == {"m": 4}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_that_is_none_is_one_of_its_message(kind: str) -> None:
+    agent = agent_of(kind, lambda messages: [None, "text", {"txn.n": 1}, {"txn.n": 1.5}])
+    error, none = {"txn.error": True}, dict[str, Any]()
+    assert ask(agent, range(4)) == [none, error, {"txn.n": 1}, error]
+
+
+def test_each_message_has_its_timeout() -> None:
+    agent = Agent(on_timeout={"txn.late": True})
+
+    @agent.message("m", batch=Batch(size=2, wait=0.01), timeout=0.05)
+    async def m(messages: list[Message]) -> list[Any]:
+        await asyncio.sleep(1)
+        return [None] * len(messages)
+
+    assert ask(agent, range(2), drain_timeout=0) == [{"txn.late": True}] * 2
+
+
+def test_wraps_are_around_each_message() -> None:
+    agent, seen = agent_of("thread", doubled), []
+
+    @agent.wrap
+    async def wrap(call: Callable[[], Any], message: Message) -> Any:
+        seen.append(message["n"])
+        return {**await call(), "txn.size": 0}
+
+    assert ask(agent, range(2)) == [{"txn.n": 0, "txn.size": 0}, {"txn.n": 2, "txn.size": 0}]
+    assert sorted(seen) == [0, 1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_agent_test_calls_it_with_one_message(kind: str) -> None:
+    agent = agent_of(kind, doubled)
+    assert agent.test("m", n=4) == {"txn.n": 8, "txn.size": 1}
+    agent.close_test()
+
+
+# --- processes ---
+
+
+def test_a_process_imports_the_handler_and_runs_the_lifespans() -> None:
+    answers = ask(batch_agent.agent, range(8), "double")
+    assert [each["txn.n"] for each in answers] == [n * 10 for n in range(8)]
+    assert {each["txn.pid"] for each in answers} & {os.getpid()} == set()
+    assert {each["txn.size"] for each in answers} == {4}
+
+
+def test_processes_end_with_the_server() -> None:
+    (pid,) = {each["txn.pid"] for each in ask(batch_agent.agent, range(1), "double")}
+    wait_until(lambda: not os.path.exists(f"/proc/{pid}/cmdline"), "the end of the process")
+
+
+def test_exceptions_come_back_from_a_process() -> None:
+    answers = ask(batch_agent.agent, range(12, 14), "double")
+    assert answers[0]["txn.n"] == 120
+    assert answers[1] == {"txn.error": True}
+
+
+def test_a_process_that_dies_is_replaced() -> None:
+    async def main() -> None:
+        with batch_agent.agent.serve_in_background() as server:
+            async with AsyncClient(str(server.address)) as client:
+                for _ in range(2):
+                    assert (await client.notify("dies", n=0)).variables == {"txn.error": True}
+                    assert (await client.notify("dies", n=1)).variables == {"txn.n": 1}
+
+    asyncio.run(main())
+
+
+def test_a_handler_that_no_process_can_find_is_a_start_error() -> None:
+    with pytest.raises(TypeError, match="needs a function of a module that can be imported"):
+        batch_agent.wrong().serve_in_background().start()
+
+
+# --- what does not fit ---
+
+
+@pytest.mark.parametrize(
+    "options", [{"size": 0}, {"size": 1, "wait": -1}, {"size": 1, "workers": 0},
+                {"size": 1, "executor": "fiber"}],
+)  # fmt: skip
+def test_values_out_of_range(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011
+        Batch(**options)
+
+
+def one(message: Message) -> None: ...
+
+
+def no_list(messages: list[Message]) -> dict[str, int]:
+    return {}
+
+
+def two(messages: list[Message], ack: Ack) -> list[Any]:
+    return []
+
+
+@pytest.mark.parametrize("function", [one, no_list, two])
+def test_signatures_that_take_no_batch(function: Callable[..., Any]) -> None:
+    with pytest.raises(TypeError, match=f"handler {function.__name__} "):
+        Agent().message("m", batch=Batch(size=1))(function)
+
+
+@pytest.mark.parametrize("options", [{"blocking": True}, {"ack_first": True}])
+def test_options_that_do_not_fit(options: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="batch can't be combined with"):
+        Agent().message("m", batch=Batch(size=1), **options)(doubled)
+
+
+def test_an_async_handler_runs_in_no_process() -> None:
+    async def m(messages: list[Message]) -> list[Any]:
+        return []
+
+    with pytest.raises(TypeError, match="an async handler can't run in a process"):
+        Agent().message("m", batch=Batch(size=1, executor="process"))(m)

@@ -1,0 +1,201 @@
+"""The option `max_memory`: what all connections take together, and who is ended beyond it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from haproxy import wait_until
+from serving import served, wait_until_serving
+from wire import hello
+
+from spop import Agent, Client, Message, codec
+from spop.connection import EngineConnection
+from spop.constants import FrameType, Status
+from spop.counters import Cell
+from spop.frames import Control
+from spop.server import Server
+
+MIB = 2**20
+
+
+@pytest.fixture
+def agent() -> Iterator[Agent]:
+    agent, released = Agent(), threading.Event()
+
+    @agent.message("check")
+    def check(number: int = 0) -> dict[str, Any]:
+        return {"sess.x": number}
+
+    @agent.message("big")
+    def big() -> dict[str, Any]:
+        return {"sess.x": bytes(15_000)}
+
+    @agent.message("slow", blocking=True)
+    def slow(body: bytes = b"") -> None:
+        released.wait(30)
+
+    yield agent
+    released.set()
+
+
+def serves(client: Client) -> bool:
+    return client.notify("check", number=7).variables == {"sess.x": 7}
+
+
+def count(server: Server, cell: Cell) -> int:
+    return server.totals().cells[cell]
+
+
+def taken(server: Server) -> int:
+    """What the connections take, as each of them says."""
+    connections = [each for loop in server._loops for each in loop.connections]
+    return sum(connection.memory for connection in connections)
+
+
+def ended_with(sock: socket.socket) -> int | None:
+    """The status of the DISCONNECT that ended a connection; None: it ended without one."""
+    data = bytearray()
+    sock.settimeout(10)
+    with contextlib.suppress(ConnectionResetError):
+        while chunk := sock.recv(65536):
+            data += chunk
+    frames = codec.decode_frames(data, max_frame_size=MIB)[0]
+    last = frames[-1] if frames else None
+    return last.items["status-code"] if isinstance(last, Control) else None
+
+
+def partial_frame(sock: socket.socket, protocol: EngineConnection, size: int) -> None:
+    sock.sendall(codec.encode_notify(1, 1, [Message("check", body=bytes(size))])[:size])
+
+
+def fragments(sock: socket.socket, protocol: EngineConnection, size: int) -> None:
+    room = protocol.max_frame_size - 100
+    for offset in range(0, size, room):
+        type_ = FrameType.UNSET if offset else FrameType.NOTIFY
+        sock.sendall(codec.encode_raw_frame(type_, 0, 1, 1, bytes(min(room, size - offset))))
+
+
+def waiting_for_handlers(sock: socket.socket, protocol: EngineConnection, size: int) -> None:
+    frame = codec.encode_notify(1, 1, [Message("slow", body=bytes(100_000))])
+    sock.sendall(frame * (size // 100_000))
+
+
+def unread_answers(sock: socket.socket, protocol: EngineConnection, size: int) -> None:
+    for _ in range(size // 15_000):
+        sock.sendall(codec.encode_notify(1, 1, [Message("big")]))
+
+
+HOARDS = [partial_frame, fragments, waiting_for_handlers]
+
+
+@pytest.mark.parametrize("hoard", HOARDS)
+def test_beyond_max_memory_connections_that_take_most_are_ended(
+    agent: Agent, hoard: Callable[[socket.socket, EngineConnection, int], None]
+) -> None:
+    with (
+        agent.serve_in_background(max_memory=4 * MIB) as server,
+        contextlib.ExitStack() as stack,
+        Client(str(server.address)) as client,
+    ):
+        small, protocol = hello(server, max_frame_size=MIB)
+        stack.enter_context(small)
+        hoard(small, protocol, 200_000)
+        for _ in range(20):
+            sock, protocol = hello(server, max_frame_size=MIB)
+            stack.enter_context(sock)
+            with contextlib.suppress(OSError):
+                hoard(sock, protocol, 900_000)
+            assert serves(client)
+        wait_until(lambda: count(server, Cell.OUT_OF_MEMORY) >= 15, "the ends of connections")
+        wait_until(lambda: taken(server) <= 4 * MIB, "memory that is returned")
+        assert server.totals().limits()["max_memory"] == count(server, Cell.OUT_OF_MEMORY)
+        statuses = server.totals().disconnects()["agent"]
+        assert statuses[str(int(Status.RESOURCE))] == count(server, Cell.OUT_OF_MEMORY)
+        assert serves(client)
+        host, port = small.getsockname()
+        assert f"{host}:{port}" in [each["address"] for each in server.connections()]
+
+
+def test_the_end_for_memory_is_told(agent: Agent) -> None:
+    with agent.serve_in_background(max_memory=MIB) as server:
+        sock, protocol = hello(server, max_frame_size=MIB)
+        with sock:
+            partial_frame(sock, protocol, MIB - 100)
+            assert ended_with(sock) == Status.RESOURCE
+
+
+def test_a_peer_that_reads_no_answers_is_ended_without_a_word(agent: Agent) -> None:
+    with (
+        agent.serve_in_background(max_memory=MIB, max_unsent=MIB) as server,
+        Client(str(server.address)) as client,
+        contextlib.ExitStack() as stack,
+    ):
+        for _ in range(4):
+            sock = stack.enter_context(hello(server)[0])
+            sock.settimeout(1)
+            frame = codec.encode_notify(1, 1, [Message("big")])
+            with contextlib.suppress(TimeoutError, OSError):
+                while not count(server, Cell.OUT_OF_MEMORY):
+                    sock.sendall(frame * 100)
+        wait_until(lambda: count(server, Cell.OUT_OF_MEMORY) > 0, "the end of a connection")
+        wait_until(lambda: taken(server) <= MIB, "memory that is returned")
+        assert serves(client)
+
+
+def test_the_process_stays_below_max_memory(tmp_path: Path) -> None:
+    path = tmp_path / "agent.sock"
+    with served("--bind", f"unix:{path}", "--max-memory", "32M") as process:
+        wait_until_serving(process)
+        (worker,) = process.workers()
+        before = peak(worker)
+        with contextlib.ExitStack() as stack, Client(f"unix:{path}") as client:
+            for number in range(200):
+                sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+                sock.connect(str(path))
+                protocol = EngineConnection(max_frame_size=MIB)
+                sock.sendall(protocol.data_to_send())
+                assert sock.recv(4096)
+                with contextlib.suppress(OSError):
+                    partial_frame(sock, protocol, 900_000)
+                client.notify("check-client-ip", number=number)
+        assert peak(worker) - before < 64 * MIB  # Without the limit it is 180 MiB.
+
+
+def peak(pid: int) -> int:
+    """The most bytes of memory that a process had."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+# --- payloads in fragments ---
+
+
+def test_a_payload_in_fragments_has_the_handshake_timeout(agent: Agent) -> None:
+    with agent.serve_in_background(handshake_timeout=1.0) as server:
+        sock, protocol = hello(server)
+        with sock, Client(str(server.address)) as client:
+            fragments(sock, protocol, 100)
+            assert ended_with(sock) == Status.TIMEOUT
+            assert count(server, Cell.HANDSHAKE_TIMEOUTS) == 1
+            assert serves(client)
+
+
+def test_payloads_that_end_in_time_are_no_reason_to_end(agent: Agent) -> None:
+    with agent.serve_in_background(handshake_timeout=0.2) as server:
+        sock, _ = hello(server)
+        idle, _ = hello(server)
+        with sock, idle:
+            message = codec.encode_notify(1, 1, [Message("check")])[11:]
+            end = time.monotonic() + 0.6
+            while time.monotonic() < end:
+                sock.sendall(codec.encode_raw_frame(FrameType.NOTIFY, 0, 1, 1, message[:2]))
+                sock.sendall(codec.encode_raw_frame(FrameType.UNSET, 1, 1, 1, message[2:]))
+                assert sock.recv(4096)
+            assert count(server, Cell.HANDSHAKE_TIMEOUTS) == 0

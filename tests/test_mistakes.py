@@ -1,0 +1,194 @@
+"""What is wrong with a handler is found early, and said with the handler's file and line."""
+
+from __future__ import annotations
+
+import logging
+import typing
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from ipaddress import IPv4Address
+from typing import Any
+
+import pytest
+
+from spop import UNSET, Action, Agent, Client, HandlerError, Headers
+
+KINDS = ["inline", "blocking", "async"]
+
+
+@pytest.fixture
+def agent() -> Agent:
+    return Agent()
+
+
+def handle(agent: Agent, kind: str, function: Callable[[], Any]) -> None:
+    """Register a handler of a kind, for message "m"."""
+
+    async def asynchronous() -> Any:
+        return function()
+
+    def plain() -> Any:
+        return function()
+
+    agent.message("m", blocking=kind == "blocking")(asynchronous if kind == "async" else plain)
+
+
+# --- registration ---
+
+
+def test_message_without_parentheses(agent: Agent) -> None:
+    with pytest.raises(TypeError, match=r'handler check \(.*test_mistakes.py:\d+\).*"NAME"'):
+
+        @agent.message  # type: ignore[arg-type]
+        def check() -> None: ...
+
+
+@pytest.mark.parametrize("name", [None, 1, b"check"])
+def test_a_name_that_is_no_text(agent: Agent, name: Any) -> None:
+    with pytest.raises(TypeError, match=r"name is a str, not .* \(.*test_mistakes.py:\d+\)"):
+        agent.message(name)
+
+
+class Typed(typing.TypedDict):
+    score: int
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        str, int, bool, bytes, list[str], tuple[str, int], set[str], str | int, Headers,
+        IPv4Address, Iterator[dict[str, int]], Awaitable[None], Coroutine[Any, Any, None],
+        dict[int, str], dict[str, float], dict[str, list[int]], Mapping[str, dict[str, int]],
+        str | dict[str, float], Action,
+    ],
+)  # fmt: skip
+def test_a_return_annotation_that_no_answer_can_have(agent: Agent, returned: Any) -> None:
+    def check():  # type: ignore[no-untyped-def]
+        return None
+
+    check.__annotations__["return"] = returned
+    with pytest.raises(
+        TypeError,
+        match=r"handler check \(.*test_mistakes.py:\d+\) is annotated to return .*; "
+        "a dict of variables or None is needed",
+    ):
+        agent.message("m")(check)
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        None, dict, Mapping, dict[str, int], dict[str, Any], Mapping[str, int | str], Any, object,
+        dict[str, int] | None, typing.Optional[Mapping[str, object]], Typed, typing.NoReturn,
+        dict[str, Headers | bytes | None], dict[str, float | int], typing.TypeVar("T"),
+        typing.Annotated[dict[str, int], "note"],
+    ],
+)  # fmt: skip
+def test_a_return_annotation_that_an_answer_may_have(agent: Agent, returned: Any) -> None:
+    def check():  # type: ignore[no-untyped-def]
+        return None
+
+    check.__annotations__["return"] = returned
+    agent.message("m")(check)
+
+
+def test_a_signature_that_can_t_be_served_is_named_with_its_place(agent: Agent) -> None:
+    def check(*args: Any) -> None: ...
+
+    with pytest.raises(TypeError, match=r"handler check \(.*test_mistakes.py:\d+\) takes \*args"):
+        agent.message("m")(check)
+
+
+def test_an_annotation_of_no_spop_type_is_named_with_its_place(agent: Agent) -> None:
+    def check(ratio: float) -> None: ...
+
+    with pytest.raises(TypeError, match=r"handler check \(.*test_mistakes.py:\d+\).*ratio"):
+        agent.message("m")(check)
+
+
+# --- answers ---
+
+
+@pytest.mark.parametrize(
+    "returned", ["text", 5, b"raw", 1.5, True, object(), {"txn.a"}, ["txn.a"], (1, 2)], ids=repr
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_handler_that_returns_no_answer(agent: Agent, kind: str, returned: Any) -> None:
+    errors: list[BaseException] = []
+    agent.on_error(lambda _, error: errors.append(error))
+    handle(agent, kind, lambda: returned)
+    with agent.serve_in_background() as server, Client(str(server.address)) as client:
+        assert client.notify("m").variables == {}
+    (error,) = errors
+    assert isinstance(error, HandlerError)
+    name = "asynchronous" if kind == "async" else "plain"
+    assert str(error).startswith(f"handler {name} ({__file__}:")
+    kind_of = type(returned).__name__
+    assert str(error).endswith(f" returned {kind_of}; a dict of variables or None is needed")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_actions_and_any_mapping_are_answers(agent: Agent, kind: str) -> None:
+    handle(agent, kind, lambda: [Action("txn", "a", 1), Action("txn", "b", UNSET)])
+    with agent.serve_in_background() as server, Client(str(server.address)) as client:
+        assert client.notify("m").variables == {"txn.a": 1, "txn.b": UNSET}
+
+
+# --- arguments ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_missing_argument_is_named_with_those_there_are(agent: Agent, kind: str) -> None:
+    async def asynchronous(ip: IPv4Address) -> None: ...
+
+    def plain(ip: IPv4Address) -> None: ...
+
+    agent.message("m", blocking=kind == "blocking")(asynchronous if kind == "async" else plain)
+    with pytest.raises(HandlerError, match="message m: no argument ip; the message has ua, path"):
+        agent.test("m", ua="x", path="/")
+    with pytest.raises(HandlerError, match="message m: no argument ip; the message has none"):
+        agent.test("m")
+
+
+@pytest.mark.parametrize(
+    "annotation, value, text",
+    [
+        (IPv4Address, "x", "is STRING; IPV4 is needed"),
+        (str | bytes, 1, "is an integer; STRING or BINARY is needed"),
+        (bool, "x", "is STRING; BOOL is needed"),
+        (Headers, 1, "is an integer; STRING or BINARY with header fields is needed"),
+        (int | None, b"x", "is BINARY; NULL or BOOL or INT32 or UINT32 or INT64 or UINT64"),
+    ],
+)
+def test_a_mistyped_argument_says_what_came_and_what_is_taken(
+    agent: Agent, annotation: Any, value: Any, text: str
+) -> None:
+    def m(x):  # type: ignore[no-untyped-def]
+        return None
+
+    m.__annotations__["x"] = annotation
+    agent.message("m")(m)
+    with pytest.raises(HandlerError, match=f"message m: argument x {text}"):
+        agent.test("m", x=value)
+
+
+# --- messages ---
+
+
+def test_a_message_without_a_handler_is_logged_once(
+    agent: Agent, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent.message("known")(lambda: None)
+    with agent.serve_in_background(threads=2) as server:
+        for _ in range(4):
+            with Client(str(server.address)) as client:
+                client.notify("unknown")
+    lines = [line for line in caplog.messages if "no handler is for" in line]
+    assert lines == ["no handler is for message 'unknown'; there are: known"]
+
+
+def test_an_agent_without_handlers_is_warned_of(
+    agent: Agent, caplog: pytest.LogCaptureFixture
+) -> None:
+    with agent.serve_in_background():
+        pass
+    assert ("spop.server", logging.WARNING, "agent 'spop' has no handlers") in caplog.record_tuples

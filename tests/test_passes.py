@@ -1,0 +1,166 @@
+"""A connection's frames are answered for a limited time, then others have their turn."""
+
+from __future__ import annotations
+
+import importlib
+import socket
+import time
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+from conftest import intake_class
+from wire import hello
+
+from spop import Agent, Client, Message, codec
+from spop.counters import Cell
+from spop.server import loop
+
+
+def opened(dispatch: ModuleType) -> Any:
+    intake = intake_class(dispatch)(16380)
+    intake.is_open = True
+    return intake
+
+
+def frames(count: int, name: str = "m") -> bytes:
+    return b"".join(codec.encode_notify(n, 1, [Message(name)]) for n in range(1, count + 1))
+
+
+def acks(data: bytes) -> list[int]:
+    return [frame.stream_id for frame in codec.decode_frames(data)[0]]
+
+
+def test_a_pass_ends_between_two_frames_and_the_next_goes_on(dispatch: ModuleType) -> None:
+    route = dispatch.Route("m", lambda: time.sleep(0.001))
+    dispatcher, intake = dispatch.Dispatcher([route], max_pass=1), opened(dispatch)
+    answered = [acks(dispatcher.receive(intake, frames(3))[1])]
+    assert intake.suspended
+    assert dispatcher.receive(intake, b"") == ([], b"")
+    while intake.suspended:
+        intake.suspended = False
+        dispatcher.new_pass()
+        answered.append(acks(dispatcher.receive(intake, b"")[1]))
+    assert answered == [[1], [2], [3]]
+    assert intake.unread == 0
+
+
+def test_a_pass_is_one_of_all_receives_until_the_next(dispatch: ModuleType) -> None:
+    dispatcher, intake = dispatch.Dispatcher([], max_pass=1), opened(dispatch)
+    unknown = codec.encode_raw_frame(77, 1, 1, 1, b"")
+    left, _ = dispatcher.receive(intake, unknown * 3)
+    assert len(left) == 1
+    assert dispatcher.receive(intake, b"") == ([], b"")
+    assert intake.suspended
+
+
+def test_without_a_limit_a_pass_takes_all(dispatch: ModuleType) -> None:
+    route = dispatch.Route("m", lambda: time.sleep(0.001))
+    _, out = dispatch.Dispatcher([route]).receive(opened(dispatch), frames(20))
+    assert acks(out) == list(range(1, 21))
+
+
+def blocking(agent: Agent) -> None:
+    agent.message("m", blocking=True)(lambda: {"sess.x": 1})
+
+
+def inline(agent: Agent) -> None:
+    agent.message("m")(lambda: {"sess.x": 1})
+
+
+def large(agent: Agent) -> None:
+    agent.message("m")(lambda: {"sess.x": bytes(15_000)})
+
+
+def asynchronous(agent: Agent) -> None:
+    async def handler() -> dict[str, int]:
+        return {"sess.x": 1}
+
+    agent.message("m")(handler)
+
+
+@pytest.mark.parametrize("add", [inline, large, blocking, asynchronous])
+@pytest.mark.parametrize("log_frames", [False, True])
+def test_all_frames_are_answered_however_short_the_passes_are(
+    add: Callable[[Agent], None], log_frames: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "MAX_PASS", 1)
+    agent = Agent()
+    add(agent)
+    with agent.serve_in_background(log_frames=log_frames, max_unsent=20_000) as server:
+        sock, _ = hello(server)
+        with sock, Client(str(server.address)) as neighbour:
+            sock.sendall(frames(500))
+            answered: list[int] = []
+            data = bytearray()
+            while len(answered) < 500:
+                data += sock.recv(65536)
+                found, used = codec.decode_frames(data)
+                del data[:used]
+                answered += [frame.stream_id for frame in found]
+            assert sorted(answered) == list(range(1, 501))
+            assert neighbour.notify("m").actions
+        assert server.totals().cells[Cell.PAUSED_IN_FLIGHT] == 0
+
+
+def test_frames_that_a_pass_has_left_are_answered_before_the_server_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop, "MAX_PASS", 1)
+    agent = Agent()
+    inline(agent)
+    with agent.serve_in_background() as server:
+        sock, _ = hello(server)
+        sock.sendall(frames(2000))
+        assert sock.recv(1)
+    data = bytearray(b"\0")
+    with sock:
+        while chunk := sock.recv(65536):
+            data += chunk
+    found, used = codec.decode_frames(data)
+    assert used == len(data)
+    assert [frame.stream_id for frame in found if hasattr(frame, "actions")] == [*range(1, 2001)]
+
+
+def test_neighbours_have_their_turn_beside_frames_that_fail() -> None:
+    agent = Agent()
+
+    @agent.message("need")
+    def need(a: int) -> None: ...
+
+    inline(agent)
+    many = codec.encode_notify(1, 1, [Message("need")] * 1000)
+    with agent.serve_in_background() as server, Client(str(server.address)) as neighbour:
+        sock, _ = hello(server)
+        with sock:
+            for _ in range(20):
+                sock.sendall(many * 30)
+                before = server.totals().routes["need"][0]
+                assert neighbour.notify("m").actions
+                # Of 30 000 failures before the neighbour's turn a pass has some hundreds.
+                assert server.totals().routes["need"][0] - before < 30_000
+
+
+def test_both_twins_of_the_port_leave_a_suspended_intake_to_the_loop(
+    implementation: str,
+) -> None:
+    suffix = "" if implementation == "c" else "_py"
+    port = importlib.import_module(f"spop._port{suffix}")
+    dispatch = importlib.import_module(f"spop._dispatch{suffix}")
+    told: list[Any] = []
+    route = dispatch.Route("m", lambda: time.sleep(0.001))
+    dispatcher, intake = dispatch.Dispatcher([route], max_pass=1), opened(dispatch)
+    shared = port.FastPaths(
+        dispatcher, bytearray(65536), lambda *args: None, lambda *args: told.append(args)
+    )
+    engine, ours = socket.socketpair()
+    with engine, ours:
+        path = port.FastPath(shared, intake, ours.fileno(), "connection")
+        path.enabled = True
+        engine.sendall(frames(3))
+        path(1)
+        assert told == [("connection", [], b"", None)]
+        assert acks(engine.recv(4096)) == [1]
+        path(1)  # It does not answer while the intake is suspended.
+        assert intake.suspended
