@@ -514,12 +514,13 @@ class EngineConnection(_Connection):
         items: dict[str, Any] = {
             "supported-versions": "2.0",
             "max-frame-size": UInt32(self._max_frame_size),
-            "capabilities": ",".join(sorted(self._capabilities)),
+            # HAProxy's health checks announce none.
+            "capabilities": "" if self._healthcheck else ",".join(sorted(self._capabilities)),
         }
-        if self._healthcheck:
-            items["healthcheck"] = True
         if self._engine_id is not None:
             items["engine-id"] = self._engine_id
+        if self._healthcheck:
+            items["healthcheck"] = True
         self._send_control(FrameType.HAPROXY_HELLO, items)
 
     def notify(self, stream_id: int, frame_id: int, messages: Iterable[Message]) -> None:

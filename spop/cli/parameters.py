@@ -11,6 +11,7 @@ import click
 
 from spop.address import Address
 from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE
+from spop.haproxy_version import Version
 from spop.values import UInt32
 
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -32,9 +33,6 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]
 
 
 def _haproxy_version(text: str) -> str:
-    # The engine takes a tenth of a second to import, which commands without it needn't wait for.
-    from spop.engine.config.versions import Version
-
     Version.of_haproxy(text)
     return text
 

@@ -143,17 +143,20 @@ class Client(ClientCore):
             raise
 
     def send(self, messages: Iterable[Message]) -> int:
-        """Send a NOTIFY without waiting. Returns its stream-id; `wait` must follow."""
-        exchange = self._begin(messages)
-        stream_id = exchange.ids[0]
-        self._sent[stream_id] = exchange
-        return stream_id
+        """Send a NOTIFY without waiting. Returns its number; `wait` must follow.
 
-    def wait(self, stream_id: int) -> Ack:
+        The number is the stream-id, unless `haproxy_version` lets connections count them.
+        """
+        exchange = self._begin(messages)
+        number = exchange.ids[0]
+        self._sent[number] = exchange
+        return number
+
+    def wait(self, number: int) -> Ack:
         """Wait for the ACK of a NOTIFY of `send`. Raises as `notify` does."""
-        exchange = self._sent.pop(stream_id, None)
+        exchange = self._sent.pop(number, None)
         if exchange is None:
-            raise LocalProtocolError(f"no NOTIFY of stream {stream_id} waits for an ACK")
+            raise LocalProtocolError(f"no NOTIFY of stream {number} waits for an ACK")
         return self.wait_for(exchange, monotonic() + self._timeout).result()
 
     def close(self) -> None:

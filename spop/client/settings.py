@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from spop.connection import ALL_CAPABILITIES
-from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE
+from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE, Capability
+from spop.haproxy_version import MAX_STREAMS, Version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +37,15 @@ class Settings:
         fragments: send a payload that fits no frame in fragments, if the agent takes them.
         engine_id: the engine-id of the connections. Async needs it.
         healthcheck: only check the agent's health, as HAProxy's ``option spop-check`` does.
+        haproxy_version: connect as this HAProxy (``"3.4"``). Since 3.1 there are no fragments and
+            no async, `max_waiting_frames` is 20 at most, and each connection counts its stream-ids:
+            1, 3, 5 and so on.
+
+    Attributes:
+        numbered: each connection counts its stream-ids.
 
     Raises:
-        ValueError: a limit is out of range.
+        ValueError: a limit is out of range, or `haproxy_version` is no version of HAProxy.
     """
 
     timeout: float | None = 5.0
@@ -56,8 +64,13 @@ class Settings:
     fragments: bool = True
     engine_id: str | None = None
     healthcheck: bool = False
+    haproxy_version: str | None = None
+    numbered: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
+        version = self.haproxy_version and Version.of_haproxy(self.haproxy_version)
+        if version and version.rewritten:
+            self._be_rewritten()
         low, high = self.minimum, self.maximum
         if high < 1 or not 0 <= low <= high:
             raise ValueError(f"minimum {low} and maximum {high}: 0 <= minimum <= maximum")
@@ -66,3 +79,11 @@ class Settings:
         if self.max_frame_size < MIN_FRAME_SIZE:
             size = self.max_frame_size
             raise ValueError(f"max_frame_size is {size}, {MIN_FRAME_SIZE} at least")
+
+    def _be_rewritten(self) -> None:
+        """Connect as HAProxy 3.1 and later do."""
+        change = partial(object.__setattr__, self)  # As the dataclass itself does.
+        change("numbered", True)
+        change("fragments", False)
+        change("capabilities", self.capabilities & {Capability.PIPELINING})
+        change("max_waiting_frames", min(self.max_waiting_frames, MAX_STREAMS))

@@ -22,7 +22,6 @@ from spop.client.core import NEVER
 from spop.client.pool import Exchange, Rate
 from spop.constants import EngineStatus, Status
 from spop.engine.config.model import AgentConfig, Event, MessageConfig
-from spop.engine.config.versions import Version
 from spop.engine.samples import Expression
 from spop.engine.samples.errors import did_you_mean, with_hint
 from spop.engine.samples.types import SampleType
@@ -36,14 +35,12 @@ from spop.errors import (
     UnreachableError,
 )
 from spop.frames import Action, Message
+from spop.haproxy_version import Version
 from spop.logs import RateLimitedLog
 from spop.values import SCOPES, UNSET, VARIABLE, DecodedValue, Int64
 
 ANY_VARIABLE_SINCE = (2, 5)
 """The first HAProxy where agents may set unknown variables, except those of scope ``proc``."""
-
-_REWRITTEN_SINCE = (3, 1)
-"""The first HAProxy whose engine has no fragments, no async exchanges and no rates."""
 
 INT64_MAX = Int64.maximum
 
@@ -118,7 +115,8 @@ class StreamContext:
 
     Attributes:
         stream: the data that samples are fetched from.
-        stream_id: the stream-id of its NOTIFY frames.
+        stream_id: the number of the stream: the stream-id of its NOTIFY frames, as HAProxy 1.8 to
+            3.0, and ``sid`` in log lines.
         frame_id: the frame-id of the last NOTIFY frame.
         status: the status of the last processing; 0 is success.
         enabled: False after an error has disabled the engine for this stream.
@@ -288,9 +286,7 @@ class Filter:
             name: _Occasion(f"GROUP:{name}", self._templates(group.messages))
             for name, group in config.groups.items()
         }
-        self.rewritten = rewritten = (
-            haproxy_version is not None and haproxy_version.branch >= _REWRITTEN_SINCE
-        )
+        self.rewritten = rewritten = haproxy_version is not None and haproxy_version.rewritten
         self._refused = EngineStatus.PROTOCOL + Status.IO if rewritten else EngineStatus.RESOURCES
         self.permissions = Permissions(config, variables, haproxy_version)
         self._timeout = NEVER if config.processing_timeout is None else config.processing_timeout
@@ -341,8 +337,8 @@ class Filter:
                 messages.append(message)
         if not messages:
             return None
-        # As in HAProxy 1.8 to 3.0: one stream-id for all frames of a stream, which are counted.
-        # HAProxy since 3.1 counts stream-ids for each connection. Agents can't tell the difference.
+        # HAProxy 1.8 to 3.0: one stream-id for all frames of a stream, which are counted. HAProxy
+        # since 3.1 counts exchanges for each connection. The pool does it, as it knows them.
         context.frame_id += 1
         ids = context.stream_id, context.frame_id
         return Processing(ids, messages, occasion.label, started)

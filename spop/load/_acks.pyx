@@ -33,7 +33,7 @@ def bucket(int64_t nanoseconds):
 
 def take_acks(
     buffer, Py_ssize_t end, Py_ssize_t max_frame_size, int64_t first, int64_t[::1] sent,
-    int64_t now, int64_t[::1] histogram, bytes expected, list answered,
+    int64_t now, int64_t[::1] histogram, bytes expected, list answered, uint64_t ring=0,
 ):
     """Take the ACK frames at the front of a buffer, as the twin describes it."""
     cdef Py_buffer view
@@ -63,6 +63,8 @@ def take_acks(
             r.end = offset
             read_varint(&r, &stream_id)
             read_varint(&r, &frame_id)
+            if ring:
+                stream_id = first + (stream_id >> 1) % ring if stream_id & 1 else 0
             if (stream_id < <uint64_t>first or stream_id >= <uint64_t>sent.shape[0]
                     or not sent[stream_id]):
                 strays += 1

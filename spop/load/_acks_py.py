@@ -28,6 +28,14 @@ def bucket(nanoseconds: int) -> int:
     return (shift << SUB_BITS) + (nanoseconds >> shift)
 
 
+def _place(data: bytes, offset: int, end: int, first: int, ring: int) -> tuple[int, int]:
+    """The place of an ACK's stream-id, and the offset of its payload."""
+    stream_id, offset = read_varint(data, offset, end)
+    if ring:
+        stream_id = first + (stream_id >> 1) % ring if stream_id & 1 else 0
+    return stream_id, read_varint(data, offset, end)[1]
+
+
 def take_acks(
     buffer: Buffer,
     end: int,
@@ -38,6 +46,7 @@ def take_acks(
     histogram: array[int],
     expected: bytes | None,
     answered: list[int],
+    ring: int = 0,
 ) -> tuple[int, int, int]:
     """Take the ACK frames at the front of the first `end` bytes. Actions are not decoded.
 
@@ -46,6 +55,7 @@ def take_acks(
 
     Args:
         sent: nanoseconds at which each NOTIFY was sent, by stream-id from `first` on, or 0.
+        ring: number of places from `first` on for the stream-ids 1, 3, 5 and so on, in turn.
         expected: the encoded actions that each ACK must have; None accepts any.
 
     Returns:
@@ -65,10 +75,8 @@ def take_acks(
             break
         if not data[offset + FLAGS_END - 1] & _FIN:
             raise FragmentationError("an ACK may not be fragmented")
-        ids = offset + FLAGS_END
-        offset += LENGTH_SIZE + length
-        stream_id, payload = read_varint(data, ids, offset)
-        _, payload = read_varint(data, payload, offset)
+        start, offset = offset + FLAGS_END, offset + LENGTH_SIZE + length
+        stream_id, payload = _place(data, start, offset, first, ring)
         if not first <= stream_id < len(sent) or not sent[stream_id]:
             strays += 1
             continue

@@ -12,7 +12,6 @@ was due (open loop), so that a slow agent can't hide its slowness.
 from __future__ import annotations
 
 import select
-import socket
 import time
 from array import array
 from collections import Counter, deque
@@ -24,10 +23,12 @@ from spop import codec
 from spop.address import Address
 from spop.client.dial import Endpoint, connect
 from spop.connection import EngineConnection
-from spop.constants import HAPROXY_FRAME_SIZE, Capability, FrameType
+from spop.constants import FLAGS_END, HAPROXY_FRAME_SIZE, LENGTH_SIZE, Capability, FrameType
 from spop.errors import ProtocolError
-from spop.frames import Message
+from spop.frames import Ack, Message
+from spop.haproxy_version import MAX_STREAMS, Version
 from spop.load.acks import take_acks
+from spop.load.connections import RING, Connection, Counting
 from spop.load.histogram import Histogram
 
 RECV_SIZE = 256 * 1024
@@ -56,8 +57,14 @@ class Plan:
         timeout: seconds to wait for a connection, a HELLO or an ACK. With a count, the
             generator ends when no ACK has come for this time.
         rate: frames a second; None: as many as are answered.
-        expected: the actions that each ACK must have; None accepts any.
+        expected: the actions that each ACK must have; None accepts any. An integer without a
+            type may have any.
         engine_id: the engine-id of all connections.
+        haproxy_version: connect as this HAProxy. Since 3.1 there is no async, `depth` is 20 at
+            most, and each connection counts its stream-ids: 1, 3, 5 and so on.
+
+    Raises:
+        ValueError: that HAProxy has no such mode.
     """
 
     address: Address
@@ -73,6 +80,30 @@ class Plan:
     max_frame_size: int = HAPROXY_FRAME_SIZE
     expected: dict[str, Any] | None = None
     engine_id: str = "spop-bench"
+    haproxy_version: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.numbered and self.mode == "async":
+            raise ValueError(f"HAProxy {self.haproxy_version} has no async")
+
+    @property
+    def numbered(self) -> bool:
+        """Whether each connection counts its stream-ids."""
+        version = self.haproxy_version and Version.of_haproxy(self.haproxy_version)
+        return bool(version and version.rewritten)
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What HELLO announces."""
+        found = MODES[self.mode]
+        return found - {Capability.FRAGMENTATION} if self.numbered else found
+
+    @property
+    def in_flight(self) -> int:
+        """NOTIFY frames of a connection that may wait for their ACKs."""
+        if self.mode == "ping-pong":
+            return 1
+        return min(self.depth, MAX_STREAMS) if self.numbered else self.depth
 
 
 @dataclass(kw_only=True)
@@ -86,38 +117,29 @@ class Result:
         busy: the highest share of a processor that one of them used.
         agent_cpu_seconds: processor time of the agent's processes; None if not measured.
         errors: number of errors by kind.
+        interrupted: it ended early, by Ctrl-C.
+        with_actions: number of ACKs that were not empty, if any ACK was accepted.
     """
 
     frames: int = 0
+    with_actions: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     busy: float = 0.0
     agent_cpu_seconds: float | None = None
     errors: Counter[str] = field(default_factory=Counter)
     histogram: Histogram = field(default_factory=Histogram)
+    interrupted: bool = False
 
     def merge(self, other: Result) -> None:
         """Add the result of another process in the same time."""
         self.frames += other.frames
+        self.with_actions += other.with_actions
         self.seconds = max(self.seconds, other.seconds)
         self.cpu_seconds += other.cpu_seconds
         self.busy = max(self.busy, other.busy)
         self.errors += other.errors
         self.histogram.merge(other.histogram)
-
-
-class _Connection:
-    """A socket with its range of stream-ids."""
-
-    def __init__(self, first: int, last: int) -> None:
-        self.first = first
-        self.last = last
-        self.sock: socket.socket | None = None
-        self.frames: dict[int, bytes] = {}
-        self.free: deque[int] = deque()
-        self.unsent = b""
-        self.held = b""
-        self.max_frame_size = 0
 
 
 class Generator:
@@ -133,22 +155,23 @@ class Generator:
     ) -> None:
         self._plan = plan
         self._progress = progress
-        depth = 1 if plan.mode == "ping-pong" else plan.depth
-        self._sent = array("q", bytes(8 * (1 + plan.connections * depth)))
+        kind = Counting if plan.numbered else Connection
+        places = RING if plan.numbered else plan.in_flight
+        self._sent = array("q", bytes(8 * (1 + plan.connections * places)))
         self._connections = deque(
-            _Connection(1 + number * depth, 1 + (number + 1) * depth)
+            kind(1 + number * places, 1 + (number + 1) * places)
             for number in range(plan.connections)
         )
-        self._by_fd: dict[int, _Connection] = {}
+        self._by_fd: dict[int, Connection] = {}
         self._by_stream = [self._connections[0]] + [
-            connection for connection in self._connections for _ in range(depth)
+            connection for connection in self._connections for _ in range(places)
         ]
-        self._expected = None
-        if plan.expected is not None:
-            self._expected = bytes(codec.encode_actions(plan.expected))
+        self._expected = bytes(codec.encode_actions(plan.expected or {}))
+        self._learns = bool(plan.expected)
+        self.stopped = False
         self._buffer = bytearray(RECV_SIZE)
         self._epoll = select.epoll()
-        self._lost: deque[tuple[float, _Connection]] = deque()
+        self._lost: deque[tuple[float, Connection]] = deque()
         self._due: deque[int] = deque()
         self._answered = 0
         self._result = Result()
@@ -190,33 +213,44 @@ class Generator:
 
     # --- connections ---
 
-    def _open(self, connection: _Connection, timeout: float) -> None:
+    def _open(self, connection: Connection, timeout: float) -> None:
         plan = self._plan
         protocol = EngineConnection(
             max_frame_size=plan.max_frame_size,
-            capabilities=MODES[plan.mode],
+            capabilities=plan.capabilities,
+            fragments=not plan.numbered,
             engine_id=plan.engine_id,
         )
         sock = connect(Endpoint(plan.address), protocol, timeout, timeout).sock
         try:
-            for stream_id in range(connection.first, connection.last):
-                protocol.waiting.clear()
-                protocol.notify(stream_id, 1, plan.messages)
-                connection.frames[stream_id] = bytes(protocol.data_to_send())
+            _check_mode(plan.mode, protocol)
+            connection.make_frames(protocol, plan.messages)
         except BaseException:
             sock.close()
             raise
         sock.setblocking(False)
-        connection.sock, connection.unsent, connection.held = sock, b"", b""
-        connection.max_frame_size = protocol.max_frame_size
+        connection.begin(sock, protocol, plan.in_flight)
         if len(self._buffer) < 4 + protocol.max_frame_size:
             self._buffer = bytearray(4 + protocol.max_frame_size)
-        last = connection.last if protocol.pipelined else connection.first + 1
-        connection.free = deque(range(connection.first, last))
         self._by_fd[sock.fileno()] = connection
         self._epoll.register(sock.fileno(), select.EPOLLIN)
 
-    def _lose(self, connection: _Connection, kind: str) -> None:
+    def _learn(self, data: bytes, max_frame_size: int) -> None:
+        """Expect the encoding of the first ACK, if its values are those that are expected.
+
+        The values of actions are not decoded later on, and an integer has several encodings.
+        """
+        end = LENGTH_SIZE + int.from_bytes(data[:LENGTH_SIZE], "big")
+        if not FLAGS_END < end <= len(data) or data[LENGTH_SIZE] != FrameType.ACK:
+            return
+        self._learns = False
+        (ack,), _ = codec.decode_frames(data, 0, end, max_frame_size=max_frame_size)
+        if isinstance(ack, Ack) and _has(ack, data[:end], self._plan.expected or {}):
+            _, offset = codec.decode_varint(data, FLAGS_END)
+            _, offset = codec.decode_varint(data, offset)
+            self._expected = data[offset:end]
+
+    def _lose(self, connection: Connection, kind: str) -> None:
         """A connection has ended, and its frames in flight are lost. It is opened again later."""
         assert connection.sock is not None
         self._epoll.unregister(connection.sock.fileno())
@@ -263,7 +297,7 @@ class Generator:
         limit = int(seconds * 1e9)
         shown, answered, now = 0, self._answered, time.monotonic_ns()
         end = now + limit
-        while now < end and (goal is None or self._answered < goal):
+        while not self.stopped and now < end and (goal is None or self._answered < goal):
             if now - shown > 200_000_000:
                 shown = now
                 self._progress(self._answered, measuring)
@@ -284,7 +318,7 @@ class Generator:
         select.select([self._epoll], [], [], max(0.0, self._fall_due(now) - SPIN))
         return self._epoll.poll(0)
 
-    def _ready(self, connection: _Connection, events: int) -> None:
+    def _ready(self, connection: Connection, events: int) -> None:
         try:
             if events & select.EPOLLOUT:
                 self._send(connection, b"")
@@ -295,7 +329,7 @@ class Generator:
         except OSError:
             self._lose(connection, "disconnected")
 
-    def _receive(self, connection: _Connection) -> None:
+    def _receive(self, connection: Connection) -> None:
         assert connection.sock is not None
         buffer, held = self._buffer, len(connection.held)
         buffer[:held] = connection.held
@@ -307,18 +341,23 @@ class Generator:
             self._lose(connection, "disconnected")
             return
         end = held + size
+        if self._learns:
+            self._learn(bytes(memoryview(buffer)[:end]), connection.max_frame_size)
         answered: list[int] = []
         try:
             taken, strays, wrong = take_acks(
-                buffer, end, connection.max_frame_size, 1, self._sent, time.monotonic_ns(),
-                self._result.histogram.counts, self._expected, answered,
+                buffer, end, connection.max_frame_size, connection.first if connection.ring else 1,
+                self._sent, time.monotonic_ns(), self._result.histogram.counts, self._expected,
+                answered, connection.ring,
             )  # fmt: skip
         finally:
             self._answered += len(answered)
         connection.held = bytes(memoryview(buffer)[taken:end])
         if strays:
             self._result.errors["stray ACK"] += strays
-        if wrong:
+        if self._plan.expected is None:
+            self._result.with_actions += wrong
+        elif wrong:
             self._result.errors["not as expected"] += wrong
         if len(connection.held) > 4 and (type_ := connection.held[4]) != FrameType.ACK:
             goodbye = type_ == FrameType.AGENT_DISCONNECT
@@ -326,7 +365,7 @@ class Generator:
             return
         self._again(connection, answered)
 
-    def _again(self, connection: _Connection, answered: list[int]) -> None:
+    def _again(self, connection: Connection, answered: list[int]) -> None:
         """Send the next frames in place of the answered ones."""
         if self._plan.mode == "async":
             for stream_id in answered:
@@ -334,25 +373,25 @@ class Generator:
             targets = {self._by_stream[stream_id] for stream_id in answered}
             for each in targets:
                 self._fill(each)
-        elif self._plan.rate is None:
-            frames, now, sent = connection.frames, time.monotonic_ns(), self._sent
+        elif self._plan.rate is None and not connection.ring:
+            now, sent, frame = time.monotonic_ns(), self._sent, connection.frame
             for stream_id in answered:
                 sent[stream_id] = now
-            self._send(connection, b"".join([frames[stream_id] for stream_id in answered]))
+            self._send(connection, b"".join(map(frame, answered)))
         else:
             connection.free.extend(answered)
             self._fill(connection)
 
-    def _fill(self, connection: _Connection, most: int | None = None) -> None:
+    def _fill(self, connection: Connection, most: int | None = None) -> None:
         """Send the frames that are due on a connection; without a rate, as many as it may have."""
         if connection.sock is None:
             return
-        free, data = connection.free, list[bytes]()
+        sent, rate, data = self._sent, self._plan.rate, list[bytes]()
         now = time.monotonic_ns()
-        while free and len(data) != most and (self._plan.rate is None or self._due):
-            stream_id = free.popleft()
-            self._sent[stream_id] = now if self._plan.rate is None else self._due.popleft()
-            data.append(connection.frames[stream_id])
+        while connection.can_send(sent) and len(data) != most and (rate is None or self._due):
+            place, frame = connection.take()
+            sent[place] = now if rate is None else self._due.popleft()
+            data.append(frame)
         if data:
             self._send(connection, b"".join(data))
 
@@ -368,7 +407,7 @@ class Generator:
             self._fill(self._connections[-1], 1)  # One frame on each, so that they take turns.
         return min(TICK, max(0.0, (self._next_due - time.monotonic_ns()) / 1e9))
 
-    def _send(self, connection: _Connection, data: bytes) -> None:
+    def _send(self, connection: Connection, data: bytes) -> None:
         assert connection.sock is not None
         was_unsent = bool(connection.unsent)
         data = connection.unsent + data if was_unsent else data
@@ -392,3 +431,22 @@ class Generator:
         late = sum(1 for at in self._sent if 0 < at <= limit)
         if late:
             self._result.errors[kind] += late
+
+
+def _has(ack: Ack, frame: bytes, expected: dict[str, Any]) -> bool:
+    """Whether an ACK sets these variables and no other. A typed integer must have its type."""
+    if len(ack.actions) != len(expected) or ack.variables != expected:
+        return False
+    return all(
+        isinstance(ack.variables[name], bool) is isinstance(value, bool)
+        and (type(value) in (int, bool) or bytes(codec.encode_actions({name: value})) in frame)
+        for name, value in expected.items()
+    )
+
+
+def _check_mode(mode: str, protocol: EngineConnection) -> None:
+    """Raise ProtocolError if the agent does not allow the mode."""
+    if mode == "async" and not protocol.asynchronous:
+        raise ProtocolError("the agent has no async: use another --mode")
+    if mode == "pipelined" and not protocol.pipelined:
+        raise ProtocolError("the agent does not pipeline: use --mode ping-pong")

@@ -6,47 +6,9 @@ and what it ignores a note.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from typing import NamedTuple
 
-_VERSION = re.compile(r"v?(\d+)(?:\.(\d+))?(?:\.(\d+))?(?:-(?:dev|rc|pre)(\d+)?)?", re.ASCII)
-_LATEST = 10**6
-
-
-class Version(NamedTuple):
-    """A version. The last number orders pre-releases; that of a release is higher than all."""
-
-    major: int
-    minor: int
-    patch: int
-    pre_release: int
-
-    @classmethod
-    def read(cls, text: str) -> Version:
-        """A version as ``version_atleast()`` takes it. A missing number is 0, as is other text."""
-        match = _VERSION.match(text)
-        if match is None:
-            return cls(0, 0, 0, _LATEST)
-        major, minor, patch, pre = (int(number or 0) for number in match.groups())
-        return cls(major, minor, patch, pre if "-" in match[0] else _LATEST)
-
-    @classmethod
-    def of_haproxy(cls, text: str) -> Version:
-        """The version that a user names. ``2.6`` is the newest version of that branch.
-
-        Raises:
-            ValueError: the text is no version of HAProxy.
-        """
-        if not _VERSION.fullmatch(text) or "." not in text:
-            raise ValueError(f"{text!r} is no version of HAProxy, as '2.6' or '3.0.11'")
-        version = cls.read(text)
-        return version if text.count(".") > 1 else version._replace(patch=_LATEST)
-
-    @property
-    def branch(self) -> tuple[int, int]:
-        return self.major, self.minor
-
+from spop.haproxy_version import Version as Version
 
 DEFAULT_VERSION = "2.6"
 DEFAULT = Version.of_haproxy(DEFAULT_VERSION)
