@@ -170,6 +170,9 @@ DEFAULT_MAX_PAYLOAD_SIZE = 16 * 1024 * 1024
 HAPROXY_FRAME_SIZE = 16380
 """The ``max-frame-size`` that HAProxy announces by default: ``tune.bufsize - 4``."""
 
+DEFAULT_BUFSIZE = HAPROXY_FRAME_SIZE + 4
+"""HAProxy's default of ``tune.bufsize`` in bytes."""
+
 MAX_CONTROL_SIZE = 16 * 1024
 """The largest HELLO or DISCONNECT frame in bytes. A larger one is refused with status 3."""
 

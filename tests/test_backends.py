@@ -146,8 +146,8 @@ def test_defaults_by_name() -> None:
         ("backend b\n server s 10.0.0.1", "2:11: error: '10.0.0.1' has no port"),
         ("backend b\n server s 10.0.0.1:x", "2:11: error: 'x' in '10.0.0.1:x' is no port"),
         ("backend b\n server s 10.0.0:1", "2:11: error: '10.0.0' in '10.0.0:1' is no address"),
-        ("backend b\n server s abns@x", "2:11: error: 'abns@x': a server is at HOST:PORT, "
-         "unix@PATH or /PATH"),
+        ("backend b\n server s fd@3", "2:11: error: 'fd@3': fd@NUMBER is an inherited socket to listen "
+         "on, nothing to connect to"),
         ("backend b\n server s :1 weight", "2:20: error: 'weight' needs a value"),
         ("backend b\n server s :1 cookie", "2:20: error: 'cookie' needs a value"),
         ("backend b\n server s :1 weight 257", "2:21: error: 'weight' is a number from 0 to 256, "

@@ -15,7 +15,15 @@ from typing import Any
 import pytest
 from haproxy import HAProxy, installed, version
 
-from spop import Agent, Headers
+from spop import Agent, Headers, codec
+from spop.engine import Response, Stream
+from spop.engine.asynchronous import AsyncStream
+from spop.engine.config import AgentConfig, Location
+from spop.engine.samples.types import raw
+from spop.web import add_headers_bin, set_headers_bin, var
+from spop.web.header_lists import fields_of, names_of
+from spop.web.policy import Policy
+from spop.web.transaction import Transaction
 
 SPOE = """
 spoe-agent test-agent
@@ -192,3 +200,100 @@ def test_whatever_headers_are_added_arrive(binary: str, tmp_path: Path) -> None:
             seen = send([(b"x-number", b"%d" % number)])
             assert seen[2:] == [(name.lower(), value) for name, value in added]
     assert not agent.errors
+
+
+RESPONSES = """
+    http-response del-headers-bin var(txn.test.remove)
+    http-response add-headers-bin var(txn.test.add)
+    http-response set-headers-bin var(txn.test.set)
+"""
+
+
+def response_fields(port: int, number: int) -> Fields:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    with contextlib.closing(connection):
+        connection.request("GET", "/", headers={"x-number": str(number)})
+        response = connection.getresponse()
+        assert response.status == 200
+        pairs = [
+            (name.lower().encode("latin-1"), value.encode("latin-1"))
+            for name, value in response.getheaders()
+        ]
+    return [pair for pair in pairs if pair[0].startswith(b"x-")]
+
+
+def after_rules(value: dict[str, Any]) -> Fields:
+    """What the rules of the middleware make of a response without fields of its own."""
+    context = AsyncStream(None, None, Stream(response=Response()), 1)  # type: ignore[arg-type]
+    for name, sent in value.items():
+        context.stream.variables[name] = bytes(sent.__spop_binary__())
+    rules = [add_headers_bin("var(txn.add)"), set_headers_bin(var("txn.set"))]
+    config = AgentConfig("a", "a", Location("", 1), "b", {}, {}, "a")
+    options: dict[str, Any] = {"wait_for_body": None, "wait_for_response_body": None}
+    policy = Policy(config, (), rules, max_body=1, **options)
+    response = Response()
+    assert list(Transaction(policy, context).response(response)) == []
+    return [(raw(name).lower(), raw(content)) for name, content in response.headers]
+
+
+@changes_headers
+def test_responses_are_what_the_middleware_makes_of_them(binary: str, tmp_path: Path) -> None:
+    agent, chance = Agent(), random.Random(11)
+    octets = bytes(set(range(32, 256)) - {127})
+    names = [b"x-a", b"X-A", b"x-b", b"x-c!#$%", b"x-" + b"n" * 200]
+    answers = [
+        {
+            key: Headers(
+                [
+                    (
+                        chance.choice(names),
+                        bytes(chance.choices(octets, k=chance.choice([0, 1, 90]))).strip(b" \t"),
+                    )
+                    for _ in range(chance.randint(0, 6))
+                ]
+            )
+            for key in ("txn.add", "txn.set")
+        }
+        for _ in range(200)
+    ]
+
+    @agent.message("check")
+    def check(binary: Headers) -> dict[str, Any]:
+        return answers[int(binary["x-number"])]
+
+    with Origin() as origin, agent.serve_in_background() as server:
+        threading.Thread(target=origin.serve_forever).start()
+        port = origin.server_address[1]
+        rules = (
+            f"{RESPONSES}\n    default_backend origin\n\n"
+            f"backend origin\n    server origin 127.0.0.1:{port}"
+        )
+        with HAProxy(binary, tmp_path, agent=str(server.address), spoe=SPOE, rules=rules) as proxy:
+            proxy.wait_until_up()
+            for number, answer in enumerate(answers):
+                assert response_fields(proxy.port, number) == after_rules(answer)
+        origin.shutdown()
+    assert not agent.errors
+
+
+@pytest.mark.parametrize(
+    "pair", [(b"x-a", b"1\r\nx-b: 2"), (b"x-a", b"\0"), (b"x a", b"1"), (b"x-a", b"1\n")]
+)
+def test_what_could_end_a_message_is_refused(pair: tuple[bytes, bytes]) -> None:
+    with pytest.raises(ValueError, match="header"):
+        Headers([pair]).__spop_binary__()
+    sent = b"".join(codec.encode_string(part) for part in (*pair, b"x-good", b"1", b"", b""))
+    assert fields_of(sent) == [("x-good", "1")]
+
+
+@pytest.mark.parametrize("name", [b"Content-Length", b"connection", b"Upgrade", b"trailer"])
+def test_some_names_are_passed_over(name: bytes) -> None:
+    headers = Headers([(name, "1"), ("x-a", "")])
+    assert fields_of(headers.__spop_binary__()) == [("x-a", "")]
+    assert names_of(headers.names()) == ["x-a"]
+
+
+@pytest.mark.parametrize("value", [b"", b"\x03x-a", b"\x03x-a\x011", b"\0\1x", "text", None, 5])
+def test_a_malformed_list_changes_nothing(value: object) -> None:
+    assert fields_of(value) == []
+    assert names_of(value) == []

@@ -133,6 +133,7 @@ class Case(NamedTuple):
     spoe: tuple[str, str] = ("", "")
     haproxy: tuple[str, str] = ("", "")
     agent: Agent | None = None
+    version: str = "3.4"
 
 
 WRONG = [
@@ -153,6 +154,8 @@ WRONG = [
     Case("body", "nothing waits for the body", haproxy=("option http-buffer-request", "")),
     Case("fail-open", "nothing denies without an agent", haproxy=(
         "deny if {{ var(txn.iprep.error) -m found }}", "set-header a b")),
+    Case("headers-bin", "lists of headers are newer", haproxy=(
+        "    default_backend", "    http-request add-headers-bin var(txn.iprep.score)\n    default_backend"), version="3.2"),
     Case("frame-size", "frames are larger than buffers", spoe=("use-backend", "max-frame-size 16380\n    use-backend"),
          haproxy=("nbthread 2", "nbthread 2\n    tune.bufsize 8192")),
     Case("variable-prefix", "a rule's prefix is mistyped", haproxy=("txn.iprep.score", "txn.ipreb.score")),
@@ -189,6 +192,8 @@ RIGHT = [
     Case("", "no maxconn", haproxy=(" maxconn 2", "")),
     Case("", "a registered variable of the process", spoe=("use-backend", "register-var-names count\n    use-backend"),
          haproxy=("    default_backend", "    http-request set-header n %[var(proc.iprep.count)]\n    default_backend"), agent=changed("check", of_the_process)),
+    Case("", "headers that the agent answers", haproxy=(
+        "    default_backend", "    http-request add-headers-bin var(txn.iprep.unread)\n    default_backend"), agent=changed("check", one_more_variable)),
     Case("", "rules ask for the number of servers", haproxy=("var(txn.iprep.error) -m found", "nbsrv(agents) lt 1")),
 ]  # fmt: skip
 
@@ -216,7 +221,7 @@ def setup(case: Case, folder: Path, version: str = "3.4") -> Setup:
 
 
 def found(case: Case, folder: Path) -> list[Diagnostic]:
-    return list(check_setup(setup(case, folder)))
+    return list(check_setup(setup(case, folder, case.version)))
 
 
 @pytest.mark.parametrize("case", WRONG, ids=lambda case: case.name)
@@ -252,7 +257,9 @@ def test_haproxy_starts_with_what_is_right(haproxy_binary: str, case: Case, tmp_
     done = subprocess.run(
         [haproxy_binary, "-c", "-f", str(tmp_path / "haproxy.cfg")], capture_output=True, text=True
     )
-    assert done.returncode == (1 if new_in_2_4 and version < (2, 4) else 0), done.stderr
+    new_in_3_4 = "headers-bin" in case.haproxy[1]
+    is_new = (new_in_2_4 and version < (2, 4)) or (new_in_3_4 and version < (3, 4))
+    assert done.returncode == (1 if is_new else 0), done.stderr
 
 
 @pytest.mark.parametrize(

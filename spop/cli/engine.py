@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from spop.address import Address
-from spop.cli.parameters import ADDRESS, EXISTING_FILE, HAPROXY_VERSION
+from spop.cli.parameters import ADDRESS, EXISTING_FILE, HAPROXY_VERSION, bufsize_option
 
 
 class EventName(click.ParamType):  # type: ignore[type-arg]
@@ -80,6 +80,7 @@ def _items(names: Iterable[str], incomplete: str) -> list[CompletionItem]:
     "--missing", type=click.Choice(["error", "unavailable"]), default="error", show_default=True,
     help="What becomes of samples that HAProxy has and the engine can't evaluate.",
 )  # fmt: skip
+@bufsize_option
 @click.option("--json", "as_object", is_flag=True, help="Print a JSON object.")
 @click.option("-v", "--verbose", is_flag=True, help="Show the messages that are sent.")
 def engine(

@@ -65,6 +65,15 @@ def max_frame_size_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)  # fmt: skip
 
 
+def bufsize_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--bufsize``."""
+    return click.option(
+        "--bufsize", type=SizeType(1024, 2**31 - 1), metavar="SIZE",
+        help="tune.bufsize of HAProxy, which limits max-frame-size.  [default: that of the "
+        "haproxy.cfg, or 16384]",
+    )(command)  # fmt: skip
+
+
 def timeout_option(seconds: float) -> Callable[[Any], Any]:
     """``--timeout``."""
     return click.option(

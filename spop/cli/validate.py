@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from spop.cli.parameters import EXISTING_FILE, HAPROXY_VERSION
+from spop.cli.parameters import EXISTING_FILE, HAPROXY_VERSION, bufsize_option
 
 
 @click.command(short_help="Check an SPOE file as HAProxy does.")
@@ -29,6 +29,7 @@ from spop.cli.parameters import EXISTING_FILE, HAPROXY_VERSION
 @click.option(
     "--agent", metavar="MODULE:AGENT", help="Check the agent's handlers against the file, too."
 )
+@bufsize_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def validate(
     path: Path,
@@ -37,6 +38,7 @@ def validate(
     haproxy_version: str,
     haproxy_cfg: Path | None,
     agent: str | None,
+    bufsize: int | None,
     as_json: bool,
 ) -> None:
     """Check an SPOE file as HAProxy does, with all errors at once and where they are.
@@ -58,6 +60,6 @@ def validate(
         from spop.cli.loading import load_agent
 
         loaded = load_agent(agent)
-    verdict = Verdict.of(path, scope, proxy, haproxy_version, haproxy_cfg, loaded)
+    verdict = Verdict.of(path, scope, proxy, haproxy_version, haproxy_cfg, loaded, bufsize)
     click.echo(verdict.as_json() if as_json else verdict.as_text())
     sys.exit(0 if verdict.valid else 1)

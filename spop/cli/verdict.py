@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import click
 
 from spop.agent import Agent
+from spop.constants import DEFAULT_BUFSIZE
 from spop.engine.config import (
     AgentConfig,
     ConfigError,
@@ -24,6 +25,7 @@ from spop.engine.config import (
 from spop.engine.config.model import MessageConfig
 from spop.engine.config.versions import Version
 from spop.engine.validate import EngineSetup, Setup, check_setup, facts_of, read_haproxy_cfg
+from spop.engine.validate import bufsize as bufsize_of
 from spop.errors import reason
 
 _COLOURS = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
@@ -50,6 +52,7 @@ class Verdict(NamedTuple):
         haproxy_version: str,
         haproxy_cfg: Path | None = None,
         agent: Agent | None = None,
+        bufsize: int | None = None,
     ) -> Self:
         """Read a scope, or every one that the file has.
 
@@ -58,11 +61,15 @@ class Verdict(NamedTuple):
         """
         try:
             known = scopes(path)
-            reports = [
-                check_spoe(path, engine, proxy=Proxy(proxy), haproxy_version=haproxy_version)
-                for engine in ([scope] if scope is not None else known or [None])
-            ]
             around = read_haproxy_cfg(haproxy_cfg) if haproxy_cfg else None
+            # A limit below HAProxy's default is a finding of the haproxy.cfg.
+            limit = bufsize or max(bufsize_of(around), DEFAULT_BUFSIZE)
+            read = partial(
+                check_spoe, path, proxy=Proxy(proxy), haproxy_version=haproxy_version, bufsize=limit
+            )
+            reports = [
+                read(engine) for engine in ([scope] if scope is not None else known or [None])
+            ]
         except (ConfigError, OSError) as error:
             raise click.UsageError(reason(error)) from None
         engines = [EngineSetup(r.config, r.sections) for r in reports if r.config]

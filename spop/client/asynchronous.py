@@ -220,6 +220,7 @@ class AsyncClient(ClientCore):
         if address.path is not None:
             await loop.create_unix_connection(lambda: transport, address.path, **options)
         else:
+            options["family"] = address.family
             await loop.create_connection(lambda: transport, address.host, address.port, **options)
         self._open_transports.add(transport)
         transport.closed.add_done_callback(lambda _: self._open_transports.discard(transport))

@@ -75,7 +75,11 @@ def connect(
 def _connect(address: Address, timeout: float) -> socket.socket:
     if address.path is None:
         address = address.reachable
-        sock = socket.create_connection((address.host, address.port), timeout)
+        host = address.host
+        if address.family:
+            found = socket.getaddrinfo(host, None, address.family, socket.SOCK_STREAM)
+            host = str(found[0][4][0])
+        sock = socket.create_connection((host, address.port), timeout)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return sock
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

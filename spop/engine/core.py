@@ -14,13 +14,14 @@ from typing import Any, Self
 
 from spop.client.core import ClientCore
 from spop.client.forked import begin_anew_when_forked
-from spop.constants import Capability
+from spop.constants import DEFAULT_BUFSIZE, Capability
 from spop.engine.balance import Backend, BackendServer, of_addresses
 from spop.engine.config import (
     AgentConfig,
     BackendConfig,
     backend_of,
     load_backends,
+    load_bufsize,
     load_spoe,
     scopes,
 )
@@ -131,6 +132,7 @@ class EngineCore(ABC):
         backends: Backends,
         haproxy_version: str | None = None,
         missing: str = "error",
+        bufsize: int | None = None,
         **settings: Any,
     ) -> Self:
         """The engine of ``filter spoe engine SCOPE config PATH``.
@@ -139,6 +141,8 @@ class EngineCore(ABC):
             scope: None is the anonymous scope, or the only scope of the file.
             missing: what becomes of samples that HAProxy has and the engine can't evaluate:
                 ``"error"``, or ``"unavailable"`` to go on as if they were not available.
+            bufsize: ``tune.bufsize`` in bytes, above which a ``max-frame-size`` is refused. None:
+                that of the ``haproxy.cfg``, if `backends` is one, else 16384.
             backends, haproxy_version, settings: the arguments of the class.
 
         Raises:
@@ -148,7 +152,15 @@ class EngineCore(ABC):
         if scope is None:
             found = scopes(path)
             scope = found[0] if len(found) == 1 else None
-        config = load_spoe(path, scope, haproxy_version=haproxy_version, missing=missing)
+        if bufsize is None and isinstance(backends, str | os.PathLike):
+            bufsize = load_bufsize(backends)
+        config = load_spoe(
+            path,
+            scope,
+            haproxy_version=haproxy_version,
+            missing=missing,
+            bufsize=bufsize or DEFAULT_BUFSIZE,
+        )
         return cls(config, backends, haproxy_version=haproxy_version, **settings)
 
     def let_set(self, variables: Iterable[str]) -> None:

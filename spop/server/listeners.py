@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -26,7 +27,7 @@ def listen_all(options: Options) -> list[socket.socket]:
     try:
         for address in options.addresses:
             listeners.append(listen(address))
-            if address.path is not None:
+            if address.path is not None and not address.path.startswith("\0"):
                 _set_owner_and_mode(address.path, options)
     except BaseException:
         close_all(listeners)
@@ -54,10 +55,46 @@ def listen(address: Address) -> socket.socket:
         OSError: the address is in use or may not be used. Its message names the address.
     """
     try:
-        listener = _listen_unix(address.path) if address.path is not None else _listen_tcp(address)
+        listener = _listen(address)
     except OSError as error:
         raise OSError(error.errno, f"cannot listen on {address}: {reason(error)}") from None
     listener.setblocking(False)
+    return listener
+
+
+def _listen(address: Address) -> socket.socket:
+    if address.fd is not None:
+        return _listen_inherited(address.fd)
+    if address.path is None:
+        return _listen_tcp(address)
+    if address.path.startswith("\0"):
+        return _listen_abstract(address.path)
+    return _listen_unix(address.path)
+
+
+def _listen_inherited(fd: int) -> socket.socket:
+    """Listen on a bound socket of the process that started this one. The descriptor is copied."""
+    listener = socket.socket(fileno=os.dup(fd))
+    try:
+        if listener.type != socket.SOCK_STREAM:
+            raise OSError(errno.EINVAL, "it is no stream socket")
+        if listener.family != socket.AF_UNIX and not listener.getsockname()[1]:
+            raise OSError(errno.EINVAL, "it is not bound")
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _listen_abstract(path: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(path)
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
     return listener
 
 
@@ -65,6 +102,7 @@ def _listen_tcp(address: Address) -> socket.socket:
     family, _, _, _, sockaddr = socket.getaddrinfo(
         address.host or None,
         address.port,
+        family=address.family,
         type=socket.SOCK_STREAM,
         flags=socket.AI_PASSIVE,
     )[0]
@@ -122,7 +160,7 @@ def _set_owner_and_mode(path: str, options: Options) -> None:
 def bound_address(listener: socket.socket) -> Address:
     """The address of a listening socket, with the port that port 0 became."""
     if listener.family == socket.AF_UNIX:
-        return Address("", 0, listener.getsockname())
+        return Address("", 0, os.fsdecode(listener.getsockname()))
     host, port = listener.getsockname()[:2]
     return Address(host, port)
 

@@ -45,8 +45,8 @@ class Options:
 
     bind: tuple[str, ...] = _option(
         (DEFAULT_BIND,),
-        "HOST:PORT or unix:PATH to listen on, or HOST:PORT-PORT with a port for each of the "
-        "processes; may be repeated.",
+        "HOST:PORT, unix@PATH, abns@NAME or fd@NUMBER to listen on, or HOST:PORT-PORT with a port "
+        "for each of the processes; may be repeated.",
         metavar="ADDRESS",
     )
     processes: int = _option(1, "Worker processes.", 1, 1024)
@@ -176,18 +176,22 @@ class Options:
         ]
 
 
-_RANGE = re.compile(r"(.*):([0-9]{1,5})-([0-9]{1,5})", re.ASCII | re.DOTALL)
+# The host may have a prefix, as in ``ipv6@``. A path or name may end like a range and is none.
+_RANGE = re.compile(
+    r"(?!/|(?:stream\+)?(?:unix|uxst|abnsz?)[@:])(.*):([0-9]{1,5})-([0-9]{1,5})",
+    re.ASCII | re.DOTALL,
+)
 
 
 def _is_range(text: str) -> bool:
-    return not text.startswith("unix:") and _RANGE.fullmatch(text) is not None
+    return _RANGE.fullmatch(text) is not None
 
 
 def _addresses(text: str) -> list[Address]:
     """Read one address, or ``HOST:PORT-PORT``."""
-    found = None if text.startswith("unix:") else _RANGE.fullmatch(text)
+    found = _RANGE.fullmatch(text)
     if found is None:
-        return [Address.parse(text)]
+        return [Address.parse(text, listens=True)]
     host, first, last = found[1], int(found[2]), int(found[3])
     if not 0 < first <= last <= MAX_PORT:
         raise ValueError(f"bind {text!r}: its ports are not from low to high, {MAX_PORT} at most")

@@ -9,12 +9,15 @@ from spop.web.conditions import Condition, Variable, agent_failed, var
 from spop.web.rules import (
     Rule,
     add_header,
+    add_headers_bin,
     allow,
     del_header,
+    del_headers_bin,
     deny,
     redirect,
     send_group,
     set_header,
+    set_headers_bin,
     set_var,
 )
 from spop.web.wsgi import WSGIMiddleware
@@ -26,13 +29,16 @@ __all__ = [
     "Variable",
     "WSGIMiddleware",
     "add_header",
+    "add_headers_bin",
     "agent_failed",
     "allow",
     "del_header",
+    "del_headers_bin",
     "deny",
     "redirect",
     "send_group",
     "set_header",
+    "set_headers_bin",
     "set_var",
     "var",
 ]

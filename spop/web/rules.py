@@ -84,6 +84,21 @@ class SetHeader(Rule):
 
 
 @dataclass(frozen=True, slots=True)
+class AddHeaders(Rule):
+    """Add the header fields of a list. `replaces`: remove those of each name before."""
+
+    fields: Expression
+    replaces: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DelHeaders(Rule):
+    """Remove the header fields of the names in a list."""
+
+    names: Expression
+
+
+@dataclass(frozen=True, slots=True)
 class SetVar(Rule):
     """Set a variable to a sample."""
 
@@ -147,6 +162,34 @@ def add_header(name: str, value: str | Variable, *, when: Condition | str | None
 def del_header(name: str, *, when: Condition | str | None = None) -> Rule:
     """Remove all header fields of a name."""
     return SetHeader(_condition(when), _token(name), None)
+
+
+def add_headers_bin(fields: str | Variable, *, when: Condition | str | None = None) -> Rule:
+    """Add the header fields of a sample, such as ``var("txn.waf.add")``.
+
+    An agent answers such a list as `spop.Headers`. As in HAProxy 3.4, some names are passed over,
+    such as ``content-length``. So are values with CR, LF or NUL, and names that are no token.
+    """
+    return AddHeaders(_condition(when), _list_of(fields))
+
+
+def set_headers_bin(fields: str | Variable, *, when: Condition | str | None = None) -> Rule:
+    """Set the header fields of a sample. Of a name that repeats in it, the last one stays."""
+    return AddHeaders(_condition(when), _list_of(fields), replaces=True)
+
+
+def del_headers_bin(names: str | Variable, *, when: Condition | str | None = None) -> Rule:
+    """Remove all header fields of the names in a sample, which an agent answers as
+    `spop.Headers.names()`."""
+    return DelHeaders(_condition(when), _list_of(names))
+
+
+def _list_of(sample: str | Variable) -> Expression:
+    text = f"var({sample.name})" if isinstance(sample, Variable) else sample
+    try:
+        return compile_expression(text)
+    except SampleError as error:
+        raise ValueError(f"{text!r}: {error}") from None
 
 
 def set_var(name: str, expression: str, *, when: Condition | str | None = None) -> Rule:

@@ -21,8 +21,19 @@ from spop.engine.asynchronous import AsyncStream
 from spop.engine.blocking import BlockingStream
 from spop.engine.filter import Processing
 from spop.engine.stream import HeaderFields, IPAddress, Response, Stream
+from spop.web.header_lists import fields_of, names_of
 from spop.web.policy import Policy
-from spop.web.rules import Allow, Deny, Redirect, Rule, SendGroup, SetHeader, SetVar
+from spop.web.rules import (
+    AddHeaders,
+    Allow,
+    DelHeaders,
+    Deny,
+    Redirect,
+    Rule,
+    SendGroup,
+    SetHeader,
+    SetVar,
+)
 from spop.web.texts import header_value, url
 
 VARIABLES = "spop.variables"
@@ -95,6 +106,11 @@ class Transaction:
                     self._note((yield self._context.send_group(rule.group)))
                 case SetHeader():
                     self._set_header(rule)
+                case AddHeaders():
+                    self._add_headers(rule)
+                case DelHeaders():
+                    for name in names_of(rule.names.evaluate(self.stream)):
+                        self._change_header(name, None)
                 case SetVar():
                     self._set_var(rule)
                 case Deny():
@@ -110,15 +126,25 @@ class Transaction:
             self.failed = True
 
     def _set_header(self, rule: SetHeader) -> None:
+        value = None if rule.value is None else rule.value.render(self.stream)
+        if value is not None:
+            value = header_value(value)
+        self._change_header(rule.name, value, beside=rule.beside)
+
+    def _add_headers(self, rule: AddHeaders) -> None:
+        for name, value in fields_of(rule.fields.evaluate(self.stream)):
+            self._change_header(name, value, beside=not rule.replaces)
+
+    def _change_header(self, name: str, value: str | None, *, beside: bool = False) -> None:
+        """Replace the fields of a name, or add one (`beside`). Without a value, remove them."""
         message = self.stream.response or self.stream.request
         assert message is not None
-        value = None if rule.value is None else rule.value.render(self.stream)
-        name = _folded(rule.name)
-        headers = [h for h in message.headers if rule.beside or _folded(h[0]) != name]
+        folded = _folded(name)
+        headers = [h for h in message.headers if beside or _folded(h[0]) != folded]
         if value is not None:
-            headers.append((rule.name, header_value(value)))
+            headers.append((name, value))
         message.headers = headers
-        self.changed.add(rule.name.lower())
+        self.changed.add(name.lower())
 
     def _set_var(self, rule: SetVar) -> None:
         value = rule.expression.evaluate(self.stream)

@@ -1,6 +1,6 @@
 """HAProxy's configuration files: the SPOE file, and the backends in a ``haproxy.cfg``."""
 
-from spop.engine.config.backends import backend_of, load_backends, parse_backends
+from spop.engine.config.backends import backend_of, load_backends, load_bufsize, parse_backends
 from spop.engine.config.diagnostics import ConfigError, Diagnostic, Severity
 from spop.engine.config.model import AgentConfig, BackendConfig, Location, Proxy
 from spop.engine.config.resolution import group_for_rule
@@ -19,6 +19,7 @@ __all__ = [
     "check_spoe",
     "group_for_rule",
     "load_backends",
+    "load_bufsize",
     "load_spoe",
     "parse_backends",
     "parse_spoe",

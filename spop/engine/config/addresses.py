@@ -3,30 +3,52 @@
 from __future__ import annotations
 
 import re
-from ipaddress import AddressValueError, IPv4Address, IPv6Address
+import socket
+from ipaddress import ip_address
 
-from spop.address import Address
+from spop.address import Address, unusable
 
 _PREFIX = re.compile(r"(unix|abns|fd|sockpair|ring|(?:udp|tcp|ip|stream\+)?(?:ipv)?[46]?)@")
 _STANDARD_STREAMS = {"stdout": "stdout", "stderr": "stderr", "fd@1": "stdout", "fd@2": "stderr"}
 _HOST_NAME = re.compile(r"(?!(?:global|stdout|stderr)\Z)[A-Za-z0-9_.-]+", re.ASCII)
 _SYSLOG_PORT = 514
 
+_SERVER_PREFIX = re.compile(r"(?:stream\+)?(?:([a-z]+[46]?)@)?")
+_TCP = {
+    "": socket.AF_UNSPEC,
+    "ip": socket.AF_UNSPEC,
+    "tcp": socket.AF_UNSPEC,
+    "ipv4": socket.AF_INET,
+    "tcp4": socket.AF_INET,
+    "ipv6": socket.AF_INET6,
+    "tcp6": socket.AF_INET6,
+}
+_LONGEST_PATH = 97
+"""Bytes of a unix socket's path that HAProxy takes: it keeps 10 for a temporary name."""
+
 
 def read_server_address(text: str) -> str:
-    """The address of a server, as ``HOST:PORT`` or ``unix:PATH``.
+    """The address of a server, as `Address` reads it.
 
     Raises:
         ValueError: the text is no address, an address of another kind, or has no port.
     """
-    if path := _unix_path(text):
-        return f"unix:{path}"
-    family, host, port = _split(text)
-    if family in ("abns", "fd", "sockpair", "ring"):
-        raise ValueError(f"'{text}': a server is at HOST:PORT, unix@PATH or /PATH")
-    if not port:
+    prefix = _SERVER_PREFIX.match(text)
+    assert prefix
+    kind, rest = prefix[1] or "", text[prefix.end() :]
+    if kind in ("unix", "uxst") or (not kind and rest.startswith("/")):
+        if len(rest.encode("utf-8", "surrogateescape")) > _LONGEST_PATH:
+            raise ValueError(f"'{text}': a path has {_LONGEST_PATH} bytes at most")
+        return str(Address.parse(f"unix:{rest}"))
+    if kind in ("abns", "abnsz"):
+        return str(Address.parse(f"{kind}@{rest}"))
+    if "://" in text or kind not in _TCP:
+        raise ValueError(f"'{text}': {unusable(kind)}")
+    if rest.endswith("]") or ":" not in rest:
         raise ValueError(f"'{text}' has no port")
-    return str(Address(_host(text, family, host), _port(text, port)))
+    host, _, port = rest.rpartition(":")
+    host, number = _host(text, kind, host), _port(text, port)
+    return str(Address(host, number, None, 0 if _is_literal(host) else _TCP[kind]))
 
 
 def read_log_address(text: str, *, tcp: bool = False) -> str:
@@ -75,18 +97,21 @@ def _host(text: str, family: str, host: str) -> str:
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if bare in ("", "*"):
         return "::" if family.endswith("6") else "0.0.0.0"
-    if ":" in bare or family.endswith("6"):
-        kind: type[IPv4Address | IPv6Address] = IPv6Address
-    elif family.endswith("4") or re.fullmatch("[0-9.]+", bare):
-        kind = IPv4Address
-    elif _HOST_NAME.fullmatch(bare):
+    if _is_literal(bare):
+        version = str(ip_address(bare).version)
+        if family[-1:] == version or not family.endswith(("4", "6")):
+            return str(ip_address(bare))
+    elif ":" not in bare and not re.fullmatch("[0-9.]+", bare) and _HOST_NAME.fullmatch(bare):
         return bare
-    else:
-        raise ValueError(f"'{host}' in '{text}' is no address")
+    raise ValueError(f"'{host}' in '{text}' is no address")
+
+
+def _is_literal(host: str) -> bool:
     try:
-        return str(kind(bare))
-    except AddressValueError:
-        raise ValueError(f"'{host}' in '{text}' is no address") from None
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _port(text: str, port: str) -> int:

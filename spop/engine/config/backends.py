@@ -61,6 +61,19 @@ def load_backends(
     return parse_backends(read_file(path), str(path), names)
 
 
+def load_bufsize(path: str | PathLike[str]) -> int | None:
+    """``tune.bufsize`` of a ``haproxy.cfg``, in bytes; None if it is not set.
+
+    Raises:
+        ConfigError: the file can't be read.
+    """
+    found = None
+    for line in Reader(read_file(path), str(path), Collector(), SECTIONS, strict=False):
+        if line.section == "global" and line.keyword == "tune.bufsize" and line.arguments:
+            found = leading_integer(line.arguments[0])
+    return found if found and found > 0 else None
+
+
 def parse_backends(
     text: str | bytes, file: str = "<text>", names: Collection[str] | None = None
 ) -> dict[str, BackendConfig]:

@@ -31,14 +31,16 @@ class Dialect:
     Attributes:
         version: the HAProxy that the user names; None is 2.6, without its warnings.
         vocabulary: the fetches and converters that there are.
+        frame_limit: the highest ``max-frame-size``, and the default.
     """
 
     version: Version | None
     missing: Missing
     vocabulary: Vocabulary
+    frame_limit: int
 
     @classmethod
-    def of(cls, haproxy_version: str | None, missing: str, proxy: Proxy) -> Self:
+    def of(cls, haproxy_version: str | None, missing: str, proxy: Proxy, bufsize: int) -> Self:
         """Read the arguments of `load_spoe`.
 
         Raises:
@@ -52,4 +54,5 @@ class Dialect:
             own=choice is not Missing.NOTE,
             has_backend=proxy is not Proxy.FRONTEND,
         )
-        return cls(version, choice, vocabulary)
+        # HAProxy rounds tune.bufsize up to 16 bytes, and keeps four for the length of a frame.
+        return cls(version, choice, vocabulary, -(-bufsize // 16) * 16 - 4)

@@ -170,7 +170,7 @@ class ServerConfig:
     """A ``server`` line of a backend (section 5.2 of HAProxy's manual).
 
     Attributes:
-        address: ``HOST:PORT`` or ``unix:PATH``.
+        address: as `spop.address.Address` reads it, such as ``HOST:PORT`` or ``abns@NAME``.
         weight: 0 to 256; a server of weight 0 takes no connections.
         backup: the server takes connections only if no other server is up.
         maxconn: connections at a time; 0 is no limit.

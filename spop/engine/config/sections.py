@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE
+from spop.constants import MIN_FRAME_SIZE
 from spop.engine.acl import Acl, AclCondition, AclError, compile_acl, compile_condition
 from spop.engine.config.diagnostics import Collector, ConfigError, listed, refusal
 from spop.engine.config.dialect import Dialect, Missing
@@ -32,15 +32,11 @@ Keywords = Mapping[str, Callable[..., None]]
 """The methods that read the lines of a section, by keyword."""
 
 _NUMBERS: Mapping[str, tuple[range, str]] = {
-    "max-frame-size": (
-        range(MIN_FRAME_SIZE, HAPROXY_FRAME_SIZE + 1),
-        f"size of frames, from {MIN_FRAME_SIZE} to {HAPROXY_FRAME_SIZE}",
-    ),
     "max-waiting-frames": (range(1, 2**32), "number of frames, from 1"),
     "maxconnrate": (range(2**32), "number"),
     "maxerrrate": (range(2**32), "number"),
 }
-"""The numbers that HAProxy takes, frames with its default of ``tune.bufsize`` (section 2.2)."""
+"""The numbers that HAProxy takes (section 2.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +154,7 @@ class AgentSection(Section):
         self.registered: list[Mention] = []
         self.set_variables: dict[str, str] = {}
         self.log_targets: list[LogTarget] = []
-        self.settings: dict[str, Any] = {}
+        self.settings: dict[str, Any] = {"max_frame_size": dialect.frame_limit}
         self.places: dict[str, Location] = {}
 
     def take(self, line: Line) -> None:
@@ -195,10 +191,17 @@ class AgentSection(Section):
 
     def _number(self, line: Line) -> None:
         number = unsigned(self._value(line, "a number"))
-        allowed, described = _NUMBERS[line.keyword]
+        allowed, described = self._allowed(line.keyword)
         if number not in allowed:
             raise refusal(line.at(1), f"'{line.arguments[0]}' is no {described}")
         self.settings[line.keyword.replace("-", "_")] = number
+
+    def _allowed(self, keyword: str) -> tuple[range, str]:
+        if keyword != "max-frame-size":
+            return _NUMBERS[keyword]
+        limit = self._dialect.frame_limit
+        described = f"size of frames, from {MIN_FRAME_SIZE} to {limit}, which is tune.bufsize - 4"
+        return range(MIN_FRAME_SIZE, limit + 1), described
 
     def _register_var_names(self, line: Line) -> None:
         if not line.arguments:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 
+from spop.constants import DEFAULT_BUFSIZE
 from spop.engine.config.diagnostics import Collector, ConfigError, Diagnostic, Severity, refusal
 from spop.engine.config.dialect import Dialect
 from spop.engine.config.lines import Line, Reader
@@ -63,6 +64,7 @@ def load_spoe(
     proxy: Proxy = Proxy.FRONTEND,
     haproxy_version: str | None = None,
     missing: str = "error",
+    bufsize: int = DEFAULT_BUFSIZE,
 ) -> AgentConfig:
     """Read the configuration that ``filter spoe [engine ENGINE] config PATH`` selects.
 
@@ -72,13 +74,20 @@ def load_spoe(
         haproxy_version: the HAProxy that decides, such as ``"3.0"``; ``"2.6"`` by default.
         missing: what becomes of samples that HAProxy has and the engine can't evaluate. They are
             an ``"error"``, or ``"unavailable"``: never available.
+        bufsize: ``tune.bufsize`` in bytes. A frame has 4 bytes less at most.
 
     Raises:
         ConfigError: the file can't be read, HAProxy would refuse it, or a sample is missing.
         ValueError: `haproxy_version` is no version of HAProxy, or `missing` none of the two.
     """
-    report = check_spoe(path, engine, proxy=proxy, haproxy_version=haproxy_version, missing=missing)
-    return report.result()
+    return check_spoe(
+        path,
+        engine,
+        proxy=proxy,
+        haproxy_version=haproxy_version,
+        missing=missing,
+        bufsize=bufsize,
+    ).result()
 
 
 def check_spoe(
@@ -88,6 +97,7 @@ def check_spoe(
     proxy: Proxy = Proxy.FRONTEND,
     haproxy_version: str | None = None,
     missing: str = "note",
+    bufsize: int = DEFAULT_BUFSIZE,
 ) -> Report:
     """Read a file as `load_spoe` does, and report errors, warnings and notes.
 
@@ -106,6 +116,7 @@ def check_spoe(
         proxy=proxy,
         haproxy_version=haproxy_version or DEFAULT_VERSION,
         missing=missing,
+        bufsize=bufsize,
     )
 
 
@@ -117,12 +128,13 @@ def parse_spoe(
     proxy: Proxy = Proxy.FRONTEND,
     haproxy_version: str | None = None,
     missing: str = "note",
+    bufsize: int = DEFAULT_BUFSIZE,
 ) -> Report:
     """Check a text as `check_spoe` does. `file` is its name in locations.
 
     Without a version, a last line that has no end is a warning.
     """
-    dialect = Dialect.of(haproxy_version, missing, proxy)
+    dialect = Dialect.of(haproxy_version, missing, proxy, bufsize)
     version = dialect.version
     collector = Collector()
     if mistaken := _haproxy_cfg(text, file):

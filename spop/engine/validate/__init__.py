@@ -18,6 +18,7 @@ from spop.engine.validate.setup import EngineSetup, Setup
 RULES: Mapping[str, Callable[[Setup], Iterator[Diagnostic]]] = {
     "filter-unknown": haproxy_rules.filter_unknown,
     "group-unknown": haproxy_rules.group_unknown,
+    "headers-bin": haproxy_rules.headers_bin,
     "handler-without-message": handler_rules.handler_without_message,
     "variable-prefix": variable_rules.prefix_unknown,
 }

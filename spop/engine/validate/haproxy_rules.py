@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from spop.constants import HAPROXY_FRAME_SIZE
+from spop.constants import DEFAULT_BUFSIZE
 from spop.engine.config.diagnostics import Diagnostic
 from spop.engine.samples.errors import did_you_mean
 from spop.engine.validate.haproxy_cfg import HAProxyConfig
@@ -13,7 +13,7 @@ from spop.engine.validate.setup import EngineSetup, Setup, error, note, warning
 
 Found = Iterator[Diagnostic]
 
-DEFAULT_BUFSIZE = HAPROXY_FRAME_SIZE + 4
+_HEADERS_BIN = re.compile("(add|set|del)-headers-bin")
 _BODY = re.compile(r"req\.body(?:_len|_param|_size)?\b")
 
 
@@ -49,6 +49,20 @@ def filter_unknown(setup: Setup) -> Found:
                 line.location,
                 f"{setup.file} has no scope '[{line.engine}]'",
                 did_you_mean(line.engine, known) or f"it has {', '.join(known) or 'none'}",
+            )
+
+
+def headers_bin(setup: Setup) -> Found:
+    """A rule ``add-headers-bin`` or its like, before HAProxy 3.4."""
+    if setup.haproxy is None or setup.version.branch >= (3, 4):
+        return
+    for _, line in setup.haproxy.lines():
+        action = line.arguments[0] if line.arguments else ""
+        if line.keyword.startswith("http-") and _HEADERS_BIN.fullmatch(action):
+            yield error(
+                line.at(1),
+                f"HAProxy {setup.version.major}.{setup.version.minor} has no '{action}'",
+                "it is new in 3.4; before, set each header with 'set-header NAME %[var(…)]'",
             )
 
 
