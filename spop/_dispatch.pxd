@@ -47,6 +47,7 @@ cdef class Call:
     cdef uint64_t stream_id
     cdef uint64_t frame_id
     cdef bytes actions
+    cdef Py_ssize_t room
     cdef int64_t began
 
 
@@ -126,11 +127,11 @@ cdef class Dispatcher:
         self, Route route, Span *span, Py_ssize_t most, Writer *w) except -1
     cdef object begin(
         self, Route route, coroutine, PyObject **values, Header *header, object connection)
-    cdef int keep(self, Call call, bytes actions, Header *header, Intake intake) except -1
+    cdef int keep(
+        self, Call call, bytes actions, Header *header, Intake intake, Py_ssize_t room) except -1
     cpdef count_task(self, int change)
     cpdef settle(self, Call call, returned, error)
     cdef int send_later(self, Intake intake, Writer *w, path) except -1
-    cdef Py_ssize_t room(self, uint64_t stream_id, uint64_t frame_id, Intake intake) except -1
     cdef int write_result(
         self, Call call, returned, error, int64_t began, Py_ssize_t most, Writer *w) except -1
     cdef int observe(self, Route route) except -1

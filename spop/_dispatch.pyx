@@ -423,7 +423,7 @@ cdef class Dispatcher:
                     <const char *>w.data + payload, w.length - payload)
                 w.length = start
                 if self.path is not None and i + 1 == self.span_count and keepable(waiting):
-                    self.keep(waiting, actions, header, intake)
+                    self.keep(waiting, actions, header, intake, most - payload)
                     return 0
                 frames.append(self.defer(waiting, i + 1, header, intake, actions, most - payload))
                 return 0
@@ -513,7 +513,9 @@ cdef class Dispatcher:
             raise begun.error
         return begun.value
 
-    cdef int keep(self, Call call, bytes actions, Header *header, Intake intake) except -1:
+    cdef int keep(
+        self, Call call, bytes actions, Header *header, Intake intake, Py_ssize_t room,
+    ) except -1:
         """Answer a NOTIFY when its only call ends, without a `Deferred`."""
         call.dispatcher = self
         call.intake = intake
@@ -521,6 +523,7 @@ cdef class Dispatcher:
         call.stream_id = header.stream_id
         call.frame_id = header.frame_id
         call.actions = actions
+        call.room = room
         call.began = self.clock
         self.clock = now()
         intake.calls[call] = None
@@ -581,20 +584,11 @@ cdef class Dispatcher:
             if call.begun is not None:
                 self.count_task(-1)
             deferred = <Deferred>self.new_deferred(
-                call.stream_id, call.frame_id, call.actions, [call],
-                self.room(call.stream_id, call.frame_id, intake))
+                call.stream_id, call.frame_id, call.actions, [call], call.room)
             deferred.size = call.size
             found.append(deferred)
         intake.calls.clear()
         return found
-
-    cdef Py_ssize_t room(self, uint64_t stream_id, uint64_t frame_id, Intake intake) except -1:
-        """The most bytes that the actions of an ACK may have."""
-        cdef unsigned char stack[64]
-        cdef Writer w
-        use_stack(&w, stack, sizeof(stack))
-        begin_frame(&w, ACK, FIN, stream_id, frame_id, False)
-        return LENGTH_SIZE + intake.max_frame_size - w.length
 
     cdef int observe(self, Route route) except -1:
         """Count a call. Its time begins at the end of the last one: that saves a clock read."""

@@ -47,7 +47,6 @@ from spop.parameters import (
     INLINE,
     LEFT,
     RUNNING,
-    TYPE_BITS,
     Running,
     check_answer,
 )
@@ -56,7 +55,6 @@ from spop.values import Buffer
 # Members of an enum take several times as long to look up.
 _UNSET, _NOTIFY, _ACK = int(FrameType.UNSET), int(FrameType.NOTIFY), int(FrameType.ACK)
 _FIN, _ABORT = int(FrameFlag.FIN), int(FrameFlag.ABORT)
-_STRING, _BINARY = TYPE_BITS[str], TYPE_BITS[bytes]
 _TOO_BIG = "answer of {} bytes where the ACK has room for {}"
 
 
@@ -88,8 +86,8 @@ class Call:
     """
 
     __slots__ = (
-        "_actions", "_began", "_dispatcher", "_ids", "_intake", "_path", "begun", "exchange",
-        "route", "running", "size", "values", "wanted",
+        "_actions", "_began", "_dispatcher", "_ids", "_intake", "_path", "_room", "begun",
+        "exchange", "route", "running", "size", "values", "wanted",
     )  # fmt: skip
     _actions: bytes
     _began: int
@@ -97,6 +95,7 @@ class Call:
     _ids: tuple[int, int]
     _intake: Intake | None
     _path: Any
+    _room: int
 
     def __init__(
         self, route: Route, values: list[Any] | None, begun: AsyncCall | None = None
@@ -427,7 +426,7 @@ class Dispatcher:
                 actions = bytes(ack[payload:])
                 last = index + 1 == len(notify.messages)
                 if self.path is not None and last and _keepable(waiting):
-                    self._keep(waiting, actions, notify, intake)
+                    self._keep(waiting, actions, notify, intake, room)
                     return
                 calls = [waiting, *self._bound(notify.messages[index + 1 :])]
                 frames.append(self._defer(intake, notify, actions, calls, room))
@@ -508,13 +507,14 @@ class Dispatcher:
             RUNNING.reset(token)
         return begun
 
-    def _keep(self, call: Call, actions: bytes, notify: Notify, intake: Intake) -> None:
+    def _keep(self, call: Call, actions: bytes, notify: Notify, intake: Intake, room: int) -> None:
         """Answer a NOTIFY when its only call ends, without a `Deferred`."""
         call._dispatcher = self
         call._intake = intake
         call._path = self.path
         call._ids = notify.stream_id, notify.frame_id
         call._actions = actions
+        call._room = room
         call.size = self._taken(intake, notify)
         call._began = self._clock
         self._clock = perf_counter_ns()
@@ -564,10 +564,7 @@ class Dispatcher:
             call._intake = None
             if call.begun is not None:
                 self.count_task(-1)
-            header = bytearray()
-            codec.begin_frame((_ACK, _FIN, *(ids := call._ids), False), header)
-            room = LENGTH_SIZE + intake.max_frame_size - len(header)
-            deferred = self._deferred(*ids, call._actions, [call], room)
+            deferred = self._deferred(*call._ids, call._actions, [call], call._room)
             deferred.size = call.size
             found.append(deferred)
         intake.calls.clear()

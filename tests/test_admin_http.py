@@ -214,7 +214,7 @@ def test_a_worker_that_does_not_answer_is_not_asked_again_before_it_has() -> Non
 
     timers, found = Timers(), list[Any]()
     questions = Questions(timers)
-    worker = WorkerProcess(1, Channel(), 0, 0)  # type: ignore[arg-type]
+    worker = WorkerProcess(1, Channel(), 0, 0, 0)  # type: ignore[arg-type]
     questions.ask([worker], {}, found.append)
     while not found:
         timers.run_due()

@@ -411,7 +411,7 @@ def test_connections_that_cannot_be_opened_again_do_not_hold_the_load_generator_
     assert "1 not connected" in done.stdout
 
 
-@pytest.mark.parametrize("words", ["--rate 500", "--mode async", "--mode ping-pong"])
+@pytest.mark.parametrize("words", ["--rate 500", "--mode ping-pong"])
 @pytest.mark.parametrize("name", ["silent", "closes", "resets", "hello-and-closes"])
 def test_the_load_generator_ends_without_acks_however_it_sends(name: str, words: str) -> None:
     options = ["check", "--count", "20", "--connections", "3", "--warm-up", "0", "--timeout", "1"]

@@ -91,9 +91,9 @@ def spop(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[str
         (["notify", "127.0.0.1:1", "m", "x:uint32=-1"], "-1"),
         (["decode", "/nowhere"], "No such file"),
         (["bench", "nowhere"], "neither HOST:PORT nor unix:PATH"),
-        (["bench", "127.0.0.1:1", "--plot", "x.jpg"], "must end in .svg or .png"),
+        (["bench", "127.0.0.1:1", "--output", "x.jpg"], "must end in .json, .csv, .svg, .png"),
         (["bench", "127.0.0.1:1", "--mode", "x"], "'x' is not one of"),
-        (["bench", "compare", __file__, __file__], "is no result of spop bench --json"),
+        (["bench", "compare", __file__, __file__], "is no result of spop bench"),
     ],
     ids=lambda value: " ".join(value[:4]) if isinstance(value, list) else None,
 )
@@ -543,7 +543,7 @@ def test_a_frame_for_a_frame_is_measured(server: Server, tmp_path: Path) -> None
     result = spop(
         "bench", str(server.address), "--duration", "0.3", "--warm-up", "0.1",
         "--expect", "sess.ip_score=10", "--pid", str(os.getpid()),
-        "--json", files[0], "--csv", files[1], "--plot", files[2],
+        "--output", files[0], "--output", files[1], "--output", files[2],
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     shown = json.loads(Path(files[0]).read_text())
@@ -566,7 +566,7 @@ def test_modes_and_counts(server: Server, mode: str, processes: str) -> None:
     result = spop(
         "bench", str(server.address), "--mode", mode, "--count", "500", "--processes", processes,
         "--connections", "4", "--depth", "3", "--warm-up", "0", "--expect", "sess.ip_score=10",
-        "--json", "-",
+        "--json",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     shown = json.loads(result.stdout)
@@ -577,7 +577,7 @@ def test_modes_and_counts(server: Server, mode: str, processes: str) -> None:
 def test_an_open_loop_keeps_its_rate(server: Server) -> None:
     result = spop(
         "bench", str(server.address), "--rate", "500", "--duration", "1", "--warm-up", "0.2",
-        "--json", "-",
+        "--json",
     )  # fmt: skip
     shown = json.loads(result.stdout)
     assert 350 <= shown["frames"] <= 650
@@ -595,7 +595,7 @@ def test_an_open_loop_counts_the_wait_for_a_slow_agent(agent: Agent) -> None:
     with agent.serve_in_background() as server:
         result = spop(
             "bench", str(server.address), "slow", "--mode", "ping-pong", "--connections", "1",
-            "--rate", "200", "--duration", "1", "--warm-up", "0", "--json", "-",
+            "--rate", "200", "--duration", "1", "--warm-up", "0", "--json",
         )  # fmt: skip
     shown = json.loads(result.stdout)
     assert shown["latency"]["p90"] > 5 * 0.05
@@ -621,7 +621,7 @@ def test_messages_from_a_file(server: Server, tmp_path: Path) -> None:
 def test_answers_that_are_not_as_expected_are_errors(server: Server) -> None:
     result = spop(
         "bench", str(server.address), "--count", "20", "--warm-up", "0",
-        "--expect", "sess.ip_score=11", "--json", "-",
+        "--expect", "sess.ip_score=11", "--json",
     )  # fmt: skip
     assert result.returncode == 1
     shown = json.loads(result.stdout)
@@ -638,7 +638,7 @@ def test_connections_that_are_lost_are_counted_and_opened_again() -> None:
     with OddAgent(Odd(answer=stops_after(50, closes))) as agent:
         result = spop(
             "bench", agent.address, "--connections", "2", "--count", "300", "--warm-up", "0",
-            "--json", "-",
+            "--json",
         )  # fmt: skip
     shown = json.loads(result.stdout)
     assert result.returncode == 1

@@ -6,6 +6,7 @@ import ipaddress
 import json
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ from spop.cli.parameters import (
     EXISTING_FILE,
     FILE,
     HAPROXY_VERSION,
+    Parsed,
     max_frame_size_option,
     timeout_option,
 )
 from spop.errors import reason
 from spop.frames import Message
 from spop.load import report
-from spop.load.generator import MODES, Plan
+from spop.load.generator import MODES, Plan, Result
 from spop.load.run import LoadError, run
 
 HEADERS = "".join(f"x-header-{number}: {'v' * 28}\r\n" for number in range(14))
@@ -46,6 +48,9 @@ PROFILES = {
 }
 
 
+LIMIT = Parsed("limit", report.Limit.parse)
+
+
 class DefaultGroup(click.Group):
     """A group whose first command is meant where none is named."""
 
@@ -64,7 +69,7 @@ def bench() -> None:
     Examples:
       spop bench 127.0.0.1:9000
       spop bench 127.0.0.1:9000 --mode ping-pong --connections 64 --duration 10
-      spop bench 127.0.0.1:9000 --rate 20000 --json now.json --plot now.svg
+      spop bench 127.0.0.1:9000 --rate 20000 --output now.json --output now.svg
       spop bench compare before.json now.json
     """
 
@@ -110,7 +115,8 @@ def bench() -> None:
 )  # fmt: skip
 @click.option(
     "--expect", multiple=True, metavar="scope.name=value",
-    help="What each ACK must set, all of it; may be repeated.",
+    help="What each ACK must set, all of it; may be repeated. An integer may have any type, unless "
+    "one is given: name:int64=value.",
 )  # fmt: skip
 @click.option(
     "--haproxy-version", type=HAPROXY_VERSION, metavar="X.Y",
@@ -119,19 +125,23 @@ def bench() -> None:
 @click.option("--pid", type=click.IntRange(1), help="The agent's process: measure its CPU, too.")
 @timeout_option(5.0)
 @max_frame_size_option
+@click.option("--json", "as_json", is_flag=True, help="Print the result as a JSON object.")
 @click.option(
-    "--json", "json_file", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
-    help="Write the result as JSON; - is standard output.",
+    "--output", "outputs", type=FILE, multiple=True, metavar="FILE",
+    help="Write the result as .json, the latencies as .csv, or their plot as .svg or .png; may be "
+    "repeated.",
 )  # fmt: skip
-@click.option("--csv", "csv_file", type=FILE, help="Write the distribution of latencies.")
-@click.option("--plot", type=FILE, help="Plot it, as .svg or .png.")
+@click.option(
+    "--fail-if", "limits", type=LIMIT, multiple=True, metavar="FIGURE>LIMIT",
+    help="Exit with status 1 if so, as in p99>5ms or rate<10000; may be repeated.",
+)  # fmt: skip
 @click.option("--quiet", is_flag=True, help="No progress while it runs.")
 def run_(
     address: Address,
     words: tuple[str, ...],
-    json_file: Path | None,
-    csv_file: Path | None,
-    plot: Path | None,
+    as_json: bool,
+    outputs: tuple[Path, ...],
+    limits: tuple[report.Limit, ...],
     quiet: bool,
     profile: str,
     messages: Any,
@@ -145,20 +155,13 @@ def run_(
     """Send NOTIFY frames, match every ACK, and say how it went.
 
     The exit status is 0 when every ACK was right, 1 when something went wrong, 2 for a mistake
-    in the command.
+    in the command. Ctrl-C prints the result so far, with status 130.
     """
-    _check_plot(plot)
-    try:
-        plan = Plan(
-            address=address,
-            messages=_messages(words, profile, messages),
-            expected=dict(_expected(word) for word in expect) if expect else None,
-            count=count,
-            duration=None if count else duration,
-            **options,
-        )
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
+    _check_words(words)
+    for path in outputs:
+        _check_output(path)
+    options |= {"count": count, "duration": None if count else duration}
+    plan = _plan(address, _messages(words, profile, messages), expect, options)
     progress = _Progress(quiet or not sys.stderr.isatty())
     try:
         result = run(plan, processes, progress, agent_pid=pid)
@@ -168,13 +171,35 @@ def run_(
     finally:
         progress.end()
     shown = report.as_object(plan, processes, result)
-    if json_file is None or str(json_file) != "-":
+    if as_json:
+        click.echo(json.dumps(shown))
+    else:
         _print(shown)
-    _write(shown, json_file, csv_file, plot)
-    if count is not None and result.frames < count:
-        missed = f"no ACK in {plan.timeout:g} s, {result.frames} of {count} frames were answered"
-        click.echo(f"Error: {address}: {missed}", err=True)
-    sys.exit(1 if result.errors else 0)
+    _write(shown, outputs)
+    sys.exit(_status(plan, result, [limit for limit in limits if limit.is_reached(shown)]))
+
+
+def _status(plan: Plan, result: Result, failed: list[report.Limit]) -> int:
+    """The exit status. Print what is wrong."""
+    if result.interrupted:
+        return 130
+    for limit in failed:
+        click.echo(f"Error: {limit}", err=True)
+    count, frames = plan.count, result.frames
+    if count is not None and frames < count:
+        missed = f"no ACK in {plan.timeout:g} s, {frames} of {count} frames were answered"
+        click.echo(f"Error: {plan.address}: {missed}", err=True)
+    return 1 if result.errors or failed or not frames else 0
+
+
+def _plan(
+    address: Address, messages: list[Message], expect: tuple[str, ...], options: dict[str, Any]
+) -> Plan:
+    expected = dict(map(_expected, expect)) if expect else None
+    try:
+        return Plan(address=address, messages=messages, expected=expected, **options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _messages(words: tuple[str, ...], profile: str, file: Any) -> list[Message]:
@@ -190,14 +215,29 @@ def _messages(words: tuple[str, ...], profile: str, file: Any) -> list[Message]:
 
 def _expected(word: str) -> tuple[str, Any]:
     name, value = parse_argument(word)
-    # Handlers answer with the smallest integer type, as the codec does for plain numbers.
-    return name, int(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    is_typed = ":" in word.partition("=")[0]
+    if isinstance(value, int) and not isinstance(value, bool) and not is_typed:
+        value = int(value)
+    return name, value
+
+
+def _check_words(words: tuple[str, ...]) -> None:
+    """A lone word that ends as a file's name is one that lacks its option."""
+    if len(words) == 1 and Path(words[0]).suffix in _WRITERS:
+        raise click.UsageError(f"{words[0]!r} is no message: to write it, say --output {words[0]}")
+
+
+def _check_output(path: Path) -> None:
+    if path.suffix not in _WRITERS:
+        raise click.UsageError(f"--output {path}: the name must end in {', '.join(_WRITERS)}")
+    if path.suffix in PLOTS:
+        _check_plot(path)
 
 
 def _check_plot(path: Path | None) -> None:
     if path is None:
         return
-    if path.suffix not in (".svg", ".png"):
+    if path.suffix not in PLOTS:
         raise click.UsageError(f"--plot {path}: the name must end in .svg or .png")
     try:
         import matplotlib  # noqa: F401
@@ -213,20 +253,28 @@ def _print(shown: dict[str, Any]) -> None:
         click.echo(click.style(text, fg="yellow"), err=True)
 
 
-def _write(
-    shown: dict[str, Any], json_file: Path | None, csv_file: Path | None, plot: Path | None
-) -> None:
-    try:
-        if json_file is not None and str(json_file) == "-":
-            click.echo(json.dumps(shown))
-        elif json_file is not None:
-            json_file.write_text(json.dumps(shown, indent=1) + "\n", "utf-8")
-        if csv_file is not None:
-            report.write_csv(csv_file, shown)
-        if plot is not None:
-            report.write_plot(plot, {shown["plan"]["address"]: shown})
-    except OSError as error:
-        raise click.UsageError(f"cannot write {error.filename}: {reason(error)}") from None
+def _write(shown: dict[str, Any], outputs: Iterable[Path]) -> None:
+    for path in outputs:
+        try:
+            _WRITERS[path.suffix](path, shown)
+        except OSError as error:
+            raise click.UsageError(f"cannot write {path}: {reason(error)}") from None
+
+
+def _write_json(path: Path, shown: dict[str, Any]) -> None:
+    path.write_text(json.dumps(shown, indent=1) + "\n", "utf-8")
+
+
+def _write_plot(path: Path, shown: dict[str, Any]) -> None:
+    report.write_plot(path, {shown["plan"]["address"]: shown})
+
+
+PLOTS = (".svg", ".png")
+_WRITERS: dict[str, Callable[[Path, dict[str, Any]], object]] = {
+    ".json": _write_json,
+    ".csv": report.write_csv,
+    **dict.fromkeys(PLOTS, _write_plot),
+}
 
 
 class _Progress:
@@ -257,7 +305,7 @@ class _Progress:
 @click.argument("second", type=EXISTING_FILE)
 @click.option("--plot", type=FILE, help="Plot both, as .svg or .png.")
 def compare(first: Path, second: Path, plot: Path | None) -> None:
-    """Compare two results that "spop bench --json" wrote.
+    """Compare two results that "spop bench --output FILE.json" wrote.
 
     \b
     Example:

@@ -39,14 +39,21 @@ def check(
       spop check unix:/run/agent.sock --json
       spop check 127.0.0.1:9000 --watch 1
     """
+    results: list[bool] = []
     left = count if watch else 1
-    while True:
-        found = examine(address, **options)
-        click.echo(json.dumps(found) if as_json else _line(found))
-        left = None if left is None else left - 1
-        if left == 0:
-            sys.exit(0 if found["healthy"] else 1)
-        time.sleep(watch or 0)
+    try:
+        while left is None or len(results) < left:
+            if results:
+                time.sleep(watch or 0)
+            found = examine(address, **options)
+            results.append(found["healthy"])
+            click.echo(json.dumps(found) if as_json else _line(found))
+    except KeyboardInterrupt:
+        click.echo("", err=True)
+    if watch:
+        summary = f"{address}: {len(results)} checks, {results.count(True)} healthy"
+        click.echo(f"{summary}, {results.count(False)} unhealthy", err=True)
+    sys.exit(0 if results and results[-1] else 1)
 
 
 def examine(address: Address, **options: Any) -> dict[str, Any]:

@@ -47,7 +47,8 @@ def _complete_group(
 
     names: list[str] = []
     with contextlib.suppress(Exception):  # A shell shows no errors.
-        path, scope = ctx.params["path"], ctx.params.get("scope")
+        # The option lacks its value, so that click has not come to the arguments.
+        path, scope = ctx.params.get("path") or ctx.args[0], ctx.params.get("scope")
         for each in scopes(path) if scope is None else [scope]:
             names += load_spoe(path, each).groups
     return _items(names, incomplete)

@@ -73,7 +73,9 @@ class Link:
         starting: exchanges of which no byte has gone to the kernel.
         blocked: the kernel takes no more bytes now.
         used_at: the time at which it last took a call.
-        last_id: the last stream-id, if each connection counts them.
+        exchanges: the calls that wait for an ACK, by their `sent_as`. All connections share it,
+            unless each counts its stream-ids.
+        last_id: the last stream-id, if the connection counts them.
     """
 
     endpoint: Endpoint
@@ -84,6 +86,7 @@ class Link:
     blocked: bool = False
     unsent: Buffer = b""
     used_at: float = 0.0
+    exchanges: dict[tuple[int, int], Exchange] = field(default_factory=dict)
     last_id: int = -1
 
 
@@ -140,7 +143,7 @@ class Pool:
         self.links: deque[Link] = deque()
         self.openings = 0
         self._queue: deque[Exchange] = deque()
-        self._exchanges: dict[object, Exchange] = {}
+        self._exchanges: dict[tuple[int, int], Exchange] = {}
         self._stream_ids = itertools.count(1)
         self.closed = False
         self.peer: Peer | None = None
@@ -153,6 +156,8 @@ class Pool:
     @property
     def waiting(self) -> int:
         """Number of NOTIFY frames that wait for their ACK."""
+        if self._limits.numbered:
+            return sum(len(link.exchanges) for link in self.links)
         return len(self._exchanges)
 
     # --- calls ---
@@ -209,7 +214,7 @@ class Pool:
                 self._queue.remove(exchange)
         elif exchange.link.protocol.pipelined:
             exchange.link.protocol.waiting.discard(exchange.sent_as)
-            self._exchanges.pop(self._key(exchange.link, exchange.sent_as), None)
+            exchange.link.exchanges.pop(exchange.sent_as, None)
 
     def _link_with_room(self) -> Link | None:
         """The next connection that takes a call, in turn; None if all are full."""
@@ -225,28 +230,19 @@ class Pool:
         if exchange.messages is None:
             self._finish(exchange)
             return
-        exchange.link = link
-        exchange.sent_as = ids = self._ids(exchange, link)
-        self._exchanges[self._key(link, ids)] = exchange
+        ids = (link.last_id + 2, FRAME_ID) if self._limits.numbered else exchange.ids
+        exchange.link, exchange.sent_as = link, ids
+        link.exchanges[ids] = exchange
         try:
             link.protocol.notify(*ids, exchange.messages)
         except Exception as error:  # It can't be encoded: the caller's mistake.
             exchange.link = None
-            del self._exchanges[self._key(link, ids)]
+            del link.exchanges[ids]
             self._finish(exchange, error=error)
             return
         link.last_id = ids[0]
         exchange.sent_at = link.used_at = now
         link.starting.append(exchange)
-
-    def _ids(self, exchange: Exchange, link: Link) -> tuple[int, int]:
-        """Stream-id and frame-id of a NOTIFY. HAProxy 3.1 and later count 1, 3, 5 and so on for
-        each connection."""
-        return (link.last_id + 2, FRAME_ID) if self._limits.numbered else exchange.ids
-
-    def _key(self, link: Link, ids: tuple[int, int]) -> object:
-        """What a call that was sent is found by."""
-        return (id(link), ids) if self._limits.numbered else ids
 
     def _finish(
         self, exchange: Exchange, ack: Ack | None = None, error: Exception | None = None
@@ -272,8 +268,7 @@ class Pool:
         """End the call of an ACK. It is of this connection or, with async in force, of another
         one of the engine (section 3.2.1)."""
         ids = ack.stream_id, ack.frame_id
-        key = self._key(link, ids)
-        exchange = self._exchanges.get(key)
+        exchange = link.exchanges.get(ids)
         if exchange is None or exchange.link is None:
             return
         if exchange.link is not link:
@@ -281,29 +276,29 @@ class Pool:
                 return
             exchange.link.protocol.waiting.discard(ids)
         self._finish(exchange, ack)
-        del self._exchanges[key]
+        del link.exchanges[ids]
 
     def lost(self, link: Link, message: str, code: int, now: float) -> None:
         """A connection has ended. Calls that were sent on it fail; the others go to another
         connection."""
         if link not in self.links:
             return
-        self.links.remove(link)
         for exchange in reversed(link.starting):
-            if not exchange.done:
-                exchange.link = None
+            if not exchange.done and exchange.link is link:
                 self._queue.appendleft(exchange)
+                exchange.link = None
         link.starting.clear()
-        self._servers.closed(link.endpoint)
-        for sent in [each for each in self._exchanges.values() if each.link is link]:
+        for sent in [each for each in link.exchanges.values() if each.link is link]:
             self._fail(sent, link, message, code)
+        self.links.remove(link)
+        self._servers.closed(link.endpoint)
         self._driver.close(link)
         self.pump(now)
 
     def _fail(self, exchange: Exchange, link: Link, message: str, code: int) -> None:
         error = DisconnectedError(f"{link.endpoint.address}: {message}", code)
         self._finish(exchange, error=error)
-        self._exchanges.pop(self._key(link, exchange.sent_as), None)
+        link.exchanges.pop(exchange.sent_as, None)
 
     def recover(self, message: str, now: float, *, lose_links: bool) -> None:
         """Put in order what an exception has left in the middle of a step.
@@ -314,9 +309,6 @@ class Pool:
         self._queue = deque(each for each in self._queue if each.link is None)
         for link in list(self.links) if lose_links else ():
             self.lost(link, message, Status.IO, now)
-        for exchange in list(self._exchanges.values()):
-            if exchange.link is not None and exchange.link not in self.links:
-                self._fail(exchange, exchange.link, message, Status.IO)
         if not self.closed:
             self.pump(now)
 
@@ -326,6 +318,8 @@ class Pool:
         self._servers.opened(link.endpoint)
         link.used_at = now
         link.capacity = self._capacity(link.protocol)
+        if not self._limits.numbered:
+            link.exchanges = self._exchanges
         self.links.append(link)
         self.peer = link.protocol.peer
         if self.closed:
@@ -380,14 +374,15 @@ class Pool:
 
     def give_up(self, error: SpopError) -> None:
         """Fail all calls. Wake nobody, and leave the connections as they are."""
-        for exchange in (*self._queue, *self._exchanges.values()):
+        sent = [exchange for link in self.links for exchange in link.exchanges.values()]
+        for exchange in (*self._queue, *sent):
             exchange.done, exchange.error = True, copy.copy(error)
 
     def _leave(self, link: Link, error: SpopError | None = None) -> None:
         self.links.remove(link)
         self._servers.closed(link.endpoint)
         for ids in link.protocol.waiting:
-            if (exchange := self._exchanges.pop(self._key(link, ids), None)) is not None:
+            if (exchange := link.exchanges.pop(ids, None)) is not None:
                 self._finish(exchange, error=copy.copy(error))
         link.protocol.disconnect()
         self._driver.close(link)
@@ -401,7 +396,7 @@ class Pool:
         idle_timeout = self._limits.idle_timeout
         if idle_timeout is None or now < link.used_at + idle_timeout:
             return False
-        waiting = (self._exchanges.get(self._key(link, ids)) for ids in link.protocol.waiting)
+        waiting = (link.exchanges.get(ids) for ids in link.protocol.waiting)
         return all(exchange is None or exchange.done for exchange in waiting)
 
     def _schedule_idle(self, now: float) -> None:

@@ -23,9 +23,9 @@ from spop import codec
 from spop.address import Address
 from spop.client.dial import Endpoint, connect
 from spop.connection import EngineConnection
-from spop.constants import HAPROXY_FRAME_SIZE, Capability, FrameType
+from spop.constants import FLAGS_END, HAPROXY_FRAME_SIZE, LENGTH_SIZE, Capability, FrameType
 from spop.errors import ProtocolError
-from spop.frames import Message
+from spop.frames import Ack, Message
 from spop.haproxy_version import MAX_STREAMS, Version
 from spop.load.acks import take_acks
 from spop.load.connections import RING, Connection, Counting
@@ -57,7 +57,8 @@ class Plan:
         timeout: seconds to wait for a connection, a HELLO or an ACK. With a count, the
             generator ends when no ACK has come for this time.
         rate: frames a second; None: as many as are answered.
-        expected: the actions that each ACK must have; None accepts any.
+        expected: the actions that each ACK must have; None accepts any. An integer without a
+            type may have any.
         engine_id: the engine-id of all connections.
         haproxy_version: connect as this HAProxy. Since 3.1 there is no async, `depth` is 20 at
             most, and each connection counts its stream-ids: 1, 3, 5 and so on.
@@ -116,19 +117,24 @@ class Result:
         busy: the highest share of a processor that one of them used.
         agent_cpu_seconds: processor time of the agent's processes; None if not measured.
         errors: number of errors by kind.
+        interrupted: it ended early, by Ctrl-C.
+        with_actions: number of ACKs that were not empty, if any ACK was accepted.
     """
 
     frames: int = 0
+    with_actions: int = 0
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     busy: float = 0.0
     agent_cpu_seconds: float | None = None
     errors: Counter[str] = field(default_factory=Counter)
     histogram: Histogram = field(default_factory=Histogram)
+    interrupted: bool = False
 
     def merge(self, other: Result) -> None:
         """Add the result of another process in the same time."""
         self.frames += other.frames
+        self.with_actions += other.with_actions
         self.seconds = max(self.seconds, other.seconds)
         self.cpu_seconds += other.cpu_seconds
         self.busy = max(self.busy, other.busy)
@@ -160,9 +166,9 @@ class Generator:
         self._by_stream = [self._connections[0]] + [
             connection for connection in self._connections for _ in range(places)
         ]
-        self._expected = None
-        if plan.expected is not None:
-            self._expected = bytes(codec.encode_actions(plan.expected))
+        self._expected = bytes(codec.encode_actions(plan.expected or {}))
+        self._learns = bool(plan.expected)
+        self.stopped = False
         self._buffer = bytearray(RECV_SIZE)
         self._epoll = select.epoll()
         self._lost: deque[tuple[float, Connection]] = deque()
@@ -217,6 +223,7 @@ class Generator:
         )
         sock = connect(Endpoint(plan.address), protocol, timeout, timeout).sock
         try:
+            _check_mode(plan.mode, protocol)
             connection.make_frames(protocol, plan.messages)
         except BaseException:
             sock.close()
@@ -227,6 +234,21 @@ class Generator:
             self._buffer = bytearray(4 + protocol.max_frame_size)
         self._by_fd[sock.fileno()] = connection
         self._epoll.register(sock.fileno(), select.EPOLLIN)
+
+    def _learn(self, data: bytes, max_frame_size: int) -> None:
+        """Expect the encoding of the first ACK, if its values are those that are expected.
+
+        The values of actions are not decoded later on, and an integer has several encodings.
+        """
+        end = LENGTH_SIZE + int.from_bytes(data[:LENGTH_SIZE], "big")
+        if not FLAGS_END < end <= len(data) or data[LENGTH_SIZE] != FrameType.ACK:
+            return
+        self._learns = False
+        (ack,), _ = codec.decode_frames(data, 0, end, max_frame_size=max_frame_size)
+        if isinstance(ack, Ack) and _has(ack, data[:end], self._plan.expected or {}):
+            _, offset = codec.decode_varint(data, FLAGS_END)
+            _, offset = codec.decode_varint(data, offset)
+            self._expected = data[offset:end]
 
     def _lose(self, connection: Connection, kind: str) -> None:
         """A connection has ended, and its frames in flight are lost. It is opened again later."""
@@ -275,7 +297,7 @@ class Generator:
         limit = int(seconds * 1e9)
         shown, answered, now = 0, self._answered, time.monotonic_ns()
         end = now + limit
-        while now < end and (goal is None or self._answered < goal):
+        while not self.stopped and now < end and (goal is None or self._answered < goal):
             if now - shown > 200_000_000:
                 shown = now
                 self._progress(self._answered, measuring)
@@ -319,6 +341,8 @@ class Generator:
             self._lose(connection, "disconnected")
             return
         end = held + size
+        if self._learns:
+            self._learn(bytes(memoryview(buffer)[:end]), connection.max_frame_size)
         answered: list[int] = []
         try:
             taken, strays, wrong = take_acks(
@@ -331,7 +355,9 @@ class Generator:
         connection.held = bytes(memoryview(buffer)[taken:end])
         if strays:
             self._result.errors["stray ACK"] += strays
-        if wrong:
+        if self._plan.expected is None:
+            self._result.with_actions += wrong
+        elif wrong:
             self._result.errors["not as expected"] += wrong
         if len(connection.held) > 4 and (type_ := connection.held[4]) != FrameType.ACK:
             goodbye = type_ == FrameType.AGENT_DISCONNECT
@@ -405,3 +431,22 @@ class Generator:
         late = sum(1 for at in self._sent if 0 < at <= limit)
         if late:
             self._result.errors[kind] += late
+
+
+def _has(ack: Ack, frame: bytes, expected: dict[str, Any]) -> bool:
+    """Whether an ACK sets these variables and no other. A typed integer must have its type."""
+    if len(ack.actions) != len(expected) or ack.variables != expected:
+        return False
+    return all(
+        isinstance(ack.variables[name], bool) is isinstance(value, bool)
+        and (type(value) in (int, bool) or bytes(codec.encode_actions({name: value})) in frame)
+        for name, value in expected.items()
+    )
+
+
+def _check_mode(mode: str, protocol: EngineConnection) -> None:
+    """Raise ProtocolError if the agent does not allow the mode."""
+    if mode == "async" and not protocol.asynchronous:
+        raise ProtocolError("the agent has no async: use another --mode")
+    if mode == "pipelined" and not protocol.pipelined:
+        raise ProtocolError("the agent does not pipeline: use --mode ping-pong")

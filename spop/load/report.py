@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import platform
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 from spop import codec
 from spop.load.generator import Plan, Result
@@ -45,6 +46,8 @@ def as_object(plan: Plan, processes: int, result: Result) -> dict[str, Any]:
             "max": latencies.highest,
         },
         "errors": dict(result.errors),
+        "all_empty": bool(result.frames and plan.expected is None and not result.with_actions),
+        "interrupted": result.interrupted,
         "generator": {
             "frames_per_cpu_second": _rate(result.frames, result.cpu_seconds),
             "busy": result.busy,
@@ -85,13 +88,53 @@ def table(shown: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     rows += [(name, duration(seconds)) for name, seconds in shown["latency"].items()]
     errors = ", ".join(f"{count:,} {kind}" for kind, count in shown["errors"].items())
-    rows.append(("errors", errors or "none"))
+    rows.append(("errors", errors or ("none" if shown["frames"] else "no frame was answered")))
+    if shown.get("all_empty"):
+        rows.append(("answers", "all are empty: no variable was set"))
     if shown["agent_cpu_per_frame"] is not None:
         rows.append(("agent's CPU per frame", duration(shown["agent_cpu_per_frame"])))
     generator = shown["generator"]
     own = f"{generator['frames_per_cpu_second']:,.0f} frames per second of CPU"
     rows.append(("generator", f"{own}, {generator['busy']:.0%} of a processor"))
     return rows
+
+
+class Limit(NamedTuple):
+    """A limit of a figure, such as ``p99>5ms``. Times are seconds."""
+
+    figure: str
+    above: bool
+    value: float
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises ValueError: it is no limit."""
+        match = _LIMIT.fullmatch(text)
+        if match is None or (match[4] and match[1] in ("rate", "errors")):
+            known = ", ".join(_FIGURES)
+            raise ValueError(f"{text!r} is no limit: FIGURE>LIMIT or FIGURE<LIMIT, with {known}")
+        return cls(match[1], match[2] == ">", float(match[3]) * _UNITS[match[4] or "s"])
+
+    def is_reached(self, shown: dict[str, Any]) -> bool:
+        found = self._figure(shown)
+        return found > self.value if self.above else found < self.value
+
+    def _figure(self, shown: dict[str, Any]) -> float:
+        if self.figure == "rate":
+            return float(shown["rate"])
+        if self.figure == "errors":
+            return float(sum(shown["errors"].values()))
+        return float(shown["latency"][self.figure])
+
+    def __str__(self) -> str:
+        sign, plain = ">" if self.above else "<", self.figure in ("rate", "errors")
+        limit = f"{self.value:g}" if plain else duration(self.value)
+        return f"{self.figure} {sign} {limit}"
+
+
+_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
+_FIGURES = ("rate", "errors", "mean", "max", *map(_quantile_name, QUANTILES))
+_LIMIT = re.compile(rf"({'|'.join(map(re.escape, _FIGURES))})([<>])([0-9.]+)(s|ms|us|µs)?")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -104,7 +147,7 @@ def load(path: Path) -> dict[str, Any]:
         shown = json.loads(path.read_text("utf-8"))
         table(shown)
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is no result of spop bench --json") from None
+        raise ValueError(f"{path} is no result of spop bench") from None
     return dict(shown)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -41,11 +42,19 @@ def run(plan: Plan, processes: int, progress: Progress, *, agent_pid: int | None
         theirs.close()
         pipes.append(ours)
         children.append(child)
+    watch = _Watch(pipes, progress, agent_pid)
     try:
-        return _watch(pipes, progress, agent_pid)
+        try:
+            return watch.run()
+        except KeyboardInterrupt:
+            for child in children:
+                child.terminate()  # It sends what it has measured so far.
+            result = watch.run()
+            result.interrupted = True
+            return result
     finally:
         for child in children:
-            child.terminate()
+            child.kill()
             child.join()
         for pipe in pipes:
             pipe.close()
@@ -71,34 +80,46 @@ def _share(whole: int, number: int, parts: int) -> int:
 
 def _generate(plan: Plan, pipe: multiprocessing.connection.Connection) -> None:
     """Run in a child. It sends its progress, and in the end the result or an error."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal sends it to all processes.
     try:
-        told = Generator(plan, lambda *progress: pipe.send(progress)).run()
-        pipe.send(told)
+        generator = Generator(plan, lambda *progress: pipe.send(progress))
+        signal.signal(signal.SIGTERM, lambda *_: setattr(generator, "stopped", True))
+        pipe.send(generator.run())
     except (OSError, SpopError) as error:
         pipe.send(LoadError(f"{plan.address}: {reason(error)}"))
 
 
-def _watch(pipes: list[Any], progress: Progress, agent_pid: int | None) -> Result:
-    """Receive from the generators until all have ended."""
-    result, running, frames = Result(), list(pipes), dict.fromkeys(pipes, 0)
-    measuring = False
-    agent_cpu: float | None = None
-    while running:
-        ready: Any
-        for ready in multiprocessing.connection.wait(running):
-            told = _receive(ready)
-            if isinstance(told, Result):
-                running.remove(ready)
-                result.merge(told)
-                continue
-            frames[ready], measured = told
-            if measured and not measuring and agent_pid is not None:
-                agent_cpu = cpu_seconds(agent_pid)
-            measuring = measuring or measured
-            progress(sum(frames.values()), measuring)
-    if agent_cpu is not None and agent_pid is not None:
-        result.agent_cpu_seconds = cpu_seconds(agent_pid) - agent_cpu
-    return result
+class _Watch:
+    """Reads what the generators tell until all are done. After an interruption it goes on."""
+
+    def __init__(self, pipes: list[Any], progress: Progress, agent_pid: int | None) -> None:
+        self._running = list(pipes)
+        self._progress = progress
+        self._agent_pid = agent_pid
+        self._agent_cpu: float | None = None
+        self._frames = dict.fromkeys(pipes, 0)
+        self._measuring = False
+        self._result = Result()
+
+    def run(self) -> Result:
+        while self._running:
+            ready: Any
+            for ready in multiprocessing.connection.wait(self._running):
+                self._take(ready, _receive(ready))
+        if self._agent_cpu is not None and self._agent_pid is not None:
+            self._result.agent_cpu_seconds = cpu_seconds(self._agent_pid) - self._agent_cpu
+        return self._result
+
+    def _take(self, pipe: Any, told: Any) -> None:
+        if isinstance(told, Result):
+            self._running.remove(pipe)
+            self._result.merge(told)
+            return
+        self._frames[pipe], measured = told
+        if measured and not self._measuring and self._agent_pid is not None:
+            self._agent_cpu = cpu_seconds(self._agent_pid)
+        self._measuring = self._measuring or measured
+        self._progress(sum(self._frames.values()), self._measuring)
 
 
 def _receive(pipe: multiprocessing.connection.Connection) -> Any:

@@ -10,9 +10,6 @@ from collections.abc import Mapping
 
 from spop.haproxy_version import Version as Version
 
-_LATEST = 10**6
-
-
 DEFAULT_VERSION = "2.6"
 DEFAULT = Version.of_haproxy(DEFAULT_VERSION)
 """The version that decides what is an error, unless the user names one."""

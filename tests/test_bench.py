@@ -1,0 +1,173 @@
+"""`spop bench` says what happened: answers, modes, limits, an early end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from odd_agents import Odd, OddAgent, ack, hello_with, odd_agent, replies
+
+from spop import Int64, codec
+from spop.load.report import Limit
+
+SHORT = ("--count", "50", "--connections", "2", "--warm-up", "0", "--timeout", "2")
+TEN = bytes(codec.encode_actions({"sess.score": Int64(10), "sess.sure": True}))
+
+
+def bench(address: str, *words: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "spop", "bench", address, *words]
+    return subprocess.run(line, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def ten() -> Iterator[str]:
+    """The address of an agent that answers with 10 as an INT64, and true."""
+    with OddAgent(Odd(answer=replies(lambda ids: ack(ids, TEN)))) as agent:
+        yield agent.address
+
+
+def test_an_agent_that_never_answers_is_an_error_however_long() -> None:
+    with odd_agent("silent") as agent:
+        result = bench(agent.address, "--duration", "0.5", "--warm-up", "0", "--timeout", "5")
+    assert result.returncode == 1
+    assert "none" not in result.stdout
+
+
+def test_answers_that_are_all_empty_are_said(ten: str) -> None:
+    with OddAgent(Odd(answer=replies(lambda ids: ack(ids, b"")))) as agent:
+        result = bench(agent.address, *SHORT)
+        assert result.returncode == 0
+        assert "answers                all are empty: no variable was set\n" in result.stdout
+        assert json.loads(bench(agent.address, *SHORT, "--json").stdout)["all_empty"] is True
+    assert "empty" not in bench(ten, *SHORT).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "right"),
+    [
+        (["sess.score=10", "sess.sure=true"], True),
+        (["sess.sure=true", "sess.score=10"], True),
+        (["sess.score:int64=10", "sess.sure=true"], True),
+        (["sess.score:int32=10", "sess.sure=true"], False),
+        (["sess.score=11", "sess.sure=true"], False),
+        (["sess.score=10", "sess.sure=1"], False),
+        (["sess.score=10"], False),
+        (["sess.score=10", "sess.sure=true", "sess.more=1"], False),
+    ],
+)
+def test_values_are_compared_and_a_type_where_one_is_given(
+    ten: str, words: list[str], right: bool
+) -> None:
+    options = [option for word in words for option in ("--expect", word)]
+    result = bench(ten, *SHORT, *options, "--json")
+    assert result.returncode == (0 if right else 1)
+    shown = json.loads(result.stdout)
+    assert shown["errors"] == ({} if right else {"not as expected": shown["frames"]})
+
+
+@pytest.mark.parametrize(
+    ("mode", "capabilities", "error"),
+    [
+        ("pipelined", "", "the agent does not pipeline: use --mode ping-pong"),
+        ("async", "pipelining", "the agent has no async: use another --mode"),
+        ("ping-pong", "", None),
+        ("ping-pong", "pipelining", None),
+    ],
+)
+def test_a_mode_that_the_agent_does_not_allow_is_refused(
+    mode: str, capabilities: str, error: str | None
+) -> None:
+    with OddAgent(Odd(greet=hello_with(capabilities=capabilities))) as agent:
+        result = bench(agent.address, *SHORT, "--mode", mode)
+        expected = "" if error is None else f"Error: {agent.address}: {error}\n"
+    assert result.stderr == expected
+    assert result.returncode == (0 if error is None else 1)
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_ctrl_c_prints_the_result_so_far(ten: str, processes: str) -> None:
+    words = ["--duration", "100", "--warm-up", "0", "--json", "--processes", processes]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spop", "bench", ten, *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    with OddAgent(Odd()) as other:  # A run of its own takes as long to start.
+        assert bench(other.address, *SHORT).returncode == 0
+    time.sleep(1.0)
+    os.killpg(process.pid, signal.SIGINT)
+    output, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (130, "")
+    shown = json.loads(output)
+    assert shown["interrupted"] is True
+    assert shown["frames"] > 0
+
+
+def test_results_are_written_by_the_end_of_the_name(ten: str, tmp_path: Path) -> None:
+    names = ("a.json", "a.csv", "a.svg")
+    options = [option for name in names for option in ("--output", f"{tmp_path}/{name}")]
+    assert bench(ten, *SHORT, *options).returncode == 0
+    assert json.loads((tmp_path / "a.json").read_text())["errors"] == {}
+    assert (tmp_path / "a.csv").read_text().startswith("latency_seconds,share\n")
+    assert "<svg" in (tmp_path / "a.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["now.json"], "'now.json' is no message: to write it, say --output now.json"),
+        (["--json", "now.svg"], "'now.svg' is no message: to write it, say --output now.svg"),
+        (["--output", "now.txt"], "--output now.txt: the name must end in .json, .csv, .svg, .png"),
+        (["--fail-if", "p98>5ms"], "'p98>5ms' is no limit: FIGURE>LIMIT or FIGURE<LIMIT, with"),
+        (["--fail-if", "rate>5ms"], "'rate>5ms' is no limit"),
+        (["--output", "/dev/full/x.json", *SHORT], "cannot write /dev/full/x.json"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(ten: str, words: list[str], error: str) -> None:
+    result = bench(ten, *words)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert error in result.stderr
+
+
+def test_a_limit_that_is_reached_is_the_exit_status(ten: str) -> None:
+    result = bench(ten, *SHORT, "--fail-if", "p99>1us", "--fail-if", "rate<1")
+    assert result.returncode == 1
+    assert result.stderr == "Error: p99 > 1 µs\n"
+    assert bench(ten, *SHORT, "--fail-if", "p99>50s", "--fail-if", "errors>0").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("p99>5ms", 0.005), ("mean<2s", 2.0), ("p99.9>7us", 7e-6), ("rate<1e", None)],
+)
+def test_limits_have_units(text: str, value: float | None) -> None:
+    if value is None:
+        with pytest.raises(ValueError, match="no limit"):
+            Limit.parse(text)
+    else:
+        assert Limit.parse(text).value == pytest.approx(value)
+
+
+def test_a_watch_of_health_ends_with_a_summary() -> None:
+    """After its count, and by Ctrl-C."""
+    line = [sys.executable, "-m", "spop", "check"]
+    with odd_agent("good") as agent:
+        watch = [*line, agent.address, "--watch", "0.05"]
+        done = subprocess.run([*watch, "--count", "3"], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0
+        assert done.stderr == f"{agent.address}: 3 checks, 3 healthy, 0 unhealthy\n"
+        process = subprocess.Popen(watch, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 0
+        assert errors.startswith(f"\n{agent.address}: ")
+        assert "Traceback" not in errors
