@@ -222,3 +222,19 @@ def test_types_that_arrive() -> None:
     assert arriving_types("req.hdrs") == {DataType.STRING}
     assert arriving_types("req.hdr(host)") == {DataType.STRING}
     assert arriving_types("var(txn.a)") == arriving_types("unheard-of") == set()
+
+
+def test_what_a_lua_script_registers_is_doubtful(haproxy_binary: str, tmp_path: Path) -> None:
+    version = haproxy.version(haproxy_binary)
+    script = tmp_path / "x.lua"
+    script.write_text(
+        'core.register_fetches("seen", function(txn) return "x" end)\n'
+        'core.register_converters("twice", function(value) return value end)\n'
+    )
+    branch = f"{version.major}.{version.minor}"
+    for event in EVENTS:
+        lines = f"args a=lua.seen(1,2),lua.twice(1),lower b=src,lua.twice,add(1)\n    event {event}"
+        judge = Judge(haproxy_binary, tmp_path, f"global\n    lua-load {script}\n")
+        assert judge.alone(lines) is verdict(lines, branch), event
+    report = parse_spoe(SPOE.format(lines=lines), "f", "test", haproxy_version=branch)
+    assert [d.rule for d in report.diagnostics].count("doubtful") == 3
