@@ -62,15 +62,17 @@ class Opening:
     def add(self, sock: socket.socket, sockaddr: Any, port: int | None) -> None:
         """Begin to serve an accepted and admitted connection."""
         host, address = peer_host(sock, sockaddr), peer_name(sock, sockaddr)
-        connection = self._new_connection(sock, host, address, self._shared.tls)
+        protocol = self._new_protocol(address)
+        connection = self._new_connection(sock, host, protocol, self._shared.tls)
         connection.port = port
         self._leaving.expect_hello(connection)
 
     def adopt(self, sock: socket.socket, state: dict[str, Any], new: bool) -> Connection:
         """Serve an admitted connection that another process gave away, or (not `new`) refused."""
-        connection = self._new_connection(sock, state["host"], state["address"], None)
+        protocol = self._new_protocol(state["address"])
+        peer = protocol.resume_from(state)
+        connection = self._new_connection(sock, state["host"], protocol, None)
         connection.port = state["port"]
-        peer = connection.protocol.resume_from(state)
         self._loop.guarded(connection, self.said_hello if new else self._know, connection, peer)
         return connection
 
@@ -101,7 +103,7 @@ class Opening:
         self,
         sock: socket.socket,
         host: str | None,
-        address: str,
+        protocol: AgentConnection,
         tls: ssl.SSLContext | None,
     ) -> Connection:
         loop = self._loop
@@ -110,8 +112,7 @@ class Opening:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         served = TLSSocket(sock, tls) if tls and sock.family != socket.AF_UNIX else sock
-        connection = Connection(served, host, self._new_protocol(address))
-        protocol, fd = connection.protocol, served.fileno()
+        connection, fd = Connection(served, host, protocol), served.fileno()
         protocol.intake.memory = self._leaving.memory
         connection.fast_path = FastPath(self._fast_paths, protocol.intake, fd, connection)
         # The fast path reads plain sockets alone, and does not log frames.
