@@ -552,11 +552,10 @@ def test_all_errors_at_once_in_order_and_warnings_apart() -> None:
     assert report.config is None
     found = [(d.severity.value, d.location.line, d.location.column) for d in report.diagnostics]
     assert found == [
-        ("warning", 4, 5),
-        ("warning", 5, 5),
+        ("note", 4, 5),
+        ("note", 5, 5),
         ("error", 8, 12),
-        ("warning", 9, 5),
-        ("error", 9, 18),
+        ("note", 9, 5),
         ("warning", 10, 14),
         ("error", 11, 12),
         ("error", 11, 24),
