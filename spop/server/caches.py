@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from time import monotonic_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spop import codec
 from spop.cache import Answers, Cache
 from spop.context import current, set_running
 from spop.handlers import HandlerInfo
+
+if TYPE_CHECKING:
+    import asyncio
 
 RunInThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 
@@ -82,6 +84,8 @@ class Flights:
     """
 
     def __init__(self, keeper: Keeper, info: HandlerInfo, in_thread: RunInThread) -> None:
+        import asyncio  # Not for the caches of inline handlers.
+
         self._keeper = keeper
         self._asynchronous = info.asynchronous
         self._in_thread = in_thread
@@ -104,6 +108,8 @@ class Flights:
     def _begin(
         self, key: bytes | None, generation: int, call: Callable[[], Any]
     ) -> asyncio.Task[Any]:
+        import asyncio
+
         context = copy_context()
         running = current()
         context.run(set_running, tuple(running) if running else lambda: None)
@@ -129,4 +135,6 @@ class Flights:
 
 
 async def _wait_for(flight: asyncio.Task[Any]) -> Any:
+    import asyncio
+
     return await asyncio.shield(flight)

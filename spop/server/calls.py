@@ -1,14 +1,16 @@
 """What the handlers of one loop need besides a dispatcher: caches, batches, and calls
-after the ACK."""
+after the ACK.
+
+What needs asyncio is imported for the handlers that use it.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spop.cache import HandlerCache
 from spop.counters import Cell, Cells
@@ -16,10 +18,14 @@ from spop.dispatch import Route
 from spop.frames import Message
 from spop.handlers import HandlerInfo
 from spop.parameters import ASYNC, INLINE, MESSAGE, Parameter
-from spop.server.afterwards import Afterwards
-from spop.server.batches import Batcher
 from spop.server.caches import Flights, Keeper
 from spop.server.options import Options
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from spop.server.afterwards import Afterwards
+    from spop.server.batches import Batcher
 
 
 class Calls:
@@ -58,6 +64,8 @@ class Calls:
 
     def _after_ack(self) -> Afterwards:
         if self._afterwards is None:
+            from spop.server.afterwards import Afterwards
+
             self._afterwards = Afterwards(
                 self._options.max_queue,
                 self._options.max_memory // self._options.threads // 2,
@@ -85,6 +93,8 @@ class Calls:
         return route
 
     def _in_thread(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
+        import asyncio
+
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._options.pool_size, "spop-calls")
         run = functools.partial(copy_context().run, call)
@@ -94,6 +104,8 @@ class Calls:
         self._cells[Cell.REJECTED] += 1
 
     def _batched(self, info: HandlerInfo) -> Route:
+        from spop.server.batches import Batcher
+
         assert info.batch is not None
         batcher = Batcher(info.function, info.batch)
         self._batchers.append(batcher)
