@@ -93,6 +93,48 @@ def test_an_error_of_a_signature_names_the_agents_line(tmp_path: Path) -> None:
     assert f"handler check ({module}:5) has parameter a annotated" in result.stderr
 
 
+USERS_ERRORS = {
+    "raises": ("import json\nx = 1\njson.loads('{')\n", "line 3, in <module>", "JSONDecodeError: "),
+    "syntax": ("x = 1\ndef f(:\n", "line 2", "SyntaxError: invalid syntax"),
+    "import": ("import nosuchmodule\n", "line 1, in <module>", "No module named 'nosuchmodule'"),
+    "exits": ("raise SystemExit(5)\n", "line 1, in <module>", "SystemExit: 5"),
+}
+
+
+@pytest.mark.parametrize("more", [[], ["--check-config"]], ids=["served", "checked"])
+@pytest.mark.parametrize("kind", USERS_ERRORS)
+def test_an_error_of_the_users_code_has_its_traceback(
+    tmp_path: Path, kind: str, more: list[str]
+) -> None:
+    module = tmp_path / "app.py"
+    code, place, error = USERS_ERRORS[kind]
+    module.write_text(code)
+    result = spop("serve", f"{module}:agent", *more)
+    assert result.returncode == 1, result.stderr
+    first, *_, last = result.stderr.splitlines()
+    assert first in ("Traceback (most recent call last):", f'  File "{module}", line 2')
+    assert f'File "{module}", {place}' in result.stderr
+    assert last.startswith(f"Error: cannot import '{module}': ")
+    assert error in last
+    assert "/spop/" not in result.stderr.replace(str(module), "")
+
+
+LIFESPANS = {
+    "async": "async def resources():\n    raise OSError('no database')\n    yield\n",
+    "plain": "def resources():\n    raise OSError('no database')\n    yield\n",
+}
+
+
+@pytest.mark.parametrize("kind", LIFESPANS)
+def test_an_error_of_a_lifespan_has_its_traceback(tmp_path: Path, kind: str) -> None:
+    module = tmp_path / "app.py"
+    module.write_text(f"import spop\nagent = spop.Agent()\n@agent.lifespan\n{LIFESPANS[kind]}")
+    result = spop("serve", f"{module}:agent", "--bind", f"unix:{tmp_path}/agent.sock")
+    assert result.returncode == 1, result.stderr
+    assert f'File "{module}", line 5, in resources' in result.stderr
+    assert "no database" in result.stderr.splitlines()[-1]
+
+
 def test_a_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

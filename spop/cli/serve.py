@@ -24,7 +24,8 @@ from spop.cli.parameters import FILE, SizeType
 from spop.cli.settings import give_settings, shown_settings
 from spop.context import ContextFilter
 from spop.server.options import LOG_LEVELS, Options
-from spop.server.supervisor import StartError, Supervisor
+from spop.server.supervisor import Supervisor
+from spop.start_errors import StartError
 
 
 def option_flags(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -130,11 +131,13 @@ def serve(
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     except ModuleNotFoundError as error:
-        raise StartFailure(str(error)) from None
+        raise StartFailure(StartError(str(error))) from None
+    except StartError as error:
+        raise StartFailure(error) from None
     try:
         supervisor.run()
     except StartError as error:
-        raise StartFailure(str(error)) from None
+        raise StartFailure(error) from None
 
 
 def _load(target: str, config: Path | None) -> Agent:
