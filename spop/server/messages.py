@@ -10,7 +10,7 @@ from spop.server.board import ROW_BYTES
 
 _FIELDS: dict[str, dict[str, type]] = {
     "ready": {"agent": str, "handlers": list, "files": list},
-    "failed": {"error": str},
+    "failed": {"error": str, "traceback": str, "exit_code": int},
     "connection": {"id": int, "state": dict},
     "moved": {"id": int, "giver": int, "taken": bool},
     "answer": {"id": int, "connections": list},

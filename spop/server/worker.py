@@ -26,6 +26,7 @@ from spop.server.server import Server
 from spop.server.signals import GRACE, Hurry, Signals, alarm
 from spop.server.sources import import_as_they_are, source_files
 from spop.server.tls import server_context
+from spop.start_errors import start_error
 
 logger = logging.getLogger("spop.server")
 
@@ -63,9 +64,17 @@ def run_worker(
             worker = _Worker(server, channel, stack.enter_context(signals), balance)
             balance.tell(0)
             server.start()
-        except Exception as error:
-            channel.send({"type": "failed", "error": str(error) or type(error).__name__})
-            return 2
+        except BaseException as error:  # The user's code may raise SystemExit and the like.
+            failed = start_error("cannot start", error)
+            channel.send(
+                {
+                    "type": "failed",
+                    "error": str(failed),
+                    "traceback": failed.traceback,
+                    "exit_code": failed.exit_code,
+                }
+            )
+            return failed.exit_code
         server.movable_changed()
         channel.send(
             {
