@@ -6,6 +6,7 @@ of the user's own code is shown with its traceback, from the first frame of that
 
 from __future__ import annotations
 
+import os
 import traceback
 from pathlib import Path
 from types import TracebackType
@@ -16,8 +17,8 @@ from spop.logs import text_of
 MISTAKE, USERS_ERROR = 2, 1
 """Exit codes."""
 
-_PACKAGE = str(Path(__file__).parent)
-_LIBRARY = str(Path(traceback.__file__).parent)
+_PACKAGE = f"{Path(__file__).parent}{os.sep}"
+_LIBRARY = f"{Path(traceback.__file__).parent}{os.sep}"
 
 
 class StartError(SpopError):
@@ -43,17 +44,17 @@ def start_error(doing: str, error: BaseException) -> StartError:
     """
     if isinstance(error, StartError):
         return error
-    shown = _users_part(error.__traceback__)
+    shown = users_part(error.__traceback__)
     place = _place(shown)
     told = " ".join(text_of(error).split())
     where = "" if not place or place in told else f" ({place})"
-    line = f"{doing}: {type(error).__name__}: {told}{where}"
+    line = f"{doing}: {type(error).__name__}{told and f': {told}'}{where}"
     if _is_mistake(error, shown):
         return StartError(line)
     return StartError(line, _text(error, shown), USERS_ERROR)
 
 
-def _users_part(trace: TracebackType | None) -> TracebackType | None:
+def users_part(trace: TracebackType | None) -> TracebackType | None:
     """The traceback from the first frame on that is neither this package's nor Python's."""
     while trace is not None and _is_ours(trace.tb_frame.f_code.co_filename):
         trace = trace.tb_next
@@ -63,14 +64,19 @@ def _users_part(trace: TracebackType | None) -> TracebackType | None:
 def _is_ours(path: str) -> bool:
     installed = "site-packages" in path or "dist-packages" in path
     is_python = path.startswith((_LIBRARY, "<frozen")) and not installed
-    return is_python or path.startswith(_PACKAGE)
+    return is_python or _is_of_package(path)
+
+
+def _is_of_package(path: str) -> bool:
+    """Frames of compiled modules have the path that they were compiled from."""
+    return path.startswith(_PACKAGE) or (path.startswith("spop/") and path.endswith(".pyx"))
 
 
 def _is_mistake(error: BaseException, shown: TracebackType | None) -> bool:
     """Whether this package has found it: no code of the user's ran, or the package was called."""
     if isinstance(error, SyntaxError):
         return False
-    return shown is None or traceback.extract_tb(shown)[-1].filename.startswith(_PACKAGE)
+    return shown is None or _is_of_package(traceback.extract_tb(shown)[-1].filename)
 
 
 def _place(shown: TracebackType | None) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +13,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from serving import served, wait_until_serving
+
+from spop import Client
 
 ROOT = Path(__file__).parent.parent
 
@@ -124,6 +129,34 @@ def test_an_error_of_a_lifespan_has_its_traceback(tmp_path: Path, kind: str) -> 
     assert result.returncode == 1, result.stderr
     assert f'File "{module}", line 5, in resources' in result.stderr
     assert "no database" in result.stderr.splitlines()[-1]
+
+
+BROKEN = "import json\njson.loads('{')\n"
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_a_reload_that_fails_logs_the_traceback_and_keeps_the_workers(
+    tmp_path: Path, style: str
+) -> None:
+    module = tmp_path / "app.py"
+    module.write_text(
+        "import spop\nagent = spop.Agent()\n@agent.message('m')\ndef m():\n    return {'txn.a': 1}\n"
+    )
+    address = f"unix:{tmp_path}/agent.sock"
+    options = "--bind", address, "--log-format", style
+    with served(*options, target=f"{module}:agent") as service:
+        wait_until_serving(service)
+        module.write_text(BROKEN)
+        service.send_signal(signal.SIGHUP)
+        service.wait_for_log("the workers are not replaced")
+        with Client(address) as client:
+            assert client.notify("m").variables == {"txn.a": 1}
+    logged = re.search("worker [0-9]+ died: (.*)", service.log)
+    assert logged is not None
+    assert f"cannot import '{module}': JSONDecodeError: " in logged[1]
+    log = service.log.replace('\\"', '"')
+    assert f'File "{module}", line 2, in <module>' in log
+    assert "/spop/" not in log
 
 
 def test_a_port_in_use() -> None:

@@ -36,9 +36,10 @@ from spop.server.loop import Loop
 from spop.server.options import DEFAULT_BIND, Options
 from spop.server.signals import GRACE, Signals
 from spop.server.slow import SlowLog
-from spop.server.status import Status
+from spop.server.status import Status, summed
 from spop.server.stuck import StuckLog
 from spop.server.tls import server_context
+from spop.start_errors import users_part
 
 logger = SafeLogger("spop.server")
 
@@ -147,6 +148,15 @@ class Server:
             OSError: an address can't be listened on.
             BaseException: a lifespan of the agent raised it.
         """
+        try:
+            self._start_loops()
+        except BaseException as error:
+            shown = users_part(error.__traceback__)
+            raise error.with_traceback(shown) if shown else error
+        self._loops[0].call_soon(self._accept)
+        self._tell_start()
+
+    def _start_loops(self) -> None:
         self._open()
         for loop in self._loops:
             loop.start()
@@ -156,8 +166,6 @@ class Server:
         except BaseException:
             self.stop()
             raise
-        self._loops[0].call_soon(self._accept)
-        self._tell_start()
 
     def _open(self) -> None:
         """Listen, and make the loops without running them."""
@@ -431,8 +439,13 @@ class Server:
             agent=self.agent.name,
             started=self._started,
             draining=self.draining,
+            without_handler=self.without_handler(),
             connections=self.connections() if connections else [],
         )
+
+    def without_handler(self) -> dict[str, int]:
+        """Number of messages that no handler is for, by name."""
+        return summed(dict(loop.dispatcher.unknown) for loop in self._loops)
 
     # --- ending ---
 

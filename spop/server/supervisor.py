@@ -43,7 +43,7 @@ from spop.server.questions import Answers, Questions
 from spop.server.server import log_start
 from spop.server.sharing import Sharing
 from spop.server.signals import GRACE, Hurry, Signals
-from spop.server.status import Status
+from spop.server.status import Status, summed
 from spop.server.stuck import STEPS, StuckWorkers
 from spop.server.timers import Timers
 from spop.server.worker import Load, run_worker
@@ -311,9 +311,7 @@ class Supervisor:
         if message["type"] == "ready":
             self._is_ready(worker, message)
         elif message["type"] == "failed":
-            worker.error = StartError(
-                message["error"], message["traceback"], message["exit_code"]
-            )
+            worker.error = StartError(message["error"], message["traceback"], message["exit_code"])
         elif message["type"] == "connection":
             self._moves.offer(worker, message, fds)
         elif message["type"] == "moved":
@@ -536,6 +534,7 @@ class Supervisor:
             workers=self._workers.statuses(self._options.stuck_timeout),
             restarts=self._restarts,
             frames_lost=self._workers.frames_lost,
+            without_handler=summed(each["without_handler"] for each in answers),
             connections=connections[:MAX_CONNECTIONS_SHOWN],
         )
 

@@ -145,7 +145,8 @@ class _Worker:
             self._server.accept_ports(message["numbers"], self._give_away)
         elif message["type"] == "status":
             connections = self._server.connections(message["limit"])
-            self._answer(message, {"connections": connections})
+            unknown = self._server.without_handler()
+            self._answer(message, {"connections": connections, "without_handler": unknown})
         elif message["type"] == "wake":
             self._server.wake_loops(partial(self._channel.send, {"type": "awake"}))
         elif message["type"] == "log":
