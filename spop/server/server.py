@@ -151,8 +151,8 @@ class Server:
         try:
             self._start_loops()
         except BaseException as error:
-            shown = users_part(error.__traceback__)
-            raise error.with_traceback(shown) if shown else error
+            error.__traceback__ = users_part(error.__traceback__) or error.__traceback__
+            raise
         self._loops[0].call_soon(self._accept)
         self._tell_start()
 
