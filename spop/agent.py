@@ -13,10 +13,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, Unpack
 
 from spop import codec
-from spop.address import Address
+from spop.address import Address, Addresses
 from spop.batch import Batch
 from spop.cache import Cache
 from spop.connection import MAX_IN_FLIGHT, Disconnect
@@ -41,6 +41,7 @@ from spop.handlers import (
 )
 from spop.lifespan import Lifespan, Periodic, Resources, current_state
 from spop.logs import RateLimitedLog, SafeLogger, shortened, text_of
+from spop.options import ServeOptions
 from spop.parameters import LEFT, described, name_of, place_of
 from spop.settings import SettingsError, fill
 from spop.start_errors import users_part
@@ -499,14 +500,14 @@ class Agent:
         if error is not None:
             raise error
 
-    def serve(self, bind: str | list[str] = "127.0.0.1:9000", **options: Any) -> None:
+    def serve(self, bind: Addresses = "127.0.0.1:9000", **options: Unpack[ServeOptions]) -> None:
         """Serve until SIGINT or SIGTERM; `spop.server.Server` has the options."""
         from spop.server import Server
 
         Server(self, bind, **options).run()
 
     def serve_in_background(
-        self, bind: str | list[str] = "127.0.0.1:0", **options: Any
+        self, bind: Addresses = "127.0.0.1:0", **options: Unpack[ServeOptions]
     ) -> AgentServer:
         """A server for a ``with`` statement. Inside of it, it serves in threads of its own."""
         from spop.server import Server
@@ -515,9 +516,9 @@ class Agent:
 
     async def serve_async(
         self,
-        bind: str | list[str] = "127.0.0.1:9000",
+        bind: Addresses = "127.0.0.1:9000",
         ready: Callable[[AgentServer], object] | None = None,
-        **options: Any,
+        **options: Unpack[ServeOptions],
     ) -> None:
         """Serve on the running event loop, until this task is cancelled.
 

@@ -24,7 +24,7 @@ from spop.cli.parameters import FILE, SizeType
 from spop.cli.settings import give_settings, shown_settings
 from spop.context import ContextFilter
 from spop.errors import reason
-from spop.server.options import LOG_LEVELS, Options
+from spop.options import LOG_LEVELS, Options
 from spop.server.supervisor import Supervisor
 from spop.start_errors import StartError
 

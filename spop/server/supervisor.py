@@ -26,6 +26,7 @@ from spop.address import Address
 from spop.counters import Cell
 from spop.errors import reason
 from spop.logs import SafeLogger
+from spop.options import Options
 from spop.server import systemd
 from spop.server.admin_process import AdminProcess
 from spop.server.balance import Balance
@@ -36,7 +37,6 @@ from spop.server.health import Health, service_health
 from spop.server.listeners import bound_address, close_all, listen, listen_all
 from spop.server.messages import check_message
 from spop.server.moves import Moves
-from spop.server.options import Options
 from spop.server.orphans import end_with_parent
 from spop.server.privileges import check_privileges, drop_privileges
 from spop.server.questions import Answers, Questions
