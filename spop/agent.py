@@ -50,7 +50,7 @@ from spop.values import Value, type_unset
 if TYPE_CHECKING:
     from spop.loop_life import LoopThread
 
-logger = SafeLogger("spop.agent")
+logger: SafeLogger = SafeLogger("spop.agent")
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 LifespanFunction = TypeVar("LifespanFunction", bound=Lifespan)
@@ -163,8 +163,9 @@ class Agent:
         place = caller()
         self._on_error = encoded_answer(f"agent {name!r}: on_error", place, on_error)
         self._on_timeout = encoded_answer(f"agent {name!r}: on_timeout", place, on_timeout)
-        self.default_on_error = dict(on_error or {})
-        self.default_on_timeout = dict(on_timeout or {})
+        self.default_on_error: dict[str, Value | type_unset] = dict(on_error or {})
+        self.default_on_timeout: dict[str, Value | type_unset] = dict(on_timeout or {})
+        self.config_class: type | None
         self.config_class, self._config = _settings(config)
 
     def message(

@@ -21,7 +21,7 @@ class StartFailure(click.ClickException):
 
     def __init__(self, error: StartError) -> None:
         super().__init__(str(error))
-        self.exit_code = error.exit_code  # type: ignore[misc]
+        self.exit_code: int = error.exit_code  # type: ignore[misc]
         self._traceback = error.traceback
 
     def show(self, file: IO[Any] | None = None) -> None:

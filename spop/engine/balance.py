@@ -30,9 +30,9 @@ class BackendServer(Server):
 
     def __init__(self, config: ServerConfig) -> None:
         super().__init__(endpoint(config))
-        self.config = config
-        self.up = not config.disabled
-        self.current_weight = 0
+        self.config: ServerConfig = config
+        self.up: bool = not config.disabled
+        self.current_weight: int = 0
 
     @property
     def full(self) -> bool:

@@ -84,7 +84,7 @@ class EngineCore(ABC):
         if isinstance(backends, str | os.PathLike):
             variables = {*variables, *_variables_in(backends)}
         self.config = config
-        self.servers = backend.servers
+        self.servers: tuple[BackendServer, ...] = backend.servers
         self._log = EngineLog(config)
         self._filter = Filter(config, variables, version, self._log.logger)
         rewritten = self._filter.rewritten

@@ -22,7 +22,7 @@ from spop.server.listeners import bound_address, close_all
 from spop.server.status import Status
 from spop.server.timers import Timers
 
-logger = logging.getLogger("spop.server")
+logger: logging.Logger = logging.getLogger("spop.server")
 
 RESTART_DELAY = 1.0
 MAX_RESTART_DELAY = 30.0

@@ -18,7 +18,7 @@ from spop.server.health import health_of, oldest_round
 from spop.server.status import WorkerStatus
 from spop.start_errors import StartError
 
-logger = logging.getLogger("spop.server")
+logger: logging.Logger = logging.getLogger("spop.server")
 
 
 def child(run: Callable[[], int]) -> int:
@@ -91,7 +91,7 @@ class Workers:
         self._board = board
         self._workers: list[WorkerProcess] = []
         self._retired = Totals()
-        self.frames_lost = 0
+        self.frames_lost: int = 0
 
     def __iter__(self) -> Iterator[WorkerProcess]:
         return iter(list(self._workers))

@@ -30,7 +30,7 @@ from spop.poller import Poller
 from spop.server.calls import Calls
 from spop.server.leaving import CANCEL_GRACE
 
-logger = SafeLogger("spop.server")
+logger: SafeLogger = SafeLogger("spop.server")
 
 Start = Callable[[AsyncCall], Any]
 

@@ -31,6 +31,7 @@ from spop.agent import Agent
 from spop.connection import Disconnect, State
 from spop.constants import Status
 from spop.counters import Cell, Cells, status_cell
+from spop.dispatch import Memory
 from spop.errors import reason as error_text
 from spop.frames import Peer
 from spop.options import Options
@@ -160,7 +161,7 @@ class Leaving:
         self._loop = loop
         self._log = log
         share = loop.options.max_memory // loop.options.threads
-        self.memory = MemoryLimit(loop, engines, share, self.end_for_memory).memory
+        self.memory: Memory = MemoryLimit(loop, engines, share, self.end_for_memory).memory
         self.memory.fragmented = self._watch_payloads
         self._handshakes = Deadlines(
             loop.timers, loop.options.handshake_timeout, self._end_handshake
@@ -175,7 +176,7 @@ class Leaving:
         self._owned_ports: frozenset[int] = frozenset()
         self._spare: Spare | None = None
         self._held: dict[Connection, int] = {}
-        self.begun = False
+        self.begun: bool = False
 
     @property
     def handing_over(self) -> bool:

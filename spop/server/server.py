@@ -42,7 +42,7 @@ from spop.server.stuck import StuckLog
 from spop.server.tls import server_context
 from spop.start_errors import users_part
 
-logger = SafeLogger("spop.server")
+logger: SafeLogger = SafeLogger("spop.server")
 
 STUCK = 1.0
 """Seconds after which the first loop is taken to be stuck, so that another thread closes what it
@@ -86,19 +86,19 @@ class Server:
         **more_options: Unpack[ServeOptions],
     ) -> None:
         self.agent = agent
-        self.options = options or Options.of(bind, **more_options)
-        self.engines = Engines()
-        self.admission = Admission(self.options, balance)
-        self.tls = tls or server_context(self.options)
+        self.options: Options = options or Options.of(bind, **more_options)
+        self.engines: Engines = Engines()
+        self.admission: Admission = Admission(self.options, balance)
+        self.tls: ssl.SSLContext | None = tls or server_context(self.options)
         self._rows = _rows(rows, self.options.threads + 1, len(agent.handlers))
-        self.executor = Executor(
+        self.executor: Executor = Executor(
             agent,
             self.options.pool_size,
             self.options.max_queue,
             self._rows[-1],
         )
-        self.slow_log = SlowLog(self.options.slow_handler)
-        self.connection_log = ConnectionLog(self.options.log_connections)
+        self.slow_log: SlowLog = SlowLog(self.options.slow_handler)
+        self.connection_log: ConnectionLog = ConnectionLog(self.options.log_connections)
         self._owns_listeners = listeners is None
         self._listeners = listeners or []
         self._ports = dict(zip(self._listeners, ports or [], strict=False))
@@ -114,7 +114,7 @@ class Server:
         self._refusals = RateLimitedLog(logger, per_second=1)
         self._admin: Any = None
         self._stuck_log: StuckLog | None = None
-        self.draining = False
+        self.draining: bool = False
         self.failed: BaseException | None = None
         """The error that a thread died of. It ends the server."""
         self.ends_process = False

@@ -49,7 +49,7 @@ from spop.server.timers import Timers
 from spop.server.worker import Load, run_worker
 from spop.start_errors import StartError
 
-logger = SafeLogger("spop.server")
+logger: SafeLogger = SafeLogger("spop.server")
 
 STEADY = 10.0
 """Seconds that a worker must have lived to be restarted at once."""

@@ -28,7 +28,7 @@ from spop.server.sources import import_as_they_are, source_files
 from spop.server.tls import server_context
 from spop.start_errors import StartError, start_error
 
-logger = logging.getLogger("spop.server")
+logger: logging.Logger = logging.getLogger("spop.server")
 
 Load = Callable[[], Agent]
 """Imports the agent, in the process that is to run it."""
