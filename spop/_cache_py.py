@@ -39,10 +39,11 @@ class Answers:
             raise ValueError(f"size is {size}, 1 at least")
         self._size = size
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
-        self.hits = 0
-        self.misses = 0
+        self.hits: int = 0
+        self.misses: int = 0
         self.missed: bytes | None = None
-        self.generation = self._begun = 0
+        self.generation: int = 0
+        self._begun = 0
 
     def _begin_anew(self) -> None:
         self._entries = OrderedDict()

@@ -181,7 +181,7 @@ class Totals:
     """
 
     def __init__(self) -> None:
-        self.cells = [0] * ROUTES
+        self.cells: list[int] = [0] * ROUTES
         self.routes: dict[str, list[int]] = {}
 
     def add(self, row: Cells, names: Iterable[str]) -> None:

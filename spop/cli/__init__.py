@@ -22,5 +22,5 @@ def main() -> None:
     """Agents for HAProxy's Stream Processing Offload Engine."""
 
 
-for command in (serve, check, notify, decode, bench, engine, validate, completion):
-    main.add_command(command)
+for _command in (serve, check, notify, decode, bench, engine, validate, completion):
+    main.add_command(_command)

@@ -74,7 +74,7 @@ class AdminServer:
         self, where: str | socket.socket, source: Source, hosts: Collection[str] = ()
     ) -> None:
         self._listener = listen(Address.parse(where)) if isinstance(where, str) else where
-        self.address = bound_address(self._listener)
+        self.address: Address = bound_address(self._listener)
         self._pages = _Pages(source, hosts)
         self._loop = asyncio.new_event_loop()
         self._stopped = asyncio.Event()

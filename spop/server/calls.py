@@ -17,9 +17,9 @@ from spop.counters import Cell, Cells
 from spop.dispatch import Route
 from spop.frames import Message
 from spop.handlers import HandlerInfo
+from spop.options import Options
 from spop.parameters import ASYNC, INLINE, MESSAGE, Parameter
 from spop.server.caches import Flights, Keeper
-from spop.server.options import Options
 
 if TYPE_CHECKING:
     import asyncio

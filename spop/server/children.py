@@ -16,8 +16,9 @@ from spop.server.board import Board, Place
 from spop.server.channel import Channel
 from spop.server.health import health_of, oldest_round
 from spop.server.status import WorkerStatus
+from spop.start_errors import StartError
 
-logger = logging.getLogger("spop.server")
+logger: logging.Logger = logging.getLogger("spop.server")
 
 
 def child(run: Callable[[], int]) -> int:
@@ -52,7 +53,7 @@ class WorkerProcess:
         ports: numbers of the ports that it accepts from.
         passed: number of movable connections that it was given.
         stopped: SIGSTOP or its like has stopped it.
-        error: why it could not start.
+        error: why it could not start, or was ended.
     """
 
     pid: int
@@ -67,7 +68,7 @@ class WorkerProcess:
     leaving: bool = False
     stopped: bool = False
     handlers: list[str] = field(default_factory=list)
-    error: str = ""
+    error: StartError | None = None
 
     ended: bool = False
 
@@ -79,7 +80,7 @@ class WorkerProcess:
 
     def end(self, number: signal.Signals, why: str) -> None:
         """End it by a signal, for this reason."""
-        self.error = why
+        self.error = StartError(why)
         self.kill(number)
 
 
@@ -90,7 +91,7 @@ class Workers:
         self._board = board
         self._workers: list[WorkerProcess] = []
         self._retired = Totals()
-        self.frames_lost = 0
+        self.frames_lost: int = 0
 
     def __iter__(self) -> Iterator[WorkerProcess]:
         return iter(list(self._workers))

@@ -11,7 +11,7 @@ from spop.errors import reason
 from spop.frames import Peer
 from spop.logs import RateLimitedLog, SafeLogger
 
-logger = SafeLogger("spop.server")
+logger: SafeLogger = SafeLogger("spop.server")
 
 PER_SECOND = 10
 """Lines of each kind."""

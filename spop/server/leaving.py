@@ -31,8 +31,10 @@ from spop.agent import Agent
 from spop.connection import Disconnect, State
 from spop.constants import Status
 from spop.counters import Cell, Cells, status_cell
+from spop.dispatch import Memory
 from spop.errors import reason as error_text
 from spop.frames import Peer
+from spop.options import Options
 from spop.poller import READ, WRITE
 from spop.server.admission import Admission
 from spop.server.calls import Calls
@@ -40,7 +42,6 @@ from spop.server.connection_log import ConnectionLog
 from spop.server.engines import Engines
 from spop.server.exchange import Connection
 from spop.server.memory import MemoryLimit
-from spop.server.options import Options
 from spop.server.timers import Timers
 
 LINGER = 2.0
@@ -160,7 +161,7 @@ class Leaving:
         self._loop = loop
         self._log = log
         share = loop.options.max_memory // loop.options.threads
-        self.memory = MemoryLimit(loop, engines, share, self.end_for_memory).memory
+        self.memory: Memory = MemoryLimit(loop, engines, share, self.end_for_memory).memory
         self.memory.fragmented = self._watch_payloads
         self._handshakes = Deadlines(
             loop.timers, loop.options.handshake_timeout, self._end_handshake
@@ -175,7 +176,7 @@ class Leaving:
         self._owned_ports: frozenset[int] = frozenset()
         self._spare: Spare | None = None
         self._held: dict[Connection, int] = {}
-        self.begun = False
+        self.begun: bool = False
 
     @property
     def handing_over(self) -> bool:

@@ -27,6 +27,7 @@ from spop.forks import FORKED, end_child, serve_in_this_thread
 from spop.frames import Frame
 from spop.lifespan import LoopState
 from spop.logs import SafeLogger
+from spop.options import MAX_PASS, Options
 from spop.parameters import RUNNING, Running
 from spop.poller import READ, WRITE, new_poller
 from spop.port import FastPaths
@@ -38,7 +39,6 @@ from spop.server.exchange import Connection, Exchange
 from spop.server.executor import Executor
 from spop.server.leaving import GiveAway, Leaving
 from spop.server.opening import Opening
-from spop.server.options import MAX_PASS, Options
 from spop.server.slow import SlowLog
 from spop.server.timers import Timer, Timers
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from spop.connection import AgentConnection
 from spop.counters import Cell
 from spop.frames import Peer
+from spop.options import Options
 from spop.poller import READ
 from spop.port import FastPath, FastPaths
 from spop.server.engines import Engines
@@ -20,7 +21,6 @@ from spop.server.exchange import Connection, Host
 from spop.server.frame_log import LoggedConnection
 from spop.server.leaving import Leaving
 from spop.server.listeners import peer_host, peer_name
-from spop.server.options import Options
 from spop.server.tls import TLSSocket
 
 

@@ -6,7 +6,7 @@ import threading
 
 from spop.logs import SafeLogger
 
-logger = SafeLogger("spop.server")
+logger: SafeLogger = SafeLogger("spop.server")
 
 
 class SlowLog:
@@ -20,7 +20,7 @@ class SlowLog:
     """
 
     def __init__(self, after: float) -> None:
-        self.after = int(after * 1e9)
+        self.after: int = int(after * 1e9)
         self._lock = threading.Lock()
         self._told: set[str] = set()
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -15,6 +16,14 @@ from spop import codec
 from spop.counters import Counts, HandlerCounts, Totals
 from spop.server.health import Health
 from spop.version import __version__
+
+
+def summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The sums of counts, by name."""
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +57,8 @@ class Status:
         frames_lost: number of NOTIFY frames in the hands of workers that died.
         limits: how often a limit took effect, by option.
         disconnects: number of DISCONNECTs by sender, "agent" or "peer", and status code.
+        without_handler: number of messages that no handler is for, by name, of the workers that
+            serve.
         connections: up to 1000 of them, for people.
     """
 
@@ -65,6 +76,7 @@ class Status:
     limits: dict[str, int]
     disconnects: dict[str, dict[str, int]]
     handlers: Sequence[HandlerCounts]
+    without_handler: dict[str, int] = dataclasses.field(default_factory=dict)
     connections: Sequence[dict[str, Any]] = ()
 
     @classmethod

@@ -14,7 +14,7 @@ from spop.logs import SafeLogger
 from spop.server.children import WorkerProcess, Workers
 from spop.server.timers import Timer, Timers
 
-logger = SafeLogger("spop.server")
+logger: SafeLogger = SafeLogger("spop.server")
 
 STEPS = 10
 """Number of steps in which the supervisor counts a worker's time to answer."""
