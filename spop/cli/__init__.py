@@ -7,6 +7,7 @@ import click
 from spop.cli.bench import bench
 from spop.cli.check import check
 from spop.cli.completion import completion
+from spop.cli.config import config
 from spop.cli.decode import decode
 from spop.cli.engine import engine
 from spop.cli.notify import notify
@@ -22,5 +23,5 @@ def main() -> None:
     """Agents for HAProxy's Stream Processing Offload Engine."""
 
 
-for command in (serve, check, notify, decode, bench, engine, validate, completion):
+for command in (serve, check, notify, decode, bench, engine, validate, config, completion):
     main.add_command(command)
