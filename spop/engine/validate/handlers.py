@@ -16,7 +16,7 @@ from typing import Any
 
 from spop.agent import Agent
 from spop.engine.config.model import Location
-from spop.parameters import ARGUMENT, MESSAGE, MESSAGES, MISSING, Parameter
+from spop.parameters import ARGUMENT, MESSAGE, MESSAGES, MISSING, STATE, Parameter
 from spop.values import SCOPES, VARIABLE
 
 
@@ -52,10 +52,12 @@ def _facts(name: str, info: Any) -> HandlerFacts:
     function = inspect.unwrap(info.function)
     arguments = tuple(p for p in info.parameters if p.kind == ARGUMENT)
     tree = _tree(function)
-    sets = frozenset(info.sets) or frozenset(_literals(tree))
+    states = {f"txn.{p.name}" for p in info.parameters if p.kind == STATE}
+    declared = frozenset(info.sets) - states  # A state is one of `sets`, declared or not.
+    sets = (declared or frozenset(_literals(tree))) | states
     whole = {p.name for p in info.parameters if p.kind in (MESSAGE, MESSAGES)}
     reads = tuple(dict.fromkeys(_reads(tree, whole)))
-    return HandlerFacts(name, _location(function), arguments, sets, not info.sets, reads)
+    return HandlerFacts(name, _location(function), arguments, sets, not declared, reads)
 
 
 def _location(function: Callable[..., Any]) -> Location:
