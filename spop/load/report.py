@@ -181,9 +181,13 @@ def write_plot(path: Path, runs: dict[str, dict[str, Any]]) -> None:
     pyplot.close(figure)
 
 
-def comparison(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """The values that both runs have, and their ratio."""
-    rows: list[tuple[str, float, float, Callable[[float], str]]] = [
+Figure = tuple[str, float, float, Callable[[float], str]]
+"""A name, two values, and how they are shown."""
+
+
+def figures(first: dict[str, Any], second: dict[str, Any]) -> list[Figure]:
+    """The values that both runs have."""
+    rows: list[Figure] = [
         ("throughput, frames/s", first["rate"], second["rate"], lambda rate: f"{rate:,.0f}")
     ]
     rows += [
@@ -194,4 +198,12 @@ def comparison(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str,
     costs = first["agent_cpu_per_frame"], second["agent_cpu_per_frame"]
     if None not in costs:
         rows.append(("agent's CPU per frame", *costs, duration))
-    return [(name, show(a), show(b), f"{b / a:.2f} ×" if a else "–") for name, a, b, show in rows]
+    return rows
+
+
+def comparison(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """The values that both runs have, and their ratio."""
+    return [
+        (name, show(a), show(b), f"{b / a:.2f} ×" if a else "–")
+        for name, a, b, show in figures(first, second)
+    ]

@@ -112,6 +112,9 @@ def _spoe(
         yield "    timeout idle 2m"
     yield f"    timeout processing {_wait(agent)}ms  # then the request goes on without an answer"
     names = {name.split(".", 2)[2] for message in messages for name in message.variables}
+    names |= {
+        name.split(".", 1)[1] for facts in facts_of(agent).values() for name in facts.defaults
+    }
     if names:
         yield f"    register-var-names {' '.join(sorted(names))}"
     yield "    use-backend agents"

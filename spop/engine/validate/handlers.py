@@ -16,6 +16,7 @@ from typing import Any
 
 from spop.agent import Agent
 from spop.engine.config.model import Location
+from spop.handlers import HandlerInfo
 from spop.parameters import ARGUMENT, MESSAGE, MESSAGES, MISSING, STATE, Parameter
 from spop.values import SCOPES, VARIABLE
 
@@ -27,7 +28,7 @@ class HandlerFacts:
     Attributes:
         arguments: the parameters that take an argument of the message.
         sets: the variables that it may set, without the agent's prefix: ``"txn.score"``.
-        literal: `sets` are those in its source; there may be others.
+        defaults: those that the agent's ``on_error`` and ``on_timeout`` set for it.
         reads: the arguments that it reads from whole messages, in its source; there may be others.
     """
 
@@ -35,7 +36,7 @@ class HandlerFacts:
     location: Location
     arguments: tuple[Parameter, ...]
     sets: frozenset[str]
-    literal: bool
+    defaults: frozenset[str]
     reads: tuple[str, ...] = ()
 
     @property
@@ -45,10 +46,11 @@ class HandlerFacts:
 
 def facts_of(agent: Agent) -> Mapping[str, HandlerFacts]:
     """The facts of each handler, by the name of its message."""
-    return {name: _facts(name, info) for name, info in agent.handlers.items()}
+    defaults = frozenset((*agent.default_on_error, *agent.default_on_timeout))
+    return {name: _facts(name, info, defaults) for name, info in agent.handlers.items()}
 
 
-def _facts(name: str, info: Any) -> HandlerFacts:
+def _facts(name: str, info: HandlerInfo, defaults: frozenset[str]) -> HandlerFacts:
     function = inspect.unwrap(info.function)
     arguments = tuple(p for p in info.parameters if p.kind == ARGUMENT)
     tree = _tree(function)
@@ -57,7 +59,7 @@ def _facts(name: str, info: Any) -> HandlerFacts:
     sets = (declared or frozenset(_literals(tree))) | states
     whole = {p.name for p in info.parameters if p.kind in (MESSAGE, MESSAGES)}
     reads = tuple(dict.fromkeys(_reads(tree, whole)))
-    return HandlerFacts(name, _location(function), arguments, sets, not declared, reads)
+    return HandlerFacts(name, _location(function), arguments, sets, defaults, reads)
 
 
 def _location(function: Callable[..., Any]) -> Location:
