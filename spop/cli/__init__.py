@@ -7,8 +7,10 @@ import click
 from spop.cli.bench import bench
 from spop.cli.check import check
 from spop.cli.completion import completion
+from spop.cli.config import config
 from spop.cli.decode import decode
 from spop.cli.engine import engine
+from spop.cli.new import new
 from spop.cli.notify import notify
 from spop.cli.output import Main
 from spop.cli.serve import serve
@@ -22,5 +24,5 @@ def main() -> None:
     """Agents for HAProxy's Stream Processing Offload Engine."""
 
 
-for _command in (serve, check, notify, decode, bench, engine, validate, completion):
+for _command in (serve, check, notify, decode, bench, engine, validate, config, new, completion):
     main.add_command(_command)
