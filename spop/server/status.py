@@ -27,6 +27,9 @@ class WorkerStatus:
             signal) or "leaving".
         connections: how many it has.
         round: age in seconds of the oldest present round of its loops; 0.0 if all wait.
+        frames_received, frames_in_hand, queued, running: as those of `Counts`, its own.
+        cpu_seconds: processor time that it has used.
+        memory_bytes: its resident memory.
     """
 
     pid: int
@@ -34,6 +37,12 @@ class WorkerStatus:
     state: str
     connections: int
     round: float
+    frames_received: int
+    frames_in_hand: int
+    queued: int
+    running: int
+    cpu_seconds: float
+    memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +50,7 @@ class Status:
     """The status of a service.
 
     Attributes:
-        started: seconds since the epoch.
+        time, started: seconds since the epoch: when this was so, and when the service started.
         alive, ready: what /healthz and /readyz answer.
         draining: it stops.
         restarts: number of workers that were restarted because one had died.
@@ -54,6 +63,7 @@ class Status:
     agent: str
     version: str = __version__
     codec: str = codec.IMPLEMENTATION
+    time: float
     started: float
     alive: bool
     ready: bool
@@ -71,6 +81,7 @@ class Status:
     def of(cls, totals: Totals, health: Health, **more: Any) -> Self:
         """The status with these counts, this health and the other attributes."""
         return cls(
+            time=time.time(),
             alive=health.alive,
             ready=health.ready,
             counts=totals.counts(),
