@@ -16,6 +16,9 @@ from spop.counters import Counts, HandlerCounts, Totals
 from spop.server.health import Health
 from spop.version import __version__
 
+WORKER_STATES = ("starting", "ready", "busy", "stuck", "stopped", "leaving")
+"""A busy worker has had a round for more than a second; a signal has stopped a stopped one."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
@@ -23,8 +26,7 @@ class WorkerStatus:
 
     Attributes:
         started: seconds since the epoch.
-        state: "starting", "ready", "busy" (for more than a second), "stuck", "stopped" (by a
-            signal) or "leaving".
+        state: one of `WORKER_STATES`.
         connections: how many it has.
         round: age in seconds of the oldest present round of its loops; 0.0 if all wait.
         frames_received, frames_in_hand, queued, running: as those of `Counts`, its own.
