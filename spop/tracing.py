@@ -1,25 +1,34 @@
-"""OpenTelemetry spans for the messages of an agent; needs ``pip install 'haproxy-spop[otel]'``.
+"""OpenTelemetry spans and metrics for an agent's messages; needs the extra ``otel``.
 
 HAProxy can send the trace context of a request as an argument of a message, such as
 ``traceparent=req.hdr(traceparent)``. `trace_messages` makes a span of that trace for each message
-that is handled.
+that is handled. Names follow OpenTelemetry's semantic conventions for RPC: ``rpc.method`` is
+``AGENT/MESSAGE``.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from opentelemetry import propagate, trace
+from opentelemetry import metrics, propagate, trace
+from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import SpanKind, TracerProvider
 
 from spop.agent import Agent
 from spop.context import current
 from spop.parameters import Parameter
 from spop.version import __version__
+
+_BOUNDARIES = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75,
+    1, 2.5, 5, 7.5, 10,
+)  # fmt: skip
+"""Bounds of the histogram's buckets in seconds: those of the conventions, and shorter ones."""
 
 
 def trace_messages(
@@ -28,29 +37,45 @@ def trace_messages(
     traceparent: str = "traceparent",
     tracestate: str = "tracestate",
     provider: TracerProvider | None = None,
+    meter_provider: MeterProvider | None = None,
 ) -> None:
-    """Make a span for each message of an agent's handlers.
+    """Make a span for each message of an agent's handlers, and record how long it took.
 
-    Call it after the handlers are registered, and before the agent serves.
+    The metric is the histogram ``rpc.server.call.duration``. Call it after the handlers are registered, and before the agent serves.
 
     Args:
         traceparent: the argument with the trace context (W3C Trace Context). A message without it
             starts a new trace.
         tracestate: the argument with the state of the trace.
-        provider: None is the global one.
+        provider, meter_provider: None is the global one.
     """
     tracer = trace.get_tracer("spop", __version__, provider)
+    duration = metrics.get_meter("spop", __version__, meter_provider).create_histogram(
+        "rpc.server.call.duration",
+        unit="s",
+        description="Measures the duration of an incoming Remote Procedure Call (RPC).",
+        explicit_bucket_boundaries_advisory=_BOUNDARIES,
+    )
 
     @contextmanager
     def span(name: str, parent: object, state: object) -> Iterator[None]:
         carrier = {"traceparent": str(parent or ""), "tracestate": str(state or "")}
+        method = {"rpc.system.name": "spop", "rpc.method": f"{agent.name}/{name}"}
         with tracer.start_as_current_span(
-            f"spop {name}",
+            method["rpc.method"],
             propagate.extract({k: v for k, v in carrier.items() if v}),
             kind=SpanKind.SERVER,
-            attributes=_attributes(name),
-        ):
-            yield
+            attributes={**method, **_attributes()},
+        ) as made:
+            began = time.perf_counter()
+            try:
+                yield
+            except BaseException as error:
+                method["error.type"] = _type_name(error)
+                made.set_attribute("error.type", method["error.type"])
+                raise
+            finally:
+                duration.record(time.perf_counter() - began, method)
 
     names = [each.replace("-", "_") for each in (traceparent, tracestate)]
     for name, info in list(agent.handlers.items()):
@@ -98,11 +123,21 @@ def _traced(
     return traced
 
 
-def _attributes(name: str) -> dict[str, str | int]:
-    attributes: dict[str, str | int] = {"spop.message": name}
+def _attributes() -> dict[str, str | int]:
+    """The attributes of a span alone: metrics would have a series for each of their values."""
     running = current()
-    if running is not None:
-        attributes["spop.stream_id"] = running.stream_id
-        attributes["spop.frame_id"] = running.frame_id
-        attributes["network.peer.address"] = running.connection.address
-    return attributes
+    if running is None:
+        return {}
+    return {
+        "spop.stream_id": running.stream_id,
+        "spop.frame_id": running.frame_id,
+        "network.peer.address": running.connection.address,
+    }
+
+
+def _type_name(error: BaseException) -> str:
+    """The name of an exception's class, with its module unless it is one of Python's own."""
+    type_ = type(error)
+    if type_.__module__ == "builtins":
+        return type_.__qualname__
+    return f"{type_.__module__}.{type_.__qualname__}"
