@@ -12,6 +12,7 @@ from spop.cli.engine import engine
 from spop.cli.notify import notify
 from spop.cli.output import Main
 from spop.cli.serve import serve
+from spop.cli.top import top
 from spop.cli.validate import validate
 from spop.version import __version__
 
@@ -22,5 +23,5 @@ def main() -> None:
     """Agents for HAProxy's Stream Processing Offload Engine."""
 
 
-for command in (serve, check, notify, decode, bench, engine, validate, completion):
+for command in (serve, check, notify, decode, bench, engine, validate, top, completion):
     main.add_command(command)

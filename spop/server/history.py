@@ -57,8 +57,8 @@ def _sample(last: Status, status: Status) -> Sample:
         time=status.time,
         frames=_rate(last.counts.frames_received, status.counts.frames_received, seconds),
         errors=_rate(_errors(last), _errors(status), seconds),
-        p50=_quantile(calls, 0.5),
-        p99=_quantile(calls, 0.99),
+        p50=quantile(calls, 0.5),
+        p99=quantile(calls, 0.99),
     )
 
 
@@ -79,7 +79,7 @@ def _calls(status: Status) -> dict[str, int]:
     return calls
 
 
-def _quantile(calls: dict[str, int], q: float) -> float | None:
+def quantile(calls: dict[str, int], q: float) -> float | None:
     """The least bound with a share `q` of the calls below; above the last one, that one."""
     total = calls.get("+Inf", 0)
     if total <= 0:
