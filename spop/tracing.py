@@ -49,42 +49,57 @@ def trace_messages(
         tracestate: the argument with the state of the trace.
         provider, meter_provider: None is the global one.
     """
-    tracer = trace.get_tracer("spop", __version__, provider)
-    duration = metrics.get_meter("spop", __version__, meter_provider).create_histogram(
-        "rpc.server.call.duration",
-        unit="s",
-        description="Measures the duration of an incoming Remote Procedure Call (RPC).",
-        explicit_bucket_boundaries_advisory=_BOUNDARIES,
-    )
-
-    @contextmanager
-    def span(name: str, parent: object, state: object) -> Iterator[None]:
-        carrier = {"traceparent": str(parent or ""), "tracestate": str(state or "")}
-        method = {"rpc.system.name": "spop", "rpc.method": f"{agent.name}/{name}"}
-        with tracer.start_as_current_span(
-            method["rpc.method"],
-            propagate.extract({k: v for k, v in carrier.items() if v}),
-            kind=SpanKind.SERVER,
-            attributes={**method, **_attributes()},
-        ) as made:
-            began = time.perf_counter()
-            try:
-                yield
-            except BaseException as error:
-                method["error.type"] = _type_name(error)
-                made.set_attribute("error.type", method["error.type"])
-                raise
-            finally:
-                duration.record(time.perf_counter() - began, method)
-
+    instruments = _Instruments(provider, meter_provider)
     names = [each.replace("-", "_") for each in (traceparent, tracestate)]
     for name, info in list(agent.handlers.items()):
         missing = set(names).difference(parameter.name for parameter in info.parameters)
         added = [Parameter(n, default=None, keyword_only=True) for n in names if n in missing]
         agent.handlers[name] = info._replace(
-            function=_traced(info.function, functools.partial(span, name), names, missing),
+            function=_traced(
+                info.function,
+                functools.partial(instruments.span, f"{agent.name}/{name}"),
+                names,
+                missing,
+            ),
             parameters=(*info.parameters, *added),
         )
+
+
+class _Instruments:
+    """What makes spans and records durations."""
+
+    def __init__(
+        self, provider: TracerProvider | None, meter_provider: MeterProvider | None
+    ) -> None:
+        self._tracer = trace.get_tracer("spop", __version__, provider)
+        meter = metrics.get_meter("spop", __version__, meter_provider)
+        self._duration = meter.create_histogram(
+            "rpc.server.call.duration",
+            unit="s",
+            description="Measures the duration of an incoming Remote Procedure Call (RPC).",
+            explicit_bucket_boundaries_advisory=_BOUNDARIES,
+        )
+
+    @contextmanager
+    def span(self, method: str, parent: object, state: object) -> Iterator[None]:
+        """The span of a call, in the trace that the arguments of the message name."""
+        carrier = {"traceparent": str(parent or ""), "tracestate": str(state or "")}
+        attributes = {"rpc.system.name": "spop", "rpc.method": method}
+        with self._tracer.start_as_current_span(
+            method,
+            propagate.extract({k: v for k, v in carrier.items() if v}),
+            kind=SpanKind.SERVER,
+            attributes={**attributes, **_attributes()},
+        ) as span:
+            began = time.perf_counter()
+            try:
+                yield
+            except BaseException as error:
+                attributes["error.type"] = _type_name(error)
+                span.set_attribute("error.type", attributes["error.type"])
+                raise
+            finally:
+                self._duration.record(time.perf_counter() - began, attributes)
 
 
 def _traced(
