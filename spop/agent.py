@@ -13,10 +13,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, Unpack
 
 from spop import codec
-from spop.address import Address
+from spop.address import Address, Addresses
 from spop.batch import Batch
 from spop.cache import Cache
 from spop.connection import MAX_IN_FLIGHT, Disconnect
@@ -41,8 +41,10 @@ from spop.handlers import (
 )
 from spop.lifespan import Lifespan, Periodic, Resources, current_state
 from spop.logs import RateLimitedLog, SafeLogger, shortened, text_of
-from spop.parameters import LEFT, described, name_of
+from spop.options import ServeOptions
+from spop.parameters import LEFT, described, name_of, place_of
 from spop.settings import SettingsError, fill
+from spop.start_errors import users_part
 from spop.values import Value, type_unset
 
 if TYPE_CHECKING:
@@ -447,10 +449,18 @@ class Agent:
         """Count and log a failed message, and call the hooks."""
         with self._errors_lock:
             self.errors[name] += 1
-        self._log_failure(error, "message %r failed: %r", name)
+        self._log_failure(error, "message %r failed: %r%s", name, self._where(name, error))
         self._keep_interrupt(error)
         for hook in self._error_hooks:
             self._run_hook(hook, name, error)
+
+    def _where(self, name: str, error: BaseException) -> str:
+        """The handler, if the error does not show it, because its argument or answer is wrong."""
+        if name not in self.handlers or users_part(error.__traceback__) is not None:
+            return ""
+        function = self.handlers[name].function
+        known = place_of(function) in text_of(error)
+        return "" if known else f", {described(function)}"
 
     def _log_without_handler(self, name: str) -> None:
         with self._errors_lock:
@@ -461,16 +471,16 @@ class Agent:
             "no handler is for message %r; there are: %s", name, ", ".join(self.handlers)
         )
 
-    def _log_failure(self, error: BaseException, message: str, name: str) -> None:
+    def _log_failure(self, error: BaseException, message: str, name: str, where: str = "") -> None:
         summary = shortened(f"{type(error).__name__}: {text_of(error)}")
-        if self._error_log.allows(logging.ERROR, message, name, summary):
-            logger.failure(error, message, name, summary)
+        if self._error_log.allows(logging.ERROR, message, name, summary, where):
+            logger.failure(error, message, name, summary, where)
 
     def _run_hook(self, hook: Callable[..., object], *args: object) -> None:
         try:
             hook(*args)
         except BaseException as error:  # As with a handler: the loop goes on.
-            self._log_failure(error, "hook %s failed: %r", text_of(hook, name_of))
+            self._log_failure(error, "hook %s failed: %r%s", text_of(hook, name_of))
             self._keep_interrupt(error)
         finally:
             if FORKED:
@@ -490,14 +500,14 @@ class Agent:
         if error is not None:
             raise error
 
-    def serve(self, bind: str | list[str] = "127.0.0.1:9000", **options: Any) -> None:
+    def serve(self, bind: Addresses = "127.0.0.1:9000", **options: Unpack[ServeOptions]) -> None:
         """Serve until SIGINT or SIGTERM; `spop.server.Server` has the options."""
         from spop.server import Server
 
         Server(self, bind, **options).run()
 
     def serve_in_background(
-        self, bind: str | list[str] = "127.0.0.1:0", **options: Any
+        self, bind: Addresses = "127.0.0.1:0", **options: Unpack[ServeOptions]
     ) -> AgentServer:
         """A server for a ``with`` statement. Inside of it, it serves in threads of its own."""
         from spop.server import Server
@@ -506,9 +516,9 @@ class Agent:
 
     async def serve_async(
         self,
-        bind: str | list[str] = "127.0.0.1:9000",
+        bind: Addresses = "127.0.0.1:9000",
         ready: Callable[[AgentServer], object] | None = None,
-        **options: Any,
+        **options: Unpack[ServeOptions],
     ) -> None:
         """Serve on the running event loop, until this task is cancelled.
 

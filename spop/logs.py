@@ -57,7 +57,11 @@ def traceback_of(error: BaseException) -> str:
 
 def escaped_traceback(error: BaseException) -> str:
     """A traceback of which each line is marked as one, so that none can pass for a log line."""
-    return "\n".join(f"  | {escaped(line)}" for line in traceback_of(error).splitlines())
+    return _marked(traceback_of(error))
+
+
+def _marked(text: str) -> str:
+    return "\n".join(f"  | {escaped(line)}" for line in text.splitlines())
 
 
 class SafeLogger(logging.LoggerAdapter[logging.Logger]):
@@ -81,6 +85,18 @@ class SafeLogger(logging.LoggerAdapter[logging.Logger]):
                 (type(error), error, error.__traceback__), "failure",
             )  # fmt: skip
             record.exc_text = escaped_traceback(error)
+            self.logger.handle(record)
+
+    def failure_elsewhere(self, trace: str, message: str, *args: object) -> None:
+        """Log an error of another process, whose traceback, if it has one, is a text."""
+        with contextlib.suppress(BaseException):
+            if not self.isEnabledFor(logging.ERROR):
+                return
+            extra = {"spop_traceback": trace}
+            record = self.logger.makeRecord(
+                self.logger.name, logging.ERROR, __file__, 0, message, args, None, "failure", extra
+            )
+            record.exc_text = _marked(trace)
             self.logger.handle(record)
 
 
@@ -172,6 +188,8 @@ class JSONFormatter(logging.Formatter):
                 fields[name] = value
         if record.exc_info and record.exc_info[1]:
             fields["exception"] = traceback_of(record.exc_info[1])
+        elif trace := getattr(record, "spop_traceback", ""):
+            fields["exception"] = trace
         return json.dumps(fields, ensure_ascii=True, default=str)
 
 

@@ -163,6 +163,16 @@ def test_a_message_that_lacks_an_argument_counts_as_its_handlers_error_alone(
         assert status["counts"]["frames_in_hand"] == 0
 
 
+def test_messages_without_a_handler_are_counted_by_name(agent: Agent) -> None:
+    with (
+        agent.serve_in_background(admin="127.0.0.1:0", threads=2) as server,
+        Client(str(server.address)) as client,
+    ):
+        client.notify([Message("who"), Message("check", ip=IPv4Address(1)), Message("who")])
+        base = str(server.admin_address)
+        assert json.loads(get(base, "/status.json")[1])["without_handler"] == {"who": 2}
+
+
 def counts(base: str) -> dict[str, int]:
     return dict(json.loads(get(base, "/status.json")[1])["counts"])
 
@@ -282,6 +292,7 @@ def test_metrics_are_right_over_processes(tmp_path: Path) -> None:
             assert found["spop_received_bytes_total",] > 61 * 10
             status = json.loads(get(base, "/status.json")[1])
             assert len(status["connections"]) == 12
+            assert status["without_handler"] == {"nobody": 1}
             assert sum(worker["connections"] for worker in status["workers"]) == 12
         wait_until(lambda: metrics(base)["spop_connections",] == 0, "the connections' end")
         assert metrics(base)["spop_disconnects_total", "peer", "0"] == 12

@@ -53,6 +53,7 @@ def test_no_text_of_the_page_is_cut_in_a_wide_and_a_narrow_window(tmp_path: Path
                 wait_until(lambda: ENGINE_ID in str(text_of(page)), "the connection")
                 page.value("document.querySelector('details').open = true")
                 assert page.value(CUT) == []
+                assert "x" * 100 in text_of(page)
                 assert page.value("document.documentElement.scrollWidth") <= width
                 colours[scheme] = page.value(COLOURS)
         assert colours["light"] != colours["dark"]

@@ -24,8 +24,9 @@ from spop.cli.parameters import FILE, SizeType
 from spop.cli.settings import give_settings, shown_settings
 from spop.context import ContextFilter
 from spop.errors import reason
-from spop.server.options import LOG_LEVELS, Options
-from spop.server.supervisor import StartError, Supervisor
+from spop.options import LOG_LEVELS, Options
+from spop.server.supervisor import Supervisor
+from spop.start_errors import StartError
 
 
 def option_flags(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,18 +132,23 @@ def serve(
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     except ModuleNotFoundError as error:
-        raise StartFailure(str(error)) from None
+        raise StartFailure(StartError(str(error))) from None
     except OSError as error:
-        raise StartFailure(f"cannot start: {reason(error)}") from None
+        raise StartFailure(StartError(f"cannot start: {reason(error)}")) from None
+    except StartError as error:
+        raise StartFailure(error) from None
     try:
         supervisor.run()
     except StartError as error:
-        raise StartFailure(str(error)) from None
+        raise StartFailure(error) from None
 
 
 def _load(target: str, config: Path | None) -> Agent:
-    agent = load_agent(target)
-    give_settings(agent, config)
+    try:
+        agent = load_agent(target)
+        give_settings(agent, config)
+    except click.UsageError as error:
+        raise StartError(error.message) from None
     return agent
 
 

@@ -7,8 +7,8 @@ from collections import Counter
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from spop.counters import Cell
+from spop.options import Options
 from spop.server.balance import Balance
-from spop.server.options import Options
 
 
 class Admission:

@@ -15,11 +15,11 @@ from spop.counters import Cell, Cells
 from spop.dispatch import Route
 from spop.frames import Message
 from spop.handlers import HandlerInfo
+from spop.options import Options
 from spop.parameters import ASYNC, INLINE, MESSAGE, Parameter
 from spop.server.afterwards import Afterwards
 from spop.server.batches import Batcher
 from spop.server.caches import Flights, Keeper
-from spop.server.options import Options
 
 
 class Calls:

@@ -17,6 +17,7 @@ from spop.server.channel import Channel
 from spop.server.health import health_of, oldest_round
 from spop.server.status import WorkerStatus
 from spop.server.usage import usage_of
+from spop.start_errors import StartError
 
 logger = logging.getLogger("spop.server")
 
@@ -53,7 +54,7 @@ class WorkerProcess:
         ports: numbers of the ports that it accepts from.
         passed: number of movable connections that it was given.
         stopped: SIGSTOP or its like has stopped it.
-        error: why it could not start.
+        error: why it could not start, or was ended.
     """
 
     pid: int
@@ -68,7 +69,7 @@ class WorkerProcess:
     leaving: bool = False
     stopped: bool = False
     handlers: list[str] = field(default_factory=list)
-    error: str = ""
+    error: StartError | None = None
 
     ended: bool = False
 
@@ -80,7 +81,7 @@ class WorkerProcess:
 
     def end(self, number: signal.Signals, why: str) -> None:
         """End it by a signal, for this reason."""
-        self.error = why
+        self.error = StartError(why)
         self.kill(number)
 
 

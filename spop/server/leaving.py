@@ -33,6 +33,7 @@ from spop.constants import Status
 from spop.counters import Cell, Cells, status_cell
 from spop.errors import reason as error_text
 from spop.frames import Peer
+from spop.options import Options
 from spop.poller import READ, WRITE
 from spop.server.admission import Admission
 from spop.server.calls import Calls
@@ -40,7 +41,6 @@ from spop.server.connection_log import ConnectionLog
 from spop.server.engines import Engines
 from spop.server.exchange import Connection
 from spop.server.memory import MemoryLimit
-from spop.server.options import Options
 from spop.server.timers import Timers
 
 LINGER = 2.0

@@ -28,6 +28,7 @@ from spop.forks import FORKED, end_child, serve_in_this_thread
 from spop.frames import Frame, Peer
 from spop.lifespan import LoopState
 from spop.logs import SafeLogger
+from spop.options import MAX_PASS, Options
 from spop.parameters import RUNNING, Running
 from spop.poller import READ, WRITE, new_poller
 from spop.port import FastPath, FastPaths
@@ -40,7 +41,6 @@ from spop.server.executor import Executor
 from spop.server.frame_log import LoggedConnection
 from spop.server.leaving import GiveAway, Leaving
 from spop.server.listeners import peer_host, peer_name
-from spop.server.options import MAX_PASS, Options
 from spop.server.slow import SlowLog
 from spop.server.timers import Timer, Timers
 from spop.server.tls import TLSSocket

@@ -10,18 +10,20 @@ import os
 import signal
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from spop import codec
-from spop.address import Address
+from spop.address import Address, Addresses
 from spop.agent import Agent
 from spop.counters import Cell, Cells, Totals, new_row, row_size
 from spop.forks import serve_in_this_thread
 from spop.logs import RateLimitedLog, SafeLogger
+from spop.options import DEFAULT_BIND, Options, ServeOptions
 from spop.server.accepting import Acceptor
 from spop.server.admission import Admission
 from spop.server.balance import SETTLE, Balance, is_uneven, surplus
@@ -33,12 +35,12 @@ from spop.server.health import READY_WITHIN, Health, health_of, oldest_round
 from spop.server.leaving import GiveAway, Taken
 from spop.server.listeners import bound_address, close_all, listen_all, peer_host
 from spop.server.loop import Loop
-from spop.server.options import DEFAULT_BIND, Options
 from spop.server.signals import GRACE, Signals
 from spop.server.slow import SlowLog
-from spop.server.status import Status
+from spop.server.status import Status, summed
 from spop.server.stuck import StuckLog
 from spop.server.tls import server_context
+from spop.start_errors import users_part
 
 logger = SafeLogger("spop.server")
 
@@ -73,7 +75,7 @@ class Server:
     def __init__(
         self,
         agent: Agent,
-        bind: str | Iterable[str] = DEFAULT_BIND,
+        bind: Addresses = DEFAULT_BIND,
         *,
         listeners: list[socket.socket] | None = None,
         ports: list[int | None] | None = None,
@@ -81,7 +83,7 @@ class Server:
         balance: Balance | None = None,
         tls: ssl.SSLContext | None = None,
         options: Options | None = None,
-        **more_options: Any,
+        **more_options: Unpack[ServeOptions],
     ) -> None:
         self.agent = agent
         self.options = options or Options.of(bind, **more_options)
@@ -147,6 +149,15 @@ class Server:
             OSError: an address can't be listened on.
             BaseException: a lifespan of the agent raised it.
         """
+        try:
+            self._start_loops()
+        except BaseException as error:
+            error.__traceback__ = users_part(error.__traceback__) or error.__traceback__
+            raise
+        self._loops[0].call_soon(self._accept)
+        self._tell_start()
+
+    def _start_loops(self) -> None:
         self._open()
         for loop in self._loops:
             loop.start()
@@ -156,8 +167,6 @@ class Server:
         except BaseException:
             self.stop()
             raise
-        self._loops[0].call_soon(self._accept)
-        self._tell_start()
 
     def _open(self) -> None:
         """Listen, and make the loops without running them."""
@@ -431,8 +440,13 @@ class Server:
             agent=self.agent.name,
             started=self._started,
             draining=self.draining,
+            without_handler=self.without_handler(),
             connections=self.connections() if connections else [],
         )
+
+    def without_handler(self) -> dict[str, int]:
+        """Number of messages that no handler is for, by name."""
+        return summed(dict(loop.dispatcher.unknown) for loop in self._loops)
 
     # --- ending ---
 
@@ -535,10 +549,17 @@ class Server:
         with Signals(*numbers, end_after=self.options.drain_timeout + GRACE) as signals:
             self._wake, self._hurries = signals.wake, signals.hurry
             with self:
+                self._say_where()
                 while signals.wait() == signal.SIGUSR1:
                     logger.info("%s", self.status(connections=False))
                     self.log_connections()
                 logger.info("stopping")
+
+    def _say_where(self) -> None:
+        """For a script that has configured no logging, and has a standard error."""
+        if not logger.logger.hasHandlers() and sys.stderr is not None:
+            where = ", ".join(map(str, self.addresses))
+            print(f"agent {self.agent.name!r} serves on {where}", file=sys.stderr, flush=True)
 
     async def run_async(self, ready: Callable[[Self], object] | None = None) -> None:
         """Serve on the running event loop, until this task is cancelled.

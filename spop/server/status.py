@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,6 +19,14 @@ from spop.version import __version__
 
 WORKER_STATES = ("starting", "ready", "busy", "stuck", "stopped", "leaving")
 """A busy worker has had a round for more than a second; a signal has stopped a stopped one."""
+
+
+def summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The sums of counts, by name."""
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,8 @@ class Status:
         frames_lost: number of NOTIFY frames in the hands of workers that died.
         limits: how often a limit took effect, by option.
         disconnects: number of DISCONNECTs by sender, "agent" or "peer", and status code.
+        without_handler: number of messages that no handler is for, by name, of the workers that
+            serve.
         connections: up to 1000 of them, for people.
     """
 
@@ -77,6 +88,7 @@ class Status:
     limits: dict[str, int]
     disconnects: dict[str, dict[str, int]]
     handlers: Sequence[HandlerCounts]
+    without_handler: dict[str, int] = dataclasses.field(default_factory=dict)
     connections: Sequence[dict[str, Any]] = ()
 
     @classmethod

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
-import logging
 import os
 import resource
 import selectors
@@ -25,7 +24,9 @@ from typing import Any
 
 from spop.address import Address
 from spop.counters import Cell
-from spop.errors import SpopError, reason
+from spop.errors import reason
+from spop.logs import SafeLogger
+from spop.options import Options
 from spop.server import systemd
 from spop.server.admin_process import AdminProcess
 from spop.server.balance import Balance
@@ -36,19 +37,19 @@ from spop.server.health import Health, service_health
 from spop.server.listeners import bound_address, close_all, listen, listen_all
 from spop.server.messages import check_message
 from spop.server.moves import Moves
-from spop.server.options import Options
 from spop.server.orphans import end_with_parent
 from spop.server.privileges import check_privileges, drop_privileges
 from spop.server.questions import Answers, Questions
 from spop.server.server import log_start
 from spop.server.sharing import Sharing
 from spop.server.signals import GRACE, Hurry, Signals
-from spop.server.status import Status
+from spop.server.status import Status, summed
 from spop.server.stuck import STEPS, StuckWorkers
 from spop.server.timers import Timers
 from spop.server.worker import Load, run_worker
+from spop.start_errors import StartError
 
-logger = logging.getLogger("spop.server")
+logger = SafeLogger("spop.server")
 
 STEADY = 10.0
 """Seconds that a worker must have lived to be restarted at once."""
@@ -57,10 +58,6 @@ WATCH_INTERVAL = 0.5
 HURRY_GRACE = 1.0
 """Seconds that workers have to end after a second signal, before they are killed."""
 MAX_CONNECTIONS_SHOWN = 1000
-
-
-class StartError(SpopError):
-    """The service could not start. The message says why."""
 
 
 class Supervisor:
@@ -240,7 +237,7 @@ class Supervisor:
         else:
             why = f"it did not start in {self._options.start_timeout:g} s"
             logger.error("worker %d: %s", worker.pid, why)
-            worker.error = why
+            worker.error = StartError(why)
             self._stuck.end(worker)
 
     def _fork_admin(self, run: Callable[[Channel], int]) -> tuple[int, Channel]:
@@ -314,7 +311,7 @@ class Supervisor:
         if message["type"] == "ready":
             self._is_ready(worker, message)
         elif message["type"] == "failed":
-            worker.error = message["error"]
+            worker.error = StartError(message["error"], message["traceback"], message["exit_code"])
         elif message["type"] == "connection":
             self._moves.offer(worker, message, fds)
         elif message["type"] == "moved":
@@ -378,10 +375,11 @@ class Supervisor:
             self._running = not (self._board.draining and not self._workers)
             self._replace_again()
             return
-        why = worker.error or _why(exit_code)
+        error = worker.error or StartError(_why(exit_code))
         if not self._announced:
-            raise StartError(why)
-        logger.error("worker %d died: %s; %d frames lost", worker.pid, why, lost)
+            raise error
+        line = "worker %d died: %s; %d frames lost"
+        logger.failure_elsewhere(error.traceback, line, worker.pid, error, lost)
         self._restarts += 1
         if worker.generation == self._generation:
             self._lost(worker.ready, time.time() - worker.started)
@@ -536,6 +534,7 @@ class Supervisor:
             workers=self._workers.statuses(self._options.stuck_timeout),
             restarts=self._restarts,
             frames_lost=self._workers.frames_lost,
+            without_handler=summed(each["without_handler"] for each in answers),
             connections=connections[:MAX_CONNECTIONS_SHOWN],
         )
 

@@ -7,7 +7,7 @@ import socket
 import ssl
 
 from spop.errors import reason
-from spop.server.options import Options
+from spop.options import Options
 
 
 def server_context(options: Options) -> ssl.SSLContext | None:

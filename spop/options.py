@@ -10,11 +10,10 @@ import dataclasses
 import importlib.util
 import ipaddress
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
-from spop.address import Address
+from spop.address import Address, Addresses, texts_of
 from spop.constants import MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, MIN_FRAME_SIZE
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -152,14 +151,13 @@ class Options:
             raise ValueError(f"unix_mode is {self.unix_mode!r}, not an octal mode like 660")
 
     @classmethod
-    def of(cls, bind: str | Iterable[str], **options: Any) -> Options:
+    def of(cls, bind: Addresses, **options: Unpack[ServeOptions]) -> Options:
         """Options with one address or several.
 
         Raises:
             TypeError: there is no option of that name.
         """
-        bind = (bind,) if isinstance(bind, str) else tuple(bind)
-        return cls(bind=bind, **options)
+        return cls(bind=tuple(texts_of(bind)), **options)
 
     @property
     def addresses(self) -> list[Address]:
@@ -174,6 +172,43 @@ class Options:
             for text in self.bind
             for number, _ in enumerate(_addresses(text))
         ]
+
+
+class ServeOptions(TypedDict, total=False):
+    """The same by name, without `bind`, for type checkers: what servers take as ``**options``."""
+
+    processes: int
+    threads: int
+    pool_size: int
+    max_queue: int
+    drain_timeout: float
+    start_timeout: float
+    stuck_timeout: float
+    slow_handler: float
+    event_loop: str
+    max_connections: int
+    max_connections_per_peer: int
+    handshake_timeout: float
+    idle_timeout: float
+    max_frame_size: int | None
+    max_payload_size: int | None
+    max_in_flight: int | None
+    max_unsent: int
+    max_memory: int
+    max_messages: int
+    max_arguments: int
+    allow: tuple[str, ...]
+    tls_cert: str | None
+    tls_key: str | None
+    tls_client_ca: str | None
+    unix_mode: str
+    unix_owner: str
+    user: str
+    group: str
+    admin: str
+    admin_host: tuple[str, ...]
+    log_connections: str
+    log_frames: bool
 
 
 # The host may have a prefix, as in ``ipv6@``. A path or name may end like a range and is none.
