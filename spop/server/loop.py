@@ -357,7 +357,7 @@ class Loop:
         connection = self._new_connection(sock, state["host"], state["address"], None)
         connection.port = state["port"]
         peer = connection.protocol.resume_from(state)
-        self._guarded(connection, self._greeted if new else self._know, connection, peer)
+        self._guarded(connection, self._moved_here if new else self._know, connection, peer)
         return connection
 
     def _new_connection(
@@ -584,6 +584,10 @@ class Loop:
         if peer.healthcheck:
             self.cells[Cell.HEALTHCHECKS] += 1
             return
+        self.agent.connected(peer)
+
+    def _moved_here(self, connection: Connection, peer: Peer) -> None:
+        self._know(connection, peer)
         self.agent.connected(peer)
 
     def _know(self, connection: Connection, peer: Peer) -> None:
