@@ -31,7 +31,7 @@ from spop.server.status import Status
 AGENT = """
 from ipaddress import IPv4Address
 import time, os
-from spop import Agent
+from spop import Agent, Cache
 
 agent = Agent("shown <b>")
 
@@ -46,6 +46,10 @@ def slow():
 @agent.message("broken")
 def broken():
     raise ValueError("no")
+
+@agent.message("kept", cache=Cache(ttl=60, size=10))
+def kept(ip: IPv4Address):
+    return {"txn.kept": True}
 """
 
 

@@ -44,6 +44,12 @@ def panels() -> list[str]:
     ]
 
 
+MESSAGES = [
+    Message("check", ip=IPv4Address(1)),
+    Message("kept", ip=IPv4Address(1)),
+    Message("broken"),
+    Message("nobody"),
+]
 EXPRESSIONS = [*alerts(), *panels()]
 USED = {name for each in EXPRESSIONS for name in re.findall(r"\bspop_\w+", each)}
 
@@ -56,7 +62,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, 
         serving(path, "--processes", "2") as (_, base),
         Client(f"unix:{path}/agent.sock") as client,
     ):
-        client.notify([Message("check", ip=IPv4Address(1)), Message("broken"), Message("nobody")])
+        client.notify(MESSAGES)
         yield client, base
 
 
@@ -151,7 +157,7 @@ def test_each_expression_finds_something(
     client, _ = service
 
     def finds() -> bool:
-        client.notify([Message("check", ip=IPv4Address(1)), Message("broken"), Message("nobody")])
+        client.notify(MESSAGES)
         return bool(asked(prometheus, "query", query=expression)["result"])
 
     wait_until(finds, expression)

@@ -132,8 +132,18 @@ class _Collector(Collector):
         seconds = HistogramMetricFamily(
             "spop_message_duration_seconds", "Run time of handlers.", labels=["message"]
         )
+        hits = CounterMetricFamily(
+            "spop_cache_hits", "Messages answered from the cache.", labels=["message"]
+        )
+        misses = CounterMetricFamily(
+            "spop_cache_misses", "Messages whose answer was not cached.", labels=["message"]
+        )
+        kept = GaugeMetricFamily("spop_cache_answers", "Cached answers.", labels=["message"])
         for handler in self._status.handlers:
+            hits.add_metric([handler.name], handler.hits)
+            misses.add_metric([handler.name], handler.misses)
+            kept.add_metric([handler.name], handler.kept)
             errors.add_metric([handler.name], handler.errors)
             timeouts.add_metric([handler.name], handler.timeouts)
             seconds.add_metric([handler.name], handler.buckets, handler.seconds)
-        yield from (errors, timeouts, seconds)
+        yield from (errors, timeouts, seconds, hits, misses, kept)
