@@ -1,7 +1,8 @@
 """Which message is being handled, for logs and for the functions that a handler calls.
 
-A context variable has it. `log_ids` adds ids that HAProxy sends, such as its unique-id. So `current` works inside of any handler, inline, blocking or
+A context variable has it. So `current` works inside of any handler, inline, blocking or
 ``async def``, and in the functions that it calls. `ContextFilter` puts it into log records.
+`log_ids` adds ids that HAProxy sends, such as its unique-id.
 """
 
 from __future__ import annotations
@@ -48,17 +49,16 @@ def log_ids(agent: Agent, *names: str) -> None:
 
     @agent.wrap
     def with_ids(call: Callable[[], Any], message: Message) -> Any:
-        with _ids_of(message, wanted):
+        with logged_ids(_ids_of(message, wanted)):
             return call()
 
     @agent.wrap
     async def with_ids_async(call: Callable[[], Any], message: Message) -> Any:
-        with _ids_of(message, wanted):
+        with logged_ids(_ids_of(message, wanted)):
             return await call()
 
 
-@contextlib.contextmanager
-def _ids_of(message: Message, names: tuple[str, ...]) -> Iterator[None]:
+def _ids_of(message: Message, names: tuple[str, ...]) -> dict[str, str]:
     ids: dict[str, str] = {}
     arguments = dict(zip(message.names, message.values, strict=True))
     for name in names:
@@ -68,12 +68,19 @@ def _ids_of(message: Message, names: tuple[str, ...]) -> Iterator[None]:
             ids.update(trace_id=parts[1], span_id=parts[2])
         elif value is not None:
             ids[name.replace("-", "_")] = shortened(str(value))
+    return ids
+
+
+@contextlib.contextmanager
+def logged_ids(ids: dict[str, str]) -> Iterator[None]:
+    """Have log records show these ids, by name, beside those that they show already."""
+    ids = {**_IDS.get({}), **ids}
     token = _IDS.set(ids)
     try:
         yield
     except BaseException as error:  # The server logs it outside of this context.
         with contextlib.suppress(Exception):
-            error.spop_ids = ids  # type: ignore[attr-defined]
+            error.spop_ids = {**ids, **getattr(error, "spop_ids", {})}  # type: ignore[attr-defined]
         raise
     finally:
         _IDS.reset(token)

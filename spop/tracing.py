@@ -20,7 +20,7 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import SpanKind, TracerProvider
 
 from spop.agent import Agent
-from spop.context import current
+from spop.context import current, logged_ids
 from spop.parameters import Parameter
 from spop.version import __version__
 
@@ -93,7 +93,8 @@ class _Instruments:
         ) as span:
             began = time.perf_counter()
             try:
-                yield
+                with logged_ids(_ids_of(span)):
+                    yield
             except BaseException as error:
                 attributes["error.type"] = _type_name(error)
                 span.set_attribute("error.type", attributes["error.type"])
@@ -136,6 +137,17 @@ def _traced(
             return function(*args, **own)
 
     return traced
+
+
+def _ids_of(span: trace.Span) -> dict[str, str]:
+    """What log records of the call show, so that they are found with its trace."""
+    context = span.get_span_context()
+    if not context.is_valid:
+        return {}
+    trace_id, span_id = (
+        trace.format_trace_id(context.trace_id), trace.format_span_id(context.span_id),
+    )  # fmt: skip
+    return {"trace_id": trace_id, "span_id": span_id}
 
 
 def _attributes() -> dict[str, str | int]:

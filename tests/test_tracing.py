@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 from typing import Any
 
 import pytest
+from haproxy import wait_until
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -14,6 +17,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from spop import Agent, Client, Message
+from spop.context import ContextFilter, log_ids
+from spop.logs import JSONFormatter
 from spop.tracing import trace_messages
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -122,3 +127,36 @@ def test_durations_are_recorded_by_method_and_error(kind: str) -> None:
     assert dict(points[None].attributes) == method
     assert 0 < points[None].sum < 1
     assert points[None].explicit_bounds[0] == 0.0001
+
+
+@pytest.mark.parametrize("kind", ["inline", "blocking", "async"])
+def test_log_records_have_the_ids_of_the_span(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Beside other ids, and in the line of the failure, too."""
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    agent = Agent()
+
+    def look() -> None:
+        logging.getLogger("mine").warning("seen")
+        raise ValueError("broken")
+
+    async def look_async() -> None:
+        look()
+
+    agent.message("look", blocking=kind == "blocking")(look_async if kind == "async" else look)
+    log_ids(agent)
+    trace_messages(agent, provider=provider)
+    caplog.handler.addFilter(ContextFilter())
+    with agent.serve_in_background() as server, Client(str(server.address)) as client:
+        client.notify("look", **{"unique-id": "u1", "traceparent": PARENT})
+        wait_until(lambda: any("failed" in r.getMessage() for r in caplog.records), "a failure")
+    (span,) = exporter.get_finished_spans()
+    assert span.context is not None
+    records = [r for r in caplog.records if r.name == "mine" or "failed" in r.getMessage()]
+    assert len(records) == 2
+    for record in records:
+        shown = json.loads(JSONFormatter().format(record))
+        assert shown["trace_id"] == TRACE
+        assert shown["span_id"] == f"{span.context.span_id:016x}"
+        assert shown["unique_id"] == "u1"
