@@ -453,17 +453,21 @@ class Dispatcher:
         return size
 
     def _from_cache(self, route: Route, message: Message, ack: bytearray, most: int) -> bool:
-        """Write the answer that is kept, if one is. Else the handler finds the key."""
+        """Write the answer that is kept, if one is."""
         answers, key = cast("Answers", route.answers), route._key(message)
-        answers.missed = None
         if key is None:
             return False
         answer = answers.find(key, self._clock)
-        if answer is None or len(ack) + len(answer) > most:
+        if answer is None:
             self.cells[route.base + RouteCell.MISSES] += 1
             return False
         self.cells[route.base + RouteCell.HITS] += 1
-        ack += answer
+        room = most - len(ack)
+        if len(answer) <= room:
+            ack += answer
+        else:
+            self.fail(route, FrameTooBigError(_TOO_BIG.format(len(answer), room)))
+            ack += route.on_error if len(route.on_error) <= room else b""
         return True
 
     def _run(self, route: Route, message: Message, ack: bytearray, most: int) -> Call | None:

@@ -20,6 +20,7 @@ from spop.parameters import (
     ARGUMENT,
     HEADERS,
     INLINE,
+    KEY,
     MESSAGE,
     MISSING,
     TYPE_BITS,
@@ -89,6 +90,8 @@ class Route:
                 values[slot] = message
             elif parameter.kind == ACK:
                 values[slot] = Ack(message.stream_id, message.frame_id)
+            elif parameter.kind == KEY:
+                values[slot] = self._key(message)
             elif values[slot] is MISSING:
                 if parameter.default is MISSING:
                     raise missing(self.name, parameter, message.names)

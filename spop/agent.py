@@ -40,7 +40,7 @@ from spop.handlers import (
     encoded_answer,
 )
 from spop.lifespan import Lifespan, Periodic, Resources, current_state
-from spop.logs import RateLimitedLog, SafeLogger, shortened, text_of
+from spop.logs import RateLimitedLog, SafeLogger, fields, shortened, text_of
 from spop.options import ServeOptions
 from spop.parameters import LEFT, described, name_of, place_of
 from spop.settings import SettingsError, fill
@@ -160,6 +160,7 @@ class Agent:
         self._disconnect_hooks: list[Callable[[Peer, Disconnect], object]] = []
         self._error_hooks: list[Callable[[str, BaseException], object]] = []
         self._error_log = RateLimitedLog(logger, per_second=10)
+        self.failure_level: int = logging.ERROR
         place = caller()
         self._on_error = encoded_answer(f"agent {name!r}: on_error", place, on_error)
         self._on_timeout = encoded_answer(f"agent {name!r}: on_timeout", place, on_timeout)
@@ -450,7 +451,10 @@ class Agent:
         """Count and log a failed message, and call the hooks."""
         with self._errors_lock:
             self.errors[name] += 1
-        self._log_failure(error, "message %r failed: %r%s", name, self._where(name, error))
+        where, about = self._where(name, error), self._about(name)
+        self._log_failure(
+            error, "message %r failed: %r%s", name, where, about=about, level=self.failure_level
+        )
         self._keep_interrupt(error)
         for hook in self._error_hooks:
             self._run_hook(hook, name, error)
@@ -469,13 +473,32 @@ class Agent:
                 return
             self._without_handler.add(name)
         logger.warning(
-            "no handler is for message %r; there are: %s", name, ", ".join(self.handlers)
+            "no handler is for message %r; there are: %s",
+            name,
+            ", ".join(self.handlers),
+            extra=fields("message without handler", message=name),
         )
 
-    def _log_failure(self, error: BaseException, message: str, name: str, where: str = "") -> None:
+    def _about(self, name: str) -> dict[str, str]:
+        """The fields of a log line about a message."""
+        info = self.handlers.get(name)
+        return {"message": name, **({"handler": name_of(info.function)} if info else {})}
+
+    def _log_failure(
+        self,
+        error: BaseException,
+        message: str,
+        name: str,
+        where: str = "",
+        *,
+        about: dict[str, str] | None = None,
+        level: int = logging.ERROR,
+    ) -> None:
         summary = shortened(f"{type(error).__name__}: {text_of(error)}")
-        if self._error_log.allows(logging.ERROR, message, name, summary, where):
-            logger.failure(error, message, name, summary, where)
+        event = "handler failed" if about else "hook failed"
+        what = fields(event, error=summary, **(about or {"hook": name}))
+        if self._error_log.allows(level, message, name, summary, where, extra=what):
+            logger.failure(error, message, name, summary, where, extra=what, level=level)
 
     def _run_hook(self, hook: Callable[..., object], *args: object) -> None:
         try:

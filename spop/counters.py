@@ -66,6 +66,7 @@ class RouteCell(IntEnum):
     NANOSECONDS = auto()
     HITS = auto()
     MISSES = auto()
+    KEPT = auto()
     BUCKETS = auto()
 
 
@@ -159,6 +160,8 @@ class HandlerCounts:
     Attributes:
         p50, p99: bounds below which 50 % and 99 % of the calls stayed.
         buckets: bounds and the number of calls below each. The last is ``+Inf``.
+        hits, misses: messages that were answered from the cache, and those that were not.
+        kept: number of cached answers.
     """
 
     name: str
@@ -170,6 +173,9 @@ class HandlerCounts:
     p50: float
     p99: float
     buckets: Sequence[tuple[str, int]]
+    hits: int = 0
+    misses: int = 0
+    kept: int = 0
 
 
 class Totals:
@@ -201,6 +207,8 @@ class Totals:
         """The process has ended: no connection of it is open, no job waits or runs."""
         for cell in GAUGES:
             self.cells[cell] = 0
+        for route in self.routes.values():
+            route[RouteCell.KEPT] = 0
         self.cells[Cell.CONNECTIONS_CLOSED] = self.cells[Cell.CONNECTIONS_OPENED]
 
     def _add_cells(self, theirs: Sequence[int]) -> None:
@@ -277,6 +285,9 @@ def _handler_counts(name: str, route: list[int]) -> HandlerCounts:
         p50=_quantile(route, 0.5),
         p99=_quantile(route, 0.99),
         buckets=_buckets(route),
+        hits=route[RouteCell.HITS],
+        misses=route[RouteCell.MISSES],
+        kept=route[RouteCell.KEPT],
     )
 
 

@@ -124,6 +124,12 @@ class Options:
     log_connections: str = _option(
         "info", "Level of the log lines of connections that begin and end.", choices=LOG_LEVELS
     )
+    log_health: str = _option(
+        "debug", "Level of the log lines of HAProxy's health checks.", choices=LOG_LEVELS
+    )
+    log_handlers: str = _option(
+        "error", "Level of the log lines of handlers that fail.", choices=LOG_LEVELS
+    )
     log_frames: bool = _option(False, "Log every frame.")
 
     def __post_init__(self) -> None:

@@ -175,14 +175,16 @@ def test_json_logs_have_one_object_a_line_and_nothing_forged(tmp_path: Path) -> 
     address = f"unix:{tmp_path}/agent.sock"
     forged = 'x\n{"level": "info", "message": "forged"}'
     with served("--bind", address, "--log-format", "json", target=f"{module}:agent") as process:
-        wait_until_serving(process)
+        process.wait_for_log('"serves"')
         with Client(address) as client:
             client.notify("m", text=forged)
         process.wait_for_log("failed")
         records = [json.loads(line) for line in process.lines]
-    assert not [r for r in records if r["message"] == "forged"]
+    assert not [r for r in records if r["event"] == "forged"]
     (failure,) = [r for r in records if r["level"] == "error"]
-    assert failure["spop_message"] == "m"
+    assert failure["message"] == "m"
+    assert failure["handler"] == "m"
+    assert failure["event"] == "handler failed"
     assert "ValueError" in failure["exception"]
 
 

@@ -104,7 +104,9 @@ def test_mistakes_are_one_line_and_exit_status_2(arguments: list[str], complaint
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("command", ["serve", "check", "notify", "decode", "bench", "completion"])
+@pytest.mark.parametrize(
+    "command", ["serve", "check", "notify", "decode", "bench", "top", "completion"]
+)
 def test_every_command_has_help_with_examples(command: str) -> None:
     shown = spop(command, "--help").stdout
     assert re.search(rf"Examples?:\n\s+(?:.*; )?.*spop {command}", shown)

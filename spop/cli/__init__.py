@@ -14,6 +14,7 @@ from spop.cli.new import new
 from spop.cli.notify import notify
 from spop.cli.output import Main
 from spop.cli.serve import serve
+from spop.cli.top import top
 from spop.cli.validate import validate
 from spop.version import __version__
 
@@ -24,5 +25,7 @@ def main() -> None:
     """Agents for HAProxy's Stream Processing Offload Engine."""
 
 
-for _command in (serve, check, notify, decode, bench, engine, validate, config, new, completion):
+for _command in (
+    serve, check, notify, decode, bench, engine, validate, config, new, top, completion,
+):  # fmt: skip
     main.add_command(_command)

@@ -79,7 +79,7 @@ def _type(each: dataclasses.Field[Any], hint: Any) -> Any:
 )  # fmt: skip
 @click.option(
     "--log-format", type=click.Choice(sorted(logs.FORMATTERS)), default="text",
-    show_default=True, envvar="SPOP_LOG_FORMAT", help="Log lines of text or of JSON.",
+    show_default=True, envvar="SPOP_LOG_FORMAT", help="Log lines of text, of JSON or of logfmt.",
 )  # fmt: skip
 @click.option(
     "--config", type=FILE, envvar="SPOP_CONFIG", is_eager=True, callback=read_configuration,

@@ -16,6 +16,7 @@ from spop.server.board import Board, Place
 from spop.server.channel import Channel
 from spop.server.health import health_of, oldest_round
 from spop.server.status import WorkerStatus
+from spop.server.usage import usage_of
 from spop.start_errors import StartError
 
 logger: logging.Logger = logging.getLogger("spop.server")
@@ -180,10 +181,16 @@ class Workers:
         health = health_of(seconds, stuck_timeout)
         place = Place(self._board.places[worker.place])
         serving = "ready" if health.ready else "busy" if health.alive else "stuck"
+        counts = self._totals_of(worker).counts()
         return WorkerStatus(
             pid=worker.pid,
             started=worker.started,
             state=serving if place is Place.SERVING else place.name.lower(),
-            connections=self._totals_of(worker).counts().connections,
+            connections=counts.connections,
             round=seconds,
+            frames_received=counts.frames_received,
+            frames_in_hand=counts.frames_in_hand,
+            queued=counts.queued,
+            running=counts.running,
+            **usage_of(worker.pid)._asdict(),
         )

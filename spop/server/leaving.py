@@ -215,7 +215,8 @@ class Leaving:
             cells[status_cell(Cell.DISCONNECTS_SENT, reason.code)] += 1
             cells[Cell.FRAMES_TOO_BIG] += reason.code == Status.TOO_BIG
         if peer is None or not peer.healthcheck:
-            self._log.ended(peer.address if peer else connection.protocol.address, reason)
+            address = peer.address if peer else connection.protocol.address
+            self._log.ended(address, reason, peer, time.time() - connection.opened)
             self._tell(peer, reason)
 
     def fail(self, connection: Connection, error: Exception) -> None:

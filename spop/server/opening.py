@@ -73,11 +73,16 @@ class Opening:
         peer = protocol.resume_from(state)
         connection = self._new_connection(sock, state["host"], protocol, None)
         connection.port = state["port"]
-        self._loop.guarded(connection, self.said_hello if new else self._know, connection, peer)
+        self._loop.guarded(connection, self._moved_here if new else self._know, connection, peer)
         return connection
 
+    def _moved_here(self, connection: Connection, peer: Peer) -> None:
+        """HELLO was done in the process that gave the connection away."""
+        self._know(connection, peer)
+        self._loop.agent.connected(peer)
+
     def said_hello(self, connection: Connection, peer: Peer) -> None:
-        """HELLO is done, here or in the process that gave the connection away."""
+        """HELLO is done."""
         self._leaving.said_hello(connection, peer)
         self._know(connection, peer)
         if peer.healthcheck:

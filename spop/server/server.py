@@ -22,7 +22,7 @@ from spop.address import Address, Addresses
 from spop.agent import Agent
 from spop.counters import Cell, Cells, Totals, new_row, row_size
 from spop.forks import serve_in_this_thread
-from spop.logs import RateLimitedLog, SafeLogger
+from spop.logs import RateLimitedLog, SafeLogger, fields, level_number
 from spop.options import DEFAULT_BIND, Options, ServeOptions
 from spop.server.accepting import Acceptor
 from spop.server.admission import Admission
@@ -98,7 +98,10 @@ class Server:
             self._rows[-1],
         )
         self.slow_log: SlowLog = SlowLog(self.options.slow_handler)
-        self.connection_log: ConnectionLog = ConnectionLog(self.options.log_connections)
+        self.connection_log: ConnectionLog = ConnectionLog(
+            self.options.log_connections, self.options.log_health
+        )
+        agent.failure_level = level_number(self.options.log_handlers)
         self._owns_listeners = listeners is None
         self._listeners = listeners or []
         self._ports = dict(zip(self._listeners, ports or [], strict=False))
@@ -312,7 +315,8 @@ class Server:
     def _refuse(self, sock: socket.socket, host: str | None, why: Cell) -> None:
         self._rows[0][why] += 1
         sock.close()
-        self._refusals.warning("refused a connection from %s: %s", host, _REASONS[why])
+        what = fields("connection refused", peer=host, reason=_REASONS[why])
+        self._refusals.warning("refused a connection from %s: %s", host, _REASONS[why], extra=what)
 
     # --- moving connections ---
 
@@ -553,7 +557,9 @@ class Server:
                 while signals.wait() == signal.SIGUSR1:
                     logger.info("%s", self.status(connections=False))
                     self.log_connections()
-                logger.info("stopping")
+                stopping = time.monotonic()
+                logger.info("stopping", extra=fields("stopping"))
+        log_stop(time.monotonic() - stopping)
 
     def _say_where(self) -> None:
         """For a script that has configured no logging, and has a standard error."""
@@ -652,4 +658,11 @@ def log_start(name: str, addresses: list[Address], options: Options) -> None:
         options.processes,
         options.threads,
         ", TLS" if options.tls_cert else "",
+        extra=fields("serves", agent=name, addresses=",".join(map(str, addresses))),
     )
+
+
+def log_stop(seconds: float) -> None:
+    """Log once that the service has stopped."""
+    what = fields("stopped", duration=round(seconds, 3))
+    logger.info("stopped in %.1f s", seconds, extra=what)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from spop.logs import SafeLogger
+from spop.logs import SafeLogger, fields
 
 logger: SafeLogger = SafeLogger("spop.server")
 
@@ -35,4 +35,5 @@ class SlowLog:
             "loop waited; blocking=True or asyncio.to_thread() prevents that",
             name,
             nanoseconds / 1e9,
+            extra=fields("handler slow", message=name, duration=round(nanoseconds / 1e9, 3)),
         )

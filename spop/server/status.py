@@ -17,6 +17,9 @@ from spop.counters import Counts, HandlerCounts, Totals
 from spop.server.health import Health
 from spop.version import __version__
 
+WORKER_STATES = ("starting", "ready", "busy", "stuck", "stopped", "leaving")
+"""A busy worker has had a round for more than a second; a signal has stopped a stopped one."""
+
 
 def summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     """The sums of counts, by name."""
@@ -32,10 +35,12 @@ class WorkerStatus:
 
     Attributes:
         started: seconds since the epoch.
-        state: "starting", "ready", "busy" (for more than a second), "stuck", "stopped" (by a
-            signal) or "leaving".
+        state: one of `WORKER_STATES`.
         connections: how many it has.
         round: age in seconds of the oldest present round of its loops; 0.0 if all wait.
+        frames_received, frames_in_hand, queued, running: as those of `Counts`, its own.
+        cpu_seconds: processor time that it has used.
+        memory_bytes: its resident memory.
     """
 
     pid: int
@@ -43,6 +48,12 @@ class WorkerStatus:
     state: str
     connections: int
     round: float
+    frames_received: int
+    frames_in_hand: int
+    queued: int
+    running: int
+    cpu_seconds: float
+    memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +61,7 @@ class Status:
     """The status of a service.
 
     Attributes:
-        started: seconds since the epoch.
+        time, started: seconds since the epoch: when this was so, and when the service started.
         alive, ready: what /healthz and /readyz answer.
         draining: it stops.
         restarts: number of workers that were restarted because one had died.
@@ -65,6 +76,7 @@ class Status:
     agent: str
     version: str = __version__
     codec: str = codec.IMPLEMENTATION
+    time: float
     started: float
     alive: bool
     ready: bool
@@ -83,6 +95,7 @@ class Status:
     def of(cls, totals: Totals, health: Health, **more: Any) -> Self:
         """The status with these counts, this health and the other attributes."""
         return cls(
+            time=time.time(),
             alive=health.alive,
             ready=health.ready,
             counts=totals.counts(),

@@ -25,7 +25,7 @@ from typing import Any
 from spop.address import Address
 from spop.counters import Cell
 from spop.errors import reason
-from spop.logs import SafeLogger
+from spop.logs import SafeLogger, fields
 from spop.options import Options
 from spop.server import systemd
 from spop.server.admin_process import AdminProcess
@@ -40,7 +40,8 @@ from spop.server.moves import Moves
 from spop.server.orphans import end_with_parent
 from spop.server.privileges import check_privileges, drop_privileges
 from spop.server.questions import Answers, Questions
-from spop.server.server import log_start
+from spop.server.reload_log import ReloadLog
+from spop.server.server import log_start, log_stop
 from spop.server.sharing import Sharing
 from spop.server.signals import GRACE, Hurry, Signals
 from spop.server.status import Status, summed
@@ -91,6 +92,7 @@ class Supervisor:
         self._sharing = Sharing(
             self._workers, self._board, self._timers, options, self._generation_is_new
         )
+        self._reload_log = ReloadLog(self._workers)
         self._questions = Questions(self._timers)
         self._moves = Moves(self._sharing, self._timers)
         self._stuck = StuckWorkers(self._workers, self._timers, options.stuck_timeout)
@@ -102,6 +104,7 @@ class Supervisor:
         self._wanted = ""
         self._hurry = Hurry()
         self._restarts = 0
+        self._stopping = 0.0
         self._agent_name = ""
         self._files: dict[str, float] = {}
         self._started = time.time()
@@ -157,6 +160,7 @@ class Supervisor:
             self._stuck.start()
         while self._running:
             self._run_round()
+        log_stop(time.monotonic() - self._stopping)
 
     def _run_round(self) -> None:
         wait, row = self._timers.run_due(), self._board.supervisor
@@ -221,7 +225,7 @@ class Supervisor:
         if not self._announced:
             raise StartError(why)
         logger.error("%s", why)
-        self._lost(ready=False, lived=0.0)
+        self._lost(why, ready=False, lived=0.0)
 
     def _watch_start(self, worker: WorkerProcess, steps: int) -> None:
         """End a worker that is not ready in time.
@@ -344,6 +348,8 @@ class Supervisor:
                 self._workers.leaves(worker)
                 worker.channel.send({"type": "hand-over"})
                 self._kill_later(worker)
+        self._reload_log.ready()
+        self._reload_log.look()
         self._sharing.workers_changed()
         self._replace_again()
 
@@ -371,6 +377,7 @@ class Supervisor:
         self._sharing.workers_changed()
         self._questions.ended(worker)
         self._moves.ended(worker)
+        self._reload_log.look()
         if self._board.draining or worker.leaving:
             self._running = not (self._board.draining and not self._workers)
             self._replace_again()
@@ -378,16 +385,17 @@ class Supervisor:
         error = worker.error or StartError(_why(exit_code))
         if not self._announced:
             raise error
+        what = fields("worker died", worker=worker.pid, reason=str(error), frames_lost=lost)
         line = "worker %d died: %s; %d frames lost"
-        logger.failure_elsewhere(error.traceback, line, worker.pid, error, lost)
+        logger.failure_elsewhere(error.traceback, line, worker.pid, error, lost, extra=what)
         self._restarts += 1
         if worker.generation == self._generation:
-            self._lost(worker.ready, time.time() - worker.started)
+            self._lost(str(error), worker.ready, time.time() - worker.started)
 
-    def _lost(self, ready: bool, lived: float) -> None:
+    def _lost(self, why: str, ready: bool, lived: float) -> None:
         """A worker of this generation is missing. Was it ready, and how long has it lived?"""
         if not ready and self._generation_is_new():
-            self._give_up_generation()
+            self._give_up_generation(why)
             return
         self._back_off = _next_back_off(self._back_off, lived)
         self._timers.call_later(self._back_off, self._fill_up)
@@ -413,10 +421,10 @@ class Supervisor:
             logger.info("%s: the workers are replaced once more after this", why)
             self._wanted = why
             return
-        logger.info("%s: replacing the workers", why)
         systemd.notify(systemd.reloading())
         self._wanted = ""
         self._generation += 1
+        self._reload_log.begun(why, self._generation)
         self._spawn()
 
     def _may_replace(self) -> bool:
@@ -435,8 +443,8 @@ class Supervisor:
             worker.generation != self._generation and not worker.leaving for worker in self._workers
         )
 
-    def _give_up_generation(self) -> None:
-        logger.error("the workers are not replaced")
+    def _give_up_generation(self, why: str) -> None:
+        self._reload_log.failed(why)
         for worker in self._workers.of(self._generation):
             self._workers.leaves(worker)
             worker.kill(signal.SIGKILL)
@@ -460,7 +468,8 @@ class Supervisor:
             if hurries:
                 self._stop_now(number)
             return
-        logger.info("stopping")
+        self._stopping = time.monotonic()
+        logger.info("stopping", extra=fields("stopping"))
         systemd.notify("STOPPING=1")
         self._board.draining = True
         self._stuck.stop()
