@@ -22,7 +22,7 @@ from spop.agent import Agent
 from spop.connection import AgentConnection, AgentEvent, Disconnect, Hello, State
 from spop.context import set_running
 from spop.counters import Cell, Cells
-from spop.dispatch import AsyncCall, Call, Deferred
+from spop.dispatch import AsyncCall, Call, Deferred, Dispatcher
 from spop.errors import HandlerError, ProtocolError
 from spop.forks import FORKED, end_child, serve_in_this_thread
 from spop.frames import Frame, Peer
@@ -30,7 +30,7 @@ from spop.lifespan import LoopState
 from spop.logs import SafeLogger
 from spop.options import MAX_PASS, Options
 from spop.parameters import RUNNING, Running
-from spop.poller import READ, WRITE, new_poller
+from spop.poller import READ, WRITE, Poller, new_poller
 from spop.port import FastPath, FastPaths
 from spop.server.admission import Admission
 from spop.server.calls import Calls
@@ -48,7 +48,7 @@ from spop.server.tls import TLSSocket
 if TYPE_CHECKING:
     from spop.loop_life import LoopLife
 
-logger = SafeLogger("spop.server")
+logger: SafeLogger = SafeLogger("spop.server")
 
 RECV_SIZE = 256 * 1024
 
@@ -93,31 +93,32 @@ class Loop:
     """
 
     def __init__(self, shared: Shared, cells: Cells, name: str) -> None:
-        self.agent = shared.agent
-        self.options = options = shared.options
+        self.agent: Agent = shared.agent
+        self.options: Options = shared.options
+        options = self.options
         self.cells = cells
-        self.poller = new_poller(cells)
-        self.timers = Timers(self._call)
+        self.poller: Poller = new_poller(cells)
+        self.timers: Timers = Timers(self._call)
         self.connections: set[Connection] = set()
-        self.movable = 0
+        self.movable: int = 0
         self._arrivals: deque[Callable[[], object]] = deque()
-        self.timeouts = {
+        self.timeouts: dict[str, float] = {
             handler.name: handler.timeout
             for handler in shared.agent.handlers.values()
             if handler.timeout is not None
         }
         self._executor = shared.executor
         self._engines = shared.engines
-        self.admission = shared.admission
+        self.admission: Admission = shared.admission
         self._tls = shared.tls
         self._died = shared.thread_died
         self._is_ready = shared.is_ready
         self._movable_changed = shared.movable_changed
         self._buffer = bytearray(RECV_SIZE)
-        self.calls = Calls(
+        self.calls: Calls = Calls(
             options, cells, self._fail_afterwards, lambda size: self._leaving.memory.take(size)
         )
-        self.dispatcher = shared.agent.dispatcher(
+        self.dispatcher: Dispatcher = shared.agent.dispatcher(
             self.calls.route,
             cells=cells,
             max_answer_size=options.max_unsent,
@@ -146,7 +147,7 @@ class Loop:
         self.state: LoopState = {}
         self.began: Future[None] = Future()
         self.use_context(Context())
-        self.thread = threading.Thread(
+        self.thread: threading.Thread = threading.Thread(
             target=self.context.run, args=[self._run], name=name, daemon=True
         )
 
