@@ -72,7 +72,8 @@ class AsyncCall(Coroutine[Any, Any, None]):
     def __iter__(self) -> AsyncCall:
         return self
 
-    __await__ = __iter__
+    def __await__(self) -> AsyncCall:
+        return self
 
     def __getattr__(self, name: str) -> Any:
         """``cr_frame`` and its like, for debuggers."""

@@ -187,6 +187,9 @@ class AgentConnection(_Connection):
         "_capabilities", "_dispatcher", "_is_ready", "_max_in_flight", "_says_why", "address",
         "intake",
     )  # fmt: skip
+
+    state: State
+
     _states = _AGENT_STATES
     _disconnect_type = FrameType.AGENT_DISCONNECT
 
@@ -481,6 +484,11 @@ class EngineConnection(_Connection):
         "pipelined",
         "waiting",
     )
+
+    state: State
+    pipelined: bool
+    asynchronous: bool
+
     _states = _ENGINE_STATES
     _disconnect_type = FrameType.HAPROXY_DISCONNECT
 

@@ -57,7 +57,7 @@ class _Plain:
 
     __slots__ = ()
     _compared: tuple[str, ...] = ()
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):

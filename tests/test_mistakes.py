@@ -193,7 +193,7 @@ def test_the_traceback_of_a_lifespan_begins_with_the_users_code(agent: Agent) ->
 
     with pytest.raises(OSError, match="no database") as raised:
         agent.serve_in_background().start()
-    assert [entry.name for entry in raised.traceback[1:]] == ["start", "resources"]
+    assert [entry.name for entry in raised.traceback[1:]] == ["resources"]
 
 
 # --- messages ---

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
@@ -18,7 +18,13 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-class Parsed(click.ParamType):  # type: ignore[type-arg]
+if TYPE_CHECKING:
+    ParamType: TypeAlias = click.ParamType[Any, Any]  # Older ones are not generic.
+else:
+    ParamType = click.ParamType
+
+
+class Parsed(ParamType):
     """What a function makes of a text. Its ValueError says what is wrong with it."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:

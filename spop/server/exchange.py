@@ -159,6 +159,7 @@ class Exchange(Deferred):
 
     __slots__ = ("_began", "_handler", "_index", "_timer", "_waiting", "connection", "host")
 
+    actions: bytes
     connection: Connection
     host: Host
 

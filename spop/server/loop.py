@@ -29,7 +29,7 @@ from spop.lifespan import LoopState
 from spop.logs import SafeLogger
 from spop.options import MAX_PASS, Options
 from spop.parameters import RUNNING, Running
-from spop.poller import READ, WRITE, new_poller
+from spop.poller import READ, WRITE, Poller, new_poller
 from spop.port import FastPaths
 from spop.server import opening
 from spop.server.admission import Admission
@@ -45,7 +45,7 @@ from spop.server.timers import Timer, Timers
 if TYPE_CHECKING:
     from spop.loop_life import LoopLife
 
-logger = SafeLogger("spop.server")
+logger: SafeLogger = SafeLogger("spop.server")
 
 RECV_SIZE = 256 * 1024
 
@@ -83,27 +83,28 @@ class Loop:
     """
 
     def __init__(self, shared: Shared, cells: Cells, name: str) -> None:
-        self.agent = shared.agent
-        self.options = options = shared.options
+        self.agent: Agent = shared.agent
+        self.options: Options = shared.options
+        options = self.options
         self.cells = cells
-        self.poller = new_poller(cells)
-        self.timers = Timers(self._call)
+        self.poller: Poller = new_poller(cells)
+        self.timers: Timers = Timers(self._call)
         self.connections: set[Connection] = set()
         self._arrivals: deque[Callable[[], object]] = deque()
-        self.timeouts = {
+        self.timeouts: dict[str, float] = {
             handler.name: handler.timeout
             for handler in shared.agent.handlers.values()
             if handler.timeout is not None
         }
         self._executor = shared.executor
         self._engines = shared.engines
-        self.admission = shared.admission
+        self.admission: Admission = shared.admission
         self._died = shared.thread_died
         self._buffer = bytearray(RECV_SIZE)
-        self.calls = Calls(
+        self.calls: Calls = Calls(
             options, cells, self._fail_afterwards, lambda size: self._leaving.memory.take(size)
         )
-        self.dispatcher = self._new_dispatcher(shared.slow_log)
+        self.dispatcher: Dispatcher = self._new_dispatcher(shared.slow_log)
         self._fast_paths = FastPaths(
             self.dispatcher, self._buffer, self.see_to, self._go_on, self._flush_acks
         )
@@ -123,7 +124,7 @@ class Loop:
         self.state: LoopState = {}
         self.began: Future[None] = Future()
         self.use_context(Context())
-        self.thread = threading.Thread(
+        self.thread: threading.Thread = threading.Thread(
             target=self.context.run, args=[self._run], name=name, daemon=True
         )
 

@@ -9,7 +9,7 @@ import operator
 import os
 from collections.abc import Callable, Container
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from spop.engine.acl import AclError, compile_condition
 from spop.engine.config.diagnostics import ConfigError
@@ -108,7 +108,7 @@ class Variable:
     def __ge__(self, value: Any) -> Condition:
         return self._compared(operator.ge, value)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def _compared(self, compare: Callable[[Any, Any], bool], value: Any) -> Condition:
         return self._when(lambda found: compare(found, value))
