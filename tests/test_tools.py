@@ -26,8 +26,9 @@ from hypothesis import strategies as st
 from odd_agents import Odd, OddAgent, closes, stops_after
 
 from spop import Agent, Message, codec
-from spop.cli.decode import Decoder, read_hex
+from spop.cli.decoder import Decoder
 from spop.cli.notation import parse_argument
+from spop.cli.pasted import read_pasted
 from spop.constants import FrameType
 from spop.frames import Notify
 from spop.load import _acks_py
@@ -433,7 +434,7 @@ TEXTS = {
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_hex_text(text: str) -> None:
-    assert read_hex(text) == NOTIFY
+    assert read_pasted(text) == NOTIFY
     (frame,) = decoded("-", stdin=text.encode())
     assert frame["stream_id"] == 5
 
@@ -450,7 +451,7 @@ def test_what_tools_print(tmp_path: Path, command: list[str]) -> None:
         ).stdout
     except FileNotFoundError:
         shown = printed_as(command[0], data)
-    assert read_hex(shown) == data
+    assert read_pasted(shown) == data
 
 
 def printed_as(tool: str, data: bytes) -> str:
