@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -73,3 +75,10 @@ def test_a_failing_handlers_span_has_the_error() -> None:
     (span,) = exporter.get_finished_spans()
     assert not span.status.is_ok
     assert agent.errors == {"m": 1}
+
+
+def test_without_its_extra_it_says_which() -> None:
+    code = "import sys; sys.modules['opentelemetry'] = None; import spop.tracing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "spop.tracing needs an extra: pip install 'haproxy-spop[otel]'" in done.stderr
+    assert "During handling" not in done.stderr

@@ -152,10 +152,10 @@ class Decoder:
             return False
 
 
-def begins_frame(data: bytes, types: Collection[int] = _BEGINNINGS) -> bool:
+def begins_frame(data: Buffer, types: Collection[int] = _BEGINNINGS) -> bool:
     """Whether bytes begin with a frame's type and flags, without its length."""
-    flags = data[1 : FLAGS_END - LENGTH_SIZE]
-    return data[:1] != b"" and data[0] in types and flags in _FLAGS
+    head = bytes(data[: FLAGS_END - LENGTH_SIZE])
+    return head[1:] in _FLAGS and head[0] in types
 
 
 def _decode(data: Buffer, flags: Flags, lenient: bool = False) -> tuple[list[Frame], int]:
