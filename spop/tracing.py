@@ -15,9 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from opentelemetry import metrics, propagate, trace
-from opentelemetry.metrics import MeterProvider
-from opentelemetry.trace import SpanKind, TracerProvider
+try:
+    from opentelemetry import metrics, propagate, trace
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import SpanKind, TracerProvider
+except ModuleNotFoundError as error:
+    message = "spop.tracing needs an extra: pip install 'haproxy-spop[otel]'"
+    raise ModuleNotFoundError(message, name=error.name) from None
 
 from spop.agent import Agent
 from spop.context import current, logged_ids

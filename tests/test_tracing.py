@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -160,3 +162,10 @@ def test_log_records_have_the_ids_of_the_span(kind: str, caplog: pytest.LogCaptu
         assert shown["trace_id"] == TRACE
         assert shown["span_id"] == f"{span.context.span_id:016x}"
         assert shown["unique_id"] == "u1"
+
+
+def test_without_its_extra_it_says_which() -> None:
+    code = "import sys; sys.modules['opentelemetry'] = None; import spop.tracing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "spop.tracing needs an extra: pip install 'haproxy-spop[otel]'" in done.stderr
+    assert "During handling" not in done.stderr
