@@ -565,7 +565,7 @@ def test_all_errors_at_once_in_order_and_warnings_apart() -> None:
     with pytest.raises(ConfigError) as caught:
         report.result()
     assert caught.value.diagnostics == report.diagnostics
-    assert len(str(caught.value).splitlines()) == 5
+    assert len(str(caught.value).splitlines()) == 4
 
 
 def test_a_scope_that_is_not_there_is_named_beside_those_that_are() -> None:
