@@ -467,6 +467,7 @@ class Loop:
             self._end_of_file(connection)
             return
         self.cells[Cell.BYTES_RECEIVED] += size
+        self._leaving.look_for_crossed(connection, memoryview(self._buffer)[:size])
         self.dispatcher.new_pass()
         self._received(connection, connection.protocol.receive_data(self._buffer, size))
 
@@ -477,7 +478,7 @@ class Loop:
     def _received(self, connection: Connection, events: list[AgentEvent]) -> None:
         if events:
             self._handle(connection, events)
-        if self._leaving.begun:
+        if self._leaving.begun or self._leaving.ages:
             self._leaving.after_answers(connection)
         self._flush(connection)
         self._look_again(connection)
@@ -592,6 +593,7 @@ class Loop:
 
     def _know(self, connection: Connection, peer: Peer) -> None:
         connection.peer = peer
+        self._leaving.ages.add(connection)
         if peer.async_engine_id:
             self._engines.add(peer.async_engine_id, connection, self)
         may_move = connection.tls is None and connection.port is None and not peer.healthcheck
@@ -705,7 +707,7 @@ class Loop:
         self._guarded(connection, self._send_ack, connection)
 
     def _send_ack(self, connection: Connection) -> None:
-        if connection.protocol.intake.unread or self._leaving.begun:
+        if connection.protocol.intake.unread or self._leaving.begun or self._leaving.ages:
             self.dispatcher.new_pass()
             self._received(connection, connection.protocol.resume())
         else:

@@ -114,6 +114,8 @@ class Server:
         self._admin: Any = None
         self._stuck_log: StuckLog | None = None
         self.draining = False
+        self.lame = False
+        """It serves, but tells all who ask that it is not ready."""
         self.failed: BaseException | None = None
         """The error that a thread died of. It ends the server."""
         self.ends_process = False
@@ -392,7 +394,7 @@ class Server:
     def health(self) -> Health:
         """Whether it serves and takes connections, read from the cells that its loops write."""
         health = self._loops_health()
-        ready = health.ready and bool(self._loops) and not self.draining
+        ready = health.ready and bool(self._loops) and not (self.draining or self.lame)
         return Health(health.alive, ready)
 
     def is_ready(self) -> bool:
@@ -401,7 +403,7 @@ class Server:
         This answers a health check by HELLO. A server that drains is ready here: after a reload
         the other end has no other connection to ask on.
         """
-        return self._loops_health().ready
+        return not self.lame and self._loops_health().ready
 
     def _loops_health(self) -> Health:
         health = health_of(oldest_round(self._rows[:-1]), self.options.stuck_timeout)
@@ -542,7 +544,14 @@ class Server:
                     self.log_connections()
                 stopping = time.monotonic()
                 logger.info("stopping", extra=fields("stopping"))
+                self._be_lame(signals)
         log_stop(time.monotonic() - stopping)
+
+    def _be_lame(self, signals: Signals) -> None:
+        """Serve on, but not ready, for as long as the option says."""
+        self.lame, end = True, time.monotonic() + self.options.lame_duck
+        while (left := end - time.monotonic()) > 0 and not signals.hurry(left):
+            pass
 
     async def run_async(self, ready: Callable[[Self], object] | None = None) -> None:
         """Serve on the running event loop, until this task is cancelled.

@@ -47,7 +47,7 @@ from spop.server.sharing import Sharing
 from spop.server.signals import GRACE, Hurry, Signals
 from spop.server.status import Status
 from spop.server.stuck import STEPS, StuckWorkers
-from spop.server.timers import Timers
+from spop.server.timers import Timer, Timers
 from spop.server.worker import Load, run_worker
 
 logger = logging.getLogger("spop.server")
@@ -109,6 +109,7 @@ class Supervisor:
         self._hurry = Hurry()
         self._restarts = 0
         self._stopping = 0.0
+        self._lame_until: Timer | None = None
         self._agent_name = ""
         self._files: dict[str, float] = {}
         self._started = time.time()
@@ -468,13 +469,29 @@ class Supervisor:
     def _stop(self, number: signal.Signals) -> None:
         hurries = self._hurry.signalled()
         if self._board.draining:
-            if hurries:
+            if hurries and self._lame_until is not None:
+                self._lame_until.cancel()
+                self._drain()
+            elif hurries:
                 self._stop_now(number)
             return
         self._stopping = time.monotonic()
         logger.info("stopping", extra=fields("stopping"))
         systemd.notify("STOPPING=1")
         self._board.draining = True
+        self._be_lame()
+
+    def _be_lame(self) -> None:
+        """Serve on, but not ready, for as long as the option says. Then drain."""
+        if self._options.lame_duck:
+            for worker in self._workers:
+                worker.channel.send({"type": "lame"})
+            self._lame_until = self._timers.call_later(self._options.lame_duck, self._drain)
+        else:
+            self._drain()
+
+    def _drain(self) -> None:
+        self._lame_until = None
         self._stuck.stop()
         self._close_listeners()
         for worker in self._workers:

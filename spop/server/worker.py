@@ -139,6 +139,8 @@ class _Worker:
             self._answer(message, {"connections": connections})
         elif message["type"] == "wake":
             self._server.wake_loops(partial(self._channel.send, {"type": "awake"}))
+        elif message["type"] == "lame":
+            self._server.lame = True
         elif message["type"] == "log":
             self._server.log_connections()
         elif message["type"] == "hand-over" and self._end is None:

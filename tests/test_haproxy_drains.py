@@ -1,0 +1,99 @@
+"""Two agents behind a HAProxy under load are stopped, restarted, reloaded, added and taken away.
+
+Every request gets the right answer, or HAProxy counts an error. None is expected.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from haproxy import HAProxy, Load, version, wait_until
+from serving import Served, served, wait_until_serving
+
+AGENT = """
+from ipaddress import IPv4Address
+from spop import Agent
+
+agent = Agent("tested")
+
+@agent.message("score")
+def score(ip: IPv4Address):
+    return {"txn.score": ip.packed[-1]}
+"""
+SPOE = """
+spoe-agent test-agent
+    messages score
+    option var-prefix test
+    option set-on-error error
+    timeout hello 5s
+    timeout idle 1m
+    timeout processing 10s
+
+spoe-message score
+    args ip=src
+    event on-frontend-http-request
+"""
+BACKEND = """
+backend agents
+    mode {mode}
+    option spop-check
+    timeout connect 5s
+    timeout server 1m
+    default-server inter 100ms fall 2 rise 1 on-marked-down shutdown-sessions
+    server one unix@{folder}/one.sock check
+    server two unix@{folder}/two.sock check
+"""
+LAME_DUCK = "2"
+"""Seconds, ten times what HAProxy needs to find out that an agent is not ready."""
+
+
+@contextlib.contextmanager
+def agent(folder: Path, name: str) -> Iterator[Served]:
+    path = folder / "tested_agent.py"
+    path.write_text(AGENT)
+    options = (
+        "--bind", f"unix:{folder}/{name}.sock", "--processes", "2", "--lame-duck", LAME_DUCK,
+        "--max-connection-age", "3",
+    )  # fmt: skip
+    with served(*options, target=f"{path}:agent") as process:
+        wait_until_serving(process)
+        yield process
+
+
+def stop(process: Served) -> None:
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+
+
+def is_up(proxy: HAProxy, name: str) -> bool:
+    lines = proxy.command("show stat").splitlines()
+    return any(f"agents,{name}," in line and ",UP," in line for line in lines)
+
+
+def test_rolling_over_two_agents_loses_no_request(haproxy_binary: str, tmp_path: Path) -> None:
+    proxy = Process(haproxy_binary, tmp_path)
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(agent(tmp_path, "one"))
+        second = stack.enter_context(agent(tmp_path, "two"))
+        stack.enter_context(proxy)
+        wait_until(lambda: is_up(proxy, "one") and is_up(proxy, "two"), "two agents")
+        with Load(proxy, 8) as load:
+            load.wait_for(200)
+            for process, name in ((first, "one"), (second, "two")):
+                process.send_signal(signal.SIGHUP)
+                process.wait_for_log("reload done")
+                load.wait_for(200)
+                stop(process)  # Scaled down to one agent.
+                load.wait_for(200)
+                stack.enter_context(agent(tmp_path, name))  # And up again.
+                wait_until(lambda name=name: is_up(proxy, name), "the restarted agent")
+                load.wait_for(200)
+    assert load.broken == 0
+    errors = [each for each in load.wrong if each.location.startswith("/error-")]
+    print(f"{version(haproxy_binary)}: {len(load.answers)} requests, {len(load.wrong)} wrong")
+    assert len(load.wrong) == len(errors), "HAProxy counts each"
+    assert not load.wrong
