@@ -6,6 +6,7 @@ Every request gets the right answer, or HAProxy counts an error. None is expecte
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ spoe-agent test-agent
     messages score
     option var-prefix test
     option set-on-error error
+    {options}
     timeout hello 5s
     timeout idle 1m
     timeout processing 10s
@@ -37,16 +39,14 @@ spoe-message score
     args ip=src
     event on-frontend-http-request
 """
-BACKEND = """
-backend agents
-    mode {mode}
-    option spop-check
-    timeout connect 5s
-    timeout server 1m
-    default-server inter 100ms fall 2 rise 1 on-marked-down shutdown-sessions
-    server one unix@{folder}/one.sock check
-    server two unix@{folder}/two.sock check
+RULES = """
+    http-request redirect location /error-%[var(txn.test.error)] if { var(txn.test.error) -m found }
+    http-request redirect location /%[var(txn.test.score)]
 """
+SERVERS = (
+    "unix@{folder}/one.sock check inter 100ms {more}\n    server two unix@{folder}/two.sock {more}"
+)
+MODES = {"lock-step": "no option pipelining", "pipelined": "option pipelining"}
 LAME_DUCK = "2"
 """Seconds, ten times what HAProxy needs to find out that an agent is not ready."""
 
@@ -57,7 +57,7 @@ def agent(folder: Path, name: str) -> Iterator[Served]:
     path.write_text(AGENT)
     options = (
         "--bind", f"unix:{folder}/{name}.sock", "--processes", "2", "--lame-duck", LAME_DUCK,
-        "--max-connection-age", "3",
+        "--max-connection-age", os.environ.get("AGE", "3"),
     )  # fmt: skip
     with served(*options, target=f"{path}:agent") as process:
         wait_until_serving(process)
@@ -74,24 +74,31 @@ def is_up(proxy: HAProxy, name: str) -> bool:
     return any(f"agents,{name}," in line and ",UP," in line for line in lines)
 
 
-def test_rolling_over_two_agents_loses_no_request(haproxy_binary: str, tmp_path: Path) -> None:
-    proxy = Process(haproxy_binary, tmp_path)
+@pytest.mark.parametrize("mode", MODES)
+def test_rolling_over_two_agents_loses_no_request(
+    haproxy_binary: str, tmp_path: Path, mode: str
+) -> None:
+    more = os.environ.get("MORE", "fall 2 rise 1")
+    servers = SERVERS.format(folder=tmp_path, more=more)
+    spoe = SPOE.format(options=MODES[mode])
+    proxy = HAProxy(haproxy_binary, tmp_path, agent=servers, spoe=spoe, rules=RULES)
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(agent(tmp_path, "one"))
         second = stack.enter_context(agent(tmp_path, "two"))
         stack.enter_context(proxy)
-        wait_until(lambda: is_up(proxy, "one") and is_up(proxy, "two"), "two agents")
+        wait_until(lambda: is_up(proxy, "agent") and is_up(proxy, "two"), "two agents")
         with Load(proxy, 8) as load:
             load.wait_for(200)
-            for process, name in ((first, "one"), (second, "two")):
+            for process, name in ((first, "agent"), (second, "two")):
                 process.send_signal(signal.SIGHUP)
                 process.wait_for_log("reload done")
                 load.wait_for(200)
                 stop(process)  # Scaled down to one agent.
                 load.wait_for(200)
-                stack.enter_context(agent(tmp_path, name))  # And up again.
+                stack.enter_context(agent(tmp_path, name.replace("agent", "one")))  # And up again.
                 wait_until(lambda name=name: is_up(proxy, name), "the restarted agent")
                 load.wait_for(200)
+    print(load.wrong)
     assert load.broken == 0
     errors = [each for each in load.wrong if each.location.startswith("/error-")]
     print(f"{version(haproxy_binary)}: {len(load.answers)} requests, {len(load.wrong)} wrong")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from spop.counters import Cell, Cells
@@ -47,6 +47,7 @@ class Ages:
         self._old: dict[Connection, float] = {}
         """The connections that are to end, and when each was last seen busy."""
         self._ordered = False
+        self._all_old = False
 
     def __bool__(self) -> bool:
         """Whether there are connections that are to end."""
@@ -54,10 +55,26 @@ class Ages:
 
     def add(self, connection: Connection) -> None:
         """The age of a connection counts from now on."""
-        if self._age:
+        if self._all_old:
+            self._grow_old(connection)
+        elif self._age:
             factor = random.uniform(1 - JITTER, 1 + JITTER)
             self._ends[connection] = time.monotonic() + self._age * factor
             self._order()
+
+    def end_all(self, connections: Iterable[Connection]) -> None:
+        """The server is a lame duck: have these and all later ones end."""
+        self._all_old = True
+        for connection in connections:
+            if connection.peer is not None:
+                self._grow_old(connection)
+
+    def _grow_old(self, connection: Connection) -> None:
+        self._ends.pop(connection, None)
+        self._old[connection] = time.monotonic()
+        # Its frames are answered where `ends_now` is asked.
+        connection.fast_path.enabled = False
+        self._order()
 
     def discard(self, connection: Connection) -> None:
         """A connection is closed, or has moved to another loop."""
@@ -75,7 +92,7 @@ class Ages:
 
     def count(self) -> None:
         """A connection ends because of its age."""
-        self._loop.cells[Cell.TOO_OLD] += 1
+        self._loop.cells[Cell.TOO_OLD] += not self._all_old
 
     def _order(self) -> None:
         if not self._ordered:
@@ -87,10 +104,7 @@ class Ages:
         now = time.monotonic()
         for connection, end in list(self._ends.items()):
             if end <= now:
-                del self._ends[connection]
-                self._old[connection] = now
-                # Its frames are answered where `ends_now` is asked.
-                connection.fast_path.enabled = False
+                self._grow_old(connection)
         for connection, busy in list(self._old.items()):
             if not connection.protocol.at_rest or connection.unsent:
                 self._old[connection] = now

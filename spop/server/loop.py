@@ -196,6 +196,11 @@ class Loop:
         """End: give each connection away once it is at rest, and leave as `drain` does."""
         self.call_soon(partial(self._leaving.hand_over, give_away, timeout))
 
+    def end_old(self, delay: float) -> None:
+        """From `delay` seconds on, end each connection when no frame can be lost."""
+        end = partial(self._leaving.ages.end_all, self.connections)
+        self.call_soon(lambda: self.call_later(delay, end))
+
     def spare(self, count: int, give_away: GiveAway, has_too_many: Callable[[], bool]) -> None:
         """Give so many connections away, and go on."""
         self.call_soon(partial(self._leaving.spare, count, give_away, has_too_many))

@@ -547,9 +547,21 @@ class Server:
                 self._be_lame(signals)
         log_stop(time.monotonic() - stopping)
 
+    def be_lame(self) -> None:
+        """Serve on, but tell all who ask that it is not ready.
+
+        Halfway HAProxy has found out. Up to 3.0 it goes on with the connections that it has, so
+        they end.
+        """
+        self.lame = True
+        for loop in self._loops:
+            if self.options.lame_duck:
+                loop.end_old(self.options.lame_duck / 2)
+
     def _be_lame(self, signals: Signals) -> None:
         """Serve on, but not ready, for as long as the option says."""
-        self.lame, end = True, time.monotonic() + self.options.lame_duck
+        end = time.monotonic() + self.options.lame_duck
+        self.be_lame()
         while (left := end - time.monotonic()) > 0 and not signals.hurry(left):
             pass
 

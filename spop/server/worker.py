@@ -140,7 +140,7 @@ class _Worker:
         elif message["type"] == "wake":
             self._server.wake_loops(partial(self._channel.send, {"type": "awake"}))
         elif message["type"] == "lame":
-            self._server.lame = True
+            self._server.be_lame()
         elif message["type"] == "log":
             self._server.log_connections()
         elif message["type"] == "hand-over" and self._end is None:
