@@ -1,12 +1,11 @@
 """Two agents behind a HAProxy under load are stopped, restarted, reloaded, added and taken away.
 
-Every request gets the right answer, or HAProxy counts an error. None is expected.
+Every request gets the right answer, or HAProxy sets an error: from 3.1 on none does.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,6 +46,9 @@ SERVERS = (
     "unix@{folder}/one.sock check inter 100ms {more}\n    server two unix@{folder}/two.sock {more}"
 )
 MODES = {"lock-step": "no option pipelining", "pipelined": "option pipelining"}
+MAX_LOST = 16
+"""Number of requests that HAProxy up to 3.0 may lose by itself when its connections end, of some
+20,000. They wait for `timeout processing`."""
 LAME_DUCK = "2"
 """Seconds, ten times what HAProxy needs to find out that an agent is not ready."""
 
@@ -57,7 +59,7 @@ def agent(folder: Path, name: str) -> Iterator[Served]:
     path.write_text(AGENT)
     options = (
         "--bind", f"unix:{folder}/{name}.sock", "--processes", "2", "--lame-duck", LAME_DUCK,
-        "--max-connection-age", os.environ.get("AGE", "3"),
+        "--max-connection-age", "3",
     )  # fmt: skip
     with served(*options, target=f"{path}:agent") as process:
         wait_until_serving(process)
@@ -78,8 +80,7 @@ def is_up(proxy: HAProxy, name: str) -> bool:
 def test_rolling_over_two_agents_loses_no_request(
     haproxy_binary: str, tmp_path: Path, mode: str
 ) -> None:
-    more = os.environ.get("MORE", "fall 2 rise 1")
-    servers = SERVERS.format(folder=tmp_path, more=more)
+    servers = SERVERS.format(folder=tmp_path, more="fall 2 rise 1")
     spoe = SPOE.format(options=MODES[mode])
     proxy = HAProxy(haproxy_binary, tmp_path, agent=servers, spoe=spoe, rules=RULES)
     with contextlib.ExitStack() as stack:
@@ -98,9 +99,7 @@ def test_rolling_over_two_agents_loses_no_request(
                 stack.enter_context(agent(tmp_path, name.replace("agent", "one")))  # And up again.
                 wait_until(lambda name=name: is_up(proxy, name), "the restarted agent")
                 load.wait_for(200)
-    print(load.wrong)
     assert load.broken == 0
     errors = [each for each in load.wrong if each.location.startswith("/error-")]
-    print(f"{version(haproxy_binary)}: {len(load.answers)} requests, {len(load.wrong)} wrong")
-    assert len(load.wrong) == len(errors), "HAProxy counts each"
-    assert not load.wrong
+    assert load.wrong == errors, "each other answer is right"
+    assert len(errors) <= (MAX_LOST if version(haproxy_binary) < (3, 1) else 0)
