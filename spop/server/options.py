@@ -69,6 +69,14 @@ class Options:
     start_timeout: float = _option(
         30.0, "Seconds that a worker has to import the agent and to start; 0: no limit.", 0
     )
+    max_requests: int = _option(
+        0, "NOTIFY frames of a worker, up to 10 % less, after which workers are replaced; "
+        "0: no limit.", 0,
+    )  # fmt: skip
+    max_worker_memory: int = _option(
+        0, "Resident memory of a worker, up to 10 % less, above which workers are replaced; "
+        "0: no limit.", 0, size=True,
+    )  # fmt: skip
     stuck_timeout: float = _option(
         30.0, "Seconds after which a loop that does not come round is stuck; 0: never.", 0
     )

@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -49,6 +50,7 @@ from spop.server.status import Status
 from spop.server.stuck import STEPS, StuckWorkers
 from spop.server.timers import Timer, Timers
 from spop.server.worker import Load, run_worker
+from spop.server.worker_life import WorkerLife
 
 logger = logging.getLogger("spop.server")
 
@@ -100,6 +102,10 @@ class Supervisor:
         self._questions = Questions(self._timers)
         self._moves = Moves(self._sharing, self._timers)
         self._stuck = StuckWorkers(self._workers, self._timers, options.stuck_timeout)
+        self._worker_life = WorkerLife(
+            self._workers, options, self._timers, self._replace_if_possible
+        )
+        self._restart_reasons: Counter[str] = Counter()
         self._admin: AdminProcess | None = None
         self._generation = 0
         self._back_off = 0.0
@@ -159,6 +165,7 @@ class Supervisor:
         self._spawn()
         if interval := systemd.watchdog_interval():
             self._feed_watchdog(interval / 3)
+        self._worker_life.start()
         if self._watch:
             self._timers.call_later(WATCH_INTERVAL, self._look_for_changes)
         if self._options.stuck_timeout and not (self._watch and _has_terminal()):
@@ -393,6 +400,7 @@ class Supervisor:
         what = fields("worker died", worker=worker.pid, reason=why, frames_lost=lost)
         logger.error("worker %d died: %s; %d frames lost", worker.pid, why, lost, extra=what)
         self._restarts += 1
+        self._restart_reasons[why] += 1
         if worker.generation == self._generation:
             self._lost(why, worker.ready, time.time() - worker.started)
 
@@ -430,6 +438,13 @@ class Supervisor:
         self._generation += 1
         self._reload_log.begun(why, self._generation)
         self._spawn()
+
+    def _replace_if_possible(self, why: str) -> bool:
+        possible = self._may_replace() and not self._board.draining
+        if possible:
+            self._restart_reasons[why.partition(": ")[2]] += 1
+            self._replace(why)
+        return possible
 
     def _may_replace(self) -> bool:
         """No start or replacement is under way, and there is a place for new workers."""
@@ -562,6 +577,7 @@ class Supervisor:
             draining=self._board.draining,
             workers=self._workers.statuses(self._options.stuck_timeout),
             restarts=self._restarts,
+            restart_reasons=dict(self._restart_reasons.most_common(20)),
             frames_lost=self._workers.frames_lost,
             connections=connections[:MAX_CONNECTIONS_SHOWN],
         )
