@@ -42,8 +42,7 @@ class WorkerLife:
     def _look(self) -> None:
         serving = self._workers.serving()
         self._seen = {
-            worker: self._seen.get(worker) or random.uniform(1 - JITTER, 1)
-            for worker in serving
+            worker: self._seen.get(worker) or random.uniform(1 - JITTER, 1) for worker in serving
         }
         for worker, part in self._seen.items():
             why = self._beyond(worker, part)
