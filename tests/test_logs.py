@@ -78,6 +78,7 @@ def test_a_reload_is_logged_when_it_is_done(tmp_path: Path) -> None:
         wait_until_serving(process)
         client = stack.enter_context(Client(address))
         client.notify("unknown")
+        process.wait_for_log("connection from")
         connections = process.log.count("connection from")
         process.send_signal(signal.SIGHUP)
         process.wait_for_log("reload done")
