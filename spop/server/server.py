@@ -90,10 +90,7 @@ class Server:
         self.tls = tls or server_context(self.options)
         self._rows = _rows(rows, self.options.threads + 1, len(agent.handlers))
         self.executor = Executor(
-            agent,
-            self.options.pool_size,
-            self.options.max_queue,
-            self._rows[-1],
+            agent, self.options.pool_size, self.options.max_queue, self._rows[-1]
         )
         self.slow_log = SlowLog(self.options.slow_handler)
         self.connection_log = ConnectionLog(self.options.log_connections, self.options.log_health)
