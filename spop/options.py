@@ -59,9 +59,23 @@ class Options:
     drain_timeout: float = _option(
         10.0, "Seconds that handlers have to finish when the server stops.", 0
     )
+    lame_duck: float = _option(
+        0.0,
+        "Seconds before the drain in which a server that stops serves on, but is not ready, so "
+        "that HAProxy's checks fail and its requests go elsewhere.",
+        0,
+    )
     start_timeout: float = _option(
         30.0, "Seconds that a worker has to import the agent and to start; 0: no limit.", 0
     )
+    max_requests: int = _option(
+        0, "NOTIFY frames of a worker, up to 10 % less, after which workers are replaced; "
+        "0: no limit.", 0,
+    )  # fmt: skip
+    max_worker_memory: int = _option(
+        0, "Resident memory of a worker, up to 10 % less, above which workers are replaced; "
+        "0: no limit.", 0, size=True,
+    )  # fmt: skip
     stuck_timeout: float = _option(
         30.0, "Seconds after which a loop that does not come round is stuck; 0: never.", 0
     )
@@ -82,6 +96,9 @@ class Options:
     )
     idle_timeout: float = _option(
         600.0, "Seconds without a frame after which a connection is closed; 0: never.", 0
+    )
+    max_connection_age: float = _option(
+        0.0, "Seconds, 10 % more or less, after which a connection is closed; 0: never.", 0
     )
     max_frame_size: int | None = _option(
         None, "Largest frame.  [default: the agent's, 1M]", MIN_FRAME_SIZE, size=True

@@ -78,6 +78,7 @@ def test_a_reload_is_logged_when_it_is_done(tmp_path: Path) -> None:
         wait_until_serving(process)
         client = stack.enter_context(Client(address))
         client.notify("unknown")
+        process.wait_for_log("connection from")
         connections = process.log.count("connection from")
         process.send_signal(signal.SIGHUP)
         process.wait_for_log("reload done")
@@ -155,3 +156,17 @@ def test_records_have_the_ids_that_haproxy_sends(
             assert shown["unique_id"] == "u1"
             assert shown["trace_id"] == "0af7651916cd43dd8448eb211c80319c"
             assert shown["span_id"] == "b7ad6b7169203331"
+
+
+@pytest.mark.parametrize("limit", ["--max-requests=10", "--max-worker-memory=1M"])
+def test_workers_beyond_a_limit_are_replaced(tmp_path: Path, limit: str) -> None:
+    address = f"unix:{tmp_path}/agent.sock"
+    with served("--bind", address, limit, target=write_agent(tmp_path)) as process:
+        wait_until_serving(process)
+        with Client(address) as client:
+            for _ in range(10):
+                client.notify("unknown")
+            process.wait_for_log("reload done")
+            client.notify("unknown")
+        name = limit.partition("=")[0].lstrip("-").replace("-", "_")
+        assert f"{name} is reached: replacing the workers" in process.log

@@ -46,6 +46,26 @@ def _haproxy_version(text: str) -> str:
 ADDRESS = Parsed("address", Address.parse)
 HAPROXY_VERSION = Parsed("version", _haproxy_version)
 
+
+_PATH = re.compile(r"/|(?:stream\+)?(?:unix|uxst|abnsz?)[@:]")
+
+
+class OneOfSeveral(click.ParamType):  # type: ignore[type-arg]
+    """A value of an option that may be repeated. The path of a socket may have a comma."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "," in value and not _PATH.match(value):
+            self.fail(
+                f"{value!r} is more than one value: separate them with spaces in a variable, "
+                "repeat the flag, or write a list in the file",
+                param,
+                ctx,
+            )
+        return value
+
+
 _SIZE = re.compile(r"([0-9]+)([KMG]?)", re.ASCII | re.IGNORECASE)
 
 

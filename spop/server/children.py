@@ -170,6 +170,10 @@ class Workers:
         """The status of each worker."""
         return [self._status_of(worker, stuck_timeout) for worker in self]
 
+    def requests_of(self, worker: WorkerProcess) -> int:
+        """Number of NOTIFY frames that a worker has received."""
+        return self._totals_of(worker).counts().frames_received
+
     def _totals_of(self, worker: WorkerProcess) -> Totals:
         totals = Totals()
         for row in self._board.rows(worker.place):

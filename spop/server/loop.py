@@ -189,6 +189,11 @@ class Loop:
         """End: give each connection away once it is at rest, and leave as `drain` does."""
         self.call_soon(partial(self._leaving.hand_over, give_away, timeout))
 
+    def end_old(self, delay: float) -> None:
+        """From `delay` seconds on, end each connection when no frame can be lost."""
+        end = partial(self._leaving.ages.end_all, self.connections)
+        self.call_soon(lambda: self.call_later(delay, end))
+
     def spare(self, count: int, give_away: GiveAway, has_too_many: Callable[[], bool]) -> None:
         """Give so many connections away, and go on."""
         self.call_soon(partial(self._leaving.spare, count, give_away, has_too_many))
@@ -419,6 +424,7 @@ class Loop:
             self._end_of_file(connection)
             return
         self.cells[Cell.BYTES_RECEIVED] += size
+        self._leaving.look_for_crossed(connection, memoryview(self._buffer)[:size])
         self.dispatcher.new_pass()
         self._received(connection, connection.protocol.receive_data(self._buffer, size))
 
@@ -429,7 +435,7 @@ class Loop:
     def _received(self, connection: Connection, events: list[AgentEvent]) -> None:
         if events:
             self._handle(connection, events)
-        if self._leaving.begun:
+        if self._leaving.begun or self._leaving.ages:
             self._leaving.after_answers(connection)
         self._flush(connection)
         self._look_again(connection)
@@ -632,7 +638,7 @@ class Loop:
         self.guarded(connection, self._send_ack, connection)
 
     def _send_ack(self, connection: Connection) -> None:
-        if connection.protocol.intake.unread or self._leaving.begun:
+        if connection.protocol.intake.unread or self._leaving.begun or self._leaving.ages:
             self.dispatcher.new_pass()
             self._received(connection, connection.protocol.resume())
         else:

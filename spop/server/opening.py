@@ -99,6 +99,7 @@ class Opening:
 
     def _know(self, connection: Connection, peer: Peer) -> None:
         connection.peer = peer
+        self._leaving.ages.add(connection)
         if peer.async_engine_id:
             self._shared.engines.add(peer.async_engine_id, connection, self._loop)
         may_move = connection.tls is None and connection.port is None and not peer.healthcheck

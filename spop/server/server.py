@@ -92,10 +92,7 @@ class Server:
         self.tls: ssl.SSLContext | None = tls or server_context(self.options)
         self._rows = _rows(rows, self.options.threads + 1, len(agent.handlers))
         self.executor: Executor = Executor(
-            agent,
-            self.options.pool_size,
-            self.options.max_queue,
-            self._rows[-1],
+            agent, self.options.pool_size, self.options.max_queue, self._rows[-1]
         )
         self.slow_log: SlowLog = SlowLog(self.options.slow_handler)
         self.connection_log: ConnectionLog = ConnectionLog(
@@ -118,6 +115,8 @@ class Server:
         self._admin: Any = None
         self._stuck_log: StuckLog | None = None
         self.draining: bool = False
+        self.lame: bool = False
+        """It serves, but tells all who ask that it is not ready."""
         self.failed: BaseException | None = None
         """The error that a thread died of. It ends the server."""
         self.ends_process = False
@@ -403,7 +402,7 @@ class Server:
     def health(self) -> Health:
         """Whether it serves and takes connections, read from the cells that its loops write."""
         health = self._loops_health()
-        ready = health.ready and bool(self._loops) and not self.draining
+        ready = health.ready and bool(self._loops) and not (self.draining or self.lame)
         return Health(health.alive, ready)
 
     def is_ready(self) -> bool:
@@ -412,7 +411,7 @@ class Server:
         This answers a health check by HELLO. A server that drains is ready here: after a reload
         the other end has no other connection to ask on.
         """
-        return self._loops_health().ready
+        return not self.lame and self._loops_health().ready
 
     def _loops_health(self) -> Health:
         health = health_of(oldest_round(self._rows[:-1]), self.options.stuck_timeout)
@@ -559,6 +558,7 @@ class Server:
                     self.log_connections()
                 stopping = time.monotonic()
                 logger.info("stopping", extra=fields("stopping"))
+                self._be_lame(signals)
         log_stop(time.monotonic() - stopping)
 
     def _say_where(self) -> None:
@@ -566,6 +566,24 @@ class Server:
         if not logger.logger.hasHandlers() and sys.stderr is not None:
             where = ", ".join(map(str, self.addresses))
             print(f"agent {self.agent.name!r} serves on {where}", file=sys.stderr, flush=True)
+
+    def be_lame(self) -> None:
+        """Serve on, but tell all who ask that it is not ready.
+
+        Halfway HAProxy has found out. Up to 3.0 it goes on with the connections that it has, so
+        they end.
+        """
+        self.lame = True
+        for loop in self._loops:
+            if self.options.lame_duck:
+                loop.end_old(self.options.lame_duck / 2)
+
+    def _be_lame(self, signals: Signals) -> None:
+        """Serve on, but not ready, for as long as the option says."""
+        end = time.monotonic() + self.options.lame_duck
+        self.be_lame()
+        while (left := end - time.monotonic()) > 0 and not signals.hurry(left):
+            pass
 
     async def run_async(self, ready: Callable[[Self], object] | None = None) -> None:
         """Serve on the running event loop, until this task is cancelled.

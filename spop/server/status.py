@@ -9,7 +9,7 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from spop import codec
@@ -65,6 +65,7 @@ class Status:
         alive, ready: what /healthz and /readyz answer.
         draining: it stops.
         restarts: number of workers that were restarted because one had died.
+        restart_reasons: how often workers were restarted or replaced, by reason.
         frames_lost: number of NOTIFY frames in the hands of workers that died.
         limits: how often a limit took effect, by option.
         disconnects: number of DISCONNECTs by sender, "agent" or "peer", and status code.
@@ -83,6 +84,7 @@ class Status:
     draining: bool
     workers: Sequence[WorkerStatus] = ()
     restarts: int = 0
+    restart_reasons: dict[str, int] = field(default_factory=dict)
     frames_lost: int = 0
     counts: Counts
     limits: dict[str, int]

@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -46,8 +47,9 @@ from spop.server.sharing import Sharing
 from spop.server.signals import GRACE, Hurry, Signals
 from spop.server.status import Status, summed
 from spop.server.stuck import STEPS, StuckWorkers
-from spop.server.timers import Timers
+from spop.server.timers import Timer, Timers
 from spop.server.worker import Load, run_worker
+from spop.server.worker_life import WorkerLife
 from spop.start_errors import StartError
 
 logger: SafeLogger = SafeLogger("spop.server")
@@ -96,6 +98,10 @@ class Supervisor:
         self._questions = Questions(self._timers)
         self._moves = Moves(self._sharing, self._timers)
         self._stuck = StuckWorkers(self._workers, self._timers, options.stuck_timeout)
+        self._worker_life = WorkerLife(
+            self._workers, options, self._timers, self._replace_if_possible
+        )
+        self._restart_reasons: Counter[str] = Counter()
         self._admin: AdminProcess | None = None
         self._generation = 0
         self._back_off = 0.0
@@ -105,6 +111,7 @@ class Supervisor:
         self._hurry = Hurry()
         self._restarts = 0
         self._stopping = 0.0
+        self._lame_until: Timer | None = None
         self._agent_name = ""
         self._files: dict[str, float] = {}
         self._started = time.time()
@@ -154,6 +161,7 @@ class Supervisor:
         self._spawn()
         if interval := systemd.watchdog_interval():
             self._feed_watchdog(interval / 3)
+        self._worker_life.start()
         if self._watch:
             self._timers.call_later(WATCH_INTERVAL, self._look_for_changes)
         if self._options.stuck_timeout and not (self._watch and _has_terminal()):
@@ -389,6 +397,7 @@ class Supervisor:
         line = "worker %d died: %s; %d frames lost"
         logger.failure_elsewhere(error.traceback, line, worker.pid, error, lost, extra=what)
         self._restarts += 1
+        self._restart_reasons[str(error)] += 1
         if worker.generation == self._generation:
             self._lost(str(error), worker.ready, time.time() - worker.started)
 
@@ -426,6 +435,13 @@ class Supervisor:
         self._generation += 1
         self._reload_log.begun(why, self._generation)
         self._spawn()
+
+    def _replace_if_possible(self, why: str) -> bool:
+        possible = self._may_replace() and not self._board.draining
+        if possible:
+            self._restart_reasons[why.partition(": ")[2]] += 1
+            self._replace(why)
+        return possible
 
     def _may_replace(self) -> bool:
         """No start or replacement is under way, and there is a place for new workers."""
@@ -465,13 +481,29 @@ class Supervisor:
     def _stop(self, number: signal.Signals) -> None:
         hurries = self._hurry.signalled()
         if self._board.draining:
-            if hurries:
+            if hurries and self._lame_until is not None:
+                self._lame_until.cancel()
+                self._drain()
+            elif hurries:
                 self._stop_now(number)
             return
         self._stopping = time.monotonic()
         logger.info("stopping", extra=fields("stopping"))
         systemd.notify("STOPPING=1")
         self._board.draining = True
+        self._be_lame()
+
+    def _be_lame(self) -> None:
+        """Serve on, but not ready, for as long as the option says. Then drain."""
+        if self._options.lame_duck:
+            for worker in self._workers:
+                worker.channel.send({"type": "lame"})
+            self._lame_until = self._timers.call_later(self._options.lame_duck, self._drain)
+        else:
+            self._drain()
+
+    def _drain(self) -> None:
+        self._lame_until = None
         self._stuck.stop()
         self._close_listeners()
         for worker in self._workers:
@@ -542,6 +574,7 @@ class Supervisor:
             draining=self._board.draining,
             workers=self._workers.statuses(self._options.stuck_timeout),
             restarts=self._restarts,
+            restart_reasons=dict(self._restart_reasons.most_common(20)),
             frames_lost=self._workers.frames_lost,
             without_handler=summed(each["without_handler"] for each in answers),
             connections=connections[:MAX_CONNECTIONS_SHOWN],

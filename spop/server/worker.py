@@ -147,6 +147,8 @@ class _Worker:
             self._answer(message, {"connections": connections, "without_handler": unknown})
         elif message["type"] == "wake":
             self._server.wake_loops(partial(self._channel.send, {"type": "awake"}))
+        elif message["type"] == "lame":
+            self._server.be_lame()
         elif message["type"] == "log":
             self._server.log_connections()
         elif message["type"] == "hand-over" and self._end is None:
