@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from spop.counters import Cell, Cells
+from spop.options import Options
 from spop.server.exchange import Connection
-from spop.server.options import Options
 from spop.server.timers import Timers
 
 REST = 1.0

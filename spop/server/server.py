@@ -115,8 +115,7 @@ class Server:
         self._admin: Any = None
         self._stuck_log: StuckLog | None = None
         self.draining: bool = False
-        self.lame: bool = False
-        """It serves, but tells all who ask that it is not ready."""
+        self.lame: bool = False  # It serves, but tells all who ask that it is not ready.
         self.failed: BaseException | None = None
         """The error that a thread died of. It ends the server."""
         self.ends_process = False

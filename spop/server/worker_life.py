@@ -7,8 +7,8 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+from spop.options import Options
 from spop.server.children import WorkerProcess, Workers
-from spop.server.options import Options
 from spop.server.timers import Timers
 
 INTERVAL = 1.0
