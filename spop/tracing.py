@@ -19,9 +19,9 @@ try:
     from opentelemetry import metrics, propagate, trace
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import SpanKind, TracerProvider
-except ModuleNotFoundError as error:
-    message = "spop.tracing needs an extra: pip install 'haproxy-spop[otel]'"
-    raise ModuleNotFoundError(message, name=error.name) from None
+except ModuleNotFoundError as _error:
+    _message = "spop.tracing needs an extra: pip install 'haproxy-spop[otel]'"
+    raise ModuleNotFoundError(_message, name=_error.name) from None
 
 from spop.agent import Agent
 from spop.context import current, logged_ids

@@ -37,7 +37,7 @@ class Conversation:
     def __init__(self, first: Address, second: Address) -> None:
         self.first = first
         self.second = second
-        self.has_data = False
+        self.has_data: bool = False
         self._directions = {first: _Direction(), second: _Direction()}
 
     def add(self, time: float, source: Address, tcp: Any) -> Iterator[Piece]:

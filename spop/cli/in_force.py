@@ -13,7 +13,7 @@ import click
 from spop.agent import Agent
 from spop.settings import PREFIX
 
-logger = logging.getLogger("spop.cli")
+logger: logging.Logger = logging.getLogger("spop.cli")
 
 _SOURCES = {"COMMANDLINE": "flag", "ENVIRONMENT": "environment", "DEFAULT_MAP": "file"}
 _NOT_SHOWN = ("check_config", "help")

@@ -14,6 +14,7 @@ import click
 
 from spop.cli.config import drafted
 from spop.cli.loading import load_agent
+from spop.cli.parameters import ParamType
 from spop.errors import reason
 
 HAPROXY_VERSION = "3.4"
@@ -44,7 +45,7 @@ class Name(NamedTuple):
     module: str
 
 
-class _NameType(click.ParamType):  # type: ignore[type-arg]
+class _NameType(ParamType):
     name = "name"
 
     def convert(

@@ -43,7 +43,7 @@ class Packets:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self.damage = ""
+        self.damage: str = ""
         self._order = "<"
         self._interfaces: list[_Interface] = []
 

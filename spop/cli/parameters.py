@@ -50,7 +50,7 @@ HAPROXY_VERSION = Parsed("version", _haproxy_version)
 _PATH = re.compile(r"/|(?:stream\+)?(?:unix|uxst|abnsz?)[@:]")
 
 
-class OneOfSeveral(click.ParamType):  # type: ignore[type-arg]
+class OneOfSeveral(ParamType):
     """A value of an option that may be repeated. The path of a socket may have a comma."""
 
     name = "text"

@@ -36,7 +36,7 @@ class Source(io.RawIOBase):
         self._file = file
         self._head = b""
         self.live = live
-        self.damage = ""
+        self.damage: str = ""
 
     def peek(self, size: int) -> bytes:
         """The next bytes. They can be read again."""

@@ -50,7 +50,7 @@ class Flights:
         self._asynchronous = info.asynchronous
         self._in_thread = in_thread
         self._take = take
-        self.memory = 0
+        self.memory: int = 0
         self._line = asyncio.Semaphore(info.concurrency) if info.concurrency else None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._flights: dict[bytes, tuple[asyncio.Task[Any], int]] = {}

@@ -170,7 +170,7 @@ class Leaving:
             loop.timers, loop.options.handshake_timeout, self._end_handshake
         )
         self._lingering = Deadlines(loop.timers, LINGER, self.close)
-        self.ages = Ages(loop, self._end_old)
+        self.ages: Ages = Ages(loop, self._end_old)
         self._sweeping = False
         self._draining = False
         self._give_away: GiveAway | None = None

@@ -57,7 +57,7 @@ class Opening:
         self._shared = shared
         self._fast_paths = fast_paths
         self._leaving = leaving
-        self.movable = 0
+        self.movable: int = 0
 
     def add(self, sock: socket.socket, sockaddr: Any, port: int | None) -> None:
         """Begin to serve an accepted and admitted connection."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from spop.logs import fields
 from spop.server.children import Workers
 
-logger = logging.getLogger("spop.server")
+logger: logging.Logger = logging.getLogger("spop.server")
 
 
 @dataclass
