@@ -52,9 +52,14 @@ _FRONTEND = """frontend f{number}
 
 
 class Judge:
-    """Asks a HAProxy about messages, each the lines of a ``spoe-message`` section."""
+    """Asks a HAProxy about messages, each the lines of a ``spoe-message`` section.
 
-    def __init__(self, binary: str, folder: Path) -> None:
+    Args:
+        options: the section ``global``.
+    """
+
+    def __init__(self, binary: str, folder: Path, options: str = "") -> None:
+        self._options = options
         self._binary = binary
         self._folder = folder
         version = haproxy.version(binary)
@@ -93,7 +98,7 @@ class Judge:
             _FRONTEND.format(number=n, folder=self._folder, stored=self._stored) for n in numbers
         )
         around = _AROUND.format(stored=self._stored, mode=self._mode)
-        config.write_text(around + "".join(frontends))
+        config.write_text(self._options + around + "".join(frontends))
         done = subprocess.run(
             [self._binary, "-c", "-f", str(config)], capture_output=True, check=False, timeout=300
         )

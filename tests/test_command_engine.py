@@ -255,3 +255,17 @@ def test_a_mistake_in_the_file_is_told_with_its_place(spoe: Path) -> None:
     last = result.output.splitlines()[-1]
     assert f"{spoe}:12:14: error: unknown fetch 'scr'" in last
     assert "(and 1 more: spop validate shows them)" in last
+
+
+def test_a_sample_that_the_engine_lacks_is_an_error_or_unavailable(
+    spoe: Path, waf: tuple[str, list[Message]]
+) -> None:
+    address, messages = waf
+    spoe.write_text(SPOE.replace("src=src", "src=src cert=ssl_c_der"))
+    words = ("--agent", address, "--event", "on-frontend-http-request", "path=/api")
+    refused = run(spoe, *words)
+    assert refused.exit_code == 2
+    assert "HAProxy has 'ssl_c_der'; this engine can't evaluate it" in refused.output
+    result = run(spoe, *words, "--missing", "unavailable")
+    assert result.exit_code == 0, result.output
+    assert messages[0]["cert"] is None

@@ -61,3 +61,12 @@ def test_every_package_folder_is_in_the_distribution() -> None:
     listed = PYPROJECT["tool"]["setuptools"]["packages"]
     found = (path.parent.relative_to(ROOT) for path in (ROOT / "spop").rglob("__init__.py"))
     assert sorted(listed) == sorted(".".join(folder.parts) for folder in found)
+
+
+def test_every_data_file_is_in_the_distribution() -> None:
+    listed = PYPROJECT["tool"]["setuptools"]["package-data"]
+    data = [path for path in (ROOT / "spop").rglob("*") if path.suffix in (".tsv", ".html")]
+    assert len(data) >= 3
+    for path in data:
+        package = ".".join(path.parent.relative_to(ROOT).parts)
+        assert any(path.match(pattern) for pattern in listed[package]), path

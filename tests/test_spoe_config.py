@@ -33,6 +33,10 @@ from spop.engine.stream import Request, Stream
 
 FILES = Path(__file__).with_name("config")
 
+BACKENDS = (
+    "agents", "waf-agents", "bouncer-agents", "application-proxy", "spoe_back", "mirror",
+)  # fmt: skip
+
 ENVIRONMENT = {"SPOP_ONE": "src", "SPOP_TWO": "src  dst", "SPOP_WRONG": "src wrong"}
 
 AGENT = """[test]
@@ -149,8 +153,7 @@ def ask(binary: str, folder: Path, case: Case, rule: str = "") -> Verdict:
     config.write_text(
         "defaults\n    mode http\n    timeout connect 1s\n    timeout client 1s\n"
         f"    timeout server 1s\n{case.proxy} p\n    filter spoe {engine}config {spoe}\n    {rule}\n"
-        + "".join(f"backend {name}\n    mode {mode}\n" for name in ("agents", "waf-agents"))
-        + f"backend bouncer-agents\n    mode {mode}\nbackend application-proxy\n    mode {mode}\n"
+        + "".join(f"backend {name}\n    mode {mode}\n" for name in BACKENDS)
     )
     done = subprocess.run(
         [binary, "-c", "-f", str(config)],
@@ -552,11 +555,10 @@ def test_all_errors_at_once_in_order_and_warnings_apart() -> None:
     assert report.config is None
     found = [(d.severity.value, d.location.line, d.location.column) for d in report.diagnostics]
     assert found == [
-        ("warning", 4, 5),
-        ("warning", 5, 5),
+        ("note", 4, 5),
+        ("note", 5, 5),
         ("error", 8, 12),
-        ("warning", 9, 5),
-        ("error", 9, 18),
+        ("note", 9, 5),
         ("warning", 10, 14),
         ("error", 11, 12),
         ("error", 11, 24),
@@ -566,7 +568,7 @@ def test_all_errors_at_once_in_order_and_warnings_apart() -> None:
     with pytest.raises(ConfigError) as caught:
         report.result()
     assert caught.value.diagnostics == report.diagnostics
-    assert len(str(caught.value).splitlines()) == 5
+    assert len(str(caught.value).splitlines()) == 4
 
 
 def test_a_scope_that_is_not_there_is_named_beside_those_that_are() -> None:
@@ -610,3 +612,94 @@ def test_no_line_makes_it_fail_otherwise(parts: list[str]) -> None:
 def test_conditions_inside_of_one_another_end_in_an_error() -> None:
     report = parse_spoe(f"[test]\n.if {'(' * 5000}1{')' * 5000}\n.endif\n", "f", "test")
     assert "f:2:105: error: too many parentheses inside of one another" in messages(report)
+
+
+# --- what HAProxy has and the engine has not ---
+
+CERTIFICATE = """[test]
+spoe-agent a
+    use-backend agents
+    timeout hello 1s
+    timeout idle 1s
+    timeout processing 1s
+    messages m
+spoe-message m
+    args cert=ssl_c_der n=str(x),hmac(sha256,a2V5) ip=src
+    acl known src_conn_cnt gt 1
+    event on-frontend-tcp-request unless { sc_http_req_rate(0) gt 5 }
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "spoe.cfg"
+    path.write_text(text)
+    return path
+
+
+def test_a_sample_that_is_missing_is_an_error_at_load(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_spoe(write(tmp_path, CERTIFICATE), "test")
+    text = str(caught.value)
+    assert "spoe.cfg:9:15: error: HAProxy has 'ssl_c_der'; this engine can't evaluate it" in text
+    for name in ("hmac", "src_conn_cnt", "sc_http_req_rate"):
+        assert f"HAProxy has '{name}'; this engine can't evaluate it" in text
+
+
+def test_a_sample_that_is_missing_may_be_unavailable(tmp_path: Path) -> None:
+    config = load_spoe(write(tmp_path, CERTIFICATE), "test", missing="unavailable")
+    (message,) = config.events[Event.ON_FRONTEND_TCP_REQUEST]
+    assert [argument.expression.evaluate(Stream()) for argument in message.arguments[:2]] == [
+        None,
+        None,
+    ]
+    assert message.applies(Stream())
+
+
+def test_missing_is_one_of_two(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="ignore"):
+        load_spoe(write(tmp_path, CERTIFICATE), "test", missing="ignore")
+
+
+@pytest.mark.parametrize("version", ["2.6", "2.8", "3.0", "3.2", "3.4"])
+@pytest.mark.parametrize("name", [path.name for path in sorted((FILES / "real").iterdir())])
+def test_files_of_real_agents_are_valid(name: str, version: str) -> None:
+    path = FILES / "real" / name
+    for engine in scopes(path):
+        report = check_spoe(path, engine, haproxy_version=version)
+        assert error_lines(report) == set(), messages(report)
+
+
+def test_an_argument_that_the_engine_does_not_take_is_missing(tmp_path: Path) -> None:
+    text = CERTIFICATE.replace("ssl_c_der", "urlp(a,?,i)")
+    report = parse_spoe(text, "f", "test", haproxy_version="3.0")
+    assert any("HAProxy has 'urlp'" in said for said in messages(report))
+    assert parse_spoe(text, "f", "test", haproxy_version="2.6").config is None
+
+
+def test_the_engines_own_converters_are_refused_by_haproxys_verdict(tmp_path: Path) -> None:
+    path = write(tmp_path, CERTIFICATE.replace("ssl_c_der", "str(x),md5"))
+    assert load_spoe(path, "test", missing="unavailable").name == "a"
+    assert check_spoe(path, "test").config is None
+
+
+@pytest.mark.parametrize(
+    "words, at",
+    [
+        (r"args a=path,regsub(^/a\K/b,)", "args"),
+        (r"acl odd path_reg ^/\p{L}+$", "acl"),
+        (r"event on-frontend-http-request if { path -m reg (?|a|b)c\G }", "event"),
+    ],
+)
+def test_a_regular_expression_of_pcre2_alone_is_missing(
+    haproxy_binary: str, words: str, at: str, tmp_path: Path
+) -> None:
+    version = haproxy.version(haproxy_binary)
+    quoted = " ".join(f"'{word}'" for word in words.split())
+    data = f"{AGENT}spoe-message m\n    event on-frontend-http-request\n    {quoted}\n".encode()
+    case = Case(words, True, data)
+    assert ask(haproxy_binary, tmp_path, case).good
+    report = read(case, f"{version.major}.{version.minor}")
+    assert [d.severity for d in report.diagnostics if d.rule == "missing"] == [Severity.NOTE]
+    assert report.config is not None
+    with pytest.raises(ConfigError, match="this engine can't"):
+        parse_spoe(data, "f", "test", missing="error").result()

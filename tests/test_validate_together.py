@@ -98,6 +98,12 @@ def wrong_name() -> Agent:
     return it
 
 
+def with_default() -> Agent:
+    it = Agent(on_error={"txn.failed": True})
+    it.handlers.update(agent().handlers)
+    return it
+
+
 def changed(name: str, handler: object, **options: object) -> Agent:
     it = agent()
     del it.handlers[name]
@@ -142,6 +148,7 @@ WRONG = [
     Case("group-unknown", "a rule's engine is mistyped", haproxy=("group iprep late", "group ipreb late")),
     Case("group-engine", "a proxy without filter sends a group", haproxy=(
         "backend web\n", "backend web\n    http-request send-spoe-group iprep late\n")),
+    Case("group-place", "a group of the response is sent at a request", spoe=("id=unique-id", "id=unique-id status=status")),
     Case("filter-missing", "no filter names the engine", haproxy=("filter spoe engine iprep", "#")),
     Case("filter-unknown", "a filter names another scope", haproxy=("engine iprep config", "engine ipreb config")),
     Case("backend-missing", "the backend is mistyped", spoe=("use-backend agents", "use-backend agent")),
@@ -170,6 +177,11 @@ WRONG = [
         "messages check\n", "messages check other\n"), haproxy=("", "")),
     Case("handler-without-message", "a handler's message is mistyped", agent=wrong_name()),
     Case("argument-missing", "an argument is missing", agent=changed("check", needs_more)),
+    Case("argument-object", "an argument names no backend", spoe=("ip=src", "ip=src n=nbsrv(agent)")),
+    Case("argument-object", "an argument names no table", spoe=("ip=src", "ip=src n=src_conn_cnt(web)")),
+    Case("argument-object", "an argument names no server", spoe=("ip=src", "ip=src n=srv_conn(agents/two)")),
+    Case("argument-object", "an argument names no userlist", spoe=("ip=src", "ip=src n=http_auth(users)")),
+    Case("argument-object", "the proxy has no table", spoe=("ip=src", "ip=src n=src_conn_cnt")),
     Case("argument-type", "an argument has another type", agent=changed("check", other_type)),
 ]  # fmt: skip
 
@@ -189,7 +201,11 @@ RIGHT = [
         "    default_backend", "    http-request set-var(txn.iprex.a) src\n    http-request set-header a %[var(txn.iprex.a)]\n    default_backend")),
     Case("", "servers from defaults of their own", haproxy=("backend agents\n", "defaults own\n    timeout connect 1s\n    timeout server 1m\nbackend agents from own\n")),
     Case("", "a template of servers", haproxy=("server one 127.0.0.1:9000 check maxconn 2", "server-template one 2 127.0.0.1:9000 check")),
+    Case("", "a line for newer versions", haproxy=("    option spop-check\n", "    option spop-check\n.if version_atleast(3.0)\n    timeout server 1m\n.else\n    timeout server 1ms\n.endif\n")),
+    Case("", "arguments that name what there is", spoe=("ip=src", "ip=src a=nbsrv(agents) b=srv_conn(agents/one) c=src_conn_cnt(web) d=http_auth(users)"),
+         haproxy=("\nbackend web\n", "\nuserlist users\n    user a insecure-password b\n\nbackend web\n    stick-table type ip size 10 store conn_cnt\n")),
     Case("", "no maxconn", haproxy=(" maxconn 2", "")),
+    Case("", "a default of the agent's", haproxy=("var(txn.iprep.error) -m found", "var(txn.iprep.failed) -m found"), agent=with_default()),
     Case("", "a registered variable of the process", spoe=("use-backend", "register-var-names count\n    use-backend"),
          haproxy=("    default_backend", "    http-request set-header n %[var(proc.iprep.count)]\n    default_backend"), agent=changed("check", of_the_process)),
     Case("", "headers that the agent answers", haproxy=(
@@ -208,7 +224,7 @@ def setup(case: Case, folder: Path, version: str = "3.4") -> Setup:
     spoe, cfg = folder / "spoe.cfg", folder / "haproxy.cfg"
     spoe.write_text(replaced(SPOE, case.spoe) + OTHER * ("other" in case.spoe[1]))
     cfg.write_text(replaced(HAPROXY, case.haproxy).format(folder=folder, mode=mode))
-    config = read_haproxy_cfg(cfg)
+    config = read_haproxy_cfg(cfg, Version.of_haproxy(version))
     report = check_spoe(spoe, "iprep", proxy=Proxy.FRONTEND, haproxy_version=version)
     return Setup(
         str(spoe),
@@ -253,7 +269,7 @@ def test_each_finding_says_where_and_what_to_do(case: Case, tmp_path: Path) -> N
 def test_haproxy_starts_with_what_is_right(haproxy_binary: str, case: Case, tmp_path: Path) -> None:
     version = haproxy.version(haproxy_binary)
     setup(case, tmp_path, f"{version.major}.{version.minor}")
-    new_in_2_4 = any(word in case.haproxy[1] for word in ("from own", "wait-for-body"))
+    new_in_2_4 = any(word in case.haproxy[1] for word in ("from own", "wait-for-body", ".if"))
     done = subprocess.run(
         [haproxy_binary, "-c", "-f", str(tmp_path / "haproxy.cfg")], capture_output=True, text=True
     )
@@ -264,7 +280,7 @@ def test_haproxy_starts_with_what_is_right(haproxy_binary: str, case: Case, tmp_
 
 @pytest.mark.parametrize(
     "rule",
-    ["backend-missing", "backend-mode", "filter-unknown", "group-engine", "group-unknown",
+    ["argument-object", "backend-missing", "backend-mode", "filter-unknown", "group-engine", "group-place", "group-unknown",
      "frame-size"],
 )  # fmt: skip
 def test_what_haproxy_refuses_is_an_error(haproxy_binary: str, rule: str, tmp_path: Path) -> None:

@@ -61,7 +61,8 @@ class Verdict(NamedTuple):
         """
         try:
             known = scopes(path)
-            around = read_haproxy_cfg(haproxy_cfg) if haproxy_cfg else None
+            version = Version.of_haproxy(haproxy_version)
+            around = read_haproxy_cfg(haproxy_cfg, version) if haproxy_cfg else None
             # A limit below HAProxy's default is a finding of the haproxy.cfg.
             limit = bufsize or max(bufsize_of(around), DEFAULT_BUFSIZE)
             read = partial(
@@ -74,7 +75,6 @@ class Verdict(NamedTuple):
             raise click.UsageError(reason(error)) from None
         engines = [EngineSetup(r.config, r.sections) for r in reports if r.config]
         handlers = facts_of(agent) if agent else None
-        version = Version.of_haproxy(haproxy_version)
         setup = Setup(str(path), engines, around, handlers, version, known)
         return cls(path, haproxy_version, reports, list(check_setup(setup)) if engines else [])
 

@@ -24,6 +24,7 @@ from spop.engine.samples.patterns import (
     read_map,
     read_patterns,
 )
+from spop.engine.samples.regexes import UnsupportedRegexError
 from spop.engine.samples.types import CASTS, Cast, SampleType, cast, castable, unchanged
 from spop.engine.samples.vocabulary import ENGINE, Remark, Vocabulary
 from spop.engine.stream import Stream
@@ -256,6 +257,7 @@ class _AclParser:
         self._as_map = False
         self._loaded = False
         self._patterns: list[tuple[str, bool]] = []
+        self._remarks: list[Remark] = []
 
     def parse(self, name: str = "") -> Acl:
         start = self._index
@@ -277,6 +279,7 @@ class _AclParser:
                 self._add(word)
                 self._index += 1
         remarks = tuple(replace(remark, offset=start) for remark in expression.remarks)
+        remarks += tuple(self._remarks)
         return Acl(name, self._test(expression), expression.variables, remarks)
 
     def _peek(self) -> str:
@@ -364,7 +367,12 @@ class _AclParser:
         try:
             any_of(self._method, [(word, self._ignore_case)])
         except ValueError as error:
-            raise AclError(str(error), self._index if index is None else index) from None
+            where = self._index if index is None else index
+            if not self._vocabulary.of_haproxy or not isinstance(error, UnsupportedRegexError):
+                raise AclError(str(error), where) from None
+            text = f"HAProxy takes '{word}'; this engine can't match it"
+            self._remarks.append(Remark(text, where, missing=True))
+            return
         self._patterns.append((word, self._ignore_case))
 
     def _integer_patterns(self) -> None:

@@ -436,8 +436,8 @@ class Filter:
 class Permissions:
     """The variables that the agent may set (section 2.2, ``option var-prefix``).
 
-    It may set a variable whose name the configuration mentions, in any scope. With ``option
-    force-set-var``, and since HAProxy 2.5, it may set all. A variable of scope ``proc`` must exist.
+    It may set a variable whose name the configuration mentions, in any scope. Since HAProxy 2.5, it
+    may set all but new ones of scope ``proc``; with ``option force-set-var``, it may set all.
 
     Attributes:
         known: by scope and by the name without prefix, the whole names of known variables.
@@ -450,6 +450,7 @@ class Permissions:
         haproxy_version: Version | None,
     ) -> None:
         self.prefix = config.var_prefix
+        self._forces = config.force_set_var
         self._takes_all = config.force_set_var or (
             haproxy_version is not None and haproxy_version.branch >= ANY_VARIABLE_SINCE
         )
@@ -469,7 +470,7 @@ class Permissions:
     def admit(self, scope: str, name: str) -> str | None:
         """The whole name of an unknown variable; None if the agent may not set it."""
         variable = f"{scope}.{self.prefix}.{name}"
-        if scope == "proc":
+        if scope == "proc" and not self._forces:
             return variable if variable in PROCESS else None
         return variable if self._takes_all and VARIABLE.fullmatch(f"{scope}.{name}") else None
 

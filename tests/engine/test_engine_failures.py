@@ -256,54 +256,46 @@ CASES_OF_3_1 |= {"big-unsplittable", "abort-unsplit", "wrong-id", "wrong-id-asyn
 """Those in which what HAProxy does since 3.1 does not depend on chance or takes long."""
 
 HELLO = dict.fromkeys((case.name for case in CASES if case.name.startswith("hello-")), 1)
-MALFORMED = {"unknown-action": 0, "cut-action": 0}
 SINCE_2_6 = {
     **HELLO,
-    **MALFORMED,
     "disconnect-async": 1,
     "hang-up-async": 1,
     "refused": 1,
     "big-unsplittable": 1,
     "no-fin": 256,
-    "notify-back": 1,
     "wrong-id-lock-step": 256,
 }
 OTHERWISE: dict[tuple[int, int], dict[str, int]] = {
     (1, 8): {
         **HELLO,
         **{f"hello-refused-{n}": 266 for n in (0, 1, 8, 99)},
-        **MALFORMED,
         "hello-silent": 258,
         "hello-endless": 259,
         "refused": 257,
         "no-fin": 256,
-        "notify-back": 1,
         "short": 1,
         "wrong-id-lock-step": 1,
     },
     (2, 2): {
         **{f"hello-{name}": 1 for name in ("version", "no-version", "garbage")},
         **{f"hello-{name}": 1 for name in ("size-big", "size-small", "no-size")},
-        **MALFORMED,
         "refused": 257,
         "big-unsplittable": 256,
         "no-fin": 256,
-        "notify-back": 1,
         "short": 1,
         "wrong-id-lock-step": 256,
     },
     (2, 6): {**SINCE_2_6, "short": 1},
     (2, 8): SINCE_2_6,
     (3, 0): SINCE_2_6,
-    (3, 2): {"unknown-action": 0},
-    (3, 4): {"unknown-action": 0},
+    (3, 2): {},
+    (3, 4): {},
 }
 """The number that HAProxy gives first, where the engine knows better.
 
 HAProxy connects again, or waits for an answer that can't come, until the processing timeout is
 over (1); the engine says at once what is wrong. To an error of the agent's HAProxy answers with
-DISCONNECT, and reports what the agent says to that (256, no error). Of a malformed ACK it takes
-what is well formed (0).
+DISCONNECT, and reports what the agent says to that (256, no error).
 """
 
 OURS = {
@@ -312,9 +304,6 @@ OURS = {
     "refused": EngineStatus.RESOURCES,
     "big-unsplittable": 256 + Status.FRAGMENTATION_NOT_SUPPORTED,
     "no-fin": 256 + Status.FRAGMENTATION_NOT_SUPPORTED,
-    "unknown-action": 256 + Status.INVALID,
-    "cut-action": 256 + Status.INVALID,
-    "notify-back": 256 + Status.INVALID,
     "short": 256 + Status.INVALID,
     "wrong-id-lock-step": 256 + Status.FRAME_ID_NOT_FOUND,
     "hello-silent": 256 + Status.TIMEOUT,

@@ -12,6 +12,7 @@ import pytest
 from scripted_agent import ScriptedAgent, Told, Wire, answers
 
 from spop.engine import Engine, Request
+from spop.engine.config import parse_spoe
 from spop.engine.log import NOTICE
 
 SPOE = """spoe-agent test
@@ -103,6 +104,39 @@ def test_lines_go_to_standard_output(tmp_path: Path, capsys: pytest.CaptureFixtu
     captured = capsys.readouterr()
     assert parsed(captured.out.splitlines()) == EXPECTED
     assert parsed(captured.err.splitlines()) == EXPECTED[2:]
+
+
+def test_of_a_sample_only_its_lines_are_sent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, "log stdout format raw sample 1,3:3 daemon")
+    assert parsed(capsys.readouterr().out.splitlines()) == [EXPECTED[0], EXPECTED[2]]
+
+
+def test_lines_are_as_long_as_the_file_allows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, "option var-prefix x\n    log stdout len 80 format raw daemon")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert max(map(len, lines)) == 79
+
+
+@pytest.mark.parametrize(
+    ("line", "note"),
+    [
+        ("log stdout format raw daemon", None),
+        ("log stdout format rfc5424 daemon", "the engine writes 'raw' there, not 'rfc5424'"),
+        ("log 127.0.0.1 format rfc5424 daemon", "the engine writes 'priority' there, not"),
+        ("log tcp@127.0.0.1 daemon", "the engine can't log to 'tcp@127.0.0.1:514'"),
+        ("log fd@7 daemon", "the engine can't log to 'fd@7'"),
+    ],
+)
+def test_what_the_engine_logs_otherwise_is_a_note(line: str, note: str | None) -> None:
+    report = parse_spoe(SPOE.format(lines=line), haproxy_version="3.0")
+    notes = [d.message for d in report.diagnostics if d.rule == "log"]
+    assert len(notes) == (note is not None)
+    assert all(text.startswith(note or "") for text in notes)
 
 
 @pytest.fixture(params=["udp", "unix"])

@@ -198,7 +198,7 @@ def test_null_and_unset_remove_a_variable(make: Make) -> None:
         ("register-var-names b", {}, {"txn.p.b", "req.p.a"}),
         ("", {"variables": ["txn.p.b"]}, {"txn.p.b", "req.p.a"}),
         ("", {"variables": ["txn.other.b"]}, {"req.p.a"}),
-        ("option force-set-var", {}, {"txn.p.b", "req.p.a", "sess.p.c"}),
+        ("option force-set-var", {}, {"txn.p.b", "req.p.a", "sess.p.c", "proc.p.d"}),
         ("", {"haproxy_version": "2.6"}, {"txn.p.b", "req.p.a", "sess.p.c"}),
         ("", {"haproxy_version": "2.4"}, {"req.p.a"}),
     ],
@@ -217,7 +217,7 @@ def test_which_variables_an_agent_may_set(
 def test_a_process_variable_is_set_where_it_exists(make: Make) -> None:
     PROCESS["proc.p.d"] = 0
     with ScriptedAgent(sets(proc_d=4, proc_e=5)) as agent:
-        engine = make(agent, "option force-set-var")
+        engine = make(agent, haproxy_version="2.6")
         engine.stream().event("on-client-session")
         assert engine.stream().vars["proc.p.d"] == 4
         assert "proc.p.e" not in PROCESS

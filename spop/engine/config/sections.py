@@ -52,6 +52,7 @@ class Section:
 
     Attributes:
         name: empty if HAProxy would refuse the name.
+        objects: kind and name of what arguments name in a ``haproxy.cfg``, and where.
     """
 
     kind: ClassVar[str]
@@ -60,6 +61,7 @@ class Section:
     def __init__(self, line: Line, collector: Collector, dialect: Dialect) -> None:
         self.location = line.at(1 if line.arguments else 0)
         self.name = ""
+        self.objects: list[tuple[str, str, Location]] = []
         self._collector = collector
         self._dialect = dialect
         with collector.collecting():
@@ -111,6 +113,7 @@ class Section:
         """
         for remark in remarks:
             location = at(remark.offset)
+            self.objects += [(kind, name, location) for kind, name in remark.objects]
             if not remark.missing:
                 self._collector.warning(location, remark.text, rule="doubtful")
             elif self._dialect.missing is Missing.ERROR:
@@ -241,10 +244,12 @@ class AgentSection(Section):
             self._collector.note(
                 line.at(1), f"the engine can't log to '{target.address}'", rule="log"
             )
-        elif target.format not in ("local", "rfc3164"):
-            index = line.arguments.index("format") + 2
-            message = f"the engine logs in the format 'local', not '{target.format}'"
-            self._collector.note(line.at(index), message, rule="log")
+        elif "format" in line.arguments:
+            written = "raw" if target.address in ("stdout", "stderr") else "priority"
+            if target.format != written:
+                index = line.arguments.index("format") + 2
+                message = f"the engine writes '{written}' there, not '{target.format}'"
+                self._collector.note(line.at(index), message, rule="log")
         self.log_targets.append(target)
 
     def _option(self, line: Line) -> None:

@@ -63,11 +63,15 @@ class Keywords:
 
     def find(self, kind: str, name: str) -> Keyword | None:
         """The keyword of this name; None if this HAProxy has none."""
+        if name.startswith("lua.") and kind != "a":
+            return _of_lua(kind, name)
         return self._above.get((kind, name)) or self._below.get((kind, name))
 
     def doubt(self, kind: str, name: str) -> str | None:
         """Why it is uncertain that this HAProxy has a keyword; None if it is certain."""
         key = kind, name
+        if name.startswith("lua."):
+            return f"HAProxy has '{name}' if a Lua script registers it"
         if (key in self._above) is (key in self._below):
             return None
         have = self._neighbours[key in self._above]
@@ -96,6 +100,12 @@ def elsewhere(kind: str, name: str) -> str | None:
     first, last = min(row.first for row in rows), max(row.last for row in rows)
     versions = f"HAProxy {_text(first)}"
     return f"{versions} has it" if first == last else f"{versions} to {_text(last)} have it"
+
+
+def _of_lua(kind: str, name: str) -> Keyword:
+    """A fetch or converter that a Lua script registers. HAProxy gives all of them these types."""
+    other = "..YYYYYYYYYYYYYYYY...." if kind == "f" else "str"
+    return Keyword(kind, name, ("string",) * 12, 0, "str", other, (1, 7), (9, 9))
 
 
 @cache

@@ -14,6 +14,7 @@ from typing import Any
 from spop.engine.samples.arguments import RawArgument, VariableArgument, parse_int, split_arguments
 from spop.engine.samples.errors import SampleError
 from spop.engine.samples.places import Place, Source
+from spop.engine.samples.regexes import UnsupportedRegexError
 from spop.engine.samples.registry import ArgumentSpec, Converter, Fetch
 from spop.engine.samples.types import CASTS, Cast, SampleType, cast, castable, unchanged
 from spop.engine.samples.vocabulary import ENGINE, Remark, Vocabulary, remark
@@ -145,10 +146,17 @@ class _Compiler:
         """A function with its arguments read; these; and what evaluates it."""
         end = self._position
         words, self._position = split_arguments(self._text, end)
-        function = self._vocabulary.with_arguments(function, [word.text for word in words])
-        args, bound = _bind(function, words, end)
+        texts = [word.text for word in words]
+        function = self._vocabulary.with_arguments(function, texts)
+        try:
+            args, bound = _bind(function, words, end)
+        except UnsupportedRegexError as error:
+            function = self._vocabulary.without(function)
+            if not function.missing:
+                raise SampleError(f"'{function.name}': {error}", start) from None
+            args, bound = _bind(function, words, end)
         self._variables.update(_variables(args))
-        self._remarks += remark(function, start)
+        self._remarks += remark(function, texts, start)
         return function, args, bound
 
 
@@ -244,6 +252,8 @@ def _bind(
     try:
         args = tuple(_parse_all(words, parameters))
         return args, function.make(*args)
+    except UnsupportedRegexError:
+        raise
     except ValueError as error:
         where = words[0].offset if words else offset
         raise SampleError(f"'{function.name}': {error}", where) from None

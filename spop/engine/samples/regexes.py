@@ -63,6 +63,15 @@ _TOKEN = re.compile(
 )
 
 
+_ONLY_IN_PCRE2 = re.compile(
+    r"\\[KGXNpP]|\(\?(?:\||R\)|[+-]?\d|&|P>|[imsxUJn-]+[:)]|<[=!])|\(\*[A-Z]"
+)
+
+
+class UnsupportedRegexError(ValueError):
+    """A regular expression that PCRE2 takes, and Python's ``re`` does not."""
+
+
 def compile_regex(
     pattern: str, ignore_case: bool, not_at_line_start: bool = False
 ) -> re.Pattern[bytes]:
@@ -72,13 +81,15 @@ def compile_regex(
         not_at_line_start: ``^`` matches nowhere, as with PCRE2_NOTBOL.
 
     Raises:
-        ValueError: the pattern is invalid, or uses what Python's ``re`` can't do.
+        UnsupportedRegexError: the pattern uses what Python's ``re`` can't do.
+        ValueError: the pattern is invalid.
     """
     try:
         translated = "".join(_translate(pattern, not_at_line_start))
         return re.compile(raw(translated), re.IGNORECASE if ignore_case else 0)
     except re.error as error:
-        raise ValueError(f"'{pattern}' is no regular expression of Python's: {error}") from None
+        kind = UnsupportedRegexError if _ONLY_IN_PCRE2.search(pattern) else ValueError
+        raise kind(f"'{pattern}' is no regular expression of Python's: {error}") from None
 
 
 def _translate(pattern: str, not_at_line_start: bool) -> Iterator[str]:

@@ -59,11 +59,14 @@ class Remark:
     Attributes:
         offset: of the name, in characters or words.
         missing: HAProxy has it, and the engine can't evaluate it.
+        objects: kind and name of what its arguments name in a ``haproxy.cfg``. An empty name is
+            that of the proxy itself.
     """
 
     text: str
     offset: int
     missing: bool
+    objects: tuple[tuple[str, str], ...] = ()
 
 
 class Vocabulary:
@@ -125,11 +128,24 @@ class Vocabulary:
         self, function: Fetch | Converter, words: Sequence[str]
     ) -> Fetch | Converter:
         """The function for these arguments: HAProxy's may take others than the engine's."""
-        kind = "f" if isinstance(function, Fetch) else "c"
-        found = self._find(kind, function.name)
+        found = self._find(_kind(function), function.name)
         if found is None or function.missing or _takes(function, found, words):
             return function
-        return self._missing_fetch(found) if kind == "f" else self._missing_converter(found)
+        return self.without(function)
+
+    def without(self, function: Fetch | Converter) -> Fetch | Converter:
+        """HAProxy's function in place of the engine's; the same where no HAProxy decides."""
+        found = self._find(_kind(function), function.name)
+        if found is None:
+            return function
+        if isinstance(function, Fetch):
+            return self._missing_fetch(found)
+        return self._missing_converter(found)
+
+    @property
+    def of_haproxy(self) -> bool:
+        """Whether a HAProxy decides."""
+        return self._keywords is not None
 
     def _missing_fetch(self, keyword: Keyword) -> Fetch:
         def make(*args: Any) -> Callable[[Stream], Any]:
@@ -195,12 +211,26 @@ ENGINE = Vocabulary()
 """The engine's own vocabulary."""
 
 
-def remark(function: Fetch | Converter, offset: int) -> Iterator[Remark]:
-    """The remarks on a function that stands at an offset."""
+OBJECTS = ("backend", "frontend", "server", "table", "user list")
+"""The kinds of arguments that name something in a ``haproxy.cfg``."""
+
+
+def remark(function: Fetch | Converter, words: Sequence[str], offset: int) -> Iterator[Remark]:
+    """The remarks on a function that stands at an offset, with these arguments."""
     if function.doubt:
         yield Remark(function.doubt, offset, missing=False)
     if function.missing:
-        yield Remark(_MISSING.format(function.name), offset, missing=True)
+        objects = (
+            (parameter.name, words[index] if index < len(words) else "")
+            for index, parameter in enumerate(function.parameters)
+            if parameter.name in OBJECTS and (index < len(words) or parameter.required)
+        )
+        text = _MISSING.format(function.name)
+        yield Remark(text, offset, missing=True, objects=tuple(objects))
+
+
+def _kind(function: Fetch | Converter) -> str:
+    return "f" if isinstance(function, Fetch) else "c"
 
 
 def _takes(mine: Fetch | Converter, found: Keyword, words: Sequence[str]) -> bool:

@@ -26,6 +26,7 @@ RULES: Mapping[str, Callable[[Setup], Iterator[Diagnostic]]] = {
 
 ENGINE_RULES: Mapping[str, Callable[[Setup, EngineSetup], Iterator[Diagnostic]]] = {
     "argument-missing": handler_rules.argument_missing,
+    "argument-object": haproxy_rules.argument_objects,
     "argument-type": handler_rules.argument_type,
     "backend-check": haproxy_rules.backend_check,
     "backend-missing": haproxy_rules.backend_missing,
@@ -36,6 +37,7 @@ ENGINE_RULES: Mapping[str, Callable[[Setup, EngineSetup], Iterator[Diagnostic]]]
     "filter-missing": haproxy_rules.filter_missing,
     "frame-size": haproxy_rules.frame_size,
     "group-engine": haproxy_rules.group_engine,
+    "group-place": haproxy_rules.group_place,
     "group-unused": haproxy_rules.group_unused,
     "maxconn": haproxy_rules.server_maxconn,
     "message-without-handler": handler_rules.message_without_handler,

@@ -15,6 +15,7 @@ from typing import Any
 
 from spop.agent import Agent
 from spop.engine.config.model import Location
+from spop.handlers import HandlerInfo
 from spop.parameters import ARGUMENT, MISSING, Parameter
 from spop.values import SCOPES, VARIABLE
 
@@ -26,14 +27,14 @@ class HandlerFacts:
     Attributes:
         arguments: the parameters that take an argument of the message.
         sets: the variables that it may set, without the agent's prefix: ``"txn.score"``.
-        literal: `sets` are those in its source; there may be others.
+        defaults: those that the agent's ``on_error`` and ``on_timeout`` set for it.
     """
 
     message: str
     location: Location
     arguments: tuple[Parameter, ...]
     sets: frozenset[str]
-    literal: bool
+    defaults: frozenset[str]
 
     @property
     def required(self) -> Iterator[Parameter]:
@@ -42,14 +43,15 @@ class HandlerFacts:
 
 def facts_of(agent: Agent) -> Mapping[str, HandlerFacts]:
     """The facts of each handler, by the name of its message."""
-    return {name: _facts(name, info) for name, info in agent.handlers.items()}
+    defaults = frozenset((*agent.default_on_error, *agent.default_on_timeout))
+    return {name: _facts(name, info, defaults) for name, info in agent.handlers.items()}
 
 
-def _facts(name: str, info: Any) -> HandlerFacts:
+def _facts(name: str, info: HandlerInfo, defaults: frozenset[str]) -> HandlerFacts:
     function = inspect.unwrap(info.function)
     arguments = tuple(p for p in info.parameters if p.kind == ARGUMENT)
     sets = frozenset(info.sets) or frozenset(_literals(function))
-    return HandlerFacts(name, _location(function), arguments, sets, not info.sets)
+    return HandlerFacts(name, _location(function), arguments, sets, defaults)
 
 
 def _location(function: Callable[..., Any]) -> Location:

@@ -18,6 +18,7 @@ from spop.engine.config.lines import Line, Reader
 from spop.engine.config.model import Location
 from spop.engine.config.spoe import read_file
 from spop.engine.config.values import leading_integer, seconds
+from spop.engine.config.versions import Version
 from spop.values import VARIABLE
 
 _READ = re.compile(rf"\bvar\(\s*({VARIABLE.pattern})", re.ASCII)
@@ -30,6 +31,7 @@ class Use(NamedTuple):
     """A line that names something, and where."""
 
     name: str
+    proxy: ProxySection
     line: Line
     location: Location
 
@@ -80,6 +82,12 @@ class ProxySection:
             return None
 
     @property
+    def servers(self) -> set[str]:
+        """The names of its servers."""
+        return {line.arguments[0] for line in self.lines if line.keyword == "server"
+                and line.arguments}  # fmt: skip
+
+    @property
     def mode(self) -> str:
         line = self.last("mode")
         return line.arguments[0] if line and line.arguments else "tcp"
@@ -92,6 +100,21 @@ class HAProxyConfig:
     file: str
     global_lines: list[Line] = field(default_factory=list)
     proxies: list[ProxySection] = field(default_factory=list)
+    userlists: set[str] = field(default_factory=set)
+
+    def has(self, kind: str, name: str) -> bool:
+        """Whether it has what an argument of a fetch or converter names."""
+        if kind == "user list":
+            return name in self.userlists
+        if kind == "server":
+            backend, _, server = name.rpartition("/")
+            found = self.find(backend)
+            return not backend or (found is not None and server in found.servers)
+        if kind == "table":  # Those of peers are "PEERS/TABLE".
+            return "/" in name or any(
+                p.name == name and p.last("stick-table") for p in self.proxies
+            )
+        return any(p.name == name and p.kind in (kind, "listen") for p in self.proxies)
 
     def setting(self, keyword: str) -> int | None:
         """The number of a line of ``global``."""
@@ -136,14 +159,14 @@ class HAProxyConfig:
         return {use.name for use in self._uses(_MENTIONED)}
 
     def _uses(self, pattern: re.Pattern[str]) -> Iterator[Use]:
-        for _, line in self.lines():
+        for proxy, line in self.lines():
             for index, word in enumerate(line.words):
                 for found in pattern.finditer(word.text):
-                    yield Use(found[1], line, line.at(index, found.start(1)))
+                    yield Use(found[1], proxy, line, line.at(index, found.start(1)))
 
 
-def read_haproxy_cfg(path: str | PathLike[str]) -> HAProxyConfig:
-    """Read a ``haproxy.cfg``.
+def read_haproxy_cfg(path: str | PathLike[str], version: Version | None = None) -> HAProxyConfig:
+    """Read a ``haproxy.cfg``, with the conditional blocks that a version reads.
 
     Raises:
         ConfigError: the file can't be read.
@@ -152,7 +175,8 @@ def read_haproxy_cfg(path: str | PathLike[str]) -> HAProxyConfig:
     named: dict[str, ProxySection] = {}
     defaults: list[Line] = []
     open_section: ProxySection | None = None
-    for line in Reader(read_file(path), str(path), Collector(), SECTIONS, strict=False):
+    data = read_file(path)
+    for line in Reader(data, str(path), Collector(), SECTIONS, version=version, strict=False):
         if not line.opens:
             if line.section == "global":
                 config.global_lines.append(line)
@@ -160,6 +184,8 @@ def read_haproxy_cfg(path: str | PathLike[str]) -> HAProxyConfig:
                 open_section.lines.append(line)
             continue
         open_section = None
+        if line.section == "userlist":
+            config.userlists.update(line.arguments[:1])
         if line.section in (*_PROXIES, "defaults"):
             open_section = _section(line, defaults, named)
             if line.section == "defaults":

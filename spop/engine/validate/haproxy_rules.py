@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 from spop.constants import DEFAULT_BUFSIZE
 from spop.engine.config.diagnostics import Diagnostic
+from spop.engine.config.resolution import misplaced
+from spop.engine.samples import Place
 from spop.engine.samples.errors import did_you_mean
 from spop.engine.validate.haproxy_cfg import HAProxyConfig
 from spop.engine.validate.setup import EngineSetup, Setup, error, note, warning
@@ -95,6 +97,50 @@ def group_engine(setup: Setup, engine: EngineSetup) -> Found:
                 f"{rule.proxy.kind} '{rule.proxy.name}' has no filter of '{rule.engine}'",
                 f"add the 'filter spoe engine {rule.engine}' line to it",
             )
+
+
+_PLACES = {
+    "tcp-request": (Place.FE_REQ_CNT, Place.BE_REQ_CNT),
+    "http-request": (Place.FE_HRQ_HDR, Place.BE_HRQ_HDR),
+    "tcp-response": (Place.FE_RES_CNT, Place.BE_RES_CNT),
+    "http-response": (Place.FE_HRS_HDR, Place.BE_HRS_HDR),
+}
+"""Where the samples of each kind of rule are taken, in a frontend and in a backend."""
+
+
+def group_place(setup: Setup, engine: EngineSetup) -> Found:
+    """A group with an argument that can't be had where a rule sends it."""
+    for rule in engine.group_rules:
+        group = engine.config.groups.get(rule.group)
+        frontend, backend = _PLACES.get(rule.line.keyword, (Place(0), Place(0)))
+        place = {"frontend": frontend, "backend": backend}.get(rule.proxy.kind, frontend | backend)
+        for message in group.messages if group and place else ():
+            for index in misplaced(message.arguments, place):
+                text = message.arguments[index].expression.text
+                yield error(
+                    rule.location,
+                    f"'{text}' of the message '{message.name}' can't be had at this rule",
+                    "send the group at another rule, or leave the argument out",
+                )
+
+
+def argument_objects(setup: Setup, engine: EngineSetup) -> Found:
+    """An argument that names a backend, table, server or userlist that there isn't."""
+    for message in engine.messages:
+        for kind, name, location in engine.sections.messages[message.name].objects:
+            for line in engine.filters:
+                if not name and kind == "table" and not line.proxy.last("stick-table"):
+                    yield error(
+                        location,
+                        f"{line.proxy.kind} '{line.proxy.name}' has no stick-table",
+                        "add one, or name the table of another proxy",
+                    )
+            if setup.haproxy and name and not setup.haproxy.has(kind, name):
+                yield error(
+                    location,
+                    f"{setup.haproxy.file} has no {kind} '{name}'",
+                    "correct the name, or add the section",
+                )
 
 
 def backend_missing(setup: Setup, engine: EngineSetup) -> Found:

@@ -70,9 +70,8 @@ class Setup:
     def own_filters(self) -> list[Filter]:
         """The filters that name this file. It may be elsewhere on the machine of HAProxy."""
         name = Path(self.file).name
-        return [f for f in self.haproxy.filters() if Path(f.config).name == name] if (
-            self.haproxy
-        ) else []  # fmt: skip
+        filters = self.haproxy.filters() if self.haproxy else ()
+        return [line for line in filters if Path(line.config).name == name]
 
     def _names(self, line: Filter, engine: EngineSetup) -> bool:
         anonymous = None in self.scopes

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from spop.engine.config.diagnostics import Diagnostic
-from spop.engine.config.model import Event, Location
+from spop.engine.config.lines import Line
+from spop.engine.config.model import Event
 from spop.engine.samples.errors import did_you_mean
-from spop.engine.validate.haproxy_cfg import ProxySection, Use
+from spop.engine.validate.haproxy_cfg import ProxySection
 from spop.engine.validate.setup import EngineSetup, Setup, error, warning
 
 Found = Iterator[Diagnostic]
@@ -70,7 +71,8 @@ def variable_never_set(setup: Setup, engine: EngineSetup) -> Found:
     if setup.handlers is None:
         return
     sets = _by_name(setup, engine)
-    own = {
+    defaults = {name for facts in setup.handlers.values() for name in facts.defaults}
+    own = {name.replace(".", f".{engine.config.var_prefix}.", 1) for name in defaults} | {
         engine.config.set_on_error, engine.config.set_process_time, engine.config.set_total_time,
     }  # fmt: skip
     known = setup.haproxy.variables_set() if setup.haproxy else set()
@@ -97,7 +99,7 @@ def variable_never_read(setup: Setup, engine: EngineSetup) -> Found:
 
 def variable_not_registered(setup: Setup, engine: EngineSetup) -> Found:
     """A ``proc.`` variable that a handler sets and HAProxy does not know."""
-    if setup.handlers is None or setup.haproxy is None:
+    if setup.handlers is None or setup.haproxy is None or engine.config.force_set_var:
         return
     known = engine.config.known_variables | setup.haproxy.mentioned()
     for name, messages in _by_name(setup, engine).items():
@@ -115,18 +117,18 @@ def variable_read_too_early(setup: Setup, engine: EngineSetup) -> Found:
         return
     sets = _by_name(setup, engine)
     filtered = {line.proxy for line in engine.filters}
-    for proxy, line in setup.haproxy.lines():
-        if proxy not in filtered:
+    for use in setup.reads:
+        # What a session keeps may be of an earlier request.
+        if use.proxy not in filtered or use.name not in sets or use.name.startswith("sess."):
             continue
-        for use in (use for use in setup.reads if use.line is line and use.name in sets):
-            moment = _moment_of_rule(proxy, use)
-            when = [at for name in sets[use.name] for at in _moments(setup, engine, name)]
-            if moment and when and moment < min(when) and not use.name.startswith("sess."):
-                yield warning(
-                    use.location,
-                    f"'{use.name}' is read before it is set, by the message '{sets[use.name][0]}'",
-                    "move the rule behind it, or send the message at an earlier event",
-                )
+        moment = _moment_of_rule(use.proxy, use.line)
+        when = [at for message in sets[use.name] for at in _moments(engine, message)]
+        if moment and when and moment < min(when):
+            yield warning(
+                use.location,
+                f"'{use.name}' is read before it is set, by the message '{sets[use.name][0]}'",
+                "move the rule behind it, or send the message at an earlier event",
+            )
 
 
 def _by_name(setup: Setup, engine: EngineSetup) -> dict[str, list[str]]:
@@ -144,15 +146,15 @@ def _of(engine: EngineSetup, name: str) -> bool:
     return name.partition(".")[2].startswith(f"{engine.config.var_prefix}.")
 
 
-def _moment_of_rule(proxy: ProxySection, use: Use) -> Moment | None:
-    words = [word.text for word in use.line.words[:2]]
+def _moment_of_rule(proxy: ProxySection, line: Line) -> Moment | None:
+    words = [word.text for word in line.words[:2]]
     for kind, (frontend, backend) in _RULES.items():
         if words[: kind.count(" ") + 1] == kind.split():
-            return Moment(backend if proxy.kind == "backend" else frontend, use.line.number)
+            return Moment(backend if proxy.kind == "backend" else frontend, line.number)
     return None
 
 
-def _moments(setup: Setup, engine: EngineSetup, message: str) -> Iterator[Moment]:
+def _moments(engine: EngineSetup, message: str) -> Iterator[Moment]:
     """When a message is sent."""
     for event, messages in engine.config.events.items():
         if any(message == sent.name for sent in messages):
@@ -160,5 +162,4 @@ def _moments(setup: Setup, engine: EngineSetup, message: str) -> Iterator[Moment
     for rule in engine.group_rules:
         group = engine.config.groups.get(rule.group)
         if group and any(message == sent.name for sent in group.messages):
-            use = Use("", rule.line, Location("", 1))
-            yield _moment_of_rule(rule.proxy, use) or Moment(0, 0)
+            yield _moment_of_rule(rule.proxy, rule.line) or Moment(0, 0)
