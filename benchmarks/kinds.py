@@ -27,6 +27,7 @@ from spop.load.generator import Generator, Plan
 ADDRESS = ipaddress.IPv4Address("192.0.2.10")
 KINDS = {
     "inline": "`def`",
+    "cached": "`cache=`, a hit",
     "async-at-once": "`async def`, does not suspend",
     "async": "`async def`, suspends once",
     "blocking": "`blocking=True`",
@@ -52,7 +53,7 @@ def measure(rounds: int = 5, scale: float = 1.0) -> list[Row]:
         for _ in range(rounds):
             for depth, frames in DEPTHS.items():
                 for kind, agent in agents.items():
-                    result = _exchange(agent, kind, depth, int(frames * scale))
+                    result = exchange(agent, kind, depth, int(frames * scale))
                     found.setdefault((kind, depth), []).append(result)
     rows = []
     for (kind, depth), results in found.items():
@@ -68,7 +69,7 @@ def _agent(kind: str) -> contextlib.AbstractContextManager[Running]:
     return running(spop_command(port, target="kinds_agent.py"), port, {"KIND": kind})
 
 
-def _exchange(agent: Running, kind: str, depth: int, frames: int) -> tuple[float, float]:
+def exchange(agent: Running, kind: str, depth: int, frames: int) -> tuple[float, float]:
     """µs of the agent's CPU per frame, and frames a second."""
     command = [BUILD / "load", "127.0.0.1", agent.port, CONNECTIONS, depth, frames, kind]
     before = agent.cpu_seconds()

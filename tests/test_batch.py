@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import batch_agent
 import pytest
 from haproxy import wait_until
+from serving import served, wait_until_serving
 
-from spop import Ack, Agent, AsyncClient, Batch, Message
+from spop import Ack, Agent, AsyncClient, Batch, Client, Message
 
 KINDS = ["thread", "async"]
 
@@ -145,6 +149,27 @@ def test_a_process_imports_the_handler_and_runs_the_lifespans() -> None:
 def test_processes_end_with_the_server() -> None:
     (pid,) = {each["txn.pid"] for each in ask(batch_agent.agent, range(1), "double")}
     wait_until(lambda: not os.path.exists(f"/proc/{pid}/cmdline"), "the end of the process")
+
+
+def test_processes_end_with_a_worker_that_is_killed() -> None:
+    target = f"{batch_agent.__file__}:agent"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with served("--bind", address, target=target) as process:
+        wait_until_serving(process)
+        with Client(address) as client:
+            pid = client.notify("double", n=1).variables["txn.pid"]
+        status = Path(f"/proc/{pid}/status").read_text()
+        os.kill(int(status.partition("PPid:")[2].split()[0]), signal.SIGKILL)
+        wait_until(lambda: ended(pid), "the end of the process")
+
+
+def ended(pid: Any) -> bool:
+    """A process is gone, or nobody has asked how it ended."""
+    try:
+        return "State:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
 
 
 def test_exceptions_come_back_from_a_process() -> None:

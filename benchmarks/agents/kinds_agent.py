@@ -9,13 +9,18 @@ import os
 import time
 from ipaddress import IPv4Address
 
-from spop import Agent, Message
+from spop import Agent, Cache, Message
 
 agent = Agent(name="kinds")
 
 
 @agent.message("inline")
 def inline(ip: IPv4Address) -> dict[str, int]:
+    return {"sess.ip_score": ip.packed[-1]}
+
+
+@agent.message("cached", cache=Cache(ttl=3600.0, size=1000))
+def cached(ip: IPv4Address) -> dict[str, int]:
     return {"sess.ip_score": ip.packed[-1]}
 
 

@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import inspect
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from spop.frames import Message
 from spop.lifespan import use_state
 from spop.loop_life import LoopThread
 from spop.parameters import described
+from spop.server.orphans import end_with_parent
 
 
 class _Waiting(NamedTuple):
@@ -145,16 +147,17 @@ def _processes(function: Callable[..., Any], workers: int) -> ProcessPoolExecuto
         workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_begin_process,
-        initargs=(function.__module__, function.__qualname__, sys.path),
+        initargs=(function.__module__, function.__qualname__, sys.path, os.getpid()),
     )
 
 
 _handler: Callable[[list[Message]], Any]
 
 
-def _begin_process(module: str, name: str, path: list[str]) -> None:
+def _begin_process(module: str, name: str, path: list[str], worker: int) -> None:
     """Import the handler, and set up the lifespans of its agent."""
     global _handler
+    end_with_parent(worker, signal.SIGKILL)  # Otherwise it would wait for calls forever.
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal sends it to all processes.
     sys.path[:] = path
     found: Any = importlib.import_module(module)
