@@ -12,6 +12,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any
 
 import pytest
 from haproxy import version
@@ -19,7 +20,7 @@ from odd_agents import Ids, Odd, OddAgent, Wire, ack, hello, parts
 from proxied import Proxied
 
 from spop import AsyncClient, Client, codec
-from spop.cli.capture import read_conversations
+from spop.cli.capture import Capture
 from spop.connection import EngineConnection
 from spop.engine import AsyncEngine, Engine, Request
 from spop.frames import Control, Frame, Notify
@@ -112,15 +113,13 @@ def spoe_file(folder: Path, options: str = "") -> Path:
 
 def captured() -> list[list[bytes]]:
     """What HAProxy 3.4 sent on each connection: the one with NOTIFY frames, then health checks."""
-    with CAPTURE.open("rb") as file:
-        conversations = read_conversations(file)
     connections = []
-    for conversation in conversations:
-        sent = b"".join(
-            data
-            for _, source, data in conversation.pieces
-            if source == conversation.first and isinstance(data, bytes)
-        )
+    with CAPTURE.open("rb") as file:
+        streams: dict[Any, bytes] = {}
+        for conversation, piece in Capture(file).pieces(live=False):
+            if piece.source == conversation.first and isinstance(piece.data, bytes):
+                streams[conversation] = streams.get(conversation, b"") + piece.data
+    for sent in streams.values():
         frames = []
         while sent:
             end = 4 + int.from_bytes(sent[:4], "big")
