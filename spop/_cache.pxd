@@ -23,7 +23,7 @@ cdef class Answers:
     cdef void *oldest
     cdef readonly int64_t hits
     cdef readonly int64_t misses
-    cdef public bytes missed
+    cdef readonly int64_t memory
     cdef readonly int64_t generation
     cdef int64_t begun  # The generation of the entries.
 
@@ -31,4 +31,4 @@ cdef class Answers:
     cdef int link(self, _Entry entry) except -1
     cdef int unlink(self, _Entry entry) except -1
     cdef int drop(self, _Entry entry) except -1
-    cdef int begin_anew(self) except -1
+    cpdef forget(self)

@@ -5,7 +5,16 @@ moves two pointers and leaves the dict as it is.
 """
 
 cimport cython
+from cpython.bytes cimport PyBytes_GET_SIZE
 from libc.stdint cimport int64_t
+
+from spop.constants import ENTRY_SIZE as PY_ENTRY_SIZE
+
+cdef enum:
+    ENTRY_SIZE = 256  # Bytes that a kept answer takes besides its own and its key's, roughly.
+
+if PY_ENTRY_SIZE != ENTRY_SIZE:
+    raise ImportError("compiled for another spop")
 
 
 @cython.final
@@ -20,20 +29,20 @@ cdef class Answers:
         if size < 1:
             raise ValueError(f"size is {size}, 1 at least")
         self.size = size
-        self.begin_anew()
+        self.forget()
 
-    cdef int begin_anew(self) except -1:
+    cpdef forget(self):
         # The entries of before are freed with their dict. No pointer leads to them any more.
         self.newest = self.oldest = NULL
         self.entries = {}
         self.begun = self.generation
-        return 0
+        self.memory = 0
 
     cpdef bytes find(self, bytes key, int64_t now):
         cdef object found
         cdef _Entry entry
         if self.begun != self.generation:
-            self.begin_anew()
+            self.forget()
         found = self.entries.get(key)
         if found is not None:
             entry = <_Entry>found
@@ -45,14 +54,13 @@ cdef class Answers:
                 return entry.answer
             self.drop(entry)
         self.misses += 1
-        self.missed = key
         return None
 
     def keep(self, bytes key, bytes answer, int64_t expires, int64_t generation):
         if generation != self.generation:
             return
         if self.begun != generation:
-            self.begin_anew()
+            self.forget()
         cdef object found = self.entries.get(key)
         cdef _Entry entry
         if found is not None:
@@ -63,6 +71,7 @@ cdef class Answers:
         entry.key, entry.answer, entry.expires = key, answer, expires
         self.entries[key] = entry
         self.link(entry)
+        self.memory += size_of(entry)
 
     cdef int link(self, _Entry entry) except -1:
         """Put an entry in front, as the newest."""
@@ -87,6 +96,7 @@ cdef class Answers:
 
     cdef int drop(self, _Entry entry) except -1:
         self.unlink(entry)
+        self.memory -= size_of(entry)
         del self.entries[entry.key]
         return 0
 
@@ -95,3 +105,7 @@ cdef class Answers:
 
     def __len__(self):
         return len(self.entries) if self.begun == self.generation else 0
+
+
+cdef inline Py_ssize_t size_of(_Entry entry) noexcept:
+    return ENTRY_SIZE + PyBytes_GET_SIZE(entry.key) + PyBytes_GET_SIZE(entry.answer)

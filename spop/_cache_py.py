@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import NamedTuple
 
+from spop.constants import ENTRY_SIZE
+
 
 class _Entry(NamedTuple):
     answer: bytes
@@ -19,7 +21,7 @@ class Answers:
 
     Attributes:
         hits, misses: how often `find` found an answer, and how often not.
-        missed: the key that the last `find` did not find. It is None when the key was too long.
+        memory: bytes that the answers and their keys take, roughly.
         generation: counts calls of `clear`.
     """
 
@@ -30,7 +32,7 @@ class Answers:
         "_size",
         "generation",
         "hits",
-        "missed",
+        "memory",
         "misses",
     )
 
@@ -39,28 +41,30 @@ class Answers:
             raise ValueError(f"size is {size}, 1 at least")
         self._size = size
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
-        self.hits = 0
-        self.misses = 0
-        self.missed: bytes | None = None
-        self.generation = self._begun = 0
+        self.hits: int = 0
+        self.misses: int = 0
+        self.memory: int = 0
+        self.generation: int = 0
+        self._begun = 0
 
-    def _begin_anew(self) -> None:
+    def forget(self) -> None:
+        """Forget all answers now. The loop's thread calls this."""
         self._entries = OrderedDict()
+        self.memory = 0
         self._begun = self.generation
 
     def find(self, key: bytes, now: int) -> bytes | None:
         """The answer that is kept for a key, else None."""
         if self._begun != self.generation:
-            self._begin_anew()
+            self.forget()
         entry = self._entries.get(key)
         if entry is not None:
             if now < entry.expires:
                 self._entries.move_to_end(key)
                 self.hits += 1
                 return entry.answer
-            del self._entries[key]
+            self._drop(key)
         self.misses += 1
-        self.missed = key
         return None
 
     def keep(self, key: bytes, answer: bytes, expires: int, generation: int) -> None:
@@ -68,14 +72,20 @@ class Answers:
         if generation != self.generation:
             return
         if self._begun != generation:
-            self._begin_anew()
+            self.forget()
+        if key in self._entries:
+            self._drop(key)
+        elif len(self._entries) >= self._size:
+            self._drop(next(iter(self._entries)))
         self._entries[key] = _Entry(answer, expires)
-        self._entries.move_to_end(key)
-        if len(self._entries) > self._size:
-            self._entries.popitem(last=False)
+        self.memory += ENTRY_SIZE + len(key) + len(answer)
+
+    def _drop(self, key: bytes) -> None:
+        entry = self._entries.pop(key)
+        self.memory -= ENTRY_SIZE + len(key) + len(entry.answer)
 
     def clear(self) -> None:
-        """Forget all answers."""
+        """Forget all answers. Any thread may call this."""
         self.generation += 1  # The loop's thread forgets them, before it looks for the next one.
 
     def __len__(self) -> int:

@@ -27,8 +27,9 @@ cdef enum:
     NANOSECONDS = 3
     HITS = 4
     MISSES = 5
-    FIRST_BUCKET = 6
-    BUCKETS = 26
+    KEPT = 6
+    FIRST_BUCKET = 7
+    BUCKETS = 25
     BUCKET_SHIFT = 10
 
 

@@ -71,7 +71,7 @@ C_CELLS = [
     (Cell.BYTES_RECEIVED, BYTES_RECEIVED), (Cell.BYTES_SENT, BYTES_SENT),
     (Cell.TOO_MANY_MESSAGES, TOO_MANY_MESSAGES), (RouteCell.CALLS, CALLS),
     (RouteCell.ERRORS, ERRORS), (RouteCell.NANOSECONDS, NANOSECONDS),
-    (RouteCell.HITS, HITS), (RouteCell.MISSES, MISSES),
+    (RouteCell.HITS, HITS), (RouteCell.MISSES, MISSES), (RouteCell.KEPT, KEPT),
     (RouteCell.BUCKETS, FIRST_BUCKET), (PY_BUCKETS, BUCKETS), (PY_BUCKET_SHIFT, BUCKET_SHIFT),
     (Cell.PAYLOADS_TOO_BIG, PAYLOADS_TOO_BIG), (Cell.ROUND_BEGAN, ROUND_BEGAN),
     (Cell.RUNNING, RUNNING_TASKS), (Cell.ACKS_DROPPED, ACKS_DROPPED), (PY_VALUE_SIZE, VALUE_SIZE),
@@ -481,18 +481,21 @@ cdef class Dispatcher:
     cdef bint answer_from_cache(
         self, Route route, Span *span, Py_ssize_t most, Writer *w,
     ) except -1:
-        """Write the answer that is kept, if one is. Else the handler finds the key."""
+        """Write the answer that is kept, if one is."""
         cdef bytes key = route.key(self.fields, span)
         cdef bytes answer
-        route.answers.missed = None
         if key is None:
             return False
         answer = route.answers.find(key, self.clock)
-        if answer is None or w.length + PyBytes_GET_SIZE(answer) > most:
+        if answer is None:
             self.row[route.base + MISSES] += 1
             return False
         self.row[route.base + HITS] += 1
-        write_bytes(w, PyBytes_AS_STRING(answer), PyBytes_GET_SIZE(answer))
+        if w.length + PyBytes_GET_SIZE(answer) <= most:
+            write_bytes(w, PyBytes_AS_STRING(answer), PyBytes_GET_SIZE(answer))
+        else:
+            self.fail(route, too_big(PyBytes_GET_SIZE(answer), most - w.length))
+            write_if_it_fits(w, route.on_error, most)
         return True
 
     cdef object begin(

@@ -22,6 +22,7 @@ cdef enum:
     KIND_ARGUMENT = 0
     KIND_MESSAGE = 1
     KIND_ACK = 2
+    KIND_KEY = 3
     HEADERS = 65536
 
 

@@ -159,11 +159,13 @@ cdef class Route:
     cdef object supplied(
         self, int slot, Field *fields, Span *span, Header *header, object connection,
     ):
-        """The value of a parameter that no argument matched: the message, an `Ack` or the default."""
+        """The value of a parameter that no argument matched."""
         if self.kinds[slot] == KIND_MESSAGE:
             return message_of(fields, span, header, connection)
         if self.kinds[slot] == KIND_ACK:
             return Ack(header.stream_id, header.frame_id)
+        if self.kinds[slot] == KIND_KEY:
+            return self.key(fields, span)
         parameter = self.parameters[slot]
         if parameter.default is _missing:
             names = message_of(fields, span, header, connection).names

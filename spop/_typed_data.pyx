@@ -118,6 +118,7 @@ cdef inline int read_data(Reader *r, Field *field, bint lenient) except -1:
         if length > r.end - r.offset:
             raise InvalidFrameError(f"address cut short at byte {r.offset}")
         field.data = r.base + r.offset
+        field.number = length
         r.offset += length
     elif not lenient:
         raise InvalidFrameError(f"reserved data type {field.type} at byte {start}")

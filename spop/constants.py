@@ -189,6 +189,9 @@ NO_LIMIT = 2**62
 VALUE_SIZE = 64
 """Bytes that the object of an argument takes besides those in the frame, roughly."""
 
+ENTRY_SIZE = 256
+"""Bytes that a kept answer takes besides its own and its key's, roughly."""
+
 MAX_MESSAGES = 1000
 """Default of the largest number of messages in a NOTIFY."""
 

@@ -53,6 +53,8 @@ class Cell(IntEnum):
     OLDEST_JOB = auto()
     """The time at which the oldest job in the pool's queue came, in ns likewise; 0: none waits."""
     OUT_OF_MEMORY = auto()
+    TOO_OLD = auto()
+    FRAMES_CROSSED = auto()
     DISCONNECTS_SENT = 32
     DISCONNECTS_RECEIVED = 48
 
@@ -66,6 +68,7 @@ class RouteCell(IntEnum):
     NANOSECONDS = auto()
     HITS = auto()
     MISSES = auto()
+    KEPT = auto()
     BUCKETS = auto()
 
 
@@ -93,6 +96,7 @@ _LIMITS = {
     "max_frame_size": Cell.FRAMES_TOO_BIG,
     "max_queue": Cell.REJECTED,
     "max_memory": Cell.OUT_OF_MEMORY,
+    "max_connection_age": Cell.TOO_OLD,
 }
 
 
@@ -138,6 +142,8 @@ class Counts:
     frames_in_hand: int
     acks_elsewhere: int
     acks_dropped: int
+    frames_crossed: int
+    """NOTIFY frames that came when DISCONNECT was sent already, so that no ACK followed."""
     unknown_messages: int
     bytes_received: int
     bytes_sent: int
@@ -159,6 +165,8 @@ class HandlerCounts:
     Attributes:
         p50, p99: bounds below which 50 % and 99 % of the calls stayed.
         buckets: bounds and the number of calls below each. The last is ``+Inf``.
+        hits, misses: messages that were answered from the cache, and those that were not.
+        kept: number of cached answers.
     """
 
     name: str
@@ -170,6 +178,9 @@ class HandlerCounts:
     p50: float
     p99: float
     buckets: Sequence[tuple[str, int]]
+    hits: int = 0
+    misses: int = 0
+    kept: int = 0
 
 
 class Totals:
@@ -181,7 +192,7 @@ class Totals:
     """
 
     def __init__(self) -> None:
-        self.cells = [0] * ROUTES
+        self.cells: list[int] = [0] * ROUTES
         self.routes: dict[str, list[int]] = {}
 
     def add(self, row: Cells, names: Iterable[str]) -> None:
@@ -201,6 +212,8 @@ class Totals:
         """The process has ended: no connection of it is open, no job waits or runs."""
         for cell in GAUGES:
             self.cells[cell] = 0
+        for route in self.routes.values():
+            route[RouteCell.KEPT] = 0
         self.cells[Cell.CONNECTIONS_CLOSED] = self.cells[Cell.CONNECTIONS_OPENED]
 
     def _add_cells(self, theirs: Sequence[int]) -> None:
@@ -230,6 +243,7 @@ class Totals:
             frames_in_hand=self.in_hand,
             acks_elsewhere=cells[Cell.ACKS_ELSEWHERE],
             acks_dropped=cells[Cell.ACKS_DROPPED],
+            frames_crossed=cells[Cell.FRAMES_CROSSED],
             unknown_messages=cells[Cell.UNKNOWN_MESSAGES],
             bytes_received=cells[Cell.BYTES_RECEIVED],
             bytes_sent=cells[Cell.BYTES_SENT],
@@ -277,6 +291,9 @@ def _handler_counts(name: str, route: list[int]) -> HandlerCounts:
         p50=_quantile(route, 0.5),
         p99=_quantile(route, 0.99),
         buckets=_buckets(route),
+        hits=route[RouteCell.HITS],
+        misses=route[RouteCell.MISSES],
+        kept=route[RouteCell.KEPT],
     )
 
 

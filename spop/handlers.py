@@ -167,6 +167,7 @@ class HandlerInfo(typing.NamedTuple):
         self,
         kind: int | None = None,
         around: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
+        more: Sequence[Parameter] = (),
     ) -> Route:
         """What a dispatcher calls: the handler, with its states read and its wraps around it.
 
@@ -175,6 +176,7 @@ class HandlerInfo(typing.NamedTuple):
         Args:
             kind: in place of its own.
             around: gives the outermost function.
+            more: parameters that this function has besides.
         """
         function, parameters = self.function, self.parameters
         states = [each.name for each in parameters if each.kind == STATE]
@@ -189,7 +191,7 @@ class HandlerInfo(typing.NamedTuple):
             function = around(function)
         kind = self.kind if kind is None else kind
         limited = self.timeout is not None or self.concurrency is not None
-        return Route(self.name, function, parameters, kind, self.on_error, limited)
+        return Route(self.name, function, (*parameters, *more), kind, self.on_error, limited)
 
 
 def _by_keyword(parameter: Parameter) -> Parameter:

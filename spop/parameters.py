@@ -18,9 +18,9 @@ from spop.logs import text_of
 MISSING: Final[Any] = object()
 """The default of a `Parameter` without one."""
 
-ARGUMENT, MESSAGE, ACK, STATE, MESSAGES = range(5)
-"""What a parameter is given: an argument of the message, the message itself, an `Ack`, a
-`StreamState`, the messages of a batch. Dispatchers know the first three."""
+ARGUMENT, MESSAGE, ACK, KEY, STATE, MESSAGES = range(6)
+"""What a parameter is given: an argument of the message, the message itself, an `Ack`, the key of a
+cached answer, a `StreamState`, the messages of a batch. Dispatchers know the first four."""
 
 TYPE_BITS: Final[Mapping[type, int]] = {
     type(None): 1 << DataType.NULL,

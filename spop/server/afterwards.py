@@ -9,25 +9,13 @@ from collections.abc import Callable
 from contextvars import copy_context
 from typing import Any
 
-from spop.constants import VALUE_SIZE
 from spop.context import current, set_running
-from spop.frames import Message
 from spop.handlers import HandlerInfo
-from spop.headers import Headers
 from spop.logs import RateLimitedLog, SafeLogger
 from spop.parameters import described
-from spop.server.caches import RunInThread
+from spop.server.caches import RunInThread, memory_of_call
 
-logger = SafeLogger("spop.agent")
-
-
-def _memory_of(value: Any) -> int:
-    """Bytes that an argument takes, roughly."""
-    if isinstance(value, Message):
-        return sum(map(_memory_of, value.values))
-    if isinstance(value, Headers):
-        return sum(len(name) + len(text) for name, text in value.raw)
-    return VALUE_SIZE + (len(value) if isinstance(value, (str, bytes)) else 0)
+logger: SafeLogger = SafeLogger("spop.agent")
 
 
 class Afterwards:
@@ -57,7 +45,7 @@ class Afterwards:
         self._limit = limit
         self._max_memory = max_memory
         self._take = take
-        self.memory = 0
+        self.memory: int = 0
         self._failed = failed
         self._dropped = dropped
         self._drops = RateLimitedLog(logger, per_second=1)
@@ -71,7 +59,8 @@ class Afterwards:
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> None:
-            size = sum(map(_memory_of, (*args, *kwargs.values())))
+            made = functools.partial(function, *args, **kwargs)
+            size = memory_of_call(made)
             if len(self._tasks) >= self._limit or self.memory + size > self._max_memory:
                 self._dropped()
                 self._drops.warning(
@@ -79,7 +68,7 @@ class Afterwards:
                     info.name, len(self._tasks), self.memory,
                 )  # fmt: skip
                 return
-            run = self._run(info, functools.partial(function, *args, **kwargs), line)
+            run = self._run(info, made, line)
             context = copy_context()
             context.run(set_running, tuple(running) if (running := current()) else lambda: None)
             task = asyncio.get_running_loop().create_task(run, context=context)

@@ -1,77 +1,26 @@
-"""Calls of handlers whose answers are cached: each is made once for all that ask the same."""
+"""Calls of handlers whose answers are cached: each is made once for all that ask the same.
+
+`keeping` keeps the answers. This module has what needs an event loop.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
-from time import monotonic_ns
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from spop import codec
-from spop.cache import Answers, Cache
+from spop.constants import VALUE_SIZE
 from spop.context import current, set_running
+from spop.errors import HandlerError
+from spop.frames import Message
 from spop.handlers import HandlerInfo
-
-if TYPE_CHECKING:
-    import asyncio
+from spop.headers import Headers
+from spop.server.keeping import OF_CACHE, Keeper
 
 RunInThread = Callable[[Callable[[], Any]], Awaitable[Any]]
-
-
-class Keeper:
-    """Has the answers of one handler kept, in one loop.
-
-    A dispatcher calls the handler only when the answer to the message is not there. It leaves the
-    key in `Answers.missed`.
-
-    Args:
-        failure: the encoded actions that answer for a failure.
-    """
-
-    def __init__(self, answers: Answers, cache: Cache, failure: bytes) -> None:
-        self._answers = answers
-        self._ttl = int(cache.ttl * 1e9)
-        self._error_ttl = int(cache.error_ttl * 1e9)
-        self._failure = failure
-
-    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """An inline handler that has its answers kept."""
-
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            key, generation = self.missed()
-            with self.failures(key, generation):
-                answer = function(*args, **kwargs)
-            self.keep(key, answer, generation)
-            return answer
-
-        return call
-
-    def missed(self) -> tuple[bytes | None, int]:
-        """The key of the message whose call begins, and which generation of answers it is for."""
-        key, self._answers.missed = self._answers.missed, None
-        return key, self._answers.generation
-
-    def keep(self, key: bytes | None, answer: Any, generation: int) -> None:
-        """Keep what a handler has returned, if that can be encoded."""
-        if key is None:
-            return
-        with contextlib.suppress(Exception):  # The dispatcher finds the same error.
-            encoded = bytes(codec.encode_answer(answer or {}))
-            self._answers.keep(key, encoded, monotonic_ns() + self._ttl, generation)
-
-    @contextlib.contextmanager
-    def failures(self, key: bytes | None, generation: int) -> Any:
-        """Keep the answer to a failure, if that is wanted."""
-        try:
-            yield
-        except Exception:
-            if self._error_ttl and key is not None:
-                expires = monotonic_ns() + self._error_ttl
-                self._answers.keep(key, self._failure, expires, generation)
-            raise
 
 
 class Flights:
@@ -80,61 +29,98 @@ class Flights:
     The task belongs to the cache: a caller that is lost or times out leaves it running.
 
     Args:
+        limit: number of calls that may be in hand. A message beyond it fails.
         in_thread: runs a blocking handler.
+        take: called with the bytes of memory that each call takes.
+
+    Attributes:
+        memory: bytes that the arguments of the calls in hand take, roughly.
     """
 
-    def __init__(self, keeper: Keeper, info: HandlerInfo, in_thread: RunInThread) -> None:
-        import asyncio  # Not for the caches of inline handlers.
-
+    def __init__(
+        self,
+        keeper: Keeper,
+        info: HandlerInfo,
+        limit: int,
+        in_thread: RunInThread,
+        take: Callable[[int], object],
+    ) -> None:
         self._keeper = keeper
+        self._limit = limit
         self._asynchronous = info.asynchronous
         self._in_thread = in_thread
+        self._take = take
+        self.memory: int = 0
         self._line = asyncio.Semaphore(info.concurrency) if info.concurrency else None
-        self._flights: dict[bytes, asyncio.Task[Any]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._flights: dict[bytes, tuple[asyncio.Task[Any], int]] = {}
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A handler that waits for the call of another that asks the same."""
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Awaitable[Any]:
-            key, generation = self._keeper.missed()
-            flight = self._flights.get(key) if key is not None else None
-            if flight is None:
-                flight = self._begin(key, generation, functools.partial(function, *args, **kwargs))
+            key = kwargs.pop(OF_CACHE)
+            flight, generation = self._flights.get(key, (None, 0))
+            if flight is None or generation != self._keeper.answers.generation:
+                flight = self._begin(key, functools.partial(function, *args, **kwargs))
             return _wait_for(flight)
 
         return call
 
-    def _begin(
-        self, key: bytes | None, generation: int, call: Callable[[], Any]
-    ) -> asyncio.Task[Any]:
-        import asyncio
-
+    def _begin(self, key: bytes | None, call: functools.partial[Any]) -> asyncio.Task[Any]:
+        if len(self._tasks) >= self._limit:
+            raise HandlerError(
+                f"{self._limit} calls are in hand already, whose callers may be gone"
+            )
         context = copy_context()
         running = current()
         context.run(set_running, tuple(running) if running else lambda: None)
-        run = self._run(key, generation, call)
+        run = self._run(key, call)
         flight = asyncio.get_running_loop().create_task(run, context=context)
-        flight.add_done_callback(functools.partial(self._ended, key))
+        size = memory_of_call(call)
+        self._tasks.add(flight)
+        self.memory += size
+        self._take(size)
         if key is not None:
-            self._flights[key] = flight
+            self._flights[key] = flight, self._keeper.answers.generation
+        flight.add_done_callback(functools.partial(self._ended, key, size))
         return flight
 
-    async def _run(self, key: bytes | None, generation: int, call: Callable[[], Any]) -> Any:
-        with self._keeper.failures(key, generation):
+    async def _run(self, key: bytes | None, call: Callable[[], Any]) -> Any:
+        with self._keeper.keeping(key) as keep:
             async with self._line or contextlib.nullcontext():
                 answer = await (call() if self._asynchronous else self._in_thread(call))
-        self._keeper.keep(key, answer, generation)
+            keep(answer)
         return answer
 
-    def _ended(self, key: bytes | None, flight: asyncio.Task[Any]) -> None:
-        if key is not None and self._flights.get(key) is flight:
+    def _ended(self, key: bytes | None, size: int, flight: asyncio.Task[Any]) -> None:
+        self._tasks.discard(flight)
+        self.memory -= size
+        if key is not None and self._flights.get(key, (None, 0))[0] is flight:
             del self._flights[key]
         if not flight.cancelled():
             flight.exception()  # Whoever still waits has it; else nobody does.
 
+    async def end(self) -> None:
+        """Cancel the calls that nobody waits for any more."""
+        for flight in self._tasks:
+            flight.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
 
 async def _wait_for(flight: asyncio.Task[Any]) -> Any:
-    import asyncio
-
     return await asyncio.shield(flight)
+
+
+def memory_of_call(call: functools.partial[Any]) -> int:
+    """Bytes that the arguments of a call take, roughly."""
+    return sum(map(_memory_of, (*call.args, *call.keywords.values())))
+
+
+def _memory_of(value: Any) -> int:
+    if isinstance(value, Message):
+        return sum(map(_memory_of, value.values))
+    if isinstance(value, Headers):
+        return sum(len(name) + len(text) for name, text in value.raw)
+    return VALUE_SIZE + (len(value) if isinstance(value, (str, bytes)) else 0)

@@ -1,31 +1,35 @@
 """What the handlers of one loop need besides a dispatcher: caches, batches, and calls
 after the ACK.
 
-What needs asyncio is imported for the handlers that use it.
+What needs asyncio is imported for the handlers that need it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
 from spop.cache import HandlerCache
-from spop.counters import Cell, Cells
+from spop.counters import Cell, Cells, RouteCell
 from spop.dispatch import Route
 from spop.frames import Message
 from spop.handlers import HandlerInfo
-from spop.parameters import ASYNC, INLINE, MESSAGE, Parameter
-from spop.server.caches import Flights, Keeper
-from spop.server.options import Options
+from spop.options import Options
+from spop.parameters import ASYNC, INLINE, KEY, MESSAGE, Parameter
+from spop.server.keeping import OF_CACHE, Keeper
 
 if TYPE_CHECKING:
     import asyncio
 
     from spop.server.afterwards import Afterwards
     from spop.server.batches import Batcher
+    from spop.server.caches import Flights
+
+KEY_OF_CACHE = Parameter(OF_CACHE, KEY, keyword_only=True)
 
 
 class Calls:
@@ -34,7 +38,7 @@ class Calls:
     Args:
         cells: the row in which it counts messages that are dropped.
         failed: called with name and exception of a message that fails after its ACK.
-        take: called with the bytes of memory that such a message takes.
+        take: called with the bytes of memory that such a message, or a cached answer, takes.
     """
 
     def __init__(
@@ -49,7 +53,10 @@ class Calls:
         self._failed = failed
         self._take = take
         self._afterwards: Afterwards | None = None
+        self._keepers: list[Keeper] = []
+        self._flights: list[Flights] = []
         self._pool: ThreadPoolExecutor | None = None
+        self._free_threads: asyncio.Semaphore | None = None
         self._batchers: list[Batcher] = []
 
     def route(self, info: HandlerInfo) -> Route:
@@ -78,27 +85,53 @@ class Calls:
 
     @property
     def memory(self) -> int:
-        """Bytes of memory that messages whose ACK is sent take, roughly."""
-        return self._afterwards.memory if self._afterwards else 0
+        """Bytes of memory that messages whose ACK is sent, and caches, take, roughly."""
+        taken = self._afterwards.memory if self._afterwards else 0
+        taken += sum(keeper.answers.memory for keeper in self._keepers)
+        return taken + sum(flights.memory for flights in self._flights)
+
+    def forget_answers(self) -> int:
+        """Forget all cached answers. Returns the bytes of memory that they took."""
+        return sum(keeper.forget() for keeper in self._keepers)
 
     def _cached(self, info: HandlerInfo, cache: HandlerCache) -> Route:
         answers = cache.answers()
-        keeper = Keeper(answers, cache.settings, info.on_error)
+
+        def count(number: int) -> None:
+            self._cells[route.base + RouteCell.KEPT] = number
+
+        keeper = Keeper(answers, info, cache.settings, self._take, count)
+        self._keepers.append(keeper)
         if info.needs_event_loop:
-            flights = Flights(keeper, info, self._in_thread)
-            route = info.route(ASYNC, flights.around)
+            from spop.server.caches import Flights
+
+            flights = Flights(keeper, info, self._options.max_queue, self._in_thread, self._take)
+            self._flights.append(flights)
+            route = info.route(ASYNC, flights.around, [KEY_OF_CACHE])
         else:
-            route = info.route(INLINE, keeper.around)
+            route = info.route(INLINE, keeper.around, [KEY_OF_CACHE])
         route.answers = answers
         return route
 
-    def _in_thread(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
+    async def _in_thread(self, call: Callable[[], Any]) -> Any:
+        # Calls wait here, and not in the queue of the pool, which would keep their arguments
+        # after a timeout.
         import asyncio
 
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._options.pool_size, "spop-calls")
-        run = functools.partial(copy_context().run, call)
-        return asyncio.get_running_loop().run_in_executor(self._pool, run)
+            self._free_threads = asyncio.Semaphore(self._options.pool_size)
+        free, loop = self._free_threads, asyncio.get_running_loop()
+        assert free is not None
+        await free.acquire()
+
+        def ended(_: Future[Any]) -> None:
+            with contextlib.suppress(RuntimeError):  # The event loop is closed.
+                loop.call_soon_threadsafe(free.release)
+
+        future = self._pool.submit(copy_context().run, call)
+        future.add_done_callback(ended)
+        return await asyncio.wrap_future(future)
 
     def _count_drop(self) -> None:
         self._cells[Cell.REJECTED] += 1
@@ -132,6 +165,8 @@ class Calls:
         """End, after calls whose messages are acknowledged, or `timeout` seconds."""
         if self._afterwards is not None:
             await self._afterwards.finish(timeout)
+        for flights in self._flights:
+            await flights.end()
         for batcher in self._batchers:
             batcher.close()
         if self._pool is not None:

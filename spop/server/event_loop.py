@@ -25,13 +25,13 @@ from spop.dispatch import AsyncCall
 from spop.lifespan import LoopState, use_state
 from spop.logs import SafeLogger
 from spop.loop_life import LoopLife
+from spop.options import Options
 from spop.poller import Poller
 from spop.server.calls import Calls
 from spop.server.exchange import Connection
 from spop.server.leaving import CANCEL_GRACE
-from spop.server.options import Options
 
-logger = SafeLogger("spop.server")
+logger: SafeLogger = SafeLogger("spop.server")
 
 Start = Callable[[AsyncCall], Any]
 

@@ -27,8 +27,9 @@ from spop.forks import FORKED, end_child, serve_in_this_thread
 from spop.frames import Frame
 from spop.lifespan import LoopState
 from spop.logs import SafeLogger
+from spop.options import MAX_PASS, Options
 from spop.parameters import RUNNING, Running
-from spop.poller import READ, WRITE, new_poller
+from spop.poller import READ, WRITE, Poller, new_poller
 from spop.port import FastPaths
 from spop.server import opening
 from spop.server.admission import Admission
@@ -38,14 +39,13 @@ from spop.server.exchange import Connection, Exchange
 from spop.server.executor import Executor
 from spop.server.leaving import GiveAway, Leaving
 from spop.server.opening import Opening
-from spop.server.options import MAX_PASS, Options
 from spop.server.slow import SlowLog
 from spop.server.timers import Timer, Timers
 
 if TYPE_CHECKING:
     from spop.loop_life import LoopLife
 
-logger = SafeLogger("spop.server")
+logger: SafeLogger = SafeLogger("spop.server")
 
 RECV_SIZE = 256 * 1024
 
@@ -83,27 +83,28 @@ class Loop:
     """
 
     def __init__(self, shared: Shared, cells: Cells, name: str) -> None:
-        self.agent = shared.agent
-        self.options = options = shared.options
+        self.agent: Agent = shared.agent
+        self.options: Options = shared.options
+        options = self.options
         self.cells = cells
-        self.poller = new_poller(cells)
-        self.timers = Timers(self._call)
+        self.poller: Poller = new_poller(cells)
+        self.timers: Timers = Timers(self._call)
         self.connections: set[Connection] = set()
         self._arrivals: deque[Callable[[], object]] = deque()
-        self.timeouts = {
+        self.timeouts: dict[str, float] = {
             handler.name: handler.timeout
             for handler in shared.agent.handlers.values()
             if handler.timeout is not None
         }
         self._executor = shared.executor
         self._engines = shared.engines
-        self.admission = shared.admission
+        self.admission: Admission = shared.admission
         self._died = shared.thread_died
         self._buffer = bytearray(RECV_SIZE)
-        self.calls = Calls(
+        self.calls: Calls = Calls(
             options, cells, self._fail_afterwards, lambda size: self._leaving.memory.take(size)
         )
-        self.dispatcher = self._new_dispatcher(shared.slow_log)
+        self.dispatcher: Dispatcher = self._new_dispatcher(shared.slow_log)
         self._fast_paths = FastPaths(
             self.dispatcher, self._buffer, self.see_to, self._go_on, self._flush_acks
         )
@@ -123,7 +124,7 @@ class Loop:
         self.state: LoopState = {}
         self.began: Future[None] = Future()
         self.use_context(Context())
-        self.thread = threading.Thread(
+        self.thread: threading.Thread = threading.Thread(
             target=self.context.run, args=[self._run], name=name, daemon=True
         )
 
@@ -187,6 +188,11 @@ class Loop:
     def hand_over(self, give_away: GiveAway, timeout: float) -> None:
         """End: give each connection away once it is at rest, and leave as `drain` does."""
         self.call_soon(partial(self._leaving.hand_over, give_away, timeout))
+
+    def end_old(self, delay: float) -> None:
+        """From `delay` seconds on, end each connection when no frame can be lost."""
+        end = partial(self._leaving.ages.end_all, self.connections)
+        self.call_soon(lambda: self.call_later(delay, end))
 
     def spare(self, count: int, give_away: GiveAway, has_too_many: Callable[[], bool]) -> None:
         """Give so many connections away, and go on."""
@@ -418,6 +424,7 @@ class Loop:
             self._end_of_file(connection)
             return
         self.cells[Cell.BYTES_RECEIVED] += size
+        self._leaving.look_for_crossed(connection, memoryview(self._buffer)[:size])
         self.dispatcher.new_pass()
         self._received(connection, connection.protocol.receive_data(self._buffer, size))
 
@@ -428,7 +435,7 @@ class Loop:
     def _received(self, connection: Connection, events: list[AgentEvent]) -> None:
         if events:
             self._handle(connection, events)
-        if self._leaving.begun:
+        if self._leaving.begun or self._leaving.ages:
             self._leaving.after_answers(connection)
         self._flush(connection)
         self._look_again(connection)
@@ -631,7 +638,7 @@ class Loop:
         self.guarded(connection, self._send_ack, connection)
 
     def _send_ack(self, connection: Connection) -> None:
-        if connection.protocol.intake.unread or self._leaving.begun:
+        if connection.protocol.intake.unread or self._leaving.begun or self._leaving.ages:
             self.dispatcher.new_pass()
             self._received(connection, connection.protocol.resume())
         else:

@@ -1,7 +1,7 @@
 """A limit on the memory that the connections of a loop take: its share of ``max_memory``.
 
-It bounds partial frames, payloads in fragments, answers that a peer does not read, and messages
-whose handlers have not ended. `Memory` counts what is kept and not what is released. When that
+It bounds partial frames, payloads in fragments, answers that a peer does not read, messages
+whose handlers have not ended, and cached answers. These are forgotten before a connection ends. `Memory` counts what is kept and not what is released. When that
 count reaches the limit, the loop asks each connection what it takes, and ends those that take
 most.
 """
@@ -48,7 +48,7 @@ class MemoryLimit:
         self._end = end
         self._step = limit // 16
         self._most = limit - 2 * self._step
-        self.memory = Memory()
+        self.memory: Memory = Memory()
         self.memory.room = self._most + self._step
         self.memory.exceeded = self._exceeded
 
@@ -58,10 +58,11 @@ class MemoryLimit:
 
     def _make_room(self) -> None:
         taken = {connection: connection.memory for connection in self._loop.connections}
-        # What else grows with what peers send is to be added here.
         total = sum(taken.values()) + self._engines.memory + self._loop.calls.memory
         if total > self._most:
             total -= self._engines.cancel_orphans()
+        if total > self._most:
+            total -= self._loop.calls.forget_answers()
         for connection in sorted(taken, key=taken.__getitem__, reverse=True)[:AT_ONCE]:
             if total <= self._most:
                 break

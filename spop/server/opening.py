@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from spop.connection import AgentConnection
 from spop.counters import Cell
 from spop.frames import Peer
+from spop.options import Options
 from spop.poller import READ
 from spop.port import FastPath, FastPaths
 from spop.server.engines import Engines
@@ -20,7 +21,6 @@ from spop.server.exchange import Connection, Host
 from spop.server.frame_log import LoggedConnection
 from spop.server.leaving import Leaving
 from spop.server.listeners import peer_host, peer_name
-from spop.server.options import Options
 from spop.server.tls import TLSSocket
 
 
@@ -57,7 +57,7 @@ class Opening:
         self._shared = shared
         self._fast_paths = fast_paths
         self._leaving = leaving
-        self.movable = 0
+        self.movable: int = 0
 
     def add(self, sock: socket.socket, sockaddr: Any, port: int | None) -> None:
         """Begin to serve an accepted and admitted connection."""
@@ -73,11 +73,16 @@ class Opening:
         peer = protocol.resume_from(state)
         connection = self._new_connection(sock, state["host"], protocol, None)
         connection.port = state["port"]
-        self._loop.guarded(connection, self.said_hello if new else self._know, connection, peer)
+        self._loop.guarded(connection, self._moved_here if new else self._know, connection, peer)
         return connection
 
+    def _moved_here(self, connection: Connection, peer: Peer) -> None:
+        """HELLO was done in the process that gave the connection away."""
+        self._know(connection, peer)
+        self._loop.agent.connected(peer)
+
     def said_hello(self, connection: Connection, peer: Peer) -> None:
-        """HELLO is done, here or in the process that gave the connection away."""
+        """HELLO is done."""
         self._leaving.said_hello(connection, peer)
         self._know(connection, peer)
         if peer.healthcheck:
@@ -94,6 +99,7 @@ class Opening:
 
     def _know(self, connection: Connection, peer: Peer) -> None:
         connection.peer = peer
+        self._leaving.ages.add(connection)
         if peer.async_engine_id:
             self._shared.engines.add(peer.async_engine_id, connection, self._loop)
         may_move = connection.tls is None and connection.port is None and not peer.healthcheck
