@@ -33,7 +33,7 @@ from spop.engine import AsyncEngine, Engine
 
 TIMEOUT = 1.0
 """Seconds that each may wait for a connection, a HELLO or an ACK."""
-SLACK = 2.0
+SLACK = 10.0
 """Seconds more that it may take to end."""
 
 
