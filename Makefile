@@ -57,6 +57,8 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/basedpyright --pythonpath $(BIN)/python --verifytypes spop --ignoreexternal \
+		>$(VENV)/types.txt || { cat $(VENV)/types.txt; exit 1; }
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/python ci/sizes.py
 

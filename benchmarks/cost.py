@@ -63,7 +63,7 @@ def ping_pong(count: int) -> None:
     from spop import Message, codec
     from spop.port import FastPath, FastPaths
 
-    shared = FastPaths(agent.dispatcher(), bytearray(65536), unexpected, unexpected)
+    shared = FastPaths(agent.dispatcher(), bytearray(65536), unexpected, unexpected, unexpected)
     notify = codec.encode_notify(1, 1, [Message("check-client-ip", ip=IPv4Address("192.0.2.10"))])
     engine, ours = socket.socketpair()
     with engine, ours:

@@ -19,8 +19,8 @@ from neighbours import AGENT, MIB, WORST
 
 from spop.codec import IMPLEMENTATION
 from spop.connection import AgentConnection, EngineConnection
+from spop.options import MAX_PASS
 from spop.server.loop import RECV_SIZE
-from spop.server.options import MAX_PASS
 
 
 def passes(data: bytes) -> list[float]:

@@ -45,11 +45,11 @@ class AsyncCall(Coroutine[Any, Any, None]):
         slow_after: int = 0,
     ) -> None:
         self._coroutine = coroutine
-        self.name = name
+        self.name: str = name
         self._slow = slow
         self._slow_after = slow_after
         self.task: Any = None
-        self.done = False
+        self.done: bool = False
         self.value: Any = None
         self.error: BaseException | None = None
         self.finished: Callable[[AsyncCall], object] | None = None
@@ -72,7 +72,8 @@ class AsyncCall(Coroutine[Any, Any, None]):
     def __iter__(self) -> AsyncCall:
         return self
 
-    __await__ = __iter__
+    def __await__(self) -> AsyncCall:
+        return self
 
     def __getattr__(self, name: str) -> Any:
         """``cr_frame`` and its like, for debuggers."""

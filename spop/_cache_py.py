@@ -41,10 +41,11 @@ class Answers:
             raise ValueError(f"size is {size}, 1 at least")
         self._size = size
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
-        self.hits = 0
-        self.misses = 0
-        self.memory = 0
-        self.generation = self._begun = 0
+        self.hits: int = 0
+        self.misses: int = 0
+        self.memory: int = 0
+        self.generation: int = 0
+        self._begun = 0
 
     def forget(self) -> None:
         """Forget all answers now. The loop's thread calls this."""

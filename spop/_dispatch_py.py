@@ -100,13 +100,13 @@ class Call:
     def __init__(
         self, route: Route, values: list[Any] | None, begun: AsyncCall | None = None
     ) -> None:
-        self.route = route
-        self.values = values
-        self.begun = begun
-        self.wanted = True
+        self.route: Route = route
+        self.values: list[Any] | None = values
+        self.begun: AsyncCall | None = begun
+        self.wanted: bool = True
         self.running: tuple[str, int, int, Any] | None = None
         self.exchange: Any = None
-        self.size = 0
+        self.size: int = 0
 
     def __call__(self, begun: AsyncCall) -> None:
         """Its task has ended, in a NOTIFY that the dispatcher answers."""
@@ -139,12 +139,12 @@ class Deferred:
     def __init__(
         self, stream_id: int, frame_id: int, actions: bytes, calls: list[Call], room: int
     ) -> None:
-        self.stream_id = stream_id
-        self.frame_id = frame_id
-        self.actions = actions
-        self.calls = calls
-        self.room = room
-        self.size = 0
+        self.stream_id: int = stream_id
+        self.frame_id: int = frame_id
+        self.actions: bytes = actions
+        self.calls: list[Call] = calls
+        self.room: int = room
+        self.size: int = 0
 
 
 Failed = Callable[[str, BaseException], None]
@@ -209,14 +209,16 @@ class Dispatcher:
         without_route: Callable[[str], None] | None = None,
         max_pass: int = NO_LIMIT,
     ) -> None:
-        self.routes = None if routes is None else {route.name: route for route in routes}
-        self.cells = new_row(len(self.routes or ())) if cells is None else cells
+        self.routes: dict[str, Route] | None = (
+            None if routes is None else {route.name: route for route in routes}
+        )
+        self.cells: Cells = new_row(len(self.routes or ())) if cells is None else cells
         if len(self.cells) < row_size(len(self.routes or ())):
             raise ValueError("too few cells")
         for index, route in enumerate((self.routes or {}).values()):
             route.base = row_size(index)
         self._failed = failed
-        self.max_answer_size = max_answer_size
+        self.max_answer_size: int = max_answer_size
         self._max_messages = max_messages
         self._max_arguments = max_arguments
         self._max_tasks = max_tasks
@@ -225,12 +227,12 @@ class Dispatcher:
         self._without_route = without_route
         self.start: Callable[[AsyncCall], object] | None = None
         self.ended: Callable[[], object] | None = None
-        self.tasks = 0
+        self.tasks: int = 0
         self.path: Any = None
         self.left: list[Call] = []
         self.settled: list[Any] = []
         self.slow: Callable[[str, int], object] | None = None
-        self.slow_after = 0
+        self.slow_after: int = 0
         self._busy = False
         self._clock = 0
         self._read_size = 0

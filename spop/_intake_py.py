@@ -45,10 +45,10 @@ class Memory:
     __slots__ = ("exceeded", "fragmented", "room", "watching")
 
     def __init__(self) -> None:
-        self.room = sys.maxsize
+        self.room: int = sys.maxsize
         self.exceeded: Callable[[], object] | None = None
         self.fragmented: Callable[[], object] | None = None
-        self.watching = False
+        self.watching: bool = False
 
     def take(self, size: int) -> None:
         """So many bytes more are kept."""
@@ -99,24 +99,24 @@ class Intake:
     def __init__(
         self, max_frame_size: int, max_payload_size: int = DEFAULT_MAX_PAYLOAD_SIZE
     ) -> None:
-        self.max_frame_size = max_frame_size
-        self.max_payload_size = max_payload_size
-        self.is_open = False
-        self.little_endian = False
-        self.whole = False
-        self.takes_fragments = False
-        self.max_in_flight = 1
-        self.in_flight = 0
-        self.suspended = False
+        self.max_frame_size: int = max_frame_size
+        self.max_payload_size: int = max_payload_size
+        self.is_open: bool = False
+        self.little_endian: bool = False
+        self.whole: bool = False
+        self.takes_fragments: bool = False
+        self.max_in_flight: int = 1
+        self.in_flight: int = 0
+        self.suspended: bool = False
         self.peer: Peer | None = None
-        self.memory = Memory()
+        self.memory: Memory = Memory()
         self._unread = bytearray()
         self._payload = bytearray()
         self._acks = bytearray()
         self.calls: dict[Any, None] = {}
         self._ids: tuple[int, int] | None = None
-        self.begun = False
-        self.began = 0
+        self.begun: bool = False
+        self.began: int = 0
 
     @property
     def unread(self) -> int:

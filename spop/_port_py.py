@@ -96,11 +96,11 @@ class FastPath:
     def __init__(self, shared: FastPaths, intake: Intake, fd: int, connection: Any) -> None:
         self._shared = shared
         self._intake = intake
-        self.fd = fd
-        self.connection = connection
-        self.enabled = False
-        self.active = False
-        self.events = READ
+        self.fd: int = fd
+        self.connection: Any = connection
+        self.enabled: bool = False
+        self.active: bool = False
+        self.events: int = READ
 
     def close(self) -> None:
         """Release the connection."""

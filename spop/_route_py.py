@@ -61,14 +61,16 @@ class Route:
         on_error: bytes = b"",
         limited: bool = False,
     ) -> None:
-        self.name = name
-        self.function = function
-        self.parameters = tuple(sorted(parameters, key=lambda p: p.keyword_only))
-        self.keywords = tuple(p.name for p in self.parameters if p.keyword_only)
-        self.kind = kind
-        self.on_error = on_error
-        self.limited = limited
-        self.base = 0
+        self.name: str = name
+        self.function: Callable[..., Any] = function
+        self.parameters: tuple[Parameter, ...] = tuple(
+            sorted(parameters, key=lambda p: p.keyword_only)
+        )
+        self.keywords: tuple[str, ...] = tuple(p.name for p in self.parameters if p.keyword_only)
+        self.kind: int = kind
+        self.on_error: bytes = on_error
+        self.limited: bool = limited
+        self.base: int = 0
         self.answers: Answers | None = None
         self._slots = {p.name: slot for slot, p in enumerate(self.parameters) if p.kind == ARGUMENT}
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
+from collections.abc import Iterable
 from typing import NamedTuple
 
 ADDRESS_SIZE = 108
@@ -88,6 +89,17 @@ class Address(NamedTuple):
         family = "ipv6@" if self.family == socket.AF_INET6 else "ipv4@" if self.family else ""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{family}{host}:{self.port}"
+
+
+Addresses = str | Address | Iterable[str | Address]
+"""One address or several, as text or read."""
+
+
+def texts_of(addresses: Addresses) -> list[str]:
+    """Each address as text. An `Address` is one, although it is a tuple."""
+    if isinstance(addresses, str | Address):
+        return [str(addresses)]
+    return [str(each) for each in addresses]
 
 
 def unusable(kind: str) -> str:

@@ -13,10 +13,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, Unpack
 
 from spop import codec
-from spop.address import Address
+from spop.address import Address, Addresses
 from spop.batch import Batch
 from spop.cache import Cache
 from spop.connection import MAX_IN_FLIGHT, Disconnect
@@ -40,15 +40,17 @@ from spop.handlers import (
     encoded_answer,
 )
 from spop.lifespan import Lifespan, Periodic, Resources, current_state
-from spop.logs import RateLimitedLog, SafeLogger, shortened, text_of
-from spop.parameters import LEFT, described, name_of
+from spop.logs import RateLimitedLog, SafeLogger, fields, shortened, text_of
+from spop.options import ServeOptions
+from spop.parameters import LEFT, described, name_of, place_of
 from spop.settings import SettingsError, fill
+from spop.start_errors import users_part
 from spop.values import Value, type_unset
 
 if TYPE_CHECKING:
     from spop.loop_life import LoopThread
 
-logger = SafeLogger("spop.agent")
+logger: SafeLogger = SafeLogger("spop.agent")
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 LifespanFunction = TypeVar("LifespanFunction", bound=Lifespan)
@@ -158,11 +160,13 @@ class Agent:
         self._disconnect_hooks: list[Callable[[Peer, Disconnect], object]] = []
         self._error_hooks: list[Callable[[str, BaseException], object]] = []
         self._error_log = RateLimitedLog(logger, per_second=10)
+        self.failure_level: int = logging.ERROR
         place = caller()
         self._on_error = encoded_answer(f"agent {name!r}: on_error", place, on_error)
         self._on_timeout = encoded_answer(f"agent {name!r}: on_timeout", place, on_timeout)
-        self.default_on_error = dict(on_error or {})
-        self.default_on_timeout = dict(on_timeout or {})
+        self.default_on_error: dict[str, Value | type_unset] = dict(on_error or {})
+        self.default_on_timeout: dict[str, Value | type_unset] = dict(on_timeout or {})
+        self.config_class: type | None
         self.config_class, self._config = _settings(config)
 
     def message(
@@ -447,10 +451,21 @@ class Agent:
         """Count and log a failed message, and call the hooks."""
         with self._errors_lock:
             self.errors[name] += 1
-        self._log_failure(error, "message %r failed: %r", name)
+        where, about = self._where(name, error), self._about(name)
+        self._log_failure(
+            error, "message %r failed: %r%s", name, where, about=about, level=self.failure_level
+        )
         self._keep_interrupt(error)
         for hook in self._error_hooks:
             self._run_hook(hook, name, error)
+
+    def _where(self, name: str, error: BaseException) -> str:
+        """The handler, if the error does not show it, because its argument or answer is wrong."""
+        if name not in self.handlers or users_part(error.__traceback__) is not None:
+            return ""
+        function = self.handlers[name].function
+        known = place_of(function) in text_of(error)
+        return "" if known else f", {described(function)}"
 
     def _log_without_handler(self, name: str) -> None:
         with self._errors_lock:
@@ -458,19 +473,38 @@ class Agent:
                 return
             self._without_handler.add(name)
         logger.warning(
-            "no handler is for message %r; there are: %s", name, ", ".join(self.handlers)
+            "no handler is for message %r; there are: %s",
+            name,
+            ", ".join(self.handlers),
+            extra=fields("message without handler", message=name),
         )
 
-    def _log_failure(self, error: BaseException, message: str, name: str) -> None:
+    def _about(self, name: str) -> dict[str, str]:
+        """The fields of a log line about a message."""
+        info = self.handlers.get(name)
+        return {"message": name, **({"handler": name_of(info.function)} if info else {})}
+
+    def _log_failure(
+        self,
+        error: BaseException,
+        message: str,
+        name: str,
+        where: str = "",
+        *,
+        about: dict[str, str] | None = None,
+        level: int = logging.ERROR,
+    ) -> None:
         summary = shortened(f"{type(error).__name__}: {text_of(error)}")
-        if self._error_log.allows(logging.ERROR, message, name, summary):
-            logger.failure(error, message, name, summary)
+        event = "handler failed" if about else "hook failed"
+        what = fields(event, error=summary, **(about or {"hook": name}))
+        if self._error_log.allows(level, message, name, summary, where, extra=what):
+            logger.failure(error, message, name, summary, where, extra=what, level=level)
 
     def _run_hook(self, hook: Callable[..., object], *args: object) -> None:
         try:
             hook(*args)
         except BaseException as error:  # As with a handler: the loop goes on.
-            self._log_failure(error, "hook %s failed: %r", text_of(hook, name_of))
+            self._log_failure(error, "hook %s failed: %r%s", text_of(hook, name_of))
             self._keep_interrupt(error)
         finally:
             if FORKED:
@@ -490,14 +524,14 @@ class Agent:
         if error is not None:
             raise error
 
-    def serve(self, bind: str | list[str] = "127.0.0.1:9000", **options: Any) -> None:
+    def serve(self, bind: Addresses = "127.0.0.1:9000", **options: Unpack[ServeOptions]) -> None:
         """Serve until SIGINT or SIGTERM; `spop.server.Server` has the options."""
         from spop.server import Server
 
         Server(self, bind, **options).run()
 
     def serve_in_background(
-        self, bind: str | list[str] = "127.0.0.1:0", **options: Any
+        self, bind: Addresses = "127.0.0.1:0", **options: Unpack[ServeOptions]
     ) -> AgentServer:
         """A server for a ``with`` statement. Inside of it, it serves in threads of its own."""
         from spop.server import Server
@@ -506,9 +540,9 @@ class Agent:
 
     async def serve_async(
         self,
-        bind: str | list[str] = "127.0.0.1:9000",
+        bind: Addresses = "127.0.0.1:9000",
         ready: Callable[[AgentServer], object] | None = None,
-        **options: Any,
+        **options: Unpack[ServeOptions],
     ) -> None:
         """Serve on the running event loop, until this task is cancelled.
 

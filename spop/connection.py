@@ -126,7 +126,7 @@ class _Connection:
     def __init__(self, max_frame_size: int) -> None:
         if max_frame_size < MIN_FRAME_SIZE:
             raise ValueError(f"max_frame_size is {max_frame_size}, {MIN_FRAME_SIZE} at least")
-        self.state = State.HELLO
+        self.state: State = State.HELLO
         self._out: list[bytes | bytearray] = []
 
     @property
@@ -187,6 +187,9 @@ class AgentConnection(_Connection):
         "_capabilities", "_dispatcher", "_is_ready", "_max_in_flight", "_says_why", "address",
         "intake",
     )  # fmt: skip
+
+    state: State
+
     _states = _AGENT_STATES
     _disconnect_type = FrameType.AGENT_DISCONNECT
 
@@ -207,8 +210,8 @@ class AgentConnection(_Connection):
         self._capabilities = capabilities
         self._max_in_flight = max_in_flight
         self._dispatcher = dispatcher or Dispatcher()
-        self.address = address
-        self.intake = Intake(max_frame_size, max_payload_size)
+        self.address: str = address
+        self.intake: Intake = Intake(max_frame_size, max_payload_size)
 
     @property
     def peer(self) -> Peer | None:
@@ -481,6 +484,11 @@ class EngineConnection(_Connection):
         "pipelined",
         "waiting",
     )
+
+    state: State
+    pipelined: bool
+    asynchronous: bool
+
     _states = _ENGINE_STATES
     _disconnect_type = FrameType.HAPROXY_DISCONNECT
 

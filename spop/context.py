@@ -2,15 +2,25 @@
 
 A context variable has it. So `current` works inside of any handler, inline, blocking or
 ``async def``, and in the functions that it calls. `ContextFilter` puts it into log records.
+`log_ids` adds ids that HAProxy sends, such as its unique-id.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
 
+from spop.logs import shortened
 from spop.parameters import RUNNING, Running
+
+if TYPE_CHECKING:
+    from spop.agent import Agent
+    from spop.frames import Message
+
+_IDS: ContextVar[dict[str, str]] = ContextVar("spop_ids")
 
 
 def current() -> Running | None:
@@ -29,9 +39,57 @@ def set_running(running: Callable[[], Running | None] | tuple[str, int, int, Any
     RUNNING.set(running)
 
 
+def log_ids(agent: Agent, *names: str) -> None:
+    """Have log records of an agent's handlers show these arguments of their message.
+
+    Records of failed handlers have them, too. The argument ``traceparent`` (W3C Trace Context) is
+    shown as ``trace_id`` and ``span_id``. By default it is this and ``unique-id``.
+    """
+    wanted = names or ("unique-id", "traceparent")
+
+    @agent.wrap
+    def with_ids(call: Callable[[], Any], message: Message) -> Any:
+        with logged_ids(_ids_of(message, wanted)):
+            return call()
+
+    @agent.wrap
+    async def with_ids_async(call: Callable[[], Any], message: Message) -> Any:
+        with logged_ids(_ids_of(message, wanted)):
+            return await call()
+
+
+def _ids_of(message: Message, names: tuple[str, ...]) -> dict[str, str]:
+    ids: dict[str, str] = {}
+    arguments = dict(zip(message.names, message.values, strict=True))
+    for name in names:
+        value = arguments.get(name)
+        parts = str(value).split("-")
+        if name == "traceparent" and len(parts) >= 4:
+            ids.update(trace_id=parts[1], span_id=parts[2])
+        elif value is not None:
+            ids[name.replace("-", "_")] = shortened(str(value))
+    return ids
+
+
+@contextlib.contextmanager
+def logged_ids(ids: dict[str, str]) -> Iterator[None]:
+    """Have log records show these ids, by name, beside those that they show already."""
+    ids = {**_IDS.get({}), **ids}
+    token = _IDS.set(ids)
+    try:
+        yield
+    except BaseException as error:  # The server logs it outside of this context.
+        with contextlib.suppress(Exception):
+            error.spop_ids = {**ids, **getattr(error, "spop_ids", {})}  # type: ignore[attr-defined]
+        raise
+    finally:
+        _IDS.reset(token)
+
+
 class ContextFilter(logging.Filter):
     """Gives each log record ``spop_message``, ``spop_stream_id``, ``spop_frame_id``,
-    ``spop_peer`` and ``spop_engine_id``; None outside of a handler."""
+    ``spop_peer`` and ``spop_engine_id``; None outside of a handler. ``spop_ids`` has what
+    `log_ids` asks for, by name."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         running = current()
@@ -41,4 +99,6 @@ class ContextFilter(logging.Filter):
         record.spop_frame_id = running.frame_id if running else None
         record.spop_peer = peer.address if peer else None
         record.spop_engine_id = peer.engine_id if peer else None
+        error = record.exc_info[1] if record.exc_info else None
+        record.spop_ids = getattr(error, "spop_ids", None) or _IDS.get({})
         return True

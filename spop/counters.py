@@ -53,6 +53,8 @@ class Cell(IntEnum):
     OLDEST_JOB = auto()
     """The time at which the oldest job in the pool's queue came, in ns likewise; 0: none waits."""
     OUT_OF_MEMORY = auto()
+    TOO_OLD = auto()
+    FRAMES_CROSSED = auto()
     DISCONNECTS_SENT = 32
     DISCONNECTS_RECEIVED = 48
 
@@ -94,6 +96,7 @@ _LIMITS = {
     "max_frame_size": Cell.FRAMES_TOO_BIG,
     "max_queue": Cell.REJECTED,
     "max_memory": Cell.OUT_OF_MEMORY,
+    "max_connection_age": Cell.TOO_OLD,
 }
 
 
@@ -139,6 +142,8 @@ class Counts:
     frames_in_hand: int
     acks_elsewhere: int
     acks_dropped: int
+    frames_crossed: int
+    """NOTIFY frames that came when DISCONNECT was sent already, so that no ACK followed."""
     unknown_messages: int
     bytes_received: int
     bytes_sent: int
@@ -187,7 +192,7 @@ class Totals:
     """
 
     def __init__(self) -> None:
-        self.cells = [0] * ROUTES
+        self.cells: list[int] = [0] * ROUTES
         self.routes: dict[str, list[int]] = {}
 
     def add(self, row: Cells, names: Iterable[str]) -> None:
@@ -238,6 +243,7 @@ class Totals:
             frames_in_hand=self.in_hand,
             acks_elsewhere=cells[Cell.ACKS_ELSEWHERE],
             acks_dropped=cells[Cell.ACKS_DROPPED],
+            frames_crossed=cells[Cell.FRAMES_CROSSED],
             unknown_messages=cells[Cell.UNKNOWN_MESSAGES],
             bytes_received=cells[Cell.BYTES_RECEIVED],
             bytes_sent=cells[Cell.BYTES_SENT],

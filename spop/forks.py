@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from spop.logs import SafeLogger
 
-logger = SafeLogger("spop.server")
+logger: SafeLogger = SafeLogger("spop.server")
 
 FORKED: list[int] = []
 """Not empty in a process that a thread that serves has forked. A list is one object for all."""

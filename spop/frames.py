@@ -57,7 +57,7 @@ class _Plain:
 
     __slots__ = ()
     _compared: tuple[str, ...] = ()
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -162,7 +162,7 @@ class Notify(_Plain):
     """A NOTIFY frame: the messages of one event (section 3.2.6)."""
 
     __slots__ = ("frame_id", "messages", "stream_id")
-    type: ClassVar = FrameType.NOTIFY
+    type: ClassVar[FrameType] = FrameType.NOTIFY
     _compared = ("stream_id", "frame_id", "messages")
 
     stream_id: int
@@ -186,7 +186,7 @@ class Ack(_Plain):
     """
 
     __slots__ = ("aborted", "actions", "frame_id", "ignored", "stream_id")
-    type: ClassVar = FrameType.ACK
+    type: ClassVar[FrameType] = FrameType.ACK
     _compared = ("stream_id", "frame_id", "actions", "aborted", "ignored")
 
     stream_id: int

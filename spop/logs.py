@@ -1,4 +1,8 @@
-"""Log lines as text or JSON that nothing a peer sent can break or forge."""
+"""Log lines as text, JSON or logfmt that nothing a peer sent can break or forge.
+
+A record may have an event and fields beside its text, see `fields`. JSON and logfmt show these in
+place of the text.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,24 @@ REPORT_AFTER = 10.0
 LONGEST_TRACEBACK = 200
 """Lines of a traceback that are logged, the last ones."""
 
-_CONTEXT = ("spop_message", "spop_stream_id", "spop_frame_id", "spop_peer", "spop_engine_id")
+_CONTEXT = {
+    "message": "spop_message",
+    "stream_id": "spop_stream_id",
+    "frame_id": "spop_frame_id",
+    "peer": "spop_peer",
+    "engine": "spop_engine_id",
+}
+"""Names of fields, and the attributes of records that `spop.context.ContextFilter` sets."""
+
+
+def fields(event: str, **values: object) -> dict[str, Any]:
+    """The `extra` of a record: a short text that never varies, and values by name."""
+    return {"spop_event": event, "spop_fields": values}
+
+
+def level_number(name: str) -> int:
+    """The number of a level, such as "info"."""
+    return logging.getLevelNamesMapping()[name.upper()]
 
 
 def escaped(text: str) -> str:
@@ -57,7 +78,11 @@ def traceback_of(error: BaseException) -> str:
 
 def escaped_traceback(error: BaseException) -> str:
     """A traceback of which each line is marked as one, so that none can pass for a log line."""
-    return "\n".join(f"  | {escaped(line)}" for line in traceback_of(error).splitlines())
+    return _marked(traceback_of(error))
+
+
+def _marked(text: str) -> str:
+    return "\n".join(f"  | {escaped(line)}" for line in text.splitlines())
 
 
 class SafeLogger(logging.LoggerAdapter[logging.Logger]):
@@ -66,21 +91,46 @@ class SafeLogger(logging.LoggerAdapter[logging.Logger]):
     def __init__(self, name: str) -> None:
         super().__init__(logging.getLogger(name), {})
 
+    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Keep the `extra` of a call, which Python 3.11 and 3.12 replace."""
+        return msg, kwargs
+
     def log(self, level: int, msg: object, *args: Any, **kwargs: Any) -> None:
         with contextlib.suppress(BaseException):
             super().log(level, msg, *args, **kwargs)
 
-    def failure(self, error: BaseException, message: str, *args: object) -> None:
+    def failure(
+        self,
+        error: BaseException,
+        message: str,
+        *args: object,
+        extra: dict[str, Any] | None = None,
+        level: int = logging.ERROR,
+    ) -> None:
         """Log an error with its traceback, whose text may hold what a peer sent, and so is
         escaped."""
+        with contextlib.suppress(BaseException):
+            if not self.isEnabledFor(level):
+                return
+            record = self.logger.makeRecord(
+                self.logger.name, level, __file__, 0, message, args,
+                (type(error), error, error.__traceback__), "failure", extra,
+            )  # fmt: skip
+            record.exc_text = escaped_traceback(error)
+            self.logger.handle(record)
+
+    def failure_elsewhere(
+        self, trace: str, message: str, *args: object, extra: dict[str, Any]
+    ) -> None:
+        """Log an error of another process, whose traceback, if it has one, is a text."""
         with contextlib.suppress(BaseException):
             if not self.isEnabledFor(logging.ERROR):
                 return
             record = self.logger.makeRecord(
-                self.logger.name, logging.ERROR, __file__, 0, message, args,
-                (type(error), error, error.__traceback__), "failure",
+                self.logger.name, logging.ERROR, __file__, 0, message, args, None, "failure",
+                {**extra, "spop_traceback": trace},
             )  # fmt: skip
-            record.exc_text = escaped_traceback(error)
+            record.exc_text = _marked(trace)
             self.logger.handle(record)
 
 
@@ -98,9 +148,13 @@ class RateLimitedLog:
         self._second = 0
         self._used = 0
         self._left_out = 0
-        self._last: tuple[int, str, tuple[object, ...]] = (logging.WARNING, "", ())
+        self._last: tuple[int, str, tuple[object, ...], dict[str, Any] | None] = (
+            logging.WARNING, "", (), None,
+        )  # fmt: skip
 
-    def allows(self, level: int, message: str, *args: object) -> bool:
+    def allows(
+        self, level: int, message: str, *args: object, extra: dict[str, Any] | None = None
+    ) -> bool:
         """Whether the line may be logged now. If not, it is counted."""
         second = int(time.monotonic())
         with self._lock:
@@ -110,7 +164,7 @@ class RateLimitedLog:
                 self._used += 1
                 return True
             self._left_out += 1
-            self._last = level, message, args
+            self._last = level, message, args, extra
             if self._left_out > 1:
                 return False
         timer = threading.Timer(REPORT_AFTER, self._report)
@@ -118,23 +172,27 @@ class RateLimitedLog:
         timer.start()
         return False
 
-    def log(self, level: int, message: str, *args: object) -> None:
+    def log(
+        self, level: int, message: str, *args: object, extra: dict[str, Any] | None = None
+    ) -> None:
         """Log a line, if there may be one."""
-        if self._logger.isEnabledFor(level) and self.allows(level, message, *args):
-            self._logger.log(level, message, *args)
+        if self._logger.isEnabledFor(level) and self.allows(level, message, *args, extra=extra):
+            self._logger.log(level, message, *args, extra=extra)
 
-    def warning(self, message: str, *args: object) -> None:
+    def warning(self, message: str, *args: object, extra: dict[str, Any] | None = None) -> None:
         """Log a warning, if there may be one."""
-        self.log(logging.WARNING, message, *args)
+        self.log(logging.WARNING, message, *args, extra=extra)
 
     def _report(self) -> None:
         with self._lock:
             more, self._left_out = self._left_out - 1, 0
-            level, message, args = self._last
+            level, message, args, extra = self._last
         if more:
             message += " ... and %d more in the last %g s"
             args = *args, more, REPORT_AFTER
-        self._logger.log(level, message, *args)
+            if extra is not None:
+                extra = {**extra, "spop_fields": {**extra["spop_fields"], "left_out": more}}
+        self._logger.log(level, message, *args, extra=extra)
 
 
 class TextFormatter(logging.Formatter):
@@ -145,37 +203,62 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         line = escaped(super().formatMessage(record))
-        message = getattr(record, "spop_message", None)
-        if message is None:
+        message, ids = getattr(record, "spop_message", None), getattr(record, "spop_ids", None)
+        if message is None and not ids:
             return line
-        peer, stream = getattr(record, "spop_peer", None), getattr(record, "spop_stream_id", None)
-        return f"{line} {{message={message!r} stream={stream} peer={peer!r}}}"
+        shown = {
+            "message": message,
+            "stream": getattr(record, "spop_stream_id", None),
+            "peer": getattr(record, "spop_peer", None),
+            **(ids or {}),
+        }
+        return f"{line} {{{' '.join(f'{name}={value!r}' for name, value in shown.items())}}}"
 
     def formatException(self, ei: Any) -> str:
         return escaped_traceback(ei[1])
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    """All that a record tells, by name. A record's own fields replace those of its context."""
+    found: dict[str, Any] = {
+        "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
+        "level": record.levelname.lower(),
+        "logger": record.name,
+        "process": record.process,
+        "event": getattr(record, "spop_event", None) or record.getMessage(),
+    }
+    found.update({name: getattr(record, each, None) for name, each in _CONTEXT.items()})
+    for more in ("spop_ids", "spop_fields"):
+        found.update(getattr(record, more, None) or {})
+    if record.exc_info and record.exc_info[1]:
+        found["exception"] = traceback_of(record.exc_info[1])
+    elif trace := getattr(record, "spop_traceback", ""):
+        found["exception"] = trace
+    return {name: value for name, value in found.items() if value is not None}
 
 
 class JSONFormatter(logging.Formatter):
     """A JSON object on a line for each record."""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "process": record.process,
-            "message": record.getMessage(),
-        }
-        for name in _CONTEXT:
-            value = getattr(record, name, None)
-            if value is not None:
-                fields[name] = value
-        if record.exc_info and record.exc_info[1]:
-            fields["exception"] = traceback_of(record.exc_info[1])
-        return json.dumps(fields, ensure_ascii=True, default=str)
+        return json.dumps(fields_of(record), ensure_ascii=True, default=str)
 
 
-FORMATTERS = {"text": TextFormatter, "json": JSONFormatter}
+class LogfmtFormatter(logging.Formatter):
+    """A line of ``name=value`` for each record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return " ".join(f"{name}={_quoted(value)}" for name, value in fields_of(record).items())
+
+
+def _quoted(value: object) -> str:
+    """A value of logfmt: in quotes if it is not a plain word."""
+    text = str(value)
+    plain = text and text.isascii() and text.isprintable() and not set(text) & set(' "=\\')
+    return text if plain else json.dumps(text)
+
+
+FORMATTERS = {"text": TextFormatter, "json": JSONFormatter, "logfmt": LogfmtFormatter}
 
 
 def configure(level: str, style: str, filters: Iterable[logging.Filter] = ()) -> None:

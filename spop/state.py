@@ -16,7 +16,7 @@ from spop.frames import Action
 from spop.logs import RateLimitedLog, SafeLogger
 from spop.values import Value
 
-logger = SafeLogger("spop.agent")
+logger: SafeLogger = SafeLogger("spop.agent")
 
 
 class StreamState(dict[str, Value]):
@@ -54,7 +54,7 @@ class States:
     """
 
     def __init__(self) -> None:
-        self.unreadable = 0
+        self.unreadable: int = 0
         self._log = RateLimitedLog(logger, per_second=1)
 
     def around(

@@ -56,29 +56,33 @@ class _SizedInt(int):
 class Int32(_SizedInt):
     """An integer sent as INT32. Raises OverflowError outside -2**31 to 2**31 - 1."""
 
-    data_type = DataType.INT32
-    minimum, maximum = -(2**31), 2**31 - 1
+    data_type: ClassVar[DataType] = DataType.INT32
+    minimum: ClassVar[int] = -(2**31)
+    maximum: ClassVar[int] = 2**31 - 1
 
 
 class UInt32(_SizedInt):
     """An integer sent as UINT32. Raises OverflowError outside 0 to 2**32 - 1."""
 
-    data_type = DataType.UINT32
-    minimum, maximum = 0, 2**32 - 1
+    data_type: ClassVar[DataType] = DataType.UINT32
+    minimum: ClassVar[int] = 0
+    maximum: ClassVar[int] = 2**32 - 1
 
 
 class Int64(_SizedInt):
     """An integer sent as INT64. Raises OverflowError outside -2**63 to 2**63 - 1."""
 
-    data_type = DataType.INT64
-    minimum, maximum = -(2**63), 2**63 - 1
+    data_type: ClassVar[DataType] = DataType.INT64
+    minimum: ClassVar[int] = -(2**63)
+    maximum: ClassVar[int] = 2**63 - 1
 
 
 class UInt64(_SizedInt):
     """An integer sent as UINT64. Raises OverflowError outside 0 to 2**64 - 1."""
 
-    data_type = DataType.UINT64
-    minimum, maximum = 0, 2**64 - 1
+    data_type: ClassVar[DataType] = DataType.UINT64
+    minimum: ClassVar[int] = 0
+    maximum: ClassVar[int] = 2**64 - 1
 
 
 class Binary(bytes):

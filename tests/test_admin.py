@@ -31,7 +31,7 @@ from spop.server.status import Status
 AGENT = """
 from ipaddress import IPv4Address
 import time, os
-from spop import Agent
+from spop import Agent, Cache
 
 agent = Agent("shown <b>")
 
@@ -46,6 +46,10 @@ def slow():
 @agent.message("broken")
 def broken():
     raise ValueError("no")
+
+@agent.message("kept", cache=Cache(ttl=60, size=10))
+def kept(ip: IPv4Address):
+    return {"txn.kept": True}
 """
 
 
@@ -108,7 +112,7 @@ def test_the_pages_of_a_server_in_a_program(agent: Agent) -> None:
         status = json.loads(get(base, "/status.json")[1])
         assert status["handlers"][0]["calls"] == 1
         assert status["connections"][0]["engine_id"] == "e"
-        assert metrics(base)["spop_message_seconds_count", "check"] == 1
+        assert metrics(base)["spop_message_duration_seconds_count", "check"] == 1
     with pytest.raises(OSError, match="refused"):
         get(base, "/healthz")
 
@@ -161,6 +165,16 @@ def test_a_message_that_lacks_an_argument_counts_as_its_handlers_error_alone(
         }
         assert status["counts"]["frames_received"] == status["counts"]["frames_sent"] == 1
         assert status["counts"]["frames_in_hand"] == 0
+
+
+def test_messages_without_a_handler_are_counted_by_name(agent: Agent) -> None:
+    with (
+        agent.serve_in_background(admin="127.0.0.1:0", threads=2) as server,
+        Client(str(server.address)) as client,
+    ):
+        client.notify([Message("who"), Message("check", ip=IPv4Address(1)), Message("who")])
+        base = str(server.admin_address)
+        assert json.loads(get(base, "/status.json")[1])["without_handler"] == {"who": 2}
 
 
 def counts(base: str) -> dict[str, int]:
@@ -272,16 +286,17 @@ def test_metrics_are_right_over_processes(tmp_path: Path) -> None:
             found = metrics(base)
             assert found["spop_frames_received_total",] == 61
             assert found["spop_frames_sent_total",] == 61
-            assert found["spop_message_seconds_count", "check"] == 60
-            assert found["spop_message_seconds_bucket", "+Inf", "check"] == 60
-            assert 0 < found["spop_message_seconds_sum", "check"] < 10
+            assert found["spop_message_duration_seconds_count", "check"] == 60
+            assert found["spop_message_duration_seconds_bucket", "+Inf", "check"] == 60
+            assert 0 < found["spop_message_duration_seconds_sum", "check"] < 10
             assert found["spop_message_errors_total", "broken"] == 1
             assert found["spop_unknown_messages_total",] == 1
             assert found["spop_connections",] == 12
-            assert found["spop_workers",] == 3
+            assert found["spop_workers", "ready"] == 3
             assert found["spop_received_bytes_total",] > 61 * 10
             status = json.loads(get(base, "/status.json")[1])
             assert len(status["connections"]) == 12
+            assert status["without_handler"] == {"nobody": 1}
             assert sum(worker["connections"] for worker in status["workers"]) == 12
         wait_until(lambda: metrics(base)["spop_connections",] == 0, "the connections' end")
         assert metrics(base)["spop_disconnects_total", "peer", "0"] == 12
@@ -302,7 +317,7 @@ def test_counts_outlive_the_worker_that_made_them(tmp_path: Path) -> None:
         client.close()
         found = metrics(base)
         assert found["spop_frames_received_total",] == 3
-        assert found["spop_message_seconds_count", "check"] == 2
+        assert found["spop_message_duration_seconds_count", "check"] == 2
         assert found["spop_frames_lost_total",] == 1
         assert found["spop_worker_restarts_total",] == 1
         assert found["spop_connections",] == 0

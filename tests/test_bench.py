@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -171,3 +172,57 @@ def test_a_watch_of_health_ends_with_a_summary() -> None:
         assert process.returncode == 0
         assert errors.startswith(f"\n{agent.address}: ")
         assert "Traceback" not in errors
+
+
+def test_each_rate_is_a_stage(ten: str, tmp_path: Path) -> None:
+    names = [tmp_path / "r.json", tmp_path / "r.csv"]
+    outputs = [word for name in names for word in ("--output", str(name))]
+    words = ("--rate", "100,400", "--duration", "0.5", "--warm-up", "0", "--connections", "2")
+    result = bench(ten, *words, *outputs)
+    assert result.returncode == 0, result.stderr
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["rate", "100", "400"]
+    stages = json.loads(names[0].read_text())["stages"]
+    assert [stage["plan"]["rate"] for stage in stages] == [100, 400]
+    assert stages[0]["frames"] < stages[1]["frames"]
+    lines = names[1].read_text().splitlines()
+    assert lines[0] == "address,rate,latency_seconds,share"
+    assert {line.split(",")[1] for line in lines[1:]} == {"100.0", "400.0"}
+    assert bench(ten, *words, "--fail-if", "rate>200").returncode == 1
+
+
+def test_two_agents_are_measured_in_turn(ten: str) -> None:
+    turns: list[str] = []
+
+    def answering(name: str) -> OddAgent:
+        def answer(ids: bytes) -> bytes:
+            turns.append(name)
+            return ack(ids, TEN)
+
+        return OddAgent(Odd(answer=replies(answer)))
+
+    words = ("--rounds", "3", "--count", "60", "--warm-up", "0", "--connections", "1")
+    with answering("a") as a, answering("b") as b:
+        result = bench(a.address, "--against", b.address, *words, "--json")
+    assert result.returncode == 0, result.stderr
+    shown = json.loads(result.stdout)
+    assert (shown["first"]["plan"]["address"], shown["second"]["plan"]["address"]) == (
+        a.address,
+        b.address,
+    )
+    assert shown["rounds"] == 3
+    assert min(shown["first"]["frames"], shown["second"]["frames"]) >= 60
+    ratio = shown["ratios"]["throughput, frames/s"]
+    assert 0 < ratio["lowest"] <= ratio["median"] <= ratio["highest"]
+    order = [name for name, before in zip(turns, ["", *turns], strict=False) if name != before]
+    assert order == ["a", "b", "a", "b"]  # a b, b a, a b.
+
+
+def test_the_ratio_of_two_agents_has_its_spread(ten: str) -> None:
+    result = bench(ten, "--against", ten, *SHORT, "--rounds", "2")
+    assert result.returncode == 0, result.stderr
+    head, throughput = result.stdout.splitlines()[:2]
+    assert head.endswith("ratio  of 2 rounds")
+    assert re.search(r"[0-9.]+ ×  [0-9.]+ to [0-9.]+$", throughput)
+    for words in (["--pid", "1"], ["--rate", "1,2"]):
+        result = bench(ten, "--against", ten, *words)
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +13,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from serving import served, wait_until_serving
+
+from spop import Client
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,15 +62,6 @@ def test_mistakes(arguments: list[str], complaint: str) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_a_module_that_cannot_be_imported(tmp_path: Path) -> None:
-    module = tmp_path / "broken.py"
-    module.write_text("import spop\n\nagent = 1 / 0\n")
-    result = spop("serve", f"{module}:agent")
-    assert result.returncode == 2
-    assert f"ZeroDivisionError: division by zero ({module}:3)" in result.stderr
-    assert "Traceback" not in result.stderr
-
-
 @pytest.mark.parametrize("more", [[], ["--check-config"]])
 @pytest.mark.parametrize("option", ["on_error", "on_timeout"])
 def test_an_answer_that_cannot_be_encoded_is_a_line_that_names_the_handler(
@@ -91,6 +87,76 @@ def test_an_error_of_a_signature_names_the_agents_line(tmp_path: Path) -> None:
     )
     result = spop("serve", f"{module}:agent")
     assert f"handler check ({module}:5) has parameter a annotated" in result.stderr
+
+
+USERS_ERRORS = {
+    "raises": ("import json\nx = 1\njson.loads('{')\n", "line 3, in <module>", "JSONDecodeError: "),
+    "syntax": ("x = 1\ndef f(:\n", "line 2", "SyntaxError: invalid syntax"),
+    "import": ("import nosuchmodule\n", "line 1, in <module>", "No module named 'nosuchmodule'"),
+    "exits": ("raise SystemExit(5)\n", "line 1, in <module>", "SystemExit: 5"),
+}
+
+
+@pytest.mark.parametrize("more", [[], ["--check-config"]], ids=["served", "checked"])
+@pytest.mark.parametrize("kind", USERS_ERRORS)
+def test_an_error_of_the_users_code_has_its_traceback(
+    tmp_path: Path, kind: str, more: list[str]
+) -> None:
+    module = tmp_path / "app.py"
+    code, place, error = USERS_ERRORS[kind]
+    module.write_text(code)
+    result = spop("serve", f"{module}:agent", *more)
+    assert result.returncode == 1, result.stderr
+    first, *_, last = result.stderr.splitlines()
+    assert first in ("Traceback (most recent call last):", f'  File "{module}", line 2')
+    assert f'File "{module}", {place}' in result.stderr
+    assert last.startswith(f"Error: cannot import '{module}': ")
+    assert error in last
+    assert "/spop/" not in result.stderr.replace(str(module), "")
+
+
+LIFESPANS = {
+    "async": "async def resources():\n    raise OSError('no database')\n    yield\n",
+    "plain": "def resources():\n    raise OSError('no database')\n    yield\n",
+}
+
+
+@pytest.mark.parametrize("kind", LIFESPANS)
+def test_an_error_of_a_lifespan_has_its_traceback(tmp_path: Path, kind: str) -> None:
+    module = tmp_path / "app.py"
+    module.write_text(f"import spop\nagent = spop.Agent()\n@agent.lifespan\n{LIFESPANS[kind]}")
+    result = spop("serve", f"{module}:agent", "--bind", f"unix:{tmp_path}/agent.sock")
+    assert result.returncode == 1, result.stderr
+    assert f'File "{module}", line 5, in resources' in result.stderr
+    assert "no database" in result.stderr.splitlines()[-1]
+
+
+BROKEN = "import json\njson.loads('{')\n"
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_a_reload_that_fails_logs_the_traceback_and_keeps_the_workers(
+    tmp_path: Path, style: str
+) -> None:
+    module = tmp_path / "app.py"
+    module.write_text(
+        "import spop\nagent = spop.Agent()\n@agent.message('m')\ndef m():\n    return {'txn.a': 1}\n"
+    )
+    address = f"unix:{tmp_path}/agent.sock"
+    options = "--bind", address, "--log-format", style
+    with served(*options, target=f"{module}:agent") as service:
+        wait_until_serving(service)
+        module.write_text(BROKEN)
+        service.send_signal(signal.SIGHUP)
+        service.wait_for_log("the workers are not replaced")
+        with Client(address) as client:
+            assert client.notify("m").variables == {"txn.a": 1}
+    logged = re.search("worker [0-9]+ died: (.*)", service.log)
+    assert logged is not None
+    assert f"cannot import '{module}': JSONDecodeError: " in logged[1]
+    log = service.log.replace('\\"', '"')
+    assert f'File "{module}", line 2, in <module>' in log
+    assert "/spop/" not in log
 
 
 def test_a_port_in_use() -> None:

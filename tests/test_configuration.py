@@ -46,12 +46,33 @@ def test_flags_count_before_environment_before_file_before_defaults(file: Path) 
     assert shown.returncode == 0, shown.stderr
     lines = shown.stdout.splitlines()
     assert "threads = 5  (flag)" in lines
-    assert "max_messages = 8  (environment)" in lines
-    assert "idle_timeout = 2.5  (file)" in lines
-    assert "bind = ('127.0.0.1:9111', 'unix:/tmp/x.sock')  (file)" in lines
-    assert "log_frames = True  (file)" in lines
+    assert "max-messages = 8  (environment)" in lines
+    assert "idle-timeout = 2.5  (file)" in lines
+    assert 'bind = ["127.0.0.1:9111", "unix:/tmp/x.sock"]  (file)' in lines
+    assert "log-frames = true  (file)" in lines
     assert "processes = 1  (default)" in lines
+    assert 'log-level = "info"  (default)' in lines
+    assert 'log-format = "text"  (default)' in lines
+    assert "reload = false  (default)" in lines
+    assert f'agent = "{TARGET}"  (file)' in lines
+    assert "max-frame-size = 1048576  (agent)" in lines
     assert "agent 'ip-reputation' is fine" in lines
+
+
+def test_unknown_variables_are_warned_of_with_a_hint() -> None:
+    shown = serve(TARGET, "--check-config", SPOP_THREAD="2", SPOP_SETTINGS__X="1", SPOP_PURE="")
+    assert "there is no option for the variable SPOP_THREAD; is it SPOP_THREADS?" in shown.stderr
+    assert "SPOP_PURE" not in shown.stderr
+
+
+def test_several_values_in_a_variable_are_separated_by_spaces() -> None:
+    shown = serve(TARGET, "--check-config", SPOP_BIND="127.0.0.1:9111 unix@/tmp/a,b")
+    assert 'bind = ["127.0.0.1:9111", "unix@/tmp/a,b"]  (environment)' in shown.stdout
+    for name, value in (("SPOP_BIND", "a:1,b:2"), ("SPOP_ALLOW", "10.0.0.0/8,::1")):
+        refused = serve(TARGET, "--check-config", **{name: value})
+        assert refused.returncode == 2
+        assert f"{value!r} is more than one value" in refused.stderr
+        assert name in refused.stderr
 
 
 def test_sizes_are_bytes_or_have_k_m_or_g_behind_them(tmp_path: Path) -> None:
@@ -61,9 +82,9 @@ def test_sizes_are_bytes_or_have_k_m_or_g_behind_them(tmp_path: Path) -> None:
         TARGET, "--config", str(file), "--check-config", "--max-frame-size", "64K",
         SPOP_MAX_UNSENT="1M",
     )  # fmt: skip
-    assert "max_frame_size = 65536  (flag)" in shown.stdout
-    assert "max_unsent = 1048576  (environment)" in shown.stdout
-    assert "max_payload_size = 2147483648  (file)" in shown.stdout
+    assert "max-frame-size = 65536  (flag)" in shown.stdout
+    assert "max-unsent = 1048576  (environment)" in shown.stdout
+    assert "max-payload-size = 2147483648  (file)" in shown.stdout
 
 
 def test_a_range_of_ports_is_checked_wherever_it_comes_from(tmp_path: Path) -> None:
@@ -75,7 +96,7 @@ def test_a_range_of_ports_is_checked_wherever_it_comes_from(tmp_path: Path) -> N
         (["--config", str(file)], {}),
     ):
         shown = serve(TARGET, *arguments, "--processes", "2", "--check-config", **environment)
-        assert "bind = ('127.0.0.1:9000-9001',)" in shown.stdout, shown.stderr
+        assert 'bind = ["127.0.0.1:9000-9001"]' in shown.stdout, shown.stderr
         refused = serve(TARGET, *arguments, **environment)
         assert refused.returncode == 2
         assert "bind 127.0.0.1:9000-9001 has 2 ports, but processes is 1" in refused.stderr
@@ -175,14 +196,16 @@ def test_json_logs_have_one_object_a_line_and_nothing_forged(tmp_path: Path) -> 
     address = f"unix:{tmp_path}/agent.sock"
     forged = 'x\n{"level": "info", "message": "forged"}'
     with served("--bind", address, "--log-format", "json", target=f"{module}:agent") as process:
-        wait_until_serving(process)
+        process.wait_for_log('"serves"')
         with Client(address) as client:
             client.notify("m", text=forged)
         process.wait_for_log("failed")
         records = [json.loads(line) for line in process.lines]
-    assert not [r for r in records if r["message"] == "forged"]
+    assert not [r for r in records if r["event"] == "forged"]
     (failure,) = [r for r in records if r["level"] == "error"]
-    assert failure["spop_message"] == "m"
+    assert failure["message"] == "m"
+    assert failure["handler"] == "m"
+    assert failure["event"] == "handler failed"
     assert "ValueError" in failure["exception"]
 
 

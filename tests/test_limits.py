@@ -577,9 +577,12 @@ def test_a_connection_that_cannot_be_adopted_does_not_count(
     ours, theirs = socket.socketpair()
     ours.settimeout(10)
     with agent.serve_in_background() as server, ours:
-        server.adopt(theirs, {"host": None, "port": None, **state})
+        taken: list[bool] = []
+        server.adopt(theirs, {"host": None, "port": None, **state}, taken.append)
         assert received(ours) == []
+        wait_until(lambda: taken == [False], "the answer")
         assert server.admission.connections == 0
+        assert server.connections() == []
         assert serves(server)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import typing
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -169,6 +169,31 @@ def test_a_mistyped_argument_says_what_came_and_what_is_taken(
     agent.message("m")(m)
     with pytest.raises(HandlerError, match=f"message m: argument x {text}"):
         agent.test("m", x=value)
+
+
+@pytest.mark.parametrize("answer", [{"score": 1}, {"txn.ratio": 1.5}, {}], ids=repr)
+def test_an_error_that_no_frame_of_the_handler_shows_is_logged_with_its_place(
+    agent: Agent, caplog: pytest.LogCaptureFixture, answer: dict[str, Any]
+) -> None:
+    def check(ip: IPv4Address | None = None) -> Any:
+        return answer
+
+    agent.message("m")(check)
+    with agent.serve_in_background() as server, Client(str(server.address)) as client:
+        client.notify("m", **({} if answer else {"ip": "no address"}))
+    (line,) = [line for line in caplog.messages if "message 'm' failed" in line]
+    assert line.endswith(f", handler check ({__file__}:{check.__code__.co_firstlineno})")
+
+
+def test_the_traceback_of_a_lifespan_begins_with_the_users_code(agent: Agent) -> None:
+    @agent.lifespan
+    async def resources() -> AsyncIterator[None]:
+        raise OSError("no database")
+        yield
+
+    with pytest.raises(OSError, match="no database") as raised:
+        agent.serve_in_background().start()
+    assert [entry.name for entry in raised.traceback[1:]] == ["resources"]
 
 
 # --- messages ---

@@ -8,6 +8,8 @@ import errno
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -507,3 +509,25 @@ def test_addresses_are_checked(agent: Agent, address: str) -> None:
     for use in (Client, agent.serve_in_background):
         with pytest.raises(ValueError, match="address"):
             use(address)
+
+
+# --- what is imported ---
+
+WITHOUT_ASYNC_HANDLERS = """
+import sys
+import spop.server
+from spop import Agent, Cache, Client, Message
+
+agent = Agent()
+agent.message("inline")(lambda: None)
+agent.message("cached", cache=Cache(60, 10))(lambda: None)
+agent.message("pool", blocking=True)(lambda: None)
+with agent.serve_in_background() as server, Client(str(server.address)) as client:
+    for name in agent.handlers:
+        client.notify(name)
+assert "asyncio" not in sys.modules
+"""
+
+
+def test_asyncio_is_not_imported_without_handlers_that_need_it() -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_ASYNC_HANDLERS], check=True, timeout=60)

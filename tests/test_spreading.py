@@ -25,8 +25,8 @@ from serving import Served, served, wait_until_serving
 
 from spop import Agent, Client, Message, SpopError
 from spop.address import Address
+from spop.options import Options
 from spop.server.balance import SETTLE, is_uneven, surplus
-from spop.server.options import Options
 
 AGENT = """
 import os

@@ -23,11 +23,12 @@ import haproxy_1_7
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from odd_agents import Odd, OddAgent, closes, stops_after
+from odd_agents import Odd, OddAgent, closes, odd_agent, stops_after
 
 from spop import Agent, Message, codec
-from spop.cli.decode import Decoder, read_hex
+from spop.cli.decoder import Decoder
 from spop.cli.notation import parse_argument
+from spop.cli.pasted import read_pasted
 from spop.constants import FrameType
 from spop.frames import Notify
 from spop.load import _acks_py
@@ -104,7 +105,9 @@ def test_mistakes_are_one_line_and_exit_status_2(arguments: list[str], complaint
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize("command", ["serve", "check", "notify", "decode", "bench", "completion"])
+@pytest.mark.parametrize(
+    "command", ["serve", "check", "notify", "decode", "bench", "top", "completion"]
+)
 def test_every_command_has_help_with_examples(command: str) -> None:
     shown = spop(command, "--help").stdout
     assert re.search(rf"Examples?:\n\s+(?:.*; )?.*spop {command}", shown)
@@ -145,13 +148,35 @@ def test_check_of_an_unhealthy_agent() -> None:
         result = spop("check", address, "--timeout", "0.2")
         assert (result.returncode, result.stdout) == (
             1,
-            f"{address} is unhealthy: no AGENT-HELLO in 0.2 s\n",
+            f"{address} is unhealthy: no AGENT-HELLO in 0.2 s; hint: is it an agent's address? "
+            "An agent behind TLS does not answer plain SPOP\n",
         )
     result = spop("check", address, "--json")
     assert result.returncode == 1
     shown = json.loads(result.stdout)
     assert (shown["healthy"], shown["well"]) == (False, False)
     assert shown["error"] == "Connection refused"
+    assert "hint" not in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("http", "this is not SPOP"),
+        ("tls", "this is not SPOP"),
+        ("closes-hello", "is it an agent's address?"),
+        ("silent-hello", "is it an agent's address?"),
+        ("half-a-hello-closed", None),
+        ("refuses", None),
+        ("version-3.0", None),
+    ],
+)
+def test_check_hints_at_what_does_not_speak_spop(name: str, hint: str | None) -> None:
+    with odd_agent(name) as odd:
+        shown = json.loads(spop("check", odd.address, "--timeout", "1", "--json").stdout)
+    assert shown["healthy"] is False
+    assert shown.get("hint", "").startswith(hint or "")
+    assert ("hint" in shown) is (hint is not None)
 
 
 def test_check_tells_the_status_of_an_agent_that_refuses(agent: Agent) -> None:
@@ -433,7 +458,7 @@ TEXTS = {
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_hex_text(text: str) -> None:
-    assert read_hex(text) == NOTIFY
+    assert read_pasted(text) == NOTIFY
     (frame,) = decoded("-", stdin=text.encode())
     assert frame["stream_id"] == 5
 
@@ -450,7 +475,7 @@ def test_what_tools_print(tmp_path: Path, command: list[str]) -> None:
         ).stdout
     except FileNotFoundError:
         shown = printed_as(command[0], data)
-    assert read_hex(shown) == data
+    assert read_pasted(shown) == data
 
 
 def printed_as(tool: str, data: bytes) -> str:

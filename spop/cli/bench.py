@@ -6,7 +6,8 @@ import ipaddress
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from spop.cli.parameters import (
 )
 from spop.errors import reason
 from spop.frames import Message
-from spop.load import report
+from spop.load import report, series
 from spop.load.generator import MODES, Plan, Result
 from spop.load.run import LoadError, run
 
@@ -70,6 +71,8 @@ def bench() -> None:
       spop bench 127.0.0.1:9000
       spop bench 127.0.0.1:9000 --mode ping-pong --connections 64 --duration 10
       spop bench 127.0.0.1:9000 --rate 20000 --output now.json --output now.svg
+      spop bench 127.0.0.1:9000 --rate 1000,5000,20000
+      spop bench 127.0.0.1:9000 --against 127.0.0.1:9001
       spop bench compare before.json now.json
     """
 
@@ -92,9 +95,17 @@ def bench() -> None:
 )  # fmt: skip
 @click.option("--count", type=click.IntRange(1), help="Frames, instead of a duration.")
 @click.option(
-    "--rate", type=click.FloatRange(0.1),
+    "--rate", "rates", type=Parsed("rates", series.parse_rates), metavar="RATE[,RATE...]",
     help="Frames a second, sent when they are due whether or not answers come (open loop); "
-    "latency counts from then.  [default: as fast as answers come]",
+    "latency counts from then. Each of several is a stage.  [default: as fast as answers come]",
+)  # fmt: skip
+@click.option(
+    "--against", type=ADDRESS, metavar="ADDRESS",
+    help="Measure this agent in turn with the first, and print the ratios.",
+)  # fmt: skip
+@click.option(
+    "--rounds", type=click.IntRange(2, 1000), default=5, show_default=True,
+    help="Parts of the duration, or of the count, in which --against takes turns.",
 )  # fmt: skip
 @click.option(
     "--profile", type=click.Choice(list(PROFILES)), default="small", show_default=True,
@@ -150,6 +161,9 @@ def run_(
     pid: int | None,
     count: int | None,
     duration: float,
+    rates: tuple[float, ...] | None,
+    against: Address | None,
+    rounds: int,
     **options: Any,
 ) -> None:
     """Send NOTIFY frames, match every ACK, and say how it went.
@@ -160,29 +174,61 @@ def run_(
     _check_words(words)
     for path in outputs:
         _check_output(path)
+    if against and (pid or len(rates or ()) > 1):
+        raise click.UsageError("--against goes with neither --pid nor stages of --rate")
     options |= {"count": count, "duration": None if count else duration}
+    options["rate"] = rates[0] if rates else None
     plan = _plan(address, _messages(words, profile, messages), expect, options)
     progress = _Progress(quiet or not sys.stderr.isatty())
+    job = partial(run, processes=processes, progress=progress, agent_pid=pid)
     try:
-        result = run(plan, processes, progress, agent_pid=pid)
+        runs, shown = _measure(plan, rates or (None,), against and (against, rounds), job)
     except LoadError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
     finally:
         progress.end()
-    shown = report.as_object(plan, processes, result)
     if as_json:
         click.echo(json.dumps(shown))
     else:
         _print(shown)
     _write(shown, outputs)
-    sys.exit(_status(plan, result, [limit for limit in limits if limit.is_reached(shown)]))
+    sys.exit(
+        max(_status(*each, shown, limits) for each, shown in zip(runs, _each(shown), strict=True))
+    )
 
 
-def _status(plan: Plan, result: Result, failed: list[report.Limit]) -> int:
-    """The exit status. Print what is wrong."""
+def _measure(
+    plan: Plan,
+    rates: Sequence[float | None],
+    against: tuple[Address, int] | None,
+    job: partial[Result],
+) -> tuple[list[tuple[Plan, Result]], dict[str, Any]]:
+    """Run the plan, or its stages, or its rounds against another agent; and the whole result."""
+    processes = job.keywords["processes"]
+    if against:
+        pair = series.in_turn(plan, *against, job)
+        shown = series.against_object(*pair, processes)
+        return [(side.plan, side.total) for side in pair], shown
+    runs = list(series.stages(plan, rates, job))
+    stages = [report.as_object(stage, processes, result) for stage, result in runs]
+    return runs, {"stages": stages} if len(rates) > 1 else stages[0]
+
+
+def _each(shown: dict[str, Any]) -> list[dict[str, Any]]:
+    """The single runs: one, those of stages, or the two agents'."""
+    if "stages" in shown:
+        return list(shown["stages"])
+    return [shown["first"], shown["second"]] if "second" in shown else [shown]
+
+
+def _status(
+    plan: Plan, result: Result, shown: dict[str, Any], limits: Iterable[report.Limit]
+) -> int:
+    """The exit status of a run. Print what is wrong."""
     if result.interrupted:
         return 130
+    failed = [limit for limit in limits if limit.is_reached(shown)]
     for limit in failed:
         click.echo(f"Error: {limit}", err=True)
     count, frames = plan.count, result.frames
@@ -246,9 +292,14 @@ def _check_plot(path: Path | None) -> None:
 
 
 def _print(shown: dict[str, Any]) -> None:
-    for name, value in report.table(shown):
-        click.echo(f"{name:<22} {value}")
-    if shown["generator"]["is_the_bottleneck"]:
+    if "stages" in shown:
+        lines = report.stages_table(shown["stages"])
+    elif "second" in shown:
+        lines = report.against_table(shown)
+    else:
+        lines = [f"{name:<22} {value}" for name, value in report.table(shown)]
+    click.echo("\n".join(lines))
+    if any(each["generator"]["is_the_bottleneck"] for each in _each(shown)):
         text = "The generator was the bottleneck: use more --processes, or fewer connections."
         click.echo(click.style(text, fg="yellow"), err=True)
 
@@ -266,13 +317,21 @@ def _write_json(path: Path, shown: dict[str, Any]) -> None:
 
 
 def _write_plot(path: Path, shown: dict[str, Any]) -> None:
-    report.write_plot(path, {shown["plan"]["address"]: shown})
+    def name(each: dict[str, Any]) -> str:
+        plan = each["plan"]
+        return f"{plan['rate']:g}/s" if "stages" in shown else str(plan["address"])
+
+    report.write_plot(path, {name(each): each for each in _each(shown)})
+
+
+def _write_csv(path: Path, shown: dict[str, Any]) -> None:
+    report.write_csv(path, _each(shown))
 
 
 PLOTS = (".svg", ".png")
 _WRITERS: dict[str, Callable[[Path, dict[str, Any]], object]] = {
     ".json": _write_json,
-    ".csv": report.write_csv,
+    ".csv": _write_csv,
     **dict.fromkeys(PLOTS, _write_plot),
 }
 

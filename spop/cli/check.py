@@ -10,9 +10,13 @@ from typing import Any
 import click
 
 from spop.address import Address
+from spop.cli.decoder import begins_frame
 from spop.cli.parameters import ADDRESS, max_frame_size_option, timeout_option
 from spop.cli.wire import Wire
+from spop.constants import FLAGS_END, LENGTH_SIZE, FrameType
 from spop.errors import SpopError, reason
+
+_AGENT_TYPES = (FrameType.AGENT_HELLO, FrameType.AGENT_DISCONNECT)
 
 
 @click.command(short_help="Check the health of an agent.")
@@ -60,8 +64,9 @@ def examine(address: Address, **options: Any) -> dict[str, Any]:
     """The result of two HELLOs, in types of JSON. The options are those of `Wire`."""
     found: dict[str, Any] = {"address": str(address), "healthy": False}
     started = time.perf_counter()
+    answers = _Answers()
     try:
-        with Wire(address, healthcheck=True, **options):
+        with Wire(address, trace=answers.hear, healthcheck=True, **options):
             found["seconds"] = round(time.perf_counter() - started, 6)
         with Wire(address, engine_id="spop-check", **options) as wire:
             found |= {
@@ -73,14 +78,42 @@ def examine(address: Address, **options: Any) -> dict[str, Any]:
     except (OSError, SpopError) as error:
         found["error"] = reason(error)
         found["status"] = getattr(error, "code", None)
+        if hint := answers.hint:
+            found["hint"] = hint
     return {**found, "well": found["healthy"]}  # Its old name, for one release more.
+
+
+class _Answers:
+    """The bytes that came as an answer to a HELLO."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._came = bytearray()
+
+    def hear(self, sent: bool, data: bytes) -> None:
+        self._asked = self._asked or sent
+        if not sent:
+            self._came += data
+
+    @property
+    def hint(self) -> str:
+        """Why it may not be SPOP; empty if it is, or if there was no connection."""
+        if not self._asked:
+            return ""
+        if not self._came:
+            return "is it an agent's address? An agent behind TLS does not answer plain SPOP"
+        head = self._came[LENGTH_SIZE:FLAGS_END]
+        if self._came[0] or (len(self._came) >= FLAGS_END and not begins_frame(head, _AGENT_TYPES)):
+            return "this is not SPOP. Is it an agent's address?"
+        return ""
 
 
 def _line(found: dict[str, Any]) -> str:
     if not found["healthy"]:
         status = f" (status {found['status']})" if found["status"] is not None else ""
         unhealthy = click.style("is unhealthy", fg="red")
-        return f"{found['address']} {unhealthy}: {found['error']}{status}"
+        hint = f"; hint: {found['hint']}" if "hint" in found else ""
+        return f"{found['address']} {unhealthy}: {found['error']}{status}{hint}"
     return (
         f"{found['address']} {click.style('is healthy', fg='green')}: SPOP {found['version']}, "
         f"max-frame-size {found['max_frame_size']}, "

@@ -13,10 +13,10 @@ import click
 from click.shell_completion import CompletionItem
 
 from spop.address import Address
-from spop.cli.parameters import ADDRESS, EXISTING_FILE, HAPROXY_VERSION, bufsize_option
+from spop.cli.parameters import ADDRESS, EXISTING_FILE, HAPROXY_VERSION, ParamType, bufsize_option
 
 
-class EventName(click.ParamType):  # type: ignore[type-arg]
+class EventName(ParamType):
     """The name of an event."""
 
     name = "event"

@@ -5,24 +5,29 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-import traceback
 from pathlib import Path
 from types import ModuleType
+from typing import IO, Any
 
 import click
 
 from spop.agent import Agent
-from spop.logs import text_of
 from spop.server.sources import SourceLoader
-
-# Frames of these say nothing to who wrote the agent.
-_OURS = (str(Path(__file__).parents[1]), importlib.__file__, "<frozen importlib")
+from spop.start_errors import StartError, start_error
 
 
 class StartFailure(click.ClickException):
-    """The command is right, but the agent can't be served. The message, a line, says why."""
+    """The command is right, but the agent can't be served. It shows a `StartError`."""
 
-    exit_code = 2
+    def __init__(self, error: StartError) -> None:
+        super().__init__(str(error))
+        self.exit_code: int = error.exit_code  # type: ignore[misc]
+        self._traceback = error.traceback
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        if self._traceback:
+            click.echo(self._traceback.rstrip(), file=file or sys.stderr)
+        super().show(file)
 
 
 def load_agent(target: str) -> Agent:
@@ -30,7 +35,7 @@ def load_agent(target: str) -> Agent:
 
     Raises:
         click.UsageError: there is none. The message says why.
-        StartFailure: the module can't be imported.
+        StartError: the module can't be imported.
     """
     module_name, colon, attribute = target.rpartition(":")
     if not colon or not module_name or not attribute:
@@ -42,26 +47,30 @@ def load_agent(target: str) -> Agent:
     return agent
 
 
+def load_for_command(target: str) -> Agent:
+    """`load_agent` for a command that needs the agent in its own process.
+
+    Raises:
+        click.UsageError: as `load_agent`.
+        StartFailure: the module can't be imported.
+    """
+    try:
+        return load_agent(target)
+    except StartError as error:
+        raise StartFailure(error) from None
+
+
 def _load_module(name: str) -> ModuleType:
     try:
         return _load_file(Path(name)) if name.endswith(".py") else _import(name)
-    except click.UsageError:
+    except (click.UsageError, KeyboardInterrupt):
         raise
+    except ModuleNotFoundError as error:
+        if error.name == name.partition(".")[0]:  # Nothing of the user's has run.
+            raise StartError(f"cannot import {name!r}: {error}") from None
+        raise start_error(f"cannot import {name!r}", error) from None
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        told, place = " ".join(text_of(error).split()), _place(error)
-        where = "" if place in told else f" ({place})"
-        raise StartFailure(
-            f"cannot import {name!r}: {type(error).__name__}: {told}{where}"
-        ) from None
-
-
-def _place(error: BaseException) -> str:
-    """File and line of the agent's code, or of what it imports, where an error comes from."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = ([frame for frame in frames if not frame.filename.startswith(_OURS)] or frames)[-1]
-    return f"{place.filename}:{place.lineno}"
+        raise start_error(f"cannot import {name!r}", error) from None
 
 
 def _import(name: str) -> ModuleType:

@@ -13,7 +13,7 @@ import click
 from spop import codec
 from spop.address import Address
 from spop.cli import tree
-from spop.cli.decode import Decoder, Found
+from spop.cli.decoder import Decoder, Found
 from spop.cli.notation import parse_messages
 from spop.cli.parameters import ADDRESS, max_frame_size_option, timeout_option
 from spop.cli.wire import Wire

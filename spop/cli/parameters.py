@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import click
 
@@ -18,7 +18,13 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-class Parsed(click.ParamType):  # type: ignore[type-arg]
+if TYPE_CHECKING:
+    ParamType: TypeAlias = click.ParamType[Any, Any]  # Older ones are not generic.
+else:
+    ParamType = click.ParamType
+
+
+class Parsed(ParamType):
     """What a function makes of a text. Its ValueError says what is wrong with it."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
@@ -39,6 +45,26 @@ def _haproxy_version(text: str) -> str:
 
 ADDRESS = Parsed("address", Address.parse)
 HAPROXY_VERSION = Parsed("version", _haproxy_version)
+
+
+_PATH = re.compile(r"/|(?:stream\+)?(?:unix|uxst|abnsz?)[@:]")
+
+
+class OneOfSeveral(ParamType):
+    """A value of an option that may be repeated. The path of a socket may have a comma."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "," in value and not _PATH.match(value):
+            self.fail(
+                f"{value!r} is more than one value: separate them with spaces in a variable, "
+                "repeat the flag, or write a list in the file",
+                param,
+                ctx,
+            )
+        return value
+
 
 _SIZE = re.compile(r"([0-9]+)([KMG]?)", re.ASCII | re.IGNORECASE)
 

@@ -7,6 +7,7 @@ Its options are those of `spop.server.Options`, from the command line, from the 
 from __future__ import annotations
 
 import dataclasses
+import os
 import types
 import typing
 from collections.abc import Callable
@@ -19,13 +20,15 @@ import click
 from spop import logs
 from spop.agent import Agent
 from spop.cli.configuration import read_configuration
+from spop.cli.in_force import shown_options, warn_of_unknown
 from spop.cli.loading import StartFailure, load_agent
-from spop.cli.parameters import FILE, SizeType
+from spop.cli.parameters import FILE, OneOfSeveral, SizeType
 from spop.cli.settings import give_settings, shown_settings
 from spop.context import ContextFilter
 from spop.errors import reason
-from spop.server.options import LOG_LEVELS, Options
-from spop.server.supervisor import StartError, Supervisor
+from spop.options import LOG_LEVELS, Options
+from spop.server.supervisor import Supervisor
+from spop.start_errors import StartError
 
 
 def option_flags(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,6 +65,8 @@ def _type(each: dataclasses.Field[Any], hint: Any) -> Any:
         return SizeType(low, high)
     if each.metadata.get("choices"):
         return click.Choice(each.metadata["choices"])
+    if typing.get_origin(hint) is tuple:
+        return OneOfSeveral()
     if hint is int:
         return click.IntRange(low, high)
     if hint is float:
@@ -78,7 +83,7 @@ def _type(each: dataclasses.Field[Any], hint: Any) -> Any:
 )  # fmt: skip
 @click.option(
     "--log-format", type=click.Choice(sorted(logs.FORMATTERS)), default="text",
-    show_default=True, envvar="SPOP_LOG_FORMAT", help="Log lines of text or of JSON.",
+    show_default=True, envvar="SPOP_LOG_FORMAT", help="Log lines of text, of JSON or of logfmt.",
 )  # fmt: skip
 @click.option(
     "--config", type=FILE, envvar="SPOP_CONFIG", is_eager=True, callback=read_configuration,
@@ -108,8 +113,8 @@ def serve(
     MODULE is a module's dotted name or the path of a .py file. SIGHUP replaces the workers with
     freshly imported code, SIGUSR1 logs the state of each connection.
 
-    Each option can also come from the environment, as SPOP_THREADS=2, or from the file that
-    --config names; flags count first, then the environment, then the file.
+    Each option can also come from the environment, as SPOP_THREADS=2 (several values are separated
+    by spaces), or from the file that --config names; flags count first, then the environment, then the file.
 
     \b
     Examples:
@@ -121,38 +126,39 @@ def serve(
     if target is None:
         raise click.UsageError("Missing argument 'MODULE:AGENT'.")
     logs.configure(log_level, log_format, [ContextFilter()])
+    warn_of_unknown(context, os.environ)
     try:
         checked = Options(**options)
         load = partial(_load, target, config)
         if check_config:
-            _show(context, checked, load(), config)
+            _show(context, load(), config)
             return
         supervisor = Supervisor(load, checked, watch=reload)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     except ModuleNotFoundError as error:
-        raise StartFailure(str(error)) from None
+        raise StartFailure(StartError(str(error))) from None
     except OSError as error:
-        raise StartFailure(f"cannot start: {reason(error)}") from None
+        raise StartFailure(StartError(f"cannot start: {reason(error)}")) from None
+    except StartError as error:
+        raise StartFailure(error) from None
     try:
         supervisor.run()
     except StartError as error:
-        raise StartFailure(str(error)) from None
+        raise StartFailure(error) from None
 
 
 def _load(target: str, config: Path | None) -> Agent:
-    agent = load_agent(target)
-    give_settings(agent, config)
+    try:
+        agent = load_agent(target)
+        give_settings(agent, config)
+    except click.UsageError as error:
+        raise StartError(error.message) from None
     return agent
 
 
-def _show(context: click.Context, options: Options, agent: Agent, config: Path | None) -> None:
+def _show(context: click.Context, agent: Agent, config: Path | None) -> None:
     """Print the options in force, and where each comes from."""
-    sources = {"COMMANDLINE": "flag", "ENVIRONMENT": "environment", "DEFAULT_MAP": "file"}
-    for each in dataclasses.fields(options):
-        source = context.get_parameter_source(each.name)
-        where = sources.get(source.name if source else "", "default")
-        click.echo(f"{each.name} = {getattr(options, each.name)!r}  ({where})")
-    for line in shown_settings(agent, config):
+    for line in (*shown_options(context, agent), *shown_settings(agent, config)):
         click.echo(line)
     click.echo(f"agent {agent.name!r} is fine")

@@ -57,9 +57,9 @@ def validate(
 
     loaded = None
     if agent is not None:
-        from spop.cli.loading import load_agent
+        from spop.cli.loading import load_for_command
 
-        loaded = load_agent(agent)
+        loaded = load_for_command(agent)
     verdict = Verdict.of(path, scope, proxy, haproxy_version, haproxy_cfg, loaded, bufsize)
     click.echo(verdict.as_json() if as_json else verdict.as_text())
     sys.exit(0 if verdict.valid else 1)

@@ -11,14 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
 from time import monotonic
-from typing import Any
+from typing import Any, Unpack
 
-from spop.address import Address
+from spop.address import Address, Addresses, texts_of
 from spop.client.dial import Endpoint
 from spop.client.forked import begin_anew_when_forked
 from spop.client.pool import Driver, Exchange, Pool
 from spop.client.servers import Server, Servers, in_turn
-from spop.client.settings import Settings
+from spop.client.settings import ClientSettings, Settings
 from spop.connection import EngineConnection
 from spop.errors import (
     LocalProtocolError,
@@ -41,16 +41,18 @@ class ClientCore(ABC):
     """A client without the waiting.
 
     Args:
-        address: the agent's address, ``HOST:PORT`` or ``unix:PATH``. Several addresses get
-            connections in turn; one that failed gets none for 0.1 to 10 seconds. `Servers` choose
-            themselves.
+        address: the agent's address, an `Address` or its text: ``HOST:PORT`` or ``unix:PATH``.
+            Several addresses get connections in turn; one that failed gets none for 0.1 to 10
+            seconds. `Servers` choose themselves.
         settings: the fields of `spop.client.settings.Settings`.
 
     Raises:
         ValueError: an address or a setting is invalid.
     """
 
-    def __init__(self, address: str | Iterable[str] | Servers[Any], **settings: Any) -> None:
+    def __init__(
+        self, address: Addresses | Servers[Any], **settings: Unpack[ClientSettings]
+    ) -> None:
         self._settings = given = Settings(**settings)
         self._timeout = NEVER if given.timeout is None else given.timeout
         self._hello_timeout = NEVER if given.hello_timeout is None else given.hello_timeout
@@ -173,10 +175,9 @@ class ClientCore(ABC):
 
 
 def _endpoints(
-    address: str | Iterable[str], tls: ssl.SSLContext | None, server_name: str | None
+    address: Addresses, tls: ssl.SSLContext | None, server_name: str | None
 ) -> list[Endpoint]:
-    texts = [address] if isinstance(address, str) else address
-    addresses = [Address.parse(text).reachable for text in dict.fromkeys(texts)]
+    addresses = [Address.parse(text).reachable for text in dict.fromkeys(texts_of(address))]
     if not addresses:
         raise ValueError("a client needs an address")
     if tls is not None and tls.check_hostname and not server_name:

@@ -141,11 +141,11 @@ class Pool:
         self._limits = limits
         self._rate = Rate(limits.maxconnrate)
         self.links: deque[Link] = deque()
-        self.openings = 0
+        self.openings: int = 0
         self._queue: deque[Exchange] = deque()
         self._exchanges: dict[tuple[int, int], Exchange] = {}
         self._stream_ids = itertools.count(1)
-        self.closed = False
+        self.closed: bool = False
         self.peer: Peer | None = None
 
     @property

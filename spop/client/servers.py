@@ -27,11 +27,11 @@ class Server:
     __slots__ = ("backoff", "connections", "endpoint", "retry_at", "turn")
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self.endpoint = endpoint
-        self.connections = 0
-        self.retry_at = 0.0
-        self.backoff = FIRST_BACKOFF
-        self.turn = 0
+        self.endpoint: Endpoint = endpoint
+        self.connections: int = 0
+        self.retry_at: float = 0.0
+        self.backoff: float = FIRST_BACKOFF
+        self.turn: int = 0
 
 
 AnyServer = TypeVar("AnyServer", bound=Server)
@@ -54,7 +54,7 @@ class Servers(Generic[AnyServer]):
     def __init__(
         self, servers: Iterable[AnyServer], choose: Callable[[Sequence[AnyServer]], AnyServer]
     ) -> None:
-        self.servers = tuple(servers)
+        self.servers: tuple[AnyServer, ...] = tuple(servers)
         self._by_endpoint = {server.endpoint: server for server in self.servers}
         self._choose = choose
 

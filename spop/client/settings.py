@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TypedDict
 
 from spop.connection import ALL_CAPABILITIES
 from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE, Capability
@@ -87,3 +88,25 @@ class Settings:
         change("fragments", False)
         change("capabilities", self.capabilities & {Capability.PIPELINING})
         change("max_waiting_frames", min(self.max_waiting_frames, MAX_STREAMS))
+
+
+class ClientSettings(TypedDict, total=False):
+    """The same by name, for type checkers: what clients take as ``**settings``."""
+
+    timeout: float | None
+    hello_timeout: float | None
+    connect_timeout: float | None
+    idle_timeout: float | None
+    minimum: int
+    maximum: int
+    maxconnrate: int | None
+    waits_for_rate: bool
+    max_waiting_frames: int
+    tls: ssl.SSLContext | None
+    server_name: str | None
+    max_frame_size: int
+    capabilities: frozenset[str]
+    fragments: bool
+    engine_id: str | None
+    healthcheck: bool
+    haproxy_version: str | None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Self
+from typing import Self, Unpack
 
 from spop.client import AsyncClient
 from spop.constants import EngineStatus
 from spop.engine.balance import BackendServer
 from spop.engine.core import EngineCore, stream_of
 from spop.engine.filter import Processing, StreamContext
-from spop.engine.stream import Stream
+from spop.engine.stream import Stream, StreamFields
 from spop.errors import SpopTimeoutError
 
 
@@ -66,7 +66,9 @@ class AsyncEngine(EngineCore):
     _calls: AsyncClient
     _loop: asyncio.AbstractEventLoop | None = None
 
-    def stream(self, stream: Stream | None = None, /, **fields: Any) -> AsyncStream:
+    def stream(
+        self, stream: Stream | None = None, /, **fields: Unpack[StreamFields]
+    ) -> AsyncStream:
         """Begin a stream, as `Engine.stream` does.
 
         Raises:

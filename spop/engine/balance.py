@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import random
 import ssl
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter, itemgetter
 
-from spop.address import Address
+from spop.address import Address, Addresses, texts_of
 from spop.client.dial import Endpoint
 from spop.client.servers import Server, Servers
 from spop.engine.config.model import BackendConfig, ServerConfig
@@ -30,9 +30,9 @@ class BackendServer(Server):
 
     def __init__(self, config: ServerConfig) -> None:
         super().__init__(endpoint(config))
-        self.config = config
-        self.up = not config.disabled
-        self.current_weight = 0
+        self.config: ServerConfig = config
+        self.up: bool = not config.disabled
+        self.current_weight: int = 0
 
     @property
     def full(self) -> bool:
@@ -89,13 +89,13 @@ def _random(servers: Sequence[BackendServer], draws: int) -> BackendServer:
     return min(random.choices(servers, weights, k=draws), key=attrgetter("load"))
 
 
-def of_addresses(name: str, addresses: str | Iterable[str]) -> BackendConfig:
+def of_addresses(name: str, addresses: Addresses) -> BackendConfig:
     """A backend whose servers are given by their addresses.
 
     Raises:
         ValueError: there is no address, or one is neither HOST:PORT nor unix:PATH.
     """
-    texts = [addresses] if isinstance(addresses, str) else list(addresses)
+    texts = texts_of(addresses)
     if not texts:
         raise ValueError(f"backend {name!r} needs an address")
     for text in texts:

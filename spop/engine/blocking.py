@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self, Unpack
 
 from spop.client import Client
 from spop.constants import EngineStatus
 from spop.engine.balance import BackendServer
 from spop.engine.core import EngineCore, stream_of
 from spop.engine.filter import Processing, StreamContext
-from spop.engine.stream import Stream
+from spop.engine.stream import Stream, StreamFields
 from spop.errors import SpopTimeoutError
 
 
@@ -75,7 +75,9 @@ class Engine(EngineCore):
     _client_class = Client
     _calls: Client
 
-    def stream(self, stream: Stream | None = None, /, **fields: Any) -> BlockingStream:
+    def stream(
+        self, stream: Stream | None = None, /, **fields: Unpack[StreamFields]
+    ) -> BlockingStream:
         """Begin a stream, from a `Stream` or from its fields.
 
         Raises:

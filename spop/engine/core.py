@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from spop.address import Addresses
 from spop.client.core import ClientCore
 from spop.client.forked import begin_anew_when_forked
 from spop.constants import DEFAULT_BUFSIZE, Capability
@@ -32,7 +33,7 @@ from spop.engine.stream import Stream
 from spop.haproxy_version import MAX_STREAMS, Version
 from spop.values import VARIABLE
 
-Backends = Mapping[str, str | Iterable[str] | BackendConfig] | str | os.PathLike[str]
+Backends = Mapping[str, Addresses | BackendConfig] | str | os.PathLike[str]
 """Backends by name, each an address, several, or a `BackendConfig`; or a ``haproxy.cfg``'s path."""
 
 MAX_CONNECTIONS = 1000
@@ -83,7 +84,7 @@ class EngineCore(ABC):
         if isinstance(backends, str | os.PathLike):
             variables = {*variables, *_variables_in(backends)}
         self.config = config
-        self.servers = backend.servers
+        self.servers: tuple[BackendServer, ...] = backend.servers
         self._log = EngineLog(config)
         self._filter = Filter(config, variables, version, self._log.logger)
         rewritten = self._filter.rewritten
@@ -133,7 +134,8 @@ class EngineCore(ABC):
         haproxy_version: str | None = None,
         missing: str = "error",
         bufsize: int | None = None,
-        **settings: Any,
+        variables: Iterable[str] = (),
+        max_connections: int = MAX_CONNECTIONS,
     ) -> Self:
         """The engine of ``filter spoe engine SCOPE config PATH``.
 
@@ -143,7 +145,7 @@ class EngineCore(ABC):
                 ``"error"``, or ``"unavailable"`` to go on as if they were not available.
             bufsize: ``tune.bufsize`` in bytes, above which a ``max-frame-size`` is refused. None:
                 that of the ``haproxy.cfg``, if `backends` is one, else 16384.
-            backends, haproxy_version, settings: the arguments of the class.
+            backends, haproxy_version, variables, max_connections: the arguments of the class.
 
         Raises:
             ConfigError: the file has errors. Each has its file, line and column.
@@ -161,7 +163,13 @@ class EngineCore(ABC):
             missing=missing,
             bufsize=bufsize or DEFAULT_BUFSIZE,
         )
-        return cls(config, backends, haproxy_version=haproxy_version, **settings)
+        return cls(
+            config,
+            backends,
+            variables=variables,
+            haproxy_version=haproxy_version,
+            max_connections=max_connections,
+        )
 
     def let_set(self, variables: Iterable[str]) -> None:
         """Permit the agent to set further variables, by their whole names."""
@@ -213,7 +221,7 @@ class EngineCore(ABC):
     def _server_changed(self, server: BackendServer) -> None: ...
 
 
-def stream_of(stream: Stream | None, fields: dict[str, Any]) -> Stream:
+def stream_of(stream: Stream | None, fields: Mapping[str, Any]) -> Stream:
     """The stream that is given, or one of these fields.
 
     Raises:

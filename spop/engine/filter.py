@@ -79,11 +79,12 @@ class Processing(Exchange):
         self, ids: tuple[int, int], messages: Sequence[Message], label: str, started_at: float
     ) -> None:
         super().__init__(ids, messages)
-        self.label = label
-        self.started_at = started_at
-        self.queued_at = monotonic()
-        self.acked_at = self.ended_at = 0.0
-        self.status = 0
+        self.label: str = label
+        self.started_at: float = started_at
+        self.queued_at: float = monotonic()
+        self.acked_at: float = 0.0
+        self.ended_at: float = 0.0
+        self.status: int = 0
 
     @property
     def actions(self) -> Sequence[Action]:
@@ -286,18 +287,19 @@ class Filter:
             name: _Occasion(f"GROUP:{name}", self._templates(group.messages))
             for name, group in config.groups.items()
         }
-        self.rewritten = rewritten = haproxy_version is not None and haproxy_version.rewritten
+        rewritten = haproxy_version is not None and haproxy_version.rewritten
+        self.rewritten: bool = rewritten
         self._refused = EngineStatus.PROTOCOL + Status.IO if rewritten else EngineStatus.RESOURCES
-        self.permissions = Permissions(config, variables, haproxy_version)
+        self.permissions: Permissions = Permissions(config, variables, haproxy_version)
         self._timeout = NEVER if config.processing_timeout is None else config.processing_timeout
         self._maxerrrate = 0 if rewritten else config.maxerrrate
         self._errors = Rate(self._maxerrrate)
         self.begin_anew()
-        self.stream_ids = itertools.count(1)
+        self.stream_ids: itertools.count[int] = itertools.count(1)
         self._processed = itertools.count(1)
-        self.nb_processed = 0
-        self.nb_errors = 0
-        self.ignored_actions = 0
+        self.nb_processed: int = 0
+        self.nb_errors: int = 0
+        self.ignored_actions: int = 0
 
     def begin_anew(self) -> None:
         """In a process that was forked, where nobody would release the parent's lock."""
@@ -449,7 +451,7 @@ class Permissions:
         variables: Iterable[str],
         haproxy_version: Version | None,
     ) -> None:
-        self.prefix = config.var_prefix
+        self.prefix: str = config.var_prefix
         self._forces = config.force_set_var
         self._takes_all = config.force_set_var or (
             haproxy_version is not None and haproxy_version.branch >= ANY_VARIABLE_SINCE

@@ -16,7 +16,7 @@ from spop.connection import EngineConnection
 from spop.engine.balance import Backend, BackendServer
 from spop.errors import SpopError, reason
 
-logger = logging.getLogger("spop.engine")
+logger: logging.Logger = logging.getLogger("spop.engine")
 
 
 class Health:

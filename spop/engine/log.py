@@ -75,7 +75,7 @@ class EngineLog:
     """
 
     def __init__(self, config: AgentConfig) -> None:
-        self.logger = logging.getLogger(f"spop.engine.{config.engine}")
+        self.logger: logging.Logger = logging.getLogger(f"spop.engine.{config.engine}")
         self._normal = not config.dontlog_normal
         self._targets = [_handler(target) for target in config.log_targets]
 

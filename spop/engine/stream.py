@@ -7,11 +7,13 @@ not known stays None, and a fetch of it gives NULL.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
+from typing import TypedDict
 
 from spop.engine.variables import Session, Variables
+from spop.values import DecodedValue
 
 IPAddress = IPv4Address | IPv6Address
 HeaderFields = list[tuple[str, str]]
@@ -106,3 +108,21 @@ class Stream:
     def __post_init__(self) -> None:
         if not isinstance(self.variables, Variables):
             self.variables = Variables(self.variables, self.session)
+
+
+class StreamFields(TypedDict, total=False):
+    """The fields of a `Stream` by name, for type checkers."""
+
+    source: IPAddress | None
+    source_port: int
+    destination: IPAddress | None
+    destination_port: int
+    frontend: str | None
+    backend: str | None
+    request: Request | None
+    response: Response | None
+    tls: Tls | None
+    variables: Mapping[str, DecodedValue]
+    unique_id: str | None
+    started: float
+    session: Session | None

@@ -52,7 +52,7 @@ class Variables(MutableMapping[str, DecodedValue]):
     ) -> None:
         self._stream: Values = {}
         self._session: Values | None = None if session is None else session.variables
-        self.in_response = False
+        self.in_response: bool = False
         self.ignored: Values | None = None
         if initial:
             self.update(initial)

@@ -33,9 +33,9 @@ class Connection:
         self.last = last
         self.sock: socket.socket | None = None
         self.free: deque[int] = deque()
-        self.unsent = b""
-        self.held = b""
-        self.max_frame_size = 0
+        self.unsent: bytes = b""
+        self.held: bytes = b""
+        self.max_frame_size: int = 0
         self._frames: dict[int, bytes] = {}
 
     def begin(self, sock: socket.socket, protocol: EngineConnection, depth: int) -> None:
@@ -75,7 +75,7 @@ class Counting(Connection):
 
     def __init__(self, first: int, last: int) -> None:
         super().__init__(first, last)
-        self.ring = last - first
+        self.ring: int = last - first
         self._payload = b""
         self._next = 1
 

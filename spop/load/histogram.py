@@ -24,7 +24,7 @@ class Histogram:
     """Counts of latencies."""
 
     def __init__(self, counts: Iterable[int] | None = None) -> None:
-        self.counts = array("q", bytes(8 * SIZE) if counts is None else counts)
+        self.counts: array[int] = array("q", bytes(8 * SIZE) if counts is None else counts)
 
     def add(self, nanoseconds: int) -> None:
         """Count a latency."""

@@ -99,6 +99,35 @@ def table(shown: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def stages_table(stages: list[dict[str, Any]]) -> list[str]:
+    """A line for each rate."""
+    lines = [f"{'rate':>10} {'answered/s':>12} {'p50':>9} {'p99':>9} {'max':>9}  errors"]
+    for shown in stages:
+        latency = shown["latency"]
+        times = " ".join(f"{duration(latency[name]):>9}" for name in ("p50", "p99", "max"))
+        errors = dict(table(shown))["errors"]
+        lines.append(f"{shown['plan']['rate']:>10,g} {shown['rate']:>12,.0f} {times}  {errors}")
+    return lines
+
+
+def against_table(shown: dict[str, Any]) -> list[str]:
+    """Two agents, the median of their rounds' ratios, and the lowest and highest ratio."""
+    first, second = shown["first"], shown["second"]
+    names = [each["plan"]["address"] for each in (first, second)]
+    width = max(16, *map(len, names))
+    lines = [
+        f"{'':<22} {names[0]:>{width}} {names[1]:>{width}}    ratio  of {shown['rounds']} rounds"
+    ]
+    for name, one, other, _ in comparison(first, second):
+        ratio = shown["ratios"].get(name)
+        spread = "–"
+        if ratio:
+            spread = f"{ratio['median']:.2f} ×  {ratio['lowest']:.2f} to {ratio['highest']:.2f}"
+        lines.append(f"{name:<22} {one:>{width}} {other:>{width}}   {spread}")
+    errors = [dict(table(each))["errors"] for each in (first, second)]
+    return [*lines, f"{'errors':<22} {errors[0]:>{width}} {errors[1]:>{width}}"]
+
+
 class Limit(NamedTuple):
     """A limit of a figure, such as ``p99>5ms``. Times are seconds."""
 
@@ -151,12 +180,18 @@ def load(path: Path) -> dict[str, Any]:
     return dict(shown)
 
 
-def write_csv(path: Path, shown: dict[str, Any]) -> None:
-    """The distribution: latency in seconds, and the share of frames that stayed within it."""
+def write_csv(path: Path, runs: list[dict[str, Any]]) -> None:
+    """The distribution: latency in seconds, and the share of frames that stayed within it.
+
+    Of several runs, address and rate stand before it.
+    """
+    several = len(runs) > 1
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["latency_seconds", "share"])
-        writer.writerows(shown["distribution"])
+        writer.writerow([*["address", "rate"] * several, "latency_seconds", "share"])
+        for shown in runs:
+            run = [shown["plan"]["address"], shown["plan"]["rate"]] * several
+            writer.writerows([*run, *point] for point in shown["distribution"])
 
 
 def write_plot(path: Path, runs: dict[str, dict[str, Any]]) -> None:
@@ -181,9 +216,13 @@ def write_plot(path: Path, runs: dict[str, dict[str, Any]]) -> None:
     pyplot.close(figure)
 
 
-def comparison(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """The values that both runs have, and their ratio."""
-    rows: list[tuple[str, float, float, Callable[[float], str]]] = [
+Figure = tuple[str, float, float, Callable[[float], str]]
+"""A name, two values, and how they are shown."""
+
+
+def figures(first: dict[str, Any], second: dict[str, Any]) -> list[Figure]:
+    """The values that both runs have."""
+    rows: list[Figure] = [
         ("throughput, frames/s", first["rate"], second["rate"], lambda rate: f"{rate:,.0f}")
     ]
     rows += [
@@ -194,4 +233,12 @@ def comparison(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str,
     costs = first["agent_cpu_per_frame"], second["agent_cpu_per_frame"]
     if None not in costs:
         rows.append(("agent's CPU per frame", *costs, duration))
-    return [(name, show(a), show(b), f"{b / a:.2f} ×" if a else "–") for name, a, b, show in rows]
+    return rows
+
+
+def comparison(first: dict[str, Any], second: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """The values that both runs have, and their ratio."""
+    return [
+        (name, show(a), show(b), f"{b / a:.2f} ×" if a else "–")
+        for name, a, b, show in figures(first, second)
+    ]

@@ -5,7 +5,7 @@ the protocol, `exchange` and `executor` run the handlers that may not run in a l
 `Supervisor` runs such servers in worker processes and restarts them.
 """
 
-from spop.server.options import Options
+from spop.options import Options
 from spop.server.server import Server
 
 __all__ = ["Options", "Server"]

@@ -14,7 +14,7 @@ from spop.errors import reason
 from spop.poller import READ, Poller
 from spop.server.timers import Timer
 
-logger = logging.getLogger("spop.server")
+logger: logging.Logger = logging.getLogger("spop.server")
 
 HandOut = Callable[[socket.socket], bool]
 """Accepts a connection of a listener. False: it accepts none now."""

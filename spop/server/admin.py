@@ -27,6 +27,7 @@ from spop.server import http
 from spop.server.board import Board
 from spop.server.channel import Channel
 from spop.server.health import Health, service_health
+from spop.server.history import INTERVAL, History
 from spop.server.http import Answer, Request
 from spop.server.listeners import bound_address, listen, remove_file
 from spop.server.status import Status
@@ -74,7 +75,7 @@ class AdminServer:
         self, where: str | socket.socket, source: Source, hosts: Collection[str] = ()
     ) -> None:
         self._listener = listen(Address.parse(where)) if isinstance(where, str) else where
-        self.address = bound_address(self._listener)
+        self.address: Address = bound_address(self._listener)
         self._pages = _Pages(source, hosts)
         self._loop = asyncio.new_event_loop()
         self._stopped = asyncio.Event()
@@ -89,10 +90,11 @@ class AdminServer:
 
     async def _serve(self) -> None:
         pages = http.serve(self._listener, self._pages.respond, _HEADERS)
-        serving = asyncio.create_task(pages)
+        tasks = [asyncio.create_task(pages), asyncio.create_task(self._pages.remember())]
         await self._stopped.wait()
-        serving.cancel()
-        await asyncio.wait([serving])
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
     def stop(self) -> None:
         remove_file(self._listener)
@@ -106,10 +108,12 @@ class _Pages:
     def __init__(self, source: Source, hosts: Collection[str]) -> None:
         self._source = source
         self._hosts = {"localhost", *(host.lower() for host in hosts)}
+        self._history = History()
         self._asking: dict[bool, asyncio.Task[Status | None]] = {}
         self._pages = {
             "/": self._page,
             "/status.json": self._status,
+            "/history.json": self._samples,
             "/metrics": self._metrics,
             "/healthz": self._health,
             "/readyz": self._readiness,
@@ -131,6 +135,18 @@ class _Pages:
         if status is None:
             return _unavailable()
         return Answer(HTTPStatus.OK, json.dumps(status.to_json()), "application/json")
+
+    async def _samples(self, request: Request) -> Answer:
+        samples = json.dumps(self._history.to_json())
+        return self._refusal(request) or Answer(HTTPStatus.OK, samples, "application/json")
+
+    async def remember(self) -> None:
+        """Add to the history, without an end."""
+        while True:
+            status = await self._ask(connections=False)
+            if status is not None:
+                self._history.add(status)
+            await asyncio.sleep(INTERVAL)
 
     async def _metrics(self, request: Request) -> Answer:
         if exposition is None:

@@ -15,14 +15,14 @@ from collections.abc import Callable
 from functools import partial
 
 from spop.errors import reason
+from spop.options import Options
 from spop.server.board import Board
 from spop.server.channel import Channel
 from spop.server.listeners import bound_address, close_all
-from spop.server.options import Options
 from spop.server.status import Status
 from spop.server.timers import Timers
 
-logger = logging.getLogger("spop.server")
+logger: logging.Logger = logging.getLogger("spop.server")
 
 RESTART_DELAY = 1.0
 MAX_RESTART_DELAY = 30.0

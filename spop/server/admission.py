@@ -7,8 +7,8 @@ from collections import Counter
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from spop.counters import Cell
+from spop.options import Options
 from spop.server.balance import Balance
-from spop.server.options import Options
 
 
 class Admission:
@@ -21,7 +21,7 @@ class Admission:
         self._limit_per_peer = options.max_connections_per_peer
         self._lock = threading.Lock()
         self._by_host: Counter[str] = Counter()
-        self.connections = 0
+        self.connections: int = 0
 
     def admit(self, host: str | None) -> Cell | None:
         """Count a connection from an IP address (None: a unix socket), if it is admitted.

@@ -15,7 +15,7 @@ from spop.logs import RateLimitedLog, SafeLogger
 from spop.parameters import described
 from spop.server.caches import RunInThread, memory_of_call
 
-logger = SafeLogger("spop.agent")
+logger: SafeLogger = SafeLogger("spop.agent")
 
 
 class Afterwards:
@@ -45,7 +45,7 @@ class Afterwards:
         self._limit = limit
         self._max_memory = max_memory
         self._take = take
-        self.memory = 0
+        self.memory: int = 0
         self._failed = failed
         self._dropped = dropped
         self._drops = RateLimitedLog(logger, per_second=1)

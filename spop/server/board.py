@@ -50,11 +50,13 @@ class Board:
         count = PLACES * processes
         self._memory = _shared_memory(self._rows_begin + count * self._place_size)
         cells = memoryview(self._memory).cast("q")
-        self.supervisor, rest = cells[: row_size(0)], cells[row_size(0) :]
+        self.supervisor: Cells = cells[: row_size(0)]
+        rest = cells[row_size(0) :]
         self._draining, self._uneven, rest = rest[:1], rest[1:2], rest[2:]
-        self.places, self.connections, self.movable, self.adopted = (
-            rest[number * count : (number + 1) * count] for number in range(4)
-        )
+        self.places: Cells = rest[:count]
+        self.connections: Cells = rest[count : 2 * count]
+        self.movable: Cells = rest[2 * count : 3 * count]
+        self.adopted: Cells = rest[3 * count : 4 * count]
 
     @property
     def _place_size(self) -> int:

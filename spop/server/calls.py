@@ -1,26 +1,33 @@
 """What the handlers of one loop need besides a dispatcher: caches, batches, and calls
-after the ACK."""
+after the ACK.
+
+What needs asyncio is imported for the handlers that need it.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from spop.cache import HandlerCache
 from spop.counters import Cell, Cells, RouteCell
 from spop.dispatch import Route
 from spop.frames import Message
 from spop.handlers import HandlerInfo
+from spop.options import Options
 from spop.parameters import ASYNC, INLINE, KEY, MESSAGE, Parameter
-from spop.server.afterwards import Afterwards
-from spop.server.batches import Batcher
-from spop.server.caches import OF_CACHE, Flights, Keeper
-from spop.server.options import Options
+from spop.server.keeping import OF_CACHE, Keeper
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from spop.server.afterwards import Afterwards
+    from spop.server.batches import Batcher
+    from spop.server.caches import Flights
 
 KEY_OF_CACHE = Parameter(OF_CACHE, KEY, keyword_only=True)
 
@@ -49,7 +56,7 @@ class Calls:
         self._keepers: list[Keeper] = []
         self._flights: list[Flights] = []
         self._pool: ThreadPoolExecutor | None = None
-        self._free_threads = asyncio.Semaphore(options.pool_size)
+        self._free_threads: asyncio.Semaphore | None = None
         self._batchers: list[Batcher] = []
 
     def route(self, info: HandlerInfo) -> Route:
@@ -64,6 +71,8 @@ class Calls:
 
     def _after_ack(self) -> Afterwards:
         if self._afterwards is None:
+            from spop.server.afterwards import Afterwards
+
             self._afterwards = Afterwards(
                 self._options.max_queue,
                 self._options.max_memory // self._options.threads // 2,
@@ -94,6 +103,8 @@ class Calls:
         keeper = Keeper(answers, info, cache.settings, self._take, count)
         self._keepers.append(keeper)
         if info.needs_event_loop:
+            from spop.server.caches import Flights
+
             flights = Flights(keeper, info, self._options.max_queue, self._in_thread, self._take)
             self._flights.append(flights)
             route = info.route(ASYNC, flights.around, [KEY_OF_CACHE])
@@ -105,14 +116,18 @@ class Calls:
     async def _in_thread(self, call: Callable[[], Any]) -> Any:
         # Calls wait here, and not in the queue of the pool, which would keep their arguments
         # after a timeout.
-        await self._free_threads.acquire()
+        import asyncio
+
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._options.pool_size, "spop-calls")
-        loop = asyncio.get_running_loop()
+            self._free_threads = asyncio.Semaphore(self._options.pool_size)
+        free, loop = self._free_threads, asyncio.get_running_loop()
+        assert free is not None
+        await free.acquire()
 
         def ended(_: Future[Any]) -> None:
             with contextlib.suppress(RuntimeError):  # The event loop is closed.
-                loop.call_soon_threadsafe(self._free_threads.release)
+                loop.call_soon_threadsafe(free.release)
 
         future = self._pool.submit(copy_context().run, call)
         future.add_done_callback(ended)
@@ -122,6 +137,8 @@ class Calls:
         self._cells[Cell.REJECTED] += 1
 
     def _batched(self, info: HandlerInfo) -> Route:
+        from spop.server.batches import Batcher
+
         assert info.batch is not None
         batcher = Batcher(info.function, info.batch)
         self._batchers.append(batcher)

@@ -16,8 +16,10 @@ from spop.server.board import Board, Place
 from spop.server.channel import Channel
 from spop.server.health import health_of, oldest_round
 from spop.server.status import WorkerStatus
+from spop.server.usage import usage_of
+from spop.start_errors import StartError
 
-logger = logging.getLogger("spop.server")
+logger: logging.Logger = logging.getLogger("spop.server")
 
 
 def child(run: Callable[[], int]) -> int:
@@ -52,7 +54,7 @@ class WorkerProcess:
         ports: numbers of the ports that it accepts from.
         passed: number of movable connections that it was given.
         stopped: SIGSTOP or its like has stopped it.
-        error: why it could not start.
+        error: why it could not start, or was ended.
     """
 
     pid: int
@@ -67,7 +69,7 @@ class WorkerProcess:
     leaving: bool = False
     stopped: bool = False
     handlers: list[str] = field(default_factory=list)
-    error: str = ""
+    error: StartError | None = None
 
     ended: bool = False
 
@@ -79,7 +81,7 @@ class WorkerProcess:
 
     def end(self, number: signal.Signals, why: str) -> None:
         """End it by a signal, for this reason."""
-        self.error = why
+        self.error = StartError(why)
         self.kill(number)
 
 
@@ -90,7 +92,7 @@ class Workers:
         self._board = board
         self._workers: list[WorkerProcess] = []
         self._retired = Totals()
-        self.frames_lost = 0
+        self.frames_lost: int = 0
 
     def __iter__(self) -> Iterator[WorkerProcess]:
         return iter(list(self._workers))
@@ -168,6 +170,10 @@ class Workers:
         """The status of each worker."""
         return [self._status_of(worker, stuck_timeout) for worker in self]
 
+    def requests_of(self, worker: WorkerProcess) -> int:
+        """Number of NOTIFY frames that a worker has received."""
+        return self._totals_of(worker).counts().frames_received
+
     def _totals_of(self, worker: WorkerProcess) -> Totals:
         totals = Totals()
         for row in self._board.rows(worker.place):
@@ -179,10 +185,16 @@ class Workers:
         health = health_of(seconds, stuck_timeout)
         place = Place(self._board.places[worker.place])
         serving = "ready" if health.ready else "busy" if health.alive else "stuck"
+        counts = self._totals_of(worker).counts()
         return WorkerStatus(
             pid=worker.pid,
             started=worker.started,
             state=serving if place is Place.SERVING else place.name.lower(),
-            connections=self._totals_of(worker).counts().connections,
+            connections=counts.connections,
             round=seconds,
+            frames_received=counts.frames_received,
+            frames_in_hand=counts.frames_in_hand,
+            queued=counts.queued,
+            running=counts.running,
+            **usage_of(worker.pid)._asdict(),
         )

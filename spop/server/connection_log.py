@@ -9,9 +9,9 @@ from spop.connection import Disconnect
 from spop.constants import Status
 from spop.errors import reason
 from spop.frames import Peer
-from spop.logs import RateLimitedLog, SafeLogger
+from spop.logs import RateLimitedLog, SafeLogger, fields, level_number
 
-logger = SafeLogger("spop.server")
+logger: SafeLogger = SafeLogger("spop.server")
 
 PER_SECOND = 10
 """Lines of each kind."""
@@ -22,18 +22,21 @@ class ConnectionLog:
 
     Args:
         level: the name of the level of lines about connections that begin and end as they should.
+        health: the name of the level of lines about health checks.
     """
 
-    def __init__(self, level: str) -> None:
-        self._level: int = logging.getLevelNamesMapping()[level.upper()]
-        self._begun, self._ended, self._broken, self._failed = (
-            RateLimitedLog(logger, PER_SECOND) for _ in range(4)
+    def __init__(self, level: str, health: str = "debug") -> None:
+        self._level = level_number(level)
+        self._health = level_number(health)
+        self._begun, self._checks, self._ended, self._broken, self._failed = (
+            RateLimitedLog(logger, PER_SECOND) for _ in range(5)
         )
 
     def begun(self, peer: Peer) -> None:
         """HELLO is done."""
         if peer.healthcheck:
-            self._begun.log(logging.DEBUG, "health check from %s", peer.address)
+            what = fields("health check", peer=peer.address)
+            self._checks.log(self._health, "health check from %s", peer.address, extra=what)
             return
         self._begun.log(
             self._level,
@@ -43,21 +46,39 @@ class ConnectionLog:
             peer.max_frame_size,
             ",".join(sorted(peer.capabilities)) or "no capabilities",
             peer.engine_id,
+            extra=fields(
+                "connected",
+                peer=peer.address,
+                engine=peer.engine_id,
+                version=peer.version,
+                max_frame_size=peer.max_frame_size,
+                capabilities=",".join(sorted(peer.capabilities)),
+            ),
         )
 
-    def ended(self, address: str, why: Disconnect) -> None:
-        """A connection that said HELLO has ended, or it was refused."""
+    def ended(self, address: str, why: Disconnect, peer: Peer | None, duration: float) -> None:
+        """A connection that said HELLO has ended after `duration` seconds, or it was refused."""
         line = "disconnected by %s: %d %r" if why.remote else "disconnected %s: %d %r"
-        if why.remote or why.code == Status.NORMAL:
-            self._ended.log(self._level, line, address, why.code, why.message)
-        else:
-            self._broken.warning(line, address, why.code, why.message)
+        what = fields(
+            "disconnected",
+            peer=address,
+            engine=peer.engine_id if peer else None,
+            by="peer" if why.remote else "agent",
+            status=int(why.code),
+            reason=why.message,
+            duration=round(duration, 3),
+        )
+        as_it_should = why.remote or why.code == Status.NORMAL
+        log, level = (self._ended, self._level) if as_it_should else (self._broken, logging.WARNING)
+        log.log(level, line, address, why.code, why.message, extra=what)
 
     def failed(self, address: str, error: Exception) -> None:
         """A connection failed before HELLO, or by an error of our own."""
+        text = "connection from %s failed: %s"
+        what = fields("connection failed", peer=address, reason=reason(error))
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
-            self._broken.warning("connection from %s failed: %s", address, reason(error))
+            self._broken.warning(text, address, reason(error), extra=what)
         elif isinstance(error, OSError):
-            self._ended.log(self._level, "connection from %s failed: %s", address, reason(error))
-        elif self._failed.allows(logging.ERROR, "connection from %s failed: %r", address, error):
-            logger.failure(error, "connection from %s failed", address)
+            self._ended.log(self._level, text, address, reason(error), extra=what)
+        elif self._failed.allows(logging.ERROR, text, address, repr(error), extra=what):
+            logger.failure(error, "connection from %s failed", address, extra=what)

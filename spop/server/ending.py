@@ -18,7 +18,7 @@ from spop.server.loop import Loop
 from spop.server.signals import Hurry
 from spop.server.stuck import place_of
 
-logger = SafeLogger("spop.server")
+logger: SafeLogger = SafeLogger("spop.server")
 
 SLACK = 1.0
 """Seconds beyond its drain timeout that a loop has to close its connections."""

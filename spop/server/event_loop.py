@@ -25,12 +25,13 @@ from spop.dispatch import AsyncCall
 from spop.lifespan import LoopState, use_state
 from spop.logs import SafeLogger
 from spop.loop_life import LoopLife
+from spop.options import Options
 from spop.poller import Poller
 from spop.server.calls import Calls
+from spop.server.exchange import Connection
 from spop.server.leaving import CANCEL_GRACE
-from spop.server.options import Options
 
-logger = SafeLogger("spop.server")
+logger: SafeLogger = SafeLogger("spop.server")
 
 Start = Callable[[AsyncCall], Any]
 
@@ -44,6 +45,7 @@ class Loop(Protocol):
     poller: Poller
 
     calls: Calls
+    connections: set[Connection]
     life: LoopLife | None
     options: Options
 
@@ -239,7 +241,7 @@ async def serve_here(loop: Loop, began: Callable[[], object], drain: Callable[[]
 
 async def _finish(loop: Loop) -> None:
     """End what handlers have left, and then what they have used."""
-    await _cancel(loop.tasks)
+    await _cancel(loop.tasks, loop.connections)
     await loop.calls.finish(loop.options.drain_timeout)
     await _end_life(loop)
 
@@ -293,25 +295,30 @@ async def _close_generators(event_loop: asyncio.AbstractEventLoop) -> None:
     await asyncio.wait([closing], timeout=CANCEL_GRACE)
 
 
-async def _cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+async def _cancel(
+    tasks: Iterable[asyncio.Task[Any]], connections: Iterable[Connection] = ()
+) -> None:
     tasks = list(tasks)
     for task in tasks:
         task.cancel()
     if tasks:
         _, left = await asyncio.wait(tasks, timeout=CANCEL_GRACE)
         for task in left:
-            logger.warning("%s did not end in %g s and is left behind", _name(task), CANCEL_GRACE)
+            name = _name(task, connections)
+            logger.warning("%s did not end in %g s and is left behind", name, CANCEL_GRACE)
             # `asyncio.run` would wait for it without a limit.
             asyncio._unregister_task(task)
 
 
-def _name(task: asyncio.Task[Any]) -> str:
+def _name(task: asyncio.Task[Any], connections: Iterable[Connection]) -> str:
     """What a task does, for people."""
     call = task.get_coro()
     if not isinstance(call, AsyncCall):
         return repr(task)
     exchange = getattr(call.finished, "__self__", None)
-    peer = f" of {exchange.connection.protocol.address}" if exchange is not None else ""
+    kept = (each for each in connections if call.finished in each.protocol.intake.calls)
+    connection = next(kept, None) if exchange is None else exchange.connection
+    peer = f" of {connection.protocol.address}" if connection is not None else ""
     return f"the handler of message {call.name!r}{peer}"
 
 

@@ -51,17 +51,17 @@ class Connection:
     def __init__(
         self, sock: socket.socket | TLSSocket, host: str | None, protocol: AgentConnection
     ) -> None:
-        self.sock = sock
-        self.tls = sock if isinstance(sock, TLSSocket) else None
-        self.host = host
-        self.protocol = protocol
+        self.sock: socket.socket | TLSSocket = sock
+        self.tls: TLSSocket | None = sock if isinstance(sock, TLSSocket) else None
+        self.host: str | None = host
+        self.protocol: AgentConnection = protocol
         self.unsent: bytes | bytearray = b""
         self.peer: Peer | None = None
         self.port: int | None = None
-        self.movable = False
-        self.opened = time.time()
-        self.quiet = 0
-        self.resumes = False
+        self.movable: bool = False
+        self.opened: float = time.time()
+        self.quiet: int = 0
+        self.resumes: bool = False
         self.exchanges: set[Exchange] = set()
         self.fast_path: FastPath
 
@@ -159,6 +159,7 @@ class Exchange(Deferred):
 
     __slots__ = ("_began", "_handler", "_index", "_timer", "_waiting", "connection", "host")
 
+    actions: bytes
     connection: Connection
     host: Host
 

@@ -25,7 +25,7 @@ from spop.poller import Poller
 from spop.port import Sleeper
 from spop.server.exchange import Host
 
-logger = SafeLogger("spop.server")
+logger: SafeLogger = SafeLogger("spop.server")
 
 
 class Job(NamedTuple):

@@ -8,7 +8,7 @@ from spop.errors import ProtocolError
 from spop.logs import SafeLogger
 from spop.values import Buffer
 
-logger = SafeLogger("spop.frames")
+logger: SafeLogger = SafeLogger("spop.frames")
 
 
 class LoggedConnection(AgentConnection):

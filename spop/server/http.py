@@ -15,7 +15,7 @@ from email.message import Message
 from http import HTTPStatus
 from typing import NamedTuple
 
-logger = logging.getLogger("spop.server")
+logger: logging.Logger = logging.getLogger("spop.server")
 
 REQUEST_TIMEOUT = 10.0
 """Seconds for a request to come, to be answered and for the answer to be read."""

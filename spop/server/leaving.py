@@ -29,18 +29,20 @@ from typing import Any, Protocol
 
 from spop.agent import Agent
 from spop.connection import Disconnect, State
-from spop.constants import Status
+from spop.constants import FrameType, Status
 from spop.counters import Cell, Cells, status_cell
+from spop.dispatch import Memory
 from spop.errors import reason as error_text
 from spop.frames import Peer
+from spop.options import Options
 from spop.poller import READ, WRITE
 from spop.server.admission import Admission
+from spop.server.ages import Ages
 from spop.server.calls import Calls
 from spop.server.connection_log import ConnectionLog
 from spop.server.engines import Engines
 from spop.server.exchange import Connection
 from spop.server.memory import MemoryLimit
-from spop.server.options import Options
 from spop.server.timers import Timers
 
 LINGER = 2.0
@@ -55,6 +57,8 @@ HOLD = 0.05
 """Seconds for which a connection with frames in flight is not read from, to come to rest."""
 SWEEPS = 4
 """Number of sweeps in each idle timeout, and in each handshake timeout for payloads."""
+
+TOO_OLD = "max_connection_age is reached"
 
 GIVE_AGAIN = 0.5
 """Seconds after which connections that no other process had room for are offered again."""
@@ -160,12 +164,13 @@ class Leaving:
         self._loop = loop
         self._log = log
         share = loop.options.max_memory // loop.options.threads
-        self.memory = MemoryLimit(loop, engines, share, self.end_for_memory).memory
+        self.memory: Memory = MemoryLimit(loop, engines, share, self.end_for_memory).memory
         self.memory.fragmented = self._watch_payloads
         self._handshakes = Deadlines(
             loop.timers, loop.options.handshake_timeout, self._end_handshake
         )
         self._lingering = Deadlines(loop.timers, LINGER, self.close)
+        self.ages: Ages = Ages(loop, self._end_old)
         self._sweeping = False
         self._draining = False
         self._give_away: GiveAway | None = None
@@ -175,7 +180,7 @@ class Leaving:
         self._owned_ports: frozenset[int] = frozenset()
         self._spare: Spare | None = None
         self._held: dict[Connection, int] = {}
-        self.begun = False
+        self.begun: bool = False
 
     @property
     def handing_over(self) -> bool:
@@ -214,7 +219,8 @@ class Leaving:
             cells[status_cell(Cell.DISCONNECTS_SENT, reason.code)] += 1
             cells[Cell.FRAMES_TOO_BIG] += reason.code == Status.TOO_BIG
         if peer is None or not peer.healthcheck:
-            self._log.ended(peer.address if peer else connection.protocol.address, reason)
+            address = peer.address if peer else connection.protocol.address
+            self._log.ended(address, reason, peer, time.time() - connection.opened)
             self._tell(peer, reason)
 
     def fail(self, connection: Connection, error: Exception) -> None:
@@ -260,16 +266,31 @@ class Leaving:
             connection.sock.close()
 
     def after_answers(self, connection: Connection) -> None:
-        """While the loop drains: send DISCONNECT right behind the last ACK.
+        """While the loop drains, and if it is too old: send DISCONNECT right behind the last ACK.
 
         Then a peer in lock step has sent nothing that could be lost.
         """
         protocol = connection.protocol
-        leaves = self._draining or connection.tls is not None  # TLS can't be given away.
+        # TLS can't be given away.
+        leaves = self._draining or (self.begun and connection.tls is not None)
         waits = protocol.in_flight or protocol.stalled
-        if leaves and protocol.state is State.OPEN and not waits:
+        if protocol.state is not State.OPEN or waits:
+            return
+        if leaves:
             protocol.disconnect()
             self.report(connection, Disconnect(Status.NORMAL, "the agent stops", False))
+        elif self.ages.ends_now(connection):
+            self.ages.count()
+            protocol.disconnect()
+            self.report(connection, Disconnect(Status.NORMAL, TOO_OLD, False))
+
+    def look_for_crossed(self, connection: Connection, data: memoryview) -> None:
+        """Count a NOTIFY that came behind our DISCONNECT."""
+        if connection.protocol.should_close and len(data) > 4:
+            self._loop.cells[Cell.FRAMES_CROSSED] += data[4] == FrameType.NOTIFY
+
+    def _end_old(self, connection: Connection) -> None:
+        self.disconnect(connection, Status.NORMAL, TOO_OLD)
 
     def give_away(self, connection: Connection) -> None:
         """Offer a connection at rest to another process or loop, if it is one of those to give."""
@@ -330,6 +351,7 @@ class Leaving:
     def _forget(self, connection: Connection) -> None:
         self._handshakes.discard(connection)
         self._lingering.discard(connection)
+        self.ages.discard(connection)
         self._loop.forget(connection)
         self._end_if_done()
 

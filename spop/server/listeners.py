@@ -10,7 +10,7 @@ import stat
 
 from spop.address import Address
 from spop.errors import reason
-from spop.server.options import Options
+from spop.options import Options
 from spop.server.privileges import group_id, user_id
 
 BACKLOG = 1024

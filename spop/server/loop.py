@@ -9,7 +9,6 @@ loop's state; others use `call_soon`.
 from __future__ import annotations
 
 import socket
-import ssl
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,59 +18,51 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from spop.agent import Agent
-from spop.connection import AgentConnection, AgentEvent, Disconnect, Hello, State
+from spop.connection import AgentEvent, Disconnect, Hello, State
 from spop.context import set_running
 from spop.counters import Cell, Cells
-from spop.dispatch import AsyncCall, Call, Deferred
+from spop.dispatch import AsyncCall, Call, Deferred, Dispatcher
 from spop.errors import HandlerError, ProtocolError
 from spop.forks import FORKED, end_child, serve_in_this_thread
-from spop.frames import Frame, Peer
+from spop.frames import Frame
 from spop.lifespan import LoopState
 from spop.logs import SafeLogger
+from spop.options import MAX_PASS, Options
 from spop.parameters import RUNNING, Running
-from spop.poller import READ, WRITE, new_poller
-from spop.port import FastPath, FastPaths
+from spop.poller import READ, WRITE, Poller, new_poller
+from spop.port import FastPaths
+from spop.server import opening
 from spop.server.admission import Admission
 from spop.server.calls import Calls
 from spop.server.connection_log import ConnectionLog
-from spop.server.engines import Engines
 from spop.server.exchange import Connection, Exchange
 from spop.server.executor import Executor
-from spop.server.frame_log import LoggedConnection
 from spop.server.leaving import GiveAway, Leaving
-from spop.server.listeners import peer_host, peer_name
-from spop.server.options import MAX_PASS, Options
+from spop.server.opening import Opening
 from spop.server.slow import SlowLog
 from spop.server.timers import Timer, Timers
-from spop.server.tls import TLSSocket
 
 if TYPE_CHECKING:
     from spop.loop_life import LoopLife
 
-logger = SafeLogger("spop.server")
+logger: SafeLogger = SafeLogger("spop.server")
 
 RECV_SIZE = 256 * 1024
 
 Result = tuple[Call, Any, BaseException | None]
 
 
-class Shared(Protocol):
+class Shared(opening.Shared, Protocol):
     """What the loops of a process have in common."""
 
     agent: Agent
     options: Options
     executor: Executor
-    engines: Engines
     admission: Admission
-    tls: ssl.SSLContext | None
     slow_log: SlowLog
     connection_log: ConnectionLog
 
     def thread_died(self, error: BaseException) -> None: ...
-
-    def is_ready(self) -> bool: ...
-
-    def movable_changed(self) -> None: ...
 
 
 class Loop:
@@ -83,7 +74,6 @@ class Loop:
 
     Attributes:
         connections: those that it serves.
-        movable: how many of them can be moved to another loop or process.
         timeouts: seconds that a call of a handler may take, by message name.
         thread: runs the rounds.
         context: the context of the rounds. Handlers of exchanges get copies of it.
@@ -93,45 +83,33 @@ class Loop:
     """
 
     def __init__(self, shared: Shared, cells: Cells, name: str) -> None:
-        self.agent = shared.agent
-        self.options = options = shared.options
+        self.agent: Agent = shared.agent
+        self.options: Options = shared.options
+        options = self.options
         self.cells = cells
-        self.poller = new_poller(cells)
-        self.timers = Timers(self._call)
+        self.poller: Poller = new_poller(cells)
+        self.timers: Timers = Timers(self._call)
         self.connections: set[Connection] = set()
-        self.movable = 0
         self._arrivals: deque[Callable[[], object]] = deque()
-        self.timeouts = {
+        self.timeouts: dict[str, float] = {
             handler.name: handler.timeout
             for handler in shared.agent.handlers.values()
             if handler.timeout is not None
         }
         self._executor = shared.executor
         self._engines = shared.engines
-        self.admission = shared.admission
-        self._tls = shared.tls
+        self.admission: Admission = shared.admission
         self._died = shared.thread_died
-        self._is_ready = shared.is_ready
-        self._movable_changed = shared.movable_changed
         self._buffer = bytearray(RECV_SIZE)
-        self.calls = Calls(
+        self.calls: Calls = Calls(
             options, cells, self._fail_afterwards, lambda size: self._leaving.memory.take(size)
         )
-        self.dispatcher = shared.agent.dispatcher(
-            self.calls.route,
-            cells=cells,
-            max_answer_size=options.max_unsent,
-            max_messages=options.max_messages,
-            max_arguments=options.max_arguments,
-            max_tasks=options.max_queue,
-            deferred=Exchange,
-            max_pass=MAX_PASS,
-        )
-        self.dispatcher.slow, self.dispatcher.slow_after = shared.slow_log, shared.slow_log.after
+        self.dispatcher: Dispatcher = self._new_dispatcher(shared.slow_log)
         self._fast_paths = FastPaths(
             self.dispatcher, self._buffer, self.see_to, self._go_on, self._flush_acks
         )
         self._leaving = Leaving(self, shared.engines, shared.connection_log)
+        self._opening = Opening(self, shared, self._fast_paths, self._leaving)
         self._calls: deque[Callable[[], object]] = deque()
         self._results: deque[Result] = deque()
         self._woken = False
@@ -146,9 +124,24 @@ class Loop:
         self.state: LoopState = {}
         self.began: Future[None] = Future()
         self.use_context(Context())
-        self.thread = threading.Thread(
+        self.thread: threading.Thread = threading.Thread(
             target=self.context.run, args=[self._run], name=name, daemon=True
         )
+
+    def _new_dispatcher(self, slow_log: SlowLog) -> Dispatcher:
+        options = self.options
+        dispatcher = self.agent.dispatcher(
+            self.calls.route,
+            cells=self.cells,
+            max_answer_size=options.max_unsent,
+            max_messages=options.max_messages,
+            max_arguments=options.max_arguments,
+            max_tasks=options.max_queue,
+            deferred=Exchange,
+            max_pass=MAX_PASS,
+        )
+        dispatcher.slow, dispatcher.slow_after = slow_log, slow_log.after
+        return dispatcher
 
     # --- from any thread ---
 
@@ -195,6 +188,11 @@ class Loop:
     def hand_over(self, give_away: GiveAway, timeout: float) -> None:
         """End: give each connection away once it is at rest, and leave as `drain` does."""
         self.call_soon(partial(self._leaving.hand_over, give_away, timeout))
+
+    def end_old(self, delay: float) -> None:
+        """From `delay` seconds on, end each connection when no frame can be lost."""
+        end = partial(self._leaving.ages.end_all, self.connections)
+        self.call_soon(lambda: self.call_later(delay, end))
 
     def spare(self, count: int, give_away: GiveAway, has_too_many: Callable[[], bool]) -> None:
         """Give so many connections away, and go on."""
@@ -319,7 +317,7 @@ class Loop:
         if exchange is None:
             self.dispatcher.settle(call, returned, error)
         else:
-            self._guarded(exchange.connection, exchange.take_result, call, returned, error)
+            self.guarded(exchange.connection, exchange.take_result, call, returned, error)
 
     def _run_calls(self) -> None:
         for _ in range(len(self._calls)):
@@ -331,7 +329,7 @@ class Loop:
         except Exception as error:
             logger.failure(error, "call in the loop failed")
 
-    def _guarded(self, connection: Connection, call: Callable[..., object], *args: object) -> None:
+    def guarded(self, connection: Connection, call: Callable[..., object], *args: object) -> None:
         """Run `call`. An error in it ends its connection and no other."""
         try:
             call(*args)
@@ -344,65 +342,24 @@ class Loop:
 
     # --- new connections ---
 
+    @property
+    def movable(self) -> int:
+        """How many of its connections can be moved to another loop or process."""
+        return self._opening.movable
+
     def add(self, sock: socket.socket, sockaddr: Any, port: int | None = None) -> None:
         """Begin to serve an accepted and admitted connection."""
-        connection = self._new_connection(
-            sock, peer_host(sock, sockaddr), peer_name(sock, sockaddr), self._tls
-        )
-        connection.port = port
-        self._leaving.expect_hello(connection)
+        self._opening.add(sock, sockaddr, port)
 
     def adopt(self, sock: socket.socket, state: dict[str, Any], new: bool = True) -> Connection:
         """Serve an admitted connection that another process gave away, or (not `new`) refused."""
-        connection = self._new_connection(sock, state["host"], state["address"], None)
-        connection.port = state["port"]
-        peer = connection.protocol.resume_from(state)
-        self._guarded(connection, self._greeted if new else self._know, connection, peer)
-        return connection
-
-    def _new_connection(
-        self,
-        sock: socket.socket,
-        host: str | None,
-        address: str,
-        tls: ssl.SSLContext | None,
-    ) -> Connection:
-        sock.setblocking(False)
-        if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        served = TLSSocket(sock, tls) if tls and sock.family != socket.AF_UNIX else sock
-        connection = Connection(served, host, self._new_protocol(address))
-        protocol, fd = connection.protocol, served.fileno()
-        protocol.intake.memory = self._leaving.memory
-        connection.fast_path = FastPath(self._fast_paths, protocol.intake, fd, connection)
-        # The fast path reads plain sockets alone, and does not log frames.
-        connection.fast_path.enabled = (
-            connection.tls is None and type(protocol) is AgentConnection and not self._leaving.begun
-        )
-        self.poller.register(fd, READ, connection.fast_path)
-        self.connections.add(connection)
-        self.cells[Cell.CONNECTIONS_OPENED] += 1
-        self._leaving.watch_idle()
-        return connection
-
-    def _new_protocol(self, address: str) -> AgentConnection:
-        agent, options = self.agent, self.options
-        new = LoggedConnection if options.log_frames else AgentConnection
-        return new(
-            max_frame_size=options.max_frame_size or agent.max_frame_size,
-            max_payload_size=options.max_payload_size or agent.max_payload_size,
-            max_in_flight=options.max_in_flight or agent.max_in_flight,
-            dispatcher=self.dispatcher,
-            address=address,
-            is_ready=self._is_ready,
-        )
+        return self._opening.adopt(sock, state, new)
 
     def forget(self, connection: Connection) -> None:
         """Serve a connection no longer. Its socket stays open."""
         self.connections.remove(connection)
         self.admission.release(connection.host)
-        self._count_movable(connection, False)
+        self._opening.set_movable(connection, False)
         self.cells[Cell.CONNECTIONS_CLOSED] += 1
         if connection.fast_path.events:
             self.poller.unregister(connection.sock.fileno())
@@ -414,7 +371,7 @@ class Loop:
 
     def see_to(self, connection: Connection, events: int) -> None:
         """Do what the socket is ready for."""
-        self._guarded(connection, self._see_to, connection, events)
+        self.guarded(connection, self._see_to, connection, events)
 
     def _see_to(self, connection: Connection, events: int) -> None:
         if events & WRITE:
@@ -434,12 +391,12 @@ class Loop:
     ) -> None:
         """Go on where a connection's fast path stopped."""
         if isinstance(error, EOFError):
-            self._guarded(connection, self._end_of_file, connection)
+            self.guarded(connection, self._end_of_file, connection)
         elif error is not None and not isinstance(error, ProtocolError):
             self._leaving.fail(connection, error)
         else:
             connection.keep_unsent(unsent)
-            self._guarded(connection, self._frames, connection, frames, error)
+            self.guarded(connection, self._frames, connection, frames, error)
 
     def _frames(
         self, connection: Connection, frames: list[Frame | Deferred], error: ProtocolError | None
@@ -467,6 +424,7 @@ class Loop:
             self._end_of_file(connection)
             return
         self.cells[Cell.BYTES_RECEIVED] += size
+        self._leaving.look_for_crossed(connection, memoryview(self._buffer)[:size])
         self.dispatcher.new_pass()
         self._received(connection, connection.protocol.receive_data(self._buffer, size))
 
@@ -477,7 +435,7 @@ class Loop:
     def _received(self, connection: Connection, events: list[AgentEvent]) -> None:
         if events:
             self._handle(connection, events)
-        if self._leaving.begun:
+        if self._leaving.begun or self._leaving.ages:
             self._leaving.after_answers(connection)
         self._flush(connection)
         self._look_again(connection)
@@ -493,7 +451,7 @@ class Loop:
         protocol = connection.protocol
         if protocol.stalled and not connection.unsent and not connection.resumes:
             connection.resumes = True
-            self.call_soon(partial(self._guarded, connection, self._resume, connection))
+            self.call_soon(partial(self.guarded, connection, self._resume, connection))
         if (
             connection.unsent
             or connection.fast_path.events != READ
@@ -572,32 +530,11 @@ class Loop:
                 connection.exchanges.add(event)
                 event.start(self, connection)
             elif isinstance(event, Hello):
-                self._greeted(connection, event.peer)
+                self._opening.said_hello(connection, event.peer)
             elif isinstance(event, Disconnect):
                 self._leaving.report(connection, event)
             else:
                 raise AssertionError("the dispatcher answers every NOTIFY, or makes it an Exchange")
-
-    def _greeted(self, connection: Connection, peer: Peer) -> None:
-        self._leaving.said_hello(connection, peer)
-        self._know(connection, peer)
-        if peer.healthcheck:
-            self.cells[Cell.HEALTHCHECKS] += 1
-            return
-        self.agent.connected(peer)
-
-    def _know(self, connection: Connection, peer: Peer) -> None:
-        connection.peer = peer
-        if peer.async_engine_id:
-            self._engines.add(peer.async_engine_id, connection, self)
-        may_move = connection.tls is None and connection.port is None and not peer.healthcheck
-        self._count_movable(connection, may_move)
-
-    def _count_movable(self, connection: Connection, movable: bool) -> None:
-        if connection.movable is not movable:
-            connection.movable = movable
-            self.movable += 1 if movable else -1
-            self._movable_changed()
 
     # --- exchanges ---
 
@@ -698,10 +635,10 @@ class Loop:
         self._fast_paths.send_acks()
 
     def _flush_acks(self, connection: Connection) -> None:
-        self._guarded(connection, self._send_ack, connection)
+        self.guarded(connection, self._send_ack, connection)
 
     def _send_ack(self, connection: Connection) -> None:
-        if connection.protocol.intake.unread or self._leaving.begun:
+        if connection.protocol.intake.unread or self._leaving.begun or self._leaving.ages:
             self.dispatcher.new_pass()
             self._received(connection, connection.protocol.resume())
         else:

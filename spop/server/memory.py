@@ -48,7 +48,7 @@ class MemoryLimit:
         self._end = end
         self._step = limit // 16
         self._most = limit - 2 * self._step
-        self.memory = Memory()
+        self.memory: Memory = Memory()
         self.memory.room = self._most + self._step
         self.memory.exceeded = self._exceeded
 

@@ -10,14 +10,14 @@ from spop.server.board import ROW_BYTES
 
 _FIELDS: dict[str, dict[str, type]] = {
     "ready": {"agent": str, "handlers": list, "files": list},
-    "failed": {"error": str},
+    "failed": {"error": str, "traceback": str, "exit_code": int},
     "connection": {"id": int, "state": dict},
     "moved": {"id": int, "giver": int, "taken": bool},
-    "answer": {"id": int, "connections": list},
+    "answer": {"id": int, "connections": list, "without_handler": dict},
     "awake": {},
     "uneven": {},
 }
-_ITEMS = {"handlers": str, "files": str, "connections": dict}
+_ITEMS = {"handlers": str, "files": str, "connections": dict, "without_handler": int}
 
 
 def check_message(message: Any, fds: list[int]) -> None:
@@ -32,8 +32,9 @@ def check_message(message: Any, fds: list[int]) -> None:
         raise ValueError(f"there is no message of type {type_!r}")
     for name, wanted in fields.items():
         value = message.get(name)
-        items = value if isinstance(value, list) else []
-        if type(value) is not wanted or any(type(each) is not _ITEMS[name] for each in items):
+        items = value.values() if isinstance(value, dict) else value
+        checked = items if name in _ITEMS and type(value) is wanted else ()
+        if type(value) is not wanted or any(type(each) is not _ITEMS[name] for each in checked):
             raise ValueError(f"{name} of a message {type_!r} is malformed")
     if fds and type_ != "connection":
         raise ValueError(f"a message {type_!r} has no descriptors")

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import platform
+from collections import Counter
 from collections.abc import Iterator
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from spop.server.status import Status
+from spop.server.status import WORKER_STATES, Status
 
 
 def exposition(status: Status, accept: str) -> tuple[str, str]:
@@ -38,13 +45,24 @@ class _Collector(Collector):
 
     def _gauges(self) -> Iterator[Metric]:
         status, counts = self._status, self._status.counts
-        info = GaugeMetricFamily("spop_info", "What runs.", labels=["version", "codec", "agent"])
-        info.add_metric([status.version, status.codec, status.agent], 1)
-        yield info
+        yield InfoMetricFamily(
+            "spop_build",
+            "The version that runs.",
+            {
+                "version": status.version,
+                "codec": status.codec,
+                "agent": status.agent,
+                "python": platform.python_version(),
+            },
+        )
         for name, meaning, value in (
             ("alive", "Whether a worker does its work, as /healthz has it.", status.alive),
             ("ready", "Whether connections are served, as /readyz has it.", status.ready),
-            ("start_time_seconds", "When it started.", status.started),
+            (
+                "start_time_seconds",
+                "When the service started, in seconds since the epoch.",
+                status.started,
+            ),
             ("connections", "Open connections.", counts.connections),
             ("frames_in_hand", "NOTIFY frames not yet answered.", counts.frames_in_hand),
             ("queue_depth", "Messages that wait for a thread.", counts.queued),
@@ -54,9 +72,13 @@ class _Collector(Collector):
                 counts.oldest_job,
             ),
             ("handlers_running", "Handlers that run elsewhere.", counts.running),
-            ("workers", "Worker processes.", len(status.workers)),
         ):
             yield GaugeMetricFamily(f"spop_{name}", meaning, value)
+        workers = GaugeMetricFamily("spop_workers", "Worker processes, by state.", labels=["state"])
+        states = Counter(worker.state for worker in status.workers)
+        for state in WORKER_STATES:
+            workers.add_metric([state], states[state])
+        yield workers
 
     def _counters(self) -> Iterator[Metric]:
         status, counts = self._status, self._status.counts
@@ -108,7 +130,7 @@ class _Collector(Collector):
             "spop_message_timeouts", "Handlers that took too long.", labels=["message"]
         )
         seconds = HistogramMetricFamily(
-            "spop_message_seconds", "Time that messages took.", labels=["message"]
+            "spop_message_duration_seconds", "Run time of handlers.", labels=["message"]
         )
         hits = CounterMetricFamily(
             "spop_cache_hits", "Messages answered from the cache.", labels=["message"]

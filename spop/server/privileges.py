@@ -6,7 +6,7 @@ import grp
 import os
 import pwd
 
-from spop.server.options import Options
+from spop.options import Options
 
 
 def check_privileges(options: Options) -> None:

@@ -10,18 +10,20 @@ import os
 import signal
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 from spop import codec
-from spop.address import Address
+from spop.address import Address, Addresses
 from spop.agent import Agent
 from spop.counters import Cell, Cells, Totals, new_row, row_size
 from spop.forks import serve_in_this_thread
-from spop.logs import RateLimitedLog, SafeLogger
+from spop.logs import RateLimitedLog, SafeLogger, fields, level_number
+from spop.options import DEFAULT_BIND, Options, ServeOptions
 from spop.server.accepting import Acceptor
 from spop.server.admission import Admission
 from spop.server.balance import SETTLE, Balance, is_uneven, surplus
@@ -33,14 +35,14 @@ from spop.server.health import READY_WITHIN, Health, health_of, oldest_round
 from spop.server.leaving import GiveAway, Taken
 from spop.server.listeners import bound_address, close_all, listen_all, peer_host
 from spop.server.loop import Loop
-from spop.server.options import DEFAULT_BIND, Options
 from spop.server.signals import GRACE, Signals
 from spop.server.slow import SlowLog
-from spop.server.status import Status
+from spop.server.status import Status, summed
 from spop.server.stuck import StuckLog
 from spop.server.tls import server_context
+from spop.start_errors import users_part
 
-logger = SafeLogger("spop.server")
+logger: SafeLogger = SafeLogger("spop.server")
 
 STUCK = 1.0
 """Seconds after which the first loop is taken to be stuck, so that another thread closes what it
@@ -73,7 +75,7 @@ class Server:
     def __init__(
         self,
         agent: Agent,
-        bind: str | Iterable[str] = DEFAULT_BIND,
+        bind: Addresses = DEFAULT_BIND,
         *,
         listeners: list[socket.socket] | None = None,
         ports: list[int | None] | None = None,
@@ -81,22 +83,22 @@ class Server:
         balance: Balance | None = None,
         tls: ssl.SSLContext | None = None,
         options: Options | None = None,
-        **more_options: Any,
+        **more_options: Unpack[ServeOptions],
     ) -> None:
         self.agent = agent
-        self.options = options or Options.of(bind, **more_options)
-        self.engines = Engines()
-        self.admission = Admission(self.options, balance)
-        self.tls = tls or server_context(self.options)
+        self.options: Options = options or Options.of(bind, **more_options)
+        self.engines: Engines = Engines()
+        self.admission: Admission = Admission(self.options, balance)
+        self.tls: ssl.SSLContext | None = tls or server_context(self.options)
         self._rows = _rows(rows, self.options.threads + 1, len(agent.handlers))
-        self.executor = Executor(
-            agent,
-            self.options.pool_size,
-            self.options.max_queue,
-            self._rows[-1],
+        self.executor: Executor = Executor(
+            agent, self.options.pool_size, self.options.max_queue, self._rows[-1]
         )
-        self.slow_log = SlowLog(self.options.slow_handler)
-        self.connection_log = ConnectionLog(self.options.log_connections)
+        self.slow_log: SlowLog = SlowLog(self.options.slow_handler)
+        self.connection_log: ConnectionLog = ConnectionLog(
+            self.options.log_connections, self.options.log_health
+        )
+        agent.failure_level = level_number(self.options.log_handlers)
         self._owns_listeners = listeners is None
         self._listeners = listeners or []
         self._ports = dict(zip(self._listeners, ports or [], strict=False))
@@ -112,7 +114,8 @@ class Server:
         self._refusals = RateLimitedLog(logger, per_second=1)
         self._admin: Any = None
         self._stuck_log: StuckLog | None = None
-        self.draining = False
+        self.draining: bool = False
+        self.lame: bool = False  # It serves, but tells all who ask that it is not ready.
         self.failed: BaseException | None = None
         """The error that a thread died of. It ends the server."""
         self.ends_process = False
@@ -147,6 +150,15 @@ class Server:
             OSError: an address can't be listened on.
             BaseException: a lifespan of the agent raised it.
         """
+        try:
+            self._start_loops()
+        except BaseException as error:
+            error.__traceback__ = users_part(error.__traceback__) or error.__traceback__
+            raise
+        self._loops[0].call_soon(self._accept)
+        self._tell_start()
+
+    def _start_loops(self) -> None:
         self._open()
         for loop in self._loops:
             loop.start()
@@ -156,8 +168,6 @@ class Server:
         except BaseException:
             self.stop()
             raise
-        self._loops[0].call_soon(self._accept)
-        self._tell_start()
 
     def _open(self) -> None:
         """Listen, and make the loops without running them."""
@@ -303,7 +313,8 @@ class Server:
     def _refuse(self, sock: socket.socket, host: str | None, why: Cell) -> None:
         self._rows[0][why] += 1
         sock.close()
-        self._refusals.warning("refused a connection from %s: %s", host, _REASONS[why])
+        what = fields("connection refused", peer=host, reason=_REASONS[why])
+        self._refusals.warning("refused a connection from %s: %s", host, _REASONS[why], extra=what)
 
     # --- moving connections ---
 
@@ -390,7 +401,7 @@ class Server:
     def health(self) -> Health:
         """Whether it serves and takes connections, read from the cells that its loops write."""
         health = self._loops_health()
-        ready = health.ready and bool(self._loops) and not self.draining
+        ready = health.ready and bool(self._loops) and not (self.draining or self.lame)
         return Health(health.alive, ready)
 
     def is_ready(self) -> bool:
@@ -399,7 +410,7 @@ class Server:
         This answers a health check by HELLO. A server that drains is ready here: after a reload
         the other end has no other connection to ask on.
         """
-        return self._loops_health().ready
+        return not self.lame and self._loops_health().ready
 
     def _loops_health(self) -> Health:
         health = health_of(oldest_round(self._rows[:-1]), self.options.stuck_timeout)
@@ -431,8 +442,13 @@ class Server:
             agent=self.agent.name,
             started=self._started,
             draining=self.draining,
+            without_handler=self.without_handler(),
             connections=self.connections() if connections else [],
         )
+
+    def without_handler(self) -> dict[str, int]:
+        """Number of messages that no handler is for, by name."""
+        return summed(dict(loop.dispatcher.unknown) for loop in self._loops)
 
     # --- ending ---
 
@@ -535,10 +551,38 @@ class Server:
         with Signals(*numbers, end_after=self.options.drain_timeout + GRACE) as signals:
             self._wake, self._hurries = signals.wake, signals.hurry
             with self:
+                self._say_where()
                 while signals.wait() == signal.SIGUSR1:
                     logger.info("%s", self.status(connections=False))
                     self.log_connections()
-                logger.info("stopping")
+                stopping = time.monotonic()
+                logger.info("stopping", extra=fields("stopping"))
+                self._be_lame(signals)
+        log_stop(time.monotonic() - stopping)
+
+    def _say_where(self) -> None:
+        """For a script that has configured no logging, and has a standard error."""
+        if not logger.logger.hasHandlers() and sys.stderr is not None:
+            where = ", ".join(map(str, self.addresses))
+            print(f"agent {self.agent.name!r} serves on {where}", file=sys.stderr, flush=True)
+
+    def be_lame(self) -> None:
+        """Serve on, but tell all who ask that it is not ready.
+
+        Halfway HAProxy has found out. Up to 3.0 it goes on with the connections that it has, so
+        they end.
+        """
+        self.lame = True
+        for loop in self._loops:
+            if self.options.lame_duck:
+                loop.end_old(self.options.lame_duck / 2)
+
+    def _be_lame(self, signals: Signals) -> None:
+        """Serve on, but not ready, for as long as the option says."""
+        end = time.monotonic() + self.options.lame_duck
+        self.be_lame()
+        while (left := end - time.monotonic()) > 0 and not signals.hurry(left):
+            pass
 
     async def run_async(self, ready: Callable[[Self], object] | None = None) -> None:
         """Serve on the running event loop, until this task is cancelled.
@@ -631,4 +675,11 @@ def log_start(name: str, addresses: list[Address], options: Options) -> None:
         options.processes,
         options.threads,
         ", TLS" if options.tls_cert else "",
+        extra=fields("serves", agent=name, addresses=",".join(map(str, addresses))),
     )
+
+
+def log_stop(seconds: float) -> None:
+    """Log once that the service has stopped."""
+    what = fields("stopped", duration=round(seconds, 3))
+    logger.info("stopped in %.1f s", seconds, extra=what)

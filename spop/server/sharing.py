@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from spop.options import Options
 from spop.server.balance import SETTLE, surplus
 from spop.server.board import Board, Place
 from spop.server.children import WorkerProcess, Workers
 from spop.server.health import READY_WITHIN, oldest_round
-from spop.server.options import Options
 from spop.server.timers import Timers
 
 FULL_DELAY = 0.01

@@ -10,11 +10,11 @@ import os
 import select
 import signal
 import time
-from typing import Self
+from typing import Any, Self
 
 from spop.twins import twin
 
-alarm = twin("spop.server._alarm")
+alarm: Any = twin("spop.server._alarm")
 
 GRACE = 5.0
 """Seconds that a process has beyond the drain timeout before it is killed."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 
-from spop.logs import SafeLogger
+from spop.logs import SafeLogger, fields
 
-logger = SafeLogger("spop.server")
+logger: SafeLogger = SafeLogger("spop.server")
 
 
 class SlowLog:
@@ -20,7 +20,7 @@ class SlowLog:
     """
 
     def __init__(self, after: float) -> None:
-        self.after = int(after * 1e9)
+        self.after: int = int(after * 1e9)
         self._lock = threading.Lock()
         self._told: set[str] = set()
 
@@ -35,4 +35,5 @@ class SlowLog:
             "loop waited; blocking=True or asyncio.to_thread() prevents that",
             name,
             nanoseconds / 1e9,
+            extra=fields("handler slow", message=name, duration=round(nanoseconds / 1e9, 3)),
         )

@@ -7,14 +7,26 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from spop import codec
 from spop.counters import Counts, HandlerCounts, Totals
 from spop.server.health import Health
 from spop.version import __version__
+
+WORKER_STATES = ("starting", "ready", "busy", "stuck", "stopped", "leaving")
+"""A busy worker has had a round for more than a second; a signal has stopped a stopped one."""
+
+
+def summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The sums of counts, by name."""
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(total)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +35,12 @@ class WorkerStatus:
 
     Attributes:
         started: seconds since the epoch.
-        state: "starting", "ready", "busy" (for more than a second), "stuck", "stopped" (by a
-            signal) or "leaving".
+        state: one of `WORKER_STATES`.
         connections: how many it has.
         round: age in seconds of the oldest present round of its loops; 0.0 if all wait.
+        frames_received, frames_in_hand, queued, running: as those of `Counts`, its own.
+        cpu_seconds: processor time that it has used.
+        memory_bytes: its resident memory.
     """
 
     pid: int
@@ -34,6 +48,12 @@ class WorkerStatus:
     state: str
     connections: int
     round: float
+    frames_received: int
+    frames_in_hand: int
+    queued: int
+    running: int
+    cpu_seconds: float
+    memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,36 +61,43 @@ class Status:
     """The status of a service.
 
     Attributes:
-        started: seconds since the epoch.
+        time, started: seconds since the epoch: when this was so, and when the service started.
         alive, ready: what /healthz and /readyz answer.
         draining: it stops.
         restarts: number of workers that were restarted because one had died.
+        restart_reasons: how often workers were restarted or replaced, by reason.
         frames_lost: number of NOTIFY frames in the hands of workers that died.
         limits: how often a limit took effect, by option.
         disconnects: number of DISCONNECTs by sender, "agent" or "peer", and status code.
+        without_handler: number of messages that no handler is for, by name, of the workers that
+            serve.
         connections: up to 1000 of them, for people.
     """
 
     agent: str
     version: str = __version__
     codec: str = codec.IMPLEMENTATION
+    time: float
     started: float
     alive: bool
     ready: bool
     draining: bool
     workers: Sequence[WorkerStatus] = ()
     restarts: int = 0
+    restart_reasons: dict[str, int] = field(default_factory=dict)
     frames_lost: int = 0
     counts: Counts
     limits: dict[str, int]
     disconnects: dict[str, dict[str, int]]
     handlers: Sequence[HandlerCounts]
+    without_handler: dict[str, int] = dataclasses.field(default_factory=dict)
     connections: Sequence[dict[str, Any]] = ()
 
     @classmethod
     def of(cls, totals: Totals, health: Health, **more: Any) -> Self:
         """The status with these counts, this health and the other attributes."""
         return cls(
+            time=time.time(),
             alive=health.alive,
             ready=health.ready,
             counts=totals.counts(),

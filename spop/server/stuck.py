@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from functools import partial
 
 from spop.counters import Cell, Cells, age
-from spop.logs import SafeLogger
+from spop.logs import SafeLogger, fields
 from spop.server.children import WorkerProcess, Workers
 from spop.server.timers import Timer, Timers
 
-logger = SafeLogger("spop.server")
+logger: SafeLogger = SafeLogger("spop.server")
 
 STEPS = 10
 """Number of steps in which the supervisor counts a worker's time to answer."""
@@ -53,7 +53,11 @@ class StuckLog:
                 if age(began) > self._timeout and told.get(thread) != began:
                     told[thread] = began
                     logger.error(
-                        "%s is stuck for %.0f s, in %s", thread.name, age(began), place_of(thread)
+                        "%s is stuck for %.0f s, in %s",
+                        thread.name,
+                        age(began),
+                        place_of(thread),
+                        extra=fields("loop stuck", duration=age(began), place=place_of(thread)),
                     )
 
 
@@ -115,6 +119,7 @@ class StuckWorkers:
                     "worker %d is stuck: a loop has not come round for %g s",
                     worker.pid,
                     self._timeout,
+                    extra=fields("worker stuck", worker=worker.pid, duration=self._timeout),
                 )
                 self.end(worker)
         self._stepping = bool(self._steps)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import itertools
-import logging
 import os
 import resource
 import selectors
@@ -19,13 +18,16 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from spop.address import Address
 from spop.counters import Cell
-from spop.errors import SpopError, reason
+from spop.errors import reason
+from spop.logs import SafeLogger, fields
+from spop.options import Options
 from spop.server import systemd
 from spop.server.admin_process import AdminProcess
 from spop.server.balance import Balance
@@ -36,19 +38,21 @@ from spop.server.health import Health, service_health
 from spop.server.listeners import bound_address, close_all, listen, listen_all
 from spop.server.messages import check_message
 from spop.server.moves import Moves
-from spop.server.options import Options
 from spop.server.orphans import end_with_parent
 from spop.server.privileges import check_privileges, drop_privileges
 from spop.server.questions import Answers, Questions
-from spop.server.server import log_start
+from spop.server.reload_log import ReloadLog
+from spop.server.server import log_start, log_stop
 from spop.server.sharing import Sharing
 from spop.server.signals import GRACE, Hurry, Signals
-from spop.server.status import Status
+from spop.server.status import Status, summed
 from spop.server.stuck import STEPS, StuckWorkers
-from spop.server.timers import Timers
+from spop.server.timers import Timer, Timers
 from spop.server.worker import Load, run_worker
+from spop.server.worker_life import WorkerLife
+from spop.start_errors import StartError
 
-logger = logging.getLogger("spop.server")
+logger: SafeLogger = SafeLogger("spop.server")
 
 STEADY = 10.0
 """Seconds that a worker must have lived to be restarted at once."""
@@ -57,10 +61,6 @@ WATCH_INTERVAL = 0.5
 HURRY_GRACE = 1.0
 """Seconds that workers have to end after a second signal, before they are killed."""
 MAX_CONNECTIONS_SHOWN = 1000
-
-
-class StartError(SpopError):
-    """The service could not start. The message says why."""
 
 
 class Supervisor:
@@ -94,9 +94,14 @@ class Supervisor:
         self._sharing = Sharing(
             self._workers, self._board, self._timers, options, self._generation_is_new
         )
+        self._reload_log = ReloadLog(self._workers)
         self._questions = Questions(self._timers)
         self._moves = Moves(self._sharing, self._timers)
         self._stuck = StuckWorkers(self._workers, self._timers, options.stuck_timeout)
+        self._worker_life = WorkerLife(
+            self._workers, options, self._timers, self._replace_if_possible
+        )
+        self._restart_reasons: Counter[str] = Counter()
         self._admin: AdminProcess | None = None
         self._generation = 0
         self._back_off = 0.0
@@ -105,6 +110,8 @@ class Supervisor:
         self._wanted = ""
         self._hurry = Hurry()
         self._restarts = 0
+        self._stopping = 0.0
+        self._lame_until: Timer | None = None
         self._agent_name = ""
         self._files: dict[str, float] = {}
         self._started = time.time()
@@ -154,12 +161,14 @@ class Supervisor:
         self._spawn()
         if interval := systemd.watchdog_interval():
             self._feed_watchdog(interval / 3)
+        self._worker_life.start()
         if self._watch:
             self._timers.call_later(WATCH_INTERVAL, self._look_for_changes)
         if self._options.stuck_timeout and not (self._watch and _has_terminal()):
             self._stuck.start()
         while self._running:
             self._run_round()
+        log_stop(time.monotonic() - self._stopping)
 
     def _run_round(self) -> None:
         wait, row = self._timers.run_due(), self._board.supervisor
@@ -224,7 +233,7 @@ class Supervisor:
         if not self._announced:
             raise StartError(why)
         logger.error("%s", why)
-        self._lost(ready=False, lived=0.0)
+        self._lost(why, ready=False, lived=0.0)
 
     def _watch_start(self, worker: WorkerProcess, steps: int) -> None:
         """End a worker that is not ready in time.
@@ -240,7 +249,7 @@ class Supervisor:
         else:
             why = f"it did not start in {self._options.start_timeout:g} s"
             logger.error("worker %d: %s", worker.pid, why)
-            worker.error = why
+            worker.error = StartError(why)
             self._stuck.end(worker)
 
     def _fork_admin(self, run: Callable[[Channel], int]) -> tuple[int, Channel]:
@@ -314,7 +323,7 @@ class Supervisor:
         if message["type"] == "ready":
             self._is_ready(worker, message)
         elif message["type"] == "failed":
-            worker.error = message["error"]
+            worker.error = StartError(message["error"], message["traceback"], message["exit_code"])
         elif message["type"] == "connection":
             self._moves.offer(worker, message, fds)
         elif message["type"] == "moved":
@@ -347,6 +356,8 @@ class Supervisor:
                 self._workers.leaves(worker)
                 worker.channel.send({"type": "hand-over"})
                 self._kill_later(worker)
+        self._reload_log.ready()
+        self._reload_log.look()
         self._sharing.workers_changed()
         self._replace_again()
 
@@ -374,22 +385,26 @@ class Supervisor:
         self._sharing.workers_changed()
         self._questions.ended(worker)
         self._moves.ended(worker)
+        self._reload_log.look()
         if self._board.draining or worker.leaving:
             self._running = not (self._board.draining and not self._workers)
             self._replace_again()
             return
-        why = worker.error or _why(exit_code)
+        error = worker.error or StartError(_why(exit_code))
         if not self._announced:
-            raise StartError(why)
-        logger.error("worker %d died: %s; %d frames lost", worker.pid, why, lost)
+            raise error
+        what = fields("worker died", worker=worker.pid, reason=str(error), frames_lost=lost)
+        line = "worker %d died: %s; %d frames lost"
+        logger.failure_elsewhere(error.traceback, line, worker.pid, error, lost, extra=what)
         self._restarts += 1
+        self._restart_reasons[str(error)] += 1
         if worker.generation == self._generation:
-            self._lost(worker.ready, time.time() - worker.started)
+            self._lost(str(error), worker.ready, time.time() - worker.started)
 
-    def _lost(self, ready: bool, lived: float) -> None:
+    def _lost(self, why: str, ready: bool, lived: float) -> None:
         """A worker of this generation is missing. Was it ready, and how long has it lived?"""
         if not ready and self._generation_is_new():
-            self._give_up_generation()
+            self._give_up_generation(why)
             return
         self._back_off = _next_back_off(self._back_off, lived)
         self._timers.call_later(self._back_off, self._fill_up)
@@ -415,11 +430,18 @@ class Supervisor:
             logger.info("%s: the workers are replaced once more after this", why)
             self._wanted = why
             return
-        logger.info("%s: replacing the workers", why)
         systemd.notify(systemd.reloading())
         self._wanted = ""
         self._generation += 1
+        self._reload_log.begun(why, self._generation)
         self._spawn()
+
+    def _replace_if_possible(self, why: str) -> bool:
+        possible = self._may_replace() and not self._board.draining
+        if possible:
+            self._restart_reasons[why.partition(": ")[2]] += 1
+            self._replace(why)
+        return possible
 
     def _may_replace(self) -> bool:
         """No start or replacement is under way, and there is a place for new workers."""
@@ -437,8 +459,8 @@ class Supervisor:
             worker.generation != self._generation and not worker.leaving for worker in self._workers
         )
 
-    def _give_up_generation(self) -> None:
-        logger.error("the workers are not replaced")
+    def _give_up_generation(self, why: str) -> None:
+        self._reload_log.failed(why)
         for worker in self._workers.of(self._generation):
             self._workers.leaves(worker)
             worker.kill(signal.SIGKILL)
@@ -459,12 +481,29 @@ class Supervisor:
     def _stop(self, number: signal.Signals) -> None:
         hurries = self._hurry.signalled()
         if self._board.draining:
-            if hurries:
+            if hurries and self._lame_until is not None:
+                self._lame_until.cancel()
+                self._drain()
+            elif hurries:
                 self._stop_now(number)
             return
-        logger.info("stopping")
+        self._stopping = time.monotonic()
+        logger.info("stopping", extra=fields("stopping"))
         systemd.notify("STOPPING=1")
         self._board.draining = True
+        self._be_lame()
+
+    def _be_lame(self) -> None:
+        """Serve on, but not ready, for as long as the option says. Then drain."""
+        if self._options.lame_duck:
+            for worker in self._workers:
+                worker.channel.send({"type": "lame"})
+            self._lame_until = self._timers.call_later(self._options.lame_duck, self._drain)
+        else:
+            self._drain()
+
+    def _drain(self) -> None:
+        self._lame_until = None
         self._stuck.stop()
         self._close_listeners()
         for worker in self._workers:
@@ -535,7 +574,9 @@ class Supervisor:
             draining=self._board.draining,
             workers=self._workers.statuses(self._options.stuck_timeout),
             restarts=self._restarts,
+            restart_reasons=dict(self._restart_reasons.most_common(20)),
             frames_lost=self._workers.frames_lost,
+            without_handler=summed(each["without_handler"] for each in answers),
             connections=connections[:MAX_CONNECTIONS_SHOWN],
         )
 

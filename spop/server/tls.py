@@ -7,7 +7,7 @@ import socket
 import ssl
 
 from spop.errors import reason
-from spop.server.options import Options
+from spop.options import Options
 
 
 def server_context(options: Options) -> ssl.SSLContext | None:
@@ -48,8 +48,8 @@ class TLSSocket:
             sock, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=True
         )
         self._ready = False
-        self.family = sock.family
-        self.wants_write = False
+        self.family: int = sock.family
+        self.wants_write: bool = False
 
     def fileno(self) -> int:
         return self._ssl.fileno()

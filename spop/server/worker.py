@@ -15,19 +15,20 @@ from typing import Any
 
 from spop.agent import Agent
 from spop.counters import Cells
+from spop.options import Options
 from spop.server.balance import Balance
 from spop.server.channel import Channel
 from spop.server.ending import Hurries
 from spop.server.leaving import Taken
-from spop.server.options import Options
 from spop.server.orphans import end_with_parent
 from spop.server.privileges import drop_privileges
 from spop.server.server import Server
 from spop.server.signals import GRACE, Hurry, Signals, alarm
 from spop.server.sources import import_as_they_are, source_files
 from spop.server.tls import server_context
+from spop.start_errors import StartError, start_error
 
-logger = logging.getLogger("spop.server")
+logger: logging.Logger = logging.getLogger("spop.server")
 
 Load = Callable[[], Agent]
 """Imports the agent, in the process that is to run it."""
@@ -63,9 +64,8 @@ def run_worker(
             worker = _Worker(server, channel, stack.enter_context(signals), balance)
             balance.tell(0)
             server.start()
-        except Exception as error:
-            channel.send({"type": "failed", "error": str(error) or type(error).__name__})
-            return 2
+        except BaseException as error:  # The user's code may raise SystemExit and the like.
+            return _tell_failure(channel, start_error("cannot start", error))
         server.movable_changed()
         channel.send(
             {
@@ -77,6 +77,13 @@ def run_worker(
         )
         worker.run()
     return 0
+
+
+def _tell_failure(channel: Channel, error: StartError) -> int:
+    """Have the supervisor raise or log an error. Returns the exit status."""
+    fields = {"error": str(error), "traceback": error.traceback, "exit_code": error.exit_code}
+    channel.send({"type": "failed", **fields})
+    return error.exit_code
 
 
 class _Worker:
@@ -136,9 +143,12 @@ class _Worker:
             self._server.accept_ports(message["numbers"], self._give_away)
         elif message["type"] == "status":
             connections = self._server.connections(message["limit"])
-            self._answer(message, {"connections": connections})
+            unknown = self._server.without_handler()
+            self._answer(message, {"connections": connections, "without_handler": unknown})
         elif message["type"] == "wake":
             self._server.wake_loops(partial(self._channel.send, {"type": "awake"}))
+        elif message["type"] == "lame":
+            self._server.be_lame()
         elif message["type"] == "log":
             self._server.log_connections()
         elif message["type"] == "hand-over" and self._end is None:

@@ -93,7 +93,7 @@ class Process:
         global_options: str = "",
         **fields: object,
     ) -> None:
-        self.version = version(binary)
+        self.version: Version = version(binary)
         self._command = [binary, "-db", "-f", str(folder / "haproxy.cfg")]
         self._folder = folder
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)

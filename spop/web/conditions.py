@@ -9,7 +9,7 @@ import operator
 import os
 from collections.abc import Callable, Container
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from spop.engine.acl import AclError, compile_condition
 from spop.engine.config.diagnostics import ConfigError
@@ -41,9 +41,9 @@ class Condition:
     __slots__ = ("holds", "text", "variables")
 
     def __init__(self, holds: Test, variables: frozenset[str], text: str = "") -> None:
-        self.holds = holds
-        self.variables = variables
-        self.text = text
+        self.holds: Test = holds
+        self.variables: frozenset[str] = variables
+        self.text: str = text
 
     def __and__(self, other: Condition | str) -> Condition:
         other = condition_of(other)
@@ -66,7 +66,7 @@ class Condition:
         raise TypeError("a condition is true of a request: combine several with & | ~")
 
 
-agent_failed = Condition(lambda transaction: transaction.failed, frozenset())
+agent_failed: Condition = Condition(lambda transaction: transaction.failed, frozenset())
 """True if an exchange with an agent has failed in this transaction."""
 
 
@@ -80,7 +80,7 @@ class Variable:
     __slots__ = ("name",)
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.name: str = name
 
     def is_set(self) -> Condition:
         """Whether it has a value."""
@@ -108,7 +108,7 @@ class Variable:
     def __ge__(self, value: Any) -> Condition:
         return self._compared(operator.ge, value)
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
     def _compared(self, compare: Callable[[Any, Any], bool], value: Any) -> Condition:
         return self._when(lambda found: compare(found, value))

@@ -52,18 +52,24 @@ class Policy:
     ) -> None:
         if max_body < 1:
             raise ValueError(f"max_body is {max_body}, 1 at least")
-        self.http_request = tuple(http_request)
-        self.http_response = tuple(http_response)
+        self.http_request: tuple[Rule, ...] = tuple(http_request)
+        self.http_response: tuple[Rule, ...] = tuple(http_response)
         events = [event for event in Event if config.events.get(event)]
-        self.request_events = tuple(e for e in events if e not in _RESPONSE_EVENTS)
-        self.response_events = tuple(e for e in events if e in _RESPONSE_EVENTS)
-        self.acts_on_response = bool(self.response_events or self.http_response)
+        self.request_events: tuple[Event, ...] = tuple(
+            e for e in events if e not in _RESPONSE_EVENTS
+        )
+        self.response_events: tuple[Event, ...] = tuple(e for e in events if e in _RESPONSE_EVENTS)
+        self.acts_on_response: bool = bool(self.response_events or self.http_response)
         rules = (*self.http_request, *self.http_response)
         read = _bodies_read(config, rules)
-        self.request_body = _bytes_to_wait_for(max_body, wait_for_body, "req" in read)
-        self.response_body = _bytes_to_wait_for(max_body, wait_for_response_body, "res" in read)
+        self.request_body: int = _bytes_to_wait_for(max_body, wait_for_body, "req" in read)
+        self.response_body: int = _bytes_to_wait_for(
+            max_body, wait_for_response_body, "res" in read
+        )
         readers = [reader for rule in rules for reader in rule.readers()]
-        self.variables = frozenset[str]().union(*(reader.variables for reader in readers))
+        self.variables: frozenset[str] = frozenset[str]().union(
+            *(reader.variables for reader in readers)
+        )
 
 
 def _bodies_read(config: AgentConfig, rules: Iterable[Rule]) -> set[str]:

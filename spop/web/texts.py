@@ -30,9 +30,11 @@ class Text:
 
     def __init__(self, parts: list[str | Expression], text: str) -> None:
         self._parts = parts
-        self.text = text
+        self.text: str = text
         samples = [part for part in parts if not isinstance(part, str)]
-        self.variables = frozenset[str]().union(*(sample.variables for sample in samples))
+        self.variables: frozenset[str] = frozenset[str]().union(
+            *(sample.variables for sample in samples)
+        )
 
     def render(self, stream: Stream, escape: Callable[[str], str] = str) -> str | None:
         """The text of a stream; None if it is a single sample that is not available.

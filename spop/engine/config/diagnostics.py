@@ -55,7 +55,7 @@ class ConfigError(SpopError):
     """
 
     def __init__(self, diagnostics: Iterable[Diagnostic]) -> None:
-        self.diagnostics = tuple(diagnostics)
+        self.diagnostics: tuple[Diagnostic, ...] = tuple(diagnostics)
         errors = (d for d in self.diagnostics if d.severity is Severity.ERROR)
         super().__init__("\n".join(map(str, errors)))
 

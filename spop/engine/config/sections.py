@@ -59,8 +59,8 @@ class Section:
     KEYWORDS: ClassVar[Keywords]
 
     def __init__(self, line: Line, collector: Collector, dialect: Dialect) -> None:
-        self.location = line.at(1 if line.arguments else 0)
-        self.name = ""
+        self.location: Location = line.at(1 if line.arguments else 0)
+        self.name: str = ""
         self.objects: list[tuple[str, str, Location]] = []
         self._collector = collector
         self._dialect = dialect
@@ -336,7 +336,7 @@ class MessageSection(Section):
         self.acls: list[Acl] = []
         self.event: Event | None = None
         self.condition: AclCondition | None = None
-        self.unless = False
+        self.unless: bool = False
         self.variables: set[str] = set()
 
     def _take_unknown(self, line: Line) -> None:

@@ -52,7 +52,7 @@ class Keywords:
         below = max((table for table in tables if table <= branch), default=tables[0])
         above = min((table for table in tables if table >= branch), default=tables[-1])
         self.branch = branch
-        self.remark = None
+        self.remark: str | None = None
         if not below <= branch <= above:
             self.remark = (
                 f"there is no table of HAProxy {_text(branch)}: that of {_text(below)} is used"

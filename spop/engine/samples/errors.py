@@ -19,7 +19,7 @@ class SampleError(SpopError):
     """
 
     def __init__(self, problem: str, offset: int = 0, hint: str | None = None) -> None:
-        self.message = with_hint(problem, hint)
+        self.message: str = with_hint(problem, hint)
         super().__init__(self.message)
         self.offset = offset
         self.problem = problem

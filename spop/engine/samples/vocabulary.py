@@ -82,7 +82,7 @@ class Vocabulary:
     def __init__(
         self, branch: Branch | None = None, *, own: bool = True, has_backend: bool = True
     ) -> None:
-        self.branch = branch or ENGINE_BRANCH
+        self.branch: Branch = branch or ENGINE_BRANCH
         self._keywords: Keywords | None = keywords_of(branch) if branch else None
         self._own = own
         self._has_backend = has_backend

@@ -1,7 +1,8 @@
 """What an agent's handlers need and set, without running them.
 
 The variables that a handler sets are its ``sets=``, or the literals in its source: keys such as
-``"txn.score"``, and ``ack.set("txn", "score", …)``.
+``"txn.score"``, and ``ack.set("txn", "score", …)``. A handler of whole messages needs the arguments
+that its source reads: ``message["ip"]``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from spop.agent import Agent
 from spop.engine.config.model import Location
 from spop.handlers import HandlerInfo
-from spop.parameters import ARGUMENT, MISSING, Parameter
+from spop.parameters import ARGUMENT, MESSAGE, MESSAGES, MISSING, STATE, Parameter
 from spop.values import SCOPES, VARIABLE
 
 
@@ -28,6 +29,7 @@ class HandlerFacts:
         arguments: the parameters that take an argument of the message.
         sets: the variables that it may set, without the agent's prefix: ``"txn.score"``.
         defaults: those that the agent's ``on_error`` and ``on_timeout`` set for it.
+        reads: the arguments that it reads from whole messages, in its source; there may be others.
     """
 
     message: str
@@ -35,6 +37,7 @@ class HandlerFacts:
     arguments: tuple[Parameter, ...]
     sets: frozenset[str]
     defaults: frozenset[str]
+    reads: tuple[str, ...] = ()
 
     @property
     def required(self) -> Iterator[Parameter]:
@@ -50,8 +53,13 @@ def facts_of(agent: Agent) -> Mapping[str, HandlerFacts]:
 def _facts(name: str, info: HandlerInfo, defaults: frozenset[str]) -> HandlerFacts:
     function = inspect.unwrap(info.function)
     arguments = tuple(p for p in info.parameters if p.kind == ARGUMENT)
-    sets = frozenset(info.sets) or frozenset(_literals(function))
-    return HandlerFacts(name, _location(function), arguments, sets, defaults)
+    tree = _tree(function)
+    states = {f"txn.{p.name}" for p in info.parameters if p.kind == STATE}
+    declared = frozenset(info.sets) - states  # A state is one of `sets`, declared or not.
+    sets = (declared or frozenset(_literals(tree))) | states
+    whole = {p.name for p in info.parameters if p.kind in (MESSAGE, MESSAGES)}
+    reads = tuple(dict.fromkeys(_reads(tree, whole)))
+    return HandlerFacts(name, _location(function), arguments, sets, defaults, reads)
 
 
 def _location(function: Callable[..., Any]) -> Location:
@@ -59,11 +67,32 @@ def _location(function: Callable[..., Any]) -> Location:
     return Location(code.co_filename, code.co_firstlineno) if code else Location("<agent>", 1)
 
 
-def _literals(function: Callable[..., Any]) -> Iterator[str]:
+def _tree(function: Callable[..., Any]) -> ast.AST:
+    """The function's source; an empty one if there is none."""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+        return ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
-        return
+        return ast.Module([], [])
+
+
+def _reads(tree: ast.AST, names: set[str]) -> Iterator[str]:
+    """The arguments read from messages: variables of these names, and what loops over them gives."""
+    loops = (node for node in ast.walk(tree) if isinstance(node, (ast.For, ast.comprehension)))
+    names = names | {
+        loop.target.id
+        for loop in loops
+        if isinstance(loop.iter, ast.Name)
+        and isinstance(loop.target, ast.Name)
+        and loop.iter.id in names
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
+            key = node.slice
+            if node.value.id in names and isinstance(key, ast.Constant) and type(key.value) is str:
+                yield key.value
+
+
+def _literals(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             if VARIABLE.fullmatch(node.value):

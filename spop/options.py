@@ -10,11 +10,10 @@ import dataclasses
 import importlib.util
 import ipaddress
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
-from spop.address import Address
+from spop.address import Address, Addresses, texts_of
 from spop.constants import MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, MIN_FRAME_SIZE
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -60,9 +59,23 @@ class Options:
     drain_timeout: float = _option(
         10.0, "Seconds that handlers have to finish when the server stops.", 0
     )
+    lame_duck: float = _option(
+        0.0,
+        "Seconds before the drain in which a server that stops serves on, but is not ready, so "
+        "that HAProxy's checks fail and its requests go elsewhere.",
+        0,
+    )
     start_timeout: float = _option(
         30.0, "Seconds that a worker has to import the agent and to start; 0: no limit.", 0
     )
+    max_requests: int = _option(
+        0, "NOTIFY frames of a worker, up to 10 % less, after which workers are replaced; "
+        "0: no limit.", 0,
+    )  # fmt: skip
+    max_worker_memory: int = _option(
+        0, "Resident memory of a worker, up to 10 % less, above which workers are replaced; "
+        "0: no limit.", 0, size=True,
+    )  # fmt: skip
     stuck_timeout: float = _option(
         30.0, "Seconds after which a loop that does not come round is stuck; 0: never.", 0
     )
@@ -83,6 +96,9 @@ class Options:
     )
     idle_timeout: float = _option(
         600.0, "Seconds without a frame after which a connection is closed; 0: never.", 0
+    )
+    max_connection_age: float = _option(
+        0.0, "Seconds, 10 % more or less, after which a connection is closed; 0: never.", 0
     )
     max_frame_size: int | None = _option(
         None, "Largest frame.  [default: the agent's, 1M]", MIN_FRAME_SIZE, size=True
@@ -125,6 +141,12 @@ class Options:
     log_connections: str = _option(
         "info", "Level of the log lines of connections that begin and end.", choices=LOG_LEVELS
     )
+    log_health: str = _option(
+        "debug", "Level of the log lines of HAProxy's health checks.", choices=LOG_LEVELS
+    )
+    log_handlers: str = _option(
+        "error", "Level of the log lines of handlers that fail.", choices=LOG_LEVELS
+    )
     log_frames: bool = _option(False, "Log every frame.")
 
     def __post_init__(self) -> None:
@@ -152,14 +174,13 @@ class Options:
             raise ValueError(f"unix_mode is {self.unix_mode!r}, not an octal mode like 660")
 
     @classmethod
-    def of(cls, bind: str | Iterable[str], **options: Any) -> Options:
+    def of(cls, bind: Addresses, **options: Unpack[ServeOptions]) -> Options:
         """Options with one address or several.
 
         Raises:
             TypeError: there is no option of that name.
         """
-        bind = (bind,) if isinstance(bind, str) else tuple(bind)
-        return cls(bind=bind, **options)
+        return cls(bind=tuple(texts_of(bind)), **options)
 
     @property
     def addresses(self) -> list[Address]:
@@ -174,6 +195,43 @@ class Options:
             for text in self.bind
             for number, _ in enumerate(_addresses(text))
         ]
+
+
+class ServeOptions(TypedDict, total=False):
+    """The same by name, without `bind`, for type checkers: what servers take as ``**options``."""
+
+    processes: int
+    threads: int
+    pool_size: int
+    max_queue: int
+    drain_timeout: float
+    start_timeout: float
+    stuck_timeout: float
+    slow_handler: float
+    event_loop: str
+    max_connections: int
+    max_connections_per_peer: int
+    handshake_timeout: float
+    idle_timeout: float
+    max_frame_size: int | None
+    max_payload_size: int | None
+    max_in_flight: int | None
+    max_unsent: int
+    max_memory: int
+    max_messages: int
+    max_arguments: int
+    allow: tuple[str, ...]
+    tls_cert: str | None
+    tls_key: str | None
+    tls_client_ca: str | None
+    unix_mode: str
+    unix_owner: str
+    user: str
+    group: str
+    admin: str
+    admin_host: tuple[str, ...]
+    log_connections: str
+    log_frames: bool
 
 
 # The host may have a prefix, as in ``ipv6@``. A path or name may end like a range and is none.

@@ -1,0 +1,112 @@
+"""``spop new``: a project with an agent, and all that surrounds it. Its templates are in project/."""
+
+from __future__ import annotations
+
+import keyword
+import shutil
+import sys
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import NamedTuple
+
+import click
+
+from spop.cli.config import drafted
+from spop.cli.loading import load_agent
+from spop.cli.parameters import ParamType
+from spop.errors import reason
+
+HAPROXY_VERSION = "3.4"
+
+_FILES = {
+    "agent.py": "{module}.py",
+    "test_agent.py": "tests/test_{module}.py",
+    "Makefile": "Makefile",
+    "pyproject.toml": "pyproject.toml",
+    "spop.toml": "spop.toml",
+    "unit.service": "deploy/{name}.service",
+    "unit.socket": "deploy/{name}.socket",
+    "Containerfile": "Containerfile",
+    "compose.yaml": "compose.yaml",
+    "README.md": "README.md",
+    "gitignore": ".gitignore",
+}
+"""The file that each template makes."""
+
+_TAKEN = {"spop", "tests", "haproxy", "deploy", *sys.stdlib_module_names}
+"""Modules that the agent's may not hide, and folders of the project."""
+
+
+class Name(NamedTuple):
+    """A project's name, and that of its module."""
+
+    name: str
+    module: str
+
+
+class _NameType(ParamType):
+    name = "name"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Name:
+        text = str(value)
+        module = text.replace("-", "_")
+        if not (
+            text.isascii() and text[:1].isalpha() and text[-1].isalnum() and module.isidentifier()
+        ):
+            self.fail(f"{text!r} is no name: letters, digits, - and _, first a letter", param, ctx)
+        if keyword.iskeyword(module) or module in _TAKEN:
+            self.fail(f"{text!r} is taken: Python or the project has a module {module}", param, ctx)
+        return Name(text, module)
+
+
+@click.command(short_help="Start a project: an agent, its tests and its files.")
+@click.argument("name", type=_NameType())
+@click.option(
+    "--output", type=click.Path(path_type=Path), metavar="DIR",
+    help="The folder to make.  [default: NAME]",
+)  # fmt: skip
+def new(name: Name, output: Path | None) -> None:
+    """Make a folder with an agent, its tests, HAProxy's files, a unit and a container file.
+
+    \b
+    Example:
+      spop new my-agent
+      cd my-agent
+      make install test run
+    """
+    folder = output or Path(name.name)
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise click.UsageError(f"there is {folder} already") from None
+    except OSError as error:
+        raise click.UsageError(f"cannot make {folder}: {reason(error)}") from None
+    try:
+        _fill(folder, name)
+    except OSError as error:
+        shutil.rmtree(folder)
+        raise click.UsageError(f"cannot write to {folder}: {reason(error)}") from None
+    click.echo(
+        f"{folder}/ has the agent {name.module}:agent. Next: cd {folder}; make install test run"
+    )
+
+
+def _fill(folder: Path, name: Name) -> None:
+    templates = files("spop.cli") / "project"
+    words = {**name._asdict(), "prefix": name.module, "haproxy_version": HAPROXY_VERSION}
+    for template, path in _FILES.items():
+        text = Template((templates / f"{template}.in").read_text("utf-8")).substitute(words)
+        _write(folder / path.format_map(words), text)
+    agent = load_agent(f"{folder / name.module}.py:agent")
+    # In a container, HAProxy listens for other machines.
+    made = drafted(agent, f"{name.module}:agent", None, HAPROXY_VERSION, listen=":8080")
+    _write(folder / "haproxy" / "spoe.cfg", made.spoe)
+    _write(folder / "haproxy" / "haproxy.cfg", made.haproxy)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, "utf-8")

@@ -1,0 +1,105 @@
+"""Two agents behind a HAProxy under load are stopped, restarted, reloaded, added and taken away.
+
+Every request gets the right answer, or HAProxy sets an error: from 3.1 on none does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from haproxy import HAProxy, Load, version, wait_until
+from serving import Served, served, wait_until_serving
+
+AGENT = """
+from ipaddress import IPv4Address
+from spop import Agent
+
+agent = Agent("tested")
+
+@agent.message("score")
+def score(ip: IPv4Address):
+    return {"txn.score": ip.packed[-1]}
+"""
+SPOE = """
+spoe-agent test-agent
+    messages score
+    option var-prefix test
+    option set-on-error error
+    {options}
+    timeout hello 5s
+    timeout idle 1m
+    timeout processing 10s
+
+spoe-message score
+    args ip=src
+    event on-frontend-http-request
+"""
+RULES = """
+    http-request redirect location /error-%[var(txn.test.error)] if { var(txn.test.error) -m found }
+    http-request redirect location /%[var(txn.test.score)]
+"""
+SERVERS = (
+    "unix@{folder}/one.sock check inter 100ms {more}\n    server two unix@{folder}/two.sock {more}"
+)
+MODES = {"lock-step": "no option pipelining", "pipelined": "option pipelining"}
+MAX_LOST = 16
+"""Number of requests that HAProxy up to 3.0 may lose by itself when its connections end, of some
+20,000. They wait for `timeout processing`."""
+LAME_DUCK = "2"
+"""Seconds, ten times what HAProxy needs to find out that an agent is not ready."""
+
+
+@contextlib.contextmanager
+def agent(folder: Path, name: str) -> Iterator[Served]:
+    path = folder / "tested_agent.py"
+    path.write_text(AGENT)
+    options = (
+        "--bind", f"unix:{folder}/{name}.sock", "--processes", "2", "--lame-duck", LAME_DUCK,
+        "--max-connection-age", "3",
+    )  # fmt: skip
+    with served(*options, target=f"{path}:agent") as process:
+        wait_until_serving(process)
+        yield process
+
+
+def stop(process: Served) -> None:
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+
+
+def is_up(proxy: HAProxy, name: str) -> bool:
+    lines = proxy.command("show stat").splitlines()
+    return any(f"agents,{name}," in line and ",UP," in line for line in lines)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_rolling_over_two_agents_loses_no_request(
+    haproxy_binary: str, tmp_path: Path, mode: str
+) -> None:
+    servers = SERVERS.format(folder=tmp_path, more="fall 2 rise 1")
+    spoe = SPOE.format(options=MODES[mode])
+    proxy = HAProxy(haproxy_binary, tmp_path, agent=servers, spoe=spoe, rules=RULES)
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(agent(tmp_path, "one"))
+        second = stack.enter_context(agent(tmp_path, "two"))
+        stack.enter_context(proxy)
+        wait_until(lambda: is_up(proxy, "agent") and is_up(proxy, "two"), "two agents")
+        with Load(proxy, 8) as load:
+            load.wait_for(200)
+            for process, name in ((first, "agent"), (second, "two")):
+                process.send_signal(signal.SIGHUP)
+                process.wait_for_log("reload done")
+                load.wait_for(200)
+                stop(process)  # Scaled down to one agent.
+                load.wait_for(200)
+                stack.enter_context(agent(tmp_path, name.replace("agent", "one")))  # And up again.
+                wait_until(lambda name=name: is_up(proxy, name), "the restarted agent")
+                load.wait_for(200)
+    assert load.broken == 0
+    errors = [each for each in load.wrong if each.location.startswith("/error-")]
+    assert load.wrong == errors, "each other answer is right"
+    assert len(errors) <= (MAX_LOST if version(haproxy_binary) < (3, 1) else 0)

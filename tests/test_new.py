@@ -1,0 +1,96 @@
+"""`spop new`: a project whose own commands work."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import haproxy
+import pytest
+from click.testing import CliRunner
+
+from spop import Client
+from spop.cli import main
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*words: object) -> tuple[int, str]:
+    done = CliRunner().invoke(main, [str(word) for word in words])
+    return done.exit_code, done.output
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    folder = tmp_path / "my-agent"
+    assert run("new", "my-agent", "--output", folder)[0] == 0
+    return folder
+
+
+def make(project: Path, *words: str, **environment: str) -> subprocess.Popen[str]:
+    """Run `make` as if the package were installed, with its plugin of pytest."""
+    return subprocess.Popen(
+        ["make", *words],
+        cwd=project,
+        env={**os.environ, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.usefixtures("haproxy_in_path")
+def test_make_test_tests_the_agent_behind_haproxy(project: Path) -> None:
+    process = make(project, "test")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "4 passed" in output
+
+
+def test_make_run_serves_the_agent(project: Path) -> None:
+    socket = f"unix:{project / 'agent.sock'}"
+    settings = project / "spop.toml"
+    text = settings.read_text().replace("127.0.0.1:9000", socket)
+    settings.write_text(text.replace('admin = "127.0.0.1:9001"\n', ""))
+    process = make(project, "run")
+    try:
+        haproxy.wait_until((project / "agent.sock").exists, "the agent's start", 30)
+        with Client(socket) as client:
+            ack = client.notify("look-up", x_user="ann")
+            assert ack.variables == {"txn.role": "admin"}
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.communicate(timeout=30)
+
+
+def test_its_files_fit_together(project: Path) -> None:
+    spoe, config = project / "haproxy" / "spoe.cfg", project / "haproxy" / "haproxy.cfg"
+    status, output = run(
+        "validate", spoe, "--haproxy-cfg", config, "--agent", f"{project}/my_agent.py:agent"
+    )
+    assert status == 0, output
+    assert "warning" not in output
+    options = tomllib.loads((project / "spop.toml").read_text())
+    assert options["bind"] == ["127.0.0.1:9000"]
+    assert "server agent 127.0.0.1:9000 check" in config.read_text()
+    assert "ListenStream=127.0.0.1:9000" in (project / "deploy" / "my-agent.socket").read_text()
+    wanted = tomllib.loads((project / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert wanted == ["haproxy-spop[cli]"]
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../x", "1st", "-a", "a-", "class", "json", "spop"])
+def test_a_name_that_is_no_module_is_refused(name: str, tmp_path: Path) -> None:
+    assert run("new", "--output", tmp_path / "p", "--", name)[0] == 2
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_folder_that_exists_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    status, output = run("new", "my-agent", "--output", tmp_path / "p")
+    assert (status, list((tmp_path / "p").iterdir())) == (2, [])
+    assert "already" in output
