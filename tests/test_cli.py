@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from serving import served, wait_until_serving
+from serving import served
 
 from spop import Client
 
@@ -144,14 +144,18 @@ def test_a_reload_that_fails_logs_the_traceback_and_keeps_the_workers(
     )
     address = f"unix:{tmp_path}/agent.sock"
     options = "--bind", address, "--log-format", style
+    serves, failed, died = {
+        "text": ("serves on", "the workers are not replaced", "worker [0-9]+ died: (.*)"),
+        "json": ('"serves"', '"reload failed"', '"worker died", .*"reason": "(.*)'),
+    }[style]
     with served(*options, target=f"{module}:agent") as service:
-        wait_until_serving(service)
+        service.wait_for_log(serves)
         module.write_text(BROKEN)
         service.send_signal(signal.SIGHUP)
-        service.wait_for_log("the workers are not replaced")
+        service.wait_for_log(failed)
         with Client(address) as client:
             assert client.notify("m").variables == {"txn.a": 1}
-    logged = re.search("worker [0-9]+ died: (.*)", service.log)
+    logged = re.search(died, service.log)
     assert logged is not None
     assert f"cannot import '{module}': JSONDecodeError: " in logged[1]
     log = service.log.replace('\\"', '"')
