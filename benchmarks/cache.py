@@ -15,6 +15,8 @@ from kinds import DEPTHS, exchange
 from running import free_port, running, sink_command, spop_command
 
 ROUNDS = 7
+MORE = 10
+"""So many times the frames of `DEPTHS`: the clock has steps of 10 ms, and a hit takes little."""
 
 
 def ratios() -> dict[int, float]:
@@ -28,8 +30,8 @@ def ratios() -> dict[int, float]:
     ):
         for _ in range(ROUNDS):
             for depth, frames in DEPTHS.items():
-                hit, _ = exchange(agent, "cached", depth, frames)
-                found[depth].append(hit / exchange(sink, "cached", depth, frames)[0])
+                hit, _ = exchange(agent, "cached", depth, MORE * frames)
+                found[depth].append(hit / exchange(sink, "cached", depth, MORE * frames)[0])
     return {depth: statistics.median(each) for depth, each in found.items()}
 
 
