@@ -47,8 +47,8 @@ SERVERS = (
 )
 MODES = {"lock-step": "no option pipelining", "pipelined": "option pipelining"}
 MAX_LOST = 16
-"""Number of requests that HAProxy up to 3.0 may lose by itself when its connections end, of some
-20,000. They wait for `timeout processing`."""
+"""Number of requests, of some 20,000, that may wait for `timeout processing` with HAProxy up to 3.0
+when its connections end. Why they do is not known."""
 LAME_DUCK = "2"
 """Seconds, ten times what HAProxy needs to find out that an agent is not ready."""
 
