@@ -231,6 +231,12 @@ class ServeOptions(TypedDict, total=False):
     admin: str
     admin_host: tuple[str, ...]
     log_connections: str
+    log_health: str
+    log_handlers: str
+    lame_duck: float
+    max_connection_age: float
+    max_requests: int
+    max_worker_memory: int
     log_frames: bool
 
 
