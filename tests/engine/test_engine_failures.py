@@ -251,7 +251,7 @@ CASES = [
 
 CASES_OF_3_1 = {"good", "good-lock-step", "silent", "silent-pipelined"}
 CASES_OF_3_1 |= {"hang-up", "hang-up-async", "hang-up-lock-step", "refused", "down", "hello-silent"}
-CASES_OF_3_1 |= {"hello-closed", "hello-garbage", "big-unsplit", "big-split", "unknown-action"}
+CASES_OF_3_1 |= {"hello-garbage", "big-unsplit", "big-split", "unknown-action"}
 CASES_OF_3_1 |= {"big-unsplittable", "abort-unsplit", "wrong-id", "wrong-id-async"}
 """Those in which what HAProxy does since 3.1 does not depend on chance or takes long."""
 
