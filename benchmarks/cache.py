@@ -28,6 +28,8 @@ def ratios() -> dict[int, float]:
         running(command, port, {"KIND": "cached"}) as agent,
         running(sink_command(other), other) as sink,
     ):
+        for depth, frames in DEPTHS.items():
+            exchange(agent, "cached", depth, frames)  # Has the answers kept.
         for _ in range(ROUNDS):
             for depth, frames in DEPTHS.items():
                 hit, _ = exchange(agent, "cached", depth, MORE * frames)

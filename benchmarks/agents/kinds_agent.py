@@ -19,7 +19,7 @@ def inline(ip: IPv4Address) -> dict[str, int]:
     return {"sess.ip_score": ip.packed[-1]}
 
 
-@agent.message("cached", cache=Cache(ttl=3600.0, size=1000))
+@agent.message("cached", cache=Cache(ttl=3600.0, size=100_000))
 def cached(ip: IPv4Address) -> dict[str, int]:
     return {"sess.ip_score": ip.packed[-1]}
 
