@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
 from spop.lifespan import NOTHING, LoopState, Merged, Periodic, Resources, use_state
+from spop.outcome import outcome_in_thread, outcome_of
 
 T = TypeVar("T")
 
@@ -103,13 +104,13 @@ class LoopLife:
         function = periodic.function
         while True:
             await asyncio.sleep(periodic.wait())
-            try:
-                if inspect.iscoroutinefunction(function):
-                    await function()
-                else:
-                    await asyncio.to_thread(function)
-            except Exception as error:
+            if inspect.iscoroutinefunction(function):
+                _, error = await outcome_of(function())
+            else:
+                _, error = await outcome_in_thread(function)
+            if error is not None:
                 self._resources.failed(periodic.name, error)
+                del error  # Breaks a reference cycle: its traceback has this frame.
 
 
 async def _end(generator: AsyncIterator[Any]) -> None:

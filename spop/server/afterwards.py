@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Callable
-from contextvars import copy_context
 from typing import Any
 
-from spop.context import current, set_running
 from spop.handlers import HandlerInfo
 from spop.logs import RateLimitedLog, SafeLogger
+from spop.outcome import outcome_of
 from spop.parameters import described
-from spop.server.caches import RunInThread, memory_of_call
+from spop.server.in_hand import InHand, RunInThread, memory_of_call
 
 logger: SafeLogger = SafeLogger("spop.agent")
 
@@ -30,7 +29,7 @@ class Afterwards:
         take: called with the bytes of each call's arguments.
 
     Attributes:
-        memory: bytes that the arguments of the calls in hand take, roughly.
+        calls: those in hand.
     """
 
     def __init__(
@@ -44,13 +43,11 @@ class Afterwards:
     ) -> None:
         self._limit = limit
         self._max_memory = max_memory
-        self._take = take
-        self.memory: int = 0
+        self.calls: InHand = InHand(take)
         self._failed = failed
         self._dropped = dropped
         self._drops = RateLimitedLog(logger, per_second=1)
         self._in_thread = in_thread
-        self._tasks: set[asyncio.Task[None]] = set()
         self._answered: set[str] = set()
 
     def around(self, info: HandlerInfo, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -61,49 +58,42 @@ class Afterwards:
         def call(*args: Any, **kwargs: Any) -> None:
             made = functools.partial(function, *args, **kwargs)
             size = memory_of_call(made)
-            if len(self._tasks) >= self._limit or self.memory + size > self._max_memory:
+            in_hand, memory = len(self.calls.tasks), self.calls.memory
+            if in_hand >= self._limit or memory + size > self._max_memory:
                 self._dropped()
                 self._drops.warning(
                     "message %r is dropped: %d are handled already, of %d bytes",
-                    info.name, len(self._tasks), self.memory,
+                    info.name, in_hand, memory,
                 )  # fmt: skip
                 return
-            run = self._run(info, made, line)
-            context = copy_context()
-            context.run(set_running, tuple(running) if (running := current()) else lambda: None)
-            task = asyncio.get_running_loop().create_task(run, context=context)
-            self._tasks.add(task)
-            self.memory += size
-            self._take(size)
-            task.add_done_callback(functools.partial(self._ended, size))
+            self.calls.begin(self._run(info, made, line), size)
 
         return call
-
-    def _ended(self, size: int, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self.memory -= size
 
     async def _run(
         self, info: HandlerInfo, call: Callable[[], Any], line: asyncio.Semaphore | None
     ) -> None:
-        try:
-            async with line or contextlib.nullcontext(), asyncio.timeout(info.timeout):
-                returned = await (call() if info.asynchronous else self._in_thread(call))
-        except Exception as error:
+        returned, error = await outcome_of(self._call(info, call, line))
+        if error is not None:
             self._failed(info.name, error)
-            return
-        if returned is not None and info.name not in self._answered:
+        elif returned is not None and info.name not in self._answered:
             self._answered.add(info.name)
             logger.warning(
                 "message %r is acknowledged first: what %s returns is not used",
                 info.name, described(info.function),
             )  # fmt: skip
 
+    async def _call(
+        self, info: HandlerInfo, call: Callable[[], Any], line: asyncio.Semaphore | None
+    ) -> Any:
+        async with line or contextlib.nullcontext(), asyncio.timeout(info.timeout):
+            return await (call() if info.asynchronous else self._in_thread(call))
+
     async def finish(self, timeout: float) -> None:
         """Wait until all calls have ended, for `timeout` seconds at most, and cancel the rest."""
         self._limit = 0
-        if self._tasks:
-            _, left = await asyncio.wait(set(self._tasks), timeout=timeout)
+        if self.calls.tasks:
+            _, left = await asyncio.wait(set(self.calls.tasks), timeout=timeout)
             for task in left:
                 task.cancel()
             if left:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import inspect
 import multiprocessing
@@ -19,13 +20,14 @@ from spop.errors import HandlerError
 from spop.frames import Message
 from spop.lifespan import use_state
 from spop.loop_life import LoopThread
+from spop.outcome import Outcome, outcome, outcome_of
 from spop.parameters import described
 from spop.server.orphans import end_with_parent
 
 
 class _Waiting(NamedTuple):
     message: Message
-    answer: asyncio.Future[Any]
+    outcome: asyncio.Future[Outcome]
 
 
 class Batcher:
@@ -59,8 +61,13 @@ class Batcher:
             call = self._function
             self._executor = ThreadPoolExecutor(self._batch.workers, "spop-batch")
 
-        def in_executor(messages: list[Message]) -> Any:
-            return asyncio.get_running_loop().run_in_executor(self._executor, call, messages)
+        async def in_executor(messages: list[Message]) -> Any:
+            made = functools.partial(call, messages)
+            loop = asyncio.get_running_loop()
+            answers, error = await loop.run_in_executor(self._executor, outcome, made)
+            if error is not None:
+                raise error
+            return answers
 
         return in_executor
 
@@ -82,7 +89,7 @@ class Batcher:
         """The handler's answer to one message.
 
         Raises:
-            Exception: the answer is one, or the call failed.
+            BaseException: the answer is one, or the call raised it.
         """
         loop = asyncio.get_running_loop()
         waiting = _Waiting(message, loop.create_future())
@@ -91,7 +98,10 @@ class Batcher:
             self._flush()
         elif len(self._waiting) == 1:
             self._timer = loop.call_later(self._batch.wait, self._flush)
-        return await waiting.answer
+        answer, error = await waiting.outcome
+        if error is not None:
+            raise error
+        return answer
 
     def _flush(self) -> None:
         if self._timer is not None:
@@ -103,23 +113,21 @@ class Batcher:
         call.add_done_callback(self._calls.discard)
 
     async def _handle(self, batch: list[_Waiting]) -> None:
-        batch = [each for each in batch if not each.answer.done()]  # Some have timed out.
+        batch = [each for each in batch if not each.outcome.done()]  # Some have timed out.
         if not batch:
             return
-        try:
-            answers = self._checked(await self._call([each.message for each in batch]), len(batch))
-        except Exception as error:
-            answers = [error] * len(batch)
-            if isinstance(error, BrokenExecutor):  # A process has died: with it, its pool has.
-                self.close()
-                self._call = self._begin()
-        for each, answer in zip(batch, answers, strict=True):
-            if each.answer.done():
-                continue
-            if isinstance(answer, BaseException):
-                each.answer.set_exception(answer)
-            else:
-                each.answer.set_result(answer)
+        executor = self._executor
+        answers, error = await outcome_of(self._answers([each.message for each in batch]))
+        if isinstance(error, BrokenExecutor) and executor is self._executor:
+            self.close()  # A process has died: with it, its pool has.
+            self._call = self._begin()
+        for each, answer in zip(batch, answers or [error] * len(batch), strict=True):
+            if not each.outcome.done():
+                failed = isinstance(answer, BaseException)
+                each.outcome.set_result((None, answer) if failed else (answer, None))
+
+    async def _answers(self, messages: list[Message]) -> Sequence[Any]:
+        return self._checked(await self._call(messages), len(messages))
 
     def _checked(self, answers: Any, count: int) -> Sequence[Any]:
         if not isinstance(answers, (list, tuple)):

@@ -9,18 +9,13 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import Awaitable, Callable
-from contextvars import copy_context
 from typing import Any
 
-from spop.constants import VALUE_SIZE
-from spop.context import current, set_running
 from spop.errors import HandlerError
-from spop.frames import Message
 from spop.handlers import HandlerInfo
-from spop.headers import Headers
+from spop.outcome import Outcome, outcome_of
+from spop.server.in_hand import InHand, RunInThread, memory_of_call
 from spop.server.keeping import OF_CACHE, Keeper
-
-RunInThread = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
 class Flights:
@@ -34,7 +29,7 @@ class Flights:
         take: called with the bytes of memory that each call takes.
 
     Attributes:
-        memory: bytes that the arguments of the calls in hand take, roughly.
+        calls: those in hand.
     """
 
     def __init__(
@@ -49,11 +44,9 @@ class Flights:
         self._limit = limit
         self._asynchronous = info.asynchronous
         self._in_thread = in_thread
-        self._take = take
-        self.memory: int = 0
+        self.calls: InHand = InHand(take)
         self._line = asyncio.Semaphore(info.concurrency) if info.concurrency else None
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._flights: dict[bytes, tuple[asyncio.Task[Any], int]] = {}
+        self._flights: dict[bytes, tuple[asyncio.Task[Outcome], int]] = {}
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A handler that waits for the call of another that asks the same."""
@@ -68,23 +61,15 @@ class Flights:
 
         return call
 
-    def _begin(self, key: bytes | None, call: functools.partial[Any]) -> asyncio.Task[Any]:
-        if len(self._tasks) >= self._limit:
+    def _begin(self, key: bytes | None, call: functools.partial[Any]) -> asyncio.Task[Outcome]:
+        if len(self.calls.tasks) >= self._limit:
             raise HandlerError(
                 f"{self._limit} calls are in hand already, whose callers may be gone"
             )
-        context = copy_context()
-        running = current()
-        context.run(set_running, tuple(running) if running else lambda: None)
-        run = self._run(key, call)
-        flight = asyncio.get_running_loop().create_task(run, context=context)
-        size = memory_of_call(call)
-        self._tasks.add(flight)
-        self.memory += size
-        self._take(size)
+        flight = self.calls.begin(outcome_of(self._run(key, call)), memory_of_call(call))
         if key is not None:
             self._flights[key] = flight, self._keeper.answers.generation
-        flight.add_done_callback(functools.partial(self._ended, key, size))
+            flight.add_done_callback(functools.partial(self._ended, key))
         return flight
 
     async def _run(self, key: bytes | None, call: Callable[[], Any]) -> Any:
@@ -94,33 +79,19 @@ class Flights:
             keep(answer)
         return answer
 
-    def _ended(self, key: bytes | None, size: int, flight: asyncio.Task[Any]) -> None:
-        self._tasks.discard(flight)
-        self.memory -= size
-        if key is not None and self._flights.get(key, (None, 0))[0] is flight:
+    def _ended(self, key: bytes, flight: asyncio.Task[Outcome]) -> None:
+        if self._flights.get(key, (None, 0))[0] is flight:
             del self._flights[key]
-        if not flight.cancelled():
-            flight.exception()  # Whoever still waits has it; else nobody does.
 
     async def end(self) -> None:
         """Cancel the calls that nobody waits for any more."""
-        for flight in self._tasks:
+        for flight in self.calls.tasks:
             flight.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self.calls.tasks, return_exceptions=True)
 
 
-async def _wait_for(flight: asyncio.Task[Any]) -> Any:
-    return await asyncio.shield(flight)
-
-
-def memory_of_call(call: functools.partial[Any]) -> int:
-    """Bytes that the arguments of a call take, roughly."""
-    return sum(map(_memory_of, (*call.args, *call.keywords.values())))
-
-
-def _memory_of(value: Any) -> int:
-    if isinstance(value, Message):
-        return sum(map(_memory_of, value.values))
-    if isinstance(value, Headers):
-        return sum(len(name) + len(text) for name, text in value.raw)
-    return VALUE_SIZE + (len(value) if isinstance(value, (str, bytes)) else 0)
+async def _wait_for(flight: asyncio.Task[Outcome]) -> Any:
+    answer, error = await asyncio.shield(flight)
+    if error is not None:
+        raise error
+    return answer

@@ -86,9 +86,9 @@ class Calls:
     @property
     def memory(self) -> int:
         """Bytes of memory that messages whose ACK is sent, and caches, take, roughly."""
-        taken = self._afterwards.memory if self._afterwards else 0
+        taken = self._afterwards.calls.memory if self._afterwards else 0
         taken += sum(keeper.answers.memory for keeper in self._keepers)
-        return taken + sum(flights.memory for flights in self._flights)
+        return taken + sum(flights.calls.memory for flights in self._flights)
 
     def forget_answers(self) -> int:
         """Forget all cached answers. Returns the bytes of memory that they took."""
@@ -118,6 +118,8 @@ class Calls:
         # after a timeout.
         import asyncio
 
+        from spop.outcome import outcome
+
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._options.pool_size, "spop-calls")
             self._free_threads = asyncio.Semaphore(self._options.pool_size)
@@ -129,9 +131,12 @@ class Calls:
             with contextlib.suppress(RuntimeError):  # The event loop is closed.
                 loop.call_soon_threadsafe(free.release)
 
-        future = self._pool.submit(copy_context().run, call)
+        future = self._pool.submit(copy_context().run, outcome, call)
         future.add_done_callback(ended)
-        return await asyncio.wrap_future(future)
+        returned, error = await asyncio.wrap_future(future)
+        if error is not None:
+            raise error
+        return returned
 
     def _count_drop(self) -> None:
         self._cells[Cell.REJECTED] += 1

@@ -19,12 +19,13 @@ OF_CACHE = "key_of_cache"
 
 
 class Keeper:
-    """Has the answers of one handler kept, in one loop.
+    """Keeps the answers of one handler, in one loop.
 
     Args:
-        answers: where they are kept. A dispatcher finds them there and calls the handler only
-            when the answer to a message is not there.
-        failure: the encoded actions that answer for a failure.
+        answers: where they are kept. A dispatcher looks for an answer there before it calls the
+            handler.
+        info: the handler. Its `on_error` answers for a failure.
+        cache: for how long answers and failures are kept.
         take: called with the bytes of memory that each answer takes.
         count: called with the number of answers that are kept.
     """
@@ -46,7 +47,7 @@ class Keeper:
         self._count = count
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """An inline handler that has its answers kept."""
+        """An inline handler whose answers are kept."""
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -71,7 +72,7 @@ class Keeper:
 
         try:
             yield keep
-        except Exception:
+        except BaseException:
             if self._error_ttl:
                 self._keep(key, self._failure, self._error_ttl, generation)
             raise

@@ -1,0 +1,44 @@
+"""What became of a call: its result, or whatever it raised, as data.
+
+Not every exception can travel through a future or a task: a future refuses StopIteration, and
+SystemExit leaves the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+Outcome = tuple[Any, BaseException | None]
+"""What was returned, or None and what was raised."""
+
+
+def outcome(call: Callable[[], Any]) -> Outcome:
+    """Make a call."""
+    try:
+        return call(), None
+    except BaseException as error:
+        return None, error
+
+
+async def outcome_of(awaitable: Awaitable[Any]) -> Outcome:
+    """Await something.
+
+    Raises:
+        asyncio.CancelledError: the task that waits was cancelled.
+    """
+    try:
+        return await awaitable, None
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        return None, error
+    except BaseException as error:
+        return None, error
+
+
+async def outcome_in_thread(call: Callable[[], Any]) -> Outcome:
+    """Make a call in a thread of the event loop's pool."""
+    return await asyncio.to_thread(outcome, call)
