@@ -22,7 +22,7 @@ ADDRESS_SIZE = 108
 """Bytes of a unix socket's address: ``sun_path`` on Linux."""
 
 _PREFIX = re.compile(r"(?:stream\+)?([a-z]+[46]?)@")
-_FAMILIES = {
+FAMILIES = {
     "ip": socket.AF_UNSPEC,
     "tcp": socket.AF_UNSPEC,
     "ipv4": socket.AF_INET,
@@ -30,6 +30,7 @@ _FAMILIES = {
     "ipv6": socket.AF_INET6,
     "tcp6": socket.AF_INET6,
 }
+"""Families of TCP addresses, by the prefix before ``@`` (section 11 of HAProxy's manual)."""
 FORMS = "HOST:PORT, unix@PATH or abns@NAME"
 
 
@@ -69,9 +70,9 @@ class Address(NamedTuple):
             return cls("", 0, abstract(text, rest, fills=kind == "abns"))
         if kind == "fd" and listens:
             return cls("", 0, fd=_fd(text, rest))
-        if (kind and kind not in _FAMILIES) or "://" in text:
+        if (kind and kind not in FAMILIES) or "://" in text:
             raise ValueError(f"address {text!r}: {unusable(kind)}")
-        return _tcp(text, rest, _FAMILIES.get(kind, socket.AF_UNSPEC))
+        return _tcp(text, rest, FAMILIES.get(kind, socket.AF_UNSPEC))
 
     @property
     def reachable(self) -> Address:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 from spop.options import Options
 from spop.server.children import WorkerProcess, Workers
 from spop.server.timers import Timers
+from spop.server.usage import usage_of
 
 INTERVAL = 1.0
 """Seconds between two looks at the workers."""
@@ -54,14 +53,6 @@ class WorkerLife:
     def _beyond(self, worker: WorkerProcess, part: float) -> str:
         if self._requests and self._workers.requests_of(worker) >= part * self._requests:
             return "max_requests is reached"
-        if self._memory and _resident(worker.pid) >= part * self._memory:
+        if self._memory and usage_of(worker.pid).memory_bytes >= part * self._memory:
             return "max_worker_memory is reached"
         return ""
-
-
-def _resident(pid: int) -> int:
-    """Bytes of memory that a process has; 0 where the system does not tell."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0

@@ -6,7 +6,7 @@ import re
 import socket
 from ipaddress import ip_address
 
-from spop.address import Address, unusable
+from spop.address import FAMILIES, Address, unusable
 
 _PREFIX = re.compile(r"(unix|abns|fd|sockpair|ring|(?:udp|tcp|ip|stream\+)?(?:ipv)?[46]?)@")
 _STANDARD_STREAMS = {"stdout": "stdout", "stderr": "stderr", "fd@1": "stdout", "fd@2": "stderr"}
@@ -14,15 +14,7 @@ _HOST_NAME = re.compile(r"(?!(?:global|stdout|stderr)\Z)[A-Za-z0-9_.-]+", re.ASC
 _SYSLOG_PORT = 514
 
 _SERVER_PREFIX = re.compile(r"(?:stream\+)?(?:([a-z]+[46]?)@)?")
-_TCP = {
-    "": socket.AF_UNSPEC,
-    "ip": socket.AF_UNSPEC,
-    "tcp": socket.AF_UNSPEC,
-    "ipv4": socket.AF_INET,
-    "tcp4": socket.AF_INET,
-    "ipv6": socket.AF_INET6,
-    "tcp6": socket.AF_INET6,
-}
+_TCP = {"": socket.AF_UNSPEC, **FAMILIES}
 _LONGEST_PATH = 97
 """Bytes of a unix socket's path that HAProxy takes: it keeps 10 for a temporary name."""
 
