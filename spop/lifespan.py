@@ -1,6 +1,7 @@
 """What lives as long as a worker or one of its loops: an agent's lifespans and periodic calls.
 
-This module has them as data and runs those of a worker. `spop.loop_life` runs those of a loop. A plain generator lives as long as the worker. An async generator lives as long as one loop, on
+This module has them as data and runs those of a worker. `spop.loop_life` runs those of a loop. A
+plain generator lives as long as the worker. An async generator lives as long as one loop, on
 that loop's event loop. What they yield is merged into the state of the loop.
 """
 

@@ -116,7 +116,7 @@ def no_process_variables() -> Iterator[None]:
     PROCESS.clear()
 
 
-# What never meets a twin is tested once, by the run with the compiled modules.
+# These tests use no twin. They run once, with the compiled modules.
 if os.environ.get("SPOP_PURE", "") not in ("", "0"):
     collect_ignore = [
         "samples", "test_cost.py", "test_distribution.py", "test_docs_haproxy.py", "test_draft.py",

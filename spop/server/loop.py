@@ -2,7 +2,7 @@
 
 It does one recv, one pass through the protocol and one send for however many frames arrived. In
 each round it waits for sockets and serves those that are ready. Rounds run in a thread of their
-own, and inside of an event loop if there are ``async def`` handlers. Only that thread touches the
+own, and inside of an event loop if lifespans or handlers need one. Only that thread touches the
 loop's state; others use `call_soon`.
 """
 

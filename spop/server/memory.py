@@ -1,9 +1,9 @@
 """A limit on the memory that the connections of a loop take: its share of ``max_memory``.
 
-It bounds partial frames, payloads in fragments, answers that a peer does not read, messages
-whose handlers have not ended, and cached answers. These are forgotten before a connection ends. `Memory` counts what is kept and not what is released. When that
-count reaches the limit, the loop asks each connection what it takes, and ends those that take
-most.
+It bounds partial frames, payloads in fragments, answers that a peer does not read, messages whose
+handlers have not ended, and cached answers. `Memory` counts what is kept, and not what is released.
+When that count reaches the limit, the loop asks each connection what it takes. It forgets the cached
+answers first, and then ends the connections that take most.
 """
 
 from __future__ import annotations
