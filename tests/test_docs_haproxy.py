@@ -23,15 +23,17 @@ from spop.testing.haproxy import Process
 
 PAGE = (Path(__file__).parent.parent / "docs" / "haproxy.md").read_text()
 _BLOCK = re.compile(
-    r"<!-- (\w+): /etc/haproxy/([\w.]+)(?: (since|until) (\d\.\d))? -->\n```\n(.*?)```", re.DOTALL
+    r"<!-- (\w+)(?: (since|until) (\d\.\d))? -->\n"
+    r"```haproxy title=\"/etc/haproxy/([\w.]+)\"\n(.*?)```",
+    re.DOTALL,
 )
 
 
 class File(NamedTuple):
     example: str
-    name: str
     bound: str
     version: str
+    name: str
     text: str
 
     def fits(self, version: tuple[int, ...]) -> bool:
