@@ -20,7 +20,7 @@ from typing import Any, Self, Unpack
 from spop import codec
 from spop.address import Address, Addresses
 from spop.agent import Agent
-from spop.counters import Cell, Cells, Totals, new_row, row_size
+from spop.counters import OWN, ROUTES, Cell, Cells, Totals, new_row, row_size
 from spop.forks import serve_in_this_thread
 from spop.logs import RateLimitedLog, SafeLogger, fields, level_number
 from spop.options import DEFAULT_BIND, Options, ServeOptions
@@ -91,6 +91,7 @@ class Server:
         self.admission: Admission = Admission(self.options, balance)
         self.tls: ssl.SSLContext | None = tls or server_context(self.options)
         self._rows = _rows(rows, self.options.threads + 1, len(agent.handlers))
+        agent.metrics.use(self._rows[-1][OWN:ROUTES])
         self.executor: Executor = Executor(
             agent, self.options.pool_size, self.options.max_queue, self._rows[-1]
         )
@@ -208,6 +209,7 @@ class Server:
                 self._acceptor.add(listener)
 
     def _tell_start(self) -> None:
+        self.agent.metrics.seal()
         if self._owns_listeners:
             self._start_stuck_log()
             log_start(self.agent.name, self.addresses, self.options)
@@ -378,7 +380,7 @@ class Server:
         """The sums of all rows."""
         totals = Totals()
         for row in self._rows:
-            totals.add(row, self.agent.handlers)
+            totals.add(row, self.agent.handlers, self.agent.metrics.descriptions())
         return totals
 
     def connections(self, limit: int = 1000) -> list[dict[str, Any]]:
