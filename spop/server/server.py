@@ -90,8 +90,7 @@ class Server:
         self.engines: Engines = Engines()
         self.admission: Admission = Admission(self.options, balance)
         self.tls: ssl.SSLContext | None = tls or server_context(self.options)
-        self._rows = _rows(rows, self.options.threads + 1, len(agent.handlers))
-        agent.metrics.use(self._rows[-1][OWN:ROUTES])
+        self._rows = _rows(rows, self.options.threads + 1, agent)
         self.executor: Executor = Executor(
             agent, self.options.pool_size, self.options.max_queue, self._rows[-1]
         )
@@ -659,11 +658,13 @@ _REASONS = {
 }
 
 
-def _rows(rows: list[Cells] | None, count: int, handlers: int) -> list[Cells]:
-    if rows is None:
-        return [new_row(handlers) for _ in range(count)]
+def _rows(rows: list[Cells] | None, count: int, agent: Agent) -> list[Cells]:
+    """The rows, or new ones. The agent's own metrics are in the last."""
+    handlers = len(agent.handlers)
+    rows = rows or [new_row(handlers) for _ in range(count)]
     if any(len(row) < row_size(handlers) for row in rows):
         raise ValueError(f"{handlers} handlers have no room for their counts")
+    agent.metrics.use(rows[-1][OWN:ROUTES])
     return rows
 
 
