@@ -23,10 +23,43 @@ from spop.options import Options
 PAGES = Path(__file__).parent.parent / "docs"
 MADE = re.compile(r"^<!-- made: (\w+)(?: (\S+))? -->$", re.MULTILINE)
 
+EXAMPLE = re.compile(r"^<!-- \w+: (/etc/\S+)[^\n]* -->\n```\w*$", re.MULTILINE)
+"""The head of a whole file of an example. Its reader sees its path."""
+
+
+def on_config(config: Any) -> Any:
+    """Called by mkdocs first: names with ``*`` in the navigation become pages."""
+    listed = set(_leaves(config["nav"]))
+    config["nav"] = list(_with_pages(config["nav"], listed))
+    return config
+
+
+def _leaves(nav: Any) -> Iterator[str]:
+    if isinstance(nav, str):
+        yield nav
+    else:
+        for each in nav.values() if isinstance(nav, dict) else nav:
+            yield from _leaves(each)
+
+
+def _with_pages(nav: list[Any], listed: set[str]) -> Iterator[Any]:
+    for each in nav:
+        if isinstance(each, str) and "*" in each:
+            found = (str(path.relative_to(PAGES)) for path in PAGES.glob(each))
+            yield from sorted(set(found) - listed)
+        elif isinstance(each, dict):
+            yield {
+                name: list(_with_pages(value, listed)) if isinstance(value, list) else value
+                for name, value in each.items()
+            }
+        else:
+            yield each
+
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by mkdocs with the text of each page."""
-    return MADE.sub(lambda found: MAKERS[found[1]](found[2] or ""), markdown)
+    text = MADE.sub(lambda found: MAKERS[found[1]](found[2] or ""), markdown)
+    return EXAMPLE.sub(r'```haproxy title="\1"', text)
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pages import ROOT, Block, blocks
+from blocks import ROOT, Block, blocks
 
 from spop.testing.haproxy import find_haproxy, version
 
