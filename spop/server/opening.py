@@ -141,4 +141,5 @@ class Opening:
             dispatcher=self._loop.dispatcher,
             address=address,
             is_ready=self._shared.is_ready,
+            lossless=bool(options.lame_duck or options.max_connection_age),
         )
