@@ -178,16 +178,14 @@ class AgentConnection(_Connection):
         dispatcher: answers NOTIFY frames at once. Without it each becomes a `Notify` event.
         address: the peer's address, for `Peer`.
         is_ready: asked when a health check comes; one that is not ready is refused with status 13.
-        lossless: a peer with async gets neither pipelining nor async. It is HAProxy up to 3.0,
-            which would lose the NOTIFY frames that cross our DISCONNECT.
 
     Attributes:
         intake: the received bytes. A fast path shares it.
     """
 
     __slots__ = (
-        "_capabilities", "_dispatcher", "_is_ready", "_lossless", "_max_in_flight", "_says_why",
-        "address", "intake",
+        "_capabilities", "_dispatcher", "_is_ready", "_max_in_flight", "_says_why", "address",
+        "intake",
     )  # fmt: skip
 
     state: State
@@ -205,11 +203,9 @@ class AgentConnection(_Connection):
         dispatcher: Dispatcher | None = None,
         address: str = "",
         is_ready: Callable[[], bool] = lambda: True,
-        lossless: bool = False,
     ) -> None:
         super().__init__(max_frame_size)
         self._is_ready = is_ready
-        self._lossless = lossless
         self._says_why = True
         self._capabilities = capabilities
         self._max_in_flight = max_in_flight
@@ -445,8 +441,6 @@ class AgentConnection(_Connection):
         if healthcheck or self.intake.whole:
             return frozenset()
         shared = self._capabilities & (theirs | {Capability.FRAGMENTATION})
-        if self._lossless and Capability.ASYNC in theirs:
-            return shared - UNORDERED
         # Async connections are found by their engine-id, so it must not be cut.
         if not engine_id or len(engine_id.encode("utf-8", "surrogateescape")) > MAX_TEXT_SIZE:
             return shared - {Capability.ASYNC}

@@ -1,8 +1,7 @@
 """Connections that are as old as `max_connection_age` allows: they end when no frame can be lost.
 
 A peer in lock step sends nothing until it has its ACK, so our DISCONNECT follows right behind an
-ACK. With pipelining, or with async, a peer may send at any time. Its connection ends after a
-second at rest.
+ACK. A peer that pipelines may send at any time, so its connection ends after a second at rest.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from spop.connection import UNORDERED
 from spop.counters import Cell, Cells
 from spop.options import Options
 from spop.server.exchange import Connection
@@ -89,8 +87,7 @@ class Ages:
             return False
         self._old[connection] = time.monotonic()
         peer = connection.peer
-        # HAProxy up to 3.0 also sends without waiting for ACKs if async alone is in force.
-        in_lock_step = peer is not None and peer.capabilities.isdisjoint(UNORDERED)
+        in_lock_step = peer is not None and "pipelining" not in peer.capabilities
         return in_lock_step and not connection.protocol.intake.unread
 
     def count(self) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from spop.counters import Totals
+from spop.logs import fields
 from spop.server.board import Board, Place
 from spop.server.channel import Channel
 from spop.server.health import health_of, oldest_round
@@ -37,7 +38,7 @@ def child(run: Callable[[], int]) -> int:
             signal.signal(number, signal.SIG_DFL)
         status = run()
     except BaseException:
-        logger.exception("process failed")
+        logger.exception("process failed", extra=fields("process failed"))
     finally:
         with contextlib.suppress(Exception):
             logging.shutdown()
