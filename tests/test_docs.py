@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import setuptools
 from blocks import PAGES, ROOT, RUN, blocks
+from haproxy import version
 
 NAMESPACES = ["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--mount-proc"]
 WARNINGS = ["-W", "error", "-W", "ignore::ResourceWarning"]
@@ -80,3 +83,32 @@ def test_links_of_a_page_lead_to_files_and_headings(page: Path) -> None:
         if not linked.exists() or (heading and heading not in anchors(linked)):
             broken.append(target)
     assert broken == []
+
+
+def test_the_readme_shows_the_files_of_the_examples() -> None:
+    for block in blocks(ROOT / "README.md"):
+        if block.title:
+            assert block.text.strip() in (ROOT / "examples" / block.title).read_text()
+
+
+def test_haproxy_starts_with_the_files_of_the_readme(haproxy_binary: str) -> None:
+    if version(haproxy_binary) < (2, 4):
+        return  # The file says so.
+    command = [haproxy_binary, "-c", "-f", str(ROOT / "examples" / "haproxy.cfg")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+
+
+@pytest.mark.parametrize("home", ["", "https://example.org/spop"])
+def test_the_readme_of_an_index_page_has_no_relative_link(
+    home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {}
+    monkeypatch.setattr(setuptools, "setup", given.update)
+    monkeypatch.setenv("SPOP_REPOSITORY", home)
+    monkeypatch.setenv("SPOP_PURE", "1")
+    runpy.run_path(str(ROOT / "setup.py"))
+    links = re.findall(r"]\(([^)]*)\)", given["long_description"])
+    assert all(link.startswith("https://") for link in links)
+    assert bool(links) == bool(home)
