@@ -555,8 +555,7 @@ class Server:
             with self:
                 self._say_where()
                 while signals.wait() == signal.SIGUSR1:
-                    status = str(self.status(connections=False))
-                    logger.info("%s", status, extra=fields("status", status=status))
+                    self.status(connections=False).log(logger)
                     self.log_connections()
                 stopping = time.monotonic()
                 logger.info("stopping", extra=fields("stopping"))
@@ -642,7 +641,9 @@ class Server:
         logger.info("%d connections", count, extra=fields("connections", count=count))
         for each in connections:
             text = " ".join(f"{key}={each[key]!r}" for key in each)
-            logger.info("connection %s", text, extra=fields("connection", **each))
+            # `peer` and `engine` are what other lines call them.
+            peer = {"peer": each.pop("address"), "engine": each.pop("engine_id")}
+            logger.info("connection %s", text, extra=fields("connection", **peer, **each))
 
     def __enter__(self) -> Self:
         self.start()

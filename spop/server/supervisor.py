@@ -552,8 +552,7 @@ class Supervisor:
 
     def _log_status(self) -> None:
         """Log the service's status; each worker logs its connections."""
-        status = str(self._status())
-        logger.info("%s", status, extra=fields("status", status=status))
+        self._status().log(logger)
         for worker in self._workers:
             if worker.ready:
                 worker.channel.send({"type": "log"})
