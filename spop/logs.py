@@ -28,7 +28,7 @@ _CONTEXT = {
     "stream_id": "spop_stream_id",
     "frame_id": "spop_frame_id",
     "peer": "spop_peer",
-    "engine": "spop_engine_id",
+    "engine": "spop_engine",
 }
 """Names of fields, and the attributes of records that `spop.context.ContextFilter` sets."""
 
