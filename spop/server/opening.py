@@ -6,9 +6,8 @@ A loop serves them from then on. `leaving` decides how they end.
 from __future__ import annotations
 
 import socket
-import ssl
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from spop.connection import AgentConnection
 from spop.counters import Cell
@@ -21,7 +20,11 @@ from spop.server.exchange import Connection, Host
 from spop.server.frame_log import LoggedConnection
 from spop.server.leaving import Leaving
 from spop.server.listeners import peer_host, peer_name
-from spop.server.tls import TLSSocket
+
+if TYPE_CHECKING:
+    import ssl
+
+    from spop.server.tls import TLSSocket
 
 
 class Shared(Protocol):
@@ -117,7 +120,7 @@ class Opening:
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        served = TLSSocket(sock, tls) if tls and sock.family != socket.AF_UNIX else sock
+        served = _secured(sock, tls) if tls and sock.family != socket.AF_UNIX else sock
         connection, fd = Connection(served, host, protocol), served.fileno()
         protocol.intake.memory = self._leaving.memory
         connection.fast_path = FastPath(self._fast_paths, protocol.intake, fd, connection)
@@ -142,3 +145,9 @@ class Opening:
             address=address,
             is_ready=self._shared.is_ready,
         )
+
+
+def _secured(sock: socket.socket, context: ssl.SSLContext) -> TLSSocket:
+    from spop.server.tls import TLSSocket  # ssl takes as much memory as all of the server.
+
+    return TLSSocket(sock, context)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 
 from spop.options import Options
@@ -39,6 +38,8 @@ class WorkerLife:
             self._timers.call_later(INTERVAL, self._look)
 
     def _look(self) -> None:
+        import random  # Only where there is a limit.
+
         serving = self._workers.serving()
         self._seen = {
             worker: self._seen.get(worker) or random.uniform(1 - JITTER, 1) for worker in serving
