@@ -9,13 +9,12 @@ import logging
 import os
 import signal
 import socket
-import ssl
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 from spop import codec
 from spop.address import Address, Addresses
@@ -39,8 +38,10 @@ from spop.server.signals import GRACE, Signals
 from spop.server.slow import SlowLog
 from spop.server.status import Status, summed
 from spop.server.stuck import StuckLog
-from spop.server.tls import server_context
 from spop.start_errors import users_part
+
+if TYPE_CHECKING:
+    import ssl
 
 logger: SafeLogger = SafeLogger("spop.server")
 
@@ -89,7 +90,7 @@ class Server:
         self.options: Options = options or Options.of(bind, **more_options)
         self.engines: Engines = Engines()
         self.admission: Admission = Admission(self.options, balance)
-        self.tls: ssl.SSLContext | None = tls or server_context(self.options)
+        self.tls: ssl.SSLContext | None = tls or tls_context(self.options)
         self._rows = _rows(rows, self.options.threads + 1, agent)
         self.executor: Executor = Executor(
             agent, self.options.pool_size, self.options.max_queue, self._rows[-1]
@@ -700,3 +701,12 @@ def log_stop(seconds: float) -> None:
     """Log once that the service has stopped."""
     what = fields("stopped", duration=round(seconds, 3))
     logger.info("stopped in %.1f s", seconds, extra=what)
+
+
+def tls_context(options: Options) -> ssl.SSLContext | None:
+    """The context for TLS, if the options ask for it. Raises what `server_context` raises."""
+    if not options.tls_cert:
+        return None
+    from spop.server.tls import server_context  # ssl takes as much memory as all of the server.
+
+    return server_context(options.tls_cert, options)
