@@ -109,7 +109,24 @@ def _made(kind: type, values: dict[str, Any], outer: str, sources: tuple[Source,
     try:
         return kind(**values)
     except (ValueError, TypeError) as error:
-        raise SettingsError(f"{where}settings: {error}") from None
+        # `__post_init__` names the setting first: "limit is -1, 0 at least".
+        place = _place_of(f"{outer}{str(error).partition(' ')[0]}", sources) or where
+        raise SettingsError(f"{place}settings: {outer}{error}") from None
+
+
+def _place_of(path: str, sources: tuple[Source, ...]) -> str:
+    """Where the last source that has a setting sets it, "" if none does."""
+    for source in reversed(sources):
+        table, written = source.table, list[str]()
+        for name in path.split("."):
+            key = next((k for k in table if k.replace("-", "_") == name), None)
+            if key is None:
+                break
+            written.append(key)
+            table = table[key] if isinstance(table[key], Mapping) else {}
+        else:
+            return f"{source.place('.'.join(written))}: "
+    return ""
 
 
 def _converted(hint: Any, value: Any, source: Source, path: str) -> Any:

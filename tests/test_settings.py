@@ -53,6 +53,20 @@ class Settings:
             raise ValueError(f"limit is {self.limit}, 0 at least")
 
 
+@dataclass
+class Inner:
+    lower_limit: int = 0
+
+    def __post_init__(self) -> None:
+        if self.lower_limit < 0:
+            raise ValueError(f"lower_limit is {self.lower_limit}, 0 at least")
+
+
+@dataclass
+class Limited(Settings):
+    inner: Inner = field(default_factory=Inner)
+
+
 def from_file(**table: Any) -> Settings:
     return fill(Settings, Source("file", table, lambda key: f"app.toml:{key}"))
 
@@ -134,6 +148,23 @@ def test_what_can_t_be_used_is_refused_with_place_key_and_reason(
         from_file(**{name: value})
     assert str(caught.value).startswith("app.toml:")
     assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "table, place",
+    [({"limit": -1}, "app.toml:limit: settings: limit is -1"),
+     ({"inner": {"lower-limit": -1}}, "app.toml:inner.lower-limit: settings: inner.lower_limit is")],
+)  # fmt: skip
+def test_what_the_dataclass_refuses_has_the_place_of_the_setting_it_names(
+    table: dict[str, Any], place: str
+) -> None:
+    with pytest.raises(SettingsError, match=f"^{place}"):
+        fill(Limited, Source("file", table, lambda key: f"app.toml:{key}"))
+
+
+def test_what_the_dataclass_refuses_of_the_environment_has_its_variable() -> None:
+    with pytest.raises(SettingsError, match=r"^SPOP_SETTINGS__LIMIT: settings: limit is -1"):
+        from_environment(LIMIT="-1")
 
 
 def test_the_environments_place_is_its_variable() -> None:
