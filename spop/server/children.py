@@ -8,10 +8,11 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from spop.counters import Totals
+from spop.metrics import Description
 from spop.server.board import Board, Place
 from spop.server.channel import Channel
 from spop.server.health import health_of, oldest_round
@@ -69,6 +70,7 @@ class WorkerProcess:
     leaving: bool = False
     stopped: bool = False
     handlers: list[str] = field(default_factory=list)
+    metrics: Sequence[Description] = ()
     error: StartError | None = None
 
     ended: bool = False
@@ -106,10 +108,13 @@ class Workers:
     def add(self, worker: WorkerProcess) -> None:
         self._workers.append(worker)
 
-    def is_ready(self, worker: WorkerProcess, handlers: list[str]) -> None:
-        """A worker serves, with handlers of these names."""
+    def is_ready(
+        self, worker: WorkerProcess, handlers: list[str], metrics: Sequence[Description] = ()
+    ) -> None:
+        """A worker serves, with handlers of these names and these metrics of its own."""
         worker.ready = True
         worker.handlers = handlers
+        worker.metrics = metrics
         self._post(worker)
 
     def is_stopped(self, worker: WorkerProcess, stopped: bool) -> None:
@@ -177,7 +182,7 @@ class Workers:
     def _totals_of(self, worker: WorkerProcess) -> Totals:
         totals = Totals()
         for row in self._board.rows(worker.place):
-            totals.add(row, worker.handlers)
+            totals.add(row, worker.handlers, worker.metrics)
         return totals
 
     def _status_of(self, worker: WorkerProcess, stuck_timeout: float) -> WorkerStatus:

@@ -20,7 +20,7 @@ from typing import Any, Self, Unpack
 from spop import codec
 from spop.address import Address, Addresses
 from spop.agent import Agent
-from spop.counters import Cell, Cells, Totals, new_row, row_size
+from spop.counters import OWN, ROUTES, Cell, Cells, Totals, new_row, row_size
 from spop.forks import serve_in_this_thread
 from spop.logs import RateLimitedLog, SafeLogger, fields, level_number
 from spop.options import DEFAULT_BIND, Options, ServeOptions
@@ -90,7 +90,7 @@ class Server:
         self.engines: Engines = Engines()
         self.admission: Admission = Admission(self.options, balance)
         self.tls: ssl.SSLContext | None = tls or server_context(self.options)
-        self._rows = _rows(rows, self.options.threads + 1, len(agent.handlers))
+        self._rows = _rows(rows, self.options.threads + 1, agent)
         self.executor: Executor = Executor(
             agent, self.options.pool_size, self.options.max_queue, self._rows[-1]
         )
@@ -208,6 +208,7 @@ class Server:
                 self._acceptor.add(listener)
 
     def _tell_start(self) -> None:
+        self.agent.metrics.seal()
         if self._owns_listeners:
             self._start_stuck_log()
             log_start(self.agent.name, self.addresses, self.options)
@@ -378,7 +379,7 @@ class Server:
         """The sums of all rows."""
         totals = Totals()
         for row in self._rows:
-            totals.add(row, self.agent.handlers)
+            totals.add(row, self.agent.handlers, self.agent.metrics.descriptions())
         return totals
 
     def connections(self, limit: int = 1000) -> list[dict[str, Any]]:
@@ -657,11 +658,13 @@ _REASONS = {
 }
 
 
-def _rows(rows: list[Cells] | None, count: int, handlers: int) -> list[Cells]:
-    if rows is None:
-        return [new_row(handlers) for _ in range(count)]
+def _rows(rows: list[Cells] | None, count: int, agent: Agent) -> list[Cells]:
+    """The rows, or new ones. The agent's own metrics are in the last."""
+    handlers = len(agent.handlers)
+    rows = rows or [new_row(handlers) for _ in range(count)]
     if any(len(row) < row_size(handlers) for row in rows):
         raise ValueError(f"{handlers} handlers have no room for their counts")
+    agent.metrics.use(rows[-1][OWN:ROUTES])
     return rows
 
 

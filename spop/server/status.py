@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from spop import codec
-from spop.counters import Counts, HandlerCounts, Totals
+from spop.counters import Counts, HandlerCounts, OwnMetric, Totals
 from spop.server.health import Health
 from spop.version import __version__
 
@@ -68,6 +68,7 @@ class Status:
         restart_reasons: how often workers were restarted or replaced, by reason.
         frames_lost: number of NOTIFY frames in the hands of workers that died.
         limits: how often a limit took effect, by option.
+        metrics: the agent's own.
         disconnects: number of DISCONNECTs by sender, "agent" or "peer", and status code.
         without_handler: number of messages that no handler is for, by name, of the workers that
             serve.
@@ -90,6 +91,7 @@ class Status:
     limits: dict[str, int]
     disconnects: dict[str, dict[str, int]]
     handlers: Sequence[HandlerCounts]
+    metrics: Sequence[OwnMetric] = ()
     without_handler: dict[str, int] = dataclasses.field(default_factory=dict)
     connections: Sequence[dict[str, Any]] = ()
 
@@ -104,6 +106,7 @@ class Status:
             limits=totals.limits(),
             disconnects=totals.disconnects(),
             handlers=totals.handlers(),
+            metrics=totals.metrics(),
             **more,
         )
 
@@ -118,6 +121,7 @@ class Status:
             "workers": [WorkerStatus(**each) for each in fields["workers"]],
             "counts": Counts(**fields["counts"]),
             "handlers": [HandlerCounts(**each) for each in fields["handlers"]],
+            "metrics": [OwnMetric(**each) for each in fields["metrics"]],
         }
         return cls(**{**fields, **made})
 

@@ -27,6 +27,7 @@ from spop.address import Address
 from spop.counters import Cell
 from spop.errors import reason
 from spop.logs import SafeLogger, fields
+from spop.metrics import Description
 from spop.options import Options
 from spop.server import systemd
 from spop.server.admin_process import AdminProcess
@@ -336,7 +337,8 @@ class Supervisor:
             self._stuck.answered(worker)
 
     def _is_ready(self, worker: WorkerProcess, message: dict[str, Any]) -> None:
-        self._workers.is_ready(worker, message["handlers"])
+        metrics = [Description.from_json(each) for each in message["metrics"]]
+        self._workers.is_ready(worker, message["handlers"], metrics)
         self._agent_name = message["agent"]
         self._files = {path: _modified(path) for path in message["files"]}
         self._fill_up()

@@ -72,6 +72,7 @@ def run_worker(
                 "type": "ready",
                 "agent": server.agent.name,
                 "handlers": list(server.agent.handlers),
+                "metrics": server.agent.metrics.descriptions(),
                 "files": source_files(),
             }
         )
