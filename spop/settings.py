@@ -159,12 +159,13 @@ def _converted(hint: Any, value: Any, source: Source, path: str) -> Any:
 
 
 def _of_union(args: tuple[Any, ...], value: Any, source: Source, path: str) -> Any:
+    if value is None and type(None) in args:
+        return None
+    members = [member for member in args if member is not type(None)]
+    if len(members) == 1:  # Its errors have their place already.
+        return _converted(members[0], value, source, path)
     reasons = []
-    for member in args:
-        if member is type(None):
-            if value is None:
-                return None
-            continue
+    for member in members:
         try:
             return _converted(member, value, source, path)
         except ValueError as error:

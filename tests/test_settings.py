@@ -162,6 +162,11 @@ def test_what_the_dataclass_refuses_has_the_place_of_the_setting_it_names(
         fill(Limited, Source("file", table, lambda key: f"app.toml:{key}"))
 
 
+def test_what_is_wrong_in_an_optional_dataclass_has_one_place() -> None:
+    with pytest.raises(SettingsError, match=r"^app\.toml:database: settings\.database\.url is miss"):
+        from_file(database={})
+
+
 def test_what_the_dataclass_refuses_of_the_environment_has_its_variable() -> None:
     with pytest.raises(SettingsError, match=r"^SPOP_SETTINGS__LIMIT: settings: limit is -1"):
         from_environment(LIMIT="-1")
