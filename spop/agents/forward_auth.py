@@ -71,22 +71,21 @@ class Settings:
         if self.url:
             check_url("url", self.url)
         elif self.jwt is None:
-            raise ValueError("url is empty, and there is no table [settings.jwt]")
+            raise ValueError("url: is empty, and there is no table [settings.jwt]")
         if self.ca_file is not None and not self.ca_file.is_file():
-            raise ValueError(f"ca_file is {str(self.ca_file)!r}, which is no file")
+            raise ValueError(f"ca_file: {str(self.ca_file)!r} is no file")
         if self.timeout <= 0:
-            raise ValueError(f"timeout is {self.timeout}, more than 0 is needed")
-        if self.pool < 1 or self.cache_size < 1:
-            raise ValueError("pool and cache_size are 1 at least")
+            raise ValueError(f"timeout: {self.timeout}, more than 0 is needed")
+        for name in ("pool", "cache_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)}, 1 at least")
         if self.cache_ttl < 0:
-            raise ValueError(f"cache_ttl is {self.cache_ttl}, 0 at least")
+            raise ValueError(f"cache_ttl: {self.cache_ttl}, 0 at least")
         self.send = _names("send", self.send)
         self.to_application = _names("to_application", self.to_application)
         self.to_client = _names("to_client", self.to_client)
         if self.jwt is not None:
-            claims = zip(
-                self.jwt.claims, _names("jwt.claims", self.jwt.claims.values()), strict=True
-            )
+            claims = zip(self.jwt.claims, _names("jwt", self.jwt.claims.values()), strict=True)
             self.jwt.claims = dict(claims)
 
     @property
@@ -101,10 +100,10 @@ def _names(setting: str, names: Iterable[str]) -> list[str]:
     names = [name.lower() for name in names]
     for name in names:
         if not _TOKEN.fullmatch(name):
-            raise ValueError(f"{setting} has {name!r}, which is no header's name")
+            raise ValueError(f"{setting}: {name!r} is no header's name")
         if name in _OWN or (setting == "send" and name.startswith("x-forwarded-")):
             raise ValueError(
-                f"{setting} has {name!r}, which this agent sets itself or can't pass on"
+                f"{setting}: {name!r} is set by the agent itself, or can't be passed on"
             )
     return names
 

@@ -34,6 +34,6 @@ def check_url(setting: str, text: str) -> None:
     try:
         url = httpx.URL(text)
     except httpx.InvalidURL as error:
-        raise ValueError(f"{setting} is {text!r}: {error}") from None
+        raise ValueError(f"{setting}: {text!r}: {error}") from None
     if url.scheme not in ("http", "https") or not url.host:
-        raise ValueError(f"{setting} is {text!r}, http://HOST… or https://HOST… is needed")
+        raise ValueError(f"{setting}: {text!r}, http://HOST… or https://HOST… is needed")

@@ -54,15 +54,15 @@ class TokenSettings:
     def __post_init__(self) -> None:
         for name in ("keys", "issuer", "audience", "algorithms"):
             if not getattr(self, name):
-                raise ValueError(f"{name} is empty")
+                raise ValueError(f"{name}: is empty")
         for algorithm in self.algorithms:
             if algorithm not in ALGORITHMS:
                 known = ", ".join(sorted(ALGORITHMS))
-                raise ValueError(f"algorithms has {algorithm!r}, which is not one of {known}")
+                raise ValueError(f"algorithms: {algorithm!r} is not one of {known}")
         self.header = self.header.lower()
         for name in ("leeway", "pause"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, 0 at least")
+                raise ValueError(f"{name}: {getattr(self, name)}, 0 at least")
 
 
 class TokenError(Exception):
