@@ -6,7 +6,6 @@ request. Whatever else happens denies it.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import re
@@ -20,7 +19,16 @@ from typing import Any, Literal, NamedTuple
 import httpx
 
 from spop import Agent, Headers
-from spop.agents.http import check_url, client
+from spop.agents.http import (
+    HOP_BY_HOP,
+    ServiceError,
+    check_above,
+    check_file,
+    check_url,
+    client,
+    exchange,
+    header_names,
+)
 from spop.agents.tokens import MAX_KEYS_SIZE, Keys, KeysError, TokenError, Tokens, TokenSettings
 
 logger = logging.getLogger("spop.agents.forward_auth")
@@ -29,9 +37,7 @@ MAX_BODY = 64 * 1024
 """Bytes of the service's answer that are read, so that its connection can be used again."""
 KEPT_STATUSES = frozenset({200, 202, 204, 401, 403})
 """Statuses of answers that are kept. Redirects often have a state of their own."""
-_TOKEN = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_OWN = {"host", "content-length", "transfer-encoding", "connection", "te", "upgrade", "expect"}
 
 Field = Literal["method", "proto", "host", "uri", "for"]
 Answer = dict[str, object]
@@ -72,21 +78,15 @@ class Settings:
             check_url("url", self.url)
         elif self.jwt is None:
             raise ValueError("url: is empty, and there is no table [settings.jwt]")
-        if self.ca_file is not None and not self.ca_file.is_file():
-            raise ValueError(f"ca_file: {str(self.ca_file)!r} is no file")
-        if self.timeout <= 0:
-            raise ValueError(f"timeout: {self.timeout}, more than 0 is needed")
-        for name in ("pool", "cache_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)}, 1 at least")
-        if self.cache_ttl < 0:
-            raise ValueError(f"cache_ttl: {self.cache_ttl}, 0 at least")
+        check_file("ca_file", self.ca_file)
+        check_above(self, 0, "timeout", "pool", "cache_size")
+        check_above(self, -1, "cache_ttl")
         self.send = _names("send", self.send)
         self.to_application = _names("to_application", self.to_application)
         self.to_client = _names("to_client", self.to_client)
         if self.jwt is not None:
-            claims = zip(self.jwt.claims, _names("jwt", self.jwt.claims.values()), strict=True)
-            self.jwt.claims = dict(claims)
+            names = _names("jwt", self.jwt.claims.values())
+            self.jwt.claims = dict(zip(self.jwt.claims, names, strict=True))
 
     @property
     def application_headers(self) -> list[str]:
@@ -96,12 +96,9 @@ class Settings:
 
 
 def _names(setting: str, names: Iterable[str]) -> list[str]:
-    """Names of headers, in small letters."""
-    names = [name.lower() for name in names]
+    names = header_names(setting, names)
     for name in names:
-        if not _TOKEN.fullmatch(name):
-            raise ValueError(f"{setting}: {name!r} is no header's name")
-        if name in _OWN or (setting == "send" and name.startswith("x-forwarded-")):
+        if name in HOP_BY_HOP or name == "host" or name.startswith("x-forwarded-"):
             raise ValueError(
                 f"{setting}: {name!r} is set by the agent itself, or can't be passed on"
             )
@@ -123,10 +120,6 @@ decisions = {
 }
 key_fetches = agent.counter("forward_auth_key_fetches", "Fetches of the issuer's keys.")
 failed_key_fetches = agent.counter("forward_auth_key_fetches_failed", "Those of them that failed.")
-
-
-class ServiceError(Exception):
-    """The service did not answer, or not as it should. The request is denied with 503."""
 
 
 class Answers:
@@ -195,7 +188,7 @@ def _variables(prefix: str, fields: Iterable[tuple[str, str]]) -> Answer:
 async def resources() -> AsyncIterator[dict[str, Any]]:
     """An HTTP client of each loop, its answers, and the keys for tokens."""
     config: Settings = agent.config
-    async with client("forward-auth", config.pool, config.timeout, config.ca_file) as http:
+    async with client(config.pool, config.ca_file) as http:
         tokens = None
         if config.jwt is not None:
             tokens = Tokens(config.jwt, Keys(_fetch_of(config.jwt.keys, http), config.jwt.pause))
@@ -222,40 +215,16 @@ def _fetch_of(keys: str, http: httpx.AsyncClient) -> Any:
         try:
             if not keys.startswith(("http://", "https://")):
                 return Path(keys).read_bytes()
-            status, _, body = await _get(http, keys, [], MAX_KEYS_SIZE + 1)
-            if status != 200:
-                raise OSError(f"status {status}")
-            return body
+            request = httpx.Request("GET", keys, headers={"accept": "application/json"})
+            answered = await exchange(http, request, agent.config.timeout, MAX_KEYS_SIZE + 1)
+            if answered.status != 200:
+                raise OSError(f"status {answered.status}")
+            return answered.body
         except (OSError, ServiceError) as error:
             failed_key_fetches.add()
             raise OSError(f"{keys}: {error}") from error
 
     return fetch
-
-
-async def _get(
-    http: httpx.AsyncClient, url: str, fields: list[tuple[bytes, bytes]], limit: int
-) -> tuple[int, httpx.Headers, bytes]:
-    """Status, headers, and up to `limit` bytes of the body.
-
-    Raises:
-        ServiceError: there is no answer in time, or it is not HTTP.
-    """
-    body = bytearray()
-    try:
-        async with (
-            asyncio.timeout(agent.config.timeout),
-            http.stream("GET", url, headers=fields) as response,
-        ):
-            async for chunk in response.aiter_raw():
-                body += chunk
-                if len(body) > limit:
-                    break
-    except TimeoutError:
-        raise ServiceError(f"no answer in {agent.config.timeout} s") from None
-    except httpx.HTTPError as error:
-        raise ServiceError(repr(error)) from error
-    return response.status_code, response.headers, bytes(body[:limit])
 
 
 @agent.message(
@@ -343,10 +312,12 @@ async def _of_service(
         if kept is not None:
             return "cache", kept
     fields = [(name.encode(), _bytes(value)) for name, value in (*sent, *request.items())]
-    status, answered, _ = await _get(agent.state["http"], config.url, fields, MAX_BODY)
-    verdict = _verdict(status, answered, config)
+    asked = httpx.Request("GET", config.url, headers=fields)
+    answered = await exchange(agent.state["http"], asked, config.timeout, MAX_BODY)
+    verdict = _verdict(answered.status, answered.headers, config)
     # A cookie is for one client, so an answer that sets one is not kept.
-    if config.cache_ttl and status in KEPT_STATUSES and "set-cookie" not in answered:
+    kept_status = answered.status in KEPT_STATUSES and "set-cookie" not in answered.headers
+    if config.cache_ttl and kept_status:
         agent.state["answers"].keep(key, verdict)
     return "service", verdict
 
