@@ -121,6 +121,7 @@ if os.environ.get("SPOP_PURE", "") not in ("", "0"):
     collect_ignore = [
         "samples",
         "test_agent_reputation.py",
+        "test_compat.py",
         "test_cost.py",
         "test_distribution.py",
         "test_docs.py",
