@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from spop import codec
 from spop.address import Address, Addresses
 from spop.agent import Agent
 from spop.counters import OWN, ROUTES, Cell, Cells, Totals, new_row, row_size
@@ -34,6 +33,7 @@ from spop.server.health import READY_WITHIN, Health, health_of, oldest_round
 from spop.server.leaving import GiveAway, Taken
 from spop.server.listeners import bound_address, close_all, listen_all, peer_host
 from spop.server.loop import Loop
+from spop.server.service_log import log_start, log_stop
 from spop.server.signals import GRACE, Signals
 from spop.server.slow import SlowLog
 from spop.server.status import Status, summed
@@ -673,34 +673,6 @@ def _rows(rows: list[Cells] | None, count: int, agent: Agent) -> list[Cells]:
         raise ValueError(f"{handlers} handlers have no room for their counts")
     agent.metrics.use(rows[-1][OWN:ROUTES])
     return rows
-
-
-def log_start(name: str, addresses: list[Address], options: Options) -> None:
-    """Log once that the agent serves."""
-    logger.info(
-        "agent %r serves on %s (codec: %s, processes: %d, threads: %d%s)",
-        name,
-        ", ".join(map(str, addresses)),
-        codec.IMPLEMENTATION,
-        options.processes,
-        options.threads,
-        ", TLS" if options.tls_cert else "",
-        extra=fields(
-            "serves",
-            agent=name,
-            addresses=",".join(map(str, addresses)),
-            codec=codec.IMPLEMENTATION,
-            processes=options.processes,
-            threads=options.threads,
-            tls=bool(options.tls_cert),
-        ),
-    )
-
-
-def log_stop(seconds: float) -> None:
-    """Log once that the service has stopped."""
-    what = fields("stopped", duration=round(seconds, 3))
-    logger.info("stopped in %.1f s", seconds, extra=what)
 
 
 def tls_context(options: Options) -> ssl.SSLContext | None:

@@ -43,7 +43,7 @@ from spop.server.orphans import end_with_parent
 from spop.server.privileges import check_privileges, drop_privileges
 from spop.server.questions import Answers, Questions
 from spop.server.reload_log import ReloadLog
-from spop.server.server import log_start, log_stop
+from spop.server.service_log import log_start, log_stop
 from spop.server.sharing import Sharing
 from spop.server.signals import GRACE, Hurry, Signals
 from spop.server.status import Status, summed
