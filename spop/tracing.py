@@ -51,7 +51,8 @@ def trace_messages(
         traceparent: the argument with the trace context (W3C Trace Context). A message without it
             starts a new trace.
         tracestate: the argument with the state of the trace.
-        provider, meter_provider: None is the global one.
+        provider: of spans; None is the global one.
+        meter_provider: of metrics; None is the global one.
     """
     instruments = _Instruments(provider, meter_provider)
     names = [each.replace("-", "_") for each in (traceparent, tracestate)]
