@@ -127,6 +127,7 @@ def test_every_option_is_in_the_manual() -> None:
         ("threads = true\n", ":1: threads: True is no value for it"),
         ("log-level = 'loud'\n", ":1: log-level: 'loud' is not one of"),
         ("[server]\nthreads = 1\n", ":1: there is no key 'server'"),
+        ("[setings]\na = 1\n", ":1: there is no key 'setings'; is it 'settings'?"),
         ("threads = \n", "line 1, column"),
     ],
 )

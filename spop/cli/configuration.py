@@ -92,5 +92,5 @@ def _line_of(key: str, text: str) -> int:
 
 
 def _hint(key: str, known: dict[str, click.Parameter]) -> str:
-    close = difflib.get_close_matches(key.replace("-", "_"), known, 1)
+    close = difflib.get_close_matches(key.replace("-", "_"), [*known, SETTINGS], 1)
     return f"; is it {close[0]!r}?" if close else ""

@@ -309,7 +309,9 @@ class Leaving:
     def _give(self, connection: Connection, give_away: GiveAway) -> None:
         sock = connection.sock
         assert isinstance(sock, socket.socket)
-        state = {"host": connection.host, "port": connection.port}
+        state = {
+            "host": connection.host, "port": connection.port, "opened": connection.opened,
+        }  # fmt: skip
         state.update(connection.protocol.negotiated())
         self._offered.add(sock)
         self._forget(connection)

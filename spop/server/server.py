@@ -26,6 +26,7 @@ from spop.logs import RateLimitedLog, SafeLogger, fields, level_number
 from spop.options import DEFAULT_BIND, Options, ServeOptions
 from spop.server.accepting import Acceptor
 from spop.server.admission import Admission
+from spop.server.ages import warn_if_short
 from spop.server.balance import SETTLE, Balance, is_uneven, surplus
 from spop.server.connection_log import ConnectionLog
 from spop.server.ending import STEP, Hurries, log_left_behind, wait_for_end
@@ -673,6 +674,7 @@ def _rows(rows: list[Cells] | None, count: int, handlers: int) -> list[Cells]:
 
 def log_start(name: str, addresses: list[Address], options: Options) -> None:
     """Log once that the agent serves."""
+    warn_if_short(options.max_connection_age)
     logger.info(
         "agent %r serves on %s (codec: %s, processes: %d, threads: %d%s)",
         name,
