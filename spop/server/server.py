@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Self, Unpack
 
-from spop import codec
 from spop.address import Address, Addresses
 from spop.agent import Agent
 from spop.counters import Cell, Cells, Totals, new_row, row_size
@@ -26,7 +25,6 @@ from spop.logs import RateLimitedLog, SafeLogger, fields, level_number
 from spop.options import DEFAULT_BIND, Options, ServeOptions
 from spop.server.accepting import Acceptor
 from spop.server.admission import Admission
-from spop.server.ages import warn_if_short
 from spop.server.balance import SETTLE, Balance, is_uneven, surplus
 from spop.server.connection_log import ConnectionLog
 from spop.server.ending import STEP, Hurries, log_left_behind, wait_for_end
@@ -34,6 +32,7 @@ from spop.server.engines import Engines
 from spop.server.executor import Executor
 from spop.server.health import READY_WITHIN, Health, health_of, oldest_round
 from spop.server.leaving import GiveAway, Taken
+from spop.server.life_log import log_start, log_stop
 from spop.server.listeners import bound_address, close_all, listen_all, peer_host
 from spop.server.loop import Loop
 from spop.server.signals import GRACE, Signals
@@ -670,32 +669,3 @@ def _rows(rows: list[Cells] | None, count: int, handlers: int) -> list[Cells]:
     if any(len(row) < row_size(handlers) for row in rows):
         raise ValueError(f"{handlers} handlers have no room for their counts")
     return rows
-
-
-def log_start(name: str, addresses: list[Address], options: Options) -> None:
-    """Log once that the agent serves."""
-    warn_if_short(options.max_connection_age)
-    logger.info(
-        "agent %r serves on %s (codec: %s, processes: %d, threads: %d%s)",
-        name,
-        ", ".join(map(str, addresses)),
-        codec.IMPLEMENTATION,
-        options.processes,
-        options.threads,
-        ", TLS" if options.tls_cert else "",
-        extra=fields(
-            "serves",
-            agent=name,
-            addresses=",".join(map(str, addresses)),
-            codec=codec.IMPLEMENTATION,
-            processes=options.processes,
-            threads=options.threads,
-            tls=bool(options.tls_cert),
-        ),
-    )
-
-
-def log_stop(seconds: float) -> None:
-    """Log once that the service has stopped."""
-    what = fields("stopped", duration=round(seconds, 3))
-    logger.info("stopped in %.1f s", seconds, extra=what)

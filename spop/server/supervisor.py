@@ -35,6 +35,7 @@ from spop.server.board import PLACES, Board
 from spop.server.channel import Channel, Received
 from spop.server.children import WorkerProcess, Workers, child
 from spop.server.health import Health, service_health
+from spop.server.life_log import log_start, log_stop
 from spop.server.listeners import bound_address, close_all, listen, listen_all
 from spop.server.messages import check_message
 from spop.server.moves import Moves
@@ -42,7 +43,6 @@ from spop.server.orphans import end_with_parent
 from spop.server.privileges import check_privileges, drop_privileges
 from spop.server.questions import Answers, Questions
 from spop.server.reload_log import ReloadLog
-from spop.server.server import log_start, log_stop
 from spop.server.sharing import Sharing
 from spop.server.signals import GRACE, Hurry, Signals
 from spop.server.status import Status, summed
