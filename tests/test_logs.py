@@ -68,6 +68,7 @@ def test_json_lines_have_fields_in_place_of_text(tmp_path: Path) -> None:
         assert failed["error"] == "ValueError: broken"
         (stopped,) = records(process.lines, "stopped")
         assert stopped["duration"] >= 0
+        assert stopped["frames_crossed"] == 0
 
 
 def test_logfmt_quotes_what_is_no_plain_word() -> None:

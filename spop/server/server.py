@@ -560,7 +560,7 @@ class Server:
                 stopping = time.monotonic()
                 logger.info("stopping", extra=fields("stopping"))
                 self._be_lame(signals)
-        log_stop(time.monotonic() - stopping)
+        log_stop(time.monotonic() - stopping, self.totals())
 
     def _say_where(self) -> None:
         """For a script that has configured no logging, and has a standard error."""

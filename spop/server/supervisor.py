@@ -168,7 +168,7 @@ class Supervisor:
             self._stuck.start()
         while self._running:
             self._run_round()
-        log_stop(time.monotonic() - self._stopping)
+        log_stop(time.monotonic() - self._stopping, self._workers.totals())
 
     def _run_round(self) -> None:
         wait, row = self._timers.run_due(), self._board.supervisor
