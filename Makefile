@@ -13,7 +13,7 @@ help:
 	@echo "make demo     an agent, HAProxy in front of it, and the variable that the agent set"
 	@echo "make test     all tests, with the codec in Python and with the compiled one"
 	@echo "make haproxy  the tests with a real HAProxy, on six versions from package registries"
-	@echo "make fuzz     the property tests, with new examples"
+	@echo "make fuzz     all fuzzers, with sanitizers, each for SECONDS (60); then the property tests, with new examples"
 	@echo "make lint     style and types"
 	@echo "make bench    a report of all benchmarks"
 	@echo "make docs     the documentation, in build/docs"
@@ -49,8 +49,10 @@ haproxy: $(VENV)/dev.stamp
 	SPOP_TEST_HAPROXY=$$($(BIN)/python ci/haproxy_versions.py build/haproxy) \
 		$(BIN)/python -m pytest -q -m haproxy
 
-# The properties, with examples that no run before had.
+# Each fuzzer for SECONDS, and the properties with examples that no run before had.
+SECONDS ?= 60
 fuzz: $(VENV)/dev.stamp
+	$(BIN)/python fuzz/run.py --seconds $(SECONDS)
 	$(BIN)/python -m pytest -q -m hypothesis --hypothesis-profile search
 
 lint: $(VENV)/dev.stamp
