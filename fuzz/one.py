@@ -12,13 +12,15 @@ import importlib
 import sys
 
 import atheris
-import dpkt  # noqa: F401
 
 # What has no compiled twin is followed branch by branch. The rest tells of itself in C.
+for name in ("dpkt", "spop.agent", "spop.codec", "spop.cli", "spop.engine"):
+    importlib.import_module(name)
 for name in ("spop.connection", "spop.handshake"):
-    del sys.modules[name]
+    sys.modules.pop(name, None)
 with atheris.instrument_imports():
-    pass
+    for name in ("spop.connection", "spop.cli.capture", "spop.engine.config.spoe"):
+        importlib.import_module(name)
 
 from pair import compiled, in_python, plain  # noqa: E402
 from targets import WITHOUT_TWINS  # noqa: E402

@@ -79,7 +79,8 @@ def _plain(frames: list[Any], acks: bytes) -> Any:
 
 
 def _of_deferred(deferred: Any) -> Any:
-    calls = [(call.route.name, call.values, call.begun is None) for call in deferred.calls]
+    # The values of a call that has begun serve nobody.
+    calls = [(each.route.name, each.begun is None and each.values) for each in deferred.calls]
     ids = deferred.stream_id, deferred.frame_id
     return *ids, deferred.actions, calls, deferred.room, deferred.size
 
