@@ -7,13 +7,15 @@ SOURCES := setup.py pyproject.toml spop/_objects.pxd spop/_typed_data.pyx spop/_
 # pip shows nothing of what the build had to say.
 SAY_CODEC := $(BIN)/python -c 'import spop.codec as c; print("spop is installed with the " + {"c": "compiled codec", "python": "codec in Python: no compiled one could be built, or SPOP_PURE is set"}[c.IMPLEMENTATION])'
 
-.PHONY: help demo test haproxy fuzz lint bench docs clean
+.PHONY: help demo test haproxy fuzz memcheck coverage lint bench docs clean
 
 help:
 	@echo "make demo     an agent, HAProxy in front of it, and the variable that the agent set"
 	@echo "make test     all tests, with the codec in Python and with the compiled one"
 	@echo "make haproxy  the tests with a real HAProxy, on six versions from package registries"
 	@echo "make fuzz     all fuzzers, with sanitizers, each for SECONDS (60); then the property tests, with new examples"
+	@echo "make memcheck the compiled modules under valgrind, and 10 000 times each way to fail"
+	@echo "make coverage the lines and branches that the tests run, of the compiled modules too"
 	@echo "make lint     style and types"
 	@echo "make bench    a report of all benchmarks"
 	@echo "make docs     the documentation, in build/docs"
@@ -54,6 +56,10 @@ SECONDS ?= 60
 fuzz: $(VENV)/dev.stamp
 	$(BIN)/python fuzz/run.py --seconds $(SECONDS)
 	$(BIN)/python -m pytest -q -m hypothesis --hypothesis-profile search
+
+# The long form of what `make test` does shortly.
+memcheck: $(VENV)/dev.stamp
+	SPOP_MEMCHECK_INPUTS=1000000 SPOP_LEAK_ROUNDS=10000 $(BIN)/python -m pytest -q tests/test_memcheck.py tests/test_leaks.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

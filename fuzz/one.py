@@ -14,7 +14,7 @@ import sys
 import atheris
 
 # What has no compiled twin is followed branch by branch. The rest tells of itself in C.
-for name in ("dpkt", "spop.agent", "spop.codec", "spop.cli"):
+for name in ("dpkt", "spop.agent", "spop.codec"):
     importlib.import_module(name)
 for name in ("spop.connection", "spop.handshake"):
     sys.modules.pop(name, None)

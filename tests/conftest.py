@@ -121,7 +121,8 @@ if os.environ.get("SPOP_PURE", "") not in ("", "0"):
     collect_ignore = [
         "samples", "test_cost.py", "test_distribution.py", "test_docs_haproxy.py", "test_draft.py",
         "test_fuzz.py", "test_haproxy_keywords.py", "test_haproxy_variables.py",
-        "test_haproxy_versions.py", "test_interpreters.py", "test_leaks.py", "test_new.py",
+        "test_haproxy_versions.py", "test_interpreters.py", "test_leaks.py",
+        "test_memcheck.py", "test_new.py",
         "test_notations.py", "test_prometheus.py", "test_samples.py", "test_shutdown.py",
         "test_spoe_config.py", "test_status_page.py", "test_typing.py", "test_validate.py",
         "test_validate_together.py", "test_wireshark.py",

@@ -42,7 +42,9 @@ def run(script: str, own_gil: bool, **environment: str) -> list[str]:
 
 @pytest.mark.parametrize("own_gil", [False, True])
 def test_a_second_interpreter_is_refused(own_gil: bool) -> None:
-    script = f"source = {IMPORT!r}\nexec(source)\ninterpreters.run_string(other, source)\nexec(source)"
+    script = (
+        f"source = {IMPORT!r}\nexec(source)\ninterpreters.run_string(other, source)\nexec(source)"
+    )
     first, refused, again = run(script, own_gil)
     assert (first, again) == ("c 5", "c 5")
     assert refused.startswith("refused: ")
