@@ -61,6 +61,10 @@ fuzz: $(VENV)/dev.stamp
 memcheck: $(VENV)/dev.stamp
 	SPOP_MEMCHECK_INPUTS=1000000 SPOP_LEAK_ROUNDS=10000 $(BIN)/python -m pytest -q tests/test_memcheck.py tests/test_leaks.py
 
+# In a copy, as modules that tell of their lines are slow. TESTS chooses some.
+coverage: $(VENV)/dev.stamp
+	PYTHON=$(abspath $(BIN))/python ci/coverage.sh $(TESTS)
+
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
