@@ -8,10 +8,12 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from spop.counters import Cell, Totals
+from spop.logs import fields
+from spop.metrics import Description
 from spop.server.board import Board, Place
 from spop.server.channel import Channel
 from spop.server.health import health_of, oldest_round
@@ -37,7 +39,7 @@ def child(run: Callable[[], int]) -> int:
             signal.signal(number, signal.SIG_DFL)
         status = run()
     except BaseException:
-        logger.exception("process failed")
+        logger.exception("process failed", extra=fields("process failed"))
     finally:
         with contextlib.suppress(Exception):
             logging.shutdown()
@@ -69,6 +71,7 @@ class WorkerProcess:
     leaving: bool = False
     stopped: bool = False
     handlers: list[str] = field(default_factory=list)
+    metrics: Sequence[Description] = ()
     error: StartError | None = None
 
     ended: bool = False
@@ -110,10 +113,13 @@ class Workers:
     def add(self, worker: WorkerProcess) -> None:
         self._workers.append(worker)
 
-    def is_ready(self, worker: WorkerProcess, handlers: list[str]) -> None:
-        """A worker serves, with handlers of these names."""
+    def is_ready(
+        self, worker: WorkerProcess, handlers: list[str], metrics: Sequence[Description] = ()
+    ) -> None:
+        """A worker serves, with handlers of these names and these metrics of its own."""
         worker.ready = True
         worker.handlers = handlers
+        worker.metrics = metrics
         self._post(worker)
 
     def is_stopped(self, worker: WorkerProcess, stopped: bool) -> None:
@@ -179,7 +185,7 @@ class Workers:
     def _totals_of(self, worker: WorkerProcess) -> Totals:
         totals = Totals()
         for row in self._board.rows(worker.place):
-            totals.add(row, worker.handlers)
+            totals.add(row, worker.handlers, worker.metrics)
         return totals
 
     def _status_of(self, worker: WorkerProcess, stuck_timeout: float) -> WorkerStatus:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import ssl
+import sys
 
 from spop.connection import Disconnect
 from spop.constants import Status
@@ -76,9 +76,19 @@ class ConnectionLog:
         """A connection failed before HELLO, or by an error of our own."""
         text = "connection from %s failed: %s"
         what = fields("connection failed", peer=address, reason=reason(error))
-        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+        if _is_of_tls(error):
             self._broken.warning(text, address, reason(error), extra=what)
         elif isinstance(error, OSError):
             self._ended.log(self._level, text, address, reason(error), extra=what)
         elif self._failed.allows(logging.ERROR, text, address, repr(error), extra=what):
             logger.failure(error, "connection from %s failed", address, extra=what)
+
+
+def _is_of_tls(error: Exception) -> bool:
+    """TLS failed, by more than an end without warning."""
+    ssl = sys.modules.get("ssl")  # Not imported where nothing speaks TLS.
+    return (
+        ssl is not None
+        and isinstance(error, ssl.SSLError)
+        and not isinstance(error, ssl.SSLEOFError)
+    )

@@ -6,7 +6,7 @@ from spop import codec
 from spop.connection import AgentConnection, AgentEvent
 from spop.errors import ProtocolError
 from spop.frames import Control, Frame, engine_digest
-from spop.logs import SafeLogger
+from spop.logs import SafeLogger, fields
 from spop.values import Buffer
 
 logger: SafeLogger = SafeLogger("spop.frames")
@@ -41,10 +41,13 @@ class LoggedConnection(AgentConnection):
                 whole=self.intake.whole,
             )
         except ProtocolError as error:
-            logger.info("%s %s: damaged frame: %s", direction, self.address, error)
+            what = fields("damaged frame", direction=direction, peer=self.address, error=error)
+            logger.info("%s %s: damaged frame: %s", direction, self.address, error, extra=what)
             return len(data)
         for frame in frames:
-            logger.info("%s %s: %r", direction, self.address, _shown(frame))
+            shown = _shown(frame)
+            what = fields("frame", direction=direction, peer=self.address, frame=repr(shown))
+            logger.info("%s %s: %r", direction, self.address, shown, extra=what)
         return consumed
 
 
