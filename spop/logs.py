@@ -26,7 +26,7 @@ _CONTEXT = {
     "stream_id": "spop_stream_id",
     "frame_id": "spop_frame_id",
     "peer": "spop_peer",
-    "engine": "spop_engine_id",
+    "engine": "spop_engine",
 }
 """Names of fields, and the attributes of records that `spop.context.ContextFilter` sets."""
 
@@ -167,7 +167,11 @@ class RateLimitedLog:
                 return False
         timer = threading.Timer(REPORT_AFTER, self._report)
         timer.daemon = True
-        timer.start()
+        try:
+            timer.start()
+        except RuntimeError:  # The system has no thread for it: the next line tries again.
+            with self._lock:
+                self._left_out = 0
         return False
 
     def log(

@@ -40,16 +40,16 @@ class ConnectionLog:
             return
         self._begun.log(
             self._level,
-            "connection from %s: SPOP %s, max-frame-size %d, %s, engine %r",
+            "connection from %s: SPOP %s, max-frame-size %d, %s, engine %s",
             peer.address,
             peer.version,
             peer.max_frame_size,
             ",".join(sorted(peer.capabilities)) or "no capabilities",
-            peer.engine_id,
+            peer.engine,
             extra=fields(
                 "connected",
                 peer=peer.address,
-                engine=peer.engine_id,
+                engine=peer.engine,
                 version=peer.version,
                 max_frame_size=peer.max_frame_size,
                 capabilities=",".join(sorted(peer.capabilities)),
@@ -62,7 +62,7 @@ class ConnectionLog:
         what = fields(
             "disconnected",
             peer=address,
-            engine=peer.engine_id if peer else None,
+            engine=peer.engine if peer else None,
             by="peer" if why.remote else "agent",
             status=int(why.code),
             reason=why.message,

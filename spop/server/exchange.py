@@ -101,7 +101,7 @@ class Connection:
             "software": peer.software if peer else None,
             "capabilities": sorted(peer.capabilities) if peer else [],
             "max_frame_size": protocol.max_frame_size,
-            "engine_id": peer.engine_id if peer else None,
+            "engine": peer.engine if peer else None,
             "in_flight": protocol.in_flight,
             "unsent": len(self.unsent),
             "tls": self.tls is not None,

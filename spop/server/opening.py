@@ -9,7 +9,8 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from spop.connection import AgentConnection
+from spop.connection import ALL_CAPABILITIES, AgentConnection
+from spop.constants import Capability
 from spop.counters import Cell
 from spop.frames import Peer
 from spop.options import Options
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     import ssl
 
     from spop.server.tls import TLSSocket
+
+WAITS = frozenset({Capability.ASYNC})
+"""Not agreed on where connections end by themselves. With async HAProxy up to 3.0 waits for
+`timeout processing` if a NOTIFY crosses a DISCONNECT, else that NOTIFY fails at once."""
 
 
 class Shared(Protocol):
@@ -60,6 +65,8 @@ class Opening:
         self._shared = shared
         self._fast_paths = fast_paths
         self._leaving = leaving
+        ends = loop.options.lame_duck or loop.options.max_connection_age
+        self._capabilities = ALL_CAPABILITIES - WAITS if ends else ALL_CAPABILITIES
         self.movable: int = 0
 
     def add(self, sock: socket.socket, sockaddr: Any, port: int | None) -> None:
@@ -75,7 +82,7 @@ class Opening:
         protocol = self._new_protocol(state["address"])
         peer = protocol.resume_from(state)
         connection = self._new_connection(sock, state["host"], protocol, None)
-        connection.port = state["port"]
+        connection.port, connection.opened = state["port"], state["opened"]
         self._loop.guarded(connection, self._moved_here if new else self._know, connection, peer)
         return connection
 
@@ -144,6 +151,7 @@ class Opening:
             dispatcher=self._loop.dispatcher,
             address=address,
             is_ready=self._shared.is_ready,
+            capabilities=self._capabilities,
         )
 
 
