@@ -327,7 +327,7 @@ def grants(folder: Path, *agents: str, requests: int, by: str = "user") -> int:
 
     def ask(name: str) -> int:
         with Client(f"unix:{folder}/{name}.sock", timeout=30) as client:
-            answers = (client.notify("ratelimit", {by: "u"}).variables for _ in range(requests))
+            answers = (client.notify("ratelimit", **{by: "u"}).variables for _ in range(requests))
             return sum(not answer["txn.denied"] for answer in answers)
 
     with ThreadPoolExecutor() as pool:

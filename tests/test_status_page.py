@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import time
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -19,12 +20,13 @@ from test_admin import get, serving
 from spop import Agent, Client, Message
 from spop.constants import Capability
 from spop.counters import Counts, HandlerCounts
+from spop.frames import engine_digest
 from spop.server import history
 from spop.server.history import History, Sample
 from spop.server.status import Status, WorkerStatus
 from spop.server.usage import usage_of
 
-DOCS = Path(__file__).parent.parent / "docs" / "watching.md"
+DOCS = Path(__file__).parent.parent / "docs" / "metrics.md"
 ENGINE_ID = "0b7f3c3e-3a5d-4c58-9e0c-7e9f6a1ab001"
 
 CUT = """[...document.querySelectorAll("td, th, dt, dd, figcaption, .legend, p, h1")].filter(each =>
@@ -50,13 +52,22 @@ def test_no_text_of_the_page_is_cut_in_a_wide_and_a_narrow_window(tmp_path: Path
         for width in (1400, 420):
             for scheme in ("light", "dark"):
                 page.show(f"http://{base}/", width, scheme)
-                wait_until(lambda: ENGINE_ID in str(text_of(page)), "the connection")
+                wait_until(lambda: engine_digest(ENGINE_ID) in str(text_of(page)), "the connection")
                 page.value("document.querySelector('details').open = true")
                 assert page.value(CUT) == []
                 assert "x" * 100 in text_of(page)
                 assert page.value("document.documentElement.scrollWidth") <= width
                 colours[scheme] = page.value(COLOURS)
         assert colours["light"] != colours["dark"]
+
+
+def test_the_page_says_why_workers_were_restarted(tmp_path: Path) -> None:
+    with serving(tmp_path, "--processes", "2") as (process, base):
+        os.kill(max(process.workers()), signal.SIGKILL)
+        process.wait_for_log("died")
+        with browser(tmp_path / "browser") as page:
+            page.show(f"http://{base}/", 1400, "light")
+            wait_until(lambda: "killed by SIGKILL" in str(text_of(page)), "the reason")
 
 
 def text_of(page: Page) -> Any:
