@@ -26,6 +26,7 @@ import kinds
 import latency
 import neighbours
 import passes
+import ready_agents
 import soak
 import web
 from running import HERE, PROCESSORS, pin
@@ -130,6 +131,11 @@ def of_the_middleware() -> Iterator[str]:
     yield web.table(list(web.measure(seconds=0.5)))
 
 
+def of_ready_agents() -> Iterator[str]:
+    """The ready agents: CPU for a request, and what it is made of."""
+    yield from ready_agents.table()
+
+
 def beside_others() -> Iterator[str]:
     """Beside peers that misbehave."""
     yield neighbours.table(list(neighbours.measure(exchanges=5000, rounds=1)))
@@ -153,7 +159,7 @@ def in_instructions() -> Iterator[str]:
 
 PARTS = (
     micro, over_sockets, by_kind, as_work_grows, latencies, behind_haproxy, of_clients, of_the_engine,
-    of_the_middleware, beside_others, without_growing, in_instructions,
+    of_the_middleware, of_ready_agents, beside_others, without_growing, in_instructions,
 )  # fmt: skip
 
 

@@ -120,6 +120,7 @@ def no_process_variables() -> Iterator[None]:
 if os.environ.get("SPOP_PURE", "") not in ("", "0"):
     collect_ignore = [
         "samples",
+        "test_agent_ratelimit.py",
         "test_agent_reputation.py",
         "test_compat.py",
         "test_cost.py",
