@@ -240,7 +240,7 @@ class _List:
         try:
             text, tag = self._read()
             self.networks = read_networks(text.splitlines())
-            _replace(self._kept, text)
+            replace(self._kept, text)
             count = len(self.networks[0]) + len(self.networks[1])
             self.built = Built(count, int(time.time()), self._tried, "", tag)
         except Exception as error:  # Whatever a library raises, the other lists go on.
@@ -311,10 +311,10 @@ def build(path: Path, sources: dict[str, str], timeout: float) -> None:
     for part in (b"", *parts):
         text += bytes(part)
         text += bytes(_aligned(len(text)) - len(text))
-    _replace(path, text)
+    replace(path, text)
 
 
-def _replace(path: Path, text: bytes) -> None:
+def replace(path: Path, text: bytes) -> None:
     """Write a file that others read whole, before or after."""
     new = path.with_name(f"{path.name}.{os.getpid()}.new")
     new.write_bytes(text)

@@ -69,7 +69,7 @@ class Settings:
         country_scores, asn_scores: of addresses in no list. The higher one counts.
         refresh: seconds until a feed is fetched again. Files are read when they change.
         timeout: seconds for which a feed may send nothing.
-        state_dir: where the lists are kept. All processes with the same lists share them there.
+        state_dir: where lists and databases are kept. All processes of the agent share them there.
     """
 
     lists: dict[str, NetworkList] = field(default_factory=dict)
@@ -248,10 +248,14 @@ def _kept(about: dict[str, Any]) -> str:
 
 
 class Database:
-    """A file in MaxMind's format, opened again when it changes."""
+    """A file in MaxMind's format, opened again when it changes.
 
-    def __init__(self, path: Path) -> None:
+    All processes map one copy of it, as a file that is written in place would change under them.
+    """
+
+    def __init__(self, path: Path, folder: Path) -> None:
         self._path = path
+        self._folder = folder
         self._failures = agent.counter(
             "reputation_database_failures", "Failures to open a database.", database=path.name
         )
@@ -262,7 +266,15 @@ class Database:
 
     def _open(self) -> None:
         self._stamp = stamp(self._path)
-        self._reader = maxminddb.open_database(self._path)
+        copy = self._folder / f"{networks.digest(f'{self._path} {self._stamp}')}.mmdb"
+        if not copy.exists():
+            networks.replace(copy, self._path.read_bytes())
+        try:
+            reader = maxminddb.open_database(copy)
+        except maxminddb.InvalidDatabaseError:
+            copy.unlink(missing_ok=True)
+            raise
+        self._reader, self._copy = reader, copy
         about = self._reader.metadata()
         self._has_6 = about.ip_version == 6
         self._built.set(about.build_epoch)
@@ -271,12 +283,14 @@ class Database:
         """Open a file that has changed. The former one is kept where that fails."""
         if _stamp_or(str(self._path), self._stamp) == self._stamp:
             return False
+        former = self._copy
         try:
             self._open()
         except (OSError, ValueError, maxminddb.InvalidDatabaseError) as error:
             self._failures.add()
             logger.error("database %s: %s; the former one is kept", self._path, error)
             return False
+        former.unlink(missing_ok=True)  # Who has mapped it keeps it.
         logger.info("database %s was replaced", self._path)
         return True
 
@@ -294,7 +308,7 @@ def resources() -> Iterator[dict[str, Any]]:
     lists.start()
     yield {
         "lists": lists,
-        "databases": [Database(path) for path in agent.config.databases],
+        "databases": [Database(path, agent.config.state_dir) for path in agent.config.databases],
     }
     lists.close()
 
