@@ -66,9 +66,14 @@ lint: $(VENV)/dev.stamp
 bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/report.py
 
-docs: $(VENV)/dev.stamp
-	$(BIN)/pip install -q 'mkdocs>=1.6'
-	$(BIN)/mkdocs build --strict --site-dir build/docs
+$(VENV)/docs.stamp: $(VENV)/dev.stamp
+	$(BIN)/pip install -q -e '.[docs]'
+	@touch $@
+
+# The site, and a look at each of its pages in a browser, where there is one.
+docs: $(VENV)/docs.stamp
+	$(BIN)/mkdocs build --strict --quiet --site-dir build/docs
+	SPOP_TEST_SITE=build/docs $(BIN)/python -m pytest -q tests/test_site.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info spop/*.so spop/*/*.so spop/_typed_data.c spop/_codec.c spop/_headers.c spop/_cache.c spop/_intake.c spop/_async_call.c spop/_route.c spop/_dispatch.c spop/_port.c spop/load/_acks.c spop/server/_alarm.c

@@ -24,7 +24,7 @@ from spop.server.history import History, Sample
 from spop.server.status import Status, WorkerStatus
 from spop.server.usage import usage_of
 
-DOCS = Path(__file__).parent.parent / "docs" / "watching.md"
+DOCS = Path(__file__).parent.parent / "docs" / "metrics.md"
 ENGINE_ID = "0b7f3c3e-3a5d-4c58-9e0c-7e9f6a1ab001"
 
 CUT = """[...document.querySelectorAll("td, th, dt, dd, figcaption, .legend, p, h1")].filter(each =>

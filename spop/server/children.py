@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from spop.counters import Totals
+from spop.logs import fields
 from spop.metrics import Description
 from spop.server.board import Board, Place
 from spop.server.channel import Channel
@@ -38,7 +39,7 @@ def child(run: Callable[[], int]) -> int:
             signal.signal(number, signal.SIG_DFL)
         status = run()
     except BaseException:
-        logger.exception("process failed")
+        logger.exception("process failed", extra=fields("process failed"))
     finally:
         with contextlib.suppress(Exception):
             logging.shutdown()

@@ -20,7 +20,7 @@ from spop.dispatch import Call
 from spop.errors import HandlerError
 from spop.forks import serve_in_this_thread
 from spop.lifespan import use_state
-from spop.logs import SafeLogger
+from spop.logs import SafeLogger, fields
 from spop.poller import Poller
 from spop.port import Sleeper
 from spop.server.exchange import Host
@@ -164,7 +164,8 @@ class _Threads:
                     self._idle.append(sleeper)
                 sleeper.sleep()
         except BaseException as error:  # Not a handler's: `_run` takes those.
-            logger.failure(error, "a thread of the pool died and is replaced")
+            what = fields("thread died", thread=threading.current_thread().name)
+            logger.failure(error, "a thread of the pool died and is replaced", extra=what)
             with self._lock:
                 self._started -= 1
                 self._waking = False

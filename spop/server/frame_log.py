@@ -5,7 +5,7 @@ from __future__ import annotations
 from spop import codec
 from spop.connection import AgentConnection, AgentEvent
 from spop.errors import ProtocolError
-from spop.logs import SafeLogger
+from spop.logs import SafeLogger, fields
 from spop.values import Buffer
 
 logger: SafeLogger = SafeLogger("spop.frames")
@@ -40,8 +40,10 @@ class LoggedConnection(AgentConnection):
                 whole=self.intake.whole,
             )
         except ProtocolError as error:
-            logger.info("%s %s: damaged frame: %s", direction, self.address, error)
+            what = fields("damaged frame", direction=direction, peer=self.address, error=error)
+            logger.info("%s %s: damaged frame: %s", direction, self.address, error, extra=what)
             return len(data)
         for frame in frames:
-            logger.info("%s %s: %r", direction, self.address, frame)
+            what = fields("frame", direction=direction, peer=self.address, frame=repr(frame))
+            logger.info("%s %s: %r", direction, self.address, frame, extra=what)
         return consumed

@@ -10,7 +10,8 @@ import ssl
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from spop.connection import AgentConnection
+from spop.connection import ALL_CAPABILITIES, AgentConnection
+from spop.constants import Capability
 from spop.counters import Cell
 from spop.frames import Peer
 from spop.options import Options
@@ -22,6 +23,10 @@ from spop.server.frame_log import LoggedConnection
 from spop.server.leaving import Leaving
 from spop.server.listeners import peer_host, peer_name
 from spop.server.tls import TLSSocket
+
+WAITS = frozenset({Capability.ASYNC})
+"""Not agreed on where connections end by themselves. With async HAProxy up to 3.0 waits for
+`timeout processing` if a NOTIFY crosses a DISCONNECT, else that NOTIFY fails at once."""
 
 
 class Shared(Protocol):
@@ -57,6 +62,8 @@ class Opening:
         self._shared = shared
         self._fast_paths = fast_paths
         self._leaving = leaving
+        ends = loop.options.lame_duck or loop.options.max_connection_age
+        self._capabilities = ALL_CAPABILITIES - WAITS if ends else ALL_CAPABILITIES
         self.movable: int = 0
 
     def add(self, sock: socket.socket, sockaddr: Any, port: int | None) -> None:
@@ -141,4 +148,5 @@ class Opening:
             dispatcher=self._loop.dispatcher,
             address=address,
             is_ready=self._shared.is_ready,
+            capabilities=self._capabilities,
         )

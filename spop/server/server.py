@@ -186,7 +186,8 @@ class Server:
     def _make_loops(self) -> None:
         """Make the loops, and set up the lifespans of the worker."""
         if not self.agent.handlers:
-            logger.warning("agent %r has no handlers", self.agent.name)
+            what = fields("no handlers", agent=self.agent.name)
+            logger.warning("agent %r has no handlers", self.agent.name, extra=what)
         loops = [
             Loop(self, self._rows[number], f"spop-loop-{number}")
             for number in range(self.options.threads)
@@ -422,7 +423,8 @@ class Server:
 
         Without that loop the service would be half dead, so all of it ends.
         """
-        logger.failure(error, "%s died", threading.current_thread().name)
+        name = threading.current_thread().name
+        logger.failure(error, "%s died", name, extra=fields("thread died", thread=name))
         if self.failed is None:
             self.failed = error
         if self.ends_process:
@@ -523,7 +525,7 @@ class Server:
         try:
             self._lifespans.close()
         except Exception as error:
-            logger.failure(error, "a lifespan failed")
+            logger.failure(error, "a lifespan failed", extra=fields("lifespan failed"))
         if self._stuck_log is not None:
             self._stuck_log.stop()
         if self._admin is not None:
@@ -554,7 +556,8 @@ class Server:
             with self:
                 self._say_where()
                 while signals.wait() == signal.SIGUSR1:
-                    logger.info("%s", self.status(connections=False))
+                    status = str(self.status(connections=False))
+                    logger.info("%s", status, extra=fields("status", status=status))
                     self.log_connections()
                 stopping = time.monotonic()
                 logger.info("stopping", extra=fields("stopping"))
@@ -636,9 +639,11 @@ class Server:
     def log_connections(self) -> None:
         """Log a line for each connection, with its state."""
         connections = self.connections()
-        logger.info("%d connections", len(connections))
+        count = len(connections)
+        logger.info("%d connections", count, extra=fields("connections", count=count))
         for each in connections:
-            logger.info("connection %s", " ".join(f"{key}={each[key]!r}" for key in each))
+            text = " ".join(f"{key}={each[key]!r}" for key in each)
+            logger.info("connection %s", text, extra=fields("connection", **each))
 
     def __enter__(self) -> Self:
         self.start()
@@ -678,7 +683,15 @@ def log_start(name: str, addresses: list[Address], options: Options) -> None:
         options.processes,
         options.threads,
         ", TLS" if options.tls_cert else "",
-        extra=fields("serves", agent=name, addresses=",".join(map(str, addresses))),
+        extra=fields(
+            "serves",
+            agent=name,
+            addresses=",".join(map(str, addresses)),
+            codec=codec.IMPLEMENTATION,
+            processes=options.processes,
+            threads=options.threads,
+            tls=bool(options.tls_cert),
+        ),
     )
 
 

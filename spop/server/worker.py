@@ -15,6 +15,7 @@ from typing import Any
 
 from spop.agent import Agent
 from spop.counters import Cells
+from spop.logs import fields
 from spop.options import Options
 from spop.server.balance import Balance
 from spop.server.channel import Channel
@@ -126,7 +127,7 @@ class _Worker:
     def _told(self) -> None:
         received = self._channel.receive()
         if received is None:
-            logger.error("the supervisor is gone: stopping")
+            logger.error("the supervisor is gone: stopping", extra=fields("supervisor gone"))
             self._selector.unregister(self._channel)
             alarm.order(self._server.options.drain_timeout + GRACE)
             self._stop()

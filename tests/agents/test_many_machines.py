@@ -1,4 +1,4 @@
-"""Four agents, as on four machines: the files of docs/many-machines.md, under load.
+"""Four agents, as on four machines: the files of docs/machines.md, under load.
 
 Addresses of 127/8 stand for the machines. One agent is drained and added again, one is killed. Each
 request gets the right answer, or HAProxy counts an error.
@@ -25,7 +25,7 @@ from serving import Served, served
 
 from spop.testing.haproxy import Process
 
-PAGE = Page("many-machines.md")
+PAGE = Page("machines.md")
 AGENT = """
 from ipaddress import IPv4Address
 from spop import Agent
