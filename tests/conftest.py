@@ -119,7 +119,7 @@ def no_process_variables() -> Iterator[None]:
 # These tests use no twin. They run once, with the compiled modules.
 if os.environ.get("SPOP_PURE", "") not in ("", "0"):
     collect_ignore = [
-        "agents", "samples", "test_agent_reputation.py", "test_cost.py", "test_distribution.py",
+        "agents", "samples", "test_agent_ratelimit.py", "test_agent_reputation.py", "test_cost.py", "test_distribution.py",
         "test_docs.py", "test_docs_haproxy.py", "test_draft.py", "test_haproxy_keywords.py",
         "test_haproxy_variables.py", "test_haproxy_versions.py", "test_new.py", "test_notations.py",
         "test_own_metrics.py", "test_prometheus.py", "test_samples.py", "test_site.py",
