@@ -102,7 +102,7 @@ def test_a_share_is_one_token_at_least() -> None:
 def test_who_has_the_file_open_shares_each_token(tmp_path: Path) -> None:
     def take_many(_: int) -> int:
         with closing(SharedStore(tmp_path / "table", 1000)) as table:
-            return sum(table.take_now([Asked("x", DAY, 3)])[0].tokens for _ in range(400))
+            return sum(table.take([Asked("x", DAY, 3)])[0].tokens for _ in range(400))
 
     with ThreadPoolExecutor(3) as pool:
         assert sum(pool.map(take_many, range(3))) == 1000
@@ -112,12 +112,12 @@ def test_a_table_without_room_forgets_the_key_whose_tokens_are_back_first(tmp_pa
     table = SharedStore(tmp_path / "table", 8)
     for number in range(8):
         rule = Rule(10, 60 * (number + 1), 10, fixed=False)
-        table.take_now([Asked(f"k{number}", rule, 10)])
+        table.take([Asked(f"k{number}", rule, 10)])
     assert table.forgotten == 0
-    table.take_now([Asked("new", DAY, 1)])
+    table.take([Asked("new", DAY, 1)])
     assert table.forgotten == 1
-    assert table.take_now([Asked("k7", Rule(10, 480, 10, fixed=False), 1)])[0].tokens == 0
-    assert table.take_now([Asked("k0", Rule(10, 60, 10, fixed=False), 1)])[0].tokens == 1
+    assert table.take([Asked("k7", Rule(10, 480, 10, fixed=False), 1)])[0].tokens == 0
+    assert table.take([Asked("k0", Rule(10, 60, 10, fixed=False), 1)])[0].tokens == 1
     table.close()
 
 
@@ -132,7 +132,7 @@ def test_both_stores_give_the_same_answers(store: RedisServer, tmp_path: Path) -
             asked = [Asked(str(rule), rule, 1 + turn % 3) for rule in some]
             if not asked:
                 continue
-            ours, theirs = table.take_now(asked), await remote.take(asked)
+            ours, theirs = table.take(asked), await remote.take(asked)
             assert [each[:2] for each in ours] == [each[:2] for each in theirs], turn
             for one, other in zip(ours, theirs, strict=True):
                 assert one[2:] == pytest.approx(other[2:], abs=20)

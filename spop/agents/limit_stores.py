@@ -20,7 +20,7 @@ import struct
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -78,17 +78,6 @@ class Grant(NamedTuple):
     reset: float
 
 
-class Store(Protocol):
-    """Keeps what was used of limits."""
-
-    async def take(self, asked: Sequence[Asked]) -> list[Grant]:
-        """Take tokens of all these limits, of each at least one, or of none of them.
-
-        Raises:
-            StoreError: the store did not answer in time.
-        """
-
-
 class StoreError(Exception):
     """The store did not answer."""
 
@@ -142,7 +131,7 @@ class SharedStore:
             if path.stat().st_size != size:
                 self._file.truncate(size)
         self._memory = mmap.mmap(self._file.fileno(), size)
-        self.forgotten = 0
+        self.forgotten: int = 0
 
     def __enter__(self) -> None:
         """Lock it. Each event loop has a file of its own, and so a lock of its own."""
@@ -155,11 +144,8 @@ class SharedStore:
         self._memory.close()
         self._file.close()
 
-    async def take(self, asked: Sequence[Asked]) -> list[Grant]:
-        return self.take_now(asked)
-
-    def take_now(self, asked: Sequence[Asked]) -> list[Grant]:
-        """`take`, which waits for nothing but the other processes' lock."""
+    def take(self, asked: Sequence[Asked]) -> list[Grant]:
+        """Take tokens of all these limits, of each at least one, or of none of them."""
         numbers = [_number(each.key) for each in asked]
         with self:
             now = time.time()
@@ -276,9 +262,14 @@ class RedisStore:
         self._sending: set[asyncio.Task[None]] = set()
         self._pause, _ = PAUSES
         self._paused_until = 0.0
-        self.fails = ""
+        self.fails: str = ""
 
     async def take(self, asked: Sequence[Asked]) -> list[Grant]:
+        """Take tokens of all these limits, of each at least one, or of none of them.
+
+        Raises:
+            StoreError: it did not answer in time.
+        """
         if time.monotonic() < self._paused_until:
             raise StoreError(self.fails)
         loop = asyncio.get_running_loop()

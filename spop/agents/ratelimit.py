@@ -30,8 +30,9 @@ from redis.connection import parse_url
 
 from spop import Agent
 from spop.agents.limit_stores import PAUSES, Asked, Grant, RedisStore, Rule, SharedStore, StoreError
+from spop.metrics import Counter, Gauge
 
-logger = logging.getLogger("spop.agents.ratelimit")
+logger: logging.Logger = logging.getLogger("spop.agents.ratelimit")
 
 PERIODS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 LEASE = 0.01
@@ -76,8 +77,8 @@ class Limit:
         if not self.by or len(set(self.by)) < len(self.by):
             raise ValueError("by: it names one or several different things")
         count, period = int(found[1]), int(found[2] or 1) * PERIODS[found[3]]
-        self.rule = Rule(count, period, self.burst or count, self.algorithm == "fixed")
-        self.policy = f"{count};w={period}"
+        self.rule: Rule = Rule(count, period, self.burst or count, self.algorithm == "fixed")
+        self.policy: str = f"{count};w={period}"
 
 
 @dataclass
@@ -122,16 +123,20 @@ class Settings:
                 raise ValueError(f"store: {error}") from None
 
 
-agent = Agent(name="ratelimit", config=Settings)
-allowed = agent.counter("ratelimit_requests", "Requests, by answer.", answer="allowed")
-denied = agent.counter("ratelimit_requests", "Requests, by answer.", answer="denied")
-shadowed = agent.counter("ratelimit_requests", "Requests, by answer.", answer="shadow_denied")
-asked_store = agent.counter("ratelimit_store_requests", "Questions to the store.")
-failed_store = agent.counter(
+agent: Agent = Agent(name="ratelimit", config=Settings)
+allowed: Counter = agent.counter("ratelimit_requests", "Requests, by answer.", answer="allowed")
+denied: Counter = agent.counter("ratelimit_requests", "Requests, by answer.", answer="denied")
+shadowed: Counter = agent.counter(
+    "ratelimit_requests", "Requests, by answer.", answer="shadow_denied"
+)
+asked_store: Counter = agent.counter("ratelimit_store_requests", "Questions to the store.")
+failed_store: Counter = agent.counter(
     "ratelimit_store_failures", "Questions that it did not answer in time."
 )
-store_down = agent.gauge("ratelimit_store_down", "1 while a process has no answer of the store.")
-forgotten = agent.counter(
+store_down: Gauge = agent.gauge(
+    "ratelimit_store_down", "1 while a process has no answer of the store."
+)
+forgotten: Counter = agent.counter(
     "ratelimit_forgotten_keys", "Keys in use that the memory had no room for."
 )
 
@@ -147,10 +152,12 @@ class Lease:
     """
 
     def __init__(self, name: str, limit: Limit, key: str) -> None:
-        self.name, self.limit, self.key = name, limit, key
-        self.tokens = 0
-        self.until = 0.0
-        self.denied_until = 0.0
+        self.name: str = name
+        self.limit: Limit = limit
+        self.key: str = key
+        self.tokens: int = 0
+        self.until: float = 0.0
+        self.denied_until: float = 0.0
         self.asking = False
         self._most = max(1, int(LEASE * min(limit.rule.amount, limit.rule.burst)))
         self._size = 1
@@ -291,7 +298,7 @@ class Limiter:
 
     def _take_here(self, asked: Sequence[Asked]) -> list[Grant]:
         before = self._shared.forgotten
-        grants = self._shared.take_now(asked)
+        grants = self._shared.take(asked)
         if self._shared.forgotten > before:
             forgotten.add(self._shared.forgotten - before)
         return grants
