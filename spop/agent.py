@@ -45,7 +45,6 @@ from spop.metrics import Counter as CounterMetric
 from spop.metrics import Gauge, Metrics
 from spop.options import ServeOptions
 from spop.parameters import LEFT, described, name_of, place_of
-from spop.settings import SettingsError, fill
 from spop.start_errors import users_part
 from spop.values import Value, type_unset
 
@@ -366,6 +365,8 @@ class Agent:
             SettingsError: a field has no default, and nothing has set it.
         """
         if self.config_class is not None and self._config is None:
+            from spop.settings import fill
+
             self._config = fill(self.config_class)
 
     def on_connect(self, hook: Callable[[Peer], object]) -> Callable[[Peer], object]:
@@ -628,6 +629,8 @@ def _settings(config: Any) -> tuple[type | None, Any]:
         raise TypeError(f"config: a dataclass is needed, not {config!r}")
     if not isinstance(config, type):
         return None, config
+    from spop.settings import SettingsError, fill
+
     try:
         return config, fill(config)
     except SettingsError:  # A field without a default. `spop serve` fills it.

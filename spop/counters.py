@@ -56,6 +56,7 @@ class Cell(IntEnum):
     OUT_OF_MEMORY = auto()
     TOO_OLD = auto()
     FRAMES_CROSSED = auto()
+    FRAMES_LOST = auto()
     DISCONNECTS_SENT = 32
     DISCONNECTS_RECEIVED = 48
 
@@ -233,7 +234,9 @@ class Totals:
             self._add_route(name, theirs)
 
     def end(self) -> None:
-        """The process has ended: no connection of it is open, no job waits or runs."""
+        """The process has ended: no connection of it is open, no job waits or runs, and no frame
+        in its hands will be answered."""
+        self.cells[Cell.FRAMES_LOST] += self.in_hand
         for cell in GAUGES:
             self.cells[cell] = 0
         for route in self.routes.values():
@@ -261,7 +264,8 @@ class Totals:
         """Number of NOTIFY frames that are not answered yet."""
         # A row may be counting while it is read.
         cells = self.cells
-        return max(0, cells[Cell.NOTIFIES] - cells[Cell.ACKS] - cells[Cell.ACKS_DROPPED])
+        answered = cells[Cell.ACKS] + cells[Cell.ACKS_DROPPED] + cells[Cell.FRAMES_LOST]
+        return max(0, cells[Cell.NOTIFIES] - answered)
 
     def counts(self) -> Counts:
         """The sums by name."""

@@ -19,6 +19,7 @@ import spop
 from spop import Agent, codec
 from spop.client import Client
 from spop.context import ContextFilter, log_ids
+from spop.frames import engine_digest
 from spop.logs import JSONFormatter, LogfmtFormatter
 
 AGENT = """
@@ -58,9 +59,9 @@ def test_json_lines_have_fields_in_place_of_text(tmp_path: Path) -> None:
             codec.IMPLEMENTATION, 1, 1, False,
         )  # fmt: skip
         (begun,) = records(process.lines, "connected")
-        assert (begun["engine"], begun["version"]) == ("e1", "2.0")
+        assert (begun["engine"], begun["version"]) == (engine_digest("e1"), "2.0")
         (ended,) = records(process.lines, "disconnected")
-        assert (ended["engine"], ended["status"], ended["by"]) == ("e1", 0, "peer")
+        assert (ended["engine"], ended["status"], ended["by"]) == (engine_digest("e1"), 0, "peer")
         assert ended["peer"] == begun["peer"]
         assert ended["duration"] >= 0
         (failed,) = records(process.lines, "handler failed")

@@ -57,6 +57,7 @@ def test_they_are_summed_over_processes_and_outlive_a_worker(tmp_path: Path) -> 
     with served(*options, target=f"{tmp_path}/own.py:agent") as process:
         process.wait_for_log("admin on")
         base = "http://" + process.log.split("admin on ")[1].split()[0]
+        wait_until(lambda: shown(tmp_path, base).get(("configured", "x")) == 4, "both workers")
         clients = [Client(address) for _ in range(6)]
         for client in clients:
             pid = client.notify("see", kind="a").variables["txn.pid"]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from spop.counters import Totals
+from spop.counters import Cell, Totals
 from spop.logs import fields
 from spop.metrics import Description
 from spop.server.board import Board, Place
@@ -95,7 +95,11 @@ class Workers:
         self._board = board
         self._workers: list[WorkerProcess] = []
         self._retired = Totals()
-        self.frames_lost: int = 0
+
+    @property
+    def frames_lost(self) -> int:
+        """Number of frames that workers had not answered when they ended."""
+        return self._retired.cells[Cell.FRAMES_LOST]
 
     def __iter__(self) -> Iterator[WorkerProcess]:
         return iter(list(self._workers))
@@ -144,11 +148,9 @@ class Workers:
         worker.ended = True
         totals = self._totals_of(worker)
         self._board.free(worker.place)
-        lost = totals.in_hand
-        self.frames_lost += lost
         totals.end()
         self._retired.merge(totals)
-        return lost
+        return totals.cells[Cell.FRAMES_LOST]
 
     def serving(self) -> list[WorkerProcess]:
         """The workers that serve and do not leave, ordered by number of connections."""

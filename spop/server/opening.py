@@ -6,9 +6,8 @@ A loop serves them from then on. `leaving` decides how they end.
 from __future__ import annotations
 
 import socket
-import ssl
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from spop.connection import ALL_CAPABILITIES, AgentConnection
 from spop.constants import Capability
@@ -22,7 +21,11 @@ from spop.server.exchange import Connection, Host
 from spop.server.frame_log import LoggedConnection
 from spop.server.leaving import Leaving
 from spop.server.listeners import peer_host, peer_name
-from spop.server.tls import TLSSocket
+
+if TYPE_CHECKING:
+    import ssl
+
+    from spop.server.tls import TLSSocket
 
 WAITS = frozenset({Capability.ASYNC})
 """Not agreed on where connections end by themselves. With async HAProxy up to 3.0 waits for
@@ -124,7 +127,7 @@ class Opening:
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        served = TLSSocket(sock, tls) if tls and sock.family != socket.AF_UNIX else sock
+        served = _secured(sock, tls) if tls and sock.family != socket.AF_UNIX else sock
         connection, fd = Connection(served, host, protocol), served.fileno()
         protocol.intake.memory = self._leaving.memory
         connection.fast_path = FastPath(self._fast_paths, protocol.intake, fd, connection)
@@ -150,3 +153,9 @@ class Opening:
             is_ready=self._shared.is_ready,
             capabilities=self._capabilities,
         )
+
+
+def _secured(sock: socket.socket, context: ssl.SSLContext) -> TLSSocket:
+    from spop.server.tls import TLSSocket  # ssl takes as much memory as all of the server.
+
+    return TLSSocket(sock, context)

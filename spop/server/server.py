@@ -9,15 +9,13 @@ import logging
 import os
 import signal
 import socket
-import ssl
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from spop import codec
 from spop.address import Address, Addresses
 from spop.agent import Agent
 from spop.counters import OWN, ROUTES, Cell, Cells, Totals, new_row, row_size
@@ -35,12 +33,15 @@ from spop.server.health import READY_WITHIN, Health, health_of, oldest_round
 from spop.server.leaving import GiveAway, Taken
 from spop.server.listeners import bound_address, close_all, listen_all, peer_host
 from spop.server.loop import Loop
+from spop.server.service_log import log_start, log_stop
 from spop.server.signals import GRACE, Signals
 from spop.server.slow import SlowLog
 from spop.server.status import Status, summed
 from spop.server.stuck import StuckLog
-from spop.server.tls import server_context
 from spop.start_errors import users_part
+
+if TYPE_CHECKING:
+    import ssl
 
 logger: SafeLogger = SafeLogger("spop.server")
 
@@ -89,7 +90,7 @@ class Server:
         self.options: Options = options or Options.of(bind, **more_options)
         self.engines: Engines = Engines()
         self.admission: Admission = Admission(self.options, balance)
-        self.tls: ssl.SSLContext | None = tls or server_context(self.options)
+        self.tls: ssl.SSLContext | None = tls or tls_context(self.options)
         self._rows = _rows(rows, self.options.threads + 1, agent)
         self.executor: Executor = Executor(
             agent, self.options.pool_size, self.options.max_queue, self._rows[-1]
@@ -556,8 +557,7 @@ class Server:
             with self:
                 self._say_where()
                 while signals.wait() == signal.SIGUSR1:
-                    status = str(self.status(connections=False))
-                    logger.info("%s", status, extra=fields("status", status=status))
+                    self.status(connections=False).log(logger)
                     self.log_connections()
                 stopping = time.monotonic()
                 logger.info("stopping", extra=fields("stopping"))
@@ -643,7 +643,9 @@ class Server:
         logger.info("%d connections", count, extra=fields("connections", count=count))
         for each in connections:
             text = " ".join(f"{key}={each[key]!r}" for key in each)
-            logger.info("connection %s", text, extra=fields("connection", **each))
+            # `peer` and `engine` are what other lines call them.
+            peer = {"peer": each.pop("address"), "engine": each.pop("engine_id")}
+            logger.info("connection %s", text, extra=fields("connection", **peer, **each))
 
     def __enter__(self) -> Self:
         self.start()
@@ -673,29 +675,10 @@ def _rows(rows: list[Cells] | None, count: int, agent: Agent) -> list[Cells]:
     return rows
 
 
-def log_start(name: str, addresses: list[Address], options: Options) -> None:
-    """Log once that the agent serves."""
-    logger.info(
-        "agent %r serves on %s (codec: %s, processes: %d, threads: %d%s)",
-        name,
-        ", ".join(map(str, addresses)),
-        codec.IMPLEMENTATION,
-        options.processes,
-        options.threads,
-        ", TLS" if options.tls_cert else "",
-        extra=fields(
-            "serves",
-            agent=name,
-            addresses=",".join(map(str, addresses)),
-            codec=codec.IMPLEMENTATION,
-            processes=options.processes,
-            threads=options.threads,
-            tls=bool(options.tls_cert),
-        ),
-    )
+def tls_context(options: Options) -> ssl.SSLContext | None:
+    """The context for TLS, if the options ask for it. Raises what `server_context` raises."""
+    if not options.tls_cert:
+        return None
+    from spop.server.tls import server_context  # ssl takes as much memory as all of the server.
 
-
-def log_stop(seconds: float) -> None:
-    """Log once that the service has stopped."""
-    what = fields("stopped", duration=round(seconds, 3))
-    logger.info("stopped in %.1f s", seconds, extra=what)
+    return server_context(options.tls_cert, options)

@@ -14,11 +14,14 @@ from typing import Any, Self
 
 from spop import codec
 from spop.counters import Counts, HandlerCounts, OwnMetric, Totals
+from spop.logs import SafeLogger, fields
 from spop.server.health import Health
 from spop.version import __version__
 
 WORKER_STATES = ("starting", "ready", "busy", "stuck", "stopped", "leaving")
 """A busy worker has had a round for more than a second; a signal has stopped a stopped one."""
+
+_LOGGED = ("agent", "alive", "ready", "draining", "restarts", "frames_lost")
 
 
 def summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -115,15 +118,26 @@ class Status:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Self:
+    def from_json(cls, found: dict[str, Any]) -> Self:
         """The status that `to_json` was called for."""
         made = {
-            "workers": [WorkerStatus(**each) for each in fields["workers"]],
-            "counts": Counts(**fields["counts"]),
-            "handlers": [HandlerCounts(**each) for each in fields["handlers"]],
-            "metrics": [OwnMetric(**each) for each in fields["metrics"]],
+            "workers": [WorkerStatus(**each) for each in found["workers"]],
+            "counts": Counts(**found["counts"]),
+            "handlers": [HandlerCounts(**each) for each in found["handlers"]],
+            "metrics": [OwnMetric(**each) for each in found["metrics"]],
         }
-        return cls(**{**fields, **made})
+        return cls(**{**found, **made})
+
+    def log(self, logger: SafeLogger) -> None:
+        """Log a line, on SIGUSR1."""
+        what = fields(
+            "status",
+            **{name: getattr(self, name) for name in _LOGGED},
+            workers=len(self.workers),
+            duration=round(time.time() - self.started, 1),
+            **dataclasses.asdict(self.counts),
+        )
+        logger.info("%s", self, extra=what)
 
     def __str__(self) -> str:
         """A line for the log."""

@@ -43,7 +43,7 @@ from spop.server.orphans import end_with_parent
 from spop.server.privileges import check_privileges, drop_privileges
 from spop.server.questions import Answers, Questions
 from spop.server.reload_log import ReloadLog
-from spop.server.server import log_start, log_stop
+from spop.server.service_log import log_start, log_stop
 from spop.server.sharing import Sharing
 from spop.server.signals import GRACE, Hurry, Signals
 from spop.server.status import Status, summed
@@ -554,8 +554,7 @@ class Supervisor:
 
     def _log_status(self) -> None:
         """Log the service's status; each worker logs its connections."""
-        status = str(self._status())
-        logger.info("%s", status, extra=fields("status", status=status))
+        self._status().log(logger)
         for worker in self._workers:
             if worker.ready:
                 worker.channel.send({"type": "log"})

@@ -23,10 +23,9 @@ from spop.server.ending import Hurries
 from spop.server.leaving import Taken
 from spop.server.orphans import end_with_parent
 from spop.server.privileges import drop_privileges
-from spop.server.server import Server
+from spop.server.server import Server, tls_context
 from spop.server.signals import GRACE, Hurry, Signals, alarm
 from spop.server.sources import import_as_they_are, source_files
-from spop.server.tls import server_context
 from spop.start_errors import StartError, start_error
 
 logger: logging.Logger = logging.getLogger("spop.server")
@@ -51,7 +50,7 @@ def run_worker(
     faulthandler.enable(2)  # On SIGABRT from the supervisor it shows where all threads are.
     with contextlib.ExitStack() as stack:
         try:
-            tls = server_context(options)
+            tls = tls_context(options)
             drop_privileges(options)
             end_with_parent(parent, signal.SIGTERM)
             import_as_they_are()

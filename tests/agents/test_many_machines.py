@@ -10,19 +10,26 @@ import contextlib
 import csv
 import http.client
 import random
+import shutil
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import haproxy
+import pytest
 from haproxy import Answer, Load, wait_until
 from pages import Page
 from services import Service
 from serving import Served, served
 
+from spop.agents import ratelimit
+from spop.cli.settings import give_settings
 from spop.testing.haproxy import Process
 
 PAGE = Page("machines.md")
@@ -157,6 +164,52 @@ def test_four_machines_of_which_one_is_drained_one_added_and_one_dies(
     assert load.broken == 0
     assert len(load.answers) == sum(map(is_right, load.answers)) + len(errors)
     assert len(errors) == counted
+
+
+@contextlib.contextmanager
+def redis_server(folder: Path) -> Iterator[str]:
+    """The URL of a Redis."""
+    if shutil.which("redis-server") is None:
+        pytest.skip("there is no redis-server")
+    path = folder / "redis.sock"
+    command = ["redis-server", "--port", "0", "--unixsocket", str(path), "--save", ""]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        wait_until(path.exists, "redis-server")
+        yield f"unix://{path}?db=0"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_four_machines_share_a_rate_limit(haproxy_binary: str, tmp_path: Path) -> None:
+    port, limit = free_port(), 100
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(redis_server(tmp_path))
+        (tmp_path / "spop.toml").write_text(
+            f'[settings]\nstore = "{store}"\n\n[settings.limits.address]\n'
+            f'rate = "{limit}/d"\nalgorithm = "fixed"\nby = ["address"]\n'
+        )
+        give_settings(ratelimit.agent, tmp_path / "spop.toml")
+        stack.callback(setattr, ratelimit.agent, "config", None)
+        for host in HOSTS.values():
+            stack.enter_context(ratelimit.agent.serve_in_background(f"{host}:{port}"))
+        web = stack.enter_context(Service())
+        lines = (f"{host}:{port} check" for host in HOSTS.values())
+        servers = "".join(f"\n    server machine{n} {line}" for n, line in enumerate(lines))
+        page = Page("agents/ratelimit.md")
+        proxy = stack.enter_context(
+            page.run(
+                haproxy_binary, tmp_path, "ratelimit", web=web.server_port,
+                replace={"server agent1 127.0.0.1:9 check": f"balance roundrobin{servers}"},
+            )
+        )  # fmt: skip
+        with ThreadPoolExecutor(8) as pool:
+            sources = ["127.0.0.1"] * 3 * limit
+            answers = list(pool.map(partial(through, proxy.port), sources))
+    statuses = [answer.status for answer in answers]
+    assert {*statuses} == {200, 429}
+    assert limit <= statuses.count(200) <= limit * 1.02
 
 
 def test_validate_finds_nothing_wrong_with_the_page(haproxy_binary: str, tmp_path: Path) -> None:
