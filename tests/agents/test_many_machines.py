@@ -136,17 +136,17 @@ def test_four_machines_of_which_one_is_drained_one_added_and_one_dies(
             wait_until(lambda name=name: status_of(proxy, name) == "UP", name)
         client = SimpleNamespace(request=lambda source: through(proxy.port, source))
         load = stack.enter_context(Load(client, 8))  # type: ignore[arg-type]
-        load.wait_for(200)
+        load.wait_for(100)
         assert all(used(proxy, name) for name in HOSTS), "each machine is used"
 
         processes["agent1"].send_signal(signal.SIGTERM)
         assert processes["agent1"].wait(30) == 0
         wait_until(lambda: status_of(proxy, "agent1") == "DOWN", "the drained machine")
         before = used(proxy, "agent1")
-        load.wait_for(200)
+        load.wait_for(100)
         wait_until_serving(start("agent1"))
         wait_until(lambda: used(proxy, "agent1") > before, "use of the machine that was added")
-        load.wait_for(200)
+        load.wait_for(100)
         lost = [each for each in load.answers if not is_right(each)]
         assert {each.status for each in lost} <= {503}
         assert len(lost) <= (len(load.answers) / 100 if leaves_in_queue(proxy.version) else 0)
@@ -155,7 +155,7 @@ def test_four_machines_of_which_one_is_drained_one_added_and_one_dies(
         wait_until(lambda: status_of(proxy, "agent2") == "DOWN", "the machine that died")
         load.wait_for(8)  # Those that were on their way.
         since = len(load.answers)
-        load.wait_for(200)
+        load.wait_for(100)
         lost = [each for each in load.answers[since:] if not is_right(each)]
         assert len(lost) <= (len(load.answers) / 100 if leaves_in_queue(proxy.version) else 0)
         load.__exit__()
@@ -187,7 +187,7 @@ def test_four_machines_share_a_rate_limit(haproxy_binary: str, tmp_path: Path) -
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(redis_server(tmp_path))
         (tmp_path / "spop.toml").write_text(
-            f'[settings]\nstore = "{store}"\n\n[settings.limits.address]\n'
+            f'[settings]\nstore = "{store}"\ntimeout = 5.0\n\n[settings.limits.address]\n'
             f'rate = "{limit}/d"\nalgorithm = "fixed"\nby = ["address"]\n'
         )
         give_settings(ratelimit.agent, tmp_path / "spop.toml")
@@ -197,19 +197,21 @@ def test_four_machines_share_a_rate_limit(haproxy_binary: str, tmp_path: Path) -
         web = stack.enter_context(Service())
         lines = (f"{host}:{port} check" for host in HOSTS.values())
         servers = "".join(f"\n    server machine{n} {line}" for n, line in enumerate(lines))
+        replace = {"server agent1 127.0.0.1:9 check": f"balance roundrobin{servers}"}
         page = Page("agents/ratelimit.md")
-        proxy = stack.enter_context(
-            page.run(
-                haproxy_binary, tmp_path, "ratelimit", web=web.server_port,
-                replace={"server agent1 127.0.0.1:9 check": f"balance roundrobin{servers}"},
-            )
-        )  # fmt: skip
+        proxy = page.run(
+            haproxy_binary, tmp_path, "ratelimit", web=web.server_port, replace=replace
+        )
+        spoe = tmp_path / "spoe.cfg"  # A busy machine of the tests may need more than 50 ms.
+        spoe.write_text(spoe.read_text().replace("processing 50ms", "processing 10s"))
+        stack.enter_context(proxy)
         with ThreadPoolExecutor(8) as pool:
             sources = ["127.0.0.1"] * 3 * limit
             answers = list(pool.map(partial(through, proxy.port), sources))
     statuses = [answer.status for answer in answers]
     assert {*statuses} == {200, 429}
-    assert limit <= statuses.count(200) <= limit * 1.02
+    # A machine may have taken 1 % of the limit that it did not give away.
+    assert limit * 0.96 <= statuses.count(200) <= limit * 1.02
 
 
 def test_validate_finds_nothing_wrong_with_the_page(haproxy_binary: str, tmp_path: Path) -> None:
