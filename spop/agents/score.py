@@ -5,16 +5,17 @@ The model runs in a process of its own, which takes many requests in one call.
 
 from __future__ import annotations
 
+import collections
 import functools
 import math
 import multiprocessing
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from spop import Agent, Batch, Message
+from spop.metrics import Counter
 
 Feature = Callable[[Message], float]
 Predict = Callable[[list[list[float]]], list[float]]
@@ -47,8 +48,8 @@ class Settings:
             feature_of(name, 0.0)
 
 
-agent = Agent("score", config=Settings)
-deciles = [
+agent: Agent = Agent("score", config=Settings)
+deciles: list[Counter] = [
     agent.counter(
         "score_requests", "Requests by their score, in tenths of the scale.", tenth=str(n)
     )
@@ -65,7 +66,7 @@ def _share(text: str, belongs: Callable[[str], bool]) -> float:
 
 def _entropy(text: str) -> float:
     """Bits for each character."""
-    shares = [count / len(text) for count in Counter(text).values()]
+    shares = [count / len(text) for count in collections.Counter(text).values()]
     return -sum(share * math.log2(share) for share in shares)
 
 
