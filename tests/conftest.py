@@ -123,5 +123,5 @@ if os.environ.get("SPOP_PURE", "") not in ("", "0"):
         "test_haproxy_keywords.py", "test_haproxy_variables.py", "test_haproxy_versions.py",
         "test_new.py", "test_notations.py", "test_prometheus.py", "test_samples.py",
         "test_spoe_config.py", "test_status_page.py", "test_typing.py", "test_validate.py",
-        "test_validate_together.py", "test_wireshark.py",
+        "test_validate_together.py", "test_wheel.py", "test_wireshark.py",
     ]  # fmt: skip
