@@ -13,6 +13,18 @@ from typing import Any, ClassVar, NamedTuple, Self
 from spop.constants import Capability, FrameType
 from spop.values import SCOPES, UNSET, DecodedValue, Value, type_unset
 
+__all__ = [
+    "Ack",
+    "Action",
+    "Actions",
+    "Control",
+    "Frame",
+    "Message",
+    "Notify",
+    "Peer",
+    "RawFrame",
+]
+
 
 @dataclass(frozen=True, slots=True)
 class Peer:

@@ -121,7 +121,7 @@ if os.environ.get("SPOP_PURE", "") not in ("", "0"):
     collect_ignore = [
         "samples", "test_compat.py", "test_cost.py", "test_distribution.py", "test_docs_haproxy.py", "test_draft.py",
         "test_haproxy_keywords.py", "test_haproxy_variables.py", "test_haproxy_versions.py",
-        "test_new.py", "test_notations.py", "test_prometheus.py", "test_samples.py",
+        "test_new.py", "test_notations.py", "test_prometheus.py", "test_public.py", "test_samples.py",
         "test_spoe_config.py", "test_status_page.py", "test_typing.py", "test_validate.py",
         "test_validate_together.py", "test_wheel.py", "test_wireshark.py",
     ]  # fmt: skip
