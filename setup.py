@@ -5,7 +5,9 @@ The package works without the extension, so a machine with no compiler still ins
 """
 
 import os
+import re
 import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -79,4 +81,23 @@ def extensions() -> list[Extension]:
     )
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": OptionalBuild})
+def readme() -> str:
+    """The README for an index page, where relative links lead nowhere.
+
+    They lead to the repository that ``SPOP_REPOSITORY`` names. Without it they become plain text.
+    """
+    text = Path(__file__).with_name("README.md").read_text("utf-8")
+    home = os.environ.get("SPOP_REPOSITORY", "").rstrip("/")
+    if home:
+        text = re.sub(r"(!\[[^]]*]\()(?!\w+:|#)", rf"\1{home}/raw/main/", text)
+        return re.sub(r"((?<!!)\[[^]]*]\()(?!\w+:|#)", rf"\1{home}/blob/main/", text)
+    text = re.sub(r"!\[[^]]*]\((?!\w+:)[^)]*\)\n*", "", text)
+    return re.sub(r"\[([^]]*)]\((?!\w+:|#)[^)]*\)", r"\1", text)
+
+
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build_ext": OptionalBuild},
+    long_description=readme(),
+    long_description_content_type="text/markdown",
+)

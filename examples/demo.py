@@ -22,35 +22,9 @@ from spop.engine import Engine
 from spop.testing.haproxy import Process, find_haproxy, version
 
 HERE = Path(__file__).parent
-CLIENTS = ("127.0.0.1", "127.0.0.7", "127.0.0.42")
-
-HAPROXY_CONFIG = """
-frontend www
-    bind fd@{fd}
-    filter spoe engine ip-reputation config {folder}/spoe.cfg
-    http-request return status 200 hdr X-IP-Score %[var(sess.iprep.ip_score)]
-
-backend agents
-    mode {mode}
-    option spop-check
-    server agent {agent} check
-"""
-
-SPOE_CONFIG = """
-[ip-reputation]
-
-spoe-agent ip-reputation-agent
-    messages check-client-ip
-    option var-prefix iprep
-    timeout hello 2s
-    timeout idle 2m
-    timeout processing 500ms
-    use-backend agents
-
-spoe-message check-client-ip
-    args ip=src
-    event on-client-session
-"""
+CLIENTS = ("127.0.0.1", "127.0.0.42", "127.0.0.66")
+SPOE_FILE = HERE / "spoe.cfg"
+HAPROXY_FILE = HERE / "haproxy.cfg"
 
 
 def main() -> None:
@@ -59,7 +33,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, agent(port):
         if binary is None or version(binary) < (2, 2):
             print("HAProxy 2.2 or later is not installed: spop.engine runs its SPOE file")
-            ask_with_engine(Path(folder, "spoe.cfg"), address)
+            ask_with_engine(address)
         else:
             ask_haproxy(binary, Path(folder), address)
 
@@ -74,17 +48,20 @@ def agent(port: int) -> Iterator[None]:
 
 
 def ask_haproxy(binary: str, folder: Path, agent: str) -> None:
-    proxy = Process(binary, folder, config=HAPROXY_CONFIG, spoe=SPOE_CONFIG, agent=agent)
+    config = HAPROXY_FILE.read_text().replace("{", "{{").replace("}", "}}")
+    config = config[config.index("frontend") :].replace("127.0.0.1:9000", agent)
+    config = config.replace("bind 127.0.0.1:8080", "bind fd@{fd}")
+    config = config.replace("config spoe.cfg", "config {folder}/spoe.cfg")
+    proxy = Process(binary, folder, config=config, spoe=SPOE_FILE.read_text())
     print(f"$ haproxy -f haproxy.cfg    (HAProxy {proxy.version.major}.{proxy.version.minor})")
     with proxy:
         for address in CLIENTS:
             print(f"client {address:<12} {request(address, proxy.port)}")
 
 
-def ask_with_engine(spoe: Path, agent: str) -> None:
-    spoe.write_text(SPOE_CONFIG)
+def ask_with_engine(agent: str) -> None:
     score = "sess.iprep.ip_score"
-    with Engine.from_file(spoe, backends={"agents": agent}, variables=[score]) as engine:
+    with Engine.from_file(SPOE_FILE, backends={"agents": agent}, variables=[score]) as engine:
         for address in CLIENTS:
             with engine.stream(source=ipaddress.ip_address(address)) as stream:
                 stream.event("on-client-session")
@@ -92,14 +69,15 @@ def ask_with_engine(spoe: Path, agent: str) -> None:
 
 
 def request(address: str, port: int) -> str:
-    """Ask HAProxy from an address of this machine; the header that has the variable."""
+    """Ask HAProxy from an address of this machine; the status, and the header that has the score."""
     connection = http.client.HTTPConnection("127.0.0.1", port, 10, source_address=(address, 0))
     with contextlib.closing(connection):
         connection.request("GET", "/")
-        score = connection.getresponse().getheader("X-IP-Score")
-    if not score:
+        response = connection.getresponse()
+    score = response.getheader("X-IP-Score")
+    if response.status == 200 and not score:
         sys.exit(f"no X-IP-Score header in the response to {address}")
-    return f"x-ip-score: {score}"
+    return f"{response.status} {response.reason}" + (f"    x-ip-score: {score}" if score else "")
 
 
 @contextlib.contextmanager

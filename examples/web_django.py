@@ -29,7 +29,7 @@ def home(request: HttpRequest) -> HttpResponse:
 
 urlpatterns = [path("", home)]
 
-SPOE = Path(__file__).with_name("web.cfg")
+SPOE = Path(__file__).with_name("spoe.cfg")
 AGENTS = {"agents": os.environ.get("AGENT", "127.0.0.1:9000")}
 score = var("sess.iprep.ip_score")
 policy = [

@@ -16,7 +16,7 @@ from spop.web import WSGIMiddleware, deny, set_header, var
 
 app = Flask(__name__)
 engine = Engine.from_file(
-    Path(__file__).with_name("web.cfg"),
+    Path(__file__).with_name("spoe.cfg"),
     backends={"agents": os.environ.get("AGENT", "127.0.0.1:9000")},
 )
 score = var("sess.iprep.ip_score")

@@ -21,7 +21,7 @@ from spop.web import ASGIMiddleware, deny, set_header, var
 
 def engine() -> AsyncEngine:
     agents = os.environ.get("AGENT", "127.0.0.1:9000")
-    return AsyncEngine.from_file(Path(__file__).with_name("web.cfg"), backends={"agents": agents})
+    return AsyncEngine.from_file(Path(__file__).with_name("spoe.cfg"), backends={"agents": agents})
 
 
 async def home(request: Request) -> PlainTextResponse:

@@ -237,6 +237,7 @@ cdef class Dispatcher:
         cdef Reader r
         cdef Header header
         cdef Py_ssize_t offset = 0, length
+        cdef bint is_counted = False
         r.base = data
         try:
             while not intake.is_paused() and w.length < self.max_answer_size:
@@ -263,7 +264,9 @@ cdef class Dispatcher:
                     offset = r.end
                     continue
                 offset = r.end
+                is_counted = True
                 self.notify(intake, &header, frames, w)
+                is_counted = False
                 if intake.begun:
                     self.keep_spare(intake)
         except ProtocolError as error:
@@ -272,6 +275,9 @@ cdef class Dispatcher:
                 if isinstance(error, TooManyMessagesError):
                     self.row[TOO_MANY_MESSAGES] += 1
                 raise
+        except BaseException:  # Our own, or there is no memory: the connection ends.
+            self.row[ACKS_DROPPED] += is_counted + len(frames)
+            raise
         self.shrink()
         return offset
 

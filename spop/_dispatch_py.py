@@ -325,6 +325,9 @@ class Dispatcher:
             if isinstance(error, TooManyMessagesError):
                 self.cells[Cell.TOO_MANY_MESSAGES] += 1
             raise
+        except BaseException:  # Our own, or there is no memory: the connection ends.
+            self.cells[Cell.ACKS_DROPPED] += len(frames)
+            raise
         return offset
 
     def _answer_frame(
@@ -357,7 +360,11 @@ class Dispatcher:
             if whole is None:
                 return True
             notify = whole
-        self._notify(intake, notify, frames, out)
+        try:
+            self._notify(intake, notify, frames, out)
+        except BaseException:
+            self.cells[Cell.ACKS_DROPPED] += 1
+            raise
         return True
 
     def _put_together(self, intake: Intake, frame: RawFrame, out: bytearray) -> Notify | None:

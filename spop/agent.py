@@ -41,9 +41,10 @@ from spop.handlers import (
 )
 from spop.lifespan import Lifespan, Periodic, Resources, current_state
 from spop.logs import RateLimitedLog, SafeLogger, fields, shortened, text_of
+from spop.metrics import Counter as CounterMetric
+from spop.metrics import Gauge, Metrics
 from spop.options import ServeOptions
 from spop.parameters import LEFT, described, name_of, place_of
-from spop.settings import SettingsError, fill
 from spop.start_errors import users_part
 from spop.values import Value, type_unset
 
@@ -120,6 +121,7 @@ class Agent:
 
     Attributes:
         errors: number of failed messages, by message name.
+        metrics: its own metrics, for servers.
         default_on_error, default_on_timeout: the defaults. To change them later has no effect.
 
     Raises:
@@ -149,6 +151,7 @@ class Agent:
         self.max_in_flight = max_in_flight
         self.handlers: dict[str, HandlerInfo] = {}
         self.errors: Counter[str] = Counter()
+        self.metrics: Metrics = Metrics()
         self._wraps: tuple[Wrap, ...] = ()
         self._lifespans: list[Lifespan] = []
         self._periodic: list[Periodic] = []
@@ -235,7 +238,7 @@ class Agent:
         return function
 
     def include(self, other: Agent, prefix: str = "") -> None:
-        """Add another agent's handlers, hooks, lifespans, periodic calls and wraps.
+        """Add another agent's handlers, hooks, lifespans, periodic calls, wraps and metrics.
 
         It takes what `other` has now. Its wraps are for its handlers alone, and its handlers
         keep its defaults.
@@ -256,6 +259,7 @@ class Agent:
         self._error_hooks += other._error_hooks
         self._lifespans += [each for each in other._lifespans if each not in self._lifespans]
         self._periodic += [each for each in other._periodic if each not in self._periodic]
+        self.metrics.include(other.metrics)
 
     def lifespan(self, function: LifespanFunction) -> LifespanFunction:
         """Set up what handlers need, and tear it down, as a decorator of a generator function.
@@ -305,6 +309,27 @@ class Agent:
 
         return register
 
+    def counter(self, name: str, meaning: str, **labels: str) -> CounterMetric:
+        """A counter of the agent's own, which servers show beside theirs.
+
+        The same name and labels give the same counter. Names and labels are fixed once the agent
+        serves, so counters are made in the module or in a lifespan. All processes and threads
+        of a service share its value.
+
+        Args:
+            name: as Prometheus has it, without ``_total``. ``spop_`` is for the server's own.
+            meaning: a sentence for people.
+
+        Raises:
+            ValueError: the name can't be used, or is that of a gauge, or there are too many.
+            RuntimeError: it is new, and the agent is served already.
+        """
+        return self.metrics.get(CounterMetric, name, meaning, labels)
+
+    def gauge(self, name: str, meaning: str, **labels: str) -> Gauge:
+        """A present value, an integer: as `counter`. Of many processes the largest is shown."""
+        return self.metrics.get(Gauge, name, meaning, labels)
+
     @property
     def resources(self) -> Resources:
         """Its lifespans and periodic calls, for servers."""
@@ -340,6 +365,8 @@ class Agent:
             SettingsError: a field has no default, and nothing has set it.
         """
         if self.config_class is not None and self._config is None:
+            from spop.settings import fill
+
             self._config = fill(self.config_class)
 
     def on_connect(self, hook: Callable[[Peer], object]) -> Callable[[Peer], object]:
@@ -602,6 +629,8 @@ def _settings(config: Any) -> tuple[type | None, Any]:
         raise TypeError(f"config: a dataclass is needed, not {config!r}")
     if not isinstance(config, type):
         return None, config
+    from spop.settings import SettingsError, fill
+
     try:
         return config, fill(config)
     except SettingsError:  # A field without a default. `spop serve` fills it.

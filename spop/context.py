@@ -94,7 +94,7 @@ def logged_ids(ids: dict[str, str]) -> Iterator[None]:
 
 class ContextFilter(logging.Filter):
     """Gives each log record ``spop_message``, ``spop_stream_id``, ``spop_frame_id``,
-    ``spop_peer`` and ``spop_engine_id``; None outside of a handler. ``spop_ids`` has what
+    ``spop_peer`` and ``spop_engine``; None outside of a handler. ``spop_ids`` has what
     `log_ids` asks for, by name."""
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -104,7 +104,7 @@ class ContextFilter(logging.Filter):
         record.spop_stream_id = running.stream_id if running else None
         record.spop_frame_id = running.frame_id if running else None
         record.spop_peer = peer.address if peer else None
-        record.spop_engine_id = peer.engine_id if peer else None
+        record.spop_engine = peer.engine if peer else None
         error = record.exc_info[1] if record.exc_info else None
         record.spop_ids = getattr(error, "spop_ids", None) or _IDS.get({})
         return True

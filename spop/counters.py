@@ -1,8 +1,8 @@
 """The counts of a server: int64 cells in memory that other processes may read.
 
 Each loop has a row of cells that it alone writes, so counting takes no lock. `Totals` adds rows up.
-A row begins with the cells of `Cell`. From `ROUTES` on each handler has `ROUTE_CELLS` cells: those
-of `RouteCell`, then a histogram of its run times.
+A row begins with the cells of `Cell`. From `OWN` on it has those of the agent's own metrics. Then each
+handler has `ROUTE_CELLS` cells: those of `RouteCell`, then a histogram of its run times.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import IntEnum, auto
 
 from spop.constants import Status
+from spop.metrics import MOST_METRICS, Description
 
 Cells = memoryview
 """A row: a writable memoryview of format "q"."""
@@ -55,6 +56,7 @@ class Cell(IntEnum):
     OUT_OF_MEMORY = auto()
     TOO_OLD = auto()
     FRAMES_CROSSED = auto()
+    FRAMES_LOST = auto()
     DISCONNECTS_SENT = 32
     DISCONNECTS_RECEIVED = 48
 
@@ -72,7 +74,8 @@ class RouteCell(IntEnum):
     BUCKETS = auto()
 
 
-ROUTES = 64
+OWN = 64
+ROUTES = OWN + MOST_METRICS
 ROUTE_CELLS = 32
 BUCKETS = ROUTE_CELLS - RouteCell.BUCKETS
 BUCKET_SHIFT = 10
@@ -183,21 +186,41 @@ class HandlerCounts:
     kept: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class OwnMetric:
+    """The value of a metric of the agent's own: a sum over all processes, or of a gauge the largest.
+
+    Attributes:
+        name: as Prometheus has it, without ``_total``.
+        kind: "counter" or "gauge".
+    """
+
+    name: str
+    kind: str
+    meaning: str
+    labels: dict[str, str]
+    value: int
+
+
 class Totals:
     """The sums of rows, with the handlers' names.
 
     Attributes:
         cells: by `Cell`, with the cells of the DISCONNECT statuses.
         routes: the cells of each handler, by message name.
+        own: the values of the agent's own metrics.
     """
 
     def __init__(self) -> None:
-        self.cells: list[int] = [0] * ROUTES
+        self.cells: list[int] = [0] * OWN
         self.routes: dict[str, list[int]] = {}
+        self.own: dict[Description, int] = {}
 
-    def add(self, row: Cells, names: Iterable[str]) -> None:
-        """Add a row."""
+    def add(self, row: Cells, names: Iterable[str], own: Iterable[Description] = ()) -> None:
+        """Add a row, with handlers of these names and these metrics."""
         self._add_cells(row)
+        for index, description in enumerate(own):
+            self._add_own(description, row[OWN + index])
         for index, name in enumerate(names):
             base = row_size(index)
             self._add_route(name, row[base : base + ROUTE_CELLS])
@@ -205,23 +228,32 @@ class Totals:
     def merge(self, other: Totals) -> None:
         """Add other sums."""
         self._add_cells(other.cells)
+        for description, value in other.own.items():
+            self._add_own(description, value)
         for name, theirs in other.routes.items():
             self._add_route(name, theirs)
 
     def end(self) -> None:
-        """The process has ended: no connection of it is open, no job waits or runs."""
+        """The process has ended: no connection of it is open, no job waits or runs, and no frame
+        in its hands will be answered."""
+        self.cells[Cell.FRAMES_LOST] += self.in_hand
         for cell in GAUGES:
             self.cells[cell] = 0
         for route in self.routes.values():
             route[RouteCell.KEPT] = 0
+        self.own = {each: value for each, value in self.own.items() if each.kind != "gauge"}
         self.cells[Cell.CONNECTIONS_CLOSED] = self.cells[Cell.CONNECTIONS_OPENED]
 
     def _add_cells(self, theirs: Sequence[int]) -> None:
         oldest = [(cell, _oldest(self.cells[cell], theirs[cell])) for cell in _TIMES]
-        for cell in range(ROUTES):
+        for cell in range(OWN):
             self.cells[cell] += theirs[cell]
         for cell, time_ in oldest:
             self.cells[cell] = time_
+
+    def _add_own(self, description: Description, value: int) -> None:
+        present = self.own.get(description)
+        self.own[description] = value if present is None else description.joined(present, value)
 
     def _add_route(self, name: str, theirs: Sequence[int]) -> None:
         mine = self.routes.get(name, [0] * ROUTE_CELLS)
@@ -232,7 +264,8 @@ class Totals:
         """Number of NOTIFY frames that are not answered yet."""
         # A row may be counting while it is read.
         cells = self.cells
-        return max(0, cells[Cell.NOTIFIES] - cells[Cell.ACKS] - cells[Cell.ACKS_DROPPED])
+        answered = cells[Cell.ACKS] + cells[Cell.ACKS_DROPPED] + cells[Cell.FRAMES_LOST]
+        return max(0, cells[Cell.NOTIFIES] - answered)
 
     def counts(self) -> Counts:
         """The sums by name."""
@@ -273,6 +306,13 @@ class Totals:
                 ("peer", Cell.DISCONNECTS_RECEIVED),
             )
         }
+
+    def metrics(self) -> list[OwnMetric]:
+        """The agent's own metrics."""
+        return [
+            OwnMetric(each.name, each.kind, each.meaning, dict(each.labels), value)
+            for each, value in self.own.items()
+        ]
 
     def handlers(self) -> list[HandlerCounts]:
         """The counts of each handler."""

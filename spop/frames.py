@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Self
 
 from spop.constants import Capability, FrameType
@@ -26,6 +27,11 @@ __all__ = [
 ]
 
 
+def engine_digest(engine_id: str) -> str:
+    """What logs and pages show of an engine-id: who knows one can take the ACKs of its engine."""
+    return hashlib.sha256(engine_id.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
     """The other end of a connection, as HELLO described it. Handlers find it as
@@ -36,7 +42,8 @@ class Peer:
         version: the version of SPOP that both ends use, "1.0" or "2.0".
         max_frame_size: the lower of both ends' limits in bytes.
         capabilities: those that both ends announced.
-        engine_id: the id of HAProxy's SPOE engine; None if HELLO had none.
+        engine_id: the id of HAProxy's SPOE engine; None if HELLO had none. It is not for logs:
+            `engine` is.
         healthcheck: the connection is a health check (section 3.2.3).
     """
 
@@ -44,8 +51,13 @@ class Peer:
     version: str
     max_frame_size: int
     capabilities: frozenset[str]
-    engine_id: str | None = None
+    engine_id: str | None = field(default=None, repr=False)
     healthcheck: bool = False
+
+    @property
+    def engine(self) -> str | None:
+        """A digest of the engine-id, the same for all connections of an engine."""
+        return engine_digest(self.engine_id) if self.engine_id else None
 
     @property
     def async_engine_id(self) -> str | None:

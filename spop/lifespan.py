@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -62,6 +61,8 @@ class Periodic(NamedTuple):
 
     def wait(self) -> float:
         """Seconds until the next call."""
+        import random
+
         return self.seconds * (1 + random.uniform(-self.jitter, self.jitter))
 
 

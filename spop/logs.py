@@ -7,13 +7,11 @@ place of the text.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
 from typing import Any
 
 from spop.constants import MAX_TEXT_SIZE
@@ -28,7 +26,7 @@ _CONTEXT = {
     "stream_id": "spop_stream_id",
     "frame_id": "spop_frame_id",
     "peer": "spop_peer",
-    "engine": "spop_engine_id",
+    "engine": "spop_engine",
 }
 """Names of fields, and the attributes of records that `spop.context.ContextFilter` sets."""
 
@@ -169,7 +167,11 @@ class RateLimitedLog:
                 return False
         timer = threading.Timer(REPORT_AFTER, self._report)
         timer.daemon = True
-        timer.start()
+        try:
+            timer.start()
+        except RuntimeError:  # The system has no thread for it: the next line tries again.
+            with self._lock:
+                self._left_out = 0
         return False
 
     def log(
@@ -220,6 +222,8 @@ class TextFormatter(logging.Formatter):
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
     """All that a record tells, by name. A record's own fields replace those of its context."""
+    from datetime import UTC, datetime  # Lines of text need neither this nor json.
+
     found: dict[str, Any] = {
         "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
         "level": record.levelname.lower(),
@@ -241,6 +245,8 @@ class JSONFormatter(logging.Formatter):
     """A JSON object on a line for each record."""
 
     def format(self, record: logging.LogRecord) -> str:
+        import json
+
         return json.dumps(fields_of(record), ensure_ascii=True, default=str)
 
 
@@ -255,7 +261,11 @@ def _quoted(value: object) -> str:
     """A value of logfmt: in quotes if it is not a plain word."""
     text = str(value)
     plain = text and text.isascii() and text.isprintable() and not set(text) & set(' "=\\')
-    return text if plain else json.dumps(text)
+    if plain:
+        return text
+    import json
+
+    return json.dumps(text)
 
 
 FORMATTERS = {"text": TextFormatter, "json": JSONFormatter, "logfmt": LogfmtFormatter}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import enum
 import ipaddress
-import tomllib
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -82,6 +80,8 @@ def _values(kind: type, table: Mapping[str, Any], source: Source, outer: str) ->
     for key, value in table.items():
         name, path = key.replace("-", "_"), f"{outer}{key}"
         if name not in fields:
+            import difflib
+
             close = difflib.get_close_matches(name, fields, 1)
             hint = f"; is it {close[0]!r}?" if close else ""
             raise SettingsError(f"{source.place(path)}: there is no setting {path!r}{hint}")
@@ -95,8 +95,7 @@ def _values(kind: type, table: Mapping[str, Any], source: Source, outer: str) ->
 
 
 def _made(kind: type, values: dict[str, Any], outer: str, sources: tuple[Source, ...]) -> Any:
-    where = next((s.place(outer.rstrip(".")) for s in sources if not s.is_text), "")
-    where = f"{where}: " if where else ""
+    where = _place_of(outer.rstrip("."), sources)
     for each in dataclasses.fields(kind):
         has_default = each.default is not dataclasses.MISSING
         has_default = has_default or each.default_factory is not dataclasses.MISSING
@@ -109,7 +108,27 @@ def _made(kind: type, values: dict[str, Any], outer: str, sources: tuple[Source,
     try:
         return kind(**values)
     except (ValueError, TypeError) as error:
-        raise SettingsError(f"{where}settings: {error}") from None
+        key, colon, reason = str(error).partition(": ")
+        if colon and any(each.name == key for each in dataclasses.fields(kind)):
+            where = _place_of(outer + key, sources)
+            raise SettingsError(f"{where}settings.{outer}{key}: {reason}") from None
+        name = ".".join(["settings", *filter(None, [outer.rstrip(".")])])
+        raise SettingsError(f"{where}{name}: {error}") from None
+
+
+def _place_of(key: str, sources: tuple[Source, ...]) -> str:
+    """Where the last source that has a key has it, or else where the file has the table."""
+    for source in reversed(sources):
+        table, written = source.table, list[str]()
+        for name in key.split("."):
+            there = next((each for each in table if each.replace("-", "_") == name), None)
+            if there is None:
+                break
+            written.append(there)
+            table = table[there] if isinstance(table[there], Mapping) else {}
+        else:
+            return f"{source.place('.'.join(written))}: "
+    return next((f"{source.place(key)}: " for source in sources if not source.is_text), "")
 
 
 def _converted(hint: Any, value: Any, source: Source, path: str) -> Any:
@@ -142,12 +161,13 @@ def _converted(hint: Any, value: Any, source: Source, path: str) -> Any:
 
 
 def _of_union(args: tuple[Any, ...], value: Any, source: Source, path: str) -> Any:
+    if value is None and type(None) in args:
+        return None
+    members = [member for member in args if member is not type(None)]
+    if len(members) == 1:  # Its errors have their place already.
+        return _converted(members[0], value, source, path)
     reasons = []
-    for member in args:
-        if member is type(None):
-            if value is None:
-                return None
-            continue
+    for member in members:
         try:
             return _converted(member, value, source, path)
         except ValueError as error:
@@ -196,6 +216,8 @@ def _parsed(hint: Any, text: str) -> Any:
     takes_text = any(m is str or (isinstance(m, type) and issubclass(m, _TEXTS)) for m in members)
     if takes_text or any(_is_enum(member) for member in members):
         return text
+    import tomllib
+
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

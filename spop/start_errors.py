@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import traceback
-from pathlib import Path
 from types import TracebackType
 
 from spop.errors import SpopError
@@ -17,8 +16,8 @@ from spop.logs import text_of
 MISTAKE, USERS_ERROR = 2, 1
 """Exit codes."""
 
-_PACKAGE = f"{Path(__file__).parent}{os.sep}"
-_LIBRARY = f"{Path(traceback.__file__).parent}{os.sep}"
+_PACKAGE = f"{os.path.dirname(__file__)}{os.sep}"
+_LIBRARY = f"{os.path.dirname(traceback.__file__)}{os.sep}"
 
 
 class StartError(SpopError):

@@ -13,7 +13,7 @@ from typing import Any, Self
 from spop import codec
 from spop.errors import ProtocolError
 from spop.frames import Action
-from spop.logs import RateLimitedLog, SafeLogger
+from spop.logs import RateLimitedLog, SafeLogger, fields
 from spop.values import Value
 
 logger: SafeLogger = SafeLogger("spop.agent")
@@ -93,7 +93,9 @@ class States:
         else:
             why = f"it is {type(value).__name__}, not BINARY"
         self.unreadable += 1
-        self._log.warning("message %r: argument %s is no state: %s", message, name, why)
+        what = fields("state unreadable", message=message, argument=name, reason=why)
+        line = "message %r: argument %s is no state: %s"
+        self._log.warning(line, message, name, why, extra=what)
         return StreamState()
 
 

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 from spop import Agent, Batch, Message
 
-agent = Agent(on_error={"txn.error": True})
+
+@dataclass
+class Settings:
+    factor: int = 10
+    begins: bool = True
+
+
+agent = Agent(on_error={"txn.error": True}, config=Settings)
 
 
 @agent.lifespan
 async def model() -> AsyncIterator[dict[str, Any]]:
-    yield {"factor": 10}
+    if multiprocessing.parent_process() and not agent.config.begins:
+        raise FileNotFoundError("there is no model")
+    yield {"factor": agent.config.factor}
 
 
 @agent.message("double", batch=Batch(size=4, wait=0.05, executor="process"))

@@ -47,13 +47,17 @@ class Page:
 
     def show(self, url: str, width: int, scheme: str) -> None:
         """Load a URL at a width in px, in the "light" or "dark" theme."""
+        self.look(width, scheme)
+        self.call("Page.navigate", url=url)
+
+    def look(self, width: int, scheme: str) -> None:
+        """Have a width in px, and the "light" or "dark" theme."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=900, deviceScaleFactor=1, mobile=False,
         )  # fmt: skip
         theme = {"name": "prefers-color-scheme", "value": scheme}
         self.call("Emulation.setEmulatedMedia", features=[theme])
-        self.call("Page.navigate", url=url)
 
 
 @contextlib.contextmanager

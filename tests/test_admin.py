@@ -26,6 +26,7 @@ from serving import Served, served, wait_until_serving
 
 from spop import Agent, Client, Message, RefusedError, SpopError
 from spop.constants import Capability
+from spop.frames import engine_digest
 from spop.server.status import Status
 
 AGENT = """
@@ -111,7 +112,7 @@ def test_the_pages_of_a_server_in_a_program(agent: Agent) -> None:
         assert "<title>spop</title>" in get(base, "/")[1]
         status = json.loads(get(base, "/status.json")[1])
         assert status["handlers"][0]["calls"] == 1
-        assert status["connections"][0]["engine_id"] == "e"
+        assert status["connections"][0]["engine"] == engine_digest("e")
         assert metrics(base)["spop_message_duration_seconds_count", "check"] == 1
     with pytest.raises(OSError, match="refused"):
         get(base, "/healthz")
@@ -390,5 +391,5 @@ def test_the_status_page_in_a_browser(tmp_path: Path) -> None:
     assert "shown &lt;b&gt; ready" in text
     assert re.search(r"check 1 0 0 \S+ µs", text)
     assert re.search(r"broken 1 1 0", text)
-    assert "HAProxy 1.8 to 3.0 2.0 async, fragmentation &lt;i&gt;" in text
+    assert f"HAProxy 1.8 to 3.0 2.0 async, fragmentation {engine_digest('<i>')}" in text
     assert len(re.findall(r"\d+ ready \d+ s", text)) == 2

@@ -146,6 +146,20 @@ def test_a_process_imports_the_handler_and_runs_the_lifespans() -> None:
     assert {each["txn.size"] for each in answers} == {4}
 
 
+def test_a_process_has_the_settings_of_its_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_agent.agent, "config", batch_agent.Settings(factor=3))
+    assert ask(batch_agent.agent, range(2, 3), "double")[0]["txn.n"] == 6
+
+
+def test_a_process_that_can_t_begin_is_a_start_error_that_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch_agent.agent, "config", batch_agent.Settings(begins=False))
+    reason = r"batch_agent\.double could not begin: FileNotFoundError: there is no model"
+    with pytest.raises(Exception, match=reason):
+        batch_agent.agent.serve_in_background().start()
+
+
 def test_processes_end_with_the_server() -> None:
     (pid,) = {each["txn.pid"] for each in ask(batch_agent.agent, range(1), "double")}
     wait_until(lambda: not os.path.exists(f"/proc/{pid}/cmdline"), "the end of the process")

@@ -184,7 +184,8 @@ def test_the_demo_shows_the_variable_in_haproxys_answer(
     demo.main()
     shown = capfd.readouterr().out
     assert "$ haproxy -f haproxy.cfg" in shown
-    assert "client 127.0.0.42   x-ip-score: 58" in shown
+    assert "client 127.0.0.42   200 OK    x-ip-score: 58" in shown
+    assert "client 127.0.0.66   403 Forbidden" in shown
 
 
 def test_the_demo_runs_haproxys_files_itself_where_there_is_no_haproxy(

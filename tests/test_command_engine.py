@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -220,27 +217,6 @@ def test_events_and_groups_are_completed(spoe: Path) -> None:
     assert completed("--scope", "waf", "--group", "an") == ["answer"]
     spoe.write_text("nonsense")
     assert completed("--group", "") == []
-
-
-def test_the_example_of_the_documentation_works_with_its_own_files(tmp_path: Path) -> None:
-    agent = Agent()
-
-    @agent.message("check-client-ip")
-    def check(ip: IPv4Address) -> dict[str, object]:
-        return {"sess.ip_score": ip.packed[-1]}
-
-    readme = (ROOT / "README.md").read_text()
-    found = re.search(r"\$ spop (engine .*)\n((?:.+\n)+)```", (ROOT / "docs/engine.md").read_text())
-    assert found
-    with agent.serve_in_background() as server:
-        for name in ("haproxy.cfg", "spoe.cfg"):
-            (block,) = re.findall(rf"```\n# {name}\n(.*?)```", readme, re.DOTALL)
-            (tmp_path / name).write_text(block.replace("127.0.0.1:9000", str(server.address)))
-        words = [sys.executable, "-m", "spop", *found[1].split()]
-        shown = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert shown.stderr == ""
-    times = re.compile(r"[-\d]+(/[-\d]+){4}")
-    assert times.sub("", shown.stdout) == times.sub("", found[2])
 
 
 def test_help_is_not_cut_off() -> None:

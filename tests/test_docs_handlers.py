@@ -16,7 +16,7 @@ import pytest
 from spop import Agent
 
 PAGE = (Path(__file__).parent.parent / "docs" / "handlers.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```python title=.*?\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
 
 Load = Callable[[str], ModuleType]

@@ -9,47 +9,15 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import NamedTuple
 
 import haproxy
 import pytest
-import trustme
+from pages import Page
 
 from spop import Agent, Headers
-from spop.engine.config import check_spoe
-from spop.engine.config.versions import Version
-from spop.engine.validate import EngineSetup, Setup, check_setup, read_haproxy_cfg
 from spop.testing.haproxy import Process
 
-PAGE = (Path(__file__).parent.parent / "docs" / "haproxy.md").read_text()
-_BLOCK = re.compile(
-    r"<!-- (\w+): /etc/haproxy/([\w.]+)(?: (since|until) (\d\.\d))? -->\n```\n(.*?)```", re.DOTALL
-)
-
-
-class File(NamedTuple):
-    example: str
-    name: str
-    bound: str
-    version: str
-    text: str
-
-    def fits(self, version: tuple[int, ...]) -> bool:
-        limit = Version.of_haproxy(self.version).branch if self.version else (0, 0)
-        return version[:2] <= limit if self.bound == "until" else version[:2] >= limit
-
-
-FILES = [File(*found) for found in _BLOCK.findall(PAGE)]
-EXAMPLES = list(dict.fromkeys(file.example for file in FILES))
-
-
-def files(example: str, version: tuple[int, ...]) -> dict[str, str]:
-    """The text of each file of an example for a version; those for it alone come last."""
-    found = [file for file in FILES if file.example == example and file.fits(version)]
-    texts = {file.name: file.text for file in sorted(found, key=lambda file: file.bound)}
-    if version < (3, 1):  # As the page says.
-        texts = {name: text.replace("mode spop", "mode tcp") for name, text in texts.items()}
-    return texts
+PAGE = Page("haproxy.md")
 
 
 class Web(BaseHTTPRequestHandler):
@@ -75,19 +43,6 @@ def web() -> Iterator[int]:
         server.shutdown()
 
 
-def run(binary: str, folder: Path, example: str, *, web: int = 1, agent: str = "") -> Process:
-    texts = files(example, haproxy.version(binary))
-    trustme.CA().cert_pem.write_to_path(folder / "agents.pem")
-    cfg = texts["haproxy.cfg"].replace("/etc/haproxy", str(folder))
-    cfg = re.sub(r"bind :\d+", "bind fd@FD", cfg).replace("127.0.0.1:8080", f"127.0.0.1:{web}")
-    cfg = cfg.replace("127.0.0.1:9000", agent or "127.0.0.1:9")
-    found = re.match(r"global\n(.*?)\n\n", cfg, re.DOTALL)  # HAProxy wants one such section.
-    options, cfg = (found[1], cfg[found.end() :]) if found else ("", cfg)
-    escaped = cfg.replace("{", "{{").replace("}", "}}").replace("fd@FD", "fd@{fd}")
-    spoe = texts["spoe.cfg"]
-    return Process(binary, folder, config=escaped, spoe=spoe, global_options=options)
-
-
 def status(process: Process) -> int:
     connection = http.client.HTTPConnection("127.0.0.1", process.port, timeout=10)
     with contextlib.closing(connection):
@@ -98,22 +53,22 @@ def status(process: Process) -> int:
 
 
 def test_the_page_has_the_examples_that_it_is_for() -> None:
-    assert EXAMPLES == ["deny", "closed", "tcp", "groups", "headers", "agents"]
+    assert PAGE.examples == ["deny", "closed", "tcp", "groups", "headers", "agents"]
 
 
 OF_THE_TEST = ("is DOWN", "no server", "was started as")
 """What HAProxy warns of because no agent runs, or the tests run as root."""
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", PAGE.examples)
 def test_haproxy_starts_with_each_example_without_a_warning(
     haproxy_binary: str, example: str, tmp_path: Path
 ) -> None:
     version = haproxy.version(haproxy_binary)
-    if "haproxy.cfg" not in files(example, version):
+    if "haproxy.cfg" not in PAGE.texts(example, version):
         assert example == "headers"
         return
-    with run(haproxy_binary, tmp_path, example) as process:
+    with PAGE.run(haproxy_binary, tmp_path, example) as process:
         said = process.log()
     alerts = re.findall(r"ALERT.*", said)
     assert all("has no server available" in text for text in alerts), said
@@ -123,28 +78,13 @@ def test_haproxy_starts_with_each_example_without_a_warning(
         assert [text for text in warnings if not any(known in text for known in OF_THE_TEST)] == []
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+@pytest.mark.parametrize("example", PAGE.examples)
 def test_validate_finds_nothing_wrong_with_an_example(
     haproxy_binary: str, example: str, tmp_path: Path
 ) -> None:
     version = haproxy.version(haproxy_binary)
-    texts = files(example, version)
-    if "haproxy.cfg" not in texts:
-        return
-    for name, text in texts.items():
-        (tmp_path / name).write_text(text)
-    branch = f"{version.major}.{version.minor}"
-    scope = re.findall(r"^\[(.*)\]", texts["spoe.cfg"])[0]
-    report = check_spoe(tmp_path / "spoe.cfg", scope, haproxy_version=branch)
-    setup = Setup(
-        str(tmp_path / "spoe.cfg"),
-        [EngineSetup(report.result(), report.sections)],
-        read_haproxy_cfg(tmp_path / "haproxy.cfg"),
-        None,
-        Version.of_haproxy(branch),
-        [scope],
-    )
-    assert [str(d) for d in check_setup(setup) if d.severity.value != "note"] == []
+    if "haproxy.cfg" in PAGE.texts(example, version):
+        assert PAGE.objections(tmp_path, example, version) == []
 
 
 def scoring(score: int) -> Agent:
@@ -165,7 +105,7 @@ def test_a_bad_address_is_denied(
 ) -> None:
     with (
         scoring(score).serve_in_background("127.0.0.1:0") as server,
-        run(haproxy_binary, tmp_path, example, web=web, agent=str(server.address)) as process,
+        PAGE.run(haproxy_binary, tmp_path, example, web=web, agent=str(server.address)) as process,
     ):
         assert status(process) == expected
 
@@ -174,7 +114,7 @@ def test_a_bad_address_is_denied(
 def test_without_an_agent_it_fails_open_or_closed(
     haproxy_binary: str, example: str, expected: int, web: int, tmp_path: Path
 ) -> None:
-    with run(haproxy_binary, tmp_path, example, web=web) as process:
+    with PAGE.run(haproxy_binary, tmp_path, example, web=web) as process:
         assert [status(process) for _ in range(3)] == [expected] * 3
 
 
@@ -192,7 +132,9 @@ def test_an_agent_changes_headers(haproxy_binary: str, web: int, tmp_path: Path)
 
     with (
         agent.serve_in_background("127.0.0.1:0") as server,
-        run(haproxy_binary, tmp_path, "headers", web=web, agent=str(server.address)) as process,
+        PAGE.run(
+            haproxy_binary, tmp_path, "headers", web=web, agent=str(server.address)
+        ) as process,
     ):
         assert status(process) == 200
     assert (Web.seen.get("x-new"), Web.seen.get("x-old")) == ("1", None)

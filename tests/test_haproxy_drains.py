@@ -1,6 +1,8 @@
 """Two agents behind a HAProxy under load are stopped, restarted, reloaded, added and taken away.
 
-Every request gets the right answer, or HAProxy sets an error: from 3.1 on none does.
+Every request gets the right answer from HAProxy 3.1 on, and in lock step up to 3.0. With pipelining
+HAProxy up to 3.0 fails those that cross a DISCONNECT. HAProxy before 2.6.14 and 2.8.1 leaves requests
+in its queue in lock step, also where no connection ends.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from haproxy import HAProxy, Load, version, wait_until
+from haproxy import HAProxy, Load, Version, version, wait_until
 from serving import Served, served, wait_until_serving
 
 AGENT = """
@@ -46,9 +48,7 @@ SERVERS = (
     "unix@{folder}/one.sock check inter 100ms {more}\n    server two unix@{folder}/two.sock {more}"
 )
 MODES = {"lock-step": "no option pipelining", "pipelined": "option pipelining"}
-MAX_LOST = 16
-"""Number of requests, of some 20,000, that may wait for `timeout processing` with HAProxy up to 3.0
-when its connections end. Why they do is not known."""
+CROSSED, QUEUED = "/error-256", "/error-1"
 LAME_DUCK = "2"
 """Seconds, ten times what HAProxy needs to find out that an agent is not ready."""
 
@@ -76,6 +76,16 @@ def is_up(proxy: HAProxy, name: str) -> bool:
     return any(f"agents,{name}," in line and ",UP," in line for line in lines)
 
 
+def may_lose(haproxy: Version, mode: str) -> set[str]:
+    """What HAProxy may answer in place of the agent's answer."""
+    if haproxy >= (3, 1):
+        return set()
+    if mode == "pipelined":
+        return {CROSSED}
+    leaves_in_queue = haproxy < (2, 6, 14) or (2, 7) <= haproxy < (2, 8, 1)
+    return {QUEUED} if leaves_in_queue else set()
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_rolling_over_two_agents_loses_no_request(
     haproxy_binary: str, tmp_path: Path, mode: str
@@ -100,6 +110,6 @@ def test_rolling_over_two_agents_loses_no_request(
                 wait_until(lambda name=name: is_up(proxy, name), "the restarted agent")
                 load.wait_for(200)
     assert load.broken == 0
-    errors = [each for each in load.wrong if each.location.startswith("/error-")]
-    assert load.wrong == errors, "each other answer is right"
-    assert len(errors) <= (MAX_LOST if version(haproxy_binary) < (3, 1) else 0)
+    lost = {each.location for each in load.wrong}
+    assert lost <= may_lose(version(haproxy_binary), mode)
+    assert len(load.wrong) < len(load.answers) / 100

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import re
 import signal
 import socket
 import time
@@ -16,6 +18,7 @@ from serving import EXAMPLE, served, wait_until_serving
 
 from spop import Ack, Agent, Client, Message, codec
 from spop.connection import Disconnect, EngineConnection, Hello
+from spop.constants import Capability
 from spop.errors import SpopError
 from spop.server.server import Server
 
@@ -25,9 +28,14 @@ TARGET = f"{EXAMPLE}:agent"
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_a_lame_duck_serves_but_is_not_ready(tmp_path: Path, processes: str) -> None:
     address = f"unix:{tmp_path}/agent.sock"
-    options = ("--bind", address, "--processes", processes, "--lame-duck", "600")
+    options = (
+        "--bind", address, "--processes", processes, "--lame-duck", "600",
+        "--admin", "127.0.0.1:0",
+    )  # fmt: skip
     with served(*options, target=TARGET) as process, contextlib.ExitStack() as stack:
         wait_until_serving(process)
+        (admin,) = re.findall(r"admin on (\S+)", process.log)
+        assert status_of(admin, "/readyz") == 200
         client = stack.enter_context(Client(address))
         client.notify("check-client-ip", ip=IPv4Address(1))
         process.send_signal(signal.SIGTERM)
@@ -41,12 +49,33 @@ def test_a_lame_duck_serves_but_is_not_ready(tmp_path: Path, processes: str) -> 
                 return True
 
         wait_until(refused, "a failed health check")
+        assert status_of(admin, "/readyz") == 503
+        assert status_of(admin, "/healthz") == 200, "it is alive, and must not be restarted"
         client.notify("check-client-ip", ip=IPv4Address(1))
         with Client(address) as another:
             another.notify("check-client-ip", ip=IPv4Address(1))
         time.sleep(1.1)  # A signal within a second is the same.
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
+
+
+def status_of(admin: str, path: str) -> int:
+    connection = http.client.HTTPConnection(admin, timeout=15)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        return connection.getresponse().status
+
+
+@pytest.mark.parametrize("options", [{"lame_duck": 1.0}, {"max_connection_age": 60.0}, {}])
+def test_a_server_that_ends_connections_agrees_on_no_async(options: dict[str, float]) -> None:
+    """With async HAProxy up to 3.0 waits for its timeout if a NOTIFY crosses a DISCONNECT."""
+    with Agent().serve_in_background(**options) as server:
+        sock, protocol = connected(server)
+        with sock:
+            assert protocol.peer is not None
+            agreed = protocol.peer.capabilities
+            assert Capability.PIPELINING in agreed
+            assert (Capability.ASYNC in agreed) is (not options)
 
 
 def test_an_old_connection_in_lock_step_ends_right_behind_an_ack() -> None:
@@ -84,6 +113,7 @@ def test_an_old_connection_that_pipelines_ends_after_a_second_at_rest() -> None:
 
 def connected(server: Server, **more: Any) -> tuple[socket.socket, EngineConnection]:
     """A connection that has said HELLO."""
+    more.setdefault("engine_id", "e1")
     sock = socket.create_connection((server.address.host, server.address.port), 15)
     protocol = EngineConnection(**more)
     sock.sendall(protocol.data_to_send())

@@ -24,6 +24,7 @@ from spop import Ack, Agent, Client, DisconnectedError, Message, SpopTimeoutErro
 from spop.connection import AgentConnection, EngineConnection
 from spop.constants import Capability, Status
 from spop.counters import Cell, RouteCell
+from spop.frames import engine_digest
 from spop.server import Server
 from spop.server.loop import Connection
 
@@ -529,7 +530,7 @@ def test_handlers_and_logs_know_their_message(
     assert current() is None
     (record,) = (r for r in caplog.records if r.name == "mine")
     assert record.spop_message == "look"  # type: ignore[attr-defined]
-    assert record.spop_engine_id == "e1"  # type: ignore[attr-defined]
+    assert record.spop_engine == engine_digest("e1")  # type: ignore[attr-defined]
 
 
 def test_frames_are_logged_when_asked_for(agent: Agent, caplog: pytest.LogCaptureFixture) -> None:

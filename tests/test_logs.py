@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import logging
@@ -14,9 +15,11 @@ import pytest
 from haproxy import wait_until
 from serving import served, wait_until_serving
 
-from spop import Agent
+import spop
+from spop import Agent, codec
 from spop.client import Client
 from spop.context import ContextFilter, log_ids
+from spop.frames import engine_digest
 from spop.logs import JSONFormatter, LogfmtFormatter
 
 AGENT = """
@@ -25,6 +28,7 @@ agent = spop.Agent()
 @agent.message("fail")
 def fail(): raise ValueError("broken")
 """
+LOGS = {"debug", "info", "warning", "error", "exception", "failure", "failure_elsewhere", "log"}
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
@@ -50,10 +54,14 @@ def test_json_lines_have_fields_in_place_of_text(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         process.wait(20)
         process.end()
+        (serves,) = records(process.lines, "serves")
+        assert (serves["codec"], serves["processes"], serves["threads"], serves["tls"]) == (
+            codec.IMPLEMENTATION, 1, 1, False,
+        )  # fmt: skip
         (begun,) = records(process.lines, "connected")
-        assert (begun["engine"], begun["version"]) == ("e1", "2.0")
+        assert (begun["engine"], begun["version"]) == (engine_digest("e1"), "2.0")
         (ended,) = records(process.lines, "disconnected")
-        assert (ended["engine"], ended["status"], ended["by"]) == ("e1", 0, "peer")
+        assert (ended["engine"], ended["status"], ended["by"]) == (engine_digest("e1"), 0, "peer")
         assert ended["peer"] == begun["peer"]
         assert ended["duration"] >= 0
         (failed,) = records(process.lines, "handler failed")
@@ -170,3 +178,46 @@ def test_workers_beyond_a_limit_are_replaced(tmp_path: Path, limit: str) -> None
             client.notify("unknown")
         name = limit.partition("=")[0].lstrip("-").replace("-", "_")
         assert f"{name} is reached: replacing the workers" in process.log
+
+
+@pytest.mark.parametrize("limit", ["max-requests=1", "max-worker-memory=1M"])
+def test_a_limit_below_what_a_fresh_worker_has_is_said_and_reloads_no_more(
+    tmp_path: Path, limit: str
+) -> None:
+    address = f"unix:{tmp_path}/agent.sock"
+    options = ("--bind", address, f"--{limit}", "--log-format", "json")
+    with served(*options, target=write_agent(tmp_path)) as process, contextlib.ExitStack() as stack:
+        process.wait_for_log('"serves"')
+        client = stack.enter_context(Client(address))
+
+        def warned() -> bool:
+            client.notify("unknown")
+            return "limit too low" in process.log
+
+        wait_until(warned, "the warning", timeout=30)
+        (found,) = records(process.lines, "limit too low")
+        assert found["option"] == limit.partition("=")[0].replace("-", "_")
+        assert found["value"] >= found["limit"] > 0
+        assert len(records(process.lines, "reload")) == 1
+
+
+def test_each_line_of_the_server_has_an_event_and_fields() -> None:
+    """A line without them is prose in JSON and logfmt, which nobody can search by a field."""
+    package = Path(spop.__file__).parent
+    paths = [*package.glob("server/*.py"), package / "agent.py", package / "state.py"]
+    calls = [
+        (path.name, call)
+        for path in paths
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr in LOGS
+        and re.search("log", ast.unparse(call.func.value), re.IGNORECASE)
+    ]
+    without = [
+        f"{name}:{call.lineno}"
+        for name, call in calls
+        if not any(keyword.arg == "extra" for keyword in call.keywords)
+    ]
+    assert len(calls) > 40
+    assert without == []

@@ -22,7 +22,7 @@ from test_admin import get, serving
 from spop import Client, Message
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "prometheus"
-WATCHING = Path(__file__).parent.parent / "docs" / "watching.md"
+METRICS = Path(__file__).parent.parent / "docs" / "metrics.md"
 
 
 def alerts() -> list[str]:
@@ -84,7 +84,7 @@ def test_all_metrics_have_a_type_and_a_help_text(service: tuple[Client, str]) ->
 
 
 def test_all_metrics_are_documented_and_no_others(service: tuple[Client, str]) -> None:
-    documented = set(re.findall(r"`(spop_\w+)`", WATCHING.read_text()))
+    documented = set(re.findall(r"`(spop_\w+)`", METRICS.read_text()))
     assert documented == set(families(service[1], "TYPE"))
 
 

@@ -136,6 +136,46 @@ def test_what_can_t_be_used_is_refused_with_place_key_and_reason(
     assert reason in str(caught.value)
 
 
+def test_what_is_wrong_in_an_optional_dataclass_has_one_place() -> None:
+    with pytest.raises(
+        SettingsError, match=r"^app\.toml:database: settings\.database\.url is miss"
+    ):
+        from_file(database={})
+
+
+@dataclass
+class Limit:
+    rate: str
+    burst_size: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.rate.endswith("/s"):
+            raise ValueError(f"rate: {self.rate!r} is no rate")
+        if self.burst_size < 1:
+            raise ValueError(f"burst_size: {self.burst_size}")
+        if self.burst_size > 10:
+            raise ValueError("so large a burst: no")
+
+
+@dataclass
+class Limits:
+    limits: dict[str, Limit]
+
+
+@pytest.mark.parametrize("limit, error", [
+    ({"rate": "x"}, "app.toml:limits.api.rate: settings.limits.api.rate: 'x' is no rate"),
+    ({"rate": "1/s", "burst-size": 0}, "app.toml:limits.api.burst-size: settings.limits.api.burst_size: 0"),
+    ({"rate": "1/s", "burst-size": 11}, "app.toml:limits.api: settings.limits.api: so large a burst: no"),
+])  # fmt: skip
+def test_an_error_of_post_init_that_begins_with_a_field_is_shown_at_its_line(
+    limit: dict[str, Any], error: str
+) -> None:
+    file = Source("file", {"limits": {"api": limit}}, lambda key: f"app.toml:{key}")
+    with pytest.raises(SettingsError) as caught:
+        fill(Limits, file)
+    assert str(caught.value) == error
+
+
 def test_the_environments_place_is_its_variable() -> None:
     with pytest.raises(SettingsError, match=r"SPOP_SETTINGS__LIMIT: settings\.limit: int is"):
         from_environment(LIMIT="many")

@@ -19,12 +19,13 @@ from test_admin import get, serving
 from spop import Agent, Client, Message
 from spop.constants import Capability
 from spop.counters import Counts, HandlerCounts
+from spop.frames import engine_digest
 from spop.server import history
 from spop.server.history import History, Sample
 from spop.server.status import Status, WorkerStatus
 from spop.server.usage import usage_of
 
-DOCS = Path(__file__).parent.parent / "docs" / "watching.md"
+DOCS = Path(__file__).parent.parent / "docs" / "metrics.md"
 ENGINE_ID = "0b7f3c3e-3a5d-4c58-9e0c-7e9f6a1ab001"
 
 CUT = """[...document.querySelectorAll("td, th, dt, dd, figcaption, .legend, p, h1")].filter(each =>
@@ -50,7 +51,7 @@ def test_no_text_of_the_page_is_cut_in_a_wide_and_a_narrow_window(tmp_path: Path
         for width in (1400, 420):
             for scheme in ("light", "dark"):
                 page.show(f"http://{base}/", width, scheme)
-                wait_until(lambda: ENGINE_ID in str(text_of(page)), "the connection")
+                wait_until(lambda: engine_digest(ENGINE_ID) in str(text_of(page)), "the connection")
                 page.value("document.querySelector('details').open = true")
                 assert page.value(CUT) == []
                 assert "x" * 100 in text_of(page)

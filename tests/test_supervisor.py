@@ -224,9 +224,14 @@ MALFORMED = {
     "no object": framed([1]),
     "no type": framed({}),
     "another type": framed({"type": ["ready"]}),
-    "ready": framed({"type": "ready", "agent": "x", "handlers": [7], "files": []}),
-    "handlers": framed({"type": "ready", "agent": "x", "handlers": ["x"] * 5000, "files": []}),
-    "files": framed({"type": "ready", "agent": "x", "handlers": [], "files": [7]}),
+    "ready": framed({"type": "ready", "agent": "x", "handlers": [7], "metrics": [], "files": []}),
+    "metrics": framed(
+        {"type": "ready", "agent": "x", "handlers": [], "metrics": [["counter", 7]], "files": []}
+    ),
+    "handlers": framed(
+        {"type": "ready", "agent": "x", "handlers": ["x"] * 5000, "metrics": [], "files": []}
+    ),
+    "files": framed({"type": "ready", "agent": "x", "handlers": [], "metrics": [], "files": [7]}),
     "answer": framed({"type": "answer", "id": [], "connections": []}),
     "connections": framed({"type": "answer", "id": 0, "connections": [7], "without_handler": {}}),
     "counts": framed({"type": "answer", "id": 0, "connections": [], "without_handler": {"m": "1"}}),

@@ -138,4 +138,4 @@ def test_a_worker_that_is_new_has_its_own_count_alone(known: bool) -> None:
 
 def test_messages_without_a_handler_are_named() -> None:
     lines = list(report(status(1.0), status(2.0, without_handler={"x\n": 3})))
-    assert r"no handler for x\n: 3 messages since the start" in lines
+    assert r"no handler for x\n: 3 messages to the workers that serve" in lines

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +46,8 @@ def read_toml(path: Path) -> tuple[dict[str, Any], str]:
     Raises:
         click.UsageError: it can't be read.
     """
+    import tomllib
+
     try:
         text = path.read_text("utf-8")
         return tomllib.loads(text), text
@@ -92,5 +92,7 @@ def _line_of(key: str, text: str) -> int:
 
 
 def _hint(key: str, known: dict[str, click.Parameter]) -> str:
+    import difflib
+
     close = difflib.get_close_matches(key.replace("-", "_"), known, 1)
     return f"; is it {close[0]!r}?" if close else ""

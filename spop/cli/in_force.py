@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -48,6 +47,8 @@ def warn_of_unknown(context: click.Context, variables: Mapping[str, str]) -> Non
     unknown = {name for name in variables if name.startswith("SPOP_")} - known
     for name in sorted(unknown):
         if not name.startswith((PREFIX, "SPOP_TEST_")):
+            import difflib
+
             close = difflib.get_close_matches(name, known, 1)
             hint = f"; is it {close[0]}?" if close else ""
             logger.warning("there is no option for the variable %s%s", name, hint)

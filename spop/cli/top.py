@@ -164,7 +164,7 @@ def report(last: Fields, status: Fields) -> Iterator[str]:
         lambda old, new: _handler(old, new, seconds),
     )
     for name, count in status.get("without_handler", {}).items():
-        yield f"no handler for {escaped(name)}: {count} messages since the start"
+        yield f"no handler for {escaped(name)}: {count} messages to the workers that serve"
     if status["workers"]:
         yield ""
         yield from _table(

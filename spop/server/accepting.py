@@ -11,6 +11,7 @@ from typing import Protocol
 
 from spop.counters import Cell, Cells
 from spop.errors import reason
+from spop.logs import fields
 from spop.poller import READ, Poller
 from spop.server.timers import Timer
 
@@ -69,7 +70,8 @@ class Acceptor:
                 return
             except OSError as error:
                 self._loop.cells[Cell.ACCEPT_ERRORS] += 1
-                logger.error("cannot accept connections: %s", reason(error))
+                what = fields("cannot accept", error=reason(error))
+                logger.error("cannot accept connections: %s", reason(error), extra=what)
                 self.pause(listener, 0.5)
                 return
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from functools import partial
 
 from spop.errors import reason
+from spop.logs import fields
 from spop.options import Options
 from spop.server.board import Board
 from spop.server.channel import Channel
@@ -79,7 +80,8 @@ class AdminProcess:
         try:
             self.start()
         except OSError as error:
-            logger.error("cannot start the admin process: %s", reason(error))
+            what = fields("admin not started", error=reason(error))
+            logger.error("cannot start the admin process: %s", reason(error), extra=what)
             self._forget()
             self._delay = min(2 * self._delay, MAX_RESTART_DELAY)
             self._timers.call_later(self._delay, self._start_again)
@@ -87,7 +89,8 @@ class AdminProcess:
             self._delay = RESTART_DELAY
 
     def log_start(self) -> None:
-        logger.info("admin on %s", bound_address(self.listener))
+        address = bound_address(self.listener)
+        logger.info("admin on %s", address, extra=fields("admin", address=str(address)))
 
     def _run(self, channel: Channel) -> int:
         """Run in the admin process."""
@@ -101,7 +104,9 @@ class AdminProcess:
             received = channel.receive()
             questions = [(each["id"], each["connections"]) for each, _ in received or []]
         except Exception as error:
-            logger.error("the admin process sends what is no message: %s", reason(error))
+            what = fields("malformed message", error=reason(error))
+            line = "the admin process sends what is no message: %s"
+            logger.error(line, reason(error), extra=what)
             received, questions = None, []
             self._kill()
         if received is None:
@@ -113,7 +118,8 @@ class AdminProcess:
         """It has ended: restart it, unless the service stops."""
         self._forget()
         if not self._board.draining:
-            logger.error("the admin process died; it is started again")
+            what = fields("admin died")
+            logger.error("the admin process died; it is started again", extra=what)
             self._timers.call_later(self._delay, self._start_again)
 
     def _forget(self) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from spop.handlers import HandlerInfo
-from spop.logs import RateLimitedLog, SafeLogger
+from spop.logs import RateLimitedLog, SafeLogger, fields
 from spop.outcome import outcome_of
 from spop.parameters import described
 from spop.server.in_hand import InHand, RunInThread, memory_of_call
@@ -81,6 +81,7 @@ class Afterwards:
             logger.warning(
                 "message %r is acknowledged first: what %s returns is not used",
                 info.name, described(info.function),
+                extra=fields("answer not used", message=info.name),
             )  # fmt: skip
 
     async def _call(
@@ -100,4 +101,5 @@ class Afterwards:
                 logger.warning(
                     "%d messages that were acknowledged first did not end in %g s",
                     len(left), timeout,
+                    extra=fields("messages cancelled", count=len(left), duration=timeout),
                 )  # fmt: skip

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from spop.agent import Agent
@@ -75,10 +76,10 @@ class Batcher:
         """Wait until processes have imported the handler.
 
         Raises:
-            Exception: a process could not.
+            NotBegunError: a process could not.
         """
         if isinstance(self._executor, ProcessPoolExecutor):
-            await asyncio.get_running_loop().run_in_executor(self._executor, _nothing)
+            await asyncio.get_running_loop().run_in_executor(self._executor, _check)
 
     def close(self) -> None:
         """End the threads or processes."""
@@ -118,8 +119,8 @@ class Batcher:
             return
         executor = self._executor
         answers, error = await outcome_of(self._answers([each.message for each in batch]))
-        if isinstance(error, BrokenExecutor) and executor is self._executor:
-            self.close()  # A process has died: with it, its pool has.
+        if isinstance(error, (BrokenExecutor, NotBegunError)) and executor is self._executor:
+            self.close()  # A process has died, and with it its pool, or it could not begin.
             self._call = self._begin()
         for each, answer in zip(batch, answers or [error] * len(batch), strict=True):
             if not each.outcome.done():
@@ -151,36 +152,67 @@ def _processes(function: Callable[..., Any], workers: int) -> ProcessPoolExecuto
             f'{described(function)}: executor="process" needs a function of a module that can '
             "be imported"
         )
+    agents = _agents_of(sys.modules[function.__module__], function)
+    configs = [agent.config if agent.config_class else None for agent in agents]
     return ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_begin_process,
-        initargs=(function.__module__, function.__qualname__, sys.path, os.getpid()),
+        initargs=(function.__module__, function.__qualname__, configs, sys.path, os.getpid()),
     )
 
 
+class NotBegunError(Exception):
+    """A process could not import the handler, or begin the lifespans of its agent."""
+
+
 _handler: Callable[[list[Message]], Any]
+_failure = ""
+"""Why this process could not begin."""
 
 
-def _begin_process(module: str, name: str, path: list[str], worker: int) -> None:
-    """Import the handler, and set up the lifespans of its agent."""
-    global _handler
+def _begin_process(
+    module: str, name: str, configs: list[Any], path: list[str], worker: int
+) -> None:
+    global _failure
     end_with_parent(worker, signal.SIGKILL)  # Otherwise it would wait for calls forever.
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal sends it to all processes.
     sys.path[:] = path
+    try:
+        _begin(module, name, configs)
+    except BaseException as error:  # The pool would say only that a process has ended.
+        reason = f"{type(error).__name__}: {error}"
+        _failure = f"the process of {module}.{name} could not begin: {reason}"
+
+
+def _begin(module: str, name: str, configs: list[Any]) -> None:
+    """Import the handler, give its agent the settings, and set up the lifespans."""
+    global _handler
     found: Any = importlib.import_module(module)
-    agents = [each for each in vars(found).values() if isinstance(each, Agent)]
     for part in name.split("."):
         found = getattr(found, part)
     _handler = found
-    for agent in agents:
-        if any(info.function is found for info in agent.handlers.values()):
-            use_state(LoopThread(agent.resources._replace(periodic=())).state)
+    for agent, config in zip(_agents_of(sys.modules[module], found), configs, strict=True):
+        if config is not None:
+            agent.config = config
+        use_state(LoopThread(agent.resources._replace(periodic=())).state)
+
+
+def _agents_of(module: ModuleType, function: Callable[..., Any]) -> list[Agent]:
+    """The agents of a module that have the function as a handler."""
+    agents = [each for each in vars(module).values() if isinstance(each, Agent)]
+    return [
+        agent
+        for agent in agents
+        if any(info.function is function for info in agent.handlers.values())
+    ]
 
 
 def _call(messages: list[Message]) -> Any:
+    _check()
     return _handler(messages)
 
 
-def _nothing() -> None:
-    """Done as soon as a process has begun."""
+def _check() -> None:
+    if _failure:
+        raise NotBegunError(_failure)

@@ -15,7 +15,7 @@ from spop.counters import Cells, row_size
 PLACES = 8
 """Number of places for each of `processes`, as old workers leave while new ones start."""
 ROW_BYTES = 1024 * 1024
-"""Size of a row, enough for 4094 handlers. Pages that are never written take no memory."""
+"""Size of a row, enough for 4086 handlers. Pages that are never written take no memory."""
 
 
 class Place(IntEnum):

@@ -15,7 +15,6 @@ import os
 import select
 import socket
 import struct
-import tempfile
 import threading
 from array import array
 from collections import deque
@@ -167,6 +166,8 @@ class Channel:
 def _file_in_memory() -> IO[bytes]:
     if hasattr(os, "memfd_create"):
         return open(os.memfd_create("spop"), "w+b")
+    import tempfile
+
     return tempfile.TemporaryFile()
 
 

@@ -8,10 +8,12 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from spop.counters import Totals
+from spop.counters import Cell, Totals
+from spop.logs import fields
+from spop.metrics import Description
 from spop.server.board import Board, Place
 from spop.server.channel import Channel
 from spop.server.health import health_of, oldest_round
@@ -37,7 +39,7 @@ def child(run: Callable[[], int]) -> int:
             signal.signal(number, signal.SIG_DFL)
         status = run()
     except BaseException:
-        logger.exception("process failed")
+        logger.exception("process failed", extra=fields("process failed"))
     finally:
         with contextlib.suppress(Exception):
             logging.shutdown()
@@ -69,6 +71,7 @@ class WorkerProcess:
     leaving: bool = False
     stopped: bool = False
     handlers: list[str] = field(default_factory=list)
+    metrics: Sequence[Description] = ()
     error: StartError | None = None
 
     ended: bool = False
@@ -92,7 +95,11 @@ class Workers:
         self._board = board
         self._workers: list[WorkerProcess] = []
         self._retired = Totals()
-        self.frames_lost: int = 0
+
+    @property
+    def frames_lost(self) -> int:
+        """Number of frames that workers had not answered when they ended."""
+        return self._retired.cells[Cell.FRAMES_LOST]
 
     def __iter__(self) -> Iterator[WorkerProcess]:
         return iter(list(self._workers))
@@ -106,10 +113,13 @@ class Workers:
     def add(self, worker: WorkerProcess) -> None:
         self._workers.append(worker)
 
-    def is_ready(self, worker: WorkerProcess, handlers: list[str]) -> None:
-        """A worker serves, with handlers of these names."""
+    def is_ready(
+        self, worker: WorkerProcess, handlers: list[str], metrics: Sequence[Description] = ()
+    ) -> None:
+        """A worker serves, with handlers of these names and these metrics of its own."""
         worker.ready = True
         worker.handlers = handlers
+        worker.metrics = metrics
         self._post(worker)
 
     def is_stopped(self, worker: WorkerProcess, stopped: bool) -> None:
@@ -138,11 +148,9 @@ class Workers:
         worker.ended = True
         totals = self._totals_of(worker)
         self._board.free(worker.place)
-        lost = totals.in_hand
-        self.frames_lost += lost
         totals.end()
         self._retired.merge(totals)
-        return lost
+        return totals.cells[Cell.FRAMES_LOST]
 
     def serving(self) -> list[WorkerProcess]:
         """The workers that serve and do not leave, ordered by number of connections."""
@@ -177,7 +185,7 @@ class Workers:
     def _totals_of(self, worker: WorkerProcess) -> Totals:
         totals = Totals()
         for row in self._board.rows(worker.place):
-            totals.add(row, worker.handlers)
+            totals.add(row, worker.handlers, worker.metrics)
         return totals
 
     def _status_of(self, worker: WorkerProcess, stuck_timeout: float) -> WorkerStatus:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import ssl
+import sys
 
 from spop.connection import Disconnect
 from spop.constants import Status
@@ -40,16 +40,16 @@ class ConnectionLog:
             return
         self._begun.log(
             self._level,
-            "connection from %s: SPOP %s, max-frame-size %d, %s, engine %r",
+            "connection from %s: SPOP %s, max-frame-size %d, %s, engine %s",
             peer.address,
             peer.version,
             peer.max_frame_size,
             ",".join(sorted(peer.capabilities)) or "no capabilities",
-            peer.engine_id,
+            peer.engine,
             extra=fields(
                 "connected",
                 peer=peer.address,
-                engine=peer.engine_id,
+                engine=peer.engine,
                 version=peer.version,
                 max_frame_size=peer.max_frame_size,
                 capabilities=",".join(sorted(peer.capabilities)),
@@ -62,7 +62,7 @@ class ConnectionLog:
         what = fields(
             "disconnected",
             peer=address,
-            engine=peer.engine_id if peer else None,
+            engine=peer.engine if peer else None,
             by="peer" if why.remote else "agent",
             status=int(why.code),
             reason=why.message,
@@ -76,9 +76,19 @@ class ConnectionLog:
         """A connection failed before HELLO, or by an error of our own."""
         text = "connection from %s failed: %s"
         what = fields("connection failed", peer=address, reason=reason(error))
-        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+        if _is_of_tls(error):
             self._broken.warning(text, address, reason(error), extra=what)
         elif isinstance(error, OSError):
             self._ended.log(self._level, text, address, reason(error), extra=what)
         elif self._failed.allows(logging.ERROR, text, address, repr(error), extra=what):
             logger.failure(error, "connection from %s failed", address, extra=what)
+
+
+def _is_of_tls(error: Exception) -> bool:
+    """TLS failed, by more than an end without warning."""
+    ssl = sys.modules.get("ssl")  # Not imported where nothing speaks TLS.
+    return (
+        ssl is not None
+        and isinstance(error, ssl.SSLError)
+        and not isinstance(error, ssl.SSLEOFError)
+    )

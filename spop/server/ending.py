@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from spop.frames import Peer
-from spop.logs import SafeLogger
+from spop.logs import SafeLogger, fields
 from spop.server.executor import Job
 from spop.server.leaving import CANCEL_GRACE
 from spop.server.loop import Loop
@@ -65,9 +65,12 @@ def log_left_behind(loops: Iterable[Loop], jobs: Iterable[Job]) -> None:
     """Log by name what has not ended."""
     left = list(_left_behind(loops, jobs))
     for each in left[:MAX_NAMED]:
-        logger.warning("%s did not end and is left behind", each)
+        what = fields("left behind", what=each)
+        logger.warning("%s did not end and is left behind", each, extra=what)
     if len(left) > MAX_NAMED:
-        logger.warning("%d more did not end and are left behind", len(left) - MAX_NAMED)
+        more = len(left) - MAX_NAMED
+        what = fields("more left behind", count=more)
+        logger.warning("%d more did not end and are left behind", more, extra=what)
 
 
 def _left_behind(loops: Iterable[Loop], jobs: Iterable[Job]) -> Iterator[str]:

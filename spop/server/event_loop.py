@@ -23,7 +23,7 @@ from spop.agent import Agent
 from spop.counters import Cell, Cells
 from spop.dispatch import AsyncCall
 from spop.lifespan import LoopState, use_state
-from spop.logs import SafeLogger
+from spop.logs import SafeLogger, fields
 from spop.loop_life import LoopLife
 from spop.options import Options
 from spop.poller import Poller
@@ -254,9 +254,10 @@ async def _end_life(loop: Loop) -> None:
     try:
         await asyncio.wait_for(loop.life.stop(), limit)
     except TimeoutError:
-        logger.warning("lifespans did not end in %g s and were cancelled", limit)
+        what = fields("lifespans cancelled", duration=limit)
+        logger.warning("lifespans did not end in %g s and were cancelled", limit, extra=what)
     except Exception as error:
-        logger.failure(error, "a lifespan failed")
+        logger.failure(error, "a lifespan failed", extra=fields("lifespan failed"))
 
 
 def _run(
@@ -268,7 +269,7 @@ def _run(
         try:
             event_loop.run_forever()
         except (KeyboardInterrupt, SystemExit) as error:  # asyncio lets these two through.
-            logger.failure(error, "a task of a handler failed")
+            logger.failure(error, "a task of a handler failed", extra=fields("task failed"))
 
 
 def _queues(event_loop: asyncio.BaseEventLoop) -> tuple[Any, Any]:
@@ -305,7 +306,8 @@ async def _cancel(
         _, left = await asyncio.wait(tasks, timeout=CANCEL_GRACE)
         for task in left:
             name = _name(task, connections)
-            logger.warning("%s did not end in %g s and is left behind", name, CANCEL_GRACE)
+            line = "%s did not end in %g s and is left behind"
+            logger.warning(line, name, CANCEL_GRACE, extra=fields("left behind", what=name))
             # `asyncio.run` would wait for it without a limit.
             asyncio._unregister_task(task)
 

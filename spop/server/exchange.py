@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextvars import Context
 from time import monotonic_ns
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from spop.agent import Agent
 from spop.connection import AgentConnection
@@ -25,7 +25,9 @@ from spop.parameters import ASYNC, INLINE, RUNNING
 from spop.poller import Poller
 from spop.port import FastPath
 from spop.server.timers import Timer
-from spop.server.tls import TLSSocket
+
+if TYPE_CHECKING:
+    from spop.server.tls import TLSSocket
 
 
 class Connection:
@@ -52,7 +54,7 @@ class Connection:
         self, sock: socket.socket | TLSSocket, host: str | None, protocol: AgentConnection
     ) -> None:
         self.sock: socket.socket | TLSSocket = sock
-        self.tls: TLSSocket | None = sock if isinstance(sock, TLSSocket) else None
+        self.tls: TLSSocket | None = None if isinstance(sock, socket.socket) else sock
         self.host: str | None = host
         self.protocol: AgentConnection = protocol
         self.unsent: bytes | bytearray = b""
@@ -99,7 +101,7 @@ class Connection:
             "software": peer.software if peer else None,
             "capabilities": sorted(peer.capabilities) if peer else [],
             "max_frame_size": protocol.max_frame_size,
-            "engine_id": peer.engine_id if peer else None,
+            "engine": peer.engine if peer else None,
             "in_flight": protocol.in_flight,
             "unsent": len(self.unsent),
             "tls": self.tls is not None,

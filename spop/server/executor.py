@@ -20,7 +20,7 @@ from spop.dispatch import Call
 from spop.errors import HandlerError
 from spop.forks import serve_in_this_thread
 from spop.lifespan import use_state
-from spop.logs import SafeLogger
+from spop.logs import SafeLogger, fields
 from spop.poller import Poller
 from spop.port import Sleeper
 from spop.server.exchange import Host
@@ -99,7 +99,7 @@ class _Threads:
     @property
     def patience(self) -> float | None:
         """Seconds after which to call `wake` again; None: that is not needed."""
-        return PATIENCE if self._jobs and not self._wary else None
+        return PATIENCE if self._jobs and not (self._wary and self._started) else None
 
     def wake(self, poller: Poller | None = None) -> None:
         """Have a thread run the jobs, if no other will soon: when `poller` waits, or now."""
@@ -147,7 +147,12 @@ class _Threads:
                 self._started += 1
                 self._waking = True
                 name = f"spop-pool-{self._started}"
-                threading.Thread(target=self._work, name=name, daemon=True).start()
+                thread = threading.Thread(target=self._work, name=name, daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # The system has no thread for it. Jobs wait for another.
+                    self._started -= 1
+                    self._waking = False
             # Else all threads are busy, and the first that is free takes the next job.
 
     def _work(self) -> None:
@@ -164,7 +169,8 @@ class _Threads:
                     self._idle.append(sleeper)
                 sleeper.sleep()
         except BaseException as error:  # Not a handler's: `_run` takes those.
-            logger.failure(error, "a thread of the pool died and is replaced")
+            what = fields("thread died", thread=threading.current_thread().name)
+            logger.failure(error, "a thread of the pool died and is replaced", extra=what)
             with self._lock:
                 self._started -= 1
                 self._waking = False

@@ -5,7 +5,8 @@ from __future__ import annotations
 from spop import codec
 from spop.connection import AgentConnection, AgentEvent
 from spop.errors import ProtocolError
-from spop.logs import SafeLogger
+from spop.frames import Control, Frame, engine_digest
+from spop.logs import SafeLogger, fields
 from spop.values import Buffer
 
 logger: SafeLogger = SafeLogger("spop.frames")
@@ -40,8 +41,19 @@ class LoggedConnection(AgentConnection):
                 whole=self.intake.whole,
             )
         except ProtocolError as error:
-            logger.info("%s %s: damaged frame: %s", direction, self.address, error)
+            what = fields("damaged frame", direction=direction, peer=self.address, error=error)
+            logger.info("%s %s: damaged frame: %s", direction, self.address, error, extra=what)
             return len(data)
         for frame in frames:
-            logger.info("%s %s: %r", direction, self.address, frame)
+            shown = _shown(frame)
+            what = fields("frame", direction=direction, peer=self.address, frame=repr(shown))
+            logger.info("%s %s: %r", direction, self.address, shown, extra=what)
         return consumed
+
+
+def _shown(frame: Frame) -> Frame:
+    """The frame without the engine-id, which is not for logs."""
+    engine_id = frame.items.get("engine-id") if isinstance(frame, Control) else None
+    if not isinstance(frame, Control) or engine_id is None:
+        return frame
+    return Control(frame.type, {**frame.items, "engine-id": engine_digest(str(engine_id))})

@@ -15,6 +15,8 @@ from email.message import Message
 from http import HTTPStatus
 from typing import NamedTuple
 
+from spop.logs import fields
+
 logger: logging.Logger = logging.getLogger("spop.server")
 
 REQUEST_TIMEOUT = 10.0
@@ -62,7 +64,8 @@ async def serve(listener: socket.socket, respond: Respond, headers: dict[str, st
 
 
 def _log(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-    logger.warning("admin: %s: %s", context["message"], context.get("exception"))
+    message, error = context["message"], context.get("exception")
+    logger.warning("admin: %s: %s", message, error, extra=fields("admin error", error=error))
 
 
 class _Connections:
@@ -89,7 +92,7 @@ class _Connections:
                 async with asyncio.timeout(REQUEST_TIMEOUT):
                     goes_on = await self._exchange(reader, writer)
         except (TimeoutError, OSError) as error:
-            logger.debug("admin: %r", error)
+            logger.debug("admin: %r", error, extra=fields("admin error", error=repr(error)))
         finally:
             self._open.pop(writer, None)
             writer.transport.abort() if goes_on else writer.close()

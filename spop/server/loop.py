@@ -26,7 +26,7 @@ from spop.errors import HandlerError, ProtocolError
 from spop.forks import FORKED, end_child, serve_in_this_thread
 from spop.frames import Frame
 from spop.lifespan import LoopState
-from spop.logs import SafeLogger
+from spop.logs import SafeLogger, fields
 from spop.options import MAX_PASS, Options
 from spop.parameters import RUNNING, Running
 from spop.poller import READ, WRITE, Poller, new_poller
@@ -327,7 +327,7 @@ class Loop:
         try:
             call()
         except Exception as error:
-            logger.failure(error, "call in the loop failed")
+            logger.failure(error, "call in the loop failed", extra=fields("call failed"))
 
     def guarded(self, connection: Connection, call: Callable[..., object], *args: object) -> None:
         """Run `call`. An error in it ends its connection and no other."""

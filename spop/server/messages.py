@@ -6,10 +6,11 @@ from types import NoneType
 from typing import Any
 
 from spop.counters import row_size
+from spop.metrics import Description
 from spop.server.board import ROW_BYTES
 
 _FIELDS: dict[str, dict[str, type]] = {
-    "ready": {"agent": str, "handlers": list, "files": list},
+    "ready": {"agent": str, "handlers": list, "metrics": list, "files": list},
     "failed": {"error": str, "traceback": str, "exit_code": int},
     "connection": {"id": int, "state": dict},
     "moved": {"id": int, "giver": int, "taken": bool},
@@ -42,5 +43,7 @@ def check_message(message: Any, fds: list[int]) -> None:
     for name, types in {"host": (str, NoneType), "port": (int, NoneType)}.items():
         if not isinstance(state.get(name), types):
             raise ValueError(f"the {name} of a connection is malformed")
+    for description in message.get("metrics", ()):
+        Description.from_json(description)
     if type_ == "ready" and 8 * row_size(len(message["handlers"])) > ROW_BYTES:
         raise ValueError("there are too many handlers")

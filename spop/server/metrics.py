@@ -42,6 +42,7 @@ class _Collector(Collector):
         yield limits
         yield self._disconnects()
         yield from self._handlers()
+        yield from self._own()
 
     def _gauges(self) -> Iterator[Metric]:
         status, counts = self._status, self._status.counts
@@ -110,6 +111,18 @@ class _Collector(Collector):
             ("accept_errors", "Connections that could not be accepted.", counts.accept_errors),
         ):
             yield CounterMetricFamily(f"spop_{name}", meaning, value)
+
+    def _own(self) -> Iterator[Metric]:
+        """The agent's own metrics. Those of one name are one family."""
+        kinds = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily}
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+        for each in self._status.metrics:
+            if each.name not in families:
+                families[each.name] = kinds[each.kind](
+                    each.name, each.meaning, labels=[*each.labels]
+                )
+            families[each.name].add_metric([*each.labels.values()], each.value)
+        yield from families.values()
 
     def _disconnects(self) -> Metric:
         family = CounterMetricFamily(

@@ -6,11 +6,11 @@ A loop serves them from then on. `leaving` decides how they end.
 from __future__ import annotations
 
 import socket
-import ssl
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from spop.connection import AgentConnection
+from spop.connection import ALL_CAPABILITIES, AgentConnection
+from spop.constants import Capability
 from spop.counters import Cell
 from spop.frames import Peer
 from spop.options import Options
@@ -21,7 +21,15 @@ from spop.server.exchange import Connection, Host
 from spop.server.frame_log import LoggedConnection
 from spop.server.leaving import Leaving
 from spop.server.listeners import peer_host, peer_name
-from spop.server.tls import TLSSocket
+
+if TYPE_CHECKING:
+    import ssl
+
+    from spop.server.tls import TLSSocket
+
+WAITS = frozenset({Capability.ASYNC})
+"""Not agreed on where connections end by themselves. With async HAProxy up to 3.0 waits for
+`timeout processing` if a NOTIFY crosses a DISCONNECT, else that NOTIFY fails at once."""
 
 
 class Shared(Protocol):
@@ -57,6 +65,8 @@ class Opening:
         self._shared = shared
         self._fast_paths = fast_paths
         self._leaving = leaving
+        ends = loop.options.lame_duck or loop.options.max_connection_age
+        self._capabilities = ALL_CAPABILITIES - WAITS if ends else ALL_CAPABILITIES
         self.movable: int = 0
 
     def add(self, sock: socket.socket, sockaddr: Any, port: int | None) -> None:
@@ -117,7 +127,7 @@ class Opening:
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        served = TLSSocket(sock, tls) if tls and sock.family != socket.AF_UNIX else sock
+        served = _secured(sock, tls) if tls and sock.family != socket.AF_UNIX else sock
         connection, fd = Connection(served, host, protocol), served.fileno()
         protocol.intake.memory = self._leaving.memory
         connection.fast_path = FastPath(self._fast_paths, protocol.intake, fd, connection)
@@ -141,4 +151,11 @@ class Opening:
             dispatcher=self._loop.dispatcher,
             address=address,
             is_ready=self._shared.is_ready,
+            capabilities=self._capabilities,
         )
+
+
+def _secured(sock: socket.socket, context: ssl.SSLContext) -> TLSSocket:
+    from spop.server.tls import TLSSocket  # ssl takes as much memory as all of the server.
+
+    return TLSSocket(sock, context)

@@ -9,18 +9,16 @@ import logging
 import os
 import signal
 import socket
-import ssl
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from spop import codec
 from spop.address import Address, Addresses
 from spop.agent import Agent
-from spop.counters import Cell, Cells, Totals, new_row, row_size
+from spop.counters import OWN, ROUTES, Cell, Cells, Totals, new_row, row_size
 from spop.forks import serve_in_this_thread
 from spop.logs import RateLimitedLog, SafeLogger, fields, level_number
 from spop.options import DEFAULT_BIND, Options, ServeOptions
@@ -35,12 +33,15 @@ from spop.server.health import READY_WITHIN, Health, health_of, oldest_round
 from spop.server.leaving import GiveAway, Taken
 from spop.server.listeners import bound_address, close_all, listen_all, peer_host
 from spop.server.loop import Loop
+from spop.server.service_log import log_start, log_stop
 from spop.server.signals import GRACE, Signals
 from spop.server.slow import SlowLog
 from spop.server.status import Status, summed
 from spop.server.stuck import StuckLog
-from spop.server.tls import server_context
 from spop.start_errors import users_part
+
+if TYPE_CHECKING:
+    import ssl
 
 logger: SafeLogger = SafeLogger("spop.server")
 
@@ -89,8 +90,8 @@ class Server:
         self.options: Options = options or Options.of(bind, **more_options)
         self.engines: Engines = Engines()
         self.admission: Admission = Admission(self.options, balance)
-        self.tls: ssl.SSLContext | None = tls or server_context(self.options)
-        self._rows = _rows(rows, self.options.threads + 1, len(agent.handlers))
+        self.tls: ssl.SSLContext | None = tls or tls_context(self.options)
+        self._rows = _rows(rows, self.options.threads + 1, agent)
         self.executor: Executor = Executor(
             agent, self.options.pool_size, self.options.max_queue, self._rows[-1]
         )
@@ -186,7 +187,8 @@ class Server:
     def _make_loops(self) -> None:
         """Make the loops, and set up the lifespans of the worker."""
         if not self.agent.handlers:
-            logger.warning("agent %r has no handlers", self.agent.name)
+            what = fields("no handlers", agent=self.agent.name)
+            logger.warning("agent %r has no handlers", self.agent.name, extra=what)
         loops = [
             Loop(self, self._rows[number], f"spop-loop-{number}")
             for number in range(self.options.threads)
@@ -208,6 +210,7 @@ class Server:
                 self._acceptor.add(listener)
 
     def _tell_start(self) -> None:
+        self.agent.metrics.seal()
         if self._owns_listeners:
             self._start_stuck_log()
             log_start(self.agent.name, self.addresses, self.options)
@@ -378,7 +381,7 @@ class Server:
         """The sums of all rows."""
         totals = Totals()
         for row in self._rows:
-            totals.add(row, self.agent.handlers)
+            totals.add(row, self.agent.handlers, self.agent.metrics.descriptions())
         return totals
 
     def connections(self, limit: int = 1000) -> list[dict[str, Any]]:
@@ -421,7 +424,8 @@ class Server:
 
         Without that loop the service would be half dead, so all of it ends.
         """
-        logger.failure(error, "%s died", threading.current_thread().name)
+        name = threading.current_thread().name
+        logger.failure(error, "%s died", name, extra=fields("thread died", thread=name))
         if self.failed is None:
             self.failed = error
         if self.ends_process:
@@ -522,7 +526,7 @@ class Server:
         try:
             self._lifespans.close()
         except Exception as error:
-            logger.failure(error, "a lifespan failed")
+            logger.failure(error, "a lifespan failed", extra=fields("lifespan failed"))
         if self._stuck_log is not None:
             self._stuck_log.stop()
         if self._admin is not None:
@@ -553,7 +557,7 @@ class Server:
             with self:
                 self._say_where()
                 while signals.wait() == signal.SIGUSR1:
-                    logger.info("%s", self.status(connections=False))
+                    self.status(connections=False).log(logger)
                     self.log_connections()
                 stopping = time.monotonic()
                 logger.info("stopping", extra=fields("stopping"))
@@ -635,9 +639,13 @@ class Server:
     def log_connections(self) -> None:
         """Log a line for each connection, with its state."""
         connections = self.connections()
-        logger.info("%d connections", len(connections))
+        count = len(connections)
+        logger.info("%d connections", count, extra=fields("connections", count=count))
         for each in connections:
-            logger.info("connection %s", " ".join(f"{key}={each[key]!r}" for key in each))
+            text = " ".join(f"{key}={each[key]!r}" for key in each)
+            # `peer` and `engine` are what other lines call them.
+            peer = {"peer": each.pop("address"), "engine": each.pop("engine_id")}
+            logger.info("connection %s", text, extra=fields("connection", **peer, **each))
 
     def __enter__(self) -> Self:
         self.start()
@@ -657,29 +665,20 @@ _REASONS = {
 }
 
 
-def _rows(rows: list[Cells] | None, count: int, handlers: int) -> list[Cells]:
-    if rows is None:
-        return [new_row(handlers) for _ in range(count)]
+def _rows(rows: list[Cells] | None, count: int, agent: Agent) -> list[Cells]:
+    """The rows, or new ones. The agent's own metrics are in the last."""
+    handlers = len(agent.handlers)
+    rows = rows or [new_row(handlers) for _ in range(count)]
     if any(len(row) < row_size(handlers) for row in rows):
         raise ValueError(f"{handlers} handlers have no room for their counts")
+    agent.metrics.use(rows[-1][OWN:ROUTES])
     return rows
 
 
-def log_start(name: str, addresses: list[Address], options: Options) -> None:
-    """Log once that the agent serves."""
-    logger.info(
-        "agent %r serves on %s (codec: %s, processes: %d, threads: %d%s)",
-        name,
-        ", ".join(map(str, addresses)),
-        codec.IMPLEMENTATION,
-        options.processes,
-        options.threads,
-        ", TLS" if options.tls_cert else "",
-        extra=fields("serves", agent=name, addresses=",".join(map(str, addresses))),
-    )
+def tls_context(options: Options) -> ssl.SSLContext | None:
+    """The context for TLS, if the options ask for it. Raises what `server_context` raises."""
+    if not options.tls_cert:
+        return None
+    from spop.server.tls import server_context  # ssl takes as much memory as all of the server.
 
-
-def log_stop(seconds: float) -> None:
-    """Log once that the service has stopped."""
-    what = fields("stopped", duration=round(seconds, 3))
-    logger.info("stopped in %.1f s", seconds, extra=what)
+    return server_context(options.tls_cert, options)

@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from spop import codec
-from spop.counters import Counts, HandlerCounts, Totals
+from spop.counters import Counts, HandlerCounts, OwnMetric, Totals
+from spop.logs import SafeLogger, fields
 from spop.server.health import Health
 from spop.version import __version__
 
 WORKER_STATES = ("starting", "ready", "busy", "stuck", "stopped", "leaving")
 """A busy worker has had a round for more than a second; a signal has stopped a stopped one."""
+
+_LOGGED = ("agent", "alive", "ready", "draining", "restarts", "frames_lost")
 
 
 def summed(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -68,6 +71,7 @@ class Status:
         restart_reasons: how often workers were restarted or replaced, by reason.
         frames_lost: number of NOTIFY frames in the hands of workers that died.
         limits: how often a limit took effect, by option.
+        metrics: the agent's own.
         disconnects: number of DISCONNECTs by sender, "agent" or "peer", and status code.
         without_handler: number of messages that no handler is for, by name, of the workers that
             serve.
@@ -90,6 +94,7 @@ class Status:
     limits: dict[str, int]
     disconnects: dict[str, dict[str, int]]
     handlers: Sequence[HandlerCounts]
+    metrics: Sequence[OwnMetric] = ()
     without_handler: dict[str, int] = dataclasses.field(default_factory=dict)
     connections: Sequence[dict[str, Any]] = ()
 
@@ -104,6 +109,7 @@ class Status:
             limits=totals.limits(),
             disconnects=totals.disconnects(),
             handlers=totals.handlers(),
+            metrics=totals.metrics(),
             **more,
         )
 
@@ -112,14 +118,26 @@ class Status:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Self:
+    def from_json(cls, found: dict[str, Any]) -> Self:
         """The status that `to_json` was called for."""
         made = {
-            "workers": [WorkerStatus(**each) for each in fields["workers"]],
-            "counts": Counts(**fields["counts"]),
-            "handlers": [HandlerCounts(**each) for each in fields["handlers"]],
+            "workers": [WorkerStatus(**each) for each in found["workers"]],
+            "counts": Counts(**found["counts"]),
+            "handlers": [HandlerCounts(**each) for each in found["handlers"]],
+            "metrics": [OwnMetric(**each) for each in found["metrics"]],
         }
-        return cls(**{**fields, **made})
+        return cls(**{**found, **made})
+
+    def log(self, logger: SafeLogger) -> None:
+        """Log a line, on SIGUSR1."""
+        what = fields(
+            "status",
+            **{name: getattr(self, name) for name in _LOGGED},
+            workers=len(self.workers),
+            duration=round(time.time() - self.started, 1),
+            **dataclasses.asdict(self.counts),
+        )
+        logger.info("%s", self, extra=what)
 
     def __str__(self) -> str:
         """A line for the log."""

@@ -27,6 +27,7 @@ from spop.address import Address
 from spop.counters import Cell
 from spop.errors import reason
 from spop.logs import SafeLogger, fields
+from spop.metrics import Description
 from spop.options import Options
 from spop.server import systemd
 from spop.server.admin_process import AdminProcess
@@ -42,7 +43,7 @@ from spop.server.orphans import end_with_parent
 from spop.server.privileges import check_privileges, drop_privileges
 from spop.server.questions import Answers, Questions
 from spop.server.reload_log import ReloadLog
-from spop.server.server import log_start, log_stop
+from spop.server.service_log import log_start, log_stop
 from spop.server.sharing import Sharing
 from spop.server.signals import GRACE, Hurry, Signals
 from spop.server.status import Status, summed
@@ -232,7 +233,7 @@ class Supervisor:
     def _cannot_start(self, why: str) -> None:
         if not self._announced:
             raise StartError(why)
-        logger.error("%s", why)
+        logger.error("%s", why, extra=fields("worker not started", reason=why))
         self._lost(why, ready=False, lived=0.0)
 
     def _watch_start(self, worker: WorkerProcess, steps: int) -> None:
@@ -248,7 +249,8 @@ class Supervisor:
             self._timers.call_later(delay, partial(self._watch_start, worker, left))
         else:
             why = f"it did not start in {self._options.start_timeout:g} s"
-            logger.error("worker %d: %s", worker.pid, why)
+            what = fields("worker not started", worker=worker.pid, reason=why)
+            logger.error("worker %d: %s", worker.pid, why, extra=what)
             worker.error = StartError(why)
             self._stuck.end(worker)
 
@@ -308,7 +310,9 @@ class Supervisor:
             for message, fds in received or []:
                 check_message(message, fds)
         except Exception as error:
-            logger.error("worker %d sends what is no message: %s", worker.pid, reason(error))
+            what = fields("malformed message", worker=worker.pid, error=reason(error))
+            line = "worker %d sends what is no message: %s"
+            logger.error(line, worker.pid, reason(error), extra=what)
             worker.end(signal.SIGKILL, "its messages are malformed")
             for fd in itertools.chain.from_iterable(fds for _, fds in received or []):
                 os.close(fd)
@@ -336,7 +340,8 @@ class Supervisor:
             self._stuck.answered(worker)
 
     def _is_ready(self, worker: WorkerProcess, message: dict[str, Any]) -> None:
-        self._workers.is_ready(worker, message["handlers"])
+        metrics = [Description.from_json(each) for each in message["metrics"]]
+        self._workers.is_ready(worker, message["handlers"], metrics)
         self._agent_name = message["agent"]
         self._files = {path: _modified(path) for path in message["files"]}
         self._fill_up()
@@ -427,7 +432,8 @@ class Supervisor:
         if self._board.draining:
             return
         if not self._may_replace():
-            logger.info("%s: the workers are replaced once more after this", why)
+            what = fields("reload later", reason=why)
+            logger.info("%s: the workers are replaced once more after this", why, extra=what)
             self._wanted = why
             return
         systemd.notify(systemd.reloading())
@@ -515,7 +521,8 @@ class Supervisor:
         self._running = bool(self._workers)
 
     def _stop_now(self, number: signal.Signals) -> None:
-        logger.warning("%s again: waiting for handlers no longer", number.name)
+        what = fields("stopping now", signal=number.name)
+        logger.warning("%s again: waiting for handlers no longer", number.name, extra=what)
         for worker in self._workers:
             worker.channel.send({"type": "hurry"})
             self._timers.call_later(HURRY_GRACE, partial(worker.kill, signal.SIGKILL))
@@ -529,7 +536,8 @@ class Supervisor:
     def _kill_later(self, worker: WorkerProcess) -> None:
         def kill() -> None:
             if worker in self._workers:
-                logger.error("worker %d does not end: killing it", worker.pid)
+                what = fields("worker killed", worker=worker.pid)
+                logger.error("worker %d does not end: killing it", worker.pid, extra=what)
                 worker.kill(signal.SIGKILL)
 
         self._timers.call_later(self._options.drain_timeout + GRACE, kill)
@@ -546,7 +554,7 @@ class Supervisor:
 
     def _log_status(self) -> None:
         """Log the service's status; each worker logs its connections."""
-        logger.info("%s", self._status())
+        self._status().log(logger)
         for worker in self._workers:
             if worker.ready:
                 worker.channel.send({"type": "log"})

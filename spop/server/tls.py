@@ -10,20 +10,18 @@ from spop.errors import reason
 from spop.options import Options
 
 
-def server_context(options: Options) -> ssl.SSLContext | None:
-    """The context of the options, with its files read now; None without `tls_cert`.
+def server_context(certificate: str, options: Options) -> ssl.SSLContext:
+    """The context of the options, with their files read now. `certificate` is their `tls_cert`.
 
     Raises:
         ValueError: a file can't be read or used. The message names it.
     """
-    if not options.tls_cert:
-        return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(options.tls_cert, options.tls_key)
+        context.load_cert_chain(certificate, options.tls_key)
     except (OSError, ssl.SSLError) as error:
-        raise ValueError(f"tls_cert: cannot use {options.tls_cert}: {reason(error)}") from None
+        raise ValueError(f"tls_cert: cannot use {certificate}: {reason(error)}") from None
     if options.tls_client_ca:
         try:
             context.load_verify_locations(options.tls_client_ca)

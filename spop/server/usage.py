@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 _UTIME, _STIME, _RSS = 11, 12, 21
@@ -20,7 +19,8 @@ class Usage(NamedTuple):
 def usage_of(pid: int) -> Usage:
     """The usage of a process; zeros if it has ended."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        with open(f"/proc/{pid}/stat") as file:
+            stat = file.read()
     except OSError:
         return Usage()
     fields = stat.rpartition(")")[2].split()  # The name may have spaces and parentheses.

@@ -15,6 +15,7 @@ from typing import Any
 
 from spop.agent import Agent
 from spop.counters import Cells
+from spop.logs import fields
 from spop.options import Options
 from spop.server.balance import Balance
 from spop.server.channel import Channel
@@ -22,10 +23,9 @@ from spop.server.ending import Hurries
 from spop.server.leaving import Taken
 from spop.server.orphans import end_with_parent
 from spop.server.privileges import drop_privileges
-from spop.server.server import Server
+from spop.server.server import Server, tls_context
 from spop.server.signals import GRACE, Hurry, Signals, alarm
 from spop.server.sources import import_as_they_are, source_files
-from spop.server.tls import server_context
 from spop.start_errors import StartError, start_error
 
 logger: logging.Logger = logging.getLogger("spop.server")
@@ -50,7 +50,7 @@ def run_worker(
     faulthandler.enable(2)  # On SIGABRT from the supervisor it shows where all threads are.
     with contextlib.ExitStack() as stack:
         try:
-            tls = server_context(options)
+            tls = tls_context(options)
             drop_privileges(options)
             end_with_parent(parent, signal.SIGTERM)
             import_as_they_are()
@@ -72,6 +72,7 @@ def run_worker(
                 "type": "ready",
                 "agent": server.agent.name,
                 "handlers": list(server.agent.handlers),
+                "metrics": server.agent.metrics.descriptions(),
                 "files": source_files(),
             }
         )
@@ -125,7 +126,7 @@ class _Worker:
     def _told(self) -> None:
         received = self._channel.receive()
         if received is None:
-            logger.error("the supervisor is gone: stopping")
+            logger.error("the supervisor is gone: stopping", extra=fields("supervisor gone"))
             self._selector.unregister(self._channel)
             alarm.order(self._server.options.drain_timeout + GRACE)
             self._stop()

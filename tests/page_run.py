@@ -1,0 +1,272 @@
+"""Run a page as its reader would: files are written, commands entered, Python typed in, in order.
+
+``python tests/page_run.py PAGE`` does it in a network of its own, so that the page's ports are
+free. It runs as the first process of namespaces that `test_docs` makes; when it ends, all that it
+started ends.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import fcntl
+import importlib
+import inspect
+import io
+import os
+import re
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from blocks import ROOT, Block, blocks
+
+from spop.testing.haproxy import find_haproxy, version
+
+SERVERS = re.compile(
+    r"(python -m spop\.compat|spop serve(?!.*(--help|--check-config))|haproxy (?!.*-c\b).*-f|"
+    r"python -m http\.server|uvicorn|flask .*run|make run|python serve\w*\.py|prometheus) ?"
+)
+"""Commands that run until they are stopped. They run beside the page."""
+WAIT = 30.0
+"""Seconds that a command or the start of a server may take."""
+FRAGMENT = """
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 30s
+    timeout server 30s
+frontend of_the_test
+    bind 127.0.0.1:1
+    {}
+"""
+AGENTS = """
+backend agents
+    server agent 127.0.0.1:9000 check
+backend web
+    server web 127.0.0.1:8000
+"""
+PRINTED = re.compile(r"^ *print\(.*\)  # (.*)$", re.MULTILINE)
+"""What a line is said to print."""
+SPOE_AGENT = """[of_the_test]
+spoe-agent of_the_test
+    messages {}
+    timeout processing 1s
+    use-backend agents
+"""
+SPOE = re.compile(r"^ *spoe-(agent|message|group) ", re.MULTILINE)
+SECTION = re.compile(r"^(global|defaults|backend)\b", re.MULTILINE)
+FRONTEND = re.compile(r"^(frontend|listen)\b", re.MULTILINE)
+
+
+class Failed(Exception):
+    """A block did not do what its page says."""
+
+
+class Page:
+    """What a page has made so far: its folder, its names in Python, its servers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.names: dict[str, Any] = {"__name__": "page"}
+        self.servers: list[subprocess.Popen[str]] = []
+        self.loop = asyncio.new_event_loop()  # Its signals and sockets end with the process.
+        sys.path.insert(0, str(folder))
+
+    def run(self, block: Block) -> None:
+        if block.title:
+            self.write(block)
+        elif block.language == "python":
+            self.type_in(block)
+        elif block.language in ("console", "bash"):
+            for command, output in commands(block):
+                self.enter(command, output)
+        elif block.language == "haproxy":
+            self.check_haproxy(block)
+        elif block.language == "toml":
+            tomllib.loads(block.text)
+        else:
+            raise Failed(f"a block of {block.language} without a title: nothing runs it")
+
+    def write(self, block: Block) -> None:
+        path = self.folder / block.title
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(block.text)
+        if path.suffix == ".py" and "serve" not in path.stem and "test" not in path.stem:
+            module = ".".join(Path(block.title).with_suffix("").parts)
+            sys.modules.pop(module, None)
+            importlib.invalidate_caches()
+            importlib.import_module(module)
+
+    def type_in(self, block: Block) -> None:
+        """As in ``python -m asyncio``, so a page may have an ``await``."""
+        lines = "\n" * block.line + block.text
+        code = compile(lines, "page", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            if code.co_flags & inspect.CO_COROUTINE:
+                self.loop.run_until_complete(eval(code, self.names))
+            else:
+                exec(code, self.names)
+        for line in PRINTED.findall(block.text):
+            if not shown(line, output.getvalue()):
+                raise Failed(f"prints no {line!r}, but\n{output.getvalue()}")
+
+    def enter(self, command: str, expected: list[str]) -> None:
+        if SERVERS.match(command):
+            self.serve(command)
+            return
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=self.folder, timeout=WAIT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        missing = [line for line in expected if not shown(line, done.stdout)]
+        if missing:
+            raise Failed(f"$ {command}\nshows no {missing[0]!r}, but\n{done.stdout}")
+        if done.returncode and not expected:
+            raise Failed(f"$ {command}\nhas status {done.returncode}:\n{done.stdout}")
+
+    def serve(self, command: str) -> None:
+        """Start a server. If its address is in use, the page's earlier servers are stopped."""
+        said = self.start(command)
+        if said and "in use" in said:
+            for server in self.servers:
+                server.terminate()
+                server.wait(WAIT)
+            self.servers.clear()
+            said = self.start(command)
+        if said is not None:
+            raise Failed(f"$ {command}\ndoes not listen:\n{said}")
+
+    def start(self, command: str) -> str | None:
+        """Start a server, and return None once it listens, or what it said instead."""
+        listening = listeners()
+        with tempfile.TemporaryFile("w+") as log:
+            process = subprocess.Popen(
+                ["bash", "-c", f"exec {command}"], cwd=self.folder, text=True,
+                stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+            deadline = time.monotonic() + WAIT
+            while process.poll() is None and time.monotonic() < deadline:
+                if listeners() - listening:
+                    self.servers.append(process)
+                    return None
+                time.sleep(0.02)
+            log.seek(0)
+            return log.read()
+
+    def check_haproxy(self, block: Block) -> None:
+        """A whole file, or sections or rules out of one."""
+        needed = re.match(r"haproxy ([\d.]+)", block.note)
+        if needed and version(find_haproxy() or "")[:2] < tuple(map(int, needed[1].split("."))):
+            return
+        if SPOE.search(block.text):
+            command, whole = "spop validate", spoe_file(block.text)
+        else:
+            command, whole = "haproxy -c -f", haproxy_file(block.text)
+        (self.folder / "checked.cfg").write_text(whole)
+        words = [*command.split(), "checked.cfg"]
+        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode:
+            raise Failed(f"{command} refuses\n{whole}\n{done.stdout}")
+
+
+def haproxy_file(text: str) -> str:
+    if FRONTEND.search(text):
+        return text
+    if SECTION.search(text):
+        return FRAGMENT.format("") + text
+    return FRAGMENT.format(text.replace("\n", "\n    ")) + AGENTS
+
+
+def spoe_file(text: str) -> str:
+    if "spoe-agent " in text:
+        return text
+    names = " ".join(re.findall(r"^spoe-message (\S+)", text, re.MULTILINE))
+    return SPOE_AGENT.format(names) + text
+
+
+def commands(block: Block) -> Iterator[tuple[str, list[str]]]:
+    """The commands behind ``$``, each with the lines that it shows; of a script, itself."""
+    if block.language == "bash":
+        yield block.text, []
+        return
+    command, output = "", list[str]()
+    for line in block.text.splitlines():
+        if line.startswith("$ "):
+            if command:
+                yield command, output
+            command, output = line[2:], []
+        elif command.endswith("\\"):
+            command += "\n" + line
+        elif line.strip() not in ("", "…"):
+            output.append(line)
+    if command:
+        yield command, output
+
+
+def shown(line: str, output: str) -> bool:
+    """Whether a line is in an output. Numbers may differ, and `…` is any text."""
+    words = re.escape(" ".join(line.split()))
+    pattern = re.sub(r"\d+(?:,\d+)*", r"[\\d,]+", words).replace("…", ".*").replace("\\ ", " *")
+    return any(re.fullmatch(pattern, " ".join(each.split())) for each in output.splitlines())
+
+
+def listeners() -> set[str]:
+    """The inodes of the sockets of this network that listen."""
+    found = set()
+    for name in ("tcp", "tcp6"):
+        rows = [row.split() for row in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+        found |= {row[9] for row in rows if row[3] == "0A"}
+    rows = [row.split() for row in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    return found | {row[6] for row in rows if row[3] == "00010000"}
+
+
+def bring_up_loopback() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        up = struct.pack("16sH14x", b"lo", 0x1 | 0x40)
+        fcntl.ioctl(sock, 0x8914, up)  # SIOCSIFFLAGS
+
+
+def environment() -> None:
+    os.environ.pop("SPOP_PURE", None)
+    programs = Path(sys.executable).parent
+    os.environ["PATH"] = f"{programs}:{os.environ['PATH']}:/usr/sbin"
+    os.environ["PYTHONPATH"] = str(ROOT)
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    sys.dont_write_bytecode = True
+
+
+def main(page: Path) -> int:
+    bring_up_loopback()
+    environment()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        for name in ("examples", "contrib"):
+            shutil.copytree(ROOT / name, name)
+        there = Page(Path(folder))
+        for block in blocks(page):
+            if not block.runs or block.example or not block.language or block.language == "text":
+                continue
+            try:
+                there.run(block)
+            except BaseException as error:
+                said = error if isinstance(error, Failed) else traceback.format_exc()
+                print(f"{page}:{block.line}: {said}")
+                return 1
+    return 0
+
+
+if __name__ == "__main__":
+    status = main(Path(sys.argv[1]).resolve())
+    sys.stdout.flush()
+    os._exit(status)  # Whatever threads a block has left.

@@ -1,0 +1,114 @@
+"""Every block of every page runs as its reader would run it, and every link leads somewhere."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import setuptools
+from blocks import PAGES, ROOT, RUN, blocks
+from haproxy import version
+
+NAMESPACES = ["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--mount-proc"]
+WARNINGS = ["-W", "error", "-W", "ignore::ResourceWarning"]
+MAX_NOT_RUN = 25
+"""Number of blocks that only a machine of another kind could run."""
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def runs(page: Path) -> bool:
+    return any(b.runs and not b.example and b.language in RUN for b in blocks(page))
+
+
+@pytest.fixture(scope="module")
+def isolated() -> list[str]:
+    """The command that runs another one in a network and among processes of its own."""
+    if (
+        shutil.which("unshare") is None
+        or shutil.which("haproxy", path="/usr/sbin:/usr/bin") is None
+    ):
+        pytest.skip("needs unshare and HAProxy")
+    if subprocess.run([*NAMESPACES, "true"], capture_output=True).returncode:
+        pytest.skip("this system makes no namespaces")
+    return NAMESPACES
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if runs(page)], ids=name)
+def test_each_block_of_a_page_runs_in_order(isolated: list[str], page: Path) -> None:
+    command = [*isolated, sys.executable, *WARNINGS, str(ROOT / "tests/page_run.py"), str(page)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_block_that_is_not_run_has_a_reason() -> None:
+    left = [(name(page), b.line, b.note) for page in PAGES for b in blocks(page) if not b.runs]
+    assert len(left) <= MAX_NOT_RUN, left
+
+
+def test_every_block_of_code_has_a_language() -> None:
+    unknown = [
+        (name(page), block.line, block.language)
+        for page in PAGES
+        for block in blocks(page)
+        if block.language not in (*RUN, "text") and not block.example
+    ]
+    assert unknown == []
+
+
+def anchors(page: Path) -> set[str]:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {
+        re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", title).strip().lower()) for title in titles
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_of_a_page_lead_to_files_and_headings(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, heading = target.partition("#")
+        if re.match(r"\w+:", path):
+            continue
+        linked = (page.parent / path) if path else page
+        if not linked.exists() or (heading and heading not in anchors(linked)):
+            broken.append(target)
+    assert broken == []
+
+
+def test_the_readme_shows_the_files_of_the_examples() -> None:
+    for block in blocks(ROOT / "README.md"):
+        if block.title:
+            assert block.text.strip() in (ROOT / "examples" / block.title).read_text()
+
+
+def test_haproxy_starts_with_the_files_of_the_readme(haproxy_binary: str) -> None:
+    if version(haproxy_binary) < (2, 4):
+        return  # The file says so.
+    command = [haproxy_binary, "-c", "-f", str(ROOT / "examples" / "haproxy.cfg")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+
+
+@pytest.mark.parametrize("home", ["", "https://example.org/spop"])
+def test_the_readme_of_an_index_page_has_no_relative_link(
+    home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {}
+    monkeypatch.setattr(setuptools, "setup", given.update)
+    monkeypatch.setenv("SPOP_REPOSITORY", home)
+    monkeypatch.setenv("SPOP_PURE", "1")
+    runpy.run_path(str(ROOT / "setup.py"))
+    links = re.findall(r"]\(([^)]*)\)", given["long_description"])
+    assert all(link.startswith("https://") for link in links)
+    assert bool(links) == bool(home)
