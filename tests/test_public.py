@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "stability.md").read_text()
 MODULES = re.findall(r"`(spop(?:\.\w+)*)`(?=[^\n]*\|)", PAGE.partition("Public, too")[0])
-IMPORT = re.compile(r"^\s*from (spop[\w.]*) import (?:\(([^)]*)\)|(.*))$", re.MULTILINE)
+IMPORT = re.compile(r"^\s*from (spop(?:\.\w+)*) import (?:\(([^)]*)\)|(.*))$", re.MULTILINE)
 NOT_FOR_OTHERS = {"spop.testing.haproxy"}
 """Where this project's own examples reach further."""
 
