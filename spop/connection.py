@@ -41,6 +41,16 @@ from spop.frames import Ack, Actions, Control, Frame, Message, Notify, Peer
 from spop.handshake import agent_hello, disconnect_reason
 from spop.values import Buffer, DecodedValue, UInt32
 
+__all__ = [
+    "AgentConnection",
+    "AgentEvent",
+    "Disconnect",
+    "EngineConnection",
+    "EngineEvent",
+    "Hello",
+    "State",
+]
+
 ALL_CAPABILITIES = frozenset({Capability.FRAGMENTATION, Capability.PIPELINING, Capability.ASYNC})
 MAX_IN_FLIGHT = 1000
 """The default number of NOTIFY frames of one connection that may wait for their handlers."""
