@@ -7,6 +7,8 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -41,10 +43,34 @@ def isolated() -> list[str]:
     return NAMESPACES
 
 
+Runs = dict[Path, Future[subprocess.CompletedProcess[str]]]
+
+
+@pytest.fixture(scope="module")
+def begun(isolated: list[str], request: pytest.FixtureRequest) -> Iterator[Runs]:
+    """All pages that are to be run, two at a time."""
+    pages = [
+        item.callspec.params["page"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and "begun" in item.fixturenames
+    ]
+    script = str(ROOT / "tests" / "page_run.py")
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            page: pool.submit(
+                subprocess.run,
+                [*isolated, sys.executable, *WARNINGS, script, str(page)],
+                capture_output=True,
+                text=True,
+                timeout=240,
+            )
+            for page in pages
+        }
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if runs(page)], ids=name)
-def test_each_block_of_a_page_runs_in_order(isolated: list[str], page: Path) -> None:
-    command = [*isolated, sys.executable, *WARNINGS, str(ROOT / "tests/page_run.py"), str(page)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+def test_each_block_of_a_page_runs_in_order(begun: Runs, page: Path) -> None:
+    done = begun[page].result()
     assert done.returncode == 0, done.stdout + done.stderr
 
 
