@@ -21,6 +21,7 @@ import cost
 import engine
 import frames
 import growth
+import http_agents
 import in_front
 import kinds
 import latency
@@ -130,6 +131,11 @@ def of_the_middleware() -> Iterator[str]:
     yield web.table(list(web.measure(seconds=0.5)))
 
 
+def of_http_agents() -> Iterator[str]:
+    """What a request costs the agents that ask services and models."""
+    yield from http_agents.table(count=500, rounds=1)
+
+
 def beside_others() -> Iterator[str]:
     """Beside peers that misbehave."""
     yield neighbours.table(list(neighbours.measure(exchanges=5000, rounds=1)))
@@ -148,7 +154,7 @@ def in_instructions() -> Iterator[str]:
 
 PARTS = (
     micro, over_sockets, by_kind, as_work_grows, latencies, behind_haproxy, of_clients, of_the_engine,
-    of_the_middleware, beside_others, without_growing, in_instructions,
+    of_the_middleware, of_http_agents, beside_others, without_growing, in_instructions,
 )  # fmt: skip
 
 

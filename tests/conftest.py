@@ -119,7 +119,9 @@ def no_process_variables() -> Iterator[None]:
 # These tests use no twin. They run once, with the compiled modules.
 if os.environ.get("SPOP_PURE", "") not in ("", "0"):
     collect_ignore = [
+        "agents",
         "samples",
+        "test_agent_ratelimit.py",
         "test_agent_reputation.py",
         "test_compat.py",
         "test_cost.py",

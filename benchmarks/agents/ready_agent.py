@@ -1,0 +1,16 @@
+"""The ready agents, as benchmarks serve them.
+
+KIND in the environment names one, and what is left out of it: its cache, or its leases.
+"""
+
+import os
+
+from spop.agents import ratelimit, reputation
+
+name, _, left_out = os.environ["KIND"].partition(" without ")
+agent = {"reputation": reputation, "ratelimit": ratelimit}[name].agent
+reputation.START = 25.0  # So that no list is built while it is measured.
+if left_out == "cache":
+    agent.handlers[name] = agent.handlers[name]._replace(cache=None)
+if left_out == "leases":
+    ratelimit.LEASE = 0.0
