@@ -7,7 +7,7 @@ SOURCES := setup.py pyproject.toml spop/_objects.pxd spop/_typed_data.pyx spop/_
 # pip shows nothing of what the build had to say.
 SAY_CODEC := $(BIN)/python -c 'import spop.codec as c; print("spop is installed with the " + {"c": "compiled codec", "python": "codec in Python: no compiled one could be built, or SPOP_PURE is set"}[c.IMPLEMENTATION])'
 
-.PHONY: help demo test haproxy fuzz chaos soak audit lint bench docs clean
+.PHONY: help demo test haproxy fuzz chaos soak audit lint bench wheel docs clean
 
 help:
 	@echo "make demo     an agent, HAProxy in front of it, and the variable that the agent set"
@@ -19,6 +19,7 @@ help:
 	@echo "make audit    licences and known holes of all that is installed for development"
 	@echo "make lint     style and types"
 	@echo "make bench    a report of all benchmarks"
+	@echo "make wheel    an sdist, a pure wheel and a compiled one, checked and tried, in dist"
 	@echo "make docs     the documentation, in build/docs"
 	@echo "make clean    delete all that was made"
 
@@ -82,6 +83,11 @@ lint: $(VENV)/dev.stamp
 # A report of all benchmarks in benchmarks/results, in under ten minutes.
 bench: $(VENV)/bench.stamp
 	$(BIN)/python benchmarks/report.py
+
+# WHEEL_PYTHONS names several.
+WHEEL_PYTHONS ?= $(PYTHON)
+wheel:
+	ci/wheels.sh $(WHEEL_PYTHONS)
 
 $(VENV)/docs.stamp: $(VENV)/dev.stamp
 	$(BIN)/pip install -q -e '.[docs]'

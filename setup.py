@@ -35,6 +35,8 @@ DIRECTIVES = {
     "freethreading_compatible": True,
 }
 
+STRIP = {"linux": ["-Wl,-s"], "darwin": ["-Wl,-S,-x"]}
+
 
 class OptionalBuild(build_ext):
     """Builds what it can and says once what it could not."""
@@ -44,6 +46,12 @@ class OptionalBuild(build_ext):
             super().run()
         except Exception as error:
             self.announce_pure(error)
+
+    def build_extension(self, ext: Extension) -> None:
+        if not self.inplace and not self.editable_mode:  # Symbols are for those who develop it.
+            ext.extra_compile_args = [*ext.extra_compile_args, "-g0"]
+            ext.extra_link_args = [*ext.extra_link_args, *STRIP.get(sys.platform, [])]
+        super().build_extension(ext)
 
     def announce_pure(self, error: Exception) -> None:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -51,8 +51,13 @@ EXCHANGES = (
 )
 
 
-def python(script: str, interpreter: str = sys.executable) -> Callable[[int], list[str]]:
-    return lambda port: [interpreter, str(HERE / "agents" / script), str(port)]
+def python(
+    script: str, interpreter: str = sys.executable, *options: str
+) -> Callable[[int], list[str]]:
+    return lambda port: [interpreter, *options, str(HERE / "agents" / script), str(port)]
+
+
+COMPAT = ("-m", "spop.compat")
 
 
 AGENTS = {
@@ -63,9 +68,16 @@ AGENTS = {
         Agent("spop-pure", spop_command, {"SPOP_PURE": "1"}, 10),
         Agent("haproxyspoa", python("haproxyspoa_agent.py"), {}, 40),
         Agent("spoe-forge", python("spoe_forge_agent.py"), {}, 40),
+        Agent(
+            "haproxyspoa-compat", python("haproxyspoa_agent.py", sys.executable, *COMPAT), {}, 10
+        ),
+        Agent("spoe-forge-compat", python("spoe_forge_agent.py", sys.executable, *COMPAT), {}, 10),
     )
 }
-NEEDS = {"haproxyspoa": "haproxyspoa", "spoe-forge": "spoe_forge"}
+NEEDS = {
+    "haproxyspoa": "haproxyspoa", "haproxyspoa-compat": "haproxyspoa", "spoe-forge": "spoe_forge",
+    "spoe-forge-compat": "spoe_forge",
+}  # fmt: skip
 
 
 def main() -> None:
@@ -84,9 +96,9 @@ def main() -> None:
     if unknown := names - AGENTS.keys():
         parser.error(f"no such agents: {', '.join(sorted(unknown))}")
     compile_c()
-    forge = AGENTS["spoe-forge"]
-    command = python("spoe_forge_agent.py", options.python_forge)
-    AGENTS["spoe-forge"] = forge._replace(command=command)
+    for name, before in (("spoe-forge", ()), ("spoe-forge-compat", COMPAT)):
+        command = python("spoe_forge_agent.py", options.python_forge, *before)
+        AGENTS[name] = AGENTS[name]._replace(command=command)
     wanted = [agent for agent in AGENTS.values() if agent.name in names]
     agents = [agent for agent in wanted if is_installed(agent)]
     figures = measure(agents, options.runs, options.scale)

@@ -40,6 +40,16 @@ from spop.frames import Ack, Actions, Control, Frame, Message, Notify, Peer
 from spop.handshake import agent_hello, common_version, disconnect_reason, item, names
 from spop.values import Buffer, DecodedValue, UInt32
 
+__all__ = [
+    "AgentConnection",
+    "AgentEvent",
+    "Disconnect",
+    "EngineConnection",
+    "EngineEvent",
+    "Hello",
+    "State",
+]
+
 ALL_CAPABILITIES = frozenset({Capability.FRAGMENTATION, Capability.PIPELINING, Capability.ASYNC})
 SUPPORTED_VERSIONS = ("2.0", "1.0")
 """What an agent speaks: HAProxy 1.7 and early 1.8 offer "1.0"."""

@@ -28,6 +28,8 @@ from spop.context import current, logged_ids
 from spop.parameters import Parameter
 from spop.version import __version__
 
+__all__ = ["trace_messages"]
+
 _BOUNDARIES = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75,
     1, 2.5, 5, 7.5, 10,

@@ -137,6 +137,7 @@ if os.environ.get("SPOP_PURE", "") not in ("", "0"):
         "test_notations.py",
         "test_own_metrics.py",
         "test_prometheus.py",
+        "test_public.py",
         "test_samples.py",
         "test_site.py",
         "test_spoe_config.py",
@@ -144,5 +145,6 @@ if os.environ.get("SPOP_PURE", "") not in ("", "0"):
         "test_typing.py",
         "test_validate.py",
         "test_validate_together.py",
+        "test_wheel.py",
         "test_wireshark.py",
     ]

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from spop.codec import decode_frames, encode_control, encode_raw_frame
+from spop.compat.sockets import Sockets
 from spop.constants import LENGTH_SIZE, FrameFlag, FrameType
 from spop.errors import FrameTooBigError, ProtocolError
 from spop.frames import Control, Frame, Notify
@@ -237,7 +238,13 @@ async def serve(
     """
     connections: set[Connection] = set()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(partial(new, connections), host, port, ssl=ssl)
+    sockets = None if ssl is not None else _new_sockets(loop)
+
+    def accept() -> asyncio.Protocol:
+        connection = new(connections)
+        return connection if sockets is None else sockets.take(connection)
+
+    server = await loop.create_server(accept, host, port, ssl=ssl)
     try:
         listening()
         await loop.create_future()
@@ -245,3 +252,13 @@ async def serve(
         server.close()
         for connection in list(connections):
             connection.close()
+            connection.transport.abort()
+        if sockets is not None:
+            sockets.close()
+
+
+def _new_sockets(loop: asyncio.AbstractEventLoop) -> Sockets | None:
+    try:
+        return Sockets(loop)
+    except NotImplementedError:  # Of the poller, or of the event loop, as that of Windows.
+        return None
