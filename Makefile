@@ -7,13 +7,15 @@ SOURCES := setup.py pyproject.toml spop/_objects.pxd spop/_typed_data.pyx spop/_
 # pip shows nothing of what the build had to say.
 SAY_CODEC := $(BIN)/python -c 'import spop.codec as c; print("spop is installed with the " + {"c": "compiled codec", "python": "codec in Python: no compiled one could be built, or SPOP_PURE is set"}[c.IMPLEMENTATION])'
 
-.PHONY: help demo test haproxy fuzz chaos soak audit lint bench wheel docs clean
+.PHONY: help demo test haproxy fuzz memcheck coverage chaos soak audit lint bench wheel docs clean
 
 help:
 	@echo "make demo     an agent, HAProxy in front of it, and the variable that the agent set"
 	@echo "make test     all tests, with the codec in Python and with the compiled one"
 	@echo "make haproxy  the tests with a real HAProxy, on six versions from package registries"
-	@echo "make fuzz     the property tests, with new examples"
+	@echo "make fuzz     all fuzzers, with sanitizers, each for SECONDS (60); then the property tests, with new examples"
+	@echo "make memcheck the compiled modules under valgrind, and 10 000 times each way to fail"
+	@echo "make coverage the lines and branches that the tests run, of the compiled modules too"
 	@echo "make chaos    real HAProxys under load, and trouble; SECONDS=30 of each kind"
 	@echo "make soak     whether an agent behind HAProxys grows; SECONDS=3600"
 	@echo "make audit    licences and known holes of all that is installed for development"
@@ -54,9 +56,18 @@ haproxy: $(VENV)/dev.stamp
 	SPOP_TEST_HAPROXY=$$($(BIN)/python ci/haproxy_versions.py build/haproxy) \
 		$(BIN)/python -m pytest -q -m haproxy
 
-# The properties, with examples that no run before had.
+# Each fuzzer for SECONDS, and the properties with examples that no run before had.
 fuzz: $(VENV)/dev.stamp
+	$(BIN)/python fuzz/run.py --seconds $(or $(SECONDS),60)
 	$(BIN)/python -m pytest -q -m hypothesis --hypothesis-profile search
+
+# The long form of what `make test` does shortly.
+memcheck: $(VENV)/dev.stamp
+	SPOP_MEMCHECK_INPUTS=1000000 SPOP_LEAK_ROUNDS=10000 $(BIN)/python -m pytest -q tests/test_memcheck.py tests/test_leaks.py
+
+# In a copy, as modules that tell of their lines are slow. TESTS chooses some.
+coverage: $(VENV)/dev.stamp
+	PYTHON=$(abspath $(BIN))/python ci/coverage.sh $(TESTS)
 
 # The ledger of requests must balance, whatever happens to agent, network, clock and disk.
 chaos: $(VENV)/dev.stamp

@@ -1,7 +1,7 @@
 """Builds the compiled codec where that is possible; everything else is in pyproject.toml.
 
 The package works without the extension, so a machine with no compiler still installs it.
-``SPOP_PURE=1`` leaves the extension out.
+``SPOP_PURE=1`` leaves the extension out. ``SPOP_LINETRACE=1`` has it tell coverage of its lines.
 """
 
 import os
@@ -68,14 +68,19 @@ def extensions() -> list[Extension]:
         return []
     from Cython.Build import cythonize
 
+    traced = bool(os.environ.get("SPOP_LINETRACE"))
+
     return cythonize(
         [
             Extension(
-                f"spop.{name.replace('/', '.')}", [f"spop/{name}.pyx"], extra_compile_args=["-O3"]
+                f"spop.{name.replace('/', '.')}",
+                [f"spop/{name}.pyx"],
+                extra_compile_args=["-O0" if traced else "-O3"],
+                define_macros=[("CYTHON_TRACE_NOGIL", "1")] if traced else [],
             )
             for name in MODULES
         ],
-        compiler_directives=DIRECTIVES,
+        compiler_directives=DIRECTIVES | {"linetrace": traced},
         annotate=bool(os.environ.get("SPOP_ANNOTATE")),
         quiet=True,
     )

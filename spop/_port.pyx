@@ -409,7 +409,9 @@ cdef class Poller:
             lock, self.sleeper = sleeper.lock, None
         if self.epoll < 0:
             raise ValueError("the poller is closed")
-            return False  # The loop sends the rest, and gets the error.
+        if milliseconds == 0:  # It does not wait, so it keeps the GIL.
+            if lock is not NULL:
+                PyThread_release_lock(lock)
             count = epoll_wait(self.epoll, events, EVENTS, 0)
         else:
             self.row[ROUND_BEGAN] = 0
