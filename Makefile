@@ -106,7 +106,7 @@ $(VENV)/docs.stamp: $(VENV)/dev.stamp
 
 # The site, and a look at each of its pages in a browser, where there is one.
 docs: $(VENV)/docs.stamp
-	$(BIN)/mkdocs build --strict --quiet --site-dir build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/docs
 	SPOP_TEST_SITE=build/docs $(BIN)/python -m pytest -q tests/test_site.py
 
 clean:
