@@ -100,12 +100,8 @@ WHEEL_PYTHONS ?= $(PYTHON)
 wheel:
 	ci/wheels.sh $(WHEEL_PYTHONS)
 
-$(VENV)/docs.stamp: $(VENV)/dev.stamp
-	$(BIN)/pip install -q -e '.[docs]'
-	@touch $@
-
 # The site, and a look at each of its pages in a browser, where there is one.
-docs: $(VENV)/docs.stamp
+docs: $(VENV)/dev.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/docs
 	SPOP_TEST_SITE=build/docs $(BIN)/python -m pytest -q tests/test_site.py
 
