@@ -75,7 +75,7 @@ def test_the_agents_of_the_page_answer(names: dict[str, Any], begin: Any) -> Non
         with Client(f"127.0.0.1:{port}") as client:
             for last in (1, 2, 3):
                 ack = client.notify("check", ip=IPv4Address(f"192.0.2.{last}"))
-                assert ack.variables == {"sess.ip_score": last}
+                assert ack.variables == {"sess.ip_score": 100 - last % 50}
         assert said(port, EngineConnection(healthcheck=True).data_to_send()) == [Hello]
         assert said(port, b"\x00\x00\x00\x03abc") == ["invalid"]
     finally:
