@@ -644,7 +644,7 @@ class Server:
         for each in connections:
             text = " ".join(f"{key}={each[key]!r}" for key in each)
             # `peer` and `engine` are what other lines call them.
-            peer = {"peer": each.pop("address"), "engine": each.pop("engine_id")}
+            peer = {"peer": each.pop("address"), "engine": each.pop("engine")}
             logger.info("connection %s", text, extra=fields("connection", **peer, **each))
 
     def __enter__(self) -> Self:
