@@ -18,6 +18,7 @@ from spop import Agent, Client, Message
 from spop.counters import Cell, Totals, new_row
 from spop.errors import DisconnectedError
 from spop.logs import RateLimitedLog, SafeLogger
+from spop.server import Server
 from spop.server.channel import Channel
 from spop.server.children import WorkerProcess
 
@@ -147,6 +148,22 @@ def test_a_line_that_is_left_out_needs_no_thread(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(threading.Thread, "start", lambda thread: started.append(thread))
     assert not log.allows(40, "third")
     assert len(started) == 1
+
+
+# --- there is no memory ---
+
+
+def test_the_death_of_a_thread_ends_the_process_though_it_cannot_be_logged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[int] = []
+    server = Server(Agent())
+    server.ends_process = True
+    monkeypatch.setattr("spop.server.server.fields", no_memory)
+    monkeypatch.setattr(os, "_exit", lambda status: ended.append(status))
+    with pytest.raises(MemoryError):
+        server.thread_died(MemoryError())
+    assert ended == [1]
 
 
 # --- the wall clock is set ---

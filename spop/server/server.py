@@ -424,14 +424,15 @@ class Server:
 
         Without that loop the service would be half dead, so all of it ends.
         """
-        name = threading.current_thread().name
-        logger.failure(error, "%s died", name, extra=fields("thread died", thread=name))
-        if self.failed is None:
-            self.failed = error
-        if self.ends_process:
-            try:
+        try:
+            name = threading.current_thread().name
+            logger.failure(error, "%s died", name, extra=fields("thread died", thread=name))
+            if self.failed is None:
+                self.failed = error
+            if self.ends_process:
                 logging.shutdown()
-            finally:
+        finally:  # Even if there is no memory to tell of it.
+            if self.ends_process:
                 os._exit(1)
         self.stop_accepting()
         for loop in self._loops:
