@@ -121,7 +121,6 @@ def test_limits_of_the_manual_are_options() -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("threads = 2\nthread = 3\n", ":2: there is no key 'thread'; is it 'threads'?"),
         ("\n\nthreads = 0\n", ":3: threads: 0 is not in the range 1<=x<=256"),
         ("threads = 'many'\n", ":1: threads: 'many' is not a valid integer"),
         ("max-unsent = '1 KB'\n", ":1: max-unsent: '1 KB' is no size: bytes, or with K, M or G"),
@@ -130,7 +129,6 @@ def test_limits_of_the_manual_are_options() -> None:
         ("log_frames = 1\n", ":1: log_frames: 1 is not true or false"),
         ("threads = true\n", ":1: threads: True is no value for it"),
         ("log-level = 'loud'\n", ":1: log-level: 'loud' is not one of"),
-        ("[server]\nthreads = 1\n", ":1: there is no key 'server'"),
         ("threads = \n", "line 1, column"),
     ],
 )
@@ -144,6 +142,23 @@ def test_mistakes_in_the_file_are_told_with_their_place(
     assert complaint in result.stderr
     assert str(path) in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        ("threads = 2\nthread = 3\n", ":2: there is no key 'thread'; is it 'threads'?"),
+        ("[server]\nthreads = 1\n", ":1: there is no key 'server'"),
+        ("[setings]\na = 1\n", ":1: there is no key 'setings'; is it 'settings'?"),
+    ],
+)
+def test_unknown_keys_of_the_file_are_warned_of(tmp_path: Path, text: str, warning: str) -> None:
+    path = tmp_path / "spop.toml"
+    path.write_text(text)
+    result = serve(TARGET, "--config", str(path), "--check-config")
+    assert result.returncode == 0
+    assert f"{path}{warning}" in result.stderr
+    assert "WARNING" in result.stderr
 
 
 @pytest.mark.parametrize(

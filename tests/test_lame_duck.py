@@ -18,7 +18,7 @@ from serving import EXAMPLE, served, wait_until_serving
 
 from spop import Ack, Agent, Client, Message, codec
 from spop.connection import Disconnect, EngineConnection, Hello
-from spop.constants import Capability
+from spop.constants import Capability, FrameType
 from spop.errors import SpopError
 from spop.server.server import Server
 
@@ -107,8 +107,8 @@ def test_an_old_connection_that_pipelines_ends_after_a_second_at_rest() -> None:
             assert ended.code == 0
             protocol = EngineConnection()
             notify = bytes(codec.encode_notify(1, 1, [Message("check")]))
-            sock.sendall(notify)
-            wait_until(lambda: server.status().counts.frames_crossed == 1, "the count")
+            sock.sendall(2 * notify)
+            wait_until(lambda: server.status().counts.frames_crossed == 2, "the count")
 
 
 def connected(server: Server, **more: Any) -> tuple[socket.socket, EngineConnection]:
@@ -119,3 +119,19 @@ def connected(server: Server, **more: Any) -> tuple[socket.socket, EngineConnect
     sock.sendall(protocol.data_to_send())
     assert isinstance(protocol.receive_data(sock.recv(4096))[0], Hello)
     return sock, protocol
+
+
+def test_the_age_of_a_connection_goes_on_where_it_has_moved_to() -> None:
+    ours, theirs = socket.socketpair()
+    ours.settimeout(15)
+    state = {
+        "host": None, "port": None, "opened": time.time() - 100, "address": "unix",
+        "version": "2.0", "max_frame_size": 16380, "capabilities": [], "engine_id": None,
+        "little_endian": False, "whole": False,
+    }  # fmt: skip
+    with Agent().serve_in_background(max_connection_age=60) as server, ours:
+        taken: list[bool] = []
+        server.adopt(theirs, state, taken.append)
+        wait_until(lambda: taken == [True], "the answer")
+        assert server.connections()[0]["opened"] == pytest.approx(state["opened"], abs=1)
+        assert codec.decode_frames(ours.recv(4096))[0][0].type == FrameType.AGENT_DISCONNECT

@@ -69,6 +69,7 @@ def test_json_lines_have_fields_in_place_of_text(tmp_path: Path) -> None:
         assert failed["error"] == "ValueError: broken"
         (stopped,) = records(process.lines, "stopped")
         assert stopped["duration"] >= 0
+        assert stopped["frames_crossed"] == 0
 
 
 def test_logfmt_quotes_what_is_no_plain_word() -> None:
@@ -199,6 +200,16 @@ def test_a_limit_below_what_a_fresh_worker_has_is_said_and_reloads_no_more(
         assert found["option"] == limit.partition("=")[0].replace("-", "_")
         assert found["value"] >= found["limit"] > 0
         assert len(records(process.lines, "reload")) == 1
+
+
+@pytest.mark.parametrize(("age", "short"), [("2", True), ("60", False)])
+def test_a_short_age_of_connections_is_said_at_the_start(
+    tmp_path: Path, age: str, short: bool
+) -> None:
+    options = ("--bind", f"unix:{tmp_path}/agent.sock", f"--max-connection-age={age}")
+    with served(*options, target=write_agent(tmp_path)) as process:
+        wait_until_serving(process)
+        assert (f"max_connection_age is {age} s" in process.log) is short
 
 
 def test_each_line_of_the_server_has_an_event_and_fields() -> None:

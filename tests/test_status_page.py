@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import time
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -58,6 +59,15 @@ def test_no_text_of_the_page_is_cut_in_a_wide_and_a_narrow_window(tmp_path: Path
                 assert page.value("document.documentElement.scrollWidth") <= width
                 colours[scheme] = page.value(COLOURS)
         assert colours["light"] != colours["dark"]
+
+
+def test_the_page_says_why_workers_were_restarted(tmp_path: Path) -> None:
+    with serving(tmp_path, "--processes", "2") as (process, base):
+        os.kill(max(process.workers()), signal.SIGKILL)
+        process.wait_for_log("died")
+        with browser(tmp_path / "browser") as page:
+            page.show(f"http://{base}/", 1400, "light")
+            wait_until(lambda: "killed by SIGKILL" in str(text_of(page)), "the reason")
 
 
 def text_of(page: Page) -> Any:

@@ -237,6 +237,9 @@ MALFORMED = {
     "counts": framed({"type": "answer", "id": 0, "connections": [], "without_handler": {"m": "1"}}),
     "no counts": framed({"type": "answer", "id": 0, "connections": []}),
     "state": framed({"type": "connection", "id": 0, "state": {"host": {}}}),
+    "time": framed(
+        {"type": "connection", "id": 0, "state": {"host": "", "port": 1, "opened": None}}
+    ),
     "descriptors": framed({"type": "awake"}, fds=2),
     "too large": struct.pack("!IB", 0xFFFFFFFF, 0),
 }

@@ -13,28 +13,35 @@ from spop.errors import reason
 SETTINGS = "settings"
 """The table of the agent's own settings; `spop.cli.settings` reads it."""
 
+UNKNOWN = "spop.unknown_keys"
+"""Of `context.meta`: texts about the keys that no option has."""
+
 
 def read_configuration(
     context: click.Context, _: click.Parameter, path: Path | None
 ) -> Path | None:
     """Have the file's values be the command's defaults. Returns the path.
 
+    What is to be said of unknown keys is left in `context.meta`, as there is no log yet.
+
     Raises:
-        click.UsageError: the file can't be read, or a key or value is no good. The message
-            begins with file, line and key.
+        click.UsageError: the file can't be read, or a value is no good. The message begins with
+            file, line and key.
     """
     if path is None:
         return None
     values, text = read_toml(path)
     parameters = _parameters(context)
     defaults = {}
+    unknown = context.meta.setdefault(UNKNOWN, [])
     for key, value in values.items():
         if key == SETTINGS:
             continue
         place = f"{path}:{_line_of(key, text)}"
         parameter = parameters.get(key.replace("-", "_"))
         if parameter is None:
-            raise click.UsageError(f"{place}: there is no key {key!r}{_hint(key, parameters)}")
+            unknown.append(f"{place}: there is no key {key!r}{_hint(key, parameters)}")
+            continue
         defaults[parameter.name] = _checked(context, parameter, key, value, place)
     context.default_map = {**(context.default_map or {}), **defaults}
     return path
@@ -94,5 +101,5 @@ def _line_of(key: str, text: str) -> int:
 def _hint(key: str, known: dict[str, click.Parameter]) -> str:
     import difflib
 
-    close = difflib.get_close_matches(key.replace("-", "_"), known, 1)
+    close = difflib.get_close_matches(key.replace("-", "_"), [*known, SETTINGS], 1)
     return f"; is it {close[0]!r}?" if close else ""

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from spop.agent import Agent
+from spop.cli.configuration import UNKNOWN
 from spop.settings import PREFIX
 
 logger: logging.Logger = logging.getLogger("spop.cli")
@@ -41,7 +42,9 @@ def _shown(value: Any) -> str:
 
 
 def warn_of_unknown(context: click.Context, variables: Mapping[str, str]) -> None:
-    """Log each variable that looks like an option's and is none."""
+    """Log each variable that looks like an option's and is none, and each such key of the file."""
+    for text in context.meta.get(UNKNOWN, ()):
+        logger.warning("%s", text)
     options = [each for each in context.command.params if isinstance(each.envvar, str)]
     known = {str(each.envvar) for each in options} | _OTHERS
     unknown = {name for name in variables if name.startswith("SPOP_")} - known

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from spop.counters import Cell, Cells
+from spop.logs import SafeLogger, fields
 from spop.options import Options
 from spop.server.exchange import Connection
 from spop.server.timers import Timers
@@ -19,8 +20,20 @@ REST = 1.0
 """Seconds without a frame after which an old connection ends."""
 JITTER = 0.1
 """Part of the age by which connections differ, so that they do not end together."""
+SHORT = 10.0
+"""Seconds below which an age is said to be short: each connection costs a HELLO."""
 STEP = 0.25
 """Seconds between two looks at the connections."""
+
+logger: SafeLogger = SafeLogger("spop.server")
+
+
+def warn_if_short(age: float) -> None:
+    """Say at the start that HAProxy would have to connect all the time."""
+    if 0 < age < SHORT:
+        what = fields("limit too low", option="max_connection_age", limit=age)
+        line = "max_connection_age is %g s: HAProxy opens all its connections again that often"
+        logger.warning(line, age, extra=what)
 
 
 class Loop(Protocol):
@@ -53,14 +66,15 @@ class Ages:
         return bool(self._old)
 
     def add(self, connection: Connection) -> None:
-        """The age of a connection counts from now on."""
+        """The age of a connection counts from when it was opened, in whatever process."""
         if self._all_old:
             self._grow_old(connection)
         elif self._age:
             import random  # With its tables it is larger than most modules.
 
             factor = random.uniform(1 - JITTER, 1 + JITTER)
-            self._ends[connection] = time.monotonic() + self._age * factor
+            age = time.time() - connection.opened
+            self._ends[connection] = time.monotonic() + self._age * factor - age
             self._order()
 
     def end_all(self, connections: Iterable[Connection]) -> None:

@@ -29,7 +29,7 @@ from typing import Any, Protocol
 
 from spop.agent import Agent
 from spop.connection import Disconnect, State
-from spop.constants import FrameType, Status
+from spop.constants import LENGTH_SIZE, FrameType, Status
 from spop.counters import Cell, Cells, status_cell
 from spop.dispatch import Memory
 from spop.errors import reason as error_text
@@ -285,9 +285,10 @@ class Leaving:
             self.report(connection, Disconnect(Status.NORMAL, TOO_OLD, False))
 
     def look_for_crossed(self, connection: Connection, data: memoryview) -> None:
-        """Count a NOTIFY that came behind our DISCONNECT."""
-        if connection.protocol.should_close and len(data) > 4:
-            self._loop.cells[Cell.FRAMES_CROSSED] += data[4] == FrameType.NOTIFY
+        """Count the NOTIFY frames that came behind our DISCONNECT."""
+        while connection.protocol.should_close and len(data) > LENGTH_SIZE:
+            self._loop.cells[Cell.FRAMES_CROSSED] += data[LENGTH_SIZE] == FrameType.NOTIFY
+            data = data[LENGTH_SIZE + int.from_bytes(data[:LENGTH_SIZE], "big") :]
 
     def _end_old(self, connection: Connection) -> None:
         self.disconnect(connection, Status.NORMAL, TOO_OLD)
@@ -309,7 +310,9 @@ class Leaving:
     def _give(self, connection: Connection, give_away: GiveAway) -> None:
         sock = connection.sock
         assert isinstance(sock, socket.socket)
-        state = {"host": connection.host, "port": connection.port}
+        state = {
+            "host": connection.host, "port": connection.port, "opened": connection.opened,
+        }  # fmt: skip
         state.update(connection.protocol.negotiated())
         self._offered.add(sock)
         self._forget(connection)

@@ -20,6 +20,8 @@ _FIELDS: dict[str, dict[str, type]] = {
 }
 _ITEMS = {"handlers": str, "files": str, "connections": dict, "without_handler": int}
 
+_OF_CONNECTIONS = {"host": (str, NoneType), "port": (int, NoneType), "opened": (float,)}
+
 
 def check_message(message: Any, fds: list[int]) -> None:
     """Check a message of a worker.
@@ -39,9 +41,8 @@ def check_message(message: Any, fds: list[int]) -> None:
             raise ValueError(f"{name} of a message {type_!r} is malformed")
     if fds and type_ != "connection":
         raise ValueError(f"a message {type_!r} has no descriptors")
-    state = message["state"] if type_ == "connection" else {}
-    for name, types in {"host": (str, NoneType), "port": (int, NoneType)}.items():
-        if not isinstance(state.get(name), types):
+    for name, types in _OF_CONNECTIONS.items() if type_ == "connection" else ():
+        if not isinstance(message["state"].get(name), types):
             raise ValueError(f"the {name} of a connection is malformed")
     for description in message.get("metrics", ()):
         Description.from_json(description)

@@ -31,9 +31,9 @@ from spop.server.engines import Engines
 from spop.server.executor import Executor
 from spop.server.health import READY_WITHIN, Health, health_of, oldest_round
 from spop.server.leaving import GiveAway, Taken
+from spop.server.life_log import log_start, log_stop
 from spop.server.listeners import bound_address, close_all, listen_all, peer_host
 from spop.server.loop import Loop
-from spop.server.service_log import log_start, log_stop
 from spop.server.signals import GRACE, Signals
 from spop.server.slow import SlowLog
 from spop.server.status import Status, summed
@@ -563,7 +563,7 @@ class Server:
                 stopping = time.monotonic()
                 logger.info("stopping", extra=fields("stopping"))
                 self._be_lame(signals)
-        log_stop(time.monotonic() - stopping)
+        log_stop(time.monotonic() - stopping, self.totals())
 
     def _say_where(self) -> None:
         """For a script that has configured no logging, and has a standard error."""

@@ -36,6 +36,7 @@ from spop.server.board import PLACES, Board
 from spop.server.channel import Channel, Received
 from spop.server.children import WorkerProcess, Workers, child
 from spop.server.health import Health, service_health
+from spop.server.life_log import log_start, log_stop
 from spop.server.listeners import bound_address, close_all, listen, listen_all
 from spop.server.messages import check_message
 from spop.server.moves import Moves
@@ -43,7 +44,6 @@ from spop.server.orphans import end_with_parent
 from spop.server.privileges import check_privileges, drop_privileges
 from spop.server.questions import Answers, Questions
 from spop.server.reload_log import ReloadLog
-from spop.server.service_log import log_start, log_stop
 from spop.server.sharing import Sharing
 from spop.server.signals import GRACE, Hurry, Signals
 from spop.server.status import Status, summed
@@ -169,7 +169,7 @@ class Supervisor:
             self._stuck.start()
         while self._running:
             self._run_round()
-        log_stop(time.monotonic() - self._stopping)
+        log_stop(time.monotonic() - self._stopping, self._workers.totals())
 
     def _run_round(self) -> None:
         wait, row = self._timers.run_due(), self._board.supervisor

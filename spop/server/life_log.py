@@ -1,17 +1,20 @@
-"""Log lines about the service as a whole: it serves, and it has stopped."""
+"""The log lines about the whole service: it serves, it has stopped."""
 
 from __future__ import annotations
 
 from spop import codec
 from spop.address import Address
+from spop.counters import Totals
 from spop.logs import SafeLogger, fields
 from spop.options import Options
+from spop.server.ages import warn_if_short
 
 logger: SafeLogger = SafeLogger("spop.server")
 
 
 def log_start(name: str, addresses: list[Address], options: Options) -> None:
     """Log once that the agent serves."""
+    warn_if_short(options.max_connection_age)
     logger.info(
         "agent %r serves on %s (codec: %s, processes: %d, threads: %d%s)",
         name,
@@ -32,7 +35,9 @@ def log_start(name: str, addresses: list[Address], options: Options) -> None:
     )
 
 
-def log_stop(seconds: float) -> None:
-    """Log once that the service has stopped."""
-    what = fields("stopped", duration=round(seconds, 3))
-    logger.info("stopped in %.1f s", seconds, extra=what)
+def log_stop(seconds: float, totals: Totals) -> None:
+    """Log once that the service has stopped, and what that cost."""
+    crossed = totals.counts().frames_crossed
+    what = fields("stopped", duration=round(seconds, 3), frames_crossed=crossed)
+    lost = f"; {crossed} frames have crossed a DISCONNECT and got no ACK" if crossed else ""
+    logger.info("stopped in %.1f s%s", seconds, lost, extra=what)
