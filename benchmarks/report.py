@@ -127,7 +127,7 @@ def with_clients() -> Iterator[str]:
     rows = [
         row
         for binary in binaries or ([found] if found else [])
-        for row in behind(binary, agents, 0.5, 3)
+        for row in behind(binary, agents, 1.0, 3)
     ]
     yield from front_table(rows)
 
