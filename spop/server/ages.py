@@ -73,8 +73,7 @@ class Ages:
             import random  # With its tables it is larger than most modules.
 
             factor = random.uniform(1 - JITTER, 1 + JITTER)
-            age = time.time() - connection.opened
-            self._ends[connection] = time.monotonic() + self._age * factor - age
+            self._ends[connection] = connection.began + self._age * factor
             self._order()
 
     def end_all(self, connections: Iterable[Connection]) -> None:
