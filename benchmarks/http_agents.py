@@ -150,15 +150,19 @@ async def measure(count: int = 1000, rounds: int = 3) -> dict[str, list[float]]:
         rows = settings(Path(name), server.sockets[0].getsockname()[1])
         for row, (agent, table, message, arguments) in rows.items():
             with serving(Path(name), agent, table) as process, pinned(1):
-                address = str(process.address)
-                await load(address, message, arguments, 20, 200)
+
+                async def send(depth: int, count: int) -> None:
+                    goal = Served.count + count
+                    await load(str(process.address), message, arguments, depth, count)
+                    while row == SENT_AGAIN and Served.count < goal:
+                        await asyncio.sleep(0.01)  # It works on after the ACK.
+
+                await send(20, 200)
                 for depth in DEPTHS:
                     costs = []
                     for _ in range(rounds):
-                        before, goal = process.cpu_seconds(), Served.count + count
-                        await load(address, message, arguments, depth, count)
-                        while row == SENT_AGAIN and Served.count < goal:
-                            await asyncio.sleep(0.01)  # It works on after the ACK.
+                        before = process.cpu_seconds()
+                        await send(depth, count)
                         costs.append((process.cpu_seconds() - before) / count * 1e6)
                     found.setdefault(row, []).append(statistics.median(costs))
         server.close()
