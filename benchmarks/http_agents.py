@@ -130,9 +130,15 @@ def serving(folder: Path, agent: str, table: str) -> contextlib.AbstractContextM
 
 
 async def load(
-    address: str, message: str, arguments: dict[str, Any], depth: int, count: int
+    address: str,
+    message: str,
+    arguments: dict[str, Any],
+    waits: bool,
+    depth: int,
+    count: int,
 ) -> None:
-    """Send `count` messages, `depth` at a time."""
+    """Send `count` messages, `depth` at a time. It waits for the service if the ACKs don't."""
+    goal = Served.count + count
 
     async def send() -> None:
         for _ in range(count // depth):
@@ -140,6 +146,8 @@ async def load(
 
     async with AsyncClient(address, timeout=60.0, hello_timeout=60.0) as client:
         await asyncio.gather(*(send() for _ in range(depth)))
+    while waits and Served.count < goal:
+        await asyncio.sleep(0.01)
 
 
 async def measure(count: int = 1000, rounds: int = 3) -> dict[str, list[float]]:
@@ -150,15 +158,13 @@ async def measure(count: int = 1000, rounds: int = 3) -> dict[str, list[float]]:
         rows = settings(Path(name), server.sockets[0].getsockname()[1])
         for row, (agent, table, message, arguments) in rows.items():
             with serving(Path(name), agent, table) as process, pinned(1):
-                address = str(process.address)
-                await load(address, message, arguments, 20, 200)
+                send = partial(load, str(process.address), message, arguments, row == SENT_AGAIN)
+                await send(20, 200)
                 for depth in DEPTHS:
                     costs = []
                     for _ in range(rounds):
-                        before, goal = process.cpu_seconds(), Served.count + count
-                        await load(address, message, arguments, depth, count)
-                        while row == SENT_AGAIN and Served.count < goal:
-                            await asyncio.sleep(0.01)  # It works on after the ACK.
+                        before = process.cpu_seconds()
+                        await send(depth, count)
                         costs.append((process.cpu_seconds() - before) / count * 1e6)
                     found.setdefault(row, []).append(statistics.median(costs))
         server.close()
