@@ -149,7 +149,12 @@ def without_growing() -> Iterator[str]:
 
 def in_instructions() -> Iterator[str]:
     """Instructions for each frame."""
-    yield cost.table() if cost.is_available() else "valgrind is not installed."
+    if cost.is_available():
+        yield cost.table(cost.instructions())
+    else:
+        yield "valgrind is not installed."
+    cost.plot(RESULTS / "history.svg")
+    yield "\n![Instructions from commit to commit](history.svg)"
 
 
 PARTS = (

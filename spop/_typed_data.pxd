@@ -3,7 +3,7 @@ reading and writing without Python objects."""
 
 cimport cython
 from cpython.mem cimport PyMem_Free
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
 
@@ -75,9 +75,62 @@ cdef inline int read_span(Reader *r, const unsigned char **data, Py_ssize_t *len
 
 cdef int read_long_varint(Reader *r, uint64_t *value) except -1
 cdef int refuse_span(Reader *r, uint64_t size) except -1
-cdef int read_typed_data(Reader *r, Field *field) except -1
+# What is wrong with typed data.
+cdef enum Fault:
+    CUT_SHORT = 0
+    ADDRESS_CUT_SHORT = 1
+    OUT_OF_RANGE = 2
+    RESERVED_TYPE = 3
+
+
+cdef int refuse_data(Reader *r, Field *field, Py_ssize_t start, Fault fault) except -1
 cdef int take_typed_data(Reader *r, Field *field) except -1
-cdef int read_field(Reader *r, Field *field) except -1
+
+
+cdef inline bint is_out_of_range(Field *field) noexcept:
+    cdef int64_t number = <int64_t>field.number
+    return (field.type == T_INT32 and not -0x80000000LL <= number <= 0x7FFFFFFFLL) or (
+        field.type == T_UINT32 and field.number > 0xFFFFFFFFULL)
+
+
+# Inline, so that `lenient` is a constant in each of the functions that call it.
+cdef inline int read_data(Reader *r, Field *field, bint lenient) except -1:
+    cdef Py_ssize_t start = r.offset
+    cdef Py_ssize_t length
+    if start >= r.end:
+        return refuse_data(r, field, start, CUT_SHORT)
+    field.type = r.base[start] & TYPE_MASK
+    field.flags = r.base[start] & ~TYPE_MASK
+    r.offset += 1
+    if field.type == T_STRING or field.type == T_BINARY:
+        read_span(r, &field.data, &length)
+        field.number = length
+    elif field.type <= T_BOOL:
+        pass
+    elif field.type <= T_UINT64:
+        read_varint(r, &field.number)
+        if not lenient and is_out_of_range(field):
+            return refuse_data(r, field, start, OUT_OF_RANGE)
+    elif field.type == T_IPV4 or field.type == T_IPV6:
+        length = 4 if field.type == T_IPV4 else 16
+        if length > r.end - r.offset:
+            return refuse_data(r, field, start, ADDRESS_CUT_SHORT)
+        field.data = r.base + r.offset
+        field.number = length
+        r.offset += length
+    elif not lenient:
+        return refuse_data(r, field, start, RESERVED_TYPE)
+    return 0
+
+
+cdef inline int read_typed_data(Reader *r, Field *field) except -1:
+    return read_data(r, field, False)
+
+
+cdef inline int read_field(Reader *r, Field *field) except -1:
+    read_span(r, &field.name, &field.name_length)
+    read_typed_data(r, field)
+    return 0
 
 
 # --- Python objects ---

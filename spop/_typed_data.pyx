@@ -87,56 +87,18 @@ cdef int refuse_span(Reader *r, uint64_t size) except -1:
         f"{size} bytes announced at byte {r.offset}, {r.end - r.offset} left")
 
 
-cdef int read_typed_data(Reader *r, Field *field) except -1:
-    return read_data(r, field, False)
+cdef int refuse_data(Reader *r, Field *field, Py_ssize_t start, Fault fault) except -1:
+    if fault == CUT_SHORT:
+        raise InvalidFrameError(f"typed data cut short at byte {start}")
+    if fault == ADDRESS_CUT_SHORT:
+        raise InvalidFrameError(f"address cut short at byte {r.offset}")
+    if fault == OUT_OF_RANGE:
+        raise InvalidFrameError(f"integer out of the range of its type at byte {start}")
+    raise InvalidFrameError(f"reserved data type {field.type} at byte {start}")
 
 
 cdef int take_typed_data(Reader *r, Field *field) except -1:
     return read_data(r, field, True)
-
-
-# Inline, so that `lenient` is a constant in each of the functions above.
-cdef inline int read_data(Reader *r, Field *field, bint lenient) except -1:
-    cdef Py_ssize_t start = r.offset
-    cdef Py_ssize_t length
-    if start >= r.end:
-        raise InvalidFrameError(f"typed data cut short at byte {start}")
-    field.type = r.base[start] & TYPE_MASK
-    field.flags = r.base[start] & ~TYPE_MASK
-    r.offset += 1
-    if field.type == T_STRING or field.type == T_BINARY:
-        read_span(r, &field.data, &length)
-        field.number = length
-    elif field.type <= T_BOOL:
-        pass
-    elif field.type <= T_UINT64:
-        read_varint(r, &field.number)
-        if not lenient:
-            check_range(field, start)
-    elif field.type == T_IPV4 or field.type == T_IPV6:
-        length = 4 if field.type == T_IPV4 else 16
-        if length > r.end - r.offset:
-            raise InvalidFrameError(f"address cut short at byte {r.offset}")
-        field.data = r.base + r.offset
-        field.number = length
-        r.offset += length
-    elif not lenient:
-        raise InvalidFrameError(f"reserved data type {field.type} at byte {start}")
-    return 0
-
-
-cdef inline int check_range(Field *field, Py_ssize_t start) except -1:
-    cdef int64_t number = <int64_t>field.number
-    if (field.type == T_INT32 and not -0x80000000LL <= number <= 0x7FFFFFFFLL) or (
-            field.type == T_UINT32 and field.number > 0xFFFFFFFFULL):
-        raise InvalidFrameError(f"integer out of the range of its type at byte {start}")
-    return 0
-
-
-cdef int read_field(Reader *r, Field *field) except -1:
-    read_span(r, &field.name, &field.name_length)
-    read_typed_data(r, field)
-    return 0
 
 
 # --- Python objects ---

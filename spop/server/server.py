@@ -242,7 +242,7 @@ class Server:
             return False
         self._yielded = False
         sock, sockaddr = listener.accept()
-        host = peer_host(sock, sockaddr)
+        host = peer_host(sockaddr)
         refusal = self.admission.admit(host)
         if refusal is not None:
             self._refuse(sock, host, refusal)
