@@ -20,17 +20,21 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from frames import compile_c
-from kinds import DEPTHS, exchange
-from running import Running, free_port, running, spop_command
+from frames import CONNECTIONS, compile_c
+from kinds import DEPTHS
+from running import BUILD, Running, free_port, pin, running, spop_command
 
+from spop.agents import reputation
 from spop.agents.limit_stores import Asked, Rule, SharedStore
 from spop.agents.networks import Index, build
 
 ROUNDS = 3
 PREFIXES = 500_000
 """Of each family."""
-LIMIT = '[settings.limits.a]\nrate = "1000000000/s"\nby = ["address"]\n'
+LIMIT = '[settings.limits.a]\nrate = "1000000000/s"\nby = ["network"]\nipv4 = 16\n'
+"""One key for all addresses of the load."""
+ADDRESSES = 1 << 16
+"""Of the load."""
 
 KINDS = {
     "a frame: inline `def`": "inline",
@@ -111,21 +115,36 @@ def serving(kind: str, folder: Path, store: str) -> contextlib.AbstractContextMa
     return running(command, port, {"KIND": kind.replace(" on redis", "")})
 
 
+def exchange(agent: Running, message: str, depth: int, frames: int) -> float:
+    """µs of the agent's CPU for a frame. The load misses its own action in all answers but inline's."""
+    command = [BUILD / "load", "127.0.0.1", agent.port, CONNECTIONS, depth, frames, message]
+    before = agent.cpu_seconds()
+    shown = subprocess.run(
+        [str(word) for word in command], capture_output=True, preexec_fn=lambda: pin(1)
+    )
+    assert not json.loads(shown.stdout)["errors"]
+    return (agent.cpu_seconds() - before) / frames * 1e6
+
+
 def measure(folder: Path, scale: float = 0.3) -> dict[tuple[str, int], float]:
     """µs of CPU for a request, by row and frames in flight: medians of the rounds."""
     found: dict[tuple[str, int], list[float]] = {}
     with contextlib.ExitStack() as stack:
+        lists = {"all": reputation.NetworkList(str(folder / "networks"))}
+        reputation.START = 600.0
+        reputation.Lists(reputation.Settings(lists=lists, state_dir=folder)).start()
         has_redis = shutil.which("redis-server") is not None
         store = stack.enter_context(redis_server(folder)) if has_redis else ""
         kinds = {row: kind for row, kind in KINDS.items() if has_redis or " on redis" not in kind}
         agents = {
             row: stack.enter_context(serving(kind, folder, store)) for row, kind in kinds.items()
         }
+        exchange(agents["`reputation`, cached"], "reputation", 20, ADDRESSES)  # To be kept.
         for _ in range(ROUNDS):
             for depth, frames in DEPTHS.items():
                 for row, agent in agents.items():
                     message = KINDS[row].partition(" ")[0]
-                    cost, _ = exchange(agent, message, depth, int(frames * scale))
+                    cost = exchange(agent, message, depth, int(frames * scale))
                     found.setdefault((row, depth), []).append(cost)
     return {key: statistics.median(costs) for key, costs in found.items()}
 

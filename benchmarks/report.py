@@ -27,6 +27,7 @@ import kinds
 import latency
 import neighbours
 import passes
+import ready_agents
 import soak
 import web
 from running import HERE, PROCESSORS, pin
@@ -131,8 +132,10 @@ def of_the_middleware() -> Iterator[str]:
     yield web.table(list(web.measure(seconds=0.5)))
 
 
-def of_http_agents() -> Iterator[str]:
-    """What a request costs the agents that ask services and models."""
+def of_ready_agents() -> Iterator[str]:
+    """The ready agents: CPU for a request, and what it is made of."""
+    yield from ready_agents.table()
+    yield ""
     yield from http_agents.table(count=500, rounds=1)
 
 
@@ -154,7 +157,7 @@ def in_instructions() -> Iterator[str]:
 
 PARTS = (
     micro, over_sockets, by_kind, as_work_grows, latencies, behind_haproxy, of_clients, of_the_engine,
-    of_the_middleware, of_http_agents, beside_others, without_growing, in_instructions,
+    of_the_middleware, of_ready_agents, beside_others, without_growing, in_instructions,
 )  # fmt: skip
 
 

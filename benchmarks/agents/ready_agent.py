@@ -9,7 +9,6 @@ from spop.agents import ratelimit, reputation
 
 name, _, left_out = os.environ["KIND"].partition(" without ")
 agent = {"reputation": reputation, "ratelimit": ratelimit}[name].agent
-reputation.START = 25.0  # So that no list is built while it is measured.
 if left_out == "cache":
     agent.handlers[name] = agent.handlers[name]._replace(cache=None)
 if left_out == "leases":

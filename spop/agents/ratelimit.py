@@ -180,11 +180,11 @@ class Lease:
         self._size = min(2 * self._size, self._most) if hot else 1
         return self._size
 
-    def granted(self, grant: Grant, now: float) -> None:
-        """The store has answered."""
+    def granted(self, grant: Grant, began: float, now: float) -> None:
+        """The store, which was asked at `began`, has answered."""
         self._free, self._reset = grant.free, now + grant.reset
-        if grant.tokens:
-            self.until = now + grant.reset if self.limit.rule.fixed else math.inf
+        if grant.tokens:  # A lease ends before its window does by the store's clock.
+            self.until = began + grant.reset if self.limit.rule.fixed else math.inf
             self.tokens, self._leased = self.tokens + grant.tokens, now
         elif not grant.free:
             self.denied_until = now + grant.wait
@@ -253,9 +253,8 @@ class Limiter:
         finally:
             for each in asking:
                 each.asking = False
-        now = time.monotonic()
         for each, grant in zip(missing, grants, strict=True):
-            each.granted(grant, now)
+            each.granted(grant, now, time.monotonic())
             each.tokens -= grant.tokens > 0
         if all(grant.tokens for grant in grants):
             return 0.0
