@@ -135,10 +135,7 @@ def of_the_middleware() -> Iterator[str]:
 def of_ready_agents() -> Iterator[str]:
     """The ready agents: CPU for a request, and what it is made of."""
     yield from ready_agents.table()
-
-
-def of_http_agents() -> Iterator[str]:
-    """What a request costs the agents that ask services and models."""
+    yield ""
     yield from http_agents.table(count=500, rounds=1)
 
 
@@ -165,8 +162,7 @@ def in_instructions() -> Iterator[str]:
 
 PARTS = (
     micro, over_sockets, by_kind, as_work_grows, latencies, behind_haproxy, of_clients, of_the_engine,
-    of_the_middleware, of_ready_agents, of_http_agents, beside_others, without_growing,
-    in_instructions,
+    of_the_middleware, of_ready_agents, beside_others, without_growing, in_instructions,
 )  # fmt: skip
 
 
