@@ -208,13 +208,14 @@ cdef int write_kv_list(Writer *w, object items) except -1:
 cdef int write_messages(Writer *w, object messages) except -1:
     cdef Py_ssize_t count
     for message in messages:
-        count = len(message)
+        names = message.names
+        count = len(names)
         if count > MAX_MESSAGE_ARGUMENTS:
             raise ValueError(
                 f"message {message.name}: {count} arguments, {MAX_MESSAGE_ARGUMENTS} at most")
         write_string(w, message.name)
         write_type(w, <int>count)
-        for name, value in zip(message.names, message.values, strict=True):
+        for name, value in zip(names, message.values, strict=True):
             write_string(w, name)
             write_named_value(w, name, value)
     return 0

@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import haproxy
 import hypothesis
@@ -51,16 +50,6 @@ def implementation(request: pytest.FixtureRequest) -> str:
 def dispatch(implementation: str) -> ModuleType:
     """The dispatcher's module of an implementation."""
     return importlib.import_module("spop._dispatch" + ("" if implementation == "c" else "_py"))
-
-
-def intake_class(dispatch: ModuleType) -> Any:
-    """The intake's class of the same implementation as the dispatcher's module."""
-    return importlib.import_module(dispatch.__name__.replace("_dispatch", "_intake")).Intake
-
-
-def route_class(dispatch: ModuleType) -> Any:
-    """The routes' class of the same implementation as the dispatcher's module."""
-    return importlib.import_module(dispatch.__name__.replace("_dispatch", "_route")).Route
 
 
 @pytest.fixture

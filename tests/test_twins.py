@@ -11,9 +11,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import intake_class, route_class
 from hypothesis import given
 from hypothesis import strategies as st
+from implementations import intake_class, route_class
 
 from spop import UNSET, Message, _codec_py, _dispatch_py, _typed_data_py, codec, poller
 from spop.errors import ProtocolError

@@ -128,7 +128,7 @@ class AsyncClient(ClientCore):
     def submit(self, exchange: Exchange) -> None:
         if asyncio.get_running_loop() is not self._loop:
             self.bind()
-        super().submit(exchange)
+        self._pool.call(exchange, monotonic())
 
     async def wait_for(self, exchange: Exchange, deadline: float) -> Exchange:
         """Wait until a call is done. `Exchange.result` gives its ACK.
@@ -137,13 +137,20 @@ class AsyncClient(ClientCore):
             SpopTimeoutError: the deadline, a time of `time.monotonic`, has passed.
         """
         if not exchange.done:
-            exchange.waiter = asyncio.get_running_loop().create_future()
-            self._deadlines.add(exchange, deadline)
             try:
-                await exchange.waiter
-            finally:
+                await self.waiter(exchange, deadline)
+            except BaseException:
                 self._pool.abandon(exchange)
+                raise
         return exchange
+
+    def waiter(self, exchange: Exchange, deadline: float) -> asyncio.Future[None]:
+        """A future that ends with the call, or with SpopTimeoutError at the deadline. Whoever stops
+        to wait for it abandons the call."""
+        assert self._loop is not None
+        exchange.waiter = waiter = self._loop.create_future()
+        self._deadlines.add(exchange, deadline)
+        return waiter
 
     def pump(self) -> None:
         """Start queued calls, as servers have changed."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Self, Unpack
+from collections.abc import Callable, Coroutine
+from typing import Any, Self, Unpack
 
 from spop.client import AsyncClient
 from spop.constants import EngineStatus
@@ -20,28 +21,35 @@ class AsyncStream(StreamContext):
     __slots__ = ()
     _engine: AsyncEngine
 
-    async def event(self, event: str) -> Processing | None:
+    # Coroutine functions would be one coroutine more for each event: 0.4 µs of 15.
+    def event(self, event: str) -> Coroutine[Any, Any, Processing | None]:
         """Process an event, as `BlockingStream.event` does.
 
         Cancelling the task interrupts the processing. That is an error: without
         ``option continue-on-error``, the engine is disabled for the stream.
         """
-        return await self._exchange(self._begin_event(event))
+        return self._exchange(self._begin_event, event)
 
-    async def send_group(self, name: str) -> Processing | None:
+    def send_group(self, name: str) -> Coroutine[Any, Any, Processing | None]:
         """Send the messages of a group, as `BlockingStream.send_group` does."""
-        return await self._exchange(self._begin_group(name))
+        return self._exchange(self._begin_group, name)
 
-    async def _exchange(self, processing: Processing | None) -> Processing | None:
+    async def _exchange(
+        self, begin: Callable[[str], Processing | None], name: str
+    ) -> Processing | None:
+        processing = begin(name)
         if processing is None:
             return None
         calls = self._engine._calls
         try:
             calls.submit(processing)
-            await calls.wait_for(processing, self._filter.deadline(processing))
+            if not processing.done:
+                await calls.waiter(processing, self._filter.deadline(processing))
         except SpopTimeoutError:
+            calls.pool.abandon(processing)
             self._end(processing, EngineStatus.TIMEOUT)
         except BaseException:
+            calls.pool.abandon(processing)
             self._end(processing, EngineStatus.INTERRUPTED)
             raise
         else:

@@ -46,7 +46,7 @@ class Connection:
     """
 
     __slots__ = (
-        "exchanges", "fast_path", "host", "movable", "opened", "peer", "port", "protocol", "quiet",
+        "began", "exchanges", "fast_path", "host", "movable", "opened", "peer", "port", "protocol", "quiet",
         "resumes", "sock", "tls", "unsent",
     )  # fmt: skip
 
@@ -62,6 +62,7 @@ class Connection:
         self.port: int | None = None
         self.movable: bool = False
         self.opened: float = time.time()
+        self.began: float = time.monotonic()
         self.quiet: int = 0
         self.resumes: bool = False
         self.exchanges: set[Exchange] = set()

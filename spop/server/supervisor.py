@@ -404,7 +404,7 @@ class Supervisor:
         self._restarts += 1
         self._restart_reasons[str(error)] += 1
         if worker.generation == self._generation:
-            self._lost(str(error), worker.ready, time.time() - worker.started)
+            self._lost(str(error), worker.ready, worker.lived)
 
     def _lost(self, why: str, ready: bool, lived: float) -> None:
         """A worker of this generation is missing. Was it ready, and how long has it lived?"""

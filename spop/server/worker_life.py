@@ -81,7 +81,7 @@ class WorkerLife:
         if self._warned:
             return
         self._warned = True
-        age = time.time() - worker.started
+        age = worker.lived
         what = fields(
             "limit too low", option=name, limit=limit, value=value, worker=worker.pid,
             duration=round(age, 1),

@@ -179,7 +179,9 @@ class ASGIMiddleware:
         """A copy of the scope for the application, and the transaction of the request."""
         raw_headers = list(scope["headers"])
         wanted = self._unique_id_header
-        unique_id = next((text(value) for name, value in raw_headers if name == wanted), None)
+        unique_id = None
+        if wanted:
+            unique_id = next((text(value) for name, value in raw_headers if name == wanted), None)
         if unique_id is None:
             unique_id = new_unique_id()
             if wanted:
