@@ -30,7 +30,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import in_front
 from frames import AGENTS, CONNECTIONS, EXCHANGES, NEEDS, Agent, Exchange, compile_c, is_installed
 from running import (
-    BUILD, PROCESSORS, Running, children, cpu_of, free_port, pin, pinned, running, spop_command,
+    BUILD,
+    PROCESSORS,
+    Running,
+    children,
+    cpu_of,
+    free_port,
+    pin,
+    pinned,
+    running,
+    spop_command,
 )  # fmt: skip
 
 from spop.testing.haproxy import Process
