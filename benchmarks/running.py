@@ -59,9 +59,10 @@ def _lines(path: Path) -> list[str]:
 
 
 def spop_command(port: int, *options: str, target: str = "spop_agent.py") -> list[str]:
-    """``spop serve`` with one of the benchmark's agents."""
+    """``spop serve`` with one of the benchmark's agents, or ``MODULE:agent``."""
     return [
-        sys.executable, "-m", "spop", "serve", f"{HERE / 'agents' / target}:agent",
+        sys.executable, "-m", "spop", "serve",
+        target if ":" in target else f"{HERE / 'agents' / target}:agent",
         "--bind", f"127.0.0.1:{port}", "--log-level", "error", *options,
     ]  # fmt: skip
 
