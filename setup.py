@@ -1,7 +1,7 @@
 """Builds the compiled codec where that is possible; everything else is in pyproject.toml.
 
 The package works without the extension, so a machine with no compiler still installs it.
-``SPOP_PURE=1`` leaves the extension out.
+``SPOP_PURE=1`` leaves the extension out. ``SPOP_LINETRACE=1`` has it tell coverage of its lines.
 """
 
 import os
@@ -35,6 +35,9 @@ DIRECTIVES = {
     "freethreading_compatible": True,
 }
 
+SMALL = ["-g0", "-fno-asynchronous-unwind-tables"]
+STRIP = {"linux": ["-Wl,-s"], "darwin": ["-Wl,-S,-x"]}
+
 
 class OptionalBuild(build_ext):
     """Builds what it can and says once what it could not."""
@@ -44,6 +47,12 @@ class OptionalBuild(build_ext):
             super().run()
         except Exception as error:
             self.announce_pure(error)
+
+    def build_extension(self, ext: Extension) -> None:
+        if not self.inplace and not self.editable_mode:  # Symbols are for those who develop it.
+            ext.extra_compile_args = [*ext.extra_compile_args, *SMALL]
+            ext.extra_link_args = [*ext.extra_link_args, *STRIP.get(sys.platform, [])]
+        super().build_extension(ext)
 
     def announce_pure(self, error: Exception) -> None:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -60,14 +69,19 @@ def extensions() -> list[Extension]:
         return []
     from Cython.Build import cythonize
 
+    traced = bool(os.environ.get("SPOP_LINETRACE"))
+
     return cythonize(
         [
             Extension(
-                f"spop.{name.replace('/', '.')}", [f"spop/{name}.pyx"], extra_compile_args=["-O3"]
+                f"spop.{name.replace('/', '.')}",
+                [f"spop/{name}.pyx"],
+                extra_compile_args=["-O0" if traced else "-O3"],
+                define_macros=[("CYTHON_TRACE_NOGIL", "1")] if traced else [],
             )
             for name in MODULES
         ],
-        compiler_directives=DIRECTIVES,
+        compiler_directives=DIRECTIVES | {"linetrace": traced},
         annotate=bool(os.environ.get("SPOP_ANNOTATE")),
         quiet=True,
     )

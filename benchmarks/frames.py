@@ -51,8 +51,13 @@ EXCHANGES = (
 )
 
 
-def python(script: str, interpreter: str = sys.executable) -> Callable[[int], list[str]]:
-    return lambda port: [interpreter, str(HERE / "agents" / script), str(port)]
+def python(
+    script: str, interpreter: str = sys.executable, *options: str
+) -> Callable[[int], list[str]]:
+    return lambda port: [interpreter, *options, str(HERE / "agents" / script), str(port)]
+
+
+COMPAT = ("-m", "spop.compat")
 
 
 AGENTS = {
@@ -63,9 +68,16 @@ AGENTS = {
         Agent("spop-pure", spop_command, {"SPOP_PURE": "1"}, 10),
         Agent("haproxyspoa", python("haproxyspoa_agent.py"), {}, 40),
         Agent("spoe-forge", python("spoe_forge_agent.py"), {}, 40),
+        Agent(
+            "haproxyspoa-compat", python("haproxyspoa_agent.py", sys.executable, *COMPAT), {}, 10
+        ),
+        Agent("spoe-forge-compat", python("spoe_forge_agent.py", sys.executable, *COMPAT), {}, 10),
     )
 }
-NEEDS = {"haproxyspoa": "haproxyspoa", "spoe-forge": "spoe_forge"}
+NEEDS = {
+    "haproxyspoa": "haproxyspoa", "haproxyspoa-compat": "haproxyspoa", "spoe-forge": "spoe_forge",
+    "spoe-forge-compat": "spoe_forge",
+}  # fmt: skip
 
 
 def main() -> None:
@@ -84,9 +96,9 @@ def main() -> None:
     if unknown := names - AGENTS.keys():
         parser.error(f"no such agents: {', '.join(sorted(unknown))}")
     compile_c()
-    forge = AGENTS["spoe-forge"]
-    command = python("spoe_forge_agent.py", options.python_forge)
-    AGENTS["spoe-forge"] = forge._replace(command=command)
+    for name, before in (("spoe-forge", ()), ("spoe-forge-compat", COMPAT)):
+        command = python("spoe_forge_agent.py", options.python_forge, *before)
+        AGENTS[name] = AGENTS[name]._replace(command=command)
     wanted = [agent for agent in AGENTS.values() if agent.name in names]
     agents = [agent for agent in wanted if is_installed(agent)]
     figures = measure(agents, options.runs, options.scale)
@@ -101,7 +113,7 @@ def compile_c() -> None:
         print("frames.py needs a C compiler, for the load and the C agent", file=sys.stderr)
         sys.exit(2)
     BUILD.mkdir(exist_ok=True)
-    for name in ("sink", "load"):
+    for name in ("sink", "load", "requests"):
         source = HERE / "c" / f"{name}.c"
         flags = ["-O2", "-std=gnu11", "-Wall", "-Wextra"]
         command = [compiler, *flags, "-o", str(BUILD / name), str(source), "-lm"]
@@ -154,22 +166,24 @@ def load(port: int, exchange: Exchange, frames: int) -> None:
 
 
 def table(figures: dict[str, dict[str, list[float]]], agents: list[Agent]) -> str:
-    lines = [
-        "CPU time per frame in µs, median (least to most), and the median ratio to the C sink",
-        "",
-        "| exchange | " + " | ".join(agent.name for agent in agents) + " |",
-        "|---|" + "---|" * len(agents),
-    ]
+    """The medians, then by how much the rounds differ."""
+    head = ["| exchange | " + " | ".join(agent.name for agent in agents) + " |"]
+    head.append("|---|" + "---|" * len(agents))
+    lines = [*head]
     for exchange, results in figures.items():
         cells = [cell(results[agent.name], results["C sink"]) for agent in agents]
         lines.append(f"| {exchange} | " + " | ".join(cells) + " |")
+    lines += ["", "µs, least to most:", "", *head]
+    for exchange, results in figures.items():
+        spreads = [f"{min(each):.3g} to {max(each):.3g}" for each in results.values()]
+        lines.append(f"| {exchange} | " + " | ".join(spreads) + " |")
     return "\n".join(lines)
 
 
 def cell(values: list[float], yardstick: list[float]) -> str:
+    """The median, and the median ratio to the agent in C."""
     ratio = statistics.median(v / y for v, y in zip(values, yardstick, strict=True))
-    spread = f"{min(values):.3g} to {max(values):.3g}"
-    return f"{statistics.median(values):.3g} ({spread}), {ratio:.2f} ×"
+    return f"{statistics.median(values):.2g} µs, {ratio:.3g} ×"
 
 
 if __name__ == "__main__":

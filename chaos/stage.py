@@ -146,8 +146,10 @@ class Service:
 
     @property
     def ready(self) -> bool:
+        """Both workers serve. Before that a failure is one of the start, and ends the service."""
         with contextlib.suppress(OSError):
-            return bool(self.get("/readyz") == "ready\n" or self.workers())
+            states = [each["state"] for each in self.status()["workers"]]
+            return states == ["ready", "ready"]
         return False
 
     def get(self, path: str) -> str:

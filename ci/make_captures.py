@@ -47,7 +47,7 @@ def main() -> None:
         print(f"{path}: {path.stat().st_size} bytes")
 
 
-def capture(binary: str, path: Path) -> None:
+def capture(binary: str, path: Path, spoe: str = SPOE) -> None:
     agent = Agent()
 
     @agent.message("check")
@@ -63,7 +63,7 @@ def capture(binary: str, path: Path) -> None:
             binary,
             Path(folder),
             agent=str(server.address),
-            spoe=SPOE.format(frame_size=frame_size),
+            spoe=spoe.format(frame_size=frame_size),
             rules="http-request redirect location /%[var(txn.test.score)]",
             frontend_options="option http-buffer-request",
         ) as proxy,

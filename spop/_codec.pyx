@@ -51,39 +51,15 @@ cdef dict _targets = _codec_py.targets
 # --- reading ---
 
 
-cdef int read_header(Reader *r, Header *header, bint little_endian, bint whole) except -1:
-    cdef const unsigned char *p = r.base + r.offset
-    header.type = p[0]
-    # Network order (section 3.2). SPOP 1.0, HAProxy 1.7 and early 1.8, had the host's order.
-    if little_endian:
-        header.flags = p[1] | p[2] << 8 | p[3] << 16 | <unsigned int>p[4] << 24
-    else:
-        header.flags = p[4] | p[3] << 8 | p[2] << 16 | <unsigned int>p[1] << 24
-    if whole:  # HAProxy 1.7 sets no flags.
-        header.flags |= FIN
-    r.offset += FLAGS_END - LENGTH_SIZE
-    read_varint(r, &header.stream_id)
-    read_varint(r, &header.frame_id)
-    # "When ABORT is set, the FIN bit must also be set" (section 3.2).
-    if header.flags & ABORT and not header.flags & FIN:
-        raise InvalidFrameError("ABORT without FIN")
-    return 0
+cdef int refuse_abort() except -1:
+    raise InvalidFrameError("ABORT without FIN")
 
 
-cdef Py_ssize_t frame_length(
-    const unsigned char *base, Py_ssize_t offset, Py_ssize_t end, Py_ssize_t max_frame_size
-) except -2:
-    """The length of the frame at `offset`, or -1 if some of it has not arrived."""
-    cdef Py_ssize_t length
-    if end - offset < LENGTH_SIZE:
-        return -1
-    length = announced_length(base + offset)
+cdef Py_ssize_t refuse_length(Py_ssize_t length, Py_ssize_t max_frame_size) except -2:
     # The length alone decides: nothing waits for the rest of a frame that is refused anyway.
     if length > max_frame_size:
         raise too_long(length, max_frame_size)
-    if length < SHORTEST_FRAME:
-        raise InvalidFrameError(f"frame of {length} bytes, {SHORTEST_FRAME} at least")
-    return length if length <= end - offset - LENGTH_SIZE else -1
+    raise InvalidFrameError(f"frame of {length} bytes, {SHORTEST_FRAME} at least")
 
 
 cdef list read_messages(Reader *r, object stream_id, object frame_id):
@@ -317,38 +293,6 @@ cdef int write_actions_with(Writer *w, object actions, object null) except -1:
             value = action.value
             write_action(w, action.variable, null if value is None else value)
     return 0
-
-
-cdef enum:
-    LONGEST_HEADER = FLAGS_END + 2 * LONGEST_VARINT
-
-
-cdef Py_ssize_t begin_frame(
-    Writer *w, int type, unsigned int flags, uint64_t stream_id, uint64_t frame_id,
-    bint little_endian,
-) except -1:
-    """Write a frame up to its payload. `finish_frame` fills in the length."""
-    cdef Py_ssize_t start = w.length
-    cdef unsigned char *p
-    cdef int i
-    reserve(w, LONGEST_HEADER)
-    p = w.data + start
-    p[LENGTH_SIZE] = type
-    for i in range(4):
-        p[LENGTH_SIZE + 1 + i] = <unsigned char>(flags >> (8 * i if little_endian else 24 - 8 * i))
-    w.length += FLAGS_END
-    write_varint(w, stream_id)
-    write_varint(w, frame_id)
-    return start
-
-
-cdef void finish_frame(Writer *w, Py_ssize_t start) noexcept:
-    cdef Py_ssize_t length = w.length - start - LENGTH_SIZE
-    cdef unsigned char *p = w.data + start
-    p[0] = <unsigned char>(length >> 24)
-    p[1] = <unsigned char>(length >> 16)
-    p[2] = <unsigned char>(length >> 8)
-    p[3] = <unsigned char>length
 
 
 # --- public functions, documented in `_codec_py` ---

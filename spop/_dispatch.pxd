@@ -79,7 +79,8 @@ cdef class Dispatcher:
     cdef object failed
     cdef object new_deferred
     cdef Route no_route
-    cdef int64_t[::1] row
+    cdef Py_buffer *row_view
+    cdef int64_t *row
     cdef int64_t clock
     cdef int64_t max_pass
     cdef int64_t until  # When the pass ends; 0: it has not begun.

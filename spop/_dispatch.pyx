@@ -23,6 +23,7 @@ from spop._route cimport (
     ASYNC, HEADERS, INLINE, KIND_ACK, LEFT, Route, Span, free_values, message_of, parameter_values,
     values_list,
 )
+from spop._objects cimport release_view, writable_view
 from spop._intake cimport TOO_BIG, WHOLE, Bytes, Intake, Step, drop_bytes, free_bytes
 
 from spop.parameters import ASYNC as PY_ASYNC, HEADERS as PY_HEADERS, INLINE as PY_INLINE
@@ -131,8 +132,9 @@ cdef class Dispatcher:
         if self.routes is not None:
             self.by_raw_name = {(<Route>r).raw_name: r for r in self.routes.values()}
         self.cells = new_row(len(self.by_raw_name)) if cells is None else cells
-        self.row = self.cells
-        if self.row.shape[0] < row_size(len(self.by_raw_name)):
+        self.row_view = writable_view(self.cells)
+        self.row = <int64_t *>self.row_view.buf
+        if self.row_view.len < <Py_ssize_t>sizeof(int64_t) * row_size(len(self.by_raw_name)):
             raise ValueError("too few cells")
         for index, route in enumerate(self.by_raw_name.values()):
             (<Route>route).base = row_size(index)
@@ -164,6 +166,7 @@ cdef class Dispatcher:
         return self.start is not None and self.tasks < self.max_tasks
 
     def __dealloc__(self):
+        release_view(self.row_view)
         PyMem_Free(self.fields)
         PyMem_Free(self.spans)
         free_bytes(&self.spare)

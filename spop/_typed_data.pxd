@@ -3,8 +3,11 @@ reading and writing without Python objects."""
 
 cimport cython
 from cpython.mem cimport PyMem_Free
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
+
+cdef extern from "Python.h":
+    long long PyLong_AsLongLongAndOverflow(object, int *overflow) except? -1
 
 
 # The numbers of `spop.constants`; a test compares them.
@@ -75,9 +78,54 @@ cdef inline int read_span(Reader *r, const unsigned char **data, Py_ssize_t *len
 
 cdef int read_long_varint(Reader *r, uint64_t *value) except -1
 cdef int refuse_span(Reader *r, uint64_t size) except -1
-cdef int read_typed_data(Reader *r, Field *field) except -1
+cdef int refuse_data(Reader *r, Field *field, Py_ssize_t start) except -1
 cdef int take_typed_data(Reader *r, Field *field) except -1
-cdef int read_field(Reader *r, Field *field) except -1
+
+
+cdef inline bint is_out_of_range(Field *field) noexcept:
+    cdef int64_t number = <int64_t>field.number
+    return (field.type == T_INT32 and not -0x80000000LL <= number <= 0x7FFFFFFFLL) or (
+        field.type == T_UINT32 and field.number > 0xFFFFFFFFULL)
+
+
+# Inline, so that `lenient` is a constant in each of the functions that call it.
+cdef inline int read_data(Reader *r, Field *field, bint lenient) except -1:
+    cdef Py_ssize_t start = r.offset
+    cdef Py_ssize_t length
+    if start >= r.end:
+        return refuse_data(r, field, start)
+    field.type = r.base[start] & TYPE_MASK
+    field.flags = r.base[start] & ~TYPE_MASK
+    r.offset += 1
+    if field.type == T_STRING or field.type == T_BINARY:
+        read_span(r, &field.data, &length)
+        field.number = length
+    elif field.type <= T_BOOL:
+        pass
+    elif field.type <= T_UINT64:
+        read_varint(r, &field.number)
+        if not lenient and is_out_of_range(field):
+            return refuse_data(r, field, start)
+    elif field.type == T_IPV4 or field.type == T_IPV6:
+        length = 4 if field.type == T_IPV4 else 16
+        if length > r.end - r.offset:
+            return refuse_data(r, field, start)
+        field.data = r.base + r.offset
+        field.number = length
+        r.offset += length
+    elif not lenient:
+        return refuse_data(r, field, start)
+    return 0
+
+
+cdef inline int read_typed_data(Reader *r, Field *field) except -1:
+    return read_data(r, field, False)
+
+
+cdef inline int read_field(Reader *r, Field *field) except -1:
+    read_span(r, &field.name, &field.name_length)
+    read_typed_data(r, field)
+    return 0
 
 
 # --- Python objects ---
@@ -130,7 +178,26 @@ cdef int grow(Writer *w, Py_ssize_t more) except -1
 cdef int write_long_varint(Writer *w, uint64_t value) except -1
 cdef int write_string(Writer *w, object value) except -1
 cdef int write_type(Writer *w, int type) except -1
-cdef int write_named_value(Writer *w, object name, object value) except -1
+cdef int write_other_value(Writer *w, object name, object value) except -1
+
+
+cdef inline int write_signed(Writer *w, long long number) except -1:
+    reserve(w, 1 + LONGEST_VARINT)
+    w.data[w.length] = T_INT32 if -0x80000000LL <= number <= 0x7FFFFFFFLL else T_INT64
+    w.length += 1
+    return write_varint(w, <uint64_t>number)
+
+
+cdef inline int write_named_value(Writer *w, object name, object value) except -1:
+    cdef int overflow = 0
+    cdef long long number
+    if type(value) is int:
+        number = PyLong_AsLongLongAndOverflow(value, &overflow)
+        if not overflow:
+            return write_signed(w, number)
+    return write_other_value(w, name, value)
+
+
 cdef bytearray append(bytearray out, Writer *w)
 
 

@@ -52,3 +52,26 @@ else:
     encode_raw_frame = _codec.encode_raw_frame
     encode_frame = _codec.encode_frame
     decode_frames = _codec.decode_frames
+
+__all__ = [
+    "IMPLEMENTATION",
+    "decode_actions",
+    "decode_frames",
+    "decode_kv_list",
+    "decode_messages",
+    "decode_string",
+    "decode_value",
+    "decode_varint",
+    "encode_ack",
+    "encode_actions",
+    "encode_answer",
+    "encode_control",
+    "encode_frame",
+    "encode_kv_list",
+    "encode_messages",
+    "encode_notify",
+    "encode_raw_frame",
+    "encode_string",
+    "encode_value",
+    "encode_varint",
+]

@@ -16,6 +16,7 @@ from enum import Enum, auto
 from typing import Any
 
 from spop import codec
+from spop.agreement import agree
 from spop.constants import (
     DEFAULT_MAX_FRAME_SIZE,
     DEFAULT_MAX_PAYLOAD_SIZE,
@@ -37,12 +38,20 @@ from spop.errors import (
     ProtocolError,
 )
 from spop.frames import Ack, Actions, Control, Frame, Message, Notify, Peer
-from spop.handshake import agent_hello, common_version, disconnect_reason, item, names
+from spop.handshake import agent_hello, disconnect_reason
 from spop.values import Buffer, DecodedValue, UInt32
 
+__all__ = [
+    "AgentConnection",
+    "AgentEvent",
+    "Disconnect",
+    "EngineConnection",
+    "EngineEvent",
+    "Hello",
+    "State",
+]
+
 ALL_CAPABILITIES = frozenset({Capability.FRAGMENTATION, Capability.PIPELINING, Capability.ASYNC})
-SUPPORTED_VERSIONS = ("2.0", "1.0")
-"""What an agent speaks: HAProxy 1.7 and early 1.8 offer "1.0"."""
 MAX_IN_FLIGHT = 1000
 """The default number of NOTIFY frames of one connection that may wait for their handlers."""
 
@@ -397,54 +406,24 @@ class AgentConnection(_Connection):
 
     def _hello(self, items: dict[str, DecodedValue]) -> Hello:
         """Answer HAPROXY-HELLO with AGENT-HELLO (sections 3.2.4 and 3.2.5)."""
-        announced = item(items, "supported-versions", str, Status.NO_VERSION)
-        version = common_version(announced, ("1.0",) if self.intake.whole else SUPPORTED_VERSIONS)
-        offered = item(items, "max-frame-size", int, Status.NO_FRAME_SIZE)
-        theirs = names(item(items, "capabilities", str, Status.NO_CAPABILITIES))
-        engine_id = item(items, "engine-id", str, None)
-        healthcheck = item(items, "healthcheck", bool, None) or False
-        if offered < MIN_FRAME_SIZE:
-            raise HandshakeError(
-                f"max-frame-size is {offered}, {MIN_FRAME_SIZE} at least", Status.BAD_FRAME_SIZE
-            )
-        if healthcheck and not self._is_ready():
+        intake = self.intake
+        agreed = agree(
+            items,
+            whole=intake.whole,
+            little_endian=intake.little_endian,
+            max_frame_size=intake.max_frame_size,
+            capabilities=self._capabilities,
+        )
+        if agreed.healthcheck and not self._is_ready():
             # HAProxy 1.7 crashes on a DISCONNECT in answer to its health check.
-            self._says_why = version != "1.0"
+            self._says_why = agreed.version != "1.0"
             raise HandshakeError("the agent is not ready", Status.RESOURCE)
-        peer = Peer(
-            self.address,
-            version,
-            min(offered, self.max_frame_size),
-            self._negotiated(theirs, engine_id, healthcheck),
-            engine_id and engine_id[:MAX_TEXT_SIZE],
-            healthcheck,
-        )
-        self._send_control(
-            FrameType.AGENT_HELLO,
-            {
-                "version": version,
-                "max-frame-size": UInt32(peer.max_frame_size),
-                "capabilities": ",".join(sorted(peer.capabilities)),
-            },
-        )
+        peer = Peer(self.address, *agreed[:-1])
+        self._out.append(agreed.answer)
         self._open(peer)
-        if healthcheck:
+        if peer.healthcheck:
             self._close()
         return Hello(peer)
-
-    def _negotiated(
-        self, theirs: frozenset[str], engine_id: str | None, healthcheck: bool
-    ) -> frozenset[str]:
-        """The capabilities to announce (section 3.2.1). A receiver announces fragmentation by
-        itself; the others need both sides."""
-        # HAProxy 1.8 and 1.9 crash on capabilities in a health check; 1.7 has none.
-        if healthcheck or self.intake.whole:
-            return frozenset()
-        shared = self._capabilities & (theirs | {Capability.FRAGMENTATION})
-        # Async connections are found by their engine-id, so it must not be cut.
-        if not engine_id or len(engine_id.encode("utf-8", "surrogateescape")) > MAX_TEXT_SIZE:
-            return shared - {Capability.ASYNC}
-        return shared
 
     def _fail(self, error: ProtocolError, events: list[AgentEvent]) -> None:
         text = str(error)[:MAX_TEXT_SIZE]

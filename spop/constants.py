@@ -8,6 +8,17 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 from typing import Self
 
+__all__ = [
+    "ActionType",
+    "Capability",
+    "DataType",
+    "EngineStatus",
+    "FrameFlag",
+    "FrameType",
+    "Scope",
+    "Status",
+]
+
 
 class FrameType(IntEnum):
     """Types of frame (section 3.2.2)."""

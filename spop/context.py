@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from spop.agent import Agent
     from spop.frames import Message
 
+__all__ = [
+    "ContextFilter",
+    "current",
+    "log_ids",
+]
+
 _IDS: ContextVar[dict[str, str]] = ContextVar("spop_ids")
 
 

@@ -9,6 +9,23 @@ from __future__ import annotations
 from spop.constants import LENGTH_SIZE, Status
 from spop.logs import escaped, text_of
 
+__all__ = [
+    "DisconnectedError",
+    "FragmentationError",
+    "FrameTooBigError",
+    "HandlerError",
+    "HandshakeError",
+    "InterlacedFramesError",
+    "InvalidFrameError",
+    "LocalProtocolError",
+    "ProtocolError",
+    "RefusedError",
+    "SpopError",
+    "SpopTimeoutError",
+    "TooManyMessagesError",
+    "UnreachableError",
+]
+
 
 def reason(error: BaseException) -> str:
     """Why, in words, on one line: of an OSError what the system says, without number and file.

@@ -14,6 +14,18 @@ from typing import Any, ClassVar, NamedTuple, Self
 from spop.constants import Capability, FrameType
 from spop.values import SCOPES, UNSET, DecodedValue, Value, type_unset
 
+__all__ = [
+    "Ack",
+    "Action",
+    "Actions",
+    "Control",
+    "Frame",
+    "Message",
+    "Notify",
+    "Peer",
+    "RawFrame",
+]
+
 
 def engine_digest(engine_id: str) -> str:
     """What logs and pages show of an engine-id: who knows one can take the ACKs of its engine."""

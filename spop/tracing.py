@@ -28,6 +28,8 @@ from spop.context import current, logged_ids
 from spop.parameters import Parameter
 from spop.version import __version__
 
+__all__ = ["trace_messages"]
+
 _BOUNDARIES = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75,
     1, 2.5, 5, 7.5, 10,
@@ -51,7 +53,8 @@ def trace_messages(
         traceparent: the argument with the trace context (W3C Trace Context). A message without it
             starts a new trace.
         tracestate: the argument with the state of the trace.
-        provider, meter_provider: None is the global one.
+        provider: of spans; None is the global one.
+        meter_provider: of metrics; None is the global one.
     """
     instruments = _Instruments(provider, meter_provider)
     names = [each.replace("-", "_") for each in (traceparent, tracestate)]

@@ -22,5 +22,15 @@ IMPLEMENTATION: Final = _implementation()
 
 
 def twin(name: str) -> Any:
-    """The module `name`, ``"spop._codec"`` for one, in the implementation that is used."""
-    return importlib.import_module(name if IMPLEMENTATION == "c" else f"{name}_py")
+    """The module `name`, ``"spop._codec"`` for one, in the implementation that is used.
+
+    Raises:
+        ImportError: the compiled module can't be loaded. It refuses a second interpreter of the
+            process.
+    """
+    if IMPLEMENTATION == "python":
+        return importlib.import_module(f"{name}_py")
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"{error}; with SPOP_PURE=1 {name} is not used", name=name) from error

@@ -24,6 +24,21 @@ from typing import ClassVar, Final, Literal, Protocol, Self
 
 from spop.constants import DataType, Scope
 
+__all__ = [
+    "UNSET",
+    "Binary",
+    "Buffer",
+    "DecodedValue",
+    "Int32",
+    "Int64",
+    "SentAsBinary",
+    "String",
+    "UInt32",
+    "UInt64",
+    "Value",
+    "type_unset",
+]
+
 
 class _Unset(Enum):
     UNSET = "UNSET"

@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import haproxy
 import hypothesis
@@ -51,16 +50,6 @@ def implementation(request: pytest.FixtureRequest) -> str:
 def dispatch(implementation: str) -> ModuleType:
     """The dispatcher's module of an implementation."""
     return importlib.import_module("spop._dispatch" + ("" if implementation == "c" else "_py"))
-
-
-def intake_class(dispatch: ModuleType) -> Any:
-    """The intake's class of the same implementation as the dispatcher's module."""
-    return importlib.import_module(dispatch.__name__.replace("_dispatch", "_intake")).Intake
-
-
-def route_class(dispatch: ModuleType) -> Any:
-    """The routes' class of the same implementation as the dispatcher's module."""
-    return importlib.import_module(dispatch.__name__.replace("_dispatch", "_route")).Route
 
 
 @pytest.fixture
@@ -119,7 +108,9 @@ def no_process_variables() -> Iterator[None]:
 # These tests use no twin. They run once, with the compiled modules.
 if os.environ.get("SPOP_PURE", "") not in ("", "0"):
     collect_ignore = [
+        "agents",
         "samples",
+        "test_agent_ratelimit.py",
         "test_agent_reputation.py",
         "test_compat.py",
         "test_cost.py",
@@ -127,20 +118,28 @@ if os.environ.get("SPOP_PURE", "") not in ("", "0"):
         "test_docs.py",
         "test_docs_haproxy.py",
         "test_draft.py",
+        "test_figures.py",
+        "test_fuzz.py",
         "test_haproxy_keywords.py",
         "test_haproxy_variables.py",
         "test_haproxy_versions.py",
         "test_imports.py",
+        "test_interpreters.py",
+        "test_leaks.py",
+        "test_memcheck.py",
         "test_new.py",
         "test_notations.py",
         "test_own_metrics.py",
         "test_prometheus.py",
+        "test_public.py",
         "test_samples.py",
+        "test_shutdown.py",
         "test_site.py",
         "test_spoe_config.py",
         "test_status_page.py",
         "test_typing.py",
         "test_validate.py",
         "test_validate_together.py",
+        "test_wheel.py",
         "test_wireshark.py",
     ]

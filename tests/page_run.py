@@ -90,7 +90,7 @@ class Page:
             self.type_in(block)
         elif block.language in ("console", "bash"):
             for command, output in commands(block):
-                self.enter(command, output)
+                self.enter(command, output, block.note == "figures vary")
         elif block.language == "haproxy":
             self.check_haproxy(block)
         elif block.language == "toml":
@@ -121,7 +121,7 @@ class Page:
             if not shown(line, output.getvalue()):
                 raise Failed(f"prints no {line!r}, but\n{output.getvalue()}")
 
-    def enter(self, command: str, expected: list[str]) -> None:
+    def enter(self, command: str, expected: list[str], vary: bool) -> None:
         if SERVERS.match(command):
             self.serve(command)
             return
@@ -129,7 +129,7 @@ class Page:
             ["bash", "-c", command], cwd=self.folder, timeout=WAIT, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         )  # fmt: skip
-        missing = [line for line in expected if not shown(line, done.stdout)]
+        missing = [line for line in expected if not shown(line, done.stdout, vary)]
         if missing:
             raise Failed(f"$ {command}\nshows no {missing[0]!r}, but\n{done.stdout}")
         if done.returncode and not expected:
@@ -214,10 +214,11 @@ def commands(block: Block) -> Iterator[tuple[str, list[str]]]:
         yield command, output
 
 
-def shown(line: str, output: str) -> bool:
-    """Whether a line is in an output. Numbers may differ, and `…` is any text."""
-    words = re.escape(" ".join(line.split()))
-    pattern = re.sub(r"\d+(?:,\d+)*", r"[\\d,]+", words).replace("…", ".*").replace("\\ ", " *")
+def shown(line: str, output: str, vary: bool = False) -> bool:
+    """Whether a line is in an output. `…` is any text, and numbers differ where they `vary`."""
+    pattern = re.escape(" ".join(line.split())).replace("…", ".*").replace("\\ ", " *")
+    if vary:
+        pattern = re.sub(r"\d+(?:(?:,|\\\.)\d+)*", r"[\\d.,]+", pattern).replace("µs", "[µm]?s")
     return any(re.fullmatch(pattern, " ".join(each.split())) for each in output.splitlines())
 
 

@@ -59,18 +59,18 @@ class Page:
         agent: str = "",
         replace: Mapping[str, str] | None = None,
     ) -> Process:
-        """HAProxy with the example's files, in which ports and paths alone are replaced."""
+        """HAProxy with the example's files, in which ports, paths and what `replace` has are replaced."""
         texts = self.texts(example, haproxy.version(binary))
         trustme.CA().cert_pem.write_to_path(folder / "agents.pem")
         cfg = texts["haproxy.cfg"].replace("/etc/haproxy", str(folder))
         cfg = re.sub(r"bind :\d+", "bind fd@FD", cfg).replace("127.0.0.1:8080", f"127.0.0.1:{web}")
         cfg = cfg.replace("127.0.0.1:9000", agent or "127.0.0.1:9")
+        spoe = texts["spoe.cfg"]
         for old, new in (replace or {}).items():
-            cfg = cfg.replace(old, new)
+            cfg, spoe = cfg.replace(old, new), spoe.replace(old, new)
         found = re.match(r"global\n(.*?)\n\n", cfg, re.DOTALL)  # HAProxy wants one such section.
         options, cfg = (found[1], cfg[found.end() :]) if found else ("", cfg)
         escaped = cfg.replace("{", "{{").replace("}", "}}").replace("fd@FD", "fd@{fd}")
-        spoe = texts["spoe.cfg"]
         return Process(binary, folder, config=escaped, spoe=spoe, global_options=options)
 
     def objections(self, folder: Path, example: str, version: haproxy.Version) -> list[str]:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from conftest import intake_class, route_class
 from hypothesis import strategies as st
+from implementations import intake_class, route_class
 
 from spop import Message, codec
 from spop.constants import FrameType

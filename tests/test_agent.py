@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Annotated, Any, Optional
 
 import pytest
-from conftest import intake_class, route_class
+from implementations import intake_class, route_class
 
 import spop.logs
 from spop import (

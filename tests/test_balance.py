@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ from spop import Agent, Client, Message
 from spop.counters import Cell, Totals, new_row
 from spop.errors import DisconnectedError
 from spop.logs import RateLimitedLog, SafeLogger
+from spop.server import Server
+from spop.server.channel import Channel
+from spop.server.children import WorkerProcess
 
 SLEEPS = """
 import time
@@ -144,3 +149,68 @@ def test_a_line_that_is_left_out_needs_no_thread(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(threading.Thread, "start", lambda thread: started.append(thread))
     assert not log.allows(40, "third")
     assert len(started) == 1
+
+
+# --- there is no memory ---
+
+
+def test_the_death_of_a_thread_ends_the_process_though_it_cannot_be_logged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[int] = []
+    server = Server(Agent())
+    server.ends_process = True
+    monkeypatch.setattr("spop.server.server.fields", no_memory)
+    monkeypatch.setattr(os, "_exit", lambda status: ended.append(status))
+    with pytest.raises(MemoryError):
+        server.thread_died(MemoryError())
+    assert ended == [1]
+
+
+# --- the wall clock is set ---
+
+
+def test_how_long_a_worker_lived_does_not_depend_on_the_wall_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, theirs = Channel.pair()
+    worker = WorkerProcess(1, ours, 1, 0)
+    monkeypatch.setattr(time, "time", lambda: worker.started + 86400)
+    assert 0 <= worker.lived < 60
+    ours.close()
+    theirs.close()
+
+
+def test_how_long_a_connection_lasted_does_not_depend_on_the_wall_clock(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = Agent()
+    caplog.set_level("INFO")
+    with agent.serve_in_background() as server:
+        sock, _ = hello(server)
+        before = time.time()
+        monkeypatch.setattr(time, "time", lambda: before - 86400)
+        sock.close()
+        wait_until(lambda: "disconnected by" in caplog.text, "the end of the connection")
+    (record,) = (each for each in caplog.records if "disconnected by" in each.getMessage())
+    assert 0 <= record.spop_fields["duration"] < 60  # type: ignore[attr-defined]
+
+
+def test_an_age_does_not_depend_on_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = Agent()
+    with agent.serve_in_background(max_connection_age=3600.0) as server:
+        before = time.time()
+        monkeypatch.setattr(time, "time", lambda: before + 86400)
+        (loop,) = server._loops  # type: ignore[attr-defined]
+        sock, _ = hello(server)
+        with sock:
+            (connection,) = loop.connections
+            state = {"host": None, "port": None, "began": connection.began}
+            state.update(connection.protocol.negotiated())
+            monkeypatch.setattr(time, "time", lambda: before + 3 * 86400)
+            mine, theirs = socket.socketpair()
+            with mine:
+                server.adopt(theirs, state, lambda _: None)  # type: ignore[attr-defined]
+                wait_until(lambda: len(loop.connections) == 2, "the connection that moved")
+                ends = loop._leaving.ages._ends
+                assert min(ends.values()) > time.monotonic() + 3000

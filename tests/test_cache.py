@@ -11,11 +11,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import intake_class, route_class
 from event_loops import EVENT_LOOPS, Serve, serve_on
 from haproxy import wait_until
 from hypothesis import given
 from hypothesis import strategies as st
+from implementations import intake_class, route_class
 
 import spop.dispatch
 from spop import (

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
+from haproxy import HAProxy
 
 from spop import UNSET, Message, codec, compat
 from spop.compat import samples
@@ -303,6 +306,24 @@ def test_handlers_run_on_the_callers_event_loop_and_late_ones_are_found() -> Non
     assert loops[0] is loops[1]
 
 
+def test_to_install_twice_is_to_install_once() -> None:
+    original = SpoaServer._run
+    compat.install()
+    first = SpoaServer._run
+    compat.install()
+    assert SpoaServer._run is first
+    compat.restore()
+    assert SpoaServer._run is original
+
+
+def test_an_event_loop_of_uvloop_serves(tmp_path: Path) -> None:
+    uvloop = pytest.importorskip("uvloop")
+    compat.install()
+    asked = [hello(), notified(Message("two", value=1)), notified(Message("every", a=1)), goodbye()]
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert len(runner.run(talk(spoa(), asked, 5))) == 5
+
+
 def test_an_agent_that_serves_connections_itself_keeps_its_server() -> None:
     class Own(SpoaServer):  # type: ignore[misc]
         async def handle_connection(self, reader: Any, writer: Any) -> None:
@@ -325,6 +346,76 @@ def test_the_log_of_haproxyspoa_stays(caplog: pytest.LogCaptureFixture) -> None:
         logs.append([(level, text.partition("] ")[2]) for level, text in lines])
     assert logs[0] == logs[1]
     assert len(logs[0]) > 5
+
+
+def test_answers_wait_for_a_peer_that_reads_late() -> None:
+    agent = SpoaServer()
+
+    @agent.handler("large")
+    async def large() -> AckPayload:
+        return AckPayload().set_txn_var("a", "x" * 16000)
+
+    async def run() -> int:
+        port = free_port()
+        task = asyncio.ensure_future(agent._run("127.0.0.1", port))
+        reader, writer = await connect(port)
+        writer.write(hello() + notified(Message("large")) * 2000)
+        await asyncio.sleep(0.1)  # So that the kernel's buffers are full.
+        frames = await read_frames(reader, 2001)
+        writer.close()
+        task.cancel()
+        await asyncio.wait([task])
+        return len(frames)
+
+    compat.install()
+    assert asyncio.run(run()) == 2001
+
+
+def test_an_ack_that_fits_no_frame_closes_the_connection() -> None:
+    agent = SpoaServer()
+
+    @agent.handler("large")
+    async def large() -> AckPayload:
+        return AckPayload().set_txn_var("a", "x" * 16380)
+
+    compat.install()
+    frames = asyncio.run(talk(agent._run, [hello(), notified(Message("large"))], 2))
+    assert frames[1:] == [b""]
+
+
+SPOE = """
+spoe-agent test-agent
+    messages response
+    option var-prefix test
+    option set-on-error err
+    timeout hello 5s
+    timeout idle 1m
+    timeout processing 10s
+
+spoe-message response
+    args status=req.hdr_val(content-length),mul(500)
+    event on-frontend-http-request
+"""
+RULES = """
+    http-request redirect location /%[var(txn.test.err)] if { var(txn.test.err) -m found }
+    http-request redirect location /%[var(txn.test.passed)]
+"""
+
+
+def test_a_failing_handler_of_haproxyspoa_fires_set_on_error(
+    haproxy_binary: str, tmp_path: Path
+) -> None:
+    port = free_port()
+    with run("-m", "spop.compat", str(AGENTS / "spoa.py"), "127.0.0.1", str(port)) as agent:
+        try:
+            address = f"127.0.0.1:{port}"
+            with HAProxy(haproxy_binary, tmp_path, agent=address, spoe=SPOE, rules=RULES) as proxy:
+                proxy.wait_until_up()
+                answers = [proxy.request(body=body) for body in (b"", b"1", b"")]
+        finally:
+            agent.terminate()
+    assert [answer.location for answer in answers] == ["/1", "/257", "/1"]
+    assert max(answer.seconds for answer in answers) < 5
 
 
 # --- spoe-forge ---
@@ -489,6 +580,32 @@ def test_handlers_of_spoe_forge_are_cancelled_with_their_connection() -> None:
     compat.install()
     asyncio.run(asyncio.wait_for(run(), 30))
     assert ended == ["long"]
+
+
+def test_spoe_forge_serves_tls() -> None:
+    authority = trustme.CA()
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(server)
+    authority.configure_trust(client)
+    agent = forged()
+
+    async def run() -> list[bytes]:
+        port = free_port()
+        task = asyncio.ensure_future(agent("127.0.0.1", port, ssl=server))  # type: ignore[call-arg]
+        _, probe = await connect(port)
+        probe.close()
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", port, ssl=client, server_hostname="localhost"
+        )
+        writer.write(hello() + notified(Message("plain", value=1)) + goodbye())
+        frames = await read_frames(reader, 4)
+        writer.close()
+        task.cancel()
+        await asyncio.wait([task])
+        return frames
+
+    compat.install()
+    assert len(asyncio.run(run())) == 4
 
 
 def test_the_log_of_spoe_forge_stays(caplog: pytest.LogCaptureFixture) -> None:

@@ -665,3 +665,21 @@ def test_a_connection_is_served_by_an_agent_that_is_not_ready() -> None:
     items = {"supported-versions": "2.0", "max-frame-size": UInt32(16380), "capabilities": ""}
     (event,) = connection.receive_data(codec.encode_control(FrameType.HAPROXY_HELLO, items))
     assert isinstance(event, Hello)
+
+
+def test_agreements_that_are_kept_tell_apart_what_is_equal_but_of_another_type() -> None:
+    for healthcheck in (True, 1, True):
+        connection = AgentConnection()
+        (event,) = connection.receive_data(hello(healthcheck=healthcheck))
+        assert type(event) is (Hello if healthcheck is True else Disconnect)
+
+
+def test_agreements_that_are_kept_have_the_size_and_address_of_their_connection() -> None:
+    for size in (16380, 4096, 16380):
+        for address in ("a:1", "b:2"):
+            connection = AgentConnection(max_frame_size=size, address=address)
+            (event,) = connection.receive_data(hello())
+            assert isinstance(event, Hello)
+            assert (event.peer.max_frame_size, event.peer.address) == (size, address)
+            (answer,) = sent(connection)
+            assert answer.items["max-frame-size"] == size

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import intake_class, route_class
+from implementations import intake_class, route_class
 
 from spop import Message, codec
 from spop.constants import FrameType, Status

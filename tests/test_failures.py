@@ -21,9 +21,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import intake_class, route_class
 from event_loops import EVENT_LOOPS, Serve, serve_on
 from haproxy import wait_until
+from implementations import intake_class, route_class
 from serving import served, wait_until_serving
 
 from spop import Agent, Client, Message, codec

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 import trustme
-from conftest import intake_class, route_class
 from haproxy import wait_until
+from implementations import intake_class, route_class
 from serving import served
 from wire import connect, hello
 

@@ -7,9 +7,9 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import intake_class
 from hypothesis import given
 from hypothesis import strategies as st
+from implementations import intake_class
 from streams import Taken, cut, implementations, streams
 
 from spop import codec

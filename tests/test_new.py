@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +83,39 @@ def test_its_files_fit_together(project: Path) -> None:
     assert "ListenStream=127.0.0.1:9000" in (project / "deploy" / "my-agent.socket").read_text()
     wanted = tomllib.loads((project / "pyproject.toml").read_text())["project"]["dependencies"]
     assert wanted == ["haproxy-spop[cli]"]
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
+def test_systemd_takes_the_units_and_finds_little_exposed(project: Path) -> None:
+    service = project / "deploy" / "my-agent.service"
+    text = service.read_text()
+    assert "ExecStart=/opt/my-agent/.venv/bin/spop serve --config spop.toml\n" in text
+    here = text.replace("/opt/my-agent/.venv/bin/spop", sys.executable)
+    service.write_text(here.replace("/opt/my-agent", str(project)))
+    units = [str(service), str(service.with_suffix(".socket"))]
+    done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)
+    said = [line for line in done.stderr.splitlines() if "my-agent" in line]
+    # systemd has notify-reload since version 253.
+    assert [line for line in said if "notify-reload" not in line] == []
+    assert done.returncode == 0
+    exposure = ["security", "--offline=true", "--no-pager", "--threshold=25", str(service)]
+    done = subprocess.run(["systemd-analyze", *exposure], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-300:]
+
+
+def test_the_container_is_not_root_and_checks_its_health(project: Path) -> None:
+    lines = (project / "Containerfile").read_text().splitlines()
+    final = lines[max(i for i, line in enumerate(lines) if line.startswith("FROM")) :]
+    steps = dict(line.split(" ", 1) for line in final if line[:1].isupper())
+    assert int(steps["USER"].partition(":")[0]) > 0
+    assert steps["ENV"].startswith("PATH=/venv/bin:$PATH ")
+    options = tomllib.loads((project / "spop.toml").read_text())
+    check = json.loads(steps["HEALTHCHECK"].partition(" CMD ")[2])
+    assert check == ["spop", "check", *options["bind"]]
+    assert json.loads(steps["CMD"]) == ["spop", "serve", "--config", "spop.toml"]
+    copied = {word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]}
+    named = {word for word in copied if not word.startswith(("--", "/"))}
+    assert {name for name in named if not (project / name).is_file()} == set()
 
 
 @pytest.mark.parametrize("name", ["", "a b", "../x", "1st", "-a", "a-", "class", "json", "spop"])

@@ -8,7 +8,7 @@ import socket
 from types import ModuleType
 
 import pytest
-from conftest import intake_class
+from implementations import intake_class
 from serving import served, wait_until_serving
 from wire import connect
 

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import intake_class, route_class
+from implementations import intake_class, route_class
 from wire import hello
 
 from spop import Agent, Client, Message, codec

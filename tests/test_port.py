@@ -6,9 +6,9 @@ import socket
 from types import ModuleType
 from typing import Any
 
-from conftest import intake_class, route_class
 from hypothesis import given
 from hypothesis import strategies as st
+from implementations import intake_class, route_class
 from streams import READ, TakenFromSocket, cut, implementations, streams
 from test_intake import taken
 

@@ -30,8 +30,9 @@ from spop.agents.http import (
     header_names,
 )
 from spop.agents.tokens import MAX_KEYS_SIZE, Keys, KeysError, TokenError, Tokens, TokenSettings
+from spop.metrics import Counter
 
-logger = logging.getLogger("spop.agents.forward_auth")
+logger: logging.Logger = logging.getLogger("spop.agents.forward_auth")
 
 MAX_BODY = 64 * 1024
 """Bytes of the service's answer that are read, so that its connection can be used again."""
@@ -106,20 +107,22 @@ def _names(setting: str, names: Iterable[str]) -> list[str]:
 
 
 # Whatever a handler raises is counted, logged at a limited rate and answered with this.
-agent = Agent(
+agent: Agent = Agent(
     "forward-auth",
     config=Settings,
     on_error={"txn.allowed": False, "txn.status": 503, "txn.reason": "failed"},
 )
-decisions = {
+decisions: dict[tuple[str, str], Counter] = {
     (by, result): agent.counter(
         "forward_auth_decisions", "Requests that were decided.", by=by, result=result
     )
     for by in ("token", "service", "cache")
     for result in ("allowed", "denied")
 }
-key_fetches = agent.counter("forward_auth_key_fetches", "Fetches of the issuer's keys.")
-failed_key_fetches = agent.counter("forward_auth_key_fetches_failed", "Those of them that failed.")
+key_fetches: Counter = agent.counter("forward_auth_key_fetches", "Fetches of the issuer's keys.")
+failed_key_fetches: Counter = agent.counter(
+    "forward_auth_key_fetches_failed", "Those of them that failed."
+)
 
 
 class Answers:

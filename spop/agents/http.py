@@ -39,6 +39,7 @@ def client(pool: int, ca_file: Path | None) -> httpx.AsyncClient:
     """An HTTP client with up to `pool` connections, which keeps nothing of one request for another."""
     return httpx.AsyncClient(
         limits=httpx.Limits(max_connections=pool, max_keepalive_connections=pool),
+        timeout=None,  # `exchange` limits the whole of it.
         verify=ssl.create_default_context(cafile=ca_file),
         trust_env=False,  # No proxies, and no passwords of a .netrc.
         # Cookies that a service sets are the client's. The next client must not send them.
@@ -70,7 +71,7 @@ async def exchange(
     except TimeoutError:
         raise ServiceError(f"no answer in {timeout} s") from None
     except httpx.HTTPError as error:
-        raise ServiceError(repr(error)) from error
+        raise ServiceError(repr(error)) from None  # Its traceback would be 60 lines of httpx.
     return Answered(response.status_code, response.headers, bytes(body[:limit]))
 
 

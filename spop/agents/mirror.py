@@ -25,6 +25,7 @@ from spop.agents.http import (
     exchange,
     header_names,
 )
+from spop.metrics import Counter
 
 MAX_BODY = 1024 * 1024
 """Bytes of an answer that are read, so that its connection can be used again."""
@@ -63,8 +64,8 @@ class Settings:
         self.drop = header_names("drop", self.drop)
 
 
-agent = Agent("mirror", config=Settings)
-requests = {
+agent: Agent = Agent("mirror", config=Settings)
+requests: dict[str, Counter] = {
     result: agent.counter("mirror_requests", "Requests, by what became of them.", result=result)
     for result in ("2xx", "3xx", "4xx", "5xx", "failed", "dropped", "incomplete", "not_chosen")
 }

@@ -15,6 +15,7 @@ import hashlib
 import json
 import mmap
 import os
+import signal
 import socket
 import sys
 import time
@@ -32,6 +33,8 @@ MOST_BAD = 0.01
 """The part of a source's lines that may be no network. With more, the source is refused."""
 MOST_BYTES = 256 * 1024 * 1024
 """Size of the largest source."""
+MOST_SECONDS = 600
+"""Time after which a build ends without a result."""
 
 _MAPPED = bytes(10) + b"\xff\xff"
 """What IPv4-mapped IPv6 addresses begin with."""
@@ -45,24 +48,22 @@ class GarbageError(ValueError):
 
 
 class Index:
-    """The built lists, mapped from a file.
+    """The built lists.
 
     Args:
-        path: what `build` has written.
+        memory: what `encoded` gave.
+        stamp: of its file.
 
     Attributes:
         about: by the list's name, what `build` says about each, see `Built`.
-        stamp: modification time and inode of the file.
+        bytes: the size of all.
 
     Raises:
-        OSError: the file can't be read.
-        ValueError: it is no index of this machine.
+        ValueError, LookupError: it is no index of this machine.
     """
 
-    def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            self.stamp: tuple[int, int] = stamp(path)
-            memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    def __init__(self, memory: memoryview, stamp: tuple[int, int] = (0, 0)) -> None:
+        self.stamp: tuple[int, int] = stamp
         size = int.from_bytes(memory[:8], sys.byteorder)
         header = json.loads(bytes(memory[8 : 8 + size]))
         self.about: dict[str, dict[str, Any]] = header["lists"]
@@ -75,6 +76,18 @@ class Index:
         self._high, self._low = parts[0].cast("Q"), parts[1].cast("Q")
         self._starts = parts[3].cast("I")
         self._lists_of_6, self._lists_of_4 = parts[2], parts[4]
+
+    @classmethod
+    def open(cls, path: Path) -> Index:
+        """The index that `build` has written to a file, which is mapped.
+
+        Raises:
+            OSError, ValueError, LookupError: there is none.
+        """
+        with path.open("rb") as file:
+            mark = stamp(path)
+            memory = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return cls(memory, mark)
 
     def find(self, packed: bytes) -> int:
         """The number of the list that has an address, or `NONE`.
@@ -275,7 +288,7 @@ class _List:
             return bytes(text), answer.headers.get("ETag", "")
 
 
-def build(path: Path, sources: dict[str, str], timeout: float) -> None:
+def build(path: str, sources: dict[str, str], timeout: float) -> None:
     """Write an index. What a source gave before is kept where it fails or is garbage.
 
     Args:
@@ -286,12 +299,13 @@ def build(path: Path, sources: dict[str, str], timeout: float) -> None:
     Raises:
         OSError: the files can't be written.
     """
+    target = Path(path)
     try:
-        known = Index(path).about
+        known = Index.open(target).about
     except (OSError, ValueError, LookupError):
         known = {}
     lists = {
-        name: _List(path.parent, name, source, timeout, known.get(name))
+        name: _List(target.parent, name, source, timeout, known.get(name))
         for name, source in sources.items()
     }
     with ThreadPoolExecutor(8) as pool:
@@ -300,18 +314,23 @@ def build(path: Path, sources: dict[str, str], timeout: float) -> None:
     for number, each in enumerate(lists.values()):
         for ranges, networks in zip(families, each.networks, strict=True):
             ranges += [(first, -last, number) for first, last in networks]
-    starts_of_6, lists_of_6 = flatten(families[1], (1 << 128) - 1)
-    starts_of_4, lists_of_4 = flatten(families[0], (1 << 32) - 1)
+    about = {name: each.built._asdict() for name, each in lists.items()}
+    replace(target, encoded(about, *families))
+
+
+def encoded(about: dict[str, Any], of_4: list[Range], of_6: list[Range]) -> bytes:
+    """An index of these ranges, as `Index` reads it."""
+    starts_of_6, lists_of_6 = flatten(of_6, (1 << 128) - 1)
+    starts_of_4, lists_of_4 = flatten(of_4, (1 << 32) - 1)
     high = array("Q", (start >> 64 for start in starts_of_6))
     low = array("Q", (start & (1 << 64) - 1 for start in starts_of_6))
     parts = [high, low, lists_of_6, array("I", starts_of_4), lists_of_4]
-    about = {name: each.built._asdict() for name, each in lists.items()}
     header = json.dumps({"lists": about, "lengths": [len(part) for part in parts]}).encode()
     text = len(header).to_bytes(8, sys.byteorder) + header
     for part in (b"", *parts):
         text += bytes(part)
         text += bytes(_aligned(len(text)) - len(text))
-    replace(path, text)
+    return text
 
 
 def replace(path: Path, text: bytes) -> None:
@@ -322,5 +341,5 @@ def replace(path: Path, text: bytes) -> None:
 
 
 if __name__ == "__main__":
-    given = json.load(sys.stdin)
-    build(Path(given["path"]), given["sources"], given["timeout"])
+    signal.alarm(MOST_SECONDS)  # A feed may send a byte now and then.
+    build(**json.load(sys.stdin))

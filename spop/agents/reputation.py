@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -31,8 +31,10 @@ from spop import Agent, Cache
 from spop.agents import networks
 from spop.agents.networks import NONE, Index, is_feed, stamp
 
-logger = logging.getLogger("spop.agents.reputation")
+logger: logging.Logger = logging.getLogger("spop.agents.reputation")
 
+START = 10.0
+"""Seconds for which the start waits for lists that were never built."""
 RETRY = 60.0
 """Seconds after which a list that failed is tried again, if `refresh` is longer."""
 
@@ -106,30 +108,31 @@ def _check_score(key: str, score: int) -> None:
         raise ValueError(f"{key}: {score} is not from 0 to 100")
 
 
-agent = Agent(name="reputation", config=Settings)
+agent: Agent = Agent(name="reputation", config=Settings)
 
 
 class Lists:
     """The lists of this process, in an index that all processes with these lists share.
 
-    One of them, the holder of a lock, has a process of its own build the next index. The others see
-    that the file was replaced. A process that dies leaves the lock to another.
+    One of them starts a process that builds the next index, and that has a lock for so long. All see
+    that the file was replaced.
 
     Attributes:
         outcomes: name and score of each list, by its number; the last is that of no list.
-        closed: the worker ends.
+        index: the present one.
     """
 
     def __init__(self, settings: Settings) -> None:
         ordered = sorted(settings.lists.items(), key=lambda each: _rank(each[1]))
         self._sources = {name: each.source for name, each in ordered}
         self._settings = settings
+        known = [(name, each.score) for name, each in ordered]
         nothing = [(None, 0)] * (NONE + 1 - len(ordered))
-        self.outcomes = [(name, each.score) for name, each in ordered] + nothing
+        self.outcomes: list[tuple[str | None, int]] = [*known, *nothing]
         self._path = settings.state_dir / f"{networks.digest(json.dumps(self._sources))}.index"
         self._retry = 0.0
         self._process: subprocess.Popen[str] | None = None
-        self.closed = False
+        self.index: Index = Index(memoryview(networks.encoded({}, [], [])))
         self._gauges = {
             name: (
                 agent.gauge("reputation_networks", "Networks of a list.", list=name),
@@ -143,49 +146,84 @@ class Lists:
         }
 
     def start(self) -> None:
-        """Map the index. Build it first if there is none.
+        """Map the index. Have it built first if there is none, and wait a while for that.
 
         Raises:
             OSError: the folder or its files can't be used.
+            RuntimeError: it can't be built.
         """
-        with self._lock(fcntl.LOCK_EX):
-            try:
-                self._open()
-            except (OSError, ValueError, LookupError):
-                self._build()
-                self._open()
+        end = time.monotonic() + START
+        while not self.refresh():
+            if time.monotonic() > end:
+                logger.warning("the lists are not built yet: no address is in a list till then")
+                return
+            time.sleep(0.05)
 
     def refresh(self) -> bool:
-        """Build a new index if it is time. Returns whether there is one, from any process."""
-        if time.monotonic() >= self._retry and self._is_due():
-            with suppress(BlockingIOError), self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
-                if self._stamp() in (self.index.stamp, None):
-                    self._build()
+        """Have a new index built if it is time. Returns whether there is one, from any process."""
+        if self._process is not None:
+            if self._process.poll() is None:
+                return False
+            self._tell_end(self._process)
+        elif time.monotonic() >= self._retry and self._is_due():
+            self._build()
         if self._stamp() in (self.index.stamp, None):
             return False
-        self._open()
+        try:
+            self._open()
+        except (OSError, ValueError, LookupError) as error:  # Another version may have written it.
+            logger.error("index %s: %s; it is built again", self._path, error)
+            self._path.unlink(missing_ok=True)
+            return False
         return True
-
-    def close(self) -> None:
-        self.closed = True
-        if self._process is not None:
-            self._process.kill()
 
     def _stamp(self) -> Any:
         return _stamp_or(str(self._path), None)
 
-    @contextmanager
-    def _lock(self, operation: int) -> Iterator[None]:
+    def _build(self) -> None:
+        """Start to build an index, unless somebody does. This takes no time from the requests."""
         folder = self._settings.state_dir
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.stat().st_uid != os.geteuid():
             raise PermissionError(f"{folder} belongs to another user: set state_dir")
-        with self._path.with_suffix(".lock").open("w") as file:
-            fcntl.flock(file, operation)  # Ends with the file, and so with the process.
-            yield
+        told = {
+            "path": str(self._path),
+            "sources": self._sources,
+            "timeout": self._settings.timeout,
+        }
+        with (
+            self._path.with_suffix(".lock").open("w") as lock,
+            suppress(BlockingIOError, BrokenPipeError),
+        ):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self._stamp() not in (self.index.stamp, None):
+                return
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", networks.__file__],
+                text=True, stdin=subprocess.PIPE, stderr=subprocess.PIPE,
+                pass_fds=[lock.fileno()],  # So that the lock ends with this process.
+            )  # fmt: skip
+            assert self._process.stdin is not None
+            with self._process.stdin as stdin:
+                json.dump(told, stdin)
+
+    def _tell_end(self, process: subprocess.Popen[str]) -> None:
+        self._process = None
+        assert process.stderr is not None
+        with process.stderr as stderr:
+            errors = stderr.read()
+        if process.returncode:
+            self._retry = time.monotonic() + RETRY
+            raise RuntimeError(f"the lists can't be built: {errors.strip() or 'it was killed'}")
+        for name, about in Index.open(self._path).about.items():
+            if about["error"]:
+                self._failures[name].add()
+                logger.error("list %r: %s; %s", name, about["error"], _kept(about))
+            else:
+                logger.info("list %r has %d networks", name, about["networks"])
 
     def _open(self) -> None:
-        self.index = Index(self._path)
+        self.index = Index.open(self._path)
         for name, about in self.index.about.items():
             count, updated = self._gauges[name]
             count.set(about["networks"])
@@ -203,30 +241,6 @@ class Lists:
             for name, source in self._sources.items()
             if not is_feed(source)
         )
-
-    def _build(self) -> None:
-        """Have an index built by a process, which takes no time from the requests."""
-        told = {
-            "path": str(self._path),
-            "sources": self._sources,
-            "timeout": self._settings.timeout,
-        }
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", networks.__file__],
-            text=True, stdin=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        _, errors = self._process.communicate(json.dumps(told))
-        if self.closed:
-            return
-        if self._process.returncode:
-            self._retry = time.monotonic() + RETRY
-            raise RuntimeError(f"the lists can't be built: {errors.strip() or 'it was killed'}")
-        for name, about in Index(self._path).about.items():
-            if about["error"]:
-                self._failures[name].add()
-                logger.error("list %r: %s; %s", name, about["error"], _kept(about))
-            else:
-                logger.info("list %r has %d networks", name, about["networks"])
 
 
 def _rank(each: NetworkList) -> tuple[bool, int]:
@@ -310,7 +324,6 @@ def resources() -> Iterator[dict[str, Any]]:
         "lists": lists,
         "databases": [Database(path, agent.config.state_dir) for path in agent.config.databases],
     }
-    lists.close()
 
 
 @agent.every(1.0, jitter=0.1, once=True)

@@ -15,6 +15,9 @@ from spop.agent import Agent
 from spop.server.sources import SourceLoader
 from spop.start_errors import StartError, start_error
 
+READY = "spop.agents."
+"""The ready agents, which need packages of their own."""
+
 
 class StartFailure(click.ClickException):
     """The command is right, but the agent can't be served. It shows a `StartError`."""
@@ -68,6 +71,10 @@ def _load_module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name == name.partition(".")[0]:  # Nothing of the user's has run.
             raise StartError(f"cannot import {name!r}: {error}") from None
+        if name.startswith(READY) and not str(error.name).startswith("spop"):
+            extra = "score" if name == f"{READY}score" else "agents"
+            why = f"{name} needs {error.name}: pip install 'haproxy-spop[{extra}]'"
+            raise StartError(why) from None
         raise start_error(f"cannot import {name!r}", error) from None
     except BaseException as error:
         raise start_error(f"cannot import {name!r}", error) from None

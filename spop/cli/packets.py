@@ -112,7 +112,7 @@ class Packets:
         while place + 4 <= len(body):
             code, size = self._unpack("2H", body[place:])
             if code == RESOLUTION:
-                exponent = body[place + 4]
+                (exponent,) = self._unpack("B", body[place + 4 :])
                 seconds = 2.0 ** -(exponent & 0x7F) if exponent & 0x80 else 10.0**-exponent
             place += 4 + size + -size % 4
         return _Interface(link, seconds)

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from spop.codec import decode_frames, encode_control, encode_raw_frame
+from spop.compat.sockets import Sockets
 from spop.constants import LENGTH_SIZE, FrameFlag, FrameType
 from spop.errors import FrameTooBigError, ProtocolError
 from spop.frames import Control, Frame, Notify
@@ -63,6 +64,18 @@ class Connection(asyncio.Protocol):
         self._unread = b""
         self._waiting: deque[Frame | ProtocolError] = deque()
         self._out: list[bytes | bytearray] = []
+
+    def allow(
+        self, *, frame_size: int | None = None, ack: int | None = None, calls: int = 1
+    ) -> None:
+        """Set `max_frame_size`, `ack_limit` and `limit`; None leaves the first two as they are."""
+        self.max_frame_size = self.max_frame_size if frame_size is None else frame_size
+        self.ack_limit = self.ack_limit if ack is None else ack
+        self.limit = calls
+
+    def begin_call(self) -> None:
+        """A NOTIFY waits for its handlers."""
+        self.in_flight += 1
 
     @abstractmethod
     def hello(self, items: Mapping[str, Any]) -> None:
@@ -237,7 +250,13 @@ async def serve(
     """
     connections: set[Connection] = set()
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(partial(new, connections), host, port, ssl=ssl)
+    sockets = None if ssl is not None else _new_sockets(loop)
+
+    def accept() -> asyncio.Protocol:
+        connection = new(connections)
+        return connection if sockets is None else sockets.take(connection)
+
+    server = await loop.create_server(accept, host, port, ssl=ssl)
     try:
         listening()
         await loop.create_future()
@@ -245,3 +264,13 @@ async def serve(
         server.close()
         for connection in list(connections):
             connection.close()
+            connection.transport.abort()
+        if sockets is not None:
+            sockets.close()
+
+
+def _new_sockets(loop: asyncio.AbstractEventLoop) -> Sockets | None:
+    try:
+        return Sockets(loop)
+    except NotImplementedError:  # Of the poller, or of the event loop, as that of Windows.
+        return None

@@ -17,9 +17,9 @@ from ipaddress import IPv4Address, IPv6Address
 from types import ModuleType
 from typing import Any
 
-from spop.codec import encode_value, encode_varint
+from spop.codec import encode_string, encode_value, encode_varint
 from spop.compat.connection import Connection, serve
-from spop.compat.threads import Threads
+from spop.compat.threads import Done, ThreadCall, Threads
 from spop.constants import LENGTH_SIZE, ActionType, DataType, FrameType
 from spop.errors import FrameTooBigError, ProtocolError
 from spop.frames import Message, Notify
@@ -94,18 +94,14 @@ class Actions:
 
     def _write_text(self, text: str, out: bytearray) -> None:
         try:
-            raw = text.encode("latin-1")
+            encode_string(text if text.isascii() else text.encode("latin-1"), out)
         except UnicodeEncodeError:
             raise self.error(
                 f"cannot encode string with codepoints above 255 to SPOP: {text!r}"
             ) from None
-        encode_varint(len(raw), out)
-        out += raw
 
     def _write_value(self, value: Any, out: bytearray) -> None:
-        if isinstance(value, _AS_THEY_ARE):
-            encode_value(value, out)
-        elif isinstance(value, int):
+        if isinstance(value, int) and not isinstance(value, bool):
             if not -_INT64_END <= value < _INT64_END:
                 raise self.error(f"INT64 value out of range: {value}")
             out.append(_INT64)
@@ -113,6 +109,8 @@ class Actions:
         elif isinstance(value, str):
             out.append(_STRING)
             self._write_text(value, out)
+        elif isinstance(value, _AS_THEY_ARE):
+            encode_value(value, out)
         else:
             raise self.error(f"cannot encode unsupported type {type(value)} ({value})")
 
@@ -142,8 +140,8 @@ class Served:
         self.logger: logging.Logger = agent._logger
         self.server_logger: logging.Logger = handler.logger
         self.registry_logger: logging.Logger = registry.logger
-        self.actions = Actions(handler)
-        self.threads = Threads()
+        self.actions: Actions = Actions(handler)
+        self.threads: Threads = Threads()
         self._handlers: Mapping[str, Callable[..., Any]] = agent._registry._handlers
         self._context: Any = registry.AgentContext
         self._known: dict[str, tuple[Any, bool]] = {}
@@ -160,20 +158,12 @@ class Served:
         """Call the handlers, in turn. Returns their actions."""
         actions: list[Any] = []
         for name, found in messages:
-            returned = await self._call(name, found)
-            if returned is None:
-                returned = []
-            elif not isinstance(returned, list):
-                self.logger.error(
-                    f"Handler for message '{name}' did not return list or None. "
-                    f"Received {type(returned)} - ignoring its actions"
-                )
-                returned = []
-            if self.logger.isEnabledFor(logging.INFO):
-                self.logger.info(
-                    f"{self.agent.name} handled '{name}', returned {len(returned)} action(s)"
-                )
-            actions += returned
+            returned, error = None, None
+            try:
+                returned = await self._call(name, found)
+            except Exception as failure:
+                error = failure
+            actions += self.actions_of(name, returned, error)
         return actions
 
     async def _call(self, name: str, found: dict[str, Any]) -> Any:
@@ -181,23 +171,42 @@ class Served:
         if handler is None:
             self.registry_logger.warning(f"No handler registered for message '{name}'")
             return None
-        context = self._context(name, found)
-        try:
-            if self._is_async(name, handler):
-                return await handler(context)
-            return await self.threads.run(partial(handler, context))
-        except Exception as error:
-            self.registry_logger.error(
-                f"Error in handler for message '{name}': {error}", exc_info=True
-            )
-            return None
+        if self.is_plain(name):
+            return await self.threads.run(partial(handler, self._context(name, found)))
+        return await handler(self._context(name, found))
 
-    def _is_async(self, name: str, handler: Callable[..., Any]) -> bool:
-        known, asynchronous = self._known.get(name, (None, False))
-        if known is not handler:
-            asynchronous = inspect.iscoroutinefunction(handler)
-            self._known[name] = handler, asynchronous
-        return asynchronous
+    def is_plain(self, name: str) -> bool:
+        """The message has a handler that is not ``async def``."""
+        handler = self._handlers.get(name)
+        known = self._known.get(name)
+        if handler is None:
+            return False
+        if known is None or known[0] is not handler:
+            known = self._known[name] = handler, not inspect.iscoroutinefunction(handler)
+        return known[1]
+
+    def call(self, name: str, found: dict[str, Any], done: Done) -> ThreadCall:
+        """Call the plain handler of a message in a thread."""
+        return self.threads.submit(partial(self._handlers[name], self._context(name, found)), done)
+
+    def actions_of(self, name: str, returned: Any, error: Exception | None) -> list[Any]:
+        """The actions of a handler that has ended; none if it failed."""
+        if error is not None:
+            self.registry_logger.error(
+                f"Error in handler for message '{name}': {error}", exc_info=error
+            )
+        elif returned is not None and not isinstance(returned, list):
+            self.logger.error(
+                f"Handler for message '{name}' did not return list or None. "
+                f"Received {type(returned)} - ignoring its actions"
+            )
+            returned = None
+        actions: list[Any] = returned or []
+        if self.logger.isEnabledFor(logging.INFO):
+            self.logger.info(
+                f"{self.agent.name} handled '{name}', returned {len(actions)} action(s)"
+            )
+        return actions
 
 
 class ForgeConnection(Connection):
@@ -207,6 +216,7 @@ class ForgeConnection(Connection):
         self._served = served
         self._config = served.new_config()
         self._tasks: set[asyncio.Task[list[Any]]] = set()
+        self._calls: dict[int, ThreadCall] = {}
         super().__init__(connections, self._config.max_frame_size)
 
     def hello(self, items: Mapping[str, Any]) -> None:
@@ -226,9 +236,9 @@ class ForgeConnection(Connection):
         if not config.is_compatible:
             self._end(INCOMPATIBLE, "Handshake failed to find compatibility.")
             return
-        self.max_frame_size = self.ack_limit = config.max_frame_size
-        if "pipelining" in config.capabilities:
-            self.limit = config.max_concurrent_frames
+        pipelining = "pipelining" in config.capabilities
+        calls = config.max_concurrent_frames if pipelining else 1
+        self.allow(frame_size=config.max_frame_size, ack=config.max_frame_size, calls=calls)
         hello = {
             "version": config.version,
             "max-frame-size": Int64(config.max_frame_size),
@@ -283,13 +293,30 @@ class ForgeConnection(Connection):
         except RepeatedArgumentError as error:
             self._end(PROTOCOL_ERROR, str(error))
             return
-        self.in_flight += 1
+        self.begin_call()
+        if len(messages) == 1 and self._served.is_plain(messages[0][0]):
+            # Without a task, which would only wait.
+            done = partial(self._returned, frame, messages[0][0])
+            self._calls[id(frame)] = self._served.call(*messages[0], done)
+            return
         task = self.start(self._served.answer(messages))
         if task.done():
             self._finished(frame, task)
         else:
             self._tasks.add(task)
             task.add_done_callback(partial(self._finished, frame))
+
+    def _returned(
+        self, frame: Notify, name: str, returned: Any, error: BaseException | None
+    ) -> None:
+        """The plain handler of the only message has ended."""
+        del self._calls[id(frame)]
+        if error is not None and not isinstance(error, Exception):
+            return  # It has cancelled its own call.
+        try:
+            self._acknowledge(frame, self._served.actions_of(name, returned, error))
+        except Exception as failure:
+            self.fail(failure)
 
     def _finished(self, frame: Notify, task: asyncio.Task[list[Any]]) -> None:
         self._tasks.discard(task)
@@ -349,6 +376,8 @@ class ForgeConnection(Connection):
     def _cancel(self) -> None:
         for task in list(self._tasks):
             task.cancel()
+        for call in self._calls.values():
+            call.wanted = False
 
 
 def _size_of_empty_ack(frame: Notify) -> int:

@@ -23,48 +23,63 @@ SIZE = min(32, (os.cpu_count() or 1) + 4)
 """Number of threads, as in asyncio's own pool."""
 
 
-class _Call:
-    """One call of a handler, as the pool knows calls."""
+Done = Callable[[Any, BaseException | None], object]
+"""Called with what a function returned and with what it raised, on the event loop."""
 
-    __slots__ = ("_context", "_function", "future", "route", "running")
-    route: Route
 
-    def __init__(self, function: Callable[[], Any], future: asyncio.Future[Any], route: Route):
+class ThreadCall:
+    """One call of a function, as the pool knows calls.
+
+    Attributes:
+        wanted: somebody waits for the result.
+    """
+
+    __slots__ = ("_context", "_function", "done", "route", "running", "wanted")
+
+    def __init__(self, function: Callable[[], Any], done: Done, route: Route) -> None:
         self._function = function
         self._context: Context = copy_context()
-        self.future = future
-        self.route = route
-        self.running = ("", 0, 0, None)
-
-    @property
-    def wanted(self) -> bool:
-        return not self.future.cancelled()
+        self.done: Done = done
+        self.route: Route = route
+        self.running: tuple[str, int, int, None] = ("", 0, 0, None)
+        self.wanted: bool = True
 
     def run(self) -> Any:
+        """Call the function, in a thread."""
         return self._context.run(self._function)
 
 
 class Threads:
-    """Runs functions in threads and waits for them on the running event loop."""
+    """Calls functions in threads, for the running event loop."""
 
     def __init__(self) -> None:
         self._executor = Executor(Agent(), SIZE, sys.maxsize, new_row(0))
         self._loop = asyncio.get_running_loop()
         self._route = Route("", lambda: None)
         self._calls: list[Any] = []
-        self._results: deque[tuple[_Call, Any, BaseException | None]] = deque()
+        self._results: deque[tuple[ThreadCall, Any, BaseException | None]] = deque()
         self._woken = False
         self._watching = False
         self.state: dict[str, Any] = {}
-        self.poller = self
+        self.poller: Threads = self
+
+    def submit(self, function: Callable[[], Any], done: Done) -> ThreadCall:
+        """Call `function` in a thread, and then `done`, if the call is still wanted."""
+        call = ThreadCall(function, done, self._route)
+        if not self._calls:
+            self._loop.call_soon(self._submit)
+        self._calls.append(call)
+        return call
 
     async def run(self, function: Callable[[], Any]) -> Any:
         """Call `function` in a thread. What it returns or raises is this function's."""
-        future: asyncio.Future[Any] = self._loop.create_future()
-        if not self._calls:
-            self._loop.call_soon(self._submit)
-        self._calls.append(_Call(function, future, self._route))
-        returned, error = await future
+        ended: asyncio.Future[tuple[Any, BaseException | None]] = self._loop.create_future()
+        call = self.submit(function, lambda *result: ended.set_result(result))
+        try:
+            returned, error = await ended  # As data: futures do not take every exception.
+        except asyncio.CancelledError:
+            call.wanted = False
+            raise
         if error is not None:
             raise error
         return returned
@@ -97,7 +112,7 @@ class Threads:
         """Wake a thread."""
         sleeper.wake()
 
-    def job_done(self, call: _Call, returned: Any, error: BaseException | None) -> None:
+    def job_done(self, call: ThreadCall, returned: Any, error: BaseException | None) -> None:
         """A call has ended, in a thread."""
         self._results.append((call, returned, error))
 
@@ -114,5 +129,5 @@ class Threads:
             call, returned, error = results.popleft()
             if isinstance(error, (SystemExit, KeyboardInterrupt)):
                 raise error
-            if not call.future.cancelled():  # As data: futures do not take every exception.
-                call.future.set_result((returned, error))
+            if call.wanted:
+                call.done(returned, error)

@@ -29,6 +29,8 @@ from spop.engine.samples.types import CASTS, Cast, SampleType, cast, castable, u
 from spop.engine.samples.vocabulary import ENGINE, Remark, Vocabulary
 from spop.engine.stream import Stream
 
+__all__ = ["compile_acl", "compile_condition"]
+
 Test = Callable[[Stream], bool]
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]+", re.ASCII)

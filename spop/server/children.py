@@ -67,6 +67,7 @@ class WorkerProcess:
     ports: list[int] = field(default_factory=list)
     passed: int = 0
     started: float = field(default_factory=time.time)
+    began: float = field(default_factory=time.monotonic)
     ready: bool = False
     leaving: bool = False
     stopped: bool = False
@@ -75,6 +76,11 @@ class WorkerProcess:
     error: StartError | None = None
 
     ended: bool = False
+
+    @property
+    def lived(self) -> float:
+        """Seconds since its start, whatever the wall clock does."""
+        return time.monotonic() - self.began
 
     def kill(self, number: signal.Signals) -> None:
         """Send a signal, unless the process has ended and another may have its pid."""

@@ -220,7 +220,7 @@ class Leaving:
             cells[Cell.FRAMES_TOO_BIG] += reason.code == Status.TOO_BIG
         if peer is None or not peer.healthcheck:
             address = peer.address if peer else connection.protocol.address
-            self._log.ended(address, reason, peer, time.time() - connection.opened)
+            self._log.ended(address, reason, peer, time.monotonic() - connection.began)
             self._tell(peer, reason)
 
     def fail(self, connection: Connection, error: Exception) -> None:
@@ -311,7 +311,7 @@ class Leaving:
         sock = connection.sock
         assert isinstance(sock, socket.socket)
         state = {
-            "host": connection.host, "port": connection.port, "opened": connection.opened,
+            "host": connection.host, "port": connection.port, "began": connection.began,
         }  # fmt: skip
         state.update(connection.protocol.negotiated())
         self._offered.add(sock)

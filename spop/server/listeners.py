@@ -165,14 +165,11 @@ def bound_address(listener: socket.socket) -> Address:
     return Address(host, port)
 
 
-def peer_host(sock: socket.socket, sockaddr: tuple[str, int] | str | bytes) -> str | None:
+def peer_host(sockaddr: tuple[str, int] | str | bytes) -> str | None:
     """The IP address of an accepted connection's peer; None on a unix socket."""
-    if sock.family == socket.AF_UNIX or not isinstance(sockaddr, tuple):
-        return None
-    return sockaddr[0]
+    return sockaddr[0] if isinstance(sockaddr, tuple) else None
 
 
-def peer_name(sock: socket.socket, sockaddr: tuple[str, int] | str | bytes) -> str:
+def peer_name(sockaddr: tuple[str, int] | str | bytes) -> str:
     """The peer of an accepted connection, for people."""
-    host = peer_host(sock, sockaddr)
-    return "unix" if host is None else str(Address(host, int(sockaddr[1])))
+    return str(Address(*sockaddr[:2])) if isinstance(sockaddr, tuple) else "unix"

@@ -71,7 +71,7 @@ class Opening:
 
     def add(self, sock: socket.socket, sockaddr: Any, port: int | None) -> None:
         """Begin to serve an accepted and admitted connection."""
-        host, address = peer_host(sock, sockaddr), peer_name(sock, sockaddr)
+        host, address = peer_host(sockaddr), peer_name(sockaddr)
         protocol = self._new_protocol(address)
         connection = self._new_connection(sock, host, protocol, self._shared.tls)
         connection.port = port
@@ -82,7 +82,7 @@ class Opening:
         protocol = self._new_protocol(state["address"])
         peer = protocol.resume_from(state)
         connection = self._new_connection(sock, state["host"], protocol, None)
-        connection.port, connection.opened = state["port"], state["opened"]
+        connection.port, connection.began = state["port"], state["began"]
         self._loop.guarded(connection, self._moved_here if new else self._know, connection, peer)
         return connection
 
@@ -124,10 +124,10 @@ class Opening:
     ) -> Connection:
         loop = self._loop
         sock.setblocking(False)
-        if sock.family != socket.AF_UNIX:
+        if host is not None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        served = _secured(sock, tls) if tls and sock.family != socket.AF_UNIX else sock
+        served = _secured(sock, tls) if tls and host is not None else sock
         connection, fd = Connection(served, host, protocol), served.fileno()
         protocol.intake.memory = self._leaving.memory
         connection.fast_path = FastPath(self._fast_paths, protocol.intake, fd, connection)

@@ -242,7 +242,7 @@ class Server:
             return False
         self._yielded = False
         sock, sockaddr = listener.accept()
-        host = peer_host(sock, sockaddr)
+        host = peer_host(sockaddr)
         refusal = self.admission.admit(host)
         if refusal is not None:
             self._refuse(sock, host, refusal)
@@ -424,14 +424,15 @@ class Server:
 
         Without that loop the service would be half dead, so all of it ends.
         """
-        name = threading.current_thread().name
-        logger.failure(error, "%s died", name, extra=fields("thread died", thread=name))
-        if self.failed is None:
-            self.failed = error
-        if self.ends_process:
-            try:
+        try:
+            name = threading.current_thread().name
+            logger.failure(error, "%s died", name, extra=fields("thread died", thread=name))
+            if self.failed is None:
+                self.failed = error
+            if self.ends_process:
                 logging.shutdown()
-            finally:
+        finally:  # Even if there is no memory to tell of it.
+            if self.ends_process:
                 os._exit(1)
         self.stop_accepting()
         for loop in self._loops:
@@ -644,7 +645,7 @@ class Server:
         for each in connections:
             text = " ".join(f"{key}={each[key]!r}" for key in each)
             # `peer` and `engine` are what other lines call them.
-            peer = {"peer": each.pop("address"), "engine": each.pop("engine_id")}
+            peer = {"peer": each.pop("address"), "engine": each.pop("engine")}
             logger.info("connection %s", text, extra=fields("connection", **peer, **each))
 
     def __enter__(self) -> Self:

@@ -260,6 +260,7 @@ class Supervisor:
         def run_as_user(channel: Channel) -> int:
             # Before the user changes, who may not be allowed to read Python's files.
             importlib.import_module("spop.server.admin")
+            importlib.import_module("concurrent.futures.thread")  # asyncio's threads need it.
             drop_privileges(self._options)
             end_with_parent(parent, signal.SIGKILL)
             return run(channel)
@@ -404,7 +405,7 @@ class Supervisor:
         self._restarts += 1
         self._restart_reasons[str(error)] += 1
         if worker.generation == self._generation:
-            self._lost(str(error), worker.ready, time.time() - worker.started)
+            self._lost(str(error), worker.ready, worker.lived)
 
     def _lost(self, why: str, ready: bool, lived: float) -> None:
         """A worker of this generation is missing. Was it ready, and how long has it lived?"""

@@ -56,6 +56,9 @@ class Service(ThreadingHTTPServer):
         self.connections += 1
         super().process_request(request, client_address)  # type: ignore[arg-type]
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: HAProxy has ended a connection."""
+
     def __exit__(self, *exc_info: object) -> None:
         self.shutdown()
         self.server_close()

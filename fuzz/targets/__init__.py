@@ -1,0 +1,11 @@
+"""What is fuzzed. Each module has `outcome`, what an input leads to, and `mutate`.
+
+`outcome` takes one implementation's modules. Both implementations must have equal outcomes. An
+exception that is none of the protocol's is a finding in any case.
+"""
+
+WITHOUT_TWINS = ("capture", "spoe_file")
+TARGETS = (
+    "codec", "dispatcher", "intake", "acks", "headers", "server_connection", "client_connection",
+    *WITHOUT_TWINS,
+)  # fmt: skip

@@ -1,0 +1,69 @@
+"""What the distribution's files consist of. ``make wheel`` also builds and tries compiled ones."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BUILD = "from setuptools import build_meta as b; import sys; b.{}(sys.argv[1])"
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("build_sdist", ROOT, tmp_path_factory.mktemp("sdist"))
+
+
+def build(what: str, source: Path, folder: Path) -> Path:
+    command = [sys.executable, "-W", "ignore", "-c", BUILD.format(what), str(folder)]
+    environment = {**os.environ, "SPOP_PURE": "1"}
+    subprocess.run(command, check=True, cwd=source, env=environment, capture_output=True)
+    (built,) = folder.iterdir()
+    return built
+
+
+def check(*paths: Path) -> None:
+    command = [sys.executable, str(ROOT / "ci" / "wheel_contents.py"), *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_an_sdist_is_whole_and_its_pure_wheel_small(sdist: Path, tmp_path: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / "source", filter="data")
+    (source,) = (tmp_path / "source").iterdir()
+    (tmp_path / "wheel").mkdir()
+    wheel = build("build_wheel", source, tmp_path / "wheel")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    check(sdist, wheel)
+
+
+def test_an_sdist_has_each_file_of_the_repository(sdist: Path) -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no repository")
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    missing = {name for name in listed.stdout.split() if name not in names}
+    assert {name for name in missing if not name.startswith("benchmarks/results/")} == set()
+
+
+def test_a_wheel_with_what_does_not_belong_there_is_found(tmp_path: Path) -> None:
+    import zipfile
+
+    wrong = tmp_path / "haproxy_spop-1-cp311-cp311-linux_x86_64.whl"
+    with zipfile.ZipFile(wrong, "w") as wheel:
+        wheel.writestr("spop/_codec.c", "/* generated */")
+        wheel.writestr("tests/test_codec.py", "")
+    command = [sys.executable, str(ROOT / "ci" / "wheel_contents.py"), str(wrong)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    for problem in ("_codec.c does not belong", "tests/test_codec.py does not belong", "py.typed"):
+        assert problem in done.stdout
