@@ -12,7 +12,7 @@ SAY_CODEC := $(BIN)/python -c 'import spop.codec as c; print("spop is installed 
 help:
 	@echo "make demo     an agent, HAProxy in front of it, and the variable that the agent set"
 	@echo "make test     all tests, with the codec in Python and with the compiled one"
-	@echo "make test-fast  those that need no process and no HAProxy, in less than a minute"
+	@echo "make test-fast those that need no process and no HAProxy, in less than a minute"
 	@echo "make haproxy  the tests with a real HAProxy, on six versions from package registries"
 	@echo "make fuzz     all fuzzers, with sanitizers, each for SECONDS (60); then the property tests, with new examples"
 	@echo "make memcheck the compiled modules under valgrind, and 10 000 times each way to fail"

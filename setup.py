@@ -35,6 +35,7 @@ DIRECTIVES = {
     "freethreading_compatible": True,
 }
 
+SMALL = ["-g0", "-fno-asynchronous-unwind-tables"]
 STRIP = {"linux": ["-Wl,-s"], "darwin": ["-Wl,-S,-x"]}
 
 
@@ -49,7 +50,7 @@ class OptionalBuild(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         if not self.inplace and not self.editable_mode:  # Symbols are for those who develop it.
-            ext.extra_compile_args = [*ext.extra_compile_args, "-g0"]
+            ext.extra_compile_args = [*ext.extra_compile_args, *SMALL]
             ext.extra_link_args = [*ext.extra_link_args, *STRIP.get(sys.platform, [])]
         super().build_extension(ext)
 

@@ -14,6 +14,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memmove
 
 from spop._codec cimport Writer, release, use_stack
+from spop._objects cimport release_view, writable_view
 from spop._dispatch cimport BYTES_RECEIVED, BYTES_SENT, ROUND_BEGAN, Dispatcher, now
 from spop._intake cimport Bytes, Intake, drop_bytes
 
@@ -117,17 +118,20 @@ cdef class FastPaths:
     """What the fast paths of a loop share, as the twin describes it."""
 
     cdef Dispatcher dispatcher
-    cdef unsigned char[::1] buffer
+    cdef Py_buffer *buffer
     cdef object ready
     cdef object go_on
     cdef object flush
 
     def __cinit__(self, Dispatcher dispatcher, buffer, ready, go_on, flush):
         self.dispatcher = dispatcher
-        self.buffer = buffer
+        self.buffer = writable_view(buffer)
         self.ready = ready
         self.go_on = go_on
         self.flush = flush
+
+    def __dealloc__(self):
+        release_view(self.buffer)
 
     cdef inline bint has_more(self) noexcept:
         """There is more for the loop to do at the end of the round."""
@@ -217,7 +221,7 @@ cdef class FastPath:
         """Receive, answer and send. False: there are `frames` for the loop, or unsent bytes."""
         cdef Intake intake = self.intake
         cdef Dispatcher d = self.shared.dispatcher
-        cdef unsigned char *buffer = &self.shared.buffer[0]
+        cdef unsigned char *buffer = <unsigned char *>self.shared.buffer.buf
         cdef Py_ssize_t size = self.recv(buffer)
         if size == 0:
             return True
@@ -241,7 +245,7 @@ cdef class FastPath:
         """Number of received bytes; 0 if none have come."""
         cdef Py_ssize_t received
         with nogil:
-            received = recv(self.fd, buffer, self.shared.buffer.shape[0], MSG_DONTWAIT)
+            received = recv(self.fd, buffer, self.shared.buffer.len, MSG_DONTWAIT)
         if received > 0:
             self.shared.dispatcher.row[BYTES_RECEIVED] += received
             return received
@@ -282,7 +286,8 @@ cdef class Poller:
     cdef int epoll
     cdef int wakeups
     cdef list ready  # by file descriptor
-    cdef int64_t[::1] row
+    cdef Py_buffer *row_view
+    cdef int64_t *row
     cdef object soon
     cdef object later
     cdef Sleeper sleeper
@@ -290,7 +295,8 @@ cdef class Poller:
     def __cinit__(self, cells=None):
         self.ready = []
         self.soon = self.later = ()
-        self.row = new_row(0) if cells is None else cells
+        self.row_view = writable_view(new_row(0) if cells is None else cells)
+        self.row = <int64_t *>self.row_view.buf
         self.wakeups = -1
         self.epoll = epoll_create1(EPOLL_CLOEXEC)
         if self.epoll < 0:
@@ -303,6 +309,7 @@ cdef class Poller:
 
     def __dealloc__(self):
         self.close()
+        release_view(self.row_view)
 
     def register(self, int fd, int events, ready):
         self.control(EPOLL_CTL_ADD, fd, epoll_events(events))

@@ -6,6 +6,9 @@ from cpython.mem cimport PyMem_Free
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
+cdef extern from "Python.h":
+    long long PyLong_AsLongLongAndOverflow(object, int *overflow) except? -1
+
 
 # The numbers of `spop.constants`; a test compares them.
 cdef enum:
@@ -75,15 +78,7 @@ cdef inline int read_span(Reader *r, const unsigned char **data, Py_ssize_t *len
 
 cdef int read_long_varint(Reader *r, uint64_t *value) except -1
 cdef int refuse_span(Reader *r, uint64_t size) except -1
-# What is wrong with typed data.
-cdef enum Fault:
-    CUT_SHORT = 0
-    ADDRESS_CUT_SHORT = 1
-    OUT_OF_RANGE = 2
-    RESERVED_TYPE = 3
-
-
-cdef int refuse_data(Reader *r, Field *field, Py_ssize_t start, Fault fault) except -1
+cdef int refuse_data(Reader *r, Field *field, Py_ssize_t start) except -1
 cdef int take_typed_data(Reader *r, Field *field) except -1
 
 
@@ -98,7 +93,7 @@ cdef inline int read_data(Reader *r, Field *field, bint lenient) except -1:
     cdef Py_ssize_t start = r.offset
     cdef Py_ssize_t length
     if start >= r.end:
-        return refuse_data(r, field, start, CUT_SHORT)
+        return refuse_data(r, field, start)
     field.type = r.base[start] & TYPE_MASK
     field.flags = r.base[start] & ~TYPE_MASK
     r.offset += 1
@@ -110,16 +105,16 @@ cdef inline int read_data(Reader *r, Field *field, bint lenient) except -1:
     elif field.type <= T_UINT64:
         read_varint(r, &field.number)
         if not lenient and is_out_of_range(field):
-            return refuse_data(r, field, start, OUT_OF_RANGE)
+            return refuse_data(r, field, start)
     elif field.type == T_IPV4 or field.type == T_IPV6:
         length = 4 if field.type == T_IPV4 else 16
         if length > r.end - r.offset:
-            return refuse_data(r, field, start, ADDRESS_CUT_SHORT)
+            return refuse_data(r, field, start)
         field.data = r.base + r.offset
         field.number = length
         r.offset += length
     elif not lenient:
-        return refuse_data(r, field, start, RESERVED_TYPE)
+        return refuse_data(r, field, start)
     return 0
 
 
@@ -183,7 +178,26 @@ cdef int grow(Writer *w, Py_ssize_t more) except -1
 cdef int write_long_varint(Writer *w, uint64_t value) except -1
 cdef int write_string(Writer *w, object value) except -1
 cdef int write_type(Writer *w, int type) except -1
-cdef int write_named_value(Writer *w, object name, object value) except -1
+cdef int write_other_value(Writer *w, object name, object value) except -1
+
+
+cdef inline int write_signed(Writer *w, long long number) except -1:
+    reserve(w, 1 + LONGEST_VARINT)
+    w.data[w.length] = T_INT32 if -0x80000000LL <= number <= 0x7FFFFFFFLL else T_INT64
+    w.length += 1
+    return write_varint(w, <uint64_t>number)
+
+
+cdef inline int write_named_value(Writer *w, object name, object value) except -1:
+    cdef int overflow = 0
+    cdef long long number
+    if type(value) is int:
+        number = PyLong_AsLongLongAndOverflow(value, &overflow)
+        if not overflow:
+            return write_signed(w, number)
+    return write_other_value(w, name, value)
+
+
 cdef bytearray append(bytearray out, Writer *w)
 
 

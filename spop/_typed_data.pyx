@@ -29,7 +29,6 @@ from spop.values import (
 
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *length) except NULL
-    long long PyLong_AsLongLongAndOverflow(object, int *overflow) except? -1
     unsigned long long PyLong_AsUnsignedLongLong(object) except? 0xFFFFFFFFFFFFFFFF
 
 # Classes of the standard library. In a version where they have other slots, they are called.
@@ -87,12 +86,12 @@ cdef int refuse_span(Reader *r, uint64_t size) except -1:
         f"{size} bytes announced at byte {r.offset}, {r.end - r.offset} left")
 
 
-cdef int refuse_data(Reader *r, Field *field, Py_ssize_t start, Fault fault) except -1:
-    if fault == CUT_SHORT:
+cdef int refuse_data(Reader *r, Field *field, Py_ssize_t start) except -1:
+    if start >= r.end:
         raise InvalidFrameError(f"typed data cut short at byte {start}")
-    if fault == ADDRESS_CUT_SHORT:
+    if field.type == T_IPV4 or field.type == T_IPV6:
         raise InvalidFrameError(f"address cut short at byte {r.offset}")
-    if fault == OUT_OF_RANGE:
+    if field.type <= T_UINT64:
         raise InvalidFrameError(f"integer out of the range of its type at byte {start}")
     raise InvalidFrameError(f"reserved data type {field.type} at byte {start}")
 
@@ -302,11 +301,6 @@ cdef int write_plain_integer(Writer *w, object value) except -1:
     return write_signed(w, number)
 
 
-cdef int write_signed(Writer *w, long long number) except -1:
-    write_type(w, T_INT32 if -0x80000000LL <= number <= 0x7FFFFFFFLL else T_INT64)
-    return write_varint(w, <uint64_t>number)
-
-
 cdef int write_address(Writer *w, int type_, object address, Py_ssize_t size) except -1:
     cdef object packed = address.packed
     # A subclass may define `packed` with any type and length.
@@ -341,13 +335,7 @@ cdef int write_value(Writer *w, object value) except -1:
     return 0
 
 
-cdef int write_named_value(Writer *w, object name, object value) except -1:
-    cdef int overflow = 0
-    cdef long long number
-    if type(value) is int:
-        number = PyLong_AsLongLongAndOverflow(value, &overflow)
-        if not overflow:
-            return write_signed(w, number)
+cdef int write_other_value(Writer *w, object name, object value) except -1:
     try:
         return write_value(w, value)
     except UnicodeError:  # Its constructor takes more than a text.

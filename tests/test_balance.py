@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -193,3 +194,23 @@ def test_how_long_a_connection_lasted_does_not_depend_on_the_wall_clock(
         wait_until(lambda: "disconnected by" in caplog.text, "the end of the connection")
     (record,) = (each for each in caplog.records if "disconnected by" in each.getMessage())
     assert 0 <= record.spop_fields["duration"] < 60  # type: ignore[attr-defined]
+
+
+def test_an_age_does_not_depend_on_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = Agent()
+    with agent.serve_in_background(max_connection_age=3600.0) as server:
+        before = time.time()
+        monkeypatch.setattr(time, "time", lambda: before + 86400)
+        (loop,) = server._loops  # type: ignore[attr-defined]
+        sock, _ = hello(server)
+        with sock:
+            (connection,) = loop.connections
+            state = {"host": None, "port": None, "began": connection.began}
+            state.update(connection.protocol.negotiated())
+            monkeypatch.setattr(time, "time", lambda: before + 3 * 86400)
+            mine, theirs = socket.socketpair()
+            with mine:
+                server.adopt(theirs, state, lambda _: None)  # type: ignore[attr-defined]
+                wait_until(lambda: len(loop.connections) == 2, "the connection that moved")
+                ends = loop._leaving.ages._ends
+                assert min(ends.values()) > time.monotonic() + 3000

@@ -306,6 +306,24 @@ def test_handlers_run_on_the_callers_event_loop_and_late_ones_are_found() -> Non
     assert loops[0] is loops[1]
 
 
+def test_to_install_twice_is_to_install_once() -> None:
+    original = SpoaServer._run
+    compat.install()
+    first = SpoaServer._run
+    compat.install()
+    assert SpoaServer._run is first
+    compat.restore()
+    assert SpoaServer._run is original
+
+
+def test_an_event_loop_of_uvloop_serves(tmp_path: Path) -> None:
+    uvloop = pytest.importorskip("uvloop")
+    compat.install()
+    asked = [hello(), notified(Message("two", value=1)), notified(Message("every", a=1)), goodbye()]
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert len(runner.run(talk(spoa(), asked, 5))) == 5
+
+
 def test_an_agent_that_serves_connections_itself_keeps_its_server() -> None:
     class Own(SpoaServer):  # type: ignore[misc]
         async def handle_connection(self, reader: Any, writer: Any) -> None:

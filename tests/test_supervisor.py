@@ -238,7 +238,7 @@ MALFORMED = {
     "no counts": framed({"type": "answer", "id": 0, "connections": []}),
     "state": framed({"type": "connection", "id": 0, "state": {"host": {}}}),
     "time": framed(
-        {"type": "connection", "id": 0, "state": {"host": "", "port": 1, "opened": None}}
+        {"type": "connection", "id": 0, "state": {"host": "", "port": 1, "began": None}}
     ),
     "descriptors": framed({"type": "awake"}, fds=2),
     "too large": struct.pack("!IB", 0xFFFFFFFF, 0),

@@ -71,7 +71,7 @@ async def exchange(
     except TimeoutError:
         raise ServiceError(f"no answer in {timeout} s") from None
     except httpx.HTTPError as error:
-        raise ServiceError(repr(error)) from error
+        raise ServiceError(repr(error)) from None  # Its traceback would be 60 lines of httpx.
     return Answered(response.status_code, response.headers, bytes(body[:limit]))
 
 

@@ -34,8 +34,11 @@ def patch(module: str, make: Make) -> None:
 
 
 def apply(patches: Patches) -> None:
-    """Replace attributes."""
+    """Replace attributes, unless they are replaced already."""
+    done = [(id(owner), name) for owner, name, _ in _replaced]
     for (owner, name), new in patches.items():
+        if (id(owner), name) in done:
+            continue
         _replaced.append((owner, name, vars(owner)[name]))
         setattr(owner, name, new)
 

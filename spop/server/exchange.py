@@ -36,6 +36,7 @@ class Connection:
     Attributes:
         sock: a plain socket, or a `TLSSocket`; `tls` is the latter or None.
         peer: what HELLO agreed on, until the end of the connection was reported.
+        began: when it was opened, as `time.monotonic` gives it, in whatever process.
         port: the number of its port in a range of ports, if it came to one.
         movable: it can be moved to another loop or process while this one goes on.
         unsent: bytes that the socket did not take yet.
@@ -46,7 +47,7 @@ class Connection:
     """
 
     __slots__ = (
-        "began", "exchanges", "fast_path", "host", "movable", "opened", "peer", "port", "protocol", "quiet",
+        "began", "exchanges", "fast_path", "host", "movable", "peer", "port", "protocol", "quiet",
         "resumes", "sock", "tls", "unsent",
     )  # fmt: skip
 
@@ -61,12 +62,16 @@ class Connection:
         self.peer: Peer | None = None
         self.port: int | None = None
         self.movable: bool = False
-        self.opened: float = time.time()
         self.began: float = time.monotonic()
         self.quiet: int = 0
         self.resumes: bool = False
         self.exchanges: set[Exchange] = set()
         self.fast_path: FastPath
+
+    @property
+    def opened(self) -> float:
+        """When it was opened, in seconds since the epoch as the wall clock has them now."""
+        return time.time() - time.monotonic() + self.began
 
     @property
     def memory(self) -> int:
@@ -218,8 +223,7 @@ class Exchange(Deferred):
                 call = calls[self._index]
                 self._began = monotonic_ns()
                 if call.values is None:
-                    self._add_if_it_fits(call.route.on_error)
-                    self._index += 1
+                    self._add_without_call(call)
                 elif call.route.kind == INLINE:
                     self._run_here(call)
                 elif call.route.kind == ASYNC:
@@ -315,6 +319,14 @@ class Exchange(Deferred):
         self._add_if_it_fits(handler.on_timeout)
         self._index += 1
         self._go_on()
+
+    def _add_without_call(self, call: Call) -> None:
+        if call.kept is None:
+            self._add_if_it_fits(call.route.on_error)
+        else:
+            room = self.room - len(self.actions)
+            self.actions += self.host.dispatcher.fitting(call.route, call.kept, room)
+        self._index += 1
 
     def _add_if_it_fits(self, actions: bytes) -> None:
         if len(self.actions) + len(actions) <= self.room:

@@ -311,7 +311,7 @@ class Leaving:
         sock = connection.sock
         assert isinstance(sock, socket.socket)
         state = {
-            "host": connection.host, "port": connection.port, "opened": connection.opened,
+            "host": connection.host, "port": connection.port, "began": connection.began,
         }  # fmt: skip
         state.update(connection.protocol.negotiated())
         self._offered.add(sock)

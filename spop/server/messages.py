@@ -20,7 +20,7 @@ _FIELDS: dict[str, dict[str, type]] = {
 }
 _ITEMS = {"handlers": str, "files": str, "connections": dict, "without_handler": int}
 
-_OF_CONNECTIONS = {"host": (str, NoneType), "port": (int, NoneType), "opened": (float,)}
+_OF_CONNECTIONS = {"host": (str, NoneType), "port": (int, NoneType), "began": (float,)}
 
 
 def check_message(message: Any, fds: list[int]) -> None:

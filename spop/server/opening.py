@@ -82,7 +82,7 @@ class Opening:
         protocol = self._new_protocol(state["address"])
         peer = protocol.resume_from(state)
         connection = self._new_connection(sock, state["host"], protocol, None)
-        connection.port, connection.opened = state["port"], state["opened"]
+        connection.port, connection.began = state["port"], state["began"]
         self._loop.guarded(connection, self._moved_here if new else self._know, connection, peer)
         return connection
 

@@ -260,6 +260,7 @@ class Supervisor:
         def run_as_user(channel: Channel) -> int:
             # Before the user changes, who may not be allowed to read Python's files.
             importlib.import_module("spop.server.admin")
+            importlib.import_module("concurrent.futures.thread")  # asyncio's threads need it.
             drop_privileges(self._options)
             end_with_parent(parent, signal.SIGKILL)
             return run(channel)
