@@ -38,7 +38,7 @@ MAX_BODY = 64 * 1024
 """Bytes of the service's answer that are read, so that its connection can be used again."""
 KEPT_STATUSES = frozenset({200, 202, 204, 401, 403})
 """Statuses of answers that are kept. Redirects often have a state of their own."""
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NO_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 Field = Literal["method", "proto", "host", "uri", "for"]
 Answer = dict[str, object]
@@ -297,8 +297,8 @@ def _text(claim: Any) -> str:
     if not all(isinstance(each, (str, int, float)) for each in members):
         raise TokenError("a claim is no text and no number")
     text = ",".join(each if isinstance(each, str) else repr(each).lower() for each in members)
-    if _CONTROL.search(text):
-        raise TokenError("a claim has control characters")
+    if _NO_TEXT.search(text):
+        raise TokenError("a claim has control characters or surrogates")
     return text
 
 
