@@ -446,6 +446,19 @@ def test_a_bad_setting_is_refused_with_its_line(tmp_path: Path, table: str, erro
     assert said_of("forward_auth", tmp_path, table).startswith(error)
 
 
+@pytest.mark.parametrize("url", ["http://[x", "http://x]y", "http://x:99999", "http://a b/"])
+def test_a_url_that_cannot_be_connected_to_is_refused(tmp_path: Path, url: str) -> None:
+    needed = f"{url!r}, http://HOST… or https://HOST… is needed"
+    assert needed in said_of("forward_auth", tmp_path, f'url = "{url}"')
+    keys = f'[settings.jwt]\nkeys = "{url}"\nissuer = "i"\naudience = ["a"]'
+    assert needed in said_of("forward_auth", tmp_path, keys)
+
+
+def test_the_header_of_tokens_has_a_headers_name(tmp_path: Path) -> None:
+    table = '[settings.jwt]\nkeys = "k"\nissuer = "i"\naudience = ["a"]\nheader = "x y"'
+    assert "'x y' is no header's name" in said_of("forward_auth", tmp_path, table)
+
+
 # --- with HAProxy ---
 
 
