@@ -38,6 +38,7 @@ cdef class Call:
     cdef readonly Route route
     cdef public list values
     cdef readonly AsyncCall begun
+    cdef readonly bytes kept
     cdef public bint wanted
     cdef public object exchange
     cdef readonly Py_ssize_t size
@@ -125,8 +126,8 @@ cdef class Dispatcher:
     cdef int notify(self, Intake intake, Header *header, list frames, Writer *w) except -1
     cdef object run(
         self, Route route, Span *span, Header *header, Intake intake, Py_ssize_t most, Writer *w)
-    cdef bint answer_from_cache(
-        self, Route route, Span *span, Py_ssize_t most, Writer *w) except -1
+    cdef bytes find_kept(self, Route route, Span *span)
+    cpdef bytes fitting(self, Route route, bytes answer, Py_ssize_t room)
     cdef object begin(
         self, Route route, coroutine, PyObject **values, Header *header, object connection)
     cdef int keep(

@@ -83,10 +83,11 @@ C_CELLS = [
 cdef class Call:
     """One message that has to be waited for, as the twin describes it."""
 
-    def __cinit__(self, Route route, list values, AsyncCall begun=None):
+    def __cinit__(self, Route route, list values, AsyncCall begun=None, bytes kept=None):
         self.route = route
         self.values = values
         self.begun = begun
+        self.kept = kept
         self.wanted = True
 
     def __call__(self, AsyncCall begun):
@@ -406,6 +407,7 @@ cdef class Dispatcher:
         cdef Py_ssize_t i, start, payload, most
         cdef bint is_timed = True
         cdef Span *span
+        cdef bytes kept
         self.row[NOTIFIES] += 1
         if self.routes is None:
             intake.in_flight += 1
@@ -424,7 +426,10 @@ cdef class Dispatcher:
                 write_if_it_fits(w, self.no_route.on_error, most)
                 continue
             if (<Route>span.route).answers is not None:
-                if self.answer_from_cache(<Route>span.route, span, most, w):
+                kept = self.find_kept(<Route>span.route, span)
+                if kept is not None:
+                    kept = self.fitting(<Route>span.route, kept, most - w.length)
+                    write_bytes(w, PyBytes_AS_STRING(kept), PyBytes_GET_SIZE(kept))
                     continue
             waiting = self.run(<Route>span.route, span, header, intake, most, w)
             if waiting is not None:
@@ -487,25 +492,22 @@ cdef class Dispatcher:
         self.observe(route)
         return None
 
-    cdef bint answer_from_cache(
-        self, Route route, Span *span, Py_ssize_t most, Writer *w,
-    ) except -1:
-        """Write the answer that is kept, if one is."""
-        cdef bytes key = route.key(self.fields, span)
+    cdef bytes find_kept(self, Route route, Span *span):
+        """The answer that is kept, if one is."""
+        cdef bytes key = None if route.answers is None else route.key(self.fields, span)
         cdef bytes answer
         if key is None:
-            return False
+            return None
         answer = route.answers.find(key, self.clock)
-        if answer is None:
-            self.row[route.base + MISSES] += 1
-            return False
-        self.row[route.base + HITS] += 1
-        if w.length + PyBytes_GET_SIZE(answer) <= most:
-            write_bytes(w, PyBytes_AS_STRING(answer), PyBytes_GET_SIZE(answer))
-        else:
-            self.fail(route, too_big(PyBytes_GET_SIZE(answer), most - w.length))
-            write_if_it_fits(w, route.on_error, most)
-        return True
+        self.row[route.base + (MISSES if answer is None else HITS)] += 1
+        return answer
+
+    cpdef bytes fitting(self, Route route, bytes answer, Py_ssize_t room):
+        """An answer that is kept. If it does not fit, the message fails."""
+        if PyBytes_GET_SIZE(answer) <= room:
+            return answer
+        self.fail(route, too_big(PyBytes_GET_SIZE(answer), room))
+        return route.on_error if PyBytes_GET_SIZE(route.on_error) <= room else b""
 
     cdef object begin(
         self, Route route, coroutine, PyObject **values, Header *header, object connection,
@@ -640,7 +642,8 @@ cdef class Dispatcher:
         """The call that has to be waited for, and bound calls of the messages behind it."""
         cdef Py_ssize_t i
         cdef Route route
-        cdef list calls = [waiting]
+        cdef list calls = [waiting], values
+        cdef bytes kept
         for i in range(first, self.span_count):
             if self.spans[i].route is NULL:
                 self.count_unknown(&self.spans[i])
@@ -649,7 +652,11 @@ cdef class Dispatcher:
                 continue
             route = <Route>self.spans[i].route
             try:
-                calls.append(Call(route, self.bound(route, &self.spans[i], header, connection)))
+                values = None
+                kept = self.find_kept(route, &self.spans[i])
+                if kept is None:
+                    values = self.bound(route, &self.spans[i], header, connection)
+                calls.append(Call(route, values, None, kept))
             except BaseException as error:
                 self.fail(route, error)
                 calls.append(Call(route, None))

@@ -15,7 +15,6 @@ from typing import Any, cast
 
 from spop import _codec_py as codec
 from spop._async_call_py import AsyncCall
-from spop._cache_py import Answers
 from spop._intake_py import Intake
 from spop._route_py import Route
 from spop.constants import (
@@ -77,7 +76,8 @@ class Call:
     A `Deferred` has it, or it is the only one of its NOTIFY and the dispatcher writes the ACK.
 
     Attributes:
-        values: None: the message has failed already and is answered with `on_error`.
+        values: None: the handler is not called. `kept` answers, or `on_error`, as it has failed.
+        kept: the answer that its cache had, encoded.
         begun: the `AsyncCall` of an asynchronous call that has begun.
         wanted: somebody waits for the result. Any thread may ask.
         running: the fields of a `Running`, of a call that a thread of a pool runs.
@@ -87,7 +87,7 @@ class Call:
 
     __slots__ = (
         "_actions", "_began", "_dispatcher", "_ids", "_intake", "_path", "_room", "begun",
-        "exchange", "route", "running", "size", "values", "wanted",
+        "exchange", "kept", "route", "running", "size", "values", "wanted",
     )  # fmt: skip
     _actions: bytes
     _began: int
@@ -98,9 +98,14 @@ class Call:
     _room: int
 
     def __init__(
-        self, route: Route, values: list[Any] | None, begun: AsyncCall | None = None
+        self,
+        route: Route,
+        values: list[Any] | None,
+        begun: AsyncCall | None = None,
+        kept: bytes | None = None,
     ) -> None:
         self.route: Route = route
+        self.kept: bytes | None = kept
         self.values: list[Any] | None = values
         self.begun: AsyncCall | None = begun
         self.wanted: bool = True
@@ -428,7 +433,9 @@ class Dispatcher:
                 if len(ack) + len(self._no_route.on_error) <= payload + room:
                     ack += self._no_route.on_error
                 continue
-            if route.answers is not None and self._from_cache(route, message, ack, payload + room):
+            kept = self._find_kept(route, message)
+            if kept is not None:
+                ack += self.fitting(route, kept, payload + room - len(ack))
                 continue
             waiting = self._run(route, message, ack, payload + room)
             if waiting is not None:
@@ -459,23 +466,22 @@ class Dispatcher:
         intake.memory.take(size)
         return size
 
-    def _from_cache(self, route: Route, message: Message, ack: bytearray, most: int) -> bool:
-        """Write the answer that is kept, if one is."""
-        answers, key = cast("Answers", route.answers), route._key(message)
-        if key is None:
-            return False
+    def _find_kept(self, route: Route, message: Message) -> bytes | None:
+        """The answer that is kept, if one is."""
+        answers, key = route.answers, None if route.answers is None else route._key(message)
+        if answers is None or key is None:
+            return None
         answer = answers.find(key, self._clock)
-        if answer is None:
-            self.cells[route.base + RouteCell.MISSES] += 1
-            return False
-        self.cells[route.base + RouteCell.HITS] += 1
-        room = most - len(ack)
+        found = RouteCell.MISSES if answer is None else RouteCell.HITS
+        self.cells[route.base + found] += 1
+        return answer
+
+    def fitting(self, route: Route, answer: bytes, room: int) -> bytes:
+        """An answer that is kept. If it does not fit, the message fails."""
         if len(answer) <= room:
-            ack += answer
-        else:
-            self.fail(route, FrameTooBigError(_TOO_BIG.format(len(answer), room)))
-            ack += route.on_error if len(route.on_error) <= room else b""
-        return True
+            return answer
+        self.fail(route, FrameTooBigError(_TOO_BIG.format(len(answer), room)))
+        return route.on_error if len(route.on_error) <= room else b""
 
     def _run(self, route: Route, message: Message, ack: bytearray, most: int) -> Call | None:
         """Call a handler and add its answer, if it fits `most`. Returns a call to be waited for."""
@@ -607,7 +613,9 @@ class Dispatcher:
                     calls.append(Call(self._no_route, None))
                 continue
             try:
-                calls.append(Call(route, route._bind(message)))
+                kept = self._find_kept(route, message)
+                values = route._bind(message) if kept is None else None
+                calls.append(Call(route, values, kept=kept))
             except BaseException as error:
                 self.fail(route, error)
                 calls.append(Call(route, None))

@@ -554,6 +554,39 @@ def test_an_answer_that_does_not_fit_beside_others_is_on_error_and_no_call(kind:
     assert service.agent.errors == {"m": 1}
 
 
+@pytest.mark.parametrize("waits", LATER)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hit_behind_a_message_that_waits_runs_no_handler(
+    kind: str, waits: str, serve: Serve
+) -> None:
+    service = Service(kind)
+    slow = Service(waits, lambda n: {"txn.slow": n})
+    service.agent.message("slow", blocking=waits == "blocking")(slow.agent.handlers["m"].function)
+    with client_of(service.agent, serve) as client:
+        assert ask(client, n=1) == {"txn.calls": 1}
+        for _ in range(2):
+            ack = client.notify([Message("slow", n=7), Message("m", n=1), Message("m", n=1)])
+            assert ack.variables == {"txn.slow": 7, "txn.calls": 1}
+    assert service.calls == [1]
+    assert (service.cache.hits, service.cache.misses) == (4, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hit_behind_a_message_that_waits_is_on_error_if_it_does_not_fit(kind: str) -> None:
+    service = Service(kind, lambda n: {"txn.big": bytes(9000)})
+
+    @service.agent.message("slow", blocking=True)
+    def slow() -> dict[str, Any]:
+        return {"txn.slow": bytes(9000)}
+
+    with client_of(service.agent) as client:
+        ask(client, n=1)
+        ack = client.notify([Message("slow"), Message("m", n=1)])
+        assert ack.variables == {"txn.slow": bytes(9000), "txn.error": True}
+    assert service.calls == [1]
+    assert service.agent.errors == {"m": 1}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_wraps_are_around_calls_and_not_around_hits(kind: str) -> None:
     service, seen = Service(kind), list[Any]()

@@ -115,6 +115,31 @@ def test_an_error_of_the_users_code_has_its_traceback(
     assert "/spop/" not in result.stderr.replace(str(module), "")
 
 
+@pytest.mark.parametrize("kind", USERS_ERRORS)
+def test_an_agent_that_cannot_be_imported_ends_config_and_validate_as_serve(
+    tmp_path: Path, kind: str
+) -> None:
+    module = tmp_path / "app.py"
+    module.write_text(USERS_ERRORS[kind][0])
+    served, configured, validated = (
+        spop(*command)
+        for command in (
+            ("serve", f"{module}:agent"),
+            ("config", f"{module}:agent"),
+            ("validate", str(module), "--agent", f"{module}:agent"),
+        )
+    )
+    assert configured.returncode == validated.returncode == served.returncode
+    assert configured.stderr == validated.stderr == served.stderr
+
+
+def test_config_says_in_one_line_that_there_is_no_such_module() -> None:
+    result = spop("config", "nosuchmodule:agent")
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line == "Error: cannot import 'nosuchmodule': No module named 'nosuchmodule'"
+
+
 LIFESPANS = {
     "async": "async def resources():\n    raise OSError('no database')\n    yield\n",
     "plain": "def resources():\n    raise OSError('no database')\n    yield\n",

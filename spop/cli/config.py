@@ -10,7 +10,7 @@ import click
 
 from spop.address import Address
 from spop.agent import Agent
-from spop.cli.loading import load_agent
+from spop.cli.loading import load_for_command
 from spop.cli.parameters import HAPROXY_VERSION, Parsed
 from spop.engine.draft import DEFAULT_PATH, Draft, DraftError, Plan, draft
 from spop.errors import reason
@@ -66,7 +66,7 @@ def config(
       haproxy -f haproxy/haproxy.cfg
     """
     try:
-        made = drafted(load_agent(target), target, output, haproxy_version, **addresses)
+        made = drafted(load_for_command(target), target, output, haproxy_version, **addresses)
     except DraftError as error:
         click.echo(f"Error: {target}: {error}", err=True)
         sys.exit(1)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import click
 
 from spop.cli.config import drafted
-from spop.cli.loading import load_agent
+from spop.cli.loading import load_for_command
 from spop.cli.parameters import ParamType
 from spop.errors import reason
 
@@ -100,7 +100,7 @@ def _fill(folder: Path, name: Name) -> None:
     for template, path in _FILES.items():
         text = Template((templates / f"{template}.in").read_text("utf-8")).substitute(words)
         _write(folder / path.format_map(words), text)
-    agent = load_agent(f"{folder / name.module}.py:agent")
+    agent = load_for_command(f"{folder / name.module}.py:agent")
     # In a container, HAProxy listens for other machines.
     made = drafted(agent, f"{name.module}:agent", None, HAPROXY_VERSION, listen=":8080")
     _write(folder / "haproxy" / "spoe.cfg", made.spoe)

@@ -223,8 +223,7 @@ class Exchange(Deferred):
                 call = calls[self._index]
                 self._began = monotonic_ns()
                 if call.values is None:
-                    self._add_if_it_fits(call.route.on_error)
-                    self._index += 1
+                    self._add_without_call(call)
                 elif call.route.kind == INLINE:
                     self._run_here(call)
                 elif call.route.kind == ASYNC:
@@ -320,6 +319,14 @@ class Exchange(Deferred):
         self._add_if_it_fits(handler.on_timeout)
         self._index += 1
         self._go_on()
+
+    def _add_without_call(self, call: Call) -> None:
+        if call.kept is None:
+            self._add_if_it_fits(call.route.on_error)
+        else:
+            room = self.room - len(self.actions)
+            self.actions += self.host.dispatcher.fitting(call.route, call.kept, room)
+        self._index += 1
 
     def _add_if_it_fits(self, actions: bytes) -> None:
         if len(self.actions) + len(actions) <= self.room:
