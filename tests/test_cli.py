@@ -199,6 +199,7 @@ def test_a_port_in_use() -> None:
 @pytest.fixture
 def demo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.chdir(ROOT)
     return importlib.import_module("demo")
 
 
@@ -208,6 +209,7 @@ def test_the_demo_shows_the_variable_in_haproxys_answer(
 ) -> None:
     demo.main()
     shown = capfd.readouterr().out
+    assert "$ spop serve examples/ip_reputation.py:agent --bind" in shown
     assert "$ haproxy -f haproxy.cfg" in shown
     assert "client 127.0.0.42   200 OK    x-ip-score: 58" in shown
     assert "client 127.0.0.66   403 Forbidden" in shown
