@@ -97,9 +97,10 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/python ci/sizes.py
 
-# A report of all benchmarks in benchmarks/results, in under ten minutes.
+# A report of all benchmarks in benchmarks/results, and the tables of README and docs, in under ten minutes.
 bench: $(VENV)/bench.stamp
-	$(BIN)/python benchmarks/report.py
+	SPOP_TEST_HAPROXY=$${SPOP_TEST_HAPROXY:-$$($(BIN)/python ci/haproxy_versions.py build/haproxy 2.6 3.4)} \
+		$(BIN)/python benchmarks/report.py
 
 # WHEEL_PYTHONS names several.
 WHEEL_PYTHONS ?= $(PYTHON)

@@ -290,16 +290,15 @@ def history() -> Iterator[tuple[str, list[tuple[str, float]]]]:
 
 def plot(path: Path) -> None:
     """Each kind's ratio, from commit to commit."""
-    from matplotlib import pyplot
+    from plots import save, subplots
 
-    figure, axes = pyplot.subplots(figsize=(9, 4), layout="constrained")
+    figure, axes = subplots()
     for name, points in history():
         axes.plot(*zip(*points, strict=True), marker="o", label=name)
     axes.set_yscale("log")
     axes.set_ylabel("times the handler's call")
     axes.legend(fontsize=8)
-    figure.savefig(path)
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def main() -> None:

@@ -113,7 +113,7 @@ def compile_c() -> None:
         print("frames.py needs a C compiler, for the load and the C agent", file=sys.stderr)
         sys.exit(2)
     BUILD.mkdir(exist_ok=True)
-    for name in ("sink", "load"):
+    for name in ("sink", "load", "requests"):
         source = HERE / "c" / f"{name}.c"
         flags = ["-O2", "-std=gnu11", "-Wall", "-Wextra"]
         command = [compiler, *flags, "-o", str(BUILD / name), str(source), "-lm"]
@@ -166,22 +166,24 @@ def load(port: int, exchange: Exchange, frames: int) -> None:
 
 
 def table(figures: dict[str, dict[str, list[float]]], agents: list[Agent]) -> str:
-    lines = [
-        "CPU time per frame in µs, median (least to most), and the median ratio to the C sink",
-        "",
-        "| exchange | " + " | ".join(agent.name for agent in agents) + " |",
-        "|---|" + "---|" * len(agents),
-    ]
+    """The medians, then by how much the rounds differ."""
+    head = ["| exchange | " + " | ".join(agent.name for agent in agents) + " |"]
+    head.append("|---|" + "---|" * len(agents))
+    lines = [*head]
     for exchange, results in figures.items():
         cells = [cell(results[agent.name], results["C sink"]) for agent in agents]
         lines.append(f"| {exchange} | " + " | ".join(cells) + " |")
+    lines += ["", "µs, least to most:", "", *head]
+    for exchange, results in figures.items():
+        spreads = [f"{min(each):.3g} to {max(each):.3g}" for each in results.values()]
+        lines.append(f"| {exchange} | " + " | ".join(spreads) + " |")
     return "\n".join(lines)
 
 
 def cell(values: list[float], yardstick: list[float]) -> str:
+    """The median, and the median ratio to the agent in C."""
     ratio = statistics.median(v / y for v, y in zip(values, yardstick, strict=True))
-    spread = f"{min(values):.3g} to {max(values):.3g}"
-    return f"{statistics.median(values):.3g} ({spread}), {ratio:.2f} ×"
+    return f"{statistics.median(values):.2g} µs, {ratio:.3g} ×"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from frames import compile_c
+from plots import save, subplots
 from running import Running, free_port, pin, running, sink_command, spop_command
 
 from spop import Message
@@ -92,10 +93,8 @@ def table(points: list[Point]) -> str:
 
 
 def plot(points: list[Point], path: Path) -> None:
-    from matplotlib import pyplot
-
     names = list(dict.fromkeys(point.series for point in points))
-    figure, all_axes = pyplot.subplots(2, 2, figsize=(9, 6), layout="constrained")
+    figure, all_axes = subplots(2, 2, figsize=(9, 6))
     for name, axes in zip(names, all_axes.flat, strict=True):
         mine = [point for point in points if point.series == name]
         axes.plot([p.x for p in mine], [p.microseconds for p in mine], marker="o", label="spop")
@@ -105,8 +104,7 @@ def plot(points: list[Point], path: Path) -> None:
             axes.set_xscale("log")
         axes.set(xlabel=name, ylabel="µs of CPU per frame", ylim=(0, None))
         axes.grid(visible=True, alpha=0.3)
-    figure.savefig(path)
-    pyplot.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """All benchmarks, in a short form, as a Markdown report with plots in benchmarks/results.
 
-python benchmarks/report.py
+    python benchmarks/report.py [PART]...
+
+PART is a function of this module, such as of_ready_agents, whose section alone is measured anew. At
+the end the tables of README and docs are written from the report.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,15 +24,17 @@ import cost
 import engine
 import frames
 import growth
-import http_agents
 import in_front
 import kinds
 import latency
 import neighbours
+import pages
 import passes
 import ready_agents
 import soak
 import web
+from plots import save, subplots
+from rivals.__main__ import behind, front_table
 from running import HERE, PROCESSORS, pin
 
 RESULTS = HERE / "results"
@@ -69,9 +74,7 @@ def over_sockets() -> Iterator[str]:
 def plot_ratios(figures: dict[str, dict[str, list[float]]], path: Path) -> None:
     import statistics
 
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(9, 4), layout="constrained")
+    figure, axes = subplots()
     names = list(next(iter(figures.values())))
     width = 0.8 / len(names)
     for index, name in enumerate(names):
@@ -85,8 +88,7 @@ def plot_ratios(figures: dict[str, dict[str, list[float]]], path: Path) -> None:
     axes.tick_params(axis="x", labelsize=8)
     axes.legend(fontsize=8, ncols=len(names))
     axes.margins(y=0.15)
-    figure.savefig(path)
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def by_kind() -> Iterator[str]:
@@ -117,6 +119,19 @@ def behind_haproxy() -> Iterator[str]:
         yield in_front.table(in_front.measure(3000, 3))
 
 
+def with_clients() -> Iterator[str]:
+    """Behind HAProxy, with one client and with many."""
+    binaries = [each for each in os.environ.get("SPOP_TEST_HAPROXY", "").split(":") if each]
+    agents = [frames.AGENTS["C sink"], frames.AGENTS["spop"]]
+    found = in_front.find_haproxy()
+    rows = [
+        row
+        for binary in binaries or ([found] if found else [])
+        for row in behind(binary, agents, 1.0, 3)
+    ]
+    yield from front_table(rows)
+
+
 def of_clients() -> Iterator[str]:
     """The clients, against the agent in C."""
     yield clients.table(list(clients.measure()))
@@ -134,12 +149,7 @@ def of_the_middleware() -> Iterator[str]:
 
 def of_ready_agents() -> Iterator[str]:
     """The ready agents: CPU for a request, and what it is made of."""
-    yield from ready_agents.table()
-
-
-def of_http_agents() -> Iterator[str]:
-    """What a request costs the agents that ask services and models."""
-    yield from http_agents.table(count=500, rounds=1)
+    yield from ready_agents.table(count=500, rounds=1)
 
 
 def beside_others() -> Iterator[str]:
@@ -163,45 +173,59 @@ def in_instructions() -> Iterator[str]:
     yield "\n![Instructions from commit to commit](history.svg)"
 
 
-PARTS = (
-    micro, over_sockets, by_kind, as_work_grows, latencies, behind_haproxy, of_clients, of_the_engine,
-    of_the_middleware, of_ready_agents, of_http_agents, beside_others, without_growing,
+PARTS: tuple[Callable[[], Iterator[str]], ...] = (
+    micro, over_sockets, by_kind, as_work_grows, latencies, behind_haproxy, with_clients, of_clients, of_the_engine,
+    of_the_middleware, of_ready_agents, beside_others, without_growing,
     in_instructions,
 )  # fmt: skip
 
 
 def machine() -> Iterator[str]:
-    """Where and of what this was measured."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE
-    ).stdout.strip()
+    """Where all of this was measured."""
     model = ""
     with open("/proc/cpuinfo") as file:
         model = next((line.partition(":")[2].strip() for line in file if "model name" in line), "")
-    yield f"{datetime.now(UTC):%Y-%m-%d}, commit {commit or 'unknown'}"
-    yield f"- {platform.python_implementation()} {platform.python_version()}, spop {version('spop')}"
+    yield f"{model}, {os.cpu_count()} processors, {platform.system()} {platform.release()}"
     for peer in PEERS:
         try:
             yield f"- {peer} {version(peer)}"
         except PackageNotFoundError:
             yield f"- {peer}: not installed"
-    yield f"- {model}, {os.cpu_count()} processors, {platform.system()} {platform.release()}"
+
+
+def when() -> str:
+    """When, and of what, a part was measured."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE
+    ).stdout.strip()
+    python = f"{platform.python_implementation()} {platform.python_version()}"
+    return f"{datetime.now(UTC):%Y-%m-%d}, commit {commit or 'unknown'}, {python}"
 
 
 def main() -> None:
+    parts = [part for part in PARTS if not sys.argv[1:] or part.__name__ in sys.argv[1:]]
+    if len(parts) < len(sys.argv[1:]):
+        sys.exit(f"the parts: {', '.join(part.__name__ for part in PARTS)}")
     frames.compile_c()
     RESULTS.mkdir(exist_ok=True)
-    sections = ["# Benchmarks", "\n".join(machine())]
-    for part in PARTS:
-        title = str(part.__doc__).rstrip(".")
-        print(f"{title} …", flush=True)
+    path = RESULTS / "report.md"
+    measured = pages.sections(path.read_text()) if path.exists() else {}
+    for part in parts:
+        print(f"{title(part)} …", flush=True)
         if part not in (micro, by_kind, beside_others, latencies, without_growing):
             pin(1)
-        sections.append(f"## {title}\n\n" + "\n".join(part()))
+        measured[title(part)] = "\n".join(["", when(), "", *part()])
         os.sched_setaffinity(0, PROCESSORS)
-    path = RESULTS / "report.md"
+    wanted = [title(part) for part in PARTS if title(part) in measured]
+    sections = ["# Benchmarks", "\n".join(machine())]
+    sections += [f"## {each}\n{measured[each].rstrip()}" for each in wanted]
     path.write_text("\n\n".join(sections) + "\n")
     print(f"written to {path}")
+    pages.main()
+
+
+def title(part: Callable[[], Iterator[str]]) -> str:
+    return str(part.__doc__).rstrip(".")
 
 
 if __name__ == "__main__":

@@ -59,9 +59,10 @@ def _lines(path: Path) -> list[str]:
 
 
 def spop_command(port: int, *options: str, target: str = "spop_agent.py") -> list[str]:
-    """``spop serve`` with one of the benchmark's agents."""
+    """``spop serve`` with one of the benchmark's agents, or ``MODULE:agent``."""
     return [
-        sys.executable, "-m", "spop", "serve", f"{HERE / 'agents' / target}:agent",
+        sys.executable, "-m", "spop", "serve",
+        target if ":" in target else f"{HERE / 'agents' / target}:agent",
         "--bind", f"127.0.0.1:{port}", "--log-level", "error", *options,
     ]  # fmt: skip
 
@@ -119,13 +120,25 @@ def pinned(*processors: int) -> Iterator[None]:
 
 
 def cpu_seconds(session: int) -> float:
-    ticks = 0
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-            fields = stat.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session:
-                ticks += int(fields[11]) + int(fields[12])
-    return ticks / TICK
+    return sum(_ticks(stat, session) for stat in Path("/proc").glob("[0-9]*/stat")) / TICK
+
+
+def cpu_of(pid: int) -> float:
+    """Of one process."""
+    return _ticks(Path(f"/proc/{pid}/stat")) / TICK
+
+
+def children() -> set[int]:
+    """Processes that this one started."""
+    return {int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()}
+
+
+def _ticks(stat: Path, session: int | None = None) -> int:
+    """Of a process that may be gone, or in another session."""
+    fields = "".join(_lines(stat)).rpartition(")")[2].split()
+    if not fields or session not in (None, int(fields[3])):
+        return 0
+    return int(fields[11]) + int(fields[12])
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:

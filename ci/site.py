@@ -141,6 +141,11 @@ def enum(name: str) -> str:
     return table(("number", "name"), ((str(int(m)), f"`{m.name}`") for m in members))
 
 
+def file(path: str) -> str:
+    """A file of Python, as a block. `ruff format` would take the line of a snippet for code."""
+    return f'```python title="{path}"\n{(PAGES.parent / path).read_text()}```'
+
+
 def new(path: str) -> str:
     """A file of what ``spop new my-agent`` makes, as a block."""
     with tempfile.TemporaryDirectory() as folder:
@@ -154,5 +159,5 @@ def new(path: str) -> str:
 
 
 MAKERS: dict[str, Callable[[str], str]] = {
-    "options": options, "commands": commands, "enum": enum, "new": new,
+    "options": options, "file": file, "commands": commands, "enum": enum, "new": new,
 }  # fmt: skip

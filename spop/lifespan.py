@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -61,8 +62,6 @@ class Periodic(NamedTuple):
 
     def wait(self) -> float:
         """Seconds until the next call."""
-        import random
-
         return self.seconds * (1 + random.uniform(-self.jitter, self.jitter))
 
 

@@ -7,11 +7,13 @@ place of the text.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 from spop.constants import MAX_TEXT_SIZE
@@ -222,8 +224,6 @@ class TextFormatter(logging.Formatter):
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
     """All that a record tells, by name. A record's own fields replace those of its context."""
-    from datetime import UTC, datetime  # Lines of text need neither this nor json.
-
     found: dict[str, Any] = {
         "time": datetime.fromtimestamp(record.created, UTC).isoformat(),
         "level": record.levelname.lower(),
@@ -245,8 +245,6 @@ class JSONFormatter(logging.Formatter):
     """A JSON object on a line for each record."""
 
     def format(self, record: logging.LogRecord) -> str:
-        import json
-
         return json.dumps(fields_of(record), ensure_ascii=True, default=str)
 
 
@@ -261,11 +259,7 @@ def _quoted(value: object) -> str:
     """A value of logfmt: in quotes if it is not a plain word."""
     text = str(value)
     plain = text and text.isascii() and text.isprintable() and not set(text) & set(' "=\\')
-    if plain:
-        return text
-    import json
-
-    return json.dumps(text)
+    return text if plain else json.dumps(text)
 
 
 FORMATTERS = {"text": TextFormatter, "json": JSONFormatter, "logfmt": LogfmtFormatter}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import enum
 import ipaddress
+import tomllib
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -80,8 +82,6 @@ def _values(kind: type, table: Mapping[str, Any], source: Source, outer: str) ->
     for key, value in table.items():
         name, path = key.replace("-", "_"), f"{outer}{key}"
         if name not in fields:
-            import difflib
-
             close = difflib.get_close_matches(name, fields, 1)
             hint = f"; is it {close[0]!r}?" if close else ""
             raise SettingsError(f"{source.place(path)}: there is no setting {path!r}{hint}")
@@ -216,8 +216,6 @@ def _parsed(hint: Any, text: str) -> Any:
     takes_text = any(m is str or (isinstance(m, type) and issubclass(m, _TEXTS)) for m in members)
     if takes_text or any(_is_enum(member) for member in members):
         return text
-    import tomllib
-
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

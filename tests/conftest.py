@@ -118,6 +118,7 @@ if os.environ.get("SPOP_PURE", "") not in ("", "0"):
         "test_docs.py",
         "test_docs_haproxy.py",
         "test_draft.py",
+        "test_figures.py",
         "test_fuzz.py",
         "test_haproxy_keywords.py",
         "test_haproxy_variables.py",

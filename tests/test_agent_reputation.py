@@ -143,21 +143,21 @@ def test_comments_further_words_and_a_few_bad_lines_are_passed_over() -> None:
     assert len(of_6) == 1
 
 
-def test_allowlists_count_first_and_then_the_highest_score(tmp_path: Path) -> None:
-    paths = lists(tmp_path, low="10.0.0.0/8", high="10.1.0.0/16", good="10.1.1.0/24")
+def test_allowlists_count_first_and_then_the_lowest_score(tmp_path: Path) -> None:
+    paths = lists(tmp_path, poor="10.0.0.0/8", bad="10.1.0.0/16", good="10.1.1.0/24")
     settings = Settings(
         lists={
-            "low": NetworkList(paths["low"], score=20),
-            "high": NetworkList(paths["high"]),
+            "poor": NetworkList(paths["poor"], score=20),
+            "bad": NetworkList(paths["bad"]),
             "good": NetworkList(paths["good"], "allow"),
         },
         state_dir=tmp_path / "state",
     )
     with asking(settings) as ask:
-        assert ask("10.0.0.1") == {"list": "low", "score": 20}
-        assert ask("10.1.0.1") == {"list": "high", "score": 100}
-        assert ask("10.1.1.1") == {"list": "good", "score": 0}
-        assert ask("11.0.0.0") == ask("2001:db8::1") == {"score": 0}
+        assert ask("10.0.0.1") == {"list": "poor", "score": 20}
+        assert ask("10.1.0.1") == {"list": "bad", "score": 0}
+        assert ask("10.1.1.1") == {"list": "good", "score": 100}
+        assert ask("11.0.0.0") == ask("2001:db8::1") == {"score": 100}
 
 
 def test_country_and_system_come_from_databases_which_are_read_again(tmp_path: Path) -> None:
@@ -170,25 +170,25 @@ def test_country_and_system_come_from_databases_which_are_read_again(tmp_path: P
     systems.write_bytes(database({"192.0.2.128/25": system}))
     settings = Settings(
         databases=[countries, systems],
-        country_scores={"XX": 30, "NL": 1},
-        asn_scores={"64496": 60},
+        country_scores={"XX": 70, "NL": 99},
+        asn_scores={"64496": 40},
         state_dir=tmp_path / "state",
     )
     with asking(settings) as ask:
-        assert ask("192.0.2.1") == {"score": 1, "country": "NL"}
-        known = {"score": 60, "country": "NL", "asn": 64496, "as_name": "Example"}
+        assert ask("192.0.2.1") == {"score": 99, "country": "NL"}
+        known = {"score": 40, "country": "NL", "asn": 64496, "as_name": "Example"}
         assert ask("192.0.2.200") == ask("::ffff:192.0.2.200") == known
-        assert ask("2001:db8::1") == {"score": 30, "country": "XX"}
-        assert ask("198.51.100.1") == {"score": 0}
+        assert ask("2001:db8::1") == {"score": 70, "country": "XX"}
+        assert ask("198.51.100.1") == {"score": 100}
         (tmp_path / "new").write_bytes(database({"198.51.100.0/24": nl}))
         (tmp_path / "new").replace(countries)
-        wait_until(lambda: ask("198.51.100.1") == {"score": 1, "country": "NL"}, "the new one")
+        wait_until(lambda: ask("198.51.100.1") == {"score": 99, "country": "NL"}, "the new one")
         countries.write_bytes(b"garbage")
         failures = agent.counter(
             "reputation_database_failures", "Failures to open a database.", database="country.mmdb"
         )
         wait_until(lambda: failures.value >= 1, "the failure")
-        assert ask("198.51.100.1") == {"score": 1, "country": "NL"}
+        assert ask("198.51.100.1") == {"score": 99, "country": "NL"}
 
 
 def test_processes_share_an_index_and_kept_lists_outlive_them(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_processes_share_an_index_and_kept_lists_outlive_them(tmp_path: Path) ->
     )
     for _ in range(2):
         with asking(settings) as ask:
-            assert ask("10.0.0.1") == {"list": "bad", "score": 100}
+            assert ask("10.0.0.1") == {"list": "bad", "score": 0}
         Path(paths["bad"]).unlink()
         assert len(list((tmp_path / "state").glob("*.index"))) == 1
         (tmp_path / "bad").write_text("garbage")
@@ -221,10 +221,10 @@ def test_the_start_does_not_wait_for_a_feed_for_long(
     web.wait.clear()
     feed = NetworkList(f"http://127.0.0.1:{web.port}/feed")
     with asking(Settings(lists={"feed": feed}, state_dir=tmp_path)) as ask:
-        assert ask("127.0.0.66") == {"score": 0}
+        assert ask("127.0.0.66") == {"score": 100}
         assert "the lists are not built yet" in caplog.text
         web.wait.set()
-        wait_until(lambda: ask("127.0.0.66") == {"list": "feed", "score": 100}, "the feed")
+        wait_until(lambda: ask("127.0.0.66") == {"list": "feed", "score": 0}, "the feed")
 
 
 @pytest.mark.parametrize("table, error", [

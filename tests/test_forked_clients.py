@@ -195,3 +195,16 @@ def test_an_async_engine_has_new_connections_in_a_second_event_loop(tmp_path: Pa
             assert agent.accepted == number
         asyncio.run(engine.close())
     gc.collect()
+
+
+def test_forked_processes_make_unique_ids_of_their_own() -> None:
+    script = (
+        "import os; from spop.web.transaction import new_unique_id; new_unique_id(); "
+        "child = os.fork(); os.write(1, new_unique_id().encode() + b'\\n'); "
+        "child and os.waitpid(child, 0); os._exit(0)"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    ).stdout.split()
+    assert len(set(shown)) == 2, shown
+    assert {len(each) for each in shown} == {32}

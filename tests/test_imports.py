@@ -10,9 +10,9 @@ import pytest
 import spop
 
 COSTLY = {
-    "argparse", "asyncio", "click", "concurrent.futures.thread", "difflib", "email", "http", "json",
-    "multiprocessing", "random", "spop.cli", "spop.client", "spop.engine", "spop.settings",
-    "spop.web", "ssl", "subprocess", "tempfile", "tomllib", "urllib.request",
+    "argparse", "asyncio", "click", "difflib", "email", "http", "multiprocessing", "spop.cli",
+    "spop.client", "spop.engine", "spop.settings", "spop.web", "ssl", "subprocess", "tempfile",
+    "tomllib", "urllib.request",
 }  # fmt: skip
 """Modules that an agent with an inline handler has no use for."""
 
@@ -42,15 +42,16 @@ def test_import_spop_imports_nothing_that_is_not_asked_for() -> None:
     assert loaded == {"spop", "spop.version"}
 
 
-@pytest.mark.parametrize(("code", "needed"), [(AGENT, set()), (SERVING, {"json"})])
-def test_an_agent_imports_only_what_it_uses(code: str, needed: set[str]) -> None:
-    assert modules_after(code) & COSTLY == needed
+@pytest.mark.parametrize("code", [AGENT, SERVING])
+def test_an_agent_imports_only_what_it_uses(code: str) -> None:
+    assert not modules_after(code) & COSTLY
 
 
 def test_spop_serve_imports_no_other_command() -> None:
     loaded = modules_after("from spop.cli import main; main.get_command(None, 'serve')")
     assert not {f"spop.cli.{name}" for name in ("bench", "engine", "top")} & loaded
-    assert COSTLY & loaded == {"click", "json", "spop.cli", "spop.settings"}
+    # What a worker may need is imported before it becomes a user who may not read Python's files.
+    assert COSTLY & loaded == {"click", "difflib", "spop.cli", "spop.settings", "tomllib"}
 
 
 def test_all_public_names_can_be_imported() -> None:

@@ -30,6 +30,13 @@ STRANGE = "no\udcff \x1b[31m é → 漢"
 ENCODINGS = ["utf-8:strict", "ascii:strict"]
 
 
+AGENT = """from spop import Agent
+agent = Agent()
+@agent.message("check", sets=["txn.a"])
+def check(ip): return {"txn.a": 1}
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("output") / "caf\udce9 →"
@@ -38,6 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "frames.bin").write_bytes(bytes(frame) * 3000)
     (folder / "spoe.cfg").write_text(SPOE, "utf-8", "surrogateescape")
     (folder / "bad.cfg").write_text("\udcff →\n", "utf-8", "surrogateescape")
+    (folder / "serving.py").write_text(AGENT)
     return folder
 
 
@@ -71,6 +79,8 @@ COMMANDS = {
     "validate": "validate {folder}/spoe.cfg",
     "validate-bad": "validate {folder}/bad.cfg",
     "completion": "completion bash",
+    "check-config": "serve {folder}/serving.py:agent --check-config",
+    "config": "config {folder}/serving.py:agent",
 }
 
 

@@ -11,7 +11,7 @@ agent = SpoaServer()
 
 
 @agent.handler("check-client-ip")
-async def check_client_ip(ip: IPv4Address) -> AckPayload:
+async def check_client_ip(ip: IPv4Address, **others: object) -> AckPayload:
     return AckPayload().set_var(ActionVarScope.SESSION, "ip_score", ip.packed[-1])
 
 

@@ -152,9 +152,11 @@ static void receive(struct connection *c)
         fill(c);
 }
 
-/* Takes leave as HAProxy does: some agents log an error where a connection just ends. */
+/* Takes leave as HAProxy does: some agents log an error where a connection just ends. Some
+ * don't answer, which is waited for once. */
 static void leave(struct connection *c)
 {
+    static int silent;
     uint8_t out[64], *p = begin_frame(out, HAPROXY_DISCONNECT, 0, 0);
     struct timeval patience = {.tv_sec = 2};
     p = put_text(p, "status-code");
@@ -162,8 +164,10 @@ static void leave(struct connection *c)
     p = put_named_text(p, "message", "normal");
     send_all(c->fd, out, finish_frame(out, p) - out);
     setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-    if (read(c->fd, c->data, BUFFER) < 0)
-        die("the agent did not answer DISCONNECT");
+    if (!silent && read(c->fd, c->data, BUFFER) < 0) {
+        fputs("load: the agent did not answer DISCONNECT\n", stderr);
+        silent = 1;
+    }
 }
 
 /* Stays on the processor where the next frame is due soon: a timer would be late. */

@@ -2,7 +2,7 @@
 
 spop serve spop.agents.reputation:agent --config spop.toml
 
-The message ``reputation`` has the argument ``ip``. It sets ``score``, from 0 (good) to 100 (bad),
+The message ``reputation`` has the argument ``ip``. It sets ``score``, from 0 (bad) to 100 (good),
 and, where they are known, ``list``, ``country``, ``asn`` and ``as_name``, all of scope ``txn``. Files and
 feeds are read again while requests are answered. What was read last is kept where that fails.
 """
@@ -33,6 +33,8 @@ from spop.agents.networks import NONE, Index, is_feed, stamp
 
 logger: logging.Logger = logging.getLogger("spop.agents.reputation")
 
+BEST = 100
+"""The score of what nothing bad is known about."""
 START = 10.0
 """Seconds for which the start waits for lists that were never built."""
 RETRY = 60.0
@@ -45,20 +47,20 @@ class NetworkList:
 
     Attributes:
         source: a file, or the http(s) URL of a feed.
-        kind: the addresses of an allowlist have the score 0, whatever else is known about them.
+        kind: the addresses of an allowlist have the score 100, whatever else is known about them.
         score: that of the addresses of a blocklist.
     """
 
     source: str
     kind: Literal["allow", "block"] = "block"
-    score: int = 100
+    score: int = 0
 
     def __post_init__(self) -> None:
         _check_score("score", self.score)
         if not is_feed(self.source) and not Path(self.source).is_file():
             raise ValueError(f"source: {self.source!r} is no file, and no http:// or https:// URL")
         if self.kind == "allow":
-            self.score = 0
+            self.score = BEST
 
 
 @dataclass
@@ -66,9 +68,9 @@ class Settings:
     """The table ``[settings]``.
 
     Attributes:
-        lists: an address in several has the score of an allowlist, or else the highest.
+        lists: an address in several has the score of an allowlist, or else the lowest.
         databases: files in MaxMind's format, of countries, cities or autonomous systems.
-        country_scores, asn_scores: of addresses in no list. The higher one counts.
+        country_scores, asn_scores: of addresses in no list. The lower one counts.
         refresh: seconds until a feed is fetched again. Files are read when they change.
         timeout: seconds for which a feed may send nothing.
         state_dir: where lists and databases are kept. All processes of the agent share them there.
@@ -104,8 +106,8 @@ class Settings:
 
 
 def _check_score(key: str, score: int) -> None:
-    if not 0 <= score <= 100:
-        raise ValueError(f"{key}: {score} is not from 0 to 100")
+    if not 0 <= score <= BEST:
+        raise ValueError(f"{key}: {score} is not from 0 to {BEST}")
 
 
 agent: Agent = Agent(name="reputation", config=Settings)
@@ -127,7 +129,7 @@ class Lists:
         self._sources = {name: each.source for name, each in ordered}
         self._settings = settings
         known = [(name, each.score) for name, each in ordered]
-        nothing = [(None, 0)] * (NONE + 1 - len(ordered))
+        nothing = [(None, BEST)] * (NONE + 1 - len(ordered))
         self.outcomes: list[tuple[str | None, int]] = [*known, *nothing]
         self._path = settings.state_dir / f"{networks.digest(json.dumps(self._sources))}.index"
         self._retry = 0.0
@@ -244,8 +246,8 @@ class Lists:
 
 
 def _rank(each: NetworkList) -> tuple[bool, int]:
-    """Allowlists count before others, and then the highest score."""
-    return each.kind != "allow", -each.score
+    """Allowlists count before others, and then the lowest score."""
+    return each.kind != "allow", each.score
 
 
 def _stamp_or(source: str, default: Any) -> Any:
@@ -348,7 +350,8 @@ def reputation(ip: IPv4Address | IPv6Address) -> dict[str, Any]:
     country = (known.get("country") or known.get("registered_country") or {}).get("iso_code")
     asn = known.get("autonomous_system_number")
     if name is None:
-        score = max(config.country_scores.get(country, 0), config.asn_scores.get(str(asn), 0))
+        scores = config.country_scores.get(country, BEST), config.asn_scores.get(str(asn), BEST)
+        score = min(scores)
     return {
         "txn.score": score,
         "txn.list": name,

@@ -130,10 +130,8 @@ def serve(
     try:
         checked = Options(**options)
         load = partial(_load, target, config)
-        if check_config:
-            _show(context, load(), config)
-            return
-        supervisor = Supervisor(load, checked, watch=reload)
+        shown = _shown(context, load(), config) if check_config else ""
+        supervisor = None if check_config else Supervisor(load, checked, watch=reload)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     except ModuleNotFoundError as error:
@@ -142,6 +140,9 @@ def serve(
         raise StartFailure(StartError(f"cannot start: {reason(error)}")) from None
     except StartError as error:
         raise StartFailure(error) from None
+    if supervisor is None:
+        click.echo(shown)
+        return
     try:
         supervisor.run()
     except StartError as error:
@@ -157,8 +158,7 @@ def _load(target: str, config: Path | None) -> Agent:
     return agent
 
 
-def _show(context: click.Context, agent: Agent, config: Path | None) -> None:
-    """Print the options in force, and where each comes from."""
-    for line in (*shown_options(context, agent), *shown_settings(agent, config)):
-        click.echo(line)
-    click.echo(f"agent {agent.name!r} is fine")
+def _shown(context: click.Context, agent: Agent, config: Path | None) -> str:
+    """The options in force, and where each comes from."""
+    lines = (*shown_options(context, agent), *shown_settings(agent, config))
+    return "\n".join((*lines, f"agent {agent.name!r} is fine"))

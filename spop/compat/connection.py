@@ -65,6 +65,18 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[Frame | ProtocolError] = deque()
         self._out: list[bytes | bytearray] = []
 
+    def allow(
+        self, *, frame_size: int | None = None, ack: int | None = None, calls: int = 1
+    ) -> None:
+        """Set `max_frame_size`, `ack_limit` and `limit`; None leaves the first two as they are."""
+        self.max_frame_size = self.max_frame_size if frame_size is None else frame_size
+        self.ack_limit = self.ack_limit if ack is None else ack
+        self.limit = calls
+
+    def begin_call(self) -> None:
+        """A NOTIFY waits for its handlers."""
+        self.in_flight += 1
+
     @abstractmethod
     def hello(self, items: Mapping[str, Any]) -> None:
         """Answer HAPROXY-HELLO."""

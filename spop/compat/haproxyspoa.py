@@ -116,13 +116,13 @@ class SpoaConnection(Connection):
         self._package = package
         self._handlers: Mapping[str, list[Callable[..., Any]]] = server.handlers
         self._logger: Any = package.adapter(package.logger, {"flow_id": secrets.token_hex(4)})
-        self.ack_limit = HAPROXY_FRAME_SIZE
+        self.allow(ack=HAPROXY_FRAME_SIZE)
 
     def hello(self, items: Mapping[str, Any]) -> None:
         self._log_hello("Received `hello handshake`, responding with agent capabilities of: ''")
         offered = items.get("max-frame-size")
         if isinstance(offered, int):
-            self.ack_limit = min(offered, HAPROXY_FRAME_SIZE)
+            self.allow(ack=min(offered, HAPROXY_FRAME_SIZE))
         self.send_control(
             FrameType.AGENT_HELLO,
             {"version": "2.0", "max-frame-size": UInt32(self.ack_limit), "capabilities": ""},
@@ -153,7 +153,7 @@ class SpoaConnection(Connection):
         self.fail(error)
 
     def notify(self, frame: Notify) -> None:
-        self.in_flight += 1
+        self.begin_call()
         try:
             answers = self._call(frame)
             if isinstance(answers, list):

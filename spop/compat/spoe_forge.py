@@ -140,8 +140,8 @@ class Served:
         self.logger: logging.Logger = agent._logger
         self.server_logger: logging.Logger = handler.logger
         self.registry_logger: logging.Logger = registry.logger
-        self.actions = Actions(handler)
-        self.threads = Threads()
+        self.actions: Actions = Actions(handler)
+        self.threads: Threads = Threads()
         self._handlers: Mapping[str, Callable[..., Any]] = agent._registry._handlers
         self._context: Any = registry.AgentContext
         self._known: dict[str, tuple[Any, bool]] = {}
@@ -236,9 +236,9 @@ class ForgeConnection(Connection):
         if not config.is_compatible:
             self._end(INCOMPATIBLE, "Handshake failed to find compatibility.")
             return
-        self.max_frame_size = self.ack_limit = config.max_frame_size
-        if "pipelining" in config.capabilities:
-            self.limit = config.max_concurrent_frames
+        pipelining = "pipelining" in config.capabilities
+        calls = config.max_concurrent_frames if pipelining else 1
+        self.allow(frame_size=config.max_frame_size, ack=config.max_frame_size, calls=calls)
         hello = {
             "version": config.version,
             "max-frame-size": Int64(config.max_frame_size),
@@ -293,7 +293,7 @@ class ForgeConnection(Connection):
         except RepeatedArgumentError as error:
             self._end(PROTOCOL_ERROR, str(error))
             return
-        self.in_flight += 1
+        self.begin_call()
         if len(messages) == 1 and self._served.is_plain(messages[0][0]):
             # Without a task, which would only wait.
             done = partial(self._returned, frame, messages[0][0])

@@ -6,6 +6,7 @@ ACK. A peer that pipelines may send at any time, so its connection ends after a 
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
@@ -70,8 +71,6 @@ class Ages:
         if self._all_old:
             self._grow_old(connection)
         elif self._age:
-            import random  # With its tables it is larger than most modules.
-
             factor = random.uniform(1 - JITTER, 1 + JITTER)
             self._ends[connection] = connection.began + self._age * factor
             self._order()

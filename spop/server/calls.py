@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,6 @@ from spop.server.keeping import OF_CACHE, Keeper
 
 if TYPE_CHECKING:
     import asyncio
-    from concurrent.futures import Future, ThreadPoolExecutor
 
     from spop.server.afterwards import Afterwards
     from spop.server.batches import Batcher
@@ -121,8 +121,6 @@ class Calls:
         from spop.outcome import outcome
 
         if self._pool is None:
-            from concurrent.futures import ThreadPoolExecutor
-
             self._pool = ThreadPoolExecutor(self._options.pool_size, "spop-calls")
             self._free_threads = asyncio.Semaphore(self._options.pool_size)
         free, loop = self._free_threads, asyncio.get_running_loop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Iterator
 
@@ -46,8 +47,6 @@ class WorkerLife:
             self._timers.call_later(INTERVAL, self._look)
 
     def _look(self) -> None:
-        import random  # Only where there is a limit.
-
         serving = self._workers.serving()
         self._seen = {
             worker: self._seen.get(worker) or random.uniform(1 - JITTER, 1) for worker in serving

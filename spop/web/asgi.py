@@ -6,7 +6,6 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from spop.engine import AsyncEngine
 from spop.engine.samples.types import raw, text
@@ -76,7 +75,7 @@ class ASGIMiddleware:
         self._only = engine if isinstance(engine, AsyncEngine) else None
         self._make = None if isinstance(engine, AsyncEngine) else engine
         self._first: AsyncEngine | None = engine() if callable(engine) else engine
-        self._engines = WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncEngine]()
+        self._engines: dict[asyncio.AbstractEventLoop, AsyncEngine] = {}
         self._websockets = websockets
         self._unique_id_header = (unique_id_header or "").lower().encode()
         self._policy = Policy(
@@ -350,11 +349,11 @@ def _uri(scope: ASGIScope) -> str:
     return text(path + b"?" + query if query else path)
 
 
-def _headers(headers: Iterable[tuple[bytes, bytes]]) -> HeaderFields:
-    return [
-        (name.decode("utf-8", "surrogateescape"), value.decode("utf-8", "surrogateescape"))
-        for name, value in headers
-    ]
+def _headers(headers: list[tuple[bytes, bytes]]) -> HeaderFields:
+    try:  # Almost always it is UTF-8, which is decoded a third faster like this.
+        return [(name.decode(), value.decode()) for name, value in headers]
+    except UnicodeDecodeError:
+        return [(text(name), text(value)) for name, value in headers]
 
 
 def _raw_headers(headers: HeaderFields) -> list[tuple[bytes, bytes]]:
