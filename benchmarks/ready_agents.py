@@ -381,7 +381,7 @@ def rows(folder: Path, count: int, rounds: int) -> Iterator[str]:
     frame = next(iter(costs.values()))
     for row, taken in costs.items():
         above = (max(0.0, one - of_frame) for one, of_frame in zip(taken, frame, strict=True))
-        cells = (f"{one:.3g} µs | {more:.3g} µs" for one, more in zip(taken, above, strict=True))
+        cells = (f"{one:.1f} µs | {more:.1f} µs" for one, more in zip(taken, above, strict=True))
         yield f"| {row} | {' | '.join(cells)} |"
 
 

@@ -28,7 +28,7 @@ import in_front
 import kinds
 import latency
 import neighbours
-import pages
+import page_tables
 import passes
 import ready_agents
 import soak
@@ -127,7 +127,7 @@ def with_clients() -> Iterator[str]:
     rows = [
         row
         for binary in binaries or ([found] if found else [])
-        for row in behind(binary, agents, 0.5, 3)
+        for row in behind(binary, agents, 1.0, 3)
     ]
     yield from front_table(rows)
 
@@ -209,7 +209,7 @@ def main() -> None:
     frames.compile_c()
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "report.md"
-    measured = pages.sections(path.read_text()) if path.exists() else {}
+    measured = page_tables.sections(path.read_text()) if path.exists() else {}
     for part in parts:
         print(f"{title(part)} …", flush=True)
         if part not in (micro, by_kind, beside_others, latencies, without_growing):
@@ -221,7 +221,7 @@ def main() -> None:
     sections += [f"## {each}\n{measured[each].rstrip()}" for each in wanted]
     path.write_text("\n\n".join(sections) + "\n")
     print(f"written to {path}")
-    pages.main()
+    page_tables.main()
 
 
 def title(part: Callable[[], Iterator[str]]) -> str:

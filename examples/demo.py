@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import ipaddress
+import os
 import socket
 import subprocess
 import sys
@@ -40,7 +41,8 @@ def main() -> None:
 
 @contextlib.contextmanager
 def agent(port: int) -> Iterator[None]:
-    command = [sys.executable, "-m", "spop", "serve", f"{HERE / 'ip_reputation.py'}:agent"]
+    path = os.path.relpath(HERE / "ip_reputation.py")
+    command = [sys.executable, "-m", "spop", "serve", f"{path}:agent"]
     command += ["--bind", f"127.0.0.1:{port}", "--log-level", "warning"]
     print("$ spop", *command[3:])
     with running(command, port):

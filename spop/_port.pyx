@@ -285,6 +285,7 @@ cdef class Poller:
 
     cdef int epoll
     cdef int wakeups
+    cdef int64_t busy_poll  # nanoseconds
     cdef list ready  # by file descriptor
     cdef Py_buffer *row_view
     cdef int64_t *row
@@ -292,7 +293,8 @@ cdef class Poller:
     cdef object later
     cdef Sleeper sleeper
 
-    def __cinit__(self, cells=None):
+    def __cinit__(self, cells=None, double busy_poll=0.0):
+        self.busy_poll = <int64_t>(busy_poll * 1e9)
         self.ready = []
         self.soon = self.later = ()
         self.row_view = writable_view(new_row(0) if cells is None else cells)
@@ -425,7 +427,7 @@ cdef class Poller:
             with nogil:
                 if lock is not NULL:
                     PyThread_release_lock(lock)
-                count = epoll_wait(self.epoll, events, EVENTS, milliseconds)
+                count = self.look_and_sleep(events, milliseconds)
         self.row[ROUND_BEGAN] = now()
         if count >= 0:
             return count
@@ -433,6 +435,22 @@ cdef class Poller:
             PyErr_SetFromErrno(OSError)
         PyErr_CheckSignals()
         return 0
+
+    cdef int look_and_sleep(self, epoll_event *events, int milliseconds) noexcept nogil:
+        """`epoll_wait`, which looks again and again for `busy_poll` before it sleeps."""
+        cdef int64_t began, past
+        cdef int count
+        if self.busy_poll == 0:
+            return epoll_wait(self.epoll, events, EVENTS, milliseconds)
+        began, past = now(), 0
+        while past < self.busy_poll and (milliseconds < 0 or past < <int64_t>milliseconds * 1000000):
+            count = epoll_wait(self.epoll, events, EVENTS, 0)
+            if count != 0:
+                return count
+            past = now() - began
+        if milliseconds > 0:
+            milliseconds = max(0, milliseconds - <int>(past // 1000000))
+        return epoll_wait(self.epoll, events, EVENTS, milliseconds)
 
 
 cdef inline uint32_t epoll_events(int events) noexcept:

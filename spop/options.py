@@ -76,6 +76,10 @@ class Options:
         0, "Resident memory of a worker, up to 10 % less, above which workers are replaced; "
         "0: no limit.", 0, size=True,
     )  # fmt: skip
+    busy_poll: float = _option(
+        0.0, "Seconds for which a loop looks for frames again and again before it sleeps: less "
+        "latency for one processor of each loop that has something to do.", 0, 1,
+    )  # fmt: skip
     stuck_timeout: float = _option(
         30.0, "Seconds after which a loop that does not come round is stuck; 0: never.", 0
     )

@@ -14,7 +14,7 @@ import selectors
 import socket
 import time
 from collections.abc import Callable, Sized
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from spop.counters import Cell, Cells, new_row
 from spop.port import Sleeper
@@ -22,6 +22,7 @@ from spop.twins import IMPLEMENTATION, twin
 
 READ, WRITE = 1, 2
 
+Event = TypeVar("Event")
 Ready = Callable[[int], object]
 """Called with what a socket is ready for, `READ` and `WRITE` bits."""
 
@@ -57,8 +58,9 @@ class Poller(Protocol):
 class EpollPoller:
     """`Poller` over epoll."""
 
-    def __init__(self, cells: Cells | None = None) -> None:
+    def __init__(self, cells: Cells | None = None, busy_poll: float = 0.0) -> None:
         self._cells = new_row(0) if cells is None else cells
+        self._busy_poll = busy_poll
         self._epoll = select.epoll()
         self._ready: dict[int, Ready] = {}
         self._wakeups = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -93,7 +95,7 @@ class EpollPoller:
     def _wait(self, timeout: float | None) -> list[tuple[int, int]]:
         if timeout != 0:
             self._cells[Cell.ROUND_BEGAN] = 0
-        found = self._epoll.poll(timeout)
+        found = _found(self._epoll.poll, timeout, self._busy_poll)
         self._cells[Cell.ROUND_BEGAN] = time.monotonic_ns()
         return found
 
@@ -120,8 +122,9 @@ class EpollPoller:
 class SelectorPoller:
     """`Poller` over the standard library's selectors."""
 
-    def __init__(self, cells: Cells | None = None) -> None:
+    def __init__(self, cells: Cells | None = None, busy_poll: float = 0.0) -> None:
         self._cells = new_row(0) if cells is None else cells
+        self._busy_poll = busy_poll
         self._selector = selectors.DefaultSelector()
         self._waker, self._wakened = socket.socketpair()
         self._waker.setblocking(False)
@@ -152,7 +155,7 @@ class SelectorPoller:
     def _wait(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout != 0:
             self._cells[Cell.ROUND_BEGAN] = 0
-        found = self._selector.select(timeout)
+        found = _found(self._selector.select, timeout, self._busy_poll)
         self._cells[Cell.ROUND_BEGAN] = time.monotonic_ns()
         return found
 
@@ -189,11 +192,30 @@ _EPOLL_EVENTS = {READ: _EPOLLIN, WRITE: _EPOLLOUT, READ | WRITE: _EPOLLIN | _EPO
 _READ_AND_WRITE = {0: READ, _EPOLLOUT: READ | WRITE}
 
 
-def new_poller(cells: Cells | None = None) -> Poller:
-    """The fastest poller of this system, with the row of cells to write to."""
+def _found(
+    wait: Callable[[float | None], list[Event]], timeout: float | None, busy_poll: float
+) -> list[Event]:
+    """What `wait` finds within `timeout`, asked again and again for `busy_poll` seconds first."""
+    if not busy_poll or timeout == 0:
+        return wait(timeout)
+    began = time.monotonic()
+    busy_until = began + (busy_poll if timeout is None else min(timeout, busy_poll))
+    while time.monotonic() < busy_until:
+        if found := wait(0):
+            return found
+    return wait(None if timeout is None else max(0.0, began + timeout - time.monotonic()))
+
+
+def new_poller(cells: Cells | None = None, busy_poll: float = 0.0) -> Poller:
+    """The fastest poller of this system.
+
+    Args:
+        cells: the row of cells to write to.
+        busy_poll: seconds for which it looks again and again before it sleeps.
+    """
     if not hasattr(select, "epoll"):
-        return SelectorPoller(cells)
+        return SelectorPoller(cells, busy_poll)
     if IMPLEMENTATION == "c":
-        poller: Poller = twin("spop._port").Poller(cells)
+        poller: Poller = twin("spop._port").Poller(cells, busy_poll)
         return poller
-    return EpollPoller(cells)
+    return EpollPoller(cells, busy_poll)

@@ -203,6 +203,33 @@ def test_a_store_that_is_too_slow_is_not_asked_for_a_while(store: RedisServer) -
     asyncio.run(take())
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [b":5\r\n", b"$2\r\nhi\r\n", b"*1\r\n:1\r\n", b"*4\r\n$1\r\nx\r\n:1\r\n:1\r\n:1\r\n", b"$-1\r\n",
+     b"-ERR no\r\n", b":x\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"*4\r\n:1\r\n"],
+)  # fmt: skip
+def test_a_store_that_answers_nonsense_is_a_store_that_fails(answer: bytes) -> None:
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            for command in re.findall(rb"EVALSHA|CLIENT|HELLO|SELECT", data):
+                writer.write(answer if command == b"EVALSHA" else b"+OK\r\n")
+        writer.close()
+
+    async def take() -> None:
+        failures: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, about: failures.append(about))
+        async with await asyncio.start_server(speak, "127.0.0.1") as server:
+            port = server.sockets[0].getsockname()[1]
+            remote = RedisStore(f"redis://127.0.0.1:{port}", 2.0)
+            with pytest.raises(StoreError):
+                await remote.take([Asked("x", DAY, 1)])
+            assert remote.fails
+            await remote.close()
+        assert not failures
+
+    asyncio.run(take())
+
+
 # --- the agent ---
 
 
@@ -278,6 +305,7 @@ def test_in_shadow_nothing_is_denied(tmp_path: Path) -> None:
     ({"limits": {"a": {"rate": "1/s", "by": ["user"], "ipv4": 33}}}, "settings.limits.a.ipv4: 33 is"),
     ({"limits": {"a": {"rate": "1/s", "by": ["user"], "algorithm": "x"}}}, "a.algorithm: 'x' is not"),
     ({"limits": {"a": {"rate": "1/s", "by": ["user"]}}, "store": "http://x"}, "settings.store: "),
+    ({"limits": {"a": {"rate": "1/s", "by": ["user"]}}, "store": "redis://x?foo=1"}, "settings.store: "),
     ({"limits": {"a": {"rate": "1/s", "by": ["user"]}}, "fail": "x"}, "settings.fail: 'x' is not one"),
     ({"limits": {"a": {"rate": "1/s", "by": ["user"]}}, "timeout": 0}, "settings.timeout: it is 0.0 s"),
     ({"limits": {"a": {"rate": "1/s", "by": ["user"]}}, "expected_agents": 0}, "expected_agents: it is"),

@@ -156,6 +156,21 @@ def test_an_error_of_a_lifespan_has_its_traceback(tmp_path: Path, kind: str) -> 
     assert "no database" in result.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    "end, why",
+    [("os._exit(0)", "exit status 0"), ("os.kill(os.getpid(), 9)", "killed by SIGKILL")],
+)
+def test_a_worker_that_ends_at_the_start_is_a_line_that_says_so(
+    tmp_path: Path, end: str, why: str
+) -> None:
+    module = tmp_path / "app.py"
+    lifespan = f"def resources():\n    {end}\n    yield\n"
+    module.write_text(f"import os, spop\nagent = spop.Agent()\n@agent.lifespan\n{lifespan}")
+    result = spop("serve", f"{module}:agent", "--bind", f"unix:{tmp_path}/agent.sock")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == f"Error: cannot start: a worker ended: {why}"
+
+
 BROKEN = "import json\njson.loads('{')\n"
 
 
@@ -199,6 +214,7 @@ def test_a_port_in_use() -> None:
 @pytest.fixture
 def demo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(ROOT / "examples")
+    monkeypatch.chdir(ROOT)
     return importlib.import_module("demo")
 
 
@@ -208,6 +224,7 @@ def test_the_demo_shows_the_variable_in_haproxys_answer(
 ) -> None:
     demo.main()
     shown = capfd.readouterr().out
+    assert "$ spop serve examples/ip_reputation.py:agent --bind" in shown
     assert "$ haproxy -f haproxy.cfg" in shown
     assert "client 127.0.0.42   200 OK    x-ip-score: 58" in shown
     assert "client 127.0.0.66   403 Forbidden" in shown

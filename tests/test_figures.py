@@ -10,12 +10,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
-import pages
+import page_tables
 import plots
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.skipif(
-    not pages.RESULTS.exists(), reason="a source distribution has no results"
+    not page_tables.RESULTS.exists(), reason="a source distribution has no results"
 )
 FIGURE = re.compile(r"(?<![\w.,])(\d[\d,]*(?:\.\d+)?) ?(×|µs|MB)(?!\w)")
 WITH_FIGURES = [
@@ -34,30 +34,30 @@ def figures(text: str) -> set[str]:
 
 @pytest.mark.parametrize("page", WITH_FIGURES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_figure_in_the_docs_is_one_of_the_results(page: Path) -> None:
-    assert figures(page.read_text()) - figures(pages.results()) == set()
+    assert figures(page.read_text()) - figures(page_tables.results()) == set()
 
 
 def test_tables_in_the_docs_are_those_of_the_results() -> None:
-    by_title = pages.sections(pages.results())
+    by_title = page_tables.sections(page_tables.results())
     stale = [
         page.name
-        for page in pages.pages()
-        if pages.filled(page.read_text(), by_title) != page.read_text()
+        for page in page_tables.pages()
+        if page_tables.filled(page.read_text(), by_title) != page.read_text()
     ]
-    assert stale == [], "python benchmarks/pages.py writes them"
+    assert stale == [], "python benchmarks/page_tables.py writes them"
 
 
 def test_a_page_has_the_rows_that_it_names_as_they_are_measured_last() -> None:
-    by_title = pages.sections(
+    by_title = page_tables.sections(
         "## Loads\n\n| load | time |\n|---|---|\n| a | 1 µs |\n| b | 2 µs |\n"
     )
     page = "Before\n<!-- report: Loads; b -->\nstale\n<!-- end of report -->\nafter\n"
-    filled = pages.filled(page, by_title)
+    filled = page_tables.filled(page, by_title)
     assert "\n| load | time |\n|---|---|\n| b | 2 µs |\n" in filled
     assert "stale" not in filled
-    assert pages.filled(filled, by_title) == filled
+    assert page_tables.filled(filled, by_title) == filled
     with pytest.raises(LookupError):
-        pages.filled(page.replace("; b", "; c"), by_title)
+        page_tables.filled(page.replace("; b", "; c"), by_title)
 
 
 def test_figures_with_and_without_thousands_are_the_same() -> None:

@@ -175,3 +175,32 @@ def test_it_wakes_another_thread_in_its_next_wait(poller: Poller, timeout: float
     for thread in threads:
         thread.join(10)
         assert not thread.is_alive()
+
+
+@pytest.fixture(params=dict.fromkeys([EpollPoller, SelectorPoller, new_poller]))
+def busy_poller(request: pytest.FixtureRequest) -> Iterator[Poller]:
+    """One that looks for a second before it sleeps."""
+    poller: Poller = request.param(None, 1.0)
+    yield poller
+    poller.close()
+
+
+def test_a_busy_one_looks_before_it_sleeps(busy_poller: Poller) -> None:
+    for timeout, least in [(1.5, 0.1), (0.0, 0.0)]:
+        before, began = time.thread_time(), time.monotonic()
+        assert busy_poller.poll(timeout) == []
+        assert time.thread_time() - before >= least
+        assert time.monotonic() - began >= timeout
+
+
+def test_a_busy_one_finds_what_comes_meanwhile(busy_poller: Poller, pair: Pair) -> None:
+    ready = noting([])
+    busy_poller.register(pair[0].fileno(), READ, ready)
+    for timeout in (None, 10.0):
+        timer = threading.Timer(0.01, pair[1].send, [b"x"])
+        timer.start()
+        assert busy_poller.poll(timeout) == [(ready, READ)]
+        pair[0].recv(1)
+    timer = threading.Timer(0.01, busy_poller.wake)
+    timer.start()
+    assert busy_poller.poll(None) == []

@@ -25,6 +25,7 @@ from serving import Served, served, wait_until_serving
 
 from spop import Client, Message, SpopError, codec
 from spop.connection import EngineConnection
+from spop.frames import engine_digest
 
 AGENT = """
 from ipaddress import IPv4Address
@@ -470,13 +471,15 @@ def is_alive(pid: int) -> bool:
 
 
 def test_sigusr1_logs_the_connections(tmp_path: Path, address: str) -> None:
-    with serving(tmp_path) as process, Client(address, engine_id="engine\nforged") as client:
+    engine_id = "engine\nforged"
+    with serving(tmp_path) as process, Client(address, engine_id=engine_id) as client:
         ask(client)
         process.send_signal(signal.SIGUSR1)
         process.wait_for_log("connection address='unix'")
         line = next(line for line in process.lines if "connection address" in line)
         assert "state='OPEN'" in line
-        assert r"engine_id='engine\nforged'" in line
+        assert f"engine={engine_digest(engine_id)!r}" in line
+        assert "forged" not in process.log
 
 
 # --- what workers may do ---

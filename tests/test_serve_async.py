@@ -89,6 +89,19 @@ ALL = ("inline", "blocking", "async")
 ANSWERS = {"txn.inline": 1, "txn.blocking": 1, "txn.async": 1}
 
 
+def test_its_end_leaves_nothing_behind_and_warns_of_nothing(
+    run: Callable[[Main], Any], agent: Agent, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        task, server = await started(agent)
+        assert await ask(server, *ALL) == ANSWERS
+        await ended(task)
+
+    run(main)
+    spoken = [each.getMessage() for each in caplog.records if each.levelname != "DEBUG"]
+    assert [each for each in spoken if "left behind" in each] == []
+
+
 def test_it_serves_on_the_event_loop_that_runs(run: Callable[[Main], Any], agent: Agent) -> None:
     @agent.message("where")
     async def where() -> dict[str, Any]:

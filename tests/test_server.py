@@ -531,3 +531,17 @@ assert "asyncio" not in sys.modules
 
 def test_asyncio_is_not_imported_without_handlers_that_need_it() -> None:
     subprocess.run([sys.executable, "-c", WITHOUT_ASYNC_HANDLERS], check=True, timeout=60)
+
+
+def test_a_loop_with_busy_poll_looks_before_it_sleeps() -> None:
+    with Agent().serve_in_background("127.0.0.1:0", busy_poll=1.0) as server:
+        (loop,) = server._loops
+        stat = Path(f"/proc/self/task/{loop.thread.native_id}/stat")
+
+        def ticks() -> int:
+            return sum(map(int, stat.read_text().rpartition(")")[2].split()[11:13]))
+
+        before = ticks()
+        with Client(str(server.address)) as client:
+            client.notify("unknown")
+        wait_until(lambda: ticks() - before >= 10, "a tenth of a second of processor time")

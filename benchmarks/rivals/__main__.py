@@ -201,15 +201,20 @@ def front_table(rows: list[tuple[str, int, str, Front]]) -> Iterator[str]:
     yield "| HAProxy | clients | agent | requests/s | p50 | p99 | p99.9 | agent's CPU | HAProxy's CPU |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for version, clients, name, front in rows:
-        times = " | ".join(f"{each:.3g} µs" for each in front[1:])
+        times = " | ".join(f"{digits(each)} µs" for each in front[1:])
         yield f"| {version} | {clients} | {name} | {front.rate:,.0f} | {times} |"
+
+
+def digits(value: float) -> str:
+    """Three of them at least."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def report(options: argparse.Namespace) -> Iterator[str]:
     all_agents = list(agents(options.agent, options.python or [sys.executable]))
-    yield f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {len(PROCESSORS)} processors, "
-    yield f"{platform.system()} {platform.release()}; medians of {options.rounds} rounds of "
-    yield f"{options.seconds} s. Agents: {'; '.join(agent.name for agent in all_agents)}.\n"
+    when = f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {len(PROCESSORS)} processors"
+    rounds = f"medians of {options.rounds} rounds of {options.seconds} s"
+    yield f"{when}, {platform.system()} {platform.release()}; {rounds}.\n"
     yield "## Agents in any language, over sockets\n"
     found = over_sockets(all_agents, options.spopload, options.seconds, options.rounds)
     yield from sockets_table(found)

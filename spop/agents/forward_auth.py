@@ -38,7 +38,9 @@ MAX_BODY = 64 * 1024
 """Bytes of the service's answer that are read, so that its connection can be used again."""
 KEPT_STATUSES = frozenset({200, 202, 204, 401, 403})
 """Statuses of answers that are kept. Redirects often have a state of their own."""
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_NO_TEXT = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
+SCHEMES = "http://", "https://"
 
 Field = Literal["method", "proto", "host", "uri", "for"]
 Answer = dict[str, object]
@@ -86,6 +88,9 @@ class Settings:
         self.to_application = _names("to_application", self.to_application)
         self.to_client = _names("to_client", self.to_client)
         if self.jwt is not None:
+            if self.jwt.keys.startswith(SCHEMES):
+                check_url("jwt.keys", self.jwt.keys)
+            header_names("jwt.header", [self.jwt.header])
             names = _names("jwt", self.jwt.claims.values())
             self.jwt.claims = dict(zip(self.jwt.claims, names, strict=True))
 
@@ -216,7 +221,7 @@ def _fetch_of(keys: str, http: httpx.AsyncClient) -> Any:
     async def fetch() -> bytes:
         key_fetches.add()
         try:
-            if not keys.startswith(("http://", "https://")):
+            if not keys.startswith(SCHEMES):
                 return Path(keys).read_bytes()
             request = httpx.Request("GET", keys, headers={"accept": "application/json"})
             answered = await exchange(http, request, agent.config.timeout, MAX_KEYS_SIZE + 1)
@@ -297,8 +302,8 @@ def _text(claim: Any) -> str:
     if not all(isinstance(each, (str, int, float)) for each in members):
         raise TokenError("a claim is no text and no number")
     text = ",".join(each if isinstance(each, str) else repr(each).lower() for each in members)
-    if _CONTROL.search(text):
-        raise TokenError("a claim has control characters")
+    if _NO_TEXT.search(text):
+        raise TokenError("a claim has control characters or surrogates")
     return text
 
 

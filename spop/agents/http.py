@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import httpx
 
+from spop.options import MAX_PORT
+
 logging.getLogger("httpx").setLevel(logging.WARNING)  # It logs each request.
 
 HOP_BY_HOP = frozenset(
@@ -85,7 +87,9 @@ def check_url(setting: str, text: str) -> None:
         url = httpx.URL(text)
     except httpx.InvalidURL as error:
         raise ValueError(f"{setting}: {text!r}: {error}") from None
-    if url.scheme not in ("http", "https") or not url.host:
+    # httpx takes "http://[x" and "http://x:99999", and fails only when it connects.
+    host = url.host and (":" in url.host or "%" not in url.host) and (url.port or 0) <= MAX_PORT
+    if url.scheme not in ("http", "https") or not host:
         raise ValueError(f"{setting}: {text!r}, http://HOST… or https://HOST… is needed")
 
 

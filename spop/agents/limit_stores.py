@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError
 
 ROUNDING = 1e-6
 """Part of a token that a sum of fractions may lack."""
@@ -279,15 +279,12 @@ class RedisStore:
         self._turn.append((asked, future))
         try:
             async with asyncio.timeout(self._timeout):
-                found = await future
-        except (RedisError, OSError) as error:  # A TimeoutError is an OSError.
+                grants = _grants(await future, len(asked))
+        except Exception as error:  # Whatever the library makes of what is no store.
             raise self._failed(str(error) or f"no answer in {self._timeout * 1000:g} ms") from None
         self._pause, _ = PAUSES
         self.fails = ""
-        return [
-            Grant(tokens, free, wait / 1e6, reset / 1e6)
-            for tokens, free, wait, reset in zip(*[iter(found)] * 4, strict=True)
-        ]
+        return grants
 
     async def close(self) -> None:
         await asyncio.gather(*self._sending)
@@ -310,7 +307,7 @@ class RedisStore:
     async def _send(self, turn: list[tuple[Sequence[Asked], asyncio.Future[Any]]]) -> None:
         try:
             answers = await self._ask([asked for asked, _ in turn])
-        except (RedisError, OSError) as error:
+        except Exception as error:  # Each question gets it.
             answers = [error] * len(turn)
         for (_, future), answer in zip(turn, answers, strict=True):
             if future.done():  # It is too late.
@@ -333,6 +330,21 @@ class RedisStore:
             for index, answer in zip(missing, again, strict=True):
                 answers[index] = answer
         return list(answers)
+
+
+def _grants(found: Any, count: int) -> list[Grant]:
+    """What the script has answered.
+
+    Raises:
+        TypeError, ValueError: that is not from the script.
+    """
+    numbers = [int(each) for each in found]
+    if len(numbers) != 4 * count:
+        raise ValueError(f"the store answers {len(numbers)} numbers to {count} questions")
+    return [
+        Grant(tokens, free, wait / 1e6, reset / 1e6)
+        for tokens, free, wait, reset in zip(*[iter(numbers)] * 4, strict=True)
+    ]
 
 
 def _arguments(asked: Sequence[Asked]) -> list[Any]:

@@ -26,7 +26,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Literal
 
-from redis.connection import parse_url
+from redis.asyncio import Redis
 
 from spop import Agent
 from spop.agents.limit_stores import PAUSES, Asked, Grant, RedisStore, Rule, SharedStore, StoreError
@@ -118,8 +118,8 @@ class Settings:
             raise ValueError(f"timeout: it is {self.timeout} s, and must be more than 0")
         if self.store:
             try:
-                parse_url(self.store)  # type: ignore[no-untyped-call]
-            except ValueError as error:
+                Redis.from_url(self.store).connection_pool.make_connection()  # type: ignore[no-untyped-call]
+            except (ValueError, TypeError) as error:  # TypeError: an option that there is not.
                 raise ValueError(f"store: {error}") from None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -61,8 +62,8 @@ class TokenSettings:
                 raise ValueError(f"algorithms: {algorithm!r} is not one of {known}")
         self.header = self.header.lower()
         for name in ("leeway", "pause"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)}, 0 at least")
+            if not 0 <= getattr(self, name) < math.inf:  # With nan no token would ever expire.
+                raise ValueError(f"{name}: {getattr(self, name)}, seconds from 0 are needed")
 
 
 class TokenError(Exception):
@@ -159,11 +160,11 @@ def _prepared(key: dict[str, Any], algorithm: str) -> jwt.PyJWK:
         TokenError: they don't.
     """
     try:
-        if key.get("alg", algorithm) == algorithm:
+        if "d" not in key and key.get("alg", algorithm) == algorithm:  # "d": a private key.
             return jwt.PyJWK(key, algorithm)
     except jwt.PyJWTError:
         pass
-    raise TokenError("the key is for another algorithm")
+    raise TokenError("the key is private or for another algorithm")
 
 
 class Tokens:
@@ -197,5 +198,5 @@ class Tokens:
                 leeway=settings.leeway,
                 options={"require": ["exp", "iss", "aud"]},
             )
-        except jwt.PyJWTError as error:
+        except (jwt.PyJWTError, UnicodeEncodeError) as error:  # A header may be of any bytes.
             raise TokenError(str(error)) from error

@@ -87,7 +87,7 @@ class Loop:
         self.options: Options = shared.options
         options = self.options
         self.cells = cells
-        self.poller: Poller = new_poller(cells)
+        self.poller: Poller = new_poller(cells, options.busy_poll)
         self.timers: Timers = Timers(self._call)
         self.connections: set[Connection] = set()
         self._arrivals: deque[Callable[[], object]] = deque()

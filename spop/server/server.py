@@ -522,7 +522,8 @@ class Server:
     def _close(self) -> None:
         """End the threads that are left, after the loops have ended."""
         self.executor.stop()
-        log_left_behind(self._loops, self.executor.running())
+        # A guest's loop has ended: its thread is the caller's, and goes on.
+        log_left_behind([] if self._is_guest else self._loops, self.executor.running())
         self._loops = []
         try:
             self._lifespans.close()

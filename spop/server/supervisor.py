@@ -396,9 +396,9 @@ class Supervisor:
             self._running = not (self._board.draining and not self._workers)
             self._replace_again()
             return
-        error = worker.error or StartError(_why(exit_code))
         if not self._announced:
-            raise error
+            raise worker.error or StartError(f"cannot start: a worker ended: {_why(exit_code)}")
+        error = worker.error or StartError(_why(exit_code))
         what = fields("worker died", worker=worker.pid, reason=str(error), frames_lost=lost)
         line = "worker %d died: %s; %d frames lost"
         logger.failure_elsewhere(error.traceback, line, worker.pid, error, lost, extra=what)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
@@ -297,6 +298,8 @@ BAD_TOKENS = {
     ),
     "control characters": lambda: token(sub="ann\r\nx-admin: 1"),
     "claim of objects": lambda: token(sub=None, groups=[{"a": 1}]),
+    "claim of surrogates": lambda: token(sub="ann\ud800"),
+    "no text": lambda: "\udcff" + token(),
     "no token": lambda: "garbage",
     "no JSON": lambda: "YQ.YQ.YQ",
 }  # fmt: skip
@@ -317,6 +320,18 @@ def test_a_key_for_encryption_or_another_algorithm_checks_no_token(ask: Ask, key
     for more in ({"use": "enc"}, {"alg": "RS512"}):
         path = keys(jwk(RSA_KEY, "one", **more), jwk(OTHER_KEY, "other"))
         assert ask(bearer(token()), **settings(path))["txn.status"] == 401
+
+
+def test_a_private_key_of_the_key_set_checks_no_token(ask: Ask, keys: Any) -> None:
+    private = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(RSA_KEY))
+    path = keys({**private, "kid": "one"})
+    assert ask(bearer(token()), **settings(path))["txn.status"] == 401
+
+
+@pytest.mark.parametrize("leeway", [math.nan, math.inf, -1.0])
+def test_a_leeway_with_which_no_token_expires_is_refused(leeway: float) -> None:
+    with pytest.raises(ValueError, match=f"leeway: {leeway}, seconds from 0 are needed"):
+        settings("keys.json", leeway=leeway)
 
 
 def test_the_only_key_needs_no_id(ask: Ask, keys: Any) -> None:
@@ -429,6 +444,19 @@ def test_without_any_keys_a_token_is_a_failure_until_they_are_there(
 )  # fmt: skip
 def test_a_bad_setting_is_refused_with_its_line(tmp_path: Path, table: str, error: str) -> None:
     assert said_of("forward_auth", tmp_path, table).startswith(error)
+
+
+@pytest.mark.parametrize("url", ["http://[x", "http://x]y", "http://x:99999", "http://a b/"])
+def test_a_url_that_cannot_be_connected_to_is_refused(tmp_path: Path, url: str) -> None:
+    needed = f"{url!r}, http://HOST… or https://HOST… is needed"
+    assert needed in said_of("forward_auth", tmp_path, f'url = "{url}"')
+    keys = f'[settings.jwt]\nkeys = "{url}"\nissuer = "i"\naudience = ["a"]'
+    assert needed in said_of("forward_auth", tmp_path, keys)
+
+
+def test_the_header_of_tokens_has_a_headers_name(tmp_path: Path) -> None:
+    table = '[settings.jwt]\nkeys = "k"\nissuer = "i"\naudience = ["a"]\nheader = "x y"'
+    assert "'x y' is no header's name" in said_of("forward_auth", tmp_path, table)
 
 
 # --- with HAProxy ---

@@ -1,6 +1,6 @@
 """The tables of README and docs, out of the results.
 
-    python benchmarks/pages.py
+    python benchmarks/page_tables.py
 
 A page says which table it has between two marks, and of which rows where not of all:
 
