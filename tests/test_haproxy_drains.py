@@ -2,7 +2,7 @@
 
 Every request gets the right answer from HAProxy 3.1 on, and in lock step up to 3.0. With pipelining
 HAProxy up to 3.0 fails those that cross a DISCONNECT. HAProxy before 2.6.14 and 2.8.1 leaves requests
-in its queue in lock step, also where no connection ends.
+in its queue in lock step, also where no connection ends, and 2.2 fails those that cross a DISCONNECT.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def may_lose(haproxy: Version, mode: str) -> set[str]:
     if mode == "pipelined":
         return {CROSSED}
     leaves_in_queue = haproxy < (2, 6, 14) or (2, 7) <= haproxy < (2, 8, 1)
-    return {QUEUED} if leaves_in_queue else set()
+    # 2.2 may write a NOTIFY right behind an ACK that it has read, without a look at what follows.
+    return ({QUEUED} if leaves_in_queue else set()) | ({CROSSED} if haproxy < (2, 3) else set())
 
 
 @pytest.mark.parametrize("mode", MODES)
