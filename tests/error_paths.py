@@ -363,9 +363,6 @@ def acks() -> Calls:
         "end outside": take(b"", 5),
         "expected text": take(b"", 0, "text"),
         "buffer of a text": lambda: any_("", 0, 256, 0, sent, 9, histogram, None, []),
-        "sent of another type": lambda: any_(
-            b"", 0, 256, 0, array("d", [1]), 9, histogram, None, []
-        ),
     }
 
 
