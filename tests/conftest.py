@@ -18,6 +18,9 @@ hypothesis.settings.register_profile(
     "steady", max_examples=300, derandomize=True, deadline=None, database=None
 )
 hypothesis.settings.register_profile("search", max_examples=20_000, deadline=None)
+hypothesis.settings.register_profile(
+    "coverage", max_examples=20, derandomize=True, deadline=None, database=None
+)
 hypothesis.settings.load_profile("steady")
 
 

@@ -363,6 +363,7 @@ def acks() -> Calls:
         "end outside": take(b"", 5),
         "expected text": take(b"", 0, "text"),
         "buffer of a text": lambda: any_("", 0, 256, 0, sent, 9, histogram, None, []),
+        "sent is read-only": lambda: any_(b"", 0, 256, 0, b"", 9, histogram, None, []),
     }
 
 

@@ -186,6 +186,24 @@ def test_a_store_that_forgot_the_script_is_given_it_again(store: RedisServer) ->
     asyncio.run(take())
 
 
+def test_a_store_that_never_keeps_the_script_fails(
+    store: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def take() -> None:
+        remote, loads = RedisStore(store.url, 5.0), []
+
+        async def load(script: str) -> None:
+            loads.append(script)
+
+        monkeypatch.setattr(remote._redis, "script_load", load)
+        with pytest.raises(StoreError, match="script"):
+            await remote.take([Asked("x", DAY, 1)])
+        assert len(loads) == 1
+        await remote.close()
+
+    asyncio.run(take())
+
+
 def test_a_store_that_is_too_slow_is_not_asked_for_a_while(store: RedisServer) -> None:
     async def take() -> None:
         remote = RedisStore(store.url, 0.01)
@@ -324,6 +342,35 @@ def test_the_page_names_all_metrics() -> None:
     assert all(f"`{name}" in page for name in named)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("keys = 1000000000000000", "keys: no room for 1000000000000000 of them in "),
+        ("keys = 1000000000000000000000000000000", "keys: no room for 1000"),
+        ('state_dir = "FILE"', "state_dir: FILE is no folder"),
+        ('state_dir = "FILE/in"', "state_dir: cannot use FILE/in: Not a directory"),
+    ],
+)
+@pytest.mark.parametrize("name", ["ratelimit", "reputation"])
+def test_what_memory_cannot_be_is_one_line_and_status_2(
+    tmp_path: Path, settings: str, said: str, name: str
+) -> None:
+    if name == "reputation" and settings.startswith("keys"):
+        pytest.skip("it has no keys")
+    file, config = tmp_path / "file", tmp_path / "spop.toml"
+    file.touch()
+    limit = '[settings.limits.a]\nrate = "1/d"\nby = ["user"]\n' if name == "ratelimit" else ""
+    if "state_dir" not in settings:
+        settings += f'\nstate_dir = "{tmp_path}"'
+    config.write_text(f"[settings]\n{settings}\n{limit}".replace("FILE", str(file)))
+    options = ("--config", str(config), "--bind", "127.0.0.1:0")
+    with served(*options, target=f"spop.agents.{name}:agent") as process:
+        assert process.wait(30) == 2
+    said = f"Error: cannot start: ValueError: {said}".replace("FILE", str(file))
+    assert process.log.startswith(said), process.log
+    assert len(process.lines) == 1
+
+
 # --- agents that are served ---
 
 
@@ -420,13 +467,14 @@ def test_a_store_that_is_killed_and_restarted(
         else:
             assert meanwhile <= 20  # Of leases that they had.
         store.start()
-        total = 0
-        for _ in range(40):  # The store is asked again within a second.
+        total = rounds = 0
+        deadline = time.monotonic() + 30  # The store is asked again within a second.
+        while not all("the store answers again" in each.log for each in both):
+            assert time.monotonic() < deadline
             total += grants(tmp_path, "a", "b", requests=50)
-            if all("the store answers again" in each.log for each in both):
-                break
+            rounds += 1
         total += grants(tmp_path, "a", "b", requests=600)
-        window = 1000 if fail != "open" else 1000 + 40 * 100
+        window = 1000 if fail != "open" else 1000 + rounds * 100
         assert total <= 1.02 * window
         for each in both:
             assert each.log.count("the store fails: ") == 1

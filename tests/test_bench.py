@@ -137,6 +137,14 @@ def test_a_mistake_is_one_line_and_status_2(ten: str, words: list[str], error: s
     assert error in result.stderr
 
 
+@pytest.mark.parametrize("path", ["/nowhere/x.json", "/dev/full/x.json"])
+def test_whether_an_output_can_be_written_is_known_before_the_run(path: str) -> None:
+    result = bench("127.0.0.1:1", "--output", path, *SHORT)  # Nobody listens there.
+    assert result.returncode == 2
+    assert f"cannot write {path}" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_a_limit_that_is_reached_is_the_exit_status(ten: str) -> None:
     result = bench(ten, *SHORT, "--fail-if", "p99>1us", "--fail-if", "rate<1")
     assert result.returncode == 1

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from implementations import intake_class, route_class
 
-from spop import Message, codec
+from spop import Ack, Message, codec
 from spop.constants import FrameType, Status
-from spop.counters import new_row
-from spop.errors import InterlacedFramesError
+from spop.counters import Cell, new_row
+from spop.errors import FrameTooBigError, InterlacedFramesError, InvalidFrameError
 from spop.parameters import LEFT, Parameter
 
 NOTIFY = bytes(codec.encode_notify(1, 1, [Message("m")]))
@@ -85,3 +85,70 @@ def test_a_deferred_call_has_plain_addresses(dispatch: ModuleType, address: Any)
     ((deferred,), _) = dispatch.Dispatcher([route]).receive(open_intake(dispatch), notify)
     assert type(deferred.calls[0].run()) is type(address)
     assert deferred.calls[0].run() == address
+
+
+def test_an_ack_that_fits_no_frame_of_another_connection_is_empty(dispatch: ModuleType) -> None:
+    """A connection may end before its calls. Another one of the engine may have smaller frames."""
+    failures: list[BaseException] = []
+    route = route_class(dispatch)("m", lambda: None, (), LEFT)
+    dispatcher = dispatch.Dispatcher([route], lambda name, error: failures.append(error))
+    dispatcher.path = object()
+    first, second = open_intake(dispatch), open_intake(dispatch)
+    dispatcher.receive(first, NOTIFY)
+    (deferred,) = dispatcher.take_back(first)
+    deferred.actions = bytes(codec.encode_answer({"txn.a": "a" * 500}))
+    second.max_frame_size = 256
+    dispatcher.acknowledge(second, deferred, object())
+    assert codec.decode_frames(second.take_acks())[0] == [Ack(1, 1)]
+    assert [type(error) for error in failures] == [FrameTooBigError]
+
+
+def test_a_malformed_payload_of_fragments_is_refused_after_what_was_before(
+    dispatch: ModuleType,
+) -> None:
+    route = route_class(dispatch)("m", lambda: None)
+    intake, dispatcher = open_intake(dispatch), dispatch.Dispatcher([route])
+    begun = codec.encode_raw_frame(FrameType.NOTIFY, 0, 2, 1, b"\x01m")
+    dispatcher.receive(intake, NOTIFY + begun[:-1])
+    malformed = b"m" + codec.encode_raw_frame(FrameType.UNSET, 1, 2, 1, b"\x01\x01a\xff")
+    with pytest.raises(InvalidFrameError):
+        dispatcher.receive(intake, malformed)
+
+
+def test_a_message_without_its_argument_count_is_refused(dispatch: ModuleType) -> None:
+    notify = codec.encode_raw_frame(FrameType.NOTIFY, 1, 1, 1, b"\x01m")
+    with pytest.raises(InvalidFrameError, match="message without its argument count at byte"):
+        dispatch.Dispatcher([]).receive(open_intake(dispatch), notify)
+
+
+def test_a_call_that_is_settled_twice_is_answered_once(dispatch: ModuleType) -> None:
+    intake = open_intake(dispatch)
+    dispatcher = dispatch.Dispatcher([route_class(dispatch)("m", lambda: None, (), LEFT)])
+    dispatcher.path = object()
+    dispatcher.receive(intake, NOTIFY)
+    call = dispatcher.left.pop()
+    for _ in range(2):
+        dispatcher.settle(call, {}, None)
+    assert codec.decode_frames(intake.take_acks())[0] == [Ack(1, 1)]
+
+
+def test_an_ack_that_cannot_be_kept_ends_its_connection(dispatch: ModuleType) -> None:
+    """As where there is no memory for it: HAProxy would wait for an ACK that never comes."""
+
+    class Path:
+        def fail(self, error: BaseException) -> None:
+            failures.append(error)
+
+    def refuse() -> None:
+        raise MemoryError
+
+    failures: list[BaseException] = []
+    intake, row = open_intake(dispatch), new_row(1)
+    route = route_class(dispatch)("m", lambda: None, (), LEFT)
+    dispatcher = dispatch.Dispatcher([route], cells=row)
+    dispatcher.path = Path()
+    dispatcher.receive(intake, NOTIFY)
+    intake.memory.room, intake.memory.exceeded = 0, refuse
+    dispatcher.settle(dispatcher.left.pop(), {}, None)
+    assert [type(error) for error in failures] == [MemoryError]
+    assert row[Cell.ACKS_DROPPED] == 1

@@ -22,7 +22,7 @@ WITH_FIGURES = [
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{name}.md"
-        for name in ("benchmarks", "engine", "client", "codec", "compat")
+        for name in ("benchmarks", "engine", "client", "codec", "comparison", "compat", "handlers")
     ),
     *sorted((ROOT / "docs" / "agents").glob("*.md")),
 ]

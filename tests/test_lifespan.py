@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -285,6 +286,58 @@ def test_serve_async_raises_what_a_lifespan_raises() -> None:
 
     with pytest.raises(OSError, match="no database"):
         asyncio.run(agent.serve_async("127.0.0.1:0"))
+
+
+def test_serve_async_raises_what_ends_a_lifespan() -> None:
+    agent, fails = Agent(), threading.Event()
+
+    @agent.lifespan
+    async def group() -> AsyncIterator[None]:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail())
+            yield
+
+    async def fail() -> None:
+        await asyncio.to_thread(fails.wait)
+        raise OSError("the connection is lost")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        asyncio.run(agent.serve_async("127.0.0.1:0", lambda _: fails.set()))
+    assert isinstance(caught.value.exceptions[0], OSError)
+
+
+ENDS = [SystemExit(3), KeyboardInterrupt()]
+
+
+def _ends_with(error: BaseException) -> Agent:
+    agent = Agent()
+
+    @agent.lifespan
+    async def fails() -> AsyncIterator[None]:
+        raise error
+        yield
+
+    @agent.message("m")
+    def m() -> None: ...
+
+    return agent
+
+
+@pytest.mark.parametrize("error", ENDS, ids=repr)
+@pytest.mark.parametrize("server", ["background", "async", "test"])
+def test_a_system_exit_of_a_lifespan_is_raised_and_leaves_no_task(
+    caplog: pytest.LogCaptureFixture, server: str, error: BaseException
+) -> None:
+    agent = _ends_with(error)
+    with pytest.raises(type(error)):
+        if server == "background":
+            agent.serve_in_background().start()
+        elif server == "async":
+            asyncio.run(agent.serve_async("127.0.0.1:0"))
+        else:
+            agent.test("m")
+    gc.collect()
+    assert [each.message for each in caplog.records if each.name == "asyncio"] == []
 
 
 # --- every ---

@@ -352,3 +352,24 @@ def test_a_reader_that_has_seen_enough_is_no_failure() -> None:
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
     assert re.fullmatch(r"\d\d:.* @0\n0\n", done.stdout)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["notify", "127.0.0.1:1", "m", "x=@/dev/zero", "--dry-run"],
+        ["notify", "127.0.0.1:1", "m", "x:bin=@/dev/zero", "--dry-run"],
+        ["engine", "EXAMPLE", "--agent", "127.0.0.1:1", "body=@/dev/zero"],
+        ["engine", "EXAMPLE", "--agent", "127.0.0.1:1", "var:txn.a=@/dev/zero"],
+    ],
+)
+def test_a_file_without_an_end_is_no_value(words: list[str]) -> None:
+    example = str(Path(__file__).parent.parent / "examples" / "spoe.cfg")
+    words = [example if word == "EXAMPLE" else word for word in words]
+    command = [sys.executable, "-m", "spop", *words]
+    if "engine" in words:
+        command += ["--event", "on-frontend-http-request"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "/dev/zero has more than 64 MiB" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from haproxy import wait_until
-from serving import Served
+from serving import Served, served
 
 from spop import Agent, Client, Message
 
@@ -187,6 +187,32 @@ def test_a_loop_that_hangs_does_not_keep_one_that_died(caplog: pytest.LogCapture
     assert "spop-loop-0, in" in caplog.text
     end.set()
     first.thread.join(LONG)
+
+
+STARTS_FOR_EVER = """
+import time
+from pathlib import Path
+from spop import Agent
+
+agent = Agent()
+
+@agent.lifespan
+{kind} resources():
+    Path(__file__).with_name("running").touch()
+    time.sleep(1000)
+    yield
+"""
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_a_worker_that_still_starts_has_nothing_to_drain(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "tested_agent.py"
+    path.write_text(STARTS_FOR_EVER.format(kind=kind))
+    options = ("--drain-timeout", "1000", "--lame-duck", "1000")
+    with served("--bind", "127.0.0.1:0", *options, target=f"{path}:agent") as process:
+        wait_until((tmp_path / "running").exists, "the lifespan")
+        process.terminate()
+        assert process.wait(LONG) == 0, process.log
 
 
 INTERRUPTED = """

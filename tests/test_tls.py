@@ -199,3 +199,26 @@ spoe-message check
     args ip=src
     event on-frontend-http-request
 """
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "complaint"),
+    [
+        ("cert.pem", None, "tls_cert: cannot use .*/cert.pem: there is no private key in it"),
+        ("cert.pem", "ca.pem", "tls_key: cannot use .*/ca.pem: there is no private key in it"),
+        ("cert.pem", "other.pem", "cert.pem: the private key in .*/other.pem is that of another"),
+        ("key.pem", None, "cannot use .*/key.pem: there is no certificate in it"),
+        ("cert.pem", "none.pem", "cannot use .*/none.pem: No such file"),
+    ],
+)
+def test_what_a_certificate_lacks_is_said(
+    authority: trustme.CA, tmp_path: Path, cert: str, key: str | None, complaint: str
+) -> None:
+    write_certificate(authority, tmp_path)
+    authority.issue_cert("x").private_key_pem.write_to_path(str(tmp_path / "other.pem"))
+    files: dict[str, Any] = {
+        "tls_cert": f"{tmp_path}/{cert}",
+        "tls_key": key and f"{tmp_path}/{key}",
+    }
+    with pytest.raises(ValueError, match=complaint):
+        Agent().serve_in_background(**files).start()

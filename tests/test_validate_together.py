@@ -253,6 +253,17 @@ def test_what_is_right_has_no_finding(case: Case, tmp_path: Path) -> None:
     assert found(case, tmp_path) == []
 
 
+@pytest.mark.parametrize("is_set", [True, False])
+def test_the_advice_to_fail_closed_is_what_the_file_lacks(is_set: bool, tmp_path: Path) -> None:
+    case = next(case for case in WRONG if case.rule == "fail-open")
+    if not is_set:
+        case = case._replace(spoe=("    option set-on-error error\n", ""))
+    (note,) = [each for each in found(case, tmp_path) if each.rule == "fail-open"]
+    assert note.hint is not None
+    assert ("set 'option set-on-error'" in note.hint) is not is_set
+    assert ("deny if { var(txn.iprep.error) -m found }" in note.hint) is is_set
+
+
 def test_every_rule_has_a_setup_that_it_is_for() -> None:
     assert {case.rule for case in WRONG} == RULES.keys() | ENGINE_RULES.keys()
 

@@ -27,6 +27,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
 
+from spop.errors import reason
+
 ROUNDING = 1e-6
 """Part of a token that a sum of fractions may lack."""
 
@@ -117,6 +119,7 @@ class SharedStore:
 
     Raises:
         OSError: the file can't be used.
+        ValueError: it can't have room for so many keys.
     """
 
     _SLOT = struct.Struct("=Qdd")
@@ -127,10 +130,15 @@ class SharedStore:
         self._sets = max(1, keys // self._WAYS)
         size = self._sets * self._WAYS * self._SLOT.size
         self._file = path.open("ab+")
-        with self:
-            if path.stat().st_size != size:
-                self._file.truncate(size)
-        self._memory = mmap.mmap(self._file.fileno(), size)
+        try:
+            with self:
+                if path.stat().st_size != size:
+                    self._file.truncate(size)
+            self._memory = mmap.mmap(self._file.fileno(), size)
+        except (OSError, OverflowError) as error:
+            raise ValueError(
+                f"keys: no room for {keys} of them in {path}: {reason(error)}"
+            ) from None
         self.forgotten: int = 0
 
     def __enter__(self) -> None:
@@ -317,16 +325,17 @@ class RedisStore:
             else:
                 future.set_result(answer)
 
-    async def _ask(self, questions: list[Sequence[Asked]]) -> list[Any]:
+    async def _ask(self, questions: list[Sequence[Asked]], may_load: bool = True) -> list[Any]:
+        """Ask in one write. A store that forgets the script at once again fails."""
         pipe = self._redis.pipeline(transaction=False)
         for asked in questions:
             pipe.evalsha(self._sha, len(asked), *_arguments(asked))
         answers = await pipe.execute(raise_on_error=False)
-        if any(isinstance(answer, NoScriptError) for answer in answers):
+        missing = [i for i, each in enumerate(answers) if isinstance(each, NoScriptError)]
+        if missing and may_load:
             # The store was restarted. None of these has run, as none knew the script.
             await self._redis.script_load(SCRIPT)
-            missing = [i for i, each in enumerate(answers) if isinstance(each, NoScriptError)]
-            again = await self._ask([questions[i] for i in missing])
+            again = await self._ask([questions[i] for i in missing], may_load=False)
             for index, answer in zip(missing, again, strict=True):
                 answers[index] = answer
         return list(answers)

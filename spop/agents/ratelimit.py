@@ -30,6 +30,7 @@ from redis.asyncio import Redis
 
 from spop import Agent
 from spop.agents.limit_stores import PAUSES, Asked, Grant, RedisStore, Rule, SharedStore, StoreError
+from spop.agents.state_dir import use_state_dir
 from spop.metrics import Counter, Gauge
 
 logger: logging.Logger = logging.getLogger("spop.agents.ratelimit")
@@ -204,9 +205,7 @@ class Limiter:
         self._settings = settings
         told = json.dumps([settings.prefix, settings.keys, asdict(settings)["limits"]])
         name = hashlib.sha256(told.encode()).hexdigest()[:16]
-        settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if settings.state_dir.stat().st_uid != os.geteuid():
-            raise PermissionError(f"{settings.state_dir} belongs to another user: set state_dir")
+        use_state_dir(settings.state_dir)
         self._shared = SharedStore(settings.state_dir / f"{name}.limits", settings.keys)
         self._remote = RedisStore(settings.store, settings.timeout) if settings.store else None
         self._leases: dict[str, Lease] = {}

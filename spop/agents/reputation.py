@@ -30,6 +30,7 @@ import maxminddb
 from spop import Agent, Cache
 from spop.agents import networks
 from spop.agents.networks import NONE, Index, is_feed, stamp
+from spop.agents.state_dir import use_state_dir
 
 logger: logging.Logger = logging.getLogger("spop.agents.reputation")
 
@@ -151,7 +152,8 @@ class Lists:
         """Map the index. Have it built first if there is none, and wait a while for that.
 
         Raises:
-            OSError: the folder or its files can't be used.
+            ValueError: the folder can't be used.
+            OSError: its files can't be used.
             RuntimeError: it can't be built.
         """
         end = time.monotonic() + START
@@ -184,10 +186,7 @@ class Lists:
 
     def _build(self) -> None:
         """Start to build an index, unless somebody does. This takes no time from the requests."""
-        folder = self._settings.state_dir
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.stat().st_uid != os.geteuid():
-            raise PermissionError(f"{folder} belongs to another user: set state_dir")
+        use_state_dir(self._settings.state_dir)
         told = {
             "path": str(self._path),
             "sources": self._sources,

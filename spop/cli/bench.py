@@ -18,8 +18,8 @@ from spop.cli.notation import parse_argument, parse_messages
 from spop.cli.parameters import (
     ADDRESS,
     EXISTING_FILE,
-    FILE,
     HAPROXY_VERSION,
+    OUTPUT_FILE,
     Parsed,
     max_frame_size_option,
     timeout_option,
@@ -138,7 +138,7 @@ def bench() -> None:
 @max_frame_size_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as a JSON object.")
 @click.option(
-    "--output", "outputs", type=FILE, multiple=True, metavar="FILE",
+    "--output", "outputs", type=OUTPUT_FILE, multiple=True, metavar="FILE",
     help="Write the result as .json, the latencies as .csv, or their plot as .svg or .png; may be "
     "repeated.",
 )  # fmt: skip
@@ -362,7 +362,7 @@ class _Progress:
 @bench.command()
 @click.argument("first", type=EXISTING_FILE)
 @click.argument("second", type=EXISTING_FILE)
-@click.option("--plot", type=FILE, help="Plot both, as .svg or .png.")
+@click.option("--plot", type=OUTPUT_FILE, help="Plot both, as .svg or .png.")
 def compare(first: Path, second: Path, plot: Path | None) -> None:
     """Compare two results that "spop bench --output FILE.json" wrote.
 

@@ -20,6 +20,8 @@ from spop.values import Binary, Int32, Int64, String, UInt32, UInt64, Value, typ
 _WORDS: dict[str, bool | None] = {"true": True, "false": False, "null": None}
 SEPARATOR = "+"
 """Stands between two messages of a NOTIFY."""
+MOST_OF_A_FILE = 64 << 20
+"""Bytes. HAProxy's buffers, and so its frames, are smaller by far."""
 
 
 def parse_messages(words: Sequence[str]) -> list[Message]:
@@ -64,10 +66,24 @@ def parse_argument(word: str) -> tuple[str, Value]:
         raise click.UsageError(f"{word!r}: {reason(error)}") from None
 
 
+def read_value(path: str) -> bytes:
+    """The value that a file is.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it is too long, maybe without an end, as a device is.
+    """
+    with Path(path).open("rb") as file:
+        data = file.read(MOST_OF_A_FILE + 1)
+    if len(data) > MOST_OF_A_FILE:
+        raise ValueError(f"{path} has more than {MOST_OF_A_FILE >> 20} MiB: no frame holds this")
+    return data
+
+
 def natural_value(text: str) -> Value:
-    """The value that a text most likely means. Raises OSError: a file can't be read."""
+    """The value that a text most likely means. Raises as `read_value`."""
     if text.startswith("@"):
-        return Path(text[1:]).read_bytes()
+        return read_value(text[1:])
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
     if re.fullmatch(r"-?\d+", text):
@@ -96,7 +112,7 @@ def _null(text: str) -> None:
 
 def _binary(text: str) -> bytes:
     if text.startswith("@"):
-        return Path(text[1:]).read_bytes()
+        return read_value(text[1:])
     encoding, colon, rest = text.partition(":")
     if colon and encoding == "hex":
         return bytes.fromhex(rest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,27 @@ if TYPE_CHECKING:
     ParamType: TypeAlias = click.ParamType[Any, Any]  # Older ones are not generic.
 else:
     ParamType = click.ParamType
+
+
+class OutputFile(ParamType):
+    """A file to write. Whether it can be written is known before the command does its work."""
+
+    name = "file"
+    _existing = click.Path(dir_okay=False, writable=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = Path(os.fsdecode(self._existing.convert(value, param, ctx)))
+        if not path.parent.is_dir():
+            self.fail(f"cannot write {path}: {path.parent} is no folder", param, ctx)
+        if not path.exists() and not os.access(path.parent, os.W_OK):
+            self.fail(f"cannot write {path}: Permission denied", param, ctx)
+        return path
+
+    def shell_complete(self, ctx: Any, param: Any, incomplete: str) -> Any:
+        return self._existing.shell_complete(ctx, param, incomplete)
+
+
+OUTPUT_FILE = OutputFile()
 
 
 class Parsed(ParamType):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import click
 
-from spop.cli.notation import natural_value
+from spop.cli.notation import natural_value, read_value
 from spop.engine import Request, Response, Stream, Tls, Variables
 from spop.errors import reason
 from spop.values import Value
@@ -89,7 +88,7 @@ def _boolean(text: str) -> bool:
 
 def _bytes(text: str) -> bytes:
     if text.startswith("@"):
-        return Path(text[1:]).read_bytes()
+        return read_value(text[1:])
     return text.encode("utf-8", "surrogateescape")
 
 

@@ -13,9 +13,11 @@ from functools import partial
 from operator import attrgetter, itemgetter
 
 from spop.address import Address, Addresses, texts_of
+from spop.certificates import load_certificate
 from spop.client.dial import Endpoint
 from spop.client.servers import Server, Servers
 from spop.engine.config.model import BackendConfig, ServerConfig
+from spop.errors import reason
 
 
 class BackendServer(Server):
@@ -107,18 +109,24 @@ def endpoint(config: ServerConfig) -> Endpoint:
     """How to connect to a server.
 
     Raises:
-        OSError: a certificate file can't be read; ``ssl.SSLError`` if it has no certificate.
+        ValueError: a certificate file can't be read or used. The message names it.
     """
     address = Address.parse(config.address).reachable
     return Endpoint(address, _tls(config) if config.ssl else None, config.sni)
 
 
 def _tls(config: ServerConfig) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=config.ca_file)
+    try:
+        context = ssl.create_default_context(cafile=config.ca_file)
+    except OSError as error:
+        raise ValueError(f"ca-file: cannot use {config.ca_file}: {reason(error)}") from None
     # As in HAProxy, the name in a certificate is checked only if `sni` or `verifyhost` is given.
     context.check_hostname = config.verify and config.sni is not None
     if not config.verify:
         context.verify_mode = ssl.CERT_NONE
     if config.crt is not None:
-        context.load_cert_chain(config.crt)
+        try:
+            load_certificate(context, config.crt)
+        except ValueError as error:
+            raise ValueError(f"crt: cannot use {error}") from None
     return context

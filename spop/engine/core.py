@@ -63,8 +63,7 @@ class EngineCore(ABC):
 
     Raises:
         ConfigError: there is no such backend, or the ``haproxy.cfg`` can't be read.
-        ValueError: an address or the version is invalid.
-        OSError: the certificate of a server can't be read.
+        ValueError: an address or the version is invalid, or a certificate file can't be used.
     """
 
     _client_class: type[ClientCore]
@@ -149,7 +148,7 @@ class EngineCore(ABC):
 
         Raises:
             ConfigError: the file has errors. Each has its file, line and column.
-            ValueError, OSError: as the class.
+            ValueError: as the class.
         """
         if scope is None:
             found = scopes(path)

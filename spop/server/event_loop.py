@@ -26,6 +26,7 @@ from spop.lifespan import LoopState, use_state
 from spop.logs import SafeLogger, fields
 from spop.loop_life import LoopLife
 from spop.options import Options
+from spop.outcome import outcome, outcome_of, result_of
 from spop.poller import Poller
 from spop.server.calls import Calls
 from spop.server.exchange import Connection
@@ -223,7 +224,7 @@ async def serve_here(loop: Loop, began: Callable[[], object], drain: Callable[[]
     loop.use_context(context)
     guest = Guest(loop, asyncio.get_running_loop())
     if loop.life is not None:
-        loop.life.ended_early = guest.end
+        loop.life.ended_early = partial(guest.end, loop.life)
     try:
         await loop.calls.begin()
         loop.has_begun(state)
@@ -252,7 +253,7 @@ async def _end_life(loop: Loop) -> None:
         return
     limit = max(CANCEL_GRACE, loop.options.drain_timeout)
     try:
-        await asyncio.wait_for(loop.life.stop(), limit)
+        result_of(await asyncio.wait_for(outcome_of(loop.life.stop()), limit))
     except TimeoutError:
         what = fields("lifespans cancelled", duration=limit)
         logger.warning("lifespans did not end in %g s and were cancelled", limit, extra=what)
@@ -358,10 +359,11 @@ class Guest:
             if handle is not None:
                 handle.cancel()
 
-    def end(self) -> None:
+    def end(self, life: LoopLife) -> None:
         """Run no further round, as a lifespan has ended by itself."""
-        if not self.ended.done():
-            self.ended.set_exception(RuntimeError("a lifespan has ended by itself"))
+        _, error = outcome(life.check)
+        if error is not None and not self.ended.done():
+            self.ended.set_exception(error)
 
     async def wait(self) -> None:
         """Wait for the end of the loop. A cancellation does not end the loop.

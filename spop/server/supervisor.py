@@ -502,7 +502,7 @@ class Supervisor:
 
     def _be_lame(self) -> None:
         """Serve on, but not ready, for as long as the option says. Then drain."""
-        if self._options.lame_duck:
+        if self._options.lame_duck and any(worker.ready for worker in self._workers):
             for worker in self._workers:
                 worker.channel.send({"type": "lame"})
             self._lame_until = self._timers.call_later(self._options.lame_duck, self._drain)
@@ -516,10 +516,18 @@ class Supervisor:
         for worker in self._workers:
             if worker.ready:
                 worker.channel.send({"type": "stop"})
+                self._kill_later(worker)
             else:
                 worker.kill(signal.SIGTERM)
-            self._kill_later(worker)
+                self._timers.call_later(HURRY_GRACE, partial(self._end_start, worker))
         self._running = bool(self._workers)
+
+    def _end_start(self, worker: WorkerProcess) -> None:
+        """Kill a worker that still starts: it has nothing in hand. It may be ready by now."""
+        if worker.ready:
+            self._kill_later(worker)
+        else:
+            worker.kill(signal.SIGKILL)
 
     def _stop_now(self, number: signal.Signals) -> None:
         what = fields("stopping now", signal=number.name)

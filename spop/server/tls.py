@@ -6,6 +6,7 @@ import contextlib
 import socket
 import ssl
 
+from spop.certificates import load_certificate
 from spop.errors import reason
 from spop.options import Options
 
@@ -19,9 +20,10 @@ def server_context(certificate: str, options: Options) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(certificate, options.tls_key)
-    except (OSError, ssl.SSLError) as error:
-        raise ValueError(f"tls_cert: cannot use {certificate}: {reason(error)}") from None
+        load_certificate(context, certificate, options.tls_key)
+    except ValueError as error:
+        names = "tls_cert, tls_key" if options.tls_key else "tls_cert"
+        raise ValueError(f"{names}: cannot use {error}") from None
     if options.tls_client_ca:
         try:
             context.load_verify_locations(options.tls_client_ca)

@@ -502,7 +502,7 @@ def decided(by: str) -> list[int]:
 
 
 def cookie(user: str) -> dict[str, str]:
-    return {"Cookie": f"user={user}", "X-User": "root"}
+    return {"Cookie": f"user={user}", "X-User": "root", "X_User": "root"}
 
 
 def test_the_service_decides_behind_haproxy(haproxy_binary: str, tmp_path: Path) -> None:
@@ -514,6 +514,7 @@ def test_the_service_decides_behind_haproxy(haproxy_binary: str, tmp_path: Path)
         allowed = request(proxy.port, "/a?b=1", "POST", b"x", cookie("ann"))
         assert (allowed.status, allowed.all("set-cookie")) == (200, ["a=1", "b=2"])
         assert web.seen[0].headers["x-user"] == "ann"
+        assert "x_user" not in web.seen[0].headers
         assert service.seen[0].headers["x-forwarded-uri"] == "/a?b=1"
         assert request(proxy.port, headers=cookie("bob")).status == 403
         unknown = request(proxy.port, headers={"X-User": "root"})
@@ -532,9 +533,10 @@ def test_a_token_decides_behind_haproxy(haproxy_binary: str, tmp_path: Path) -> 
         Service() as web,
         running(haproxy_binary, tmp_path, "token", issuer, web) as proxy,
     ):
-        given = {**bearer(token()), "X-User": "root"}
+        given = {**bearer(token()), "X-User": "root", "X_User": "root"}
         assert request(proxy.port, headers=given).status == 200
         assert web.seen[0].headers["x-user"] == "ann"
+        assert "x_user" not in web.seen[0].headers
         refused = request(proxy.port, headers=bearer(token(aud="bank")))
         assert refused.all("www-authenticate") == ['Bearer error="invalid_token"']
         assert [refused.status, request(proxy.port).status] == [401, 401]

@@ -263,3 +263,20 @@ def test_agents_are_spoken_to_over_tls(
             else:
                 assert status_of(engine) == status
         assert len(agent.told) == (status == 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"crt": "ca.pem"}, "crt: cannot use .*/ca.pem: there is no private key in it"),
+        ({"ca_file": "none.pem"}, "ca-file: cannot use .*/none.pem: No such file"),
+    ],
+)
+def test_a_certificate_file_that_cannot_be_used_is_named(
+    settings: dict[str, str], complaint: str, authority: trustme.CA, tmp_path: Path
+) -> None:
+    files = write_files(authority, tmp_path)
+    used: dict[str, Any] = files | {name: str(tmp_path / file) for name, file in settings.items()}
+    server = ServerConfig("agent", "127.0.0.1:1", ssl=True, **used)
+    with pytest.raises(ValueError, match=complaint):
+        engine_of(tmp_path, BackendConfig("agents", (server,)))

@@ -287,8 +287,11 @@ def fails_open(setup: Setup, engine: EngineSetup) -> Found:
             absent = prefix in text and ("-m found" in text or "unless" in text)
             if guards.search(text) or asks or absent:
                 return
+    variable = engine.config.set_on_error
     yield note(
         engine.config.location,
         "no rule asks whether the agent has answered: without an agent, all requests pass",
-        "to deny then, set 'option set-on-error', and deny if its variable is found",
+        f"to deny then, add 'http-request deny if {{ var({variable}) -m found }}'"
+        if variable
+        else "to deny then, set 'option set-on-error', and deny if its variable is found",
     )
