@@ -83,14 +83,14 @@ C_CELLS = [
 cdef class Call:
     """One message that has to be waited for, as the twin describes it."""
 
-    def __cinit__(self, Route route, list values, AsyncCall begun=None, bytes kept=None):
+    def __cinit__(self, Route route not None, list values, AsyncCall begun=None, bytes kept=None):
         self.route = route
         self.values = values
         self.begun = begun
         self.kept = kept
         self.wanted = True
 
-    def __call__(self, AsyncCall begun):
+    def __call__(self, AsyncCall begun not None):
         """Its task has ended, in a NOTIFY that the dispatcher answers."""
         cdef Dispatcher dispatcher = self.dispatcher
         begun.task = begun.finished = None  # Breaks reference cycles.
@@ -176,7 +176,7 @@ cdef class Dispatcher:
         """What is received next begins a pass."""
         self.until = 0
 
-    def receive(self, Intake intake, data, end=None):
+    def receive(self, Intake intake not None, data, end=None):
         """Take in bytes and answer the NOTIFY frames there are, as the twin describes it."""
         cdef Py_buffer view
         cdef unsigned char stack[4096]
@@ -588,7 +588,7 @@ cdef class Dispatcher:
         self.row[ACKS] += 1
         return intake.keep(&intake.acks, w.data, w.length, 2 * intake.acks.capacity)
 
-    def take_back(self, Intake intake):
+    def take_back(self, Intake intake not None):
         """The NOTIFYs of a connection that wait for a call, as the twin describes it."""
         cdef list found = []
         cdef Call call
@@ -677,7 +677,7 @@ cdef class Dispatcher:
         finally:
             free_values(route, values, stack)
 
-    def result(self, Call call, returned, error, int64_t began, Py_ssize_t room):
+    def result(self, Call call not None, returned, error, int64_t began, Py_ssize_t room):
         """The encoded actions of a call that had to be waited for, as the twin describes it."""
         cdef unsigned char stack[512]
         cdef Writer w
@@ -714,7 +714,7 @@ cdef class Dispatcher:
             write_if_it_fits(w, route.on_error, most)
         return 0
 
-    def acknowledge(self, Intake intake, Deferred deferred, path):
+    def acknowledge(self, Intake intake not None, Deferred deferred not None, path):
         """Write the ACK of a NOTIFY whose calls have all ended (section 3.2.7)."""
         cdef bytes actions = deferred.actions
         cdef Py_ssize_t room

@@ -123,7 +123,7 @@ cdef class FastPaths:
     cdef object go_on
     cdef object flush
 
-    def __cinit__(self, Dispatcher dispatcher, buffer, ready, go_on, flush):
+    def __cinit__(self, Dispatcher dispatcher not None, buffer, ready, go_on, flush):
         self.dispatcher = dispatcher
         self.buffer = writable_view(buffer)
         self.ready = ready
@@ -159,7 +159,7 @@ cdef class FastPath:
     cdef public bint active
     cdef public int events
 
-    def __cinit__(self, FastPaths shared, Intake intake, int fd, connection):
+    def __cinit__(self, FastPaths shared not None, Intake intake not None, int fd, connection):
         self.shared = shared
         self.intake = intake
         self.fd = fd

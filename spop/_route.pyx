@@ -67,7 +67,7 @@ cdef class Route:
         PyMem_Free(self.accepts)
         PyMem_Free(self.kinds)
 
-    def call(self, list values):
+    def call(self, list values not None):
         """Call the handler with bound values and return what it returns."""
         if not self.keywords:
             return self.function(*values)

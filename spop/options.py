@@ -210,6 +210,7 @@ class ServeOptions(TypedDict, total=False):
     max_queue: int
     drain_timeout: float
     start_timeout: float
+    busy_poll: float
     stuck_timeout: float
     slow_handler: float
     event_loop: str

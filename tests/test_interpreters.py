@@ -43,7 +43,8 @@ def run(script: str, own_gil: bool, **environment: str) -> list[str]:
 @pytest.mark.parametrize("own_gil", [False, True])
 def test_a_second_interpreter_is_refused(own_gil: bool) -> None:
     script = (
-        f"source = {IMPORT!r}\nexec(source)\ninterpreters.run_string(other, source)\nexec(source)"
+        f"source = {IMPORT!r}\nexec(source)\ninterpreters.run_string(other, source)\n"
+        "exec(source)\ninterpreters.destroy(other)"
     )
     first, refused, again = run(script, own_gil)
     assert (first, again) == ("c 5", "c 5")

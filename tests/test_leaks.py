@@ -15,6 +15,9 @@ import pytest
 pytest.importorskip("spop._codec", reason="there is one implementation only")
 
 from error_paths import GROUPS, Calls
+from spop._dispatch import Dispatcher
+from spop._intake import Intake
+from spop._port import FastPath, FastPaths
 
 from spop.errors import InvalidFrameError
 
@@ -77,6 +80,21 @@ def test_each_of_them_is_an_error(group: str) -> None:
         error = error_of(call)
         assert error is not None, name
         assert not isinstance(error, SystemError | MemoryError), (name, error)
+
+
+def test_none_in_the_place_of_an_object_is_a_type_error() -> None:
+    """Compiled code would read memory behind None otherwise."""
+    any_: Any = Dispatcher()
+    paths: Any = FastPaths(any_, bytearray(256), bool, bool, bool)
+    for call in (
+        lambda: any_.receive(None, b""),
+        lambda: any_.take_back(None),
+        lambda: any_.result(None, None, None, 0, 256),
+        lambda: any_.acknowledge(None, None, None),
+        lambda: FastPath(paths, None, -1, "it"),  # type: ignore[arg-type]
+        lambda: FastPath(None, Intake(256), -1, "it"),  # type: ignore[arg-type]
+    ):
+        assert isinstance(error_of(call), TypeError)
 
 
 def error_of(call: Callable[[], Any]) -> Exception | None:
