@@ -216,7 +216,6 @@ class _Threads:
                     host.wake()
                     host = None
         finally:
-            self.present.pop(threading.get_ident(), None)
             if host is not None:
                 host.wake()
             if busy:
@@ -227,13 +226,16 @@ class _Threads:
         if not call.wanted:
             return None, None
         assert call.running is not None
-        self.present[threading.get_ident()] = job
+        thread = threading.get_ident()
+        self.present[thread] = job
         use_state(job.host.state)
         set_running(call.running)
         try:
             return call.run(), None
         except BaseException as error:  # Whatever it is, the NOTIFY is answered.
             return None, error
+        finally:  # Before the loop has the result: a call that has ended is not left behind.
+            self.present.pop(thread, None)
 
 
 class Executor:
