@@ -389,7 +389,7 @@ def test_the_status_page_in_a_browser(tmp_path: Path) -> None:
         ).stdout  # fmt: skip
     text = re.sub(r"\s+", " ", re.sub(r"<(?!b&gt;)[^>]*>", " ", shown.partition("<body>")[2]))
     assert "shown &lt;b&gt; ready" in text
-    assert re.search(r"check 1 0 0 \S+ µs", text)
+    assert re.search(r"check 1 0 0 \S+ [µm]s", text)
     assert re.search(r"broken 1 1 0", text)
     assert f"HAProxy 1.8 to 3.0 2.0 async, fragmentation {engine_digest('<i>')}" in text
     assert len(re.findall(r"\d+ ready \d+ s", text)) == 2

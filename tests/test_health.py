@@ -457,4 +457,5 @@ def test_a_worker_with_a_loop_that_is_not_ready_refuses_health_checks() -> None:
             assert (answer.code, answer.remote) == (Status.RESOURCE, True)
             released.set()
             clients["spop-loop-1"].wait(waiting)
+            wait_until(lambda: server.health().ready, "readiness")
             assert isinstance(answer_to_a_check(server), Hello)

@@ -94,7 +94,7 @@ def parameters_of_new(cls: type) -> list[tuple[str, Any]]:
         if word == "*":
             kind = inspect.Parameter.KEYWORD_ONLY
         else:
-            found.append((word.partition("=")[0].split()[-1], kind))
+            found.append((word.partition("=")[0].removesuffix(" not None").split()[-1], kind))
     return found
 
 
