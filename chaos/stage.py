@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from load import Ledger, Load
-from network import Network
+from network import Manner, Network, carry
 
 from spop.testing.haproxy import Process, find_haproxy, version
 
@@ -210,6 +210,14 @@ class Stage:
             }
             self._stack = stack.pop_all()
         return self
+
+    def carry(self, seconds: float, manner: Manner) -> None:
+        """Have the networks carry bytes in a bad manner for so long, in both directions."""
+        for network in self.networks.values():
+            network.to_agent = network.to_haproxy = manner
+        time.sleep(seconds)
+        for network in self.networks.values():
+            network.to_agent = network.to_haproxy = carry
 
     def _load(self, stack: contextlib.ExitStack, name: str) -> Load:
         folder = self._folder / name

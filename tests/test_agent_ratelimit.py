@@ -12,7 +12,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
@@ -20,11 +20,12 @@ from typing import Any
 
 import pytest
 import redis
+from asking import Ask, asking_agent
 from haproxy import version, wait_until
 from pages import Page
 from serving import Served, served, wait_until_serving
 
-from spop import UNSET, Client
+from spop import Client
 from spop.agents import ratelimit
 from spop.agents.limit_stores import Asked, RedisStore, Rule, SharedStore, StoreError, state_of
 from spop.agents.ratelimit import Limit, Settings, agent
@@ -251,20 +252,8 @@ def test_a_store_that_answers_nonsense_is_a_store_that_fails(answer: bytes) -> N
 # --- the agent ---
 
 
-@contextmanager
-def asking(settings: Settings) -> Iterator[Any]:
-    """Asks the agent with these settings, without sockets."""
-
-    def ask(**arguments: Any) -> dict[str, Any]:
-        answer = agent.test("ratelimit", **arguments)
-        return {name.removeprefix("txn."): v for name, v in answer.items() if v is not UNSET}
-
-    agent.config = settings
-    agent.metrics.use(memoryview(bytearray(8 * 256)).cast("q"))
-    try:
-        yield ask
-    finally:
-        agent.close_test()
+def asking(settings: Settings) -> AbstractContextManager[Ask]:
+    return asking_agent(agent, "ratelimit", settings)
 
 
 def test_a_request_that_is_denied_is_told_when_to_come_again(tmp_path: Path) -> None:

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asking import asking_agent
 from haproxy import version, wait_until
 from mmdb import database
 from pages import Page
 from serving import Served, served, wait_until_serving
 
-from spop import UNSET, Client
+from spop import Client
 from spop.agents import networks, reputation
 from spop.agents.reputation import NetworkList, Settings, agent
 from spop.settings import SettingsError, Source, fill
@@ -71,18 +72,8 @@ def web() -> Iterator[type[Web]]:
 
 @contextmanager
 def asking(settings: Settings) -> Iterator[Callable[[str], dict[str, Any]]]:
-    """Asks the agent with these settings, without sockets."""
-
-    def ask(ip: str) -> dict[str, Any]:
-        answer = agent.test("reputation", ip=ip_address(ip))
-        return {name.removeprefix("txn."): v for name, v in answer.items() if v is not UNSET}
-
-    agent.config = settings
-    agent.metrics.use(memoryview(bytearray(8 * 256)).cast("q"))
-    try:
-        yield ask
-    finally:
-        agent.close_test()
+    with asking_agent(agent, "reputation", settings) as ask:
+        yield lambda ip: ask(ip=ip_address(ip))
 
 
 def lists(folder: Path, **texts: str) -> dict[str, str]:

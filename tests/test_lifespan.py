@@ -228,9 +228,9 @@ def test_there_is_no_state_outside_of_handlers(agent: Agent) -> None:
         agent.state  # noqa: B018
 
 
-def test_a_lifespan_that_ends_by_itself_ends_the_server() -> None:
+def losing(fails: threading.Event) -> Agent:
+    """An agent whose lifespan loses its connection then."""
     agent = Agent()
-    fails = threading.Event()
 
     @agent.lifespan
     async def group() -> AsyncIterator[None]:
@@ -242,7 +242,12 @@ def test_a_lifespan_that_ends_by_itself_ends_the_server() -> None:
         await asyncio.to_thread(fails.wait)
         raise OSError("the connection is lost")
 
-    server = agent.serve_in_background()
+    return agent
+
+
+def test_a_lifespan_that_ends_by_itself_ends_the_server() -> None:
+    fails = threading.Event()
+    server = losing(fails).serve_in_background()
     server.start()
     fails.set()
     deadline = time.monotonic() + WAIT
@@ -289,20 +294,9 @@ def test_serve_async_raises_what_a_lifespan_raises() -> None:
 
 
 def test_serve_async_raises_what_ends_a_lifespan() -> None:
-    agent, fails = Agent(), threading.Event()
-
-    @agent.lifespan
-    async def group() -> AsyncIterator[None]:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(fail())
-            yield
-
-    async def fail() -> None:
-        await asyncio.to_thread(fails.wait)
-        raise OSError("the connection is lost")
-
+    fails = threading.Event()
     with pytest.raises(ExceptionGroup) as caught:
-        asyncio.run(agent.serve_async("127.0.0.1:0", lambda _: fails.set()))
+        asyncio.run(losing(fails).serve_async("127.0.0.1:0", lambda _: fails.set()))
     assert isinstance(caught.value.exceptions[0], OSError)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Iterator
 
 from load import Ledger
@@ -29,11 +28,7 @@ async def cutting(data: bytes, writer: asyncio.StreamWriter) -> None:
 
 
 def trouble(stage: Stage, seconds: float) -> None:
-    for network in stage.networks.values():
-        network.to_agent = network.to_haproxy = cutting
-    time.sleep(seconds)
-    for network in stage.networks.values():
-        network.to_agent = network.to_haproxy = carry
+    stage.carry(seconds, cutting)
 
 
 def complaints(stage: Stage, ledger: Ledger) -> Iterator[str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Iterator
 
 from load import Ledger
@@ -23,11 +22,7 @@ async def slowly(data: bytes, writer: asyncio.StreamWriter) -> None:
 
 
 def trouble(stage: Stage, seconds: float) -> None:
-    for network in stage.networks.values():
-        network.to_agent = network.to_haproxy = slowly
-    time.sleep(seconds)
-    for network in stage.networks.values():
-        network.to_agent = network.to_haproxy = carry
+    stage.carry(seconds, slowly)
 
 
 def complaints(stage: Stage, ledger: Ledger) -> Iterator[str]:

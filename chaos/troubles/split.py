@@ -6,7 +6,6 @@ Expected: each answer is right.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 
 from load import Ledger
@@ -23,11 +22,7 @@ async def in_bytes(data: bytes, writer: asyncio.StreamWriter) -> None:
 
 
 def trouble(stage: Stage, seconds: float) -> None:
-    for network in stage.networks.values():
-        network.to_agent = network.to_haproxy = in_bytes
-    time.sleep(seconds)
-    for network in stage.networks.values():
-        network.to_agent = network.to_haproxy = carry
+    stage.carry(seconds, in_bytes)
 
 
 def complaints(stage: Stage, ledger: Ledger) -> Iterator[str]:

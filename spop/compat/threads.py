@@ -17,6 +17,7 @@ from typing import Any
 from spop.agent import Agent
 from spop.counters import new_row
 from spop.dispatch import Route
+from spop.outcome import Outcome, result_of
 from spop.server.executor import Executor
 
 SIZE = min(32, (os.cpu_count() or 1) + 4)
@@ -73,16 +74,14 @@ class Threads:
 
     async def run(self, function: Callable[[], Any]) -> Any:
         """Call `function` in a thread. What it returns or raises is this function's."""
-        ended: asyncio.Future[tuple[Any, BaseException | None]] = self._loop.create_future()
+        ended: asyncio.Future[Outcome] = self._loop.create_future()
         call = self.submit(function, lambda *result: ended.set_result(result))
         try:
-            returned, error = await ended  # As data: futures do not take every exception.
+            ran = await ended
         except asyncio.CancelledError:
             call.wanted = False
             raise
-        if error is not None:
-            raise error
-        return returned
+        return result_of(ran)
 
     def stop(self) -> None:
         """End the threads, each after its present call."""

@@ -21,7 +21,7 @@ from spop.errors import HandlerError
 from spop.frames import Message
 from spop.lifespan import use_state
 from spop.loop_life import LoopThread
-from spop.outcome import Outcome, outcome, outcome_of
+from spop.outcome import Outcome, outcome, outcome_of, result_of
 from spop.parameters import described
 from spop.server.orphans import end_with_parent
 
@@ -65,10 +65,7 @@ class Batcher:
         async def in_executor(messages: list[Message]) -> Any:
             made = functools.partial(call, messages)
             loop = asyncio.get_running_loop()
-            answers, error = await loop.run_in_executor(self._executor, outcome, made)
-            if error is not None:
-                raise error
-            return answers
+            return result_of(await loop.run_in_executor(self._executor, outcome, made))
 
         return in_executor
 
@@ -99,10 +96,7 @@ class Batcher:
             self._flush()
         elif len(self._waiting) == 1:
             self._timer = loop.call_later(self._batch.wait, self._flush)
-        answer, error = await waiting.outcome
-        if error is not None:
-            raise error
-        return answer
+        return result_of(await waiting.outcome)
 
     def _flush(self) -> None:
         if self._timer is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from spop.errors import HandlerError
 from spop.handlers import HandlerInfo
-from spop.outcome import Outcome, outcome_of
+from spop.outcome import Outcome, outcome_of, result_of
 from spop.server.in_hand import InHand, RunInThread, memory_of_call
 from spop.server.keeping import OF_CACHE, Keeper
 
@@ -91,7 +91,4 @@ class Flights:
 
 
 async def _wait_for(flight: asyncio.Task[Outcome]) -> Any:
-    answer, error = await asyncio.shield(flight)
-    if error is not None:
-        raise error
-    return answer
+    return result_of(await asyncio.shield(flight))

@@ -118,7 +118,7 @@ class Calls:
         # after a timeout.
         import asyncio
 
-        from spop.outcome import outcome
+        from spop.outcome import outcome, result_of
 
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._options.pool_size, "spop-calls")
@@ -133,10 +133,7 @@ class Calls:
 
         future = self._pool.submit(copy_context().run, outcome, call)
         future.add_done_callback(ended)
-        returned, error = await asyncio.wrap_future(future)
-        if error is not None:
-            raise error
-        return returned
+        return result_of(await asyncio.wrap_future(future))
 
     def _count_drop(self) -> None:
         self._cells[Cell.REJECTED] += 1
