@@ -140,17 +140,17 @@ def over_sockets(
 
 
 def sockets_table(found: dict[tuple[str, str, str], list[float]]) -> Iterator[str]:
-    columns = list(dict.fromkeys(key[1:] for key in found))
-    heads = [f"{exchange}, {load}" for exchange, load in columns]
-    yield f"| agent | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}"
-    for name in dict.fromkeys(name for name, _, _ in found):
+    """Few columns, so that a narrow window has them all."""
+    exchanges = list(dict.fromkeys(exchange for _, exchange, _ in found))
+    yield f"| agent | load | {' | '.join(exchanges)} |\n|---|---|{'---|' * len(exchanges)}"
+    for name, load in dict.fromkeys((name, load) for name, _, load in found):
         cells = []
-        for column in columns:
-            costs, yardstick = found[name, *column], found[SINK.name, *column]
+        for exchange in exchanges:
+            costs, yardstick = found[name, exchange, load], found[SINK.name, exchange, load]
             ratio = statistics.median(a / b for a, b in zip(costs, yardstick, strict=True))
             cost = f"{statistics.median(costs):.3g} µs, {ratio:.3g} ×"
             cells.append("fails" if math.isnan(sum(costs)) else cost)
-        yield f"| {name} | {' | '.join(cells)} |"
+        yield f"| {name} | {load} | {' | '.join(cells)} |"
 
 
 # --- behind HAProxy ---
@@ -198,11 +198,13 @@ def one_front(it: Running, port: int, pid: int, clients: int, seconds: float) ->
 
 
 def front_table(rows: list[tuple[str, int, str, Front]]) -> Iterator[str]:
-    yield "| HAProxy | clients | agent | requests/s | p50 | p99 | p99.9 | agent's CPU | HAProxy's CPU |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    """Few columns, so that a narrow window has them all."""
+    yield "| HAProxy, clients | agent | requests/s | p50, p99, p99.9 | CPU of agent, HAProxy |"
+    yield "|---|---|---|---|---|"
     for version, clients, name, front in rows:
-        times = " | ".join(f"{digits(each)} µs" for each in front[1:])
-        yield f"| {version} | {clients} | {name} | {front.rate:,.0f} | {times} |"
+        times = [f"{digits(each)} µs" for each in front[1:]]
+        cells = f"{front.rate:,.0f} | {'; '.join(times[:3])} | {'; '.join(times[3:])}"
+        yield f"| {version}, {clients} | {name} | {cells} |"
 
 
 def digits(value: float) -> str:
