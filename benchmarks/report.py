@@ -170,7 +170,9 @@ def without_growing() -> Iterator[str]:
 def in_instructions() -> Iterator[str]:
     """Instructions for each frame."""
     if cost.is_available():
-        yield cost.table(cost.instructions())
+        measured = cost.instructions()
+        cost.record(measured)
+        yield cost.table(measured)
     else:
         yield "valgrind is not installed."
     cost.plot(RESULTS / "history.svg")
