@@ -289,6 +289,18 @@ def history() -> Iterator[tuple[str, list[tuple[str, float]]]]:
             yield name, points
 
 
+def newest() -> dict[str, float]:
+    """The ratios of the commit that was recorded last with this very Python; empty if none was."""
+    with HISTORY.open() as file:
+        rows = [row for row in csv.DictReader(file) if row["python"] == platform.python_version()]
+    last = {
+        row["work"]: float(row["instructions"])
+        for row in rows
+        if row["commit"] == rows[-1]["commit"]
+    }
+    return {name: count / last[YARDSTICK] for name, count in last.items()}
+
+
 def plot(path: Path) -> None:
     """Each kind's ratio, from commit to commit."""
     from plots import save, subplots

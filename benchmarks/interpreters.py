@@ -70,11 +70,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
     options = parser.parse_args()
     frames.compile_c()
-    text = "\n".join(
-        report({interpreter_name(path): path for path in options.python}, options.seconds)
-    )
-    (HERE / "results" / "interpreters.md").write_text(text + "\n")
-    print(text)
+    lines = []
+    for line in report({interpreter_name(path): path for path in options.python}, options.seconds):
+        print(line, flush=True)
+        lines.append(line)
+    (HERE / "results" / "interpreters.md").write_text("\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":

@@ -29,16 +29,24 @@ LIMITS = {
     "connection": 310,
     "engine's event": 86,
 }
-"""Times the instructions of calling the handler alone, with the compiled codec. The last figures of CPython
-3.11 are in the history. With 3.13, where the handler's call is cheapest, they are up to a third higher. The
-limits leave a fifth above that, and half where threads of server, pool and client take turns."""
+"""Times the instructions of calling the handler alone, with the compiled codec and a Python that is not in the
+history. They are those of 3.13, where the handler's call is cheapest, and a fifth more, or half where threads of
+server, pool and client take turns."""
+ALONE = {"ping-pong", "1 argument", "6 arguments + 600 bytes", "HELLO"}
+TOLERANCES = {name: 1.15 if name in ALONE else 1.3 for name in LIMITS}
+"""Times what the history has last for the same Python."""
 
 
 @pytest.mark.skipif(not cost.is_available(), reason="valgrind is not installed")
 def test_instructions_for_each_frame() -> None:
     measured = cost.instructions()
     ratios = {name: count / measured[cost.YARDSTICK] for name, count in measured.items()}
-    assert all(ratios[name] <= limit for name, limit in LIMITS.items()), ratios
+    known = {
+        name: ratio * TOLERANCES[name] for name, ratio in cost.newest().items() if name in LIMITS
+    }
+    limits = LIMITS | known
+    over = {name: (ratios[name], limit) for name, limit in limits.items() if ratios[name] > limit}
+    assert over == {}
 
 
 def test_the_history_has_all_kinds_of_work() -> None:
