@@ -508,12 +508,16 @@ class Loop:
             events = READ
         if connection.wants_write:
             events |= WRITE
+        if events:
+            connection.full = False
+        elif not connection.protocol.stalled and not connection.full:
+            # A pass that ended early may have stopped the reading already, which does not count.
+            connection.full = True
+            self.cells[Cell.PAUSED_IN_FLIGHT] += 1
         if events == connection.fast_path.events:
             return
         if connection.unsent:
             self.cells[Cell.PAUSED_UNSENT] += 1
-        elif not events and not connection.protocol.stalled:
-            self.cells[Cell.PAUSED_IN_FLIGHT] += 1
         fd = connection.sock.fileno()
         if not events:
             self.poller.unregister(fd)
