@@ -295,7 +295,7 @@ class Loop:
         if self._woken or self._results or self.dispatcher.settled or self.dispatcher.left:
             return 0.0
         waits = timeout, self.timers.wait(), self._executor.patience
-        return min((wait for wait in waits if wait is not None), default=None)
+        return min([wait for wait in waits if wait is not None], default=None)
 
     def end(self) -> None:
         """Run no further round."""
