@@ -82,7 +82,7 @@ BUCKET_SHIFT = 10
 """Bucket N of a histogram counts run times below 2 ** (N + BUCKET_SHIFT) ns that are in no bucket
 before it. The last bucket counts all longer ones."""
 
-_STATUS_CELLS = {status: index for index, status in enumerate(Status)}
+_STATUS_CELLS = {status.value: index for index, status in enumerate(Status)}
 GAUGES = frozenset({Cell.QUEUED, Cell.RUNNING, Cell.ROUND_BEGAN, Cell.OLDEST_JOB})
 """Cells with a present value instead of a count."""
 _TIMES = (Cell.ROUND_BEGAN, Cell.OLDEST_JOB)
@@ -115,7 +115,7 @@ def new_row(routes: int) -> Cells:
 
 def status_cell(base: Cell, code: int) -> int:
     """The cell that counts DISCONNECTs with a status code (section 3.5)."""
-    return base + _STATUS_CELLS[Status.of(code)]
+    return base + _STATUS_CELLS.get(int(code), _STATUS_CELLS[Status.UNKNOWN.value])
 
 
 def observe(cells: Cells, base: int, nanoseconds: int) -> None:
@@ -298,7 +298,7 @@ class Totals:
         """Number of DISCONNECTs by sender, "agent" or "peer", and status code."""
         return {
             sender: {
-                str(int(status)): self.cells[base + index]
+                str(status): self.cells[base + index]
                 for status, index in _STATUS_CELLS.items()
             }
             for sender, base in (
