@@ -12,7 +12,7 @@ import functools
 import html
 import os
 import random
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from urllib.parse import quote
 from spop.engine.asynchronous import AsyncStream
 from spop.engine.blocking import BlockingStream
 from spop.engine.filter import Processing
-from spop.engine.stream import HeaderFields, IPAddress, Response, Stream
+from spop.engine.stream import HeaderFields, IPAddress, Request, Response, Stream
 from spop.web.header_lists import fields_of, names_of
 from spop.web.policy import Policy
 from spop.web.rules import (
@@ -63,6 +63,42 @@ class Reply(NamedTuple):
 INCOMPLETE_REQUEST = Reply(400, [_PLAIN, ("content-length", "0")], b"")
 """The reply to a client that did not send the body that it announced."""
 
+
+class ReceivedRequest(Request):
+    """A request whose header fields are made when something reads them, as few messages do.
+
+    Args:
+        source: what the server gave.
+        read: gives the header fields of `source`, in a list of its own.
+    """
+
+    __slots__ = ("_fields", "_read", "_source")
+
+    def __init__(
+        self,
+        method: str,
+        uri: str,
+        version: str,
+        source: Any,
+        read: Callable[[Any], HeaderFields],
+        body: bytes = b"",
+    ) -> None:
+        self.method, self.uri, self.version, self.body = method, uri, version, body
+        self._source, self._read = source, read
+        self._fields: HeaderFields | None = None
+        self._indexed = None, 0, {}
+
+    @property  # type: ignore[override]
+    def headers(self) -> HeaderFields:
+        if self._fields is None:
+            self._fields = self._read(self._source)
+        return self._fields
+
+    @headers.setter
+    def headers(self, fields: HeaderFields) -> None:
+        self._fields = fields
+
+
 Steps = Generator[Any, Processing | None, Reply | None]
 
 
@@ -83,7 +119,7 @@ class Transaction:
         self._context = context
         self.stream: Stream = context.stream
         self.failed: bool = False
-        self.changed: set[str] = set()
+        self.changed: frozenset[str] = frozenset()
 
     def request(self) -> Steps:
         """The steps before the application is called."""
@@ -93,7 +129,7 @@ class Transaction:
         """The steps before the response is sent to the client."""
         self.stream.response = response
         self.stream.variables.begin_response()
-        self.changed.clear()
+        self.changed = frozenset()
         return self._steps(self._policy.response_events, self._policy.http_response)
 
     def _steps(self, events: Sequence[str], rules: Sequence[Rule]) -> Steps:
@@ -145,7 +181,7 @@ class Transaction:
         if value is not None:
             headers.append((name, value))
         message.headers = headers
-        self.changed.add(name.lower())
+        self.changed |= {name.lower()}
 
     def _set_var(self, rule: SetVar) -> None:
         value = rule.expression.evaluate(self.stream)

@@ -10,12 +10,13 @@ from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvir
 
 from spop.engine import Engine
 from spop.engine.samples.types import raw, text
-from spop.engine.stream import HeaderFields, Request, Response, Stream, Tls
+from spop.engine.stream import HeaderFields, Response, Stream, Tls
 from spop.web.policy import MAX_BODY, Policy
 from spop.web.rules import Rule
 from spop.web.transaction import (
     INCOMPLETE_REQUEST,
     VARIABLES,
+    ReceivedRequest,
     Reply,
     Steps,
     Transaction,
@@ -98,21 +99,26 @@ class WSGIMiddleware:
             unique_id = new_unique_id()
             if key:
                 environ[key] = unique_id
+        request = ReceivedRequest(
+            environ["REQUEST_METHOD"],
+            _uri(environ),
+            http_version(environ.get("SERVER_PROTOCOL", "HTTP/1.1").partition("/")[2]),
+            environ.copy(),  # The application may change its own.
+            _headers,
+            body,
+        )
         stream = Stream(
-            source=address(environ.get("REMOTE_ADDR")),
-            source_port=_port(environ.get("REMOTE_PORT")),
-            destination=address(environ.get("SERVER_NAME")),
-            destination_port=_port(environ.get("SERVER_PORT")),
-            request=Request(
-                environ["REQUEST_METHOD"],
-                _uri(environ),
-                http_version(environ.get("SERVER_PROTOCOL", "HTTP/1.1").partition("/")[2]),
-                list(_headers(environ)),
-                body,
-            ),
-            tls=Tls() if environ.get("wsgi.url_scheme") == "https" else None,
-            variables=environ.get(VARIABLES),  # type: ignore[arg-type]
-            unique_id=_text(unique_id),
+            address(environ.get("REMOTE_ADDR")),
+            _port(environ.get("REMOTE_PORT")),
+            address(environ.get("SERVER_NAME")),
+            _port(environ.get("SERVER_PORT")),
+            None,
+            None,
+            request,
+            None,
+            Tls() if environ.get("wsgi.url_scheme") == "https" else None,
+            environ.get(VARIABLES),  # type: ignore[arg-type]
+            _text(unique_id),
         )
         return Transaction(self._policy, self._engine.stream(stream))
 
@@ -319,13 +325,14 @@ def _uri(environ: WSGIEnvironment) -> str:
     return f"{uri}?{_text(query)}" if query else uri
 
 
-def _headers(environ: WSGIEnvironment) -> Iterator[tuple[str, str]]:
-    for key, value in environ.items():
-        if key.startswith("HTTP_"):
-            yield key[5:].replace("_", "-").lower(), _text(value)
-    for name, key in _NOT_HTTP.items():
-        if environ.get(key):
-            yield name, _text(environ[key])
+def _headers(environ: WSGIEnvironment) -> HeaderFields:
+    fields = [
+        (key[5:].replace("_", "-").lower(), _text(value))
+        for key, value in environ.items()
+        if key.startswith("HTTP_")
+    ]
+    fields += [(name, _text(environ[key])) for name, key in _NOT_HTTP.items() if environ.get(key)]
+    return fields
 
 
 def _text(native: str) -> str:
