@@ -43,7 +43,7 @@ class AsyncStream(StreamContext):
         try:
             calls.pool.call(processing, processing.queued_at)
             if not processing.done:
-                await calls.waiter(processing, self._filter.deadline(processing))
+                await calls.waiter(processing, processing.started_at + self._filter.timeout)
         except SpopTimeoutError:
             calls.pool.abandon(processing)
             self._end(processing, EngineStatus.TIMEOUT)

@@ -78,7 +78,7 @@ class Processing(Exchange):
     def __init__(
         self, ids: tuple[int, int], messages: Sequence[Message], label: str, started_at: float
     ) -> None:
-        super().__init__(ids, messages)
+        Exchange.__init__(self, ids, messages)
         self.label: str = label
         self.started_at: float = started_at
         self.queued_at: float = monotonic()
@@ -265,6 +265,7 @@ class Filter:
     Attributes:
         rewritten: that HAProxy has no fragments, no async exchanges and no rates.
         events: the messages of each event that has some.
+        timeout: seconds of ``timeout processing``.
         permissions: the variables that the agent may set.
         stream_ids: the stream-ids of streams to come.
         nb_processed, nb_errors: number of processings, and of those that failed.
@@ -292,7 +293,9 @@ class Filter:
         self.rewritten: bool = rewritten
         self._refused = EngineStatus.PROTOCOL + Status.IO if rewritten else EngineStatus.RESOURCES
         self.permissions: Permissions = Permissions(config, variables, haproxy_version)
-        self._timeout = NEVER if config.processing_timeout is None else config.processing_timeout
+        self.timeout: float = (
+            NEVER if config.processing_timeout is None else config.processing_timeout
+        )
         self._maxerrrate = 0 if rewritten else config.maxerrrate
         self._errors = Rate(self._maxerrrate)
         self.begin_anew()
@@ -341,10 +344,6 @@ class Filter:
         context.frame_id += 1
         ids = context.stream_id, context.frame_id
         return Processing(ids, messages, occasion.label, started)
-
-    def deadline(self, processing: Processing) -> float:
-        """The end of ``timeout processing``, as `time.monotonic` gives the time."""
-        return processing.started_at + self._timeout
 
     # --- the end ---
 

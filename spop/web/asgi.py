@@ -1,4 +1,4 @@
-"""The ASGI middleware: makes a stream of ASGI's scope and messages, and awaits the steps."""
+"""The ASGI middleware: makes a stream of ASGI's scope and messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from spop.web.transaction import (
     VARIABLES,
     ReceivedRequest,
     Reply,
-    Steps,
     Transaction,
     address,
     http_version,
@@ -101,7 +100,7 @@ class ASGIMiddleware:
                 return
             transaction.stream.request.body = body  # type: ignore[union-attr]
             receive = received
-        reply = await _perform(transaction.request())
+        reply = await transaction.request()
         if reply is not None:
             await _send_reply(send, reply)
             return
@@ -131,7 +130,7 @@ class ASGIMiddleware:
         received = _Received(receive)
         if not await received.connect():
             return
-        reply = await _perform(transaction.request())
+        reply = await transaction.request()
         if reply is None:
             _copy_changed_headers(transaction, scope)
             await self.app(scope, received, send)
@@ -204,7 +203,7 @@ class ASGIMiddleware:
         )
         # The application may change its list.
         scope = {**scope, "headers": headers.copy(), VARIABLES: stream.variables}
-        return scope, Transaction(self._policy, self._engine().begin(stream))
+        return scope, Transaction(self._policy, stream, self._engine().begin(stream))
 
     def _unique_id(self, headers: list[tuple[bytes, bytes]]) -> str:
         """The unique-id of these header fields. It is added to them if it is missing."""
@@ -317,7 +316,7 @@ class _Responder:
     async def _decide(self) -> None:
         transaction = self._transaction
         self._response.body = bytes(self._body[: self._wait])
-        reply = await _perform(transaction.response(self._response))
+        reply = await transaction.response(self._response)
         self._decided = True
         held, self._held, self._body = self._held, [], bytearray()
         if reply is not None:
@@ -328,17 +327,6 @@ class _Responder:
             held[0] = {**held[0], "headers": _raw_headers(self._response.headers)}
         for message in held:
             await self._send(message)
-
-
-async def _perform(steps: Steps) -> Reply | None:
-    """Await the steps, one after the other."""
-    try:
-        step = next(steps)
-        while True:
-            step = steps.send(await step)
-    except StopIteration as end:
-        reply: Reply | None = end.value
-        return reply
 
 
 async def _send_reply(send: Send, reply: Reply, kind: str = "http.response") -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvironment
 
 from spop.engine import Engine
+from spop.engine.blocking import BlockingStream
+from spop.engine.filter import Processing
 from spop.engine.samples.types import raw, text
 from spop.engine.stream import HeaderFields, Response, Stream, Tls
 from spop.web.policy import MAX_BODY, Policy
@@ -16,9 +18,9 @@ from spop.web.rules import Rule
 from spop.web.transaction import (
     INCOMPLETE_REQUEST,
     VARIABLES,
+    Decision,
     ReceivedRequest,
     Reply,
-    Steps,
     Transaction,
     address,
     http_version,
@@ -82,7 +84,7 @@ class WSGIMiddleware:
                 return _start_reply(start_response, INCOMPLETE_REQUEST)
             body = read
         transaction = self._begin(environ, body)
-        reply = _perform(transaction.request())
+        reply = _done(transaction.request())
         if reply is not None:
             return _start_reply(start_response, reply)
         environ[VARIABLES] = transaction.stream.variables
@@ -120,7 +122,7 @@ class WSGIMiddleware:
             environ.get(VARIABLES),  # type: ignore[arg-type]
             _text(unique_id),
         )
-        return Transaction(self._policy, self._engine.stream(stream))
+        return Transaction(self._policy, stream, _Blocking(self._engine.stream(stream)))
 
 
 class _Input:
@@ -218,7 +220,7 @@ class _Responder:
             [(name, _text(value)) for name, value in headers],
             body[: self._body_wanted()],
         )
-        self._reply = _perform(transaction.response(response))
+        self._reply = _done(transaction.response(response))
         self._decided = True
         if self._reply is not None:
             _start_reply(self._start_response, self._reply)
@@ -253,15 +255,26 @@ class _Body:
         _close(self._result)
 
 
-def _perform(steps: Steps) -> Reply | None:
-    """Do the steps. Each one blocks until it is done."""
+class _Blocking(NamedTuple):
+    """A stream whose events are done when they are awaited."""
+
+    context: BlockingStream
+
+    async def event(self, event: str) -> Processing | None:
+        return self.context.event(event)
+
+    async def send_group(self, name: str) -> Processing | None:
+        return self.context.send_group(name)
+
+
+def _done(decision: Decision) -> Reply | None:
+    """What a coroutine gives that never waits."""
     try:
-        step = next(steps)
-        while True:
-            step = steps.send(step)
+        decision.send(None)
     except StopIteration as end:
         reply: Reply | None = end.value
         return reply
+    raise AssertionError("an event did not block")
 
 
 def _start_reply(start_response: StartResponse, reply: Reply) -> Iterable[bytes]:
