@@ -101,10 +101,11 @@ class Variables(MutableMapping[str, DecodedValue]):
         return None if name.startswith(over) else self._stream
 
     def __getitem__(self, name: str) -> DecodedValue:
-        value: DecodedValue = self.get(name, UNSET)
+        value = self.get(name, UNSET)
         if value is UNSET:
             raise KeyError(self._why_not(name))
-        return value
+        found: DecodedValue = value
+        return found
 
     def _why_not(self, name: str) -> str:
         if self.ignored and name in self.ignored:

@@ -30,6 +30,7 @@ Receive = Callable[[], Awaitable[ASGIMessage]]
 Send = Callable[[ASGIMessage], Awaitable[None]]
 ASGIApp = Callable[[ASGIScope, Receive, Send], Awaitable[None]]
 
+_SECURE = ("https", "wss")
 _TLS_VERSIONS = {0x301: "TLSv1", 0x302: "TLSv1.1", 0x303: "TLSv1.2", 0x304: "TLSv1.3"}
 
 
@@ -178,7 +179,7 @@ class ASGIMiddleware:
     def _begin(self, scope: ASGIScope) -> tuple[ASGIScope, Transaction]:
         """A copy of the scope for the application, and the transaction of the request."""
         headers = list(scope["headers"])
-        unique_id = self._unique_id(headers)
+        unique_id = self._unique_id(headers) if self._unique_id_header else new_unique_id()
         source, source_port = scope.get("client") or (None, 0)
         destination, destination_port = scope.get("server") or (None, 0)
         request = ReceivedRequest(
@@ -197,19 +198,18 @@ class ASGIMiddleware:
             None,
             request,
             None,
-            _tls(scope),
+            _tls(scope) if scope.get("scheme") in _SECURE else None,
             scope.get(VARIABLES),  # type: ignore[arg-type]
             unique_id,
         )
+        engine = self._engines.get(asyncio.get_running_loop()) or self._engine()
         # The application may change its list.
         scope = {**scope, "headers": headers.copy(), VARIABLES: stream.variables}
-        return scope, Transaction(self._policy, stream, self._engine().begin(stream))
+        return scope, Transaction(self._policy, stream, engine.begin(stream))
 
     def _unique_id(self, headers: list[tuple[bytes, bytes]]) -> str:
         """The unique-id of these header fields. It is added to them if it is missing."""
         wanted = self._unique_id_header
-        if not wanted:
-            return new_unique_id()
         unique_id = next((text(value) for name, value in headers if name == wanted), None)
         if unique_id is None:
             unique_id = new_unique_id()
@@ -360,10 +360,8 @@ def _raw_headers(headers: HeaderFields) -> list[tuple[bytes, bytes]]:
     return [(raw(name.lower()), raw(value)) for name, value in headers]
 
 
-def _tls(scope: ASGIScope) -> Tls | None:
+def _tls(scope: ASGIScope) -> Tls:
     """The TLS session, with details if the server has ASGI's TLS extension."""
-    if scope.get("scheme") not in ("https", "wss"):
-        return None
     known = (scope.get("extensions") or {}).get("tls") or {}
     return Tls(
         protocol=_TLS_VERSIONS.get(known.get("tls_version", 0)),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote
 
 from spop.engine.filter import Processing
-from spop.engine.stream import HeaderFields, IPAddress, Request, Response, Stream
+from spop.engine.stream import NOT_INDEXED, HeaderFields, IPAddress, Request, Response, Stream
 from spop.web.header_lists import fields_of, names_of
 from spop.web.policy import Policy
 from spop.web.rules import (
@@ -85,7 +85,7 @@ class ReceivedRequest(Request):
         self.method, self.uri, self.version, self.body = method, uri, version, body
         self._source, self._read = source, read
         self._fields: HeaderFields | None = None
-        self._indexed = None, 0, {}
+        self._indexed = NOT_INDEXED
 
     @property
     def headers(self) -> HeaderFields:
