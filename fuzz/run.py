@@ -1,6 +1,6 @@
 """Fuzzes each target for SECONDS, with sanitizers, and says how many executions that were.
 
-    python fuzz/run.py [--seconds SECONDS] [--every EVERY] [TARGET...]
+    python fuzz/run.py [--seconds SECONDS | --executions EXECUTIONS] [--every EVERY] [TARGET...]
 
 The first run makes `build/fuzz`: the extension, built by clang with the address and the
 undefined-behaviour sanitizer and with coverage, and a virtual environment with Atheris. It needs
@@ -32,7 +32,7 @@ PACKAGES = ("atheris>=3", "Cython>=3.1", "setuptools>=77", "click>=8.1", "dpkt>=
 # Cython adds 0 to NULL where a call has no keywords, so pointers alone are not checked for overflow.
 FLAGS = "-g1 -fno-omit-frame-pointer -fsanitize=address,undefined,fuzzer-no-link -fno-sanitize=pointer-overflow"
 OPTIONS = [
-    "-max_len=4096", "-timeout=30", "-print_final_stats=1", f"-dict={HERE / 'spop.dict'}",
+    "-max_len=4096", "-timeout=300", "-print_final_stats=1", f"-dict={HERE / 'spop.dict'}",
     "-entropic=0",  # To weigh inputs by how rare their branches are took four fifths of the time.
 ]  # fmt: skip
 
@@ -50,6 +50,7 @@ class Figures(NamedTuple):
 def main() -> int:
     parser = argparse.ArgumentParser(description="Fuzz spop with sanitizers.")
     parser.add_argument("--seconds", type=int, default=60, help="for each target; 60 by default")
+    parser.add_argument("--executions", type=int, help="for each target, in place of SECONDS")
     parser.add_argument(
         "--every",
         type=int,
@@ -63,8 +64,11 @@ def main() -> int:
         "| target | executions | with the twin in Python | a second | inputs kept |\n|---|---|---|---|---|"
     )
     total = compared = 0
+    limit = f"-max_total_time={options.seconds}"
+    if options.executions:
+        limit = f"-runs={options.executions}"
     for target in options.targets:
-        figures = fuzz(target, options.seconds, options.every)
+        figures = fuzz(target, limit, options.every)
         if figures is None:
             return 1
         print("|", " | ".join(map(str, figures)), "|", flush=True)
@@ -119,11 +123,11 @@ def sanitized(exact: bool) -> dict[str, str]:
     }
 
 
-def fuzz(target: str, seconds: int, every: int) -> Figures | None:
+def fuzz(target: str, limit: str, every: int) -> Figures | None:
     """Fuzz a target, then check what was kept. None: there was a finding, which is shown."""
     kept = BUILD / "corpus" / target
     kept.mkdir(parents=True, exist_ok=True)
-    fuzzed = _run(target, every, f"-max_total_time={seconds}", sanitized(exact=False))
+    fuzzed = _run(target, every, limit, sanitized(exact=False))
     if fuzzed is None:
         return None
     checked = _run(target, 1, "-runs=0", sanitized(exact=True))
