@@ -20,6 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import clients
+import cores
 import cost
 import engine
 import frames
@@ -92,10 +93,13 @@ def plot_ratios(figures: dict[str, dict[str, list[float]]], path: Path) -> None:
 
 
 def by_kind() -> Iterator[str]:
-    """Handler kinds, modes, threads, processes."""
+    """Handler kinds and modes."""
     yield kinds.table(kinds.measure(3, 0.4))
-    yield "\nA handler that has something to do:\n"
-    yield kinds.scale_table(kinds.scale(1.0))
+
+
+def of_cores() -> Iterator[str]:
+    """Processes, ports and threads, with a handler that works for 0.2 ms."""
+    yield cores.table({platform.python_version(): cores.measure()})
 
 
 def as_work_grows() -> Iterator[str]:
@@ -166,7 +170,9 @@ def without_growing() -> Iterator[str]:
 def in_instructions() -> Iterator[str]:
     """Instructions for each frame."""
     if cost.is_available():
-        yield cost.table(cost.instructions())
+        measured = cost.instructions()
+        cost.record(measured)
+        yield cost.table(measured)
     else:
         yield "valgrind is not installed."
     cost.plot(RESULTS / "history.svg")
@@ -174,7 +180,7 @@ def in_instructions() -> Iterator[str]:
 
 
 PARTS: tuple[Callable[[], Iterator[str]], ...] = (
-    micro, over_sockets, by_kind, as_work_grows, latencies, behind_haproxy, with_clients, of_clients, of_the_engine,
+    micro, over_sockets, by_kind, of_cores, as_work_grows, latencies, behind_haproxy, with_clients, of_clients, of_the_engine,
     of_the_middleware, of_ready_agents, beside_others, without_growing,
     in_instructions,
 )  # fmt: skip
@@ -212,7 +218,7 @@ def main() -> None:
     measured = page_tables.sections(path.read_text()) if path.exists() else {}
     for part in parts:
         print(f"{title(part)} …", flush=True)
-        if part not in (micro, by_kind, beside_others, latencies, without_growing):
+        if part not in (micro, by_kind, of_cores, beside_others, latencies, without_growing):
             pin(1)
         measured[title(part)] = "\n".join(["", when(), "", *part()])
         os.sched_setaffinity(0, PROCESSORS)

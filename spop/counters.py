@@ -78,6 +78,8 @@ OWN = 64
 ROUTES = OWN + MOST_METRICS
 ROUTE_CELLS = 32
 BUCKETS = ROUTE_CELLS - RouteCell.BUCKETS
+LINE = 8
+"""Cells of a cache line."""
 BUCKET_SHIFT = 10
 """Bucket N of a histogram counts run times below 2 ** (N + BUCKET_SHIFT) ns that are in no bucket
 before it. The last bucket counts all longer ones."""
@@ -109,8 +111,13 @@ def row_size(routes: int) -> int:
 
 
 def new_row(routes: int) -> Cells:
-    """A row that no other process sees."""
-    return memoryview(bytearray(8 * row_size(routes))).cast("q")
+    """A row that no other process sees.
+
+    No other row is on its cache lines: each thread of a free-threaded Python writes one all the time.
+    """
+    size = row_size(routes)
+    room = memoryview(bytearray(8 * (size + 2 * LINE))).cast("q")
+    return room[LINE : LINE + size]
 
 
 def status_cell(base: Cell, code: int) -> int:
