@@ -16,6 +16,8 @@ import setuptools
 from blocks import PAGES, ROOT, RUN, blocks
 from haproxy import version
 
+MAX_DRAWING = 76
+"""Characters of a line that a window of 1400 px shows without a scroll bar."""
 NAMESPACES = ["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--mount-proc"]
 WARNINGS = ["-W", "error", "-W", "ignore::ResourceWarning"]
 MAX_NOT_RUN = 12
@@ -88,6 +90,18 @@ def test_every_block_of_code_has_a_language() -> None:
         if block.language not in (*RUN, "text") and not block.example and "agents" not in page.parts
     ]
     assert unknown == []
+
+
+def test_a_drawing_is_no_wider_than_its_column() -> None:
+    wide = [
+        (name(page), block.line, line)
+        for page in PAGES
+        for block in blocks(page)
+        if block.language == "text" and "──" in block.text
+        for line in block.text.splitlines()
+        if len(line) > MAX_DRAWING
+    ]
+    assert wide == []
 
 
 def anchors(page: Path) -> set[str]:
