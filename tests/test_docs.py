@@ -153,6 +153,8 @@ def test_the_readme_of_an_index_page_has_no_relative_link(
     links = re.findall(r"]\(([^)]*)\)", given["long_description"])
     assert all(link.startswith("https://") for link in links)
     assert bool(links) == bool(home)
+    assert all(link.startswith(home) for link in given["project_urls"].values())
+    assert bool(given["project_urls"]) == bool(home)
 
 
 @pytest.mark.parametrize(
