@@ -16,7 +16,7 @@ import setuptools
 from blocks import PAGES, ROOT, RUN, blocks
 from haproxy import version
 
-MAX_DRAWING = 76
+MAX_DRAWING = 79
 """Characters of a line that a window of 1400 px shows without a scroll bar."""
 NAMESPACES = ["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--mount-proc"]
 WARNINGS = ["-W", "error", "-W", "ignore::ResourceWarning"]
