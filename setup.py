@@ -95,14 +95,28 @@ def extensions() -> list[Extension]:
     )
 
 
+def repository() -> str:
+    """The repository's address, which the one who builds a release knows: ``SPOP_REPOSITORY``."""
+    return os.environ.get("SPOP_REPOSITORY", "").rstrip("/")
+
+
+def links() -> dict[str, str]:
+    """What an index page shows beside the README."""
+    pages = {
+        "Source": "",
+        "Documentation": "/blob/main/docs/index.md",
+        "Changes": "/blob/main/CHANGELOG.md",
+    }
+    return {name: repository() + page for name, page in pages.items()} if repository() else {}
+
+
 def readme() -> str:
     """The README for an index page, where relative links lead nowhere.
 
     They lead to the repository that ``SPOP_REPOSITORY`` names. Without it they become plain text.
     """
     text = Path(__file__).with_name("README.md").read_text("utf-8")
-    home = os.environ.get("SPOP_REPOSITORY", "").rstrip("/")
-    if home:
+    if home := repository():
         text = re.sub(r"(!\[[^]]*]\()(?!\w+:|#)", rf"\1{home}/raw/main/", text)
         return re.sub(r"((?<!!)\[[^]]*]\()(?!\w+:|#)", rf"\1{home}/blob/main/", text)
     text = re.sub(r"!\[[^]]*]\((?!\w+:)[^)]*\)\n*", "", text)
@@ -114,4 +128,5 @@ setup(
     cmdclass={"build_ext": OptionalBuild},
     long_description=readme(),
     long_description_content_type="text/markdown",
+    project_urls=links(),
 )
