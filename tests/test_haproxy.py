@@ -15,7 +15,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
-from haproxy import HAProxy, Load, installed, version, wait_until
+from haproxy import HAProxy, Load, those, version, wait_until
 
 from spop import Ack, Agent, Message
 from spop.counters import Cell
@@ -279,7 +279,7 @@ def test_haproxys_reload_under_load_leaves_no_request_waiting(
     assert not [a for a in load.answers[-50:] if a in load.wrong]
 
 
-@pytest.mark.parametrize("haproxy_binary", [b for b in installed() if (1, 9) < version(b) < (3, 1)])
+@those((2, 0), below=(3, 1))
 def test_an_ack_reaches_haproxy_on_another_connection_of_its_engine(
     haproxy_binary: str, tmp_path: Path
 ) -> None:
