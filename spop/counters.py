@@ -305,8 +305,7 @@ class Totals:
         """Number of DISCONNECTs by sender, "agent" or "peer", and status code."""
         return {
             sender: {
-                str(status): self.cells[base + index]
-                for status, index in _STATUS_CELLS.items()
+                str(status): self.cells[base + index] for status, index in _STATUS_CELLS.items()
             }
             for sender, base in (
                 ("agent", Cell.DISCONNECTS_SENT),
