@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import socket
 import time
 from collections.abc import Callable
@@ -51,7 +52,7 @@ class Acceptor:
     def add(self, listener: socket.socket) -> None:
         """Accept connections of a listener."""
         if listener not in self._listeners:
-            self._listeners[listener] = 0.0
+            self._listeners[listener] = -math.inf
             self._register(listener)
 
     def remove(self, listener: socket.socket) -> None:
