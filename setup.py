@@ -43,13 +43,14 @@ class OptionalBuild(build_ext):
     """Builds what it can and says once what it could not."""
 
     def run(self) -> None:
+        self.is_for_developers = self.inplace or self.editable_mode  # `inplace` is 0 meanwhile.
         try:
             super().run()
         except Exception as error:
             self.announce_pure(error)
 
     def build_extension(self, ext: Extension) -> None:
-        if not self.inplace and not self.editable_mode:  # Symbols are for those who develop it.
+        if not self.is_for_developers:  # They need symbols.
             ext.extra_compile_args = [*ext.extra_compile_args, *SMALL]
             ext.extra_link_args = [*ext.extra_link_args, *STRIP.get(sys.platform, [])]
         super().build_extension(ext)
@@ -70,13 +71,14 @@ def extensions() -> list[Extension]:
     from Cython.Build import cythonize
 
     traced = bool(os.environ.get("SPOP_LINETRACE"))
+    unoptimized = traced or "-O0" in os.environ.get("CFLAGS", "")  # Ours come behind those.
 
     return cythonize(
         [
             Extension(
                 f"spop.{name.replace('/', '.')}",
                 [f"spop/{name}.pyx"],
-                extra_compile_args=["-O0" if traced else "-O3"],
+                extra_compile_args=["-O0" if unoptimized else "-O3"],
                 define_macros=[("CYTHON_TRACE_NOGIL", "1")] if traced else [],
             )
             for name in MODULES
