@@ -74,6 +74,7 @@ def extensions() -> list[Extension]:
     from Cython.Build import cythonize
 
     traced = bool(os.environ.get("SPOP_LINETRACE"))
+    unoptimized = traced or "-O0" in os.environ.get("CFLAGS", "")  # Ours come behind those.
 
     sources = {f"spop.{name.replace('/', '.')}": f"spop/{name}.pyx" for name in MODULES}
 
@@ -82,7 +83,7 @@ def extensions() -> list[Extension]:
             Extension(
                 name,
                 [source],
-                extra_compile_args=["-O0" if traced else "-O3"],
+                extra_compile_args=["-O0" if unoptimized else "-O3"],
                 define_macros=[("CYTHON_TRACE_NOGIL", "1")] if traced else [],
             )
             for name, source in (sources | {SHARED: "spop/_cython.c"}).items()

@@ -11,7 +11,7 @@ import itertools
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import IntEnum, auto
+from enum import IntEnum, auto, unique
 
 from spop.constants import Status
 from spop.metrics import MOST_METRICS, Description
@@ -20,6 +20,7 @@ Cells = memoryview
 """A row: a writable memoryview of format "q"."""
 
 
+@unique
 class Cell(IntEnum):
     """Cells of a row."""
 
