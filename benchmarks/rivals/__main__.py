@@ -164,7 +164,9 @@ def behind(
         for _ in range(rounds):
             for agent in all_agents:
                 with started(agent) as it, proxy(binary, it.port) as (version, port, pid):
-                    front = one_front(it, port, pid, clients, seconds)
+                    front = Front(*[math.nan] * len(Front._fields))
+                    with contextlib.suppress(subprocess.CalledProcessError):
+                        front = one_front(it, port, pid, clients, seconds)
                     found.setdefault(agent.name, []).append(front)
         for name, fronts in found.items():
             medians = Front(*(statistics.median(each) for each in zip(*fronts, strict=True)))
@@ -203,7 +205,7 @@ def front_table(rows: list[tuple[str, int, str, Front]]) -> Iterator[str]:
     for version, clients, name, front in rows:
         times = [f"{digits(each)} µs" for each in front[1:]]
         cells = f"{front.rate:,.0f} | {'; '.join(times[:3])} | {'; '.join(times[3:])}"
-        yield f"| {version}, {clients} | {name} | {cells} |"
+        yield f"| {version}, {clients} | {name} | {'fails | |' if math.isnan(sum(front)) else cells} |"
 
 
 def digits(value: float) -> str:
@@ -240,10 +242,12 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="in results/rivals.md")
     options = parser.parse_args()
     compile_c()
-    text = "\n".join(report(options))
-    print(text)
+    lines = []
+    for line in report(options):
+        print(line, flush=True)
+        lines.append(line)
     if options.keep:
-        (RESULTS / "rivals.md").write_text(f"# Rivals\n\n{text}\n")
+        (RESULTS / "rivals.md").write_text("\n".join(["# Rivals", "", *lines, ""]))
 
 
 if __name__ == "__main__":
