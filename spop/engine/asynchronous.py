@@ -41,7 +41,7 @@ class AsyncStream(StreamContext):
             return None
         calls = self._engine._calls
         try:
-            calls.pool.call(processing, processing.queued_at)
+            calls.submit(processing)
             if not processing.done:
                 await calls.waiter(processing, processing.started_at + self._filter.timeout)
         except SpopTimeoutError:
