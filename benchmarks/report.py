@@ -144,12 +144,12 @@ def of_clients() -> Iterator[str]:
 
 def of_the_engine() -> Iterator[str]:
     """The engine, against the agent in C."""
-    yield engine.table(list(engine.measure(seconds=0.5, rounds=2)))
+    yield engine.table(list(engine.measure()))
 
 
 def of_the_middleware() -> Iterator[str]:
     """What the middleware adds to a request."""
-    yield web.table(list(web.measure(seconds=0.5)))
+    yield web.table(list(web.measure()))
 
 
 def of_ready_agents() -> Iterator[str]:

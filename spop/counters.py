@@ -11,7 +11,7 @@ import itertools
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import IntEnum, auto
+from enum import IntEnum, auto, unique
 
 from spop.constants import Status
 from spop.metrics import MOST_METRICS, Description
@@ -20,6 +20,7 @@ Cells = memoryview
 """A row: a writable memoryview of format "q"."""
 
 
+@unique
 class Cell(IntEnum):
     """Cells of a row."""
 
@@ -84,7 +85,7 @@ BUCKET_SHIFT = 10
 """Bucket N of a histogram counts run times below 2 ** (N + BUCKET_SHIFT) ns that are in no bucket
 before it. The last bucket counts all longer ones."""
 
-_STATUS_CELLS = {status: index for index, status in enumerate(Status)}
+_STATUS_CELLS = {status.value: index for index, status in enumerate(Status)}
 GAUGES = frozenset({Cell.QUEUED, Cell.RUNNING, Cell.ROUND_BEGAN, Cell.OLDEST_JOB})
 """Cells with a present value instead of a count."""
 _TIMES = (Cell.ROUND_BEGAN, Cell.OLDEST_JOB)
@@ -122,7 +123,7 @@ def new_row(routes: int) -> Cells:
 
 def status_cell(base: Cell, code: int) -> int:
     """The cell that counts DISCONNECTs with a status code (section 3.5)."""
-    return base + _STATUS_CELLS[Status.of(code)]
+    return base + _STATUS_CELLS.get(int(code), _STATUS_CELLS[Status.UNKNOWN.value])
 
 
 def observe(cells: Cells, base: int, nanoseconds: int) -> None:
@@ -305,8 +306,7 @@ class Totals:
         """Number of DISCONNECTs by sender, "agent" or "peer", and status code."""
         return {
             sender: {
-                str(int(status)): self.cells[base + index]
-                for status, index in _STATUS_CELLS.items()
+                str(status): self.cells[base + index] for status, index in _STATUS_CELLS.items()
             }
             for sender, base in (
                 ("agent", Cell.DISCONNECTS_SENT),
