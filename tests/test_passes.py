@@ -7,6 +7,7 @@ import importlib
 import itertools
 import operator
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from wire import hello
 
 from spop import Agent, Client, Message, codec
 from spop.counters import Cell
+from spop.errors import HandlerError
 from spop.parameters import LEFT
 from spop.server import loop
 
@@ -206,3 +208,20 @@ def test_both_twins_of_the_port_leave_a_suspended_intake_to_the_loop(
         assert acks(engine.recv(4096)) == [1]
         path(1)  # It does not answer while the intake is suspended.
         assert intake.suspended
+
+
+def test_a_failing_message_takes_few_calls() -> None:
+    """A frame may have a thousand of them, and others wait until all have failed."""
+    agent = Agent()
+    agent.message("need")(lambda number: None)
+    error = HandlerError("message need: no argument number")
+    counts = []
+    for _ in range(50):  # Most of their lines are left out.
+        calls: list[str] = []
+        sys.setprofile(lambda frame, event, argument, calls=calls: calls.append(event))
+        try:
+            agent.failed("need", error)
+        finally:
+            sys.setprofile(None)
+        counts.append(calls.count("call") + calls.count("c_call"))
+    assert min(counts) < 50

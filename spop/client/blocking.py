@@ -250,7 +250,8 @@ class Client(ClientCore):
         with self._lock:
             if exchange.done:
                 return
-            self._send_all()
+            if self._to_send:
+                self._send_all()
             baton = None
             heir_leads = self._heir not in (None, exchange) and _may_be_interrupted()
             if self._leader is None and not heir_leads:
