@@ -78,7 +78,9 @@ class Client(ClientCore):
         with self._lock:
             if not self._started:
                 self._poller = new_poller()
-                self._release = weakref.finalize(self, self._poller.close)
+                release = weakref.finalize(self, self._poller.close)
+                release.atexit = False  # Daemon threads may ask until the process ends.
+                self._release = release
                 self._started = True
 
     # --- for callers ---

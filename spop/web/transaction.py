@@ -82,7 +82,10 @@ class ReceivedRequest(Request):
         read: Callable[[Any], HeaderFields],
         body: bytes = b"",
     ) -> None:
-        self.method, self.uri, self.version, self.body = method, uri, version, body
+        self.method: str = method
+        self.uri: str = uri
+        self.version: str = version
+        self.body: bytes = body
         self._source, self._read = source, read
         self._fields: HeaderFields | None = None
         self._indexed = NOT_INDEXED

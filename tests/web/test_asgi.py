@@ -404,6 +404,41 @@ def test_groups_are_sent_by_rules(serve: Callable[..., tuple[int, App]], waf: Wa
     assert [r["body"] for r in waf.responses] == [b"fine", b"a secret"]
 
 
+def test_without_rules_and_messages_of_responses_they_are_not_held_back(
+    serve: Callable[..., tuple[int, App]], waf: Waf
+) -> None:
+    port, _ = serve(
+        spoe={"events": False, "request": BODY}, http_request=[send_group("request"), DENIES]
+    )
+    assert ask(port, "POST", "/", b"fine").body == b"fine"
+    assert ask(port, "POST", "/", b"an attack").status == 403
+    assert waf.responses == []
+
+
+def handshake(engine: AsyncEngine, message: str) -> list[dict[str, Any]]:
+    """What is sent where a server that has no answers for WebSockets receives a message."""
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": message}
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    scope = {"type": "websocket", "path": "/", "query_string": b"", "headers": [], "scheme": "ws"}
+    middleware = ASGIMiddleware(App(engine), engine, http_request=[deny(403)], websockets=True)
+    asyncio.run(middleware(scope, receive, send))
+    return sent
+
+
+def test_a_denied_websocket_is_closed_where_the_server_has_no_answer_for_it(
+    make_engine: Callable[..., Any],
+) -> None:
+    engine = make_engine(AsyncEngine, events=False)
+    assert handshake(engine, "websocket.connect") == [{"type": "websocket.close"}]
+    assert handshake(engine, "websocket.disconnect") == []
+
+
 def test_variables_are_shared_with_the_application(
     serve: Callable[..., tuple[int, App]], waf: Waf
 ) -> None:
