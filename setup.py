@@ -78,6 +78,7 @@ def extensions() -> list[Extension]:
     from Cython.Build import cythonize
 
     traced = bool(os.environ.get("SPOP_LINETRACE"))
+    unoptimized = traced or "-O0" in os.environ.get("CFLAGS", "")  # Ours come behind those.
 
     sources = {f"spop.{name.replace('/', '.')}": f"spop/{name}.pyx" for name in MODULES}
 
@@ -86,7 +87,7 @@ def extensions() -> list[Extension]:
             Extension(
                 name,
                 [source],
-                extra_compile_args=["-O0" if traced else "-Os" if name in COLD else "-O3"],
+                extra_compile_args=["-O0" if unoptimized else "-Os" if name in COLD else "-O3"],
                 define_macros=[("CYTHON_TRACE_NOGIL", "1")] if traced else [],
             )
             for name, source in (sources | {SHARED: "spop/_cython.c"}).items()
@@ -99,14 +100,28 @@ def extensions() -> list[Extension]:
     )
 
 
+def repository() -> str:
+    """The repository's address, which the one who builds a release knows: ``SPOP_REPOSITORY``."""
+    return os.environ.get("SPOP_REPOSITORY", "").rstrip("/")
+
+
+def links() -> dict[str, str]:
+    """What an index page shows beside the README."""
+    pages = {
+        "Source": "",
+        "Documentation": "/blob/main/docs/index.md",
+        "Changes": "/blob/main/CHANGELOG.md",
+    }
+    return {name: repository() + page for name, page in pages.items()} if repository() else {}
+
+
 def readme() -> str:
     """The README for an index page, where relative links lead nowhere.
 
     They lead to the repository that ``SPOP_REPOSITORY`` names. Without it they become plain text.
     """
     text = Path(__file__).with_name("README.md").read_text("utf-8")
-    home = os.environ.get("SPOP_REPOSITORY", "").rstrip("/")
-    if home:
+    if home := repository():
         text = re.sub(r"(!\[[^]]*]\()(?!\w+:|#)", rf"\1{home}/raw/main/", text)
         return re.sub(r"((?<!!)\[[^]]*]\()(?!\w+:|#)", rf"\1{home}/blob/main/", text)
     text = re.sub(r"!\[[^]]*]\((?!\w+:)[^)]*\)\n*", "", text)
@@ -118,4 +133,5 @@ setup(
     cmdclass={"build_ext": OptionalBuild},
     long_description=readme(),
     long_description_content_type="text/markdown",
+    project_urls=links(),
 )

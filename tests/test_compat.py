@@ -785,6 +785,14 @@ def test_nothing_is_imported_before_the_script_does_it(tmp_path: Path) -> None:
         assert process.returncode == 0
 
 
+def test_the_codec_alone_is_replaced_while_the_script_imports_it(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import spoe_forge\nimport haproxyspoa.spoa_server\n")
+    with run("-m", "spop.compat", "--codec-only", str(script)) as process:
+        assert process.communicate(timeout=60)[1] == ""  # Nothing is left alone.
+        assert process.returncode == 0
+
+
 @pytest.mark.parametrize(
     "there, line",
     [

@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import setuptools
 
 ROOT = Path(__file__).parent.parent
 BUILD = "from setuptools import build_meta as b; import sys; b.{}(sys.argv[1])"
@@ -44,6 +45,26 @@ def test_an_sdist_is_whole_and_its_pure_wheel_small(sdist: Path, tmp_path: Path)
     wheel = build("build_wheel", source, tmp_path / "wheel")
     assert wheel.name.endswith("-py3-none-any.whl")
     check(sdist, wheel)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+@pytest.mark.parametrize("inplace", [True, False])
+def test_modules_that_are_built_in_place_keep_their_symbols(
+    inplace: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """perf and gdb need them. Those of wheels are stripped."""
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    monkeypatch.setenv("SPOP_PURE", "1")
+    build_ext = runpy.run_path(str(ROOT / "setup.py"))["OptionalBuild"]
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.c").write_text("static int add(int n) { return n + 1; } int (*pointer)(int) = add;")
+    extension = setuptools.Extension("tiny", ["tiny.c"])
+    build = build_ext(setuptools.Distribution({"name": "tiny", "ext_modules": [extension]}))
+    build.inplace, build.build_lib, build.build_temp = inplace, "lib", "temp"
+    build.ensure_finalized()
+    build.run()
+    (built,) = Path().glob("tiny.*.so") if inplace else Path("lib").glob("tiny.*.so")
+    assert (b"\0add\0" in built.read_bytes()) is inplace
 
 
 def test_an_sdist_has_each_file_of_the_repository(sdist: Path) -> None:
