@@ -47,10 +47,12 @@ $(VENV)/bench.stamp: $(VENV)/dev.stamp benchmarks/requirements.txt
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/demo.py
 
-# Everything with the codec that was built and, at the same time, what uses a twin with those in
-# Python. Most of the time of a test is waiting, so this takes half the time of one after the other.
+# Everything with the codec that was built, and what uses a twin with those in Python: in four
+# processes at the same time, as most of a test is waiting.
 test: $(VENV)/dev.stamp
-	$(BIN)/python ci/beside.py 'SPOP_PURE=1 $(BIN)/python -m pytest -q' '$(BIN)/python -m pytest -q'
+	$(BIN)/python ci/beside.py \
+		'SPOP_PURE=1 $(BIN)/python -m pytest -q --part 1/2' 'SPOP_PURE=1 $(BIN)/python -m pytest -q --part 2/2' \
+		'$(BIN)/python -m pytest -q --part 1/2' '$(BIN)/python -m pytest -q --part 2/2'
 
 # In less than a minute: what needs no process and no HAProxy, with the codec that was built.
 FAST := codec twins dispatch connection agent headers cache stream_state composition settings intake addresses mistakes public
