@@ -119,4 +119,4 @@ docs: $(VENV)/dev.stamp
 	SPOP_TEST_SITE=build/docs $(BIN)/python -m pytest -q tests/test_site.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info spop/*.so spop/*/*.so spop/_typed_data.c spop/_codec.c spop/_headers.c spop/_cache.c spop/_intake.c spop/_async_call.c spop/_route.c spop/_dispatch.c spop/_port.c spop/load/_acks.c spop/server/_alarm.c
+	rm -rf $(VENV) build dist *.egg-info spop/*.so spop/*/*.so spop/_typed_data.c spop/_codec.c spop/_headers.c spop/_cache.c spop/_intake.c spop/_async_call.c spop/_route.c spop/_dispatch.c spop/_port.c spop/_cython.c spop/load/_acks.c spop/server/_alarm.c

@@ -18,7 +18,7 @@ from spop.engine.variables import PROCESS
 hypothesis.settings.register_profile(
     "steady", max_examples=300, derandomize=True, deadline=None, database=None
 )
-hypothesis.settings.register_profile("search", max_examples=20_000, deadline=None)
+hypothesis.settings.register_profile("search", max_examples=3_000, deadline=None)
 hypothesis.settings.register_profile(
     "coverage", max_examples=20, derandomize=True, deadline=None, database=None
 )

@@ -11,6 +11,7 @@ import socket
 import stat
 import struct
 import threading
+import types
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -25,7 +26,8 @@ from spop.connection import AgentConnection, EngineConnection
 from spop.constants import Status
 from spop.counters import Cell, RouteCell
 from spop.frames import engine_digest
-from spop.server import Server
+from spop.poller import new_poller
+from spop.server import Server, accepting
 from spop.server.loop import Connection
 
 
@@ -103,6 +105,34 @@ def test_only_allowed_networks_may_connect(agent: Agent, networks: list[str], se
             with connect(server) as sock:
                 assert received(sock) == []
             assert count(server, Cell.REFUSED_NOT_ALLOWED) == 1
+
+
+@pytest.mark.parametrize(("often", "accepted"), [(0.0, 3), (3600.0, 1)])
+def test_connections_that_come_often_are_accepted_one_in_a_round(
+    often: float, accepted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accepting, "OFTEN", often)
+    poller, taken = new_poller(), []
+
+    def take(listener: socket.socket) -> bool:
+        taken.append(listener.accept()[0])
+        return True
+
+    with contextlib.ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        loop = types.SimpleNamespace(poller=poller, cells={})
+        accepting.Acceptor(loop, take).add(listener)  # type: ignore[arg-type]
+        for _ in range(4):
+            stack.enter_context(socket.create_connection(listener.getsockname(), 10))
+        poller.run(10)
+        assert len(taken) == 4, "the first time all that wait"
+        for _ in range(3):
+            stack.enter_context(socket.create_connection(listener.getsockname(), 10))
+        poller.run(10)
+        assert len(taken) == 4 + accepted
+        for sock in taken:
+            sock.close()
+    poller.close()
 
 
 def test_a_flood_of_connections_without_a_hello_ends_with_the_handshake_timeout(
@@ -332,11 +362,11 @@ def test_frames_over_the_in_flight_limit_are_left_in_the_socket(
             assert serves(server)
             assert server.connections()[0]["in_flight"] <= 2
             assert len(running) == 2
+            assert count(server, Cell.PAUSED_IN_FLIGHT) == 1
             opened.set()
             while protocol.waiting:
                 protocol.receive_data(sock.recv(4096))
         assert sorted(running) == list(range(10))
-        assert count(server, Cell.PAUSED_IN_FLIGHT) >= 1
 
 
 def test_a_slow_reader_is_not_read_from(agent: Agent) -> None:
