@@ -133,18 +133,23 @@ class Ends:
 
     def end(self, intake: Any, deferred: Any) -> None:
         """Run what a `Deferred` waits for and write its ACK."""
-        room = deferred.room - len(deferred.actions)
         for call in deferred.calls:
+            room = deferred.room - len(deferred.actions)
+            if call.values is None:
+                deferred.actions += self._without_call(call, room)
+                continue
             returned, error = self._result(call)
-            actions = self.dispatcher.result(call, returned, error, 0, room)
-            deferred.actions += bytes(actions)
-            room -= len(actions)
+            deferred.actions += bytes(self.dispatcher.result(call, returned, error, 0, room))
         self.dispatcher.acknowledge(intake, deferred, self)
         intake.in_flight -= 1
 
+    def _without_call(self, call: Any, room: int) -> bytes:
+        """What answers a message whose handler is not called, as `spop.server.exchange` has it."""
+        if call.kept is not None:
+            return bytes(self.dispatcher.fitting(call.route, call.kept, room))
+        return call.route.on_error if len(call.route.on_error) <= room else b""
+
     def _result(self, call: Any) -> tuple[Any, Exception | None]:
-        if call.values is None:
-            return None, LookupError("it has failed already")
         try:
             while call.begun is not None and not call.begun.done:
                 self._step(call.begun)

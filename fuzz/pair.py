@@ -8,6 +8,7 @@ import sys
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -71,6 +72,28 @@ def attempt(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
     except ProtocolError as error:
         return error
+
+
+@cache
+def _names(kind: type[Any]) -> list[str]:
+    return [each.name for each in fields(kind)]
+
+
+EXACT = (bytes, str, int, bool, float, type(None))
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    """Whether two outcomes are equal, as `plain` shows them, in a third of its time."""
+    kind = type(ours)
+    if kind is not type(theirs):
+        return bool(plain(ours) == plain(theirs))
+    if kind in EXACT:
+        return bool(ours == theirs)
+    if kind is list or kind is tuple:
+        return len(ours) == len(theirs) and all(map(same, ours, theirs))
+    if is_dataclass(kind):
+        return all(same(getattr(ours, name), getattr(theirs, name)) for name in _names(kind))
+    return bool(plain(ours) == plain(theirs))
 
 
 def plain(value: Any) -> Any:

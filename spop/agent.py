@@ -492,8 +492,8 @@ class Agent:
         if name not in self.handlers or users_part(error.__traceback__) is not None:
             return ""
         function = self.handlers[name].function
-        known = place_of(function) in text_of(error)
-        return "" if known else f", {described(function)}"
+        place = place_of(function)
+        return "" if place in text_of(error) else f", {described(function, place)}"
 
     def _log_without_handler(self, name: str) -> None:
         with self._errors_lock:

@@ -127,6 +127,28 @@ def test_what_is_no_list_is_garbage(text: str) -> None:
         networks.read_networks(text.encode().splitlines())
 
 
+def test_a_list_that_is_too_long_is_garbage_and_the_kept_one_counts(
+    tmp_path: Path, web: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("127.0.0.2\n")
+    web.text = "127.0.0.3\n"
+    sources = {"file": str(tmp_path / "file"), "feed": f"http://127.0.0.1:{web.port}/feed"}
+    networks.build(str(tmp_path / "index"), sources, 5.0)
+    monkeypatch.setattr(networks, "MOST_BYTES", 20)
+    (tmp_path / "file").write_text("127.0.0.4\n" * 3)
+    web.text, web.tag = "127.0.0.5\n" * 3, '"2"'
+    networks.build(str(tmp_path / "index"), sources, 5.0)
+    about = networks.Index.open(tmp_path / "index").about
+    assert [each["error"] for each in about.values()] == ["it has more than 20 bytes"] * 2
+    assert [each["networks"] for each in about.values()] == [1, 1]
+
+
+def test_there_are_no_more_lists_than_an_index_has_room_for() -> None:
+    source = NetworkList("http://a")
+    with pytest.raises(ValueError, match=r"^lists: there are "):
+        Settings(lists={str(n): source for n in range(networks.MOST_LISTS + 1)})
+
+
 def test_comments_further_words_and_a_few_bad_lines_are_passed_over() -> None:
     text = b"; a list\n\n 10.0.0.0/8 ; SBL1\n10.1.2.3/16,US,x\n2001:db8::/32 # doc\n" + b"x\n"
     of_4, of_6 = networks.read_networks([*text.splitlines(), *[b"192.0.2.1"] * 200])

@@ -231,6 +231,7 @@ class Model(RuleBasedStateMachine):
             self.world.rest()
 
 
+@pytest.mark.hypothesis
 def test_no_call_has_a_wrong_answer(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("CRITICAL")
     run_state_machine_as_test(

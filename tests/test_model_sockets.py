@@ -244,6 +244,7 @@ class Sockets(RuleBasedStateMachine):
             assert (counts.connections, counts.frames_in_hand) == (0, 0)
 
 
+@pytest.mark.hypothesis
 def test_real_sockets(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("CRITICAL")
     run_state_machine_as_test(

@@ -9,3 +9,10 @@ TARGETS = (
     "codec", "dispatcher", "intake", "acks", "headers", "server_connection", "client_connection",
     *WITHOUT_TWINS,
 )  # fmt: skip
+FOLLOWED = {
+    "server_connection": ("spop.connection", "spop.handshake"),
+    "client_connection": ("spop.connection", "spop.handshake"),
+    "capture": ("spop.cli.capture", "spop.cli.packets"),
+    "spoe_file": ("spop.engine.config", "spop.engine.samples.expression"),
+}
+"""The modules in Python whose branches guide the fuzzer, by target."""

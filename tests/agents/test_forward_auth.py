@@ -339,6 +339,12 @@ def test_the_only_key_needs_no_id(ask: Ask, keys: Any) -> None:
     assert ask(bearer(token(kid=None)), **options)["txn.allowed"] is True
 
 
+def test_a_token_is_the_whole_of_a_header_of_its_own(ask: Ask, keys: Any) -> None:
+    of_header = settings(keys(jwk(RSA_KEY)), algorithms=["RS256"], header="x-token")
+    assert ask({"x-token": token(RSA_KEY, "RS256")}, **of_header)["txn.allowed"]
+    assert not ask(bearer(token(RSA_KEY, "RS256")))["txn.allowed"]
+
+
 def test_claims_are_headers_of_the_application(ask: Ask, keys: Any) -> None:
     options = settings(keys(jwk(RSA_KEY)))
     options["jwt"].claims |= {"groups": "x-groups", "admin": "x-admin", "mail": "x-mail"}
@@ -452,6 +458,11 @@ def test_a_url_that_cannot_be_connected_to_is_refused(tmp_path: Path, url: str) 
     assert needed in said_of("forward_auth", tmp_path, f'url = "{url}"')
     keys = f'[settings.jwt]\nkeys = "{url}"\nissuer = "i"\naudience = ["a"]'
     assert needed in said_of("forward_auth", tmp_path, keys)
+
+
+def test_a_url_with_control_characters_is_refused(tmp_path: Path) -> None:
+    said = said_of("forward_auth", tmp_path, 'url = "http://a/\\u0001"')
+    assert ":4: settings.url: 'http://a/\\x01': " in said
 
 
 def test_the_header_of_tokens_has_a_headers_name(tmp_path: Path) -> None:

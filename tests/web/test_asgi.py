@@ -29,7 +29,9 @@ from servers import (
 )
 
 from spop.engine import AsyncEngine
+from spop.engine.stream import header_fields
 from spop.web import ASGIMiddleware, agent_failed, deny, send_group, set_header, set_var, var
+from spop.web.transaction import ReceivedRequest
 
 LIMIT = 1000
 DENIES = deny(when=var("txn.waf.action") == "deny")
@@ -76,6 +78,10 @@ class App:
     async def deaf(self, scope: Any, receive: Any, send: Any) -> None:
         await send(start())
         await send({"type": "http.response.body", "body": b"never read it"})
+
+    async def clears(self, scope: Any, receive: Any, send: Any) -> None:
+        scope["headers"].clear()
+        await self.whole(scope, receive, send)
 
     async def late(self, scope: Any, receive: Any, send: Any) -> None:
         await send(start())
@@ -398,6 +404,41 @@ def test_groups_are_sent_by_rules(serve: Callable[..., tuple[int, App]], waf: Wa
     assert [r["body"] for r in waf.responses] == [b"fine", b"a secret"]
 
 
+def test_without_rules_and_messages_of_responses_they_are_not_held_back(
+    serve: Callable[..., tuple[int, App]], waf: Waf
+) -> None:
+    port, _ = serve(
+        spoe={"events": False, "request": BODY}, http_request=[send_group("request"), DENIES]
+    )
+    assert ask(port, "POST", "/", b"fine").body == b"fine"
+    assert ask(port, "POST", "/", b"an attack").status == 403
+    assert waf.responses == []
+
+
+def handshake(engine: AsyncEngine, message: str) -> list[dict[str, Any]]:
+    """What is sent where a server that has no answers for WebSockets receives a message."""
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": message}
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    scope = {"type": "websocket", "path": "/", "query_string": b"", "headers": [], "scheme": "ws"}
+    middleware = ASGIMiddleware(App(engine), engine, http_request=[deny(403)], websockets=True)
+    asyncio.run(middleware(scope, receive, send))
+    return sent
+
+
+def test_a_denied_websocket_is_closed_where_the_server_has_no_answer_for_it(
+    make_engine: Callable[..., Any],
+) -> None:
+    engine = make_engine(AsyncEngine, events=False)
+    assert handshake(engine, "websocket.connect") == [{"type": "websocket.close"}]
+    assert handshake(engine, "websocket.disconnect") == []
+
+
 def test_variables_are_shared_with_the_application(
     serve: Callable[..., tuple[int, App]], waf: Waf
 ) -> None:
@@ -502,6 +543,28 @@ def test_variables_of_the_request_end_with_it(serve: Callable[..., tuple[int, Ap
     )
     answer = ask(port)
     assert (answer.header("x-req"), answer.header("x-txn")) == (None, "/")
+
+
+def test_header_fields_are_made_when_something_reads_them() -> None:
+    reads: list[object] = []
+
+    def read(source: object) -> list[tuple[str, str]]:
+        reads.append(source)
+        return [("host", "www.example.org")]
+
+    request = ReceivedRequest("GET", "/", "1.1", "what the server gave", read)
+    assert reads == []
+    assert header_fields(request, "host") == ["www.example.org"]
+    assert request.headers is request.headers
+    assert reads == ["what the server gave"]
+    request.headers = []
+    assert header_fields(request, "host") == ()
+
+
+def test_rules_read_the_request_as_it_came(serve: Callable[..., tuple[int, App]]) -> None:
+    """The application may change the list in its scope."""
+    port, _ = serve(spoe={"events": False}, http_response=[set_header("x-was", "%[req.hdr(x-is)]")])
+    assert dict(ask(port, target="/clears", headers={"x-is": "kept"}).headers)["x-was"] == "kept"
 
 
 @pytest.mark.parametrize("limit, told", [(4, 5), (LIMIT, 0)])

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from wsgiref.util import FileWrapper
+from wsgiref.util import FileWrapper, setup_testing_defaults
 from wsgiref.validate import validator
 
 import pytest
@@ -295,6 +295,18 @@ def test_both_sides_keep_to_the_specification(serve: Callable[..., int]) -> None
     assert ask(port, "GET", "/").body == b""
 
 
+def test_rules_read_the_request_as_it_came(serve: Callable[..., int]) -> None:
+    """The application may change its environ."""
+
+    def clears(environ: Environ, start_response: Any) -> Iterable[bytes]:
+        environ["HTTP_X_IS"] = "changed"
+        return echo(environ, start_response)
+
+    rules = [set_header("x-was", "%[req.hdr(x-is)]")]
+    port = serve(clears, spoe={"events": False}, http_response=rules)
+    assert dict(ask(port, headers={"x-is": "kept"}).headers)["X-Was"] == "kept"
+
+
 def test_exceptions_are_the_servers(serve: Callable[..., int]) -> None:
     raised: list[BaseException] = []
 
@@ -316,6 +328,26 @@ def test_exceptions_are_the_servers(serve: Callable[..., int]) -> None:
     port = serve(app, lambda middleware: waitress_serving(catching(middleware)))
     assert ask(port)[0::2] == (500, b"caught")
     assert str(raised[0]) == "of the application's own"
+
+
+def test_the_result_of_an_application_that_fails_amid_it_is_closed(
+    make_engine: Callable[..., Any],
+) -> None:
+    closed: list[bool] = []
+
+    class Fails:
+        def __iter__(self) -> Iterator[bytes]:
+            raise ZeroDivisionError("before it has begun")
+
+        def close(self) -> None:
+            closed.append(True)
+
+    middleware = WSGIMiddleware(lambda environ, start_response: Fails(), make_engine(Engine))
+    environ: Environ = {}
+    setup_testing_defaults(environ)
+    with pytest.raises(ZeroDivisionError):
+        middleware(environ, lambda *started: lambda data: None)
+    assert closed == [True]
 
 
 def test_groups_and_variables(serve: Callable[..., int], waf: Waf) -> None:
