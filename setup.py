@@ -35,6 +35,9 @@ DIRECTIVES = {
     "freethreading_compatible": True,
 }
 
+SHARED = "spop._cython"
+"""A module with what Cython would add to each of the others. They use none of its memoryviews."""
+
 SMALL = ["-g0", "-fno-asynchronous-unwind-tables"]
 STRIP = {"linux": ["-Wl,-s"], "darwin": ["-Wl,-S,-x"]}
 
@@ -43,13 +46,14 @@ class OptionalBuild(build_ext):
     """Builds what it can and says once what it could not."""
 
     def run(self) -> None:
+        self.is_for_development = self.inplace or self.editable_mode  # setuptools resets `inplace`.
         try:
             super().run()
         except Exception as error:
             self.announce_pure(error)
 
     def build_extension(self, ext: Extension) -> None:
-        if not self.inplace and not self.editable_mode:  # Symbols are for those who develop it.
+        if not self.is_for_development:  # It keeps its symbols.
             ext.extra_compile_args = [*ext.extra_compile_args, *SMALL]
             ext.extra_link_args = [*ext.extra_link_args, *STRIP.get(sys.platform, [])]
         super().build_extension(ext)
@@ -70,21 +74,41 @@ def extensions() -> list[Extension]:
     from Cython.Build import cythonize
 
     traced = bool(os.environ.get("SPOP_LINETRACE"))
+    unoptimized = traced or "-O0" in os.environ.get("CFLAGS", "")  # Ours come behind those.
+
+    sources = {f"spop.{name.replace('/', '.')}": f"spop/{name}.pyx" for name in MODULES}
 
     return cythonize(
         [
             Extension(
-                f"spop.{name.replace('/', '.')}",
-                [f"spop/{name}.pyx"],
-                extra_compile_args=["-O0" if traced else "-O3"],
+                name,
+                [source],
+                extra_compile_args=["-O0" if unoptimized else "-O3"],
                 define_macros=[("CYTHON_TRACE_NOGIL", "1")] if traced else [],
             )
-            for name in MODULES
+            for name, source in (sources | {SHARED: "spop/_cython.c"}).items()
         ],
         compiler_directives=DIRECTIVES | {"linetrace": traced},
+        shared_utility_qualified_name=SHARED,
+        shared_utility_features_disabled=["MemoryView"],
         annotate=bool(os.environ.get("SPOP_ANNOTATE")),
         quiet=True,
     )
+
+
+def repository() -> str:
+    """The repository's address, which the one who builds a release knows: ``SPOP_REPOSITORY``."""
+    return os.environ.get("SPOP_REPOSITORY", "").rstrip("/")
+
+
+def links() -> dict[str, str]:
+    """What an index page shows beside the README."""
+    pages = {
+        "Source": "",
+        "Documentation": "/blob/main/docs/index.md",
+        "Changes": "/blob/main/CHANGELOG.md",
+    }
+    return {name: repository() + page for name, page in pages.items()} if repository() else {}
 
 
 def readme() -> str:
@@ -93,8 +117,7 @@ def readme() -> str:
     They lead to the repository that ``SPOP_REPOSITORY`` names. Without it they become plain text.
     """
     text = Path(__file__).with_name("README.md").read_text("utf-8")
-    home = os.environ.get("SPOP_REPOSITORY", "").rstrip("/")
-    if home:
+    if home := repository():
         text = re.sub(r"(!\[[^]]*]\()(?!\w+:|#)", rf"\1{home}/raw/main/", text)
         return re.sub(r"((?<!!)\[[^]]*]\()(?!\w+:|#)", rf"\1{home}/blob/main/", text)
     text = re.sub(r"!\[[^]]*]\((?!\w+:)[^)]*\)\n*", "", text)
@@ -106,4 +129,5 @@ setup(
     cmdclass={"build_ext": OptionalBuild},
     long_description=readme(),
     long_description_content_type="text/markdown",
+    project_urls=links(),
 )

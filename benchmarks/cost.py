@@ -7,7 +7,7 @@ them the process calls `getppid`, where valgrind begins to count anew. Instructi
 interpreter's build, so they are given as a ratio to a yardstick in the same interpreter: calling the
 benchmark's handler itself, with an address that is there already, and throwing away what it returns.
 
-``--record`` adds the figures to `HISTORY`, from which `plot` shows how they went.
+``--record`` adds the figures to `HISTORY`, as the report does, and `plot` shows how they went.
 """
 
 from __future__ import annotations
@@ -260,13 +260,14 @@ def table(measured: dict[str, float]) -> str:
 
 
 def record(measured: dict[str, float]) -> None:
-    """Add a line for each kind to `HISTORY`."""
+    """Add a line for each kind to `HISTORY`, in place of those of this commit and Python."""
     commit = subprocess.run(
         ["git", "log", "-1", "--format=%cs,%h"], capture_output=True, text=True, cwd=HERE
     ).stdout.strip()
-    with HISTORY.open("a") as file:
-        for name, count in measured.items():
-            print(f'{commit},{platform.python_version()},"{name}",{count:.0f}', file=file)
+    key = f"{commit},{platform.python_version()},"
+    lines = [line for line in HISTORY.read_text().splitlines() if not line.startswith(key)]
+    lines += [f'{key}"{name}",{count:.0f}' for name, count in measured.items()]
+    HISTORY.write_text("\n".join(lines) + "\n")
 
 
 def history() -> Iterator[tuple[str, list[tuple[str, float]]]]:

@@ -33,6 +33,7 @@ class Exchange(NamedTuple):
     depth: int
     payload: str
     frames: int
+    connections: int = CONNECTIONS
 
 
 class Agent(NamedTuple):
@@ -45,6 +46,7 @@ class Agent(NamedTuple):
 
 EXCHANGES = (
     Exchange("ping-pong", 1, "small", 200_000),
+    Exchange("one connection, one frame", 1, "small", 50_000, connections=1),
     Exchange("20 in flight", 20, "small", 1_000_000),
     Exchange("20 in flight, 6 arguments + 600 bytes", 20, "web", 1_000_000),
     Exchange("100 in flight", 100, "small", 2_000_000),
@@ -158,7 +160,7 @@ def started(agent: Agent) -> Iterator[Running]:
 
 
 def load(port: int, exchange: Exchange, frames: int) -> None:
-    command = [str(BUILD / "load"), "127.0.0.1", str(port), str(CONNECTIONS)]
+    command = [str(BUILD / "load"), "127.0.0.1", str(port), str(exchange.connections)]
     command += [str(exchange.depth), str(frames), exchange.payload]
     subprocess.run(
         command, check=True, stdout=subprocess.DEVNULL, preexec_fn=lambda: pin(1), timeout=120

@@ -6,7 +6,8 @@ The load is open: frames fall due at a fixed rate, and one that has to wait coun
 is in C and never sleeps, as one in Python would be what is slow in its slowest hundredth. A
 second one has handlers sleep all the time, as slow neighbours: a blocking one for half a second or
 for 50 ms, or 200 a second for 50 ms, half of them blocking and half of them async. It disturbs the
-first too, so the agent in C is measured beside it as well, which answers at once. What saturates is found first, for the agent in Python; both get half of that.
+first too, so the agent in C is measured beside it as well, which answers at once.
+What saturates is found first, for the agent in Python; both get half of that.
 """
 
 from __future__ import annotations
@@ -99,14 +100,21 @@ def _undisturbed(results: list[dict[str, Any]], quantile: str) -> float:
 
 
 def table(rate: float, found: dict[str, tuple[float, ...]]) -> str:
+    """The ratios are of p99 and of p99.9."""
     lines = [f"{rate:,.0f} frames a second.\n"]
-    lines += ["| agent | p50 | p99 | p99.9 | p99 / C |", "|---|---|---|---|---|"]
-    yardsticks = [p99 for _, p99, _ in found.values()][: 1 + len(BESIDE)] * 2
-    lines += [
-        f"| {name} | {p50:.0f} µs | {p99:.0f} µs | {p999:.0f} µs | {p99 / yardstick:.2f} × |"
-        for (name, (p50, p99, p999)), yardstick in zip(found.items(), yardsticks, strict=True)
-    ]
+    lines += ["| agent | p50 | p99 | p99.9 | to C beside the same | to C alone |"]
+    lines += ["|---|---|---|---|---|---|"]
+    alone, *_ = yardsticks = list(found.values())[: 1 + len(BESIDE)]
+    for (name, figures), beside in zip(found.items(), yardsticks * 2, strict=True):
+        times = " | ".join(f"{figure:.0f} µs" for figure in figures)
+        lines.append(
+            f"| {name} | {times} | {_ratios(figures, beside)} | {_ratios(figures, alone)} |"
+        )
     return "\n".join(lines)
+
+
+def _ratios(figures: tuple[float, ...], yardstick: tuple[float, ...]) -> str:
+    return "; ".join(f"{a / b:.2f} ×" for a, b in zip(figures[1:], yardstick[1:], strict=True))
 
 
 if __name__ == "__main__":

@@ -14,12 +14,14 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import clients
+import cores
 import cost
 import engine
 import frames
@@ -57,9 +59,9 @@ def micro() -> Iterator[str]:
         groups.setdefault(each["group"] or each["name"], []).append(row)
     yield "| what | implementation | time | ratio |\n|---|---|---|---|"
     for group, rows in groups.items():
-        fastest = min(time for _, time in rows)
-        for name, time in sorted(rows, key=lambda row: row[1]):
-            yield f"| {group} | {name} | {time:.3g} µs | {time / fastest:.1f} × |"
+        fastest = min(took for _, took in rows)
+        for name, took in sorted(rows, key=lambda row: row[1]):
+            yield f"| {group} | {name} | {took:.3g} µs | {took / fastest:.1f} × |"
 
 
 def over_sockets() -> Iterator[str]:
@@ -92,10 +94,13 @@ def plot_ratios(figures: dict[str, dict[str, list[float]]], path: Path) -> None:
 
 
 def by_kind() -> Iterator[str]:
-    """Handler kinds, modes, threads, processes."""
+    """Handler kinds and modes."""
     yield kinds.table(kinds.measure(3, 0.4))
-    yield "\nA handler that has something to do:\n"
-    yield kinds.scale_table(kinds.scale(1.0))
+
+
+def of_cores() -> Iterator[str]:
+    """Processes, ports and threads, with a handler that works for 0.2 ms."""
+    yield cores.table({platform.python_version(): cores.measure()})
 
 
 def as_work_grows() -> Iterator[str]:
@@ -139,12 +144,12 @@ def of_clients() -> Iterator[str]:
 
 def of_the_engine() -> Iterator[str]:
     """The engine, against the agent in C."""
-    yield engine.table(list(engine.measure(seconds=0.5, rounds=2)))
+    yield engine.table(list(engine.measure()))
 
 
 def of_the_middleware() -> Iterator[str]:
     """What the middleware adds to a request."""
-    yield web.table(list(web.measure(seconds=0.5)))
+    yield web.table(list(web.measure()))
 
 
 def of_ready_agents() -> Iterator[str]:
@@ -155,6 +160,10 @@ def of_ready_agents() -> Iterator[str]:
 def beside_others() -> Iterator[str]:
     """Beside peers that misbehave."""
     yield neighbours.table(list(neighbours.measure(exchanges=5000, rounds=1)))
+
+
+def of_passes() -> Iterator[str]:
+    """The longest pass."""
     yield passes.table()
 
 
@@ -166,7 +175,9 @@ def without_growing() -> Iterator[str]:
 def in_instructions() -> Iterator[str]:
     """Instructions for each frame."""
     if cost.is_available():
-        yield cost.table(cost.instructions())
+        measured = cost.instructions()
+        cost.record(measured)
+        yield cost.table(measured)
     else:
         yield "valgrind is not installed."
     cost.plot(RESULTS / "history.svg")
@@ -174,8 +185,8 @@ def in_instructions() -> Iterator[str]:
 
 
 PARTS: tuple[Callable[[], Iterator[str]], ...] = (
-    micro, over_sockets, by_kind, as_work_grows, latencies, behind_haproxy, with_clients, of_clients, of_the_engine,
-    of_the_middleware, of_ready_agents, beside_others, without_growing,
+    micro, over_sockets, by_kind, of_cores, as_work_grows, latencies, behind_haproxy, with_clients, of_clients, of_the_engine,
+    of_the_middleware, of_ready_agents, beside_others, of_passes, without_growing,
     in_instructions,
 )  # fmt: skip
 
@@ -206,22 +217,28 @@ def main() -> None:
     parts = [part for part in PARTS if not sys.argv[1:] or part.__name__ in sys.argv[1:]]
     if len(parts) < len(sys.argv[1:]):
         sys.exit(f"the parts: {', '.join(part.__name__ for part in PARTS)}")
+    began = time.monotonic()
     frames.compile_c()
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "report.md"
     measured = page_tables.sections(path.read_text()) if path.exists() else {}
     for part in parts:
-        print(f"{title(part)} …", flush=True)
-        if part not in (micro, by_kind, beside_others, latencies, without_growing):
+        print(f"{time.monotonic() - began:3.0f} s: {title(part)} …", flush=True)
+        if part not in (micro, by_kind, of_cores, beside_others, latencies, without_growing):
             pin(1)
         measured[title(part)] = "\n".join(["", when(), "", *part()])
         os.sched_setaffinity(0, PROCESSORS)
+        write(measured, path)
+    print(f"{time.monotonic() - began:3.0f} s: written to {path}")
+    page_tables.main()
+
+
+def write(measured: dict[str, str], path: Path) -> None:
+    """After each part, as a later one may fail."""
     wanted = [title(part) for part in PARTS if title(part) in measured]
     sections = ["# Benchmarks", "\n".join(machine())]
     sections += [f"## {each}\n{measured[each].rstrip()}" for each in wanted]
     path.write_text("\n\n".join(sections) + "\n")
-    print(f"written to {path}")
-    page_tables.main()
 
 
 def title(part: Callable[[], Iterator[str]]) -> str:

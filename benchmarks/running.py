@@ -58,13 +58,28 @@ def _lines(path: Path) -> list[str]:
     return []
 
 
-def spop_command(port: int, *options: str, target: str = "spop_agent.py") -> list[str]:
+def spop_command(
+    port: int,
+    *options: str,
+    target: str = "spop_agent.py",
+    ports: int = 1,
+    python: str = sys.executable,
+) -> list[str]:
     """``spop serve`` with one of the benchmark's agents, or ``MODULE:agent``."""
+    address = f"127.0.0.1:{port}" + (f"-{port + ports - 1}" if ports > 1 else "")
     return [
-        sys.executable, "-m", "spop", "serve",
+        python, "-m", "spop", "serve",
         target if ":" in target else f"{HERE / 'agents' / target}:agent",
-        "--bind", f"127.0.0.1:{port}", "--log-level", "error", *options,
+        "--bind", address, "--log-level", "error", *options,
     ]  # fmt: skip
+
+
+def interpreter_name(python: str) -> str:
+    """Its version, and what is special about it."""
+    what = "platform.python_version() + ', free-threaded' * bool(get_config_var('Py_GIL_DISABLED'))"
+    code = f"import platform; from sysconfig import get_config_var; print({what})"
+    shown = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    return shown.stdout.strip()
 
 
 def sink_command(port: int) -> list[str]:
@@ -100,6 +115,16 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         port: int = sock.getsockname()[1]
         return port
+
+
+def free_ports(count: int) -> int:
+    """The first of several free ports in a row."""
+    while True:
+        first = free_port()
+        with contextlib.suppress(OSError, OverflowError), contextlib.ExitStack() as stack:
+            for number in range(count):
+                stack.enter_context(socket.create_server(("127.0.0.1", first + number)))
+            return first
 
 
 def pin(*processors: int) -> None:

@@ -16,7 +16,7 @@ gnu) target=$processor-linux-gnu.2.28 platform=manylinux_2_28_$processor ;;
 musl) target=$processor-linux-musl platform=musllinux_1_2_$processor ;;
 esac
 "$python" -m venv "$work/venv"
-"$work/venv/bin/pip" install -q 'setuptools>=77' 'Cython>=3.1' wheel ziglang
+"$work/venv/bin/pip" install -q 'setuptools>=77' 'Cython>=3.3' wheel ziglang
 git -C "$source" ls-files -z | (cd "$source" && xargs -0 cp --parents -t "$work" 2>/dev/null) || true
 tag=$("$python" -c 'import sys; print(f"{sys.version_info[0]}{sys.version_info[1]}")')
 

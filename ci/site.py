@@ -10,6 +10,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,12 @@ from spop.options import Options
 PAGES = Path(__file__).parent.parent / "docs"
 MADE = re.compile(r"^<!-- made: (\w+)(?: (\S+))? -->$", re.MULTILINE)
 
-EXAMPLE = re.compile(r"^<!-- \w+: (/etc/\S+)[^\n]* -->\n```\w*$", re.MULTILINE)
-"""The head of a whole file of an example. Its reader sees its path."""
+ROW = re.compile(r"^\|.*", re.MULTILINE)
+UNIT = re.compile(r"(?<=\d) (?=µs|×|%|MiB|MB)")
+"""What stands between a figure of a table and its unit."""
+
+EXAMPLE = re.compile(r"^<!-- \w+: (/etc/\S+)(?: (\w+) ([\d.]+))? -->\n```(\w*)$", re.MULTILINE)
+"""The head of a whole file of an example. Its reader sees its path, and the versions that it is for."""
 
 
 def on_config(config: Any) -> Any:
@@ -59,7 +64,14 @@ def _with_pages(nav: list[Any], listed: set[str]) -> Iterator[Any]:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by mkdocs with the text of each page."""
     text = MADE.sub(lambda found: MAKERS[found[1]](found[2] or ""), markdown)
-    return EXAMPLE.sub(r'```haproxy title="\1"', text)
+    text = ROW.sub(lambda found: UNIT.sub("\N{NO-BREAK SPACE}", found[0]), text)
+    return EXAMPLE.sub(_titled, text)
+
+
+def _titled(found: re.Match[str]) -> str:
+    path, bound, version, language = found.groups()
+    versions = {"since": f" – HAProxy {version} and later", "until": f" – up to HAProxy {version}"}
+    return f'```{language or "haproxy"} title="{path}{versions.get(bound, "")}"'
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -141,6 +153,20 @@ def enum(name: str) -> str:
     return table(("number", "name"), ((str(int(m)), f"`{m.name}`") for m in members))
 
 
+def api(argument: str) -> str:
+    """The public names of a module, from their docstrings: those that no package above it has.
+
+    What stands behind a colon comes first.
+    """
+    name, _, first = argument.partition(":")
+    parts = name.split(".")
+    above = [import_module(".".join(parts[:length])) for length in range(1, len(parts))]
+    known = {each for package in above for each in package.__all__}
+    listed = dict.fromkeys([*filter(None, first.split(",")), *import_module(name).__all__])
+    names = [each for each in listed if each not in known]
+    return "\n\n".join(f"::: {name}.{each}" for each in names)
+
+
 def file(path: str) -> str:
     """A file of Python, as a block. `ruff format` would take the line of a snippet for code."""
     return f'```python title="{path}"\n{(PAGES.parent / path).read_text()}```'
@@ -159,5 +185,5 @@ def new(path: str) -> str:
 
 
 MAKERS: dict[str, Callable[[str], str]] = {
-    "options": options, "file": file, "commands": commands, "enum": enum, "new": new,
+    "api": api, "options": options, "file": file, "commands": commands, "enum": enum, "new": new,
 }  # fmt: skip

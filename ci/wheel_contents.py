@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-LARGEST = 1024 * 1024
+LARGEST = 1_000_000
 """Bytes of a wheel."""
 
 SDIST_HAS = (

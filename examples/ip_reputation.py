@@ -7,7 +7,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 
 from spop import Agent
 
-BAD_NETWORKS = [ip_network(text) for text in ("192.0.2.0/24", "2001:db8::/32", "127.0.0.66/32")]
+BAD = ["192.0.2.0/24", "2001:db8::/32", "127.0.0.66/32"]
+BAD_NETWORKS = [ip_network(text) for text in BAD]
 
 agent = Agent(name="ip-reputation")
 

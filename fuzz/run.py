@@ -28,7 +28,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 BUILD = ROOT / "build" / "fuzz"
 PYTHON = BUILD / "venv" / "bin" / "python"
-PACKAGES = ("atheris>=3", "Cython>=3.1", "setuptools>=77", "click>=8.1", "dpkt>=1.9.8")
+PACKAGES = ("atheris>=3", "Cython>=3.3", "setuptools>=77", "click>=8.1", "dpkt>=1.9.8")
 # Cython adds 0 to NULL where a call has no keywords, so pointers alone are not checked for overflow.
 FLAGS = "-g1 -fno-omit-frame-pointer -fsanitize=address,undefined,fuzzer-no-link -fno-sanitize=pointer-overflow"
 OPTIONS = [

@@ -628,6 +628,7 @@ cdef class Dispatcher:
         cdef list calls = self.calls(waiting, first, header, intake.peer)
         cdef Deferred deferred = self.new_deferred(
             header.stream_id, header.frame_id, actions, calls, room)
+        self.clock = now()
         deferred.size = self.size_of_notify()
         intake.in_flight += 1
         intake.memory.take(deferred.size)

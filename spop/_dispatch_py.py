@@ -455,6 +455,7 @@ class Dispatcher:
         self, intake: Intake, notify: Notify, actions: bytes, calls: list[Call], room: int
     ) -> Deferred:
         deferred = self._deferred(notify.stream_id, notify.frame_id, actions, calls, room)
+        self._clock = perf_counter_ns()
         deferred.size = self._taken(intake, notify)
         return deferred
 

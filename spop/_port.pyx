@@ -239,7 +239,7 @@ cdef class FastPath:
             # The unread bytes are a partial frame, a malformed one, or those behind
             # `max_answer_size` bytes of answers.
             d.take(intake, NULL, 0, frames, w)
-        return not intake.suspended
+        return not intake.is_paused() or intake.received.end == 0
 
     cdef Py_ssize_t recv(self, unsigned char *buffer) except -1:
         """Number of received bytes; 0 if none have come."""

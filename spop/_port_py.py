@@ -125,7 +125,8 @@ class FastPath:
         except Exception as error:  # No other name has it: its traceback has this frame.
             self._shared._go_on(self.connection, [], b"", error)
             return
-        if frames or unsent or self._intake.suspended:
+        intake = self._intake
+        if frames or unsent or (intake.paused and intake.unread):
             self._shared._go_on(self.connection, frames, unsent, None)
 
     def _send_acks(self) -> bool:

@@ -310,6 +310,19 @@ cdef int write_address(Writer *w, int type_, object address, Py_ssize_t size) ex
     return write_bytes(w, PyBytes_AS_STRING(packed), size)
 
 
+cdef int write_ipv4(Writer *w, object address) except -1:
+    cdef uint32_t number
+    cdef unsigned char data[4]
+    cdef int i
+    if type(address) is not IPv4Address or ipv4_number < 0:
+        return write_address(w, T_IPV4, address, 4)
+    number = address._ip  # To make `packed` of it in Python takes as long as the rest of a NOTIFY.
+    for i in range(4):
+        data[i] = number >> (24 - 8 * i) & 0xFF
+    write_type(w, T_IPV4)
+    return write_bytes(w, data, 4)
+
+
 cdef int write_value(Writer *w, object value) except -1:
     if type(value) is int:
         write_plain_integer(w, value)
@@ -326,7 +339,7 @@ cdef int write_value(Writer *w, object value) except -1:
         write_type(w, T_STRING if isinstance(value, String) else T_BINARY)
         write_blob(w, bytes(value))
     elif isinstance(value, IPv4Address):
-        write_address(w, T_IPV4, value, 4)
+        write_ipv4(w, value)
     elif isinstance(value, IPv6Address):
         write_address(w, T_IPV6, value, 16)
     else:

@@ -122,7 +122,8 @@ class Agent:
     Attributes:
         errors: number of failed messages, by message name.
         metrics: its own metrics, for servers.
-        default_on_error, default_on_timeout: the defaults. To change them later has no effect.
+        default_on_error: the given `on_error`. To change it later has no effect.
+        default_on_timeout: the given `on_timeout`. To change it later has no effect.
 
     Raises:
         TypeError: `on_error` or `on_timeout` has a value of a type that SPOP lacks, or `config`
@@ -491,8 +492,8 @@ class Agent:
         if name not in self.handlers or users_part(error.__traceback__) is not None:
             return ""
         function = self.handlers[name].function
-        known = place_of(function) in text_of(error)
-        return "" if known else f", {described(function)}"
+        place = place_of(function)
+        return "" if place in text_of(error) else f", {described(function, place)}"
 
     def _log_without_handler(self, name: str) -> None:
         with self._errors_lock:

@@ -398,6 +398,8 @@ class AgentConnection(_Connection):
     def _control(self, frame: Control, events: list[AgentEvent]) -> None:
         if frame.type is FrameType.HAPROXY_HELLO:
             events.append(self._hello(frame.items))
+            # A peer has to wait for the answer (section 3.2.4). One that does not waits for its turn.
+            self.intake.suspended = self.intake.unread > 0
             return
         code, message = disconnect_reason(frame.items)
         self._send_disconnect(Status.NORMAL, Status.NORMAL.message)

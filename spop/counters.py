@@ -11,7 +11,7 @@ import itertools
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from enum import IntEnum, auto
+from enum import IntEnum, auto, unique
 
 from spop.constants import Status
 from spop.metrics import MOST_METRICS, Description
@@ -20,6 +20,7 @@ Cells = memoryview
 """A row: a writable memoryview of format "q"."""
 
 
+@unique
 class Cell(IntEnum):
     """Cells of a row."""
 
@@ -78,11 +79,13 @@ OWN = 64
 ROUTES = OWN + MOST_METRICS
 ROUTE_CELLS = 32
 BUCKETS = ROUTE_CELLS - RouteCell.BUCKETS
+LINE = 8
+"""Cells of a cache line."""
 BUCKET_SHIFT = 10
 """Bucket N of a histogram counts run times below 2 ** (N + BUCKET_SHIFT) ns that are in no bucket
 before it. The last bucket counts all longer ones."""
 
-_STATUS_CELLS = {status: index for index, status in enumerate(Status)}
+_STATUS_CELLS = {status.value: index for index, status in enumerate(Status)}
 GAUGES = frozenset({Cell.QUEUED, Cell.RUNNING, Cell.ROUND_BEGAN, Cell.OLDEST_JOB})
 """Cells with a present value instead of a count."""
 _TIMES = (Cell.ROUND_BEGAN, Cell.OLDEST_JOB)
@@ -109,13 +112,18 @@ def row_size(routes: int) -> int:
 
 
 def new_row(routes: int) -> Cells:
-    """A row that no other process sees."""
-    return memoryview(bytearray(8 * row_size(routes))).cast("q")
+    """A row that no other process sees.
+
+    No other row is on its cache lines: each thread of a free-threaded Python writes one all the time.
+    """
+    size = row_size(routes)
+    room = memoryview(bytearray(8 * (size + 2 * LINE))).cast("q")
+    return room[LINE : LINE + size]
 
 
 def status_cell(base: Cell, code: int) -> int:
     """The cell that counts DISCONNECTs with a status code (section 3.5)."""
-    return base + _STATUS_CELLS[Status.of(code)]
+    return base + _STATUS_CELLS.get(int(code), _STATUS_CELLS[Status.UNKNOWN.value])
 
 
 def observe(cells: Cells, base: int, nanoseconds: int) -> None:
@@ -298,8 +306,7 @@ class Totals:
         """Number of DISCONNECTs by sender, "agent" or "peer", and status code."""
         return {
             sender: {
-                str(int(status)): self.cells[base + index]
-                for status, index in _STATUS_CELLS.items()
+                str(status): self.cells[base + index] for status, index in _STATUS_CELLS.items()
             }
             for sender, base in (
                 ("agent", Cell.DISCONNECTS_SENT),

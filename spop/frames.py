@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, ClassVar, NamedTuple, Self
 
 from spop.constants import Capability, FrameType
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 
+@lru_cache(32)  # All connections of a HAProxy have the same few.
 def engine_digest(engine_id: str) -> str:
     """What logs and pages show of an engine-id: who knows one can take the ACKs of its engine."""
     return hashlib.sha256(engine_id.encode("utf-8", "surrogateescape")).hexdigest()[:8]

@@ -134,6 +134,10 @@ class SafeLogger(logging.LoggerAdapter[logging.Logger]):
             self.logger.handle(record)
 
 
+Line = tuple[str, tuple[object, ...], dict[str, Any] | None]
+"""The message of a line, its arguments, and its `extra`."""
+
+
 class RateLimitedLog:
     """Logs so many lines a second, for those that a peer can cause at will. Threads share it.
 
@@ -148,14 +152,15 @@ class RateLimitedLog:
         self._second = 0
         self._used = 0
         self._left_out = 0
-        self._last: tuple[int, str, tuple[object, ...], dict[str, Any] | None] = (
-            logging.WARNING, "", (), None,
-        )  # fmt: skip
+        self._last: tuple[int, Callable[[], Line]] = logging.WARNING, lambda: ("", (), None)
 
     def allows(
         self, level: int, message: str, *args: object, extra: dict[str, Any] | None = None
     ) -> bool:
         """Whether the line may be logged now. If not, it is counted."""
+        return self._allows(level, lambda: (message, args, extra))
+
+    def _allows(self, level: int, make: Callable[[], Line]) -> bool:
         second = int(time.monotonic())
         with self._lock:
             if second != self._second:
@@ -164,7 +169,7 @@ class RateLimitedLog:
                 self._used += 1
                 return True
             self._left_out += 1
-            self._last = level, message, args, extra
+            self._last = level, make
             if self._left_out > 1:
                 return False
         timer = threading.Timer(REPORT_AFTER, self._report)
@@ -180,7 +185,12 @@ class RateLimitedLog:
         self, level: int, message: str, *args: object, extra: dict[str, Any] | None = None
     ) -> None:
         """Log a line, if there may be one."""
-        if self._logger.isEnabledFor(level) and self.allows(level, message, *args, extra=extra):
+        self.log_made(level, lambda: (message, args, extra))
+
+    def log_made(self, level: int, make: Callable[[], Line]) -> None:
+        """Log the line that `make` returns, if there may be one. It is called for no other."""
+        if self._logger.isEnabledFor(level) and self._allows(level, make):
+            message, args, extra = make()
             self._logger.log(level, message, *args, extra=extra)
 
     def warning(self, message: str, *args: object, extra: dict[str, Any] | None = None) -> None:
@@ -190,7 +200,8 @@ class RateLimitedLog:
     def _report(self) -> None:
         with self._lock:
             more, self._left_out = self._left_out - 1, 0
-            level, message, args, extra = self._last
+            level, make = self._last
+        message, args, extra = make()
         if more:
             message += " ... and %d more in the last %g s"
             args = *args, more, REPORT_AFTER

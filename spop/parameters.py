@@ -92,9 +92,9 @@ def place_of(function: Callable[..., Any]) -> str:
     return f"{code.co_filename}:{code.co_firstlineno}"
 
 
-def described(function: Callable[..., Any]) -> str:
-    """A handler, for people: its name, its file and its line."""
-    return f"handler {text_of(function, name_of)} ({place_of(function)})"
+def described(function: Callable[..., Any], place: str = "") -> str:
+    """A handler, for people: its name, its file and its line, which is its place."""
+    return f"handler {text_of(function, name_of)} ({place or place_of(function)})"
 
 
 def check_answer(function: Callable[..., Any], returned: object) -> None:

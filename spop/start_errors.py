@@ -6,6 +6,7 @@ of the user's own code is shown with its traceback, from the first frame of that
 
 from __future__ import annotations
 
+import functools
 import os
 import traceback
 from types import TracebackType
@@ -60,6 +61,7 @@ def users_part(trace: TracebackType | None) -> TracebackType | None:
     return trace
 
 
+@functools.lru_cache(256)  # A peer may have a thousand messages of a frame fail.
 def _is_ours(path: str) -> bool:
     installed = "site-packages" in path or "dist-packages" in path
     is_python = path.startswith((_LIBRARY, "<frozen")) and not installed

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -40,11 +41,9 @@ def twin(request: pytest.FixtureRequest) -> ModuleType:
     return module
 
 
-@pytest.fixture(params=["python", "c"])
+@pytest.fixture(params=["python"] if codec.IMPLEMENTATION == "python" else ["python", "c"])
 def implementation(request: pytest.FixtureRequest) -> str:
     """Each implementation that there is."""
-    if request.param == "c" and codec.IMPLEMENTATION == "python":
-        pytest.skip("there is one implementation only")
     name: str = request.param
     return name
 
@@ -68,9 +67,7 @@ def headers_twin(request: pytest.FixtureRequest) -> ModuleType:
     return module
 
 
-@pytest.fixture(
-    params=haproxy.installed(), ids=lambda path: ".".join(map(str, haproxy.version(path)))
-)
+@pytest.fixture(params=haproxy.installed(), ids=haproxy.dotted)
 def haproxy_binary(request: pytest.FixtureRequest) -> str:
     """Each HAProxy of this machine."""
     path: str = request.param
@@ -99,6 +96,14 @@ def pytest_itemcollected(item: pytest.Function) -> None:
     """Mark what `make haproxy` runs on every version: each test that asks for a HAProxy."""
     if not {"haproxy_binary", "haproxy_2_6"}.isdisjoint(item.fixturenames):
         item.add_marker(pytest.mark.haproxy)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say why tests were skipped: a line for each reason."""
+    skipped = terminalreporter.getreports("skipped")
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count} skipped: {reason}")
 
 
 @pytest.fixture(autouse=True)

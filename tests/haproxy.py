@@ -41,6 +41,20 @@ def installed() -> list[str]:
     return [found] if found else []
 
 
+def dotted(path: str) -> str:
+    return ".".join(map(str, version(path)))
+
+
+def those(low: tuple[int, int], below: tuple[int, int] | None = None) -> pytest.MarkDecorator:
+    """Run a test with each HAProxy from a version on, and below another."""
+    found = [path for path in installed() if low <= version(path)[:2] < (below or (99,))]
+    reason = f"needs HAProxy {low[0]}.{low[1]} or later" + (
+        f", below {below[0]}.{below[1]}" if below else ""
+    )
+    none = pytest.param("", marks=pytest.mark.skip(reason))
+    return pytest.mark.parametrize("haproxy_binary", found or [none], ids=found and dotted)
+
+
 def supports_tls(path: str) -> bool:
     shown = subprocess.run([path, "-vv"], capture_output=True, text=True, check=True).stdout
     return re.search("Built with (OpenSSL|SSL library) version", shown) is not None

@@ -113,6 +113,9 @@ def answers(wire: Wire, ids: Ids) -> None:
 
 
 def closes(wire: Wire, _: object) -> None:
+    """Close as a FIN: to close with frames unread, as of a pool's other calls, is a reset."""
+    wire.sock.shutdown(socket.SHUT_WR)
+    wire.wait_for_end()
     raise EOFError
 
 

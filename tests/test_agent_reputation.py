@@ -145,7 +145,7 @@ def test_a_list_that_is_too_long_is_garbage_and_the_kept_one_counts(
 
 def test_there_are_no_more_lists_than_an_index_has_room_for() -> None:
     source = NetworkList("http://a")
-    with pytest.raises(ValueError, match="^lists: there are "):
+    with pytest.raises(ValueError, match=r"^lists: there are "):
         Settings(lists={str(n): source for n in range(networks.MOST_LISTS + 1)})
 
 

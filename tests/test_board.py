@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 import pytest
 
-from spop.counters import Cell
+from spop.counters import Cell, Cells, new_row
 from spop.server.board import PLACES, Board, Place
 
 
@@ -28,6 +29,16 @@ def test_each_place_has_rows_of_its_own_which_processes_share() -> None:
         assert [row[Cell.NOTIFIES] for row in board.rows(place)] == [
             10 * place + number for number in range(4)
         ]
+
+
+def test_no_cache_line_has_cells_of_two_loops() -> None:
+    def lines(row: Cells) -> set[int]:
+        begin = ctypes.addressof(ctypes.c_char.from_buffer(row))
+        return set(range(begin // 64, (begin + row.nbytes - 1) // 64 + 1))
+
+    rows = [new_row(3) for _ in range(20)] + Board(1, 2).rows(0)
+    taken = [lines(row) for row in rows]
+    assert sum(map(len, taken)) == len(set().union(*taken))
 
 
 @pytest.mark.parametrize("portable", [False, True])

@@ -7,6 +7,8 @@ word; it runs on 3.11 as well.
 from __future__ import annotations
 
 import asyncio
+import errno
+import functools
 import logging
 import os
 import signal
@@ -35,7 +37,7 @@ pytest.importorskip("spoe_forge")
 import spoe_forge.spoe_forge as forge
 from haproxyspoa.payloads import ack, notify
 from haproxyspoa.payloads.ack import AckPayload, ActionVarScope
-from haproxyspoa.spoa_server import SpoaServer
+from haproxyspoa.spoa_server import SpoaConnection, SpoaServer
 from spoe_forge import ActionScope, SetVarAction, SpoeForge, UnsetVarAction
 
 # The original leaves sockets open.
@@ -331,6 +333,59 @@ def test_an_agent_that_serves_connections_itself_keeps_its_server() -> None:
 
     compat.install()
     assert asyncio.run(talk(Own()._run, [hello()], 1)) == [b"own"]
+
+
+def counted(calls: list[str], function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, which also says that it was called."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **options: Any) -> Any:
+        calls.append(function.__name__)
+        return function(*args, **options)
+
+    return wrapper
+
+
+@pytest.mark.parametrize(
+    "new, owner, name",
+    [
+        (spoa, SpoaServer, "handle_connection"),
+        (spoa, None, "handle_connection"),
+        (spoa, SpoaConnection, "handle_haproxy_notify"),
+        (spoa, ack.ActionSetVar, "to_bytes"),
+        (lambda: forged(), SpoeForge, "_notify_handler"),
+        (lambda: forged(), None, "_notify_handler"),
+        (lambda: forged(), "_registry", "handle_message"),
+        (lambda: forged(), forge.AgentRegistry, "handle_message"),
+        (lambda: forged(), forge.ForgeHandler, "core_handler"),
+    ],
+)
+def test_what_an_agent_has_changed_of_the_package_is_called(
+    new: Callable[[], Any], owner: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent may count or trace what its server does. None: on its own object."""
+    compat.install()
+    serve = new()
+    if not isinstance(owner, type):
+        owner = getattr(serve.__self__, owner) if owner else serve.__self__
+    calls: list[str] = []
+    monkeypatch.setattr(owner, name, counted(calls, getattr(owner, name)))
+    asked = [hello(), notified(Message("values"))]
+    assert len(asyncio.run(talk(serve, asked, 2))) == 2
+    assert name in calls
+
+
+@pytest.mark.parametrize("new", [spoa, lambda: forged()])
+def test_without_a_file_descriptor_to_spare_connections_are_served(
+    new: Callable[[], Serve], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dup(fd: int) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    compat.install()
+    monkeypatch.setattr(os, "dup", dup)
+    asked = [hello(), *(notified(Message("values"), frame_id=i) for i in range(30)), goodbye()]
+    assert len(asyncio.run(talk(new(), asked, 32))) == 32
 
 
 def test_the_log_of_haproxyspoa_stays(caplog: pytest.LogCaptureFixture) -> None:
@@ -730,6 +785,14 @@ def test_nothing_is_imported_before_the_script_does_it(tmp_path: Path) -> None:
         assert process.returncode == 0
 
 
+def test_the_codec_alone_is_replaced_while_the_script_imports_it(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import spoe_forge\nimport haproxyspoa.spoa_server\n")
+    with run("-m", "spop.compat", "--codec-only", str(script)) as process:
+        assert process.communicate(timeout=60)[1] == ""  # Nothing is left alone.
+        assert process.returncode == 0
+
+
 @pytest.mark.parametrize(
     "there, line",
     [
@@ -749,11 +812,53 @@ def test_a_package_that_is_missing_is_one_line(there: list[str], line: str, tmp_
         assert process.returncode == 2
 
 
-def test_an_error_of_the_script_is_its_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "line", ["import nothing_of_this_name", "raise ModuleNotFoundError('nothing_of_this_name')"]
+)
+def test_an_error_of_the_script_is_its_own(line: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text("import nothing_of_this_name\n")
+    script.write_text(line)
     with run("-m", "spop.compat", str(script)) as process:
         text = process.communicate(timeout=60)[1]
         assert process.returncode == 1
         assert "nothing_of_this_name" in text
         assert "Traceback" in text
+
+
+SAYS = """
+import sys, threading
+path = __file__
+def end():
+    threading.main_thread().join()
+    print(sys.argv[1:], sys.path[0], path, __name__, file=sys.stderr)
+threading.Thread(target=end).start()
+"""
+
+
+@pytest.mark.parametrize("options", [[], ["-P"]])
+@pytest.mark.parametrize("arguments", [["-h"], ["--codec-only", "-x"], ["a", "--", "b"]])
+def test_a_script_finds_what_python_alone_shows_it(
+    options: list[str], arguments: list[str], tmp_path: Path
+) -> None:
+    """Called by a relative name, which is a link, and going on in a thread."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "agent.py").write_text(SAYS)
+    (tmp_path / "link.py").symlink_to(tmp_path / "app" / "agent.py")
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+    texts = []
+    for command in ([], ["-m", "spop.compat"]):
+        command = [*options, *command, "link.py", *arguments]
+        with run(*command, cwd=tmp_path, env=environment) as process:
+            texts.append(process.communicate(timeout=60)[1])
+            assert process.returncode == 0
+    assert texts[0] == texts[1]
+    assert str(arguments) in texts[0]
+
+
+def test_the_package_may_be_beside_the_script(tmp_path: Path) -> None:
+    (tmp_path / "haproxyspoa.py").touch()
+    (tmp_path / "agent.py").write_text("import haproxyspoa")
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+    with run("-S", "-m", "spop.compat", str(tmp_path / "agent.py"), env=environment) as process:
+        assert process.communicate(timeout=60)[1] == ""
+        assert process.returncode == 0

@@ -206,6 +206,7 @@ def test_every_frame_is_whole_where_hello_had_no_flags(size: int) -> None:
     events: list[Any] = []
     for start in range(0, len(data), size):
         events += connection.receive_data(data[start : start + size])
+        events += connection.resume()
         if connection.in_flight:
             connection.acknowledge(1, 1, {"txn.x": 1})
             events += connection.resume()
@@ -261,6 +262,7 @@ def test_a_hello_without_flags_that_fails_is_not_answered(data: bytes, code: Sta
 def test_failures_behind_a_hello_without_flags_are_answered() -> None:
     connection = AgentConnection()
     connection.receive_data(haproxy_1_7.hello() + fragment(FrameType.NOTIFY, 0, 1, b"\x05m"))
+    connection.resume()
     _, goodbye = sent(connection)
     assert goodbye.items["status-code"] == Status.INVALID
 
@@ -270,6 +272,17 @@ def test_nothing_but_hello_may_come_first() -> None:
     assert connection.receive_data(notify(1)) == [
         Disconnect(Status.INVALID, "NOTIFY frame in state HELLO", False)
     ]
+
+
+def test_what_comes_before_our_hello_waits_until_that_is_sent() -> None:
+    connection = AgentConnection()
+    (event,) = connection.receive_data(hello() + notify(1))
+    assert isinstance(event, Hello)
+    assert connection.stalled
+    assert connection.data_to_send()
+    (event,) = connection.resume()
+    assert isinstance(event, Notify)
+    assert not connection.stalled
 
 
 def test_hello_comes_once() -> None:

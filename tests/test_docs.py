@@ -16,6 +16,8 @@ import setuptools
 from blocks import PAGES, ROOT, RUN, blocks
 from haproxy import version
 
+MAX_DRAWING = 79
+"""Characters of a line that a window of 1400 px shows without a scroll bar."""
 NAMESPACES = ["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--mount-proc"]
 WARNINGS = ["-W", "error", "-W", "ignore::ResourceWarning"]
 MAX_NOT_RUN = 12
@@ -90,6 +92,18 @@ def test_every_block_of_code_has_a_language() -> None:
     assert unknown == []
 
 
+def test_a_drawing_is_no_wider_than_its_column() -> None:
+    wide = [
+        (name(page), block.line, line)
+        for page in PAGES
+        for block in blocks(page)
+        if block.language == "text" and "──" in block.text
+        for line in block.text.splitlines()
+        if len(line) > MAX_DRAWING
+    ]
+    assert wide == []
+
+
 def anchors(page: Path) -> set[str]:
     text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
@@ -139,6 +153,8 @@ def test_the_readme_of_an_index_page_has_no_relative_link(
     links = re.findall(r"]\(([^)]*)\)", given["long_description"])
     assert all(link.startswith("https://") for link in links)
     assert bool(links) == bool(home)
+    assert all(link.startswith(home) for link in given["project_urls"].values())
+    assert bool(given["project_urls"]) == bool(home)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
-from haproxy import HAProxy, Load, installed, version, wait_until
+from haproxy import HAProxy, Load, those, version, wait_until
 
 from spop import Ack, Agent, Message
 from spop.counters import Cell
@@ -56,12 +56,7 @@ def test_the_check_goes_up_and_every_request_gets_its_variable(
 ) -> None:
     with (
         agent.serve_in_background(threads=2) as server,
-        HAProxy(
-            haproxy_binary,
-            tmp_path,
-            agent=str(server.address),
-            **ASK,
-        ) as proxy,
+        HAProxy(haproxy_binary, tmp_path, agent=str(server.address), **ASK) as proxy,
     ):
         proxy.wait_until_up()
         answers = list(proxy.requests(2000, concurrency=32))
@@ -75,12 +70,7 @@ def test_the_check_goes_up_and_every_request_gets_its_variable(
 def test_a_unix_socket_serves_as_well(haproxy_binary: str, agent: Agent, tmp_path: Path) -> None:
     with (
         agent.serve_in_background(f"unix:{tmp_path}/agent.sock"),
-        HAProxy(
-            haproxy_binary,
-            tmp_path,
-            agent=f"unix@{tmp_path}/agent.sock",
-            **ASK,
-        ) as proxy,
+        HAProxy(haproxy_binary, tmp_path, agent=f"unix@{tmp_path}/agent.sock", **ASK) as proxy,
     ):
         proxy.wait_until_up()
         assert proxy.request("127.0.0.9").location == "/9"
@@ -106,12 +96,7 @@ def test_deferred_handlers_answer_out_of_order(
 
     with (
         agent.serve_in_background(threads=2) as server,
-        HAProxy(
-            haproxy_binary,
-            tmp_path,
-            agent=str(server.address),
-            **ASK,
-        ) as proxy,
+        HAProxy(haproxy_binary, tmp_path, agent=str(server.address), **ASK) as proxy,
     ):
         proxy.wait_until_up()
         answers = list(proxy.requests(500, concurrency=32))
@@ -185,12 +170,7 @@ def test_the_agent_says_goodbye_and_haproxy_goes_on_with_the_next(
 ) -> None:
     """A restart of the agent costs no request its variable once it is up again."""
     address = f"unix:{tmp_path}/agent.sock"
-    with HAProxy(
-        haproxy_binary,
-        tmp_path,
-        agent=f"unix@{tmp_path}/agent.sock",
-        **ASK,
-    ) as proxy:
+    with HAProxy(haproxy_binary, tmp_path, agent=f"unix@{tmp_path}/agent.sock", **ASK) as proxy:
         for _ in range(3):
             with agent.serve_in_background(address):
                 proxy.wait_until_up()
@@ -207,12 +187,7 @@ def test_a_handler_that_fails_costs_no_timeout(haproxy_binary: str, tmp_path: Pa
 
     with (
         agent.serve_in_background() as server,
-        HAProxy(
-            haproxy_binary,
-            tmp_path,
-            agent=str(server.address),
-            **ASK,
-        ) as proxy,
+        HAProxy(haproxy_binary, tmp_path, agent=str(server.address), **ASK) as proxy,
     ):
         proxy.wait_until_up()
         answer = proxy.request()
@@ -257,12 +232,7 @@ def test_requests_during_the_stop_of_an_agent_are_answered(
         release.wait(5)
         return {"txn.score": ip.packed[-1]}
 
-    with HAProxy(
-        haproxy_binary,
-        tmp_path,
-        agent=f"unix@{tmp_path}/agent.sock",
-        **ASK,
-    ) as proxy:
+    with HAProxy(haproxy_binary, tmp_path, agent=f"unix@{tmp_path}/agent.sock", **ASK) as proxy:
         answers = []
         with agent.serve_in_background(f"unix:{tmp_path}/agent.sock"):
             proxy.wait_until_up()
@@ -309,7 +279,7 @@ def test_haproxys_reload_under_load_leaves_no_request_waiting(
     assert not [a for a in load.answers[-50:] if a in load.wrong]
 
 
-@pytest.mark.parametrize("haproxy_binary", [b for b in installed() if (1, 9) < version(b) < (3, 1)])
+@those((2, 0), below=(3, 1))
 def test_an_ack_reaches_haproxy_on_another_connection_of_its_engine(
     haproxy_binary: str, tmp_path: Path
 ) -> None:

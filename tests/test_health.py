@@ -12,8 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 from haproxy import wait_until
 from serving import Served, served, wait_until_serving
+from test_admin import get
 
 from spop import Agent, Client, Message, SpopError
 from spop.connection import Disconnect, EngineConnection, Hello
@@ -132,15 +131,6 @@ class Service(NamedTuple):
                 client.connect()
                 client.send([Message(message)])
             yield
-
-
-def get(base: str, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"http://{base}{path}", timeout=10) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
 
 
 @contextlib.contextmanager

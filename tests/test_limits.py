@@ -11,6 +11,7 @@ import socket
 import stat
 import struct
 import threading
+import types
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -18,14 +19,15 @@ from typing import Any
 
 import pytest
 from haproxy import wait_until
-from wire import connect, hello
+from wire import assert_acks_leave_on_another_connection, connect, count, hello
 
 from spop import Ack, Agent, Client, DisconnectedError, Message, SpopTimeoutError, codec
 from spop.connection import AgentConnection, EngineConnection
-from spop.constants import Capability, Status
+from spop.constants import Status
 from spop.counters import Cell, RouteCell
 from spop.frames import engine_digest
-from spop.server import Server
+from spop.poller import new_poller
+from spop.server import Server, accepting
 from spop.server.loop import Connection
 
 
@@ -59,10 +61,6 @@ def received(sock: socket.socket) -> list[Any]:
 def serves(server: Server) -> bool:
     with Client(str(server.address)) as client:
         return client.notify("check", ip=IPv4Address(5)).variables == {"sess.score": 5}
-
-
-def count(server: Server, cell: Cell) -> int:
-    return server.totals().cells[cell]
 
 
 # --- connections ---
@@ -107,6 +105,34 @@ def test_only_allowed_networks_may_connect(agent: Agent, networks: list[str], se
             with connect(server) as sock:
                 assert received(sock) == []
             assert count(server, Cell.REFUSED_NOT_ALLOWED) == 1
+
+
+@pytest.mark.parametrize(("often", "accepted"), [(0.0, 3), (3600.0, 1)])
+def test_connections_that_come_often_are_accepted_one_in_a_round(
+    often: float, accepted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accepting, "OFTEN", often)
+    poller, taken = new_poller(), []
+
+    def take(listener: socket.socket) -> bool:
+        taken.append(listener.accept()[0])
+        return True
+
+    with contextlib.ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        loop = types.SimpleNamespace(poller=poller, cells={})
+        accepting.Acceptor(loop, take).add(listener)  # type: ignore[arg-type]
+        for _ in range(4):
+            stack.enter_context(socket.create_connection(listener.getsockname(), 10))
+        poller.run(10)
+        assert len(taken) == 4, "the first time all that wait"
+        for _ in range(3):
+            stack.enter_context(socket.create_connection(listener.getsockname(), 10))
+        poller.run(10)
+        assert len(taken) == 4 + accepted
+        for sock in taken:
+            sock.close()
+    poller.close()
 
 
 def test_a_flood_of_connections_without_a_hello_ends_with_the_handshake_timeout(
@@ -336,11 +362,11 @@ def test_frames_over_the_in_flight_limit_are_left_in_the_socket(
             assert serves(server)
             assert server.connections()[0]["in_flight"] <= 2
             assert len(running) == 2
+            assert count(server, Cell.PAUSED_IN_FLIGHT) == 1
             opened.set()
             while protocol.waiting:
                 protocol.receive_data(sock.recv(4096))
         assert sorted(running) == list(range(10))
-        assert count(server, Cell.PAUSED_IN_FLIGHT) >= 1
 
 
 def test_a_slow_reader_is_not_read_from(agent: Agent) -> None:
@@ -461,8 +487,6 @@ def test_a_full_queue_fails_at_once(agent: Agent, opened: threading.Event) -> No
 
 # --- async exchanges ---
 
-ASYNC = frozenset({Capability.ASYNC, Capability.PIPELINING})
-
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_an_ack_leaves_on_another_connection_when_its_own_is_lost(
@@ -474,28 +498,7 @@ def test_an_ack_leaves_on_another_connection_when_its_own_is_lost(
         return {"sess.n": n}
 
     with agent.serve_in_background(threads=threads) as server:
-        first, protocol = hello(server, engine_id="e", capabilities=ASYNC)
-        second, other = hello(server, engine_id="e", capabilities=ASYNC)
-        stranger, _ = hello(server, engine_id="another", capabilities=ASYNC)
-        for number in range(3):
-            protocol.notify(number, 7, [Message("slow", n=number)])
-        first.sendall(protocol.data_to_send())
-        wait_until(lambda: count(server, Cell.NOTIFIES) == 3, "the frames")
-        first.close()
-        wait_until(lambda: server.admission.connections == 2, "the loss")
-        opened.set()
-        acks: list[Any] = []
-        while len(acks) < 3:
-            acks += other.receive_data(second.recv(4096))
-        assert {(ack.stream_id, ack.frame_id): ack.variables for ack in acks} == {
-            (n, 7): {"sess.n": n} for n in range(3)
-        }
-        assert count(server, Cell.ACKS_ELSEWHERE) == 3
-        stranger.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            stranger.recv(1)
-        second.close()
-        stranger.close()
+        assert_acks_leave_on_another_connection(server, "slow", opened.set)
 
 
 # --- what handlers and their logs know ---

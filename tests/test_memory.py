@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from haproxy import wait_until
 from serving import served, wait_until_serving
-from wire import hello
+from wire import count, hello
 
 from spop import Agent, Client, Message, codec
 from spop.connection import EngineConnection
@@ -48,10 +48,6 @@ def agent() -> Iterator[Agent]:
 
 def serves(client: Client) -> bool:
     return client.notify("check", number=7).variables == {"sess.x": 7}
-
-
-def count(server: Server, cell: Cell) -> int:
-    return server.totals().cells[cell]
 
 
 def taken(server: Server) -> int:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
+import itertools
+import operator
 import socket
+import sys
+import threading
 import time
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import pytest
+from haproxy import wait_until
 from implementations import intake_class, route_class
 from wire import hello
 
 from spop import Agent, Client, Message, codec
 from spop.counters import Cell
+from spop.errors import HandlerError
+from spop.parameters import LEFT
 from spop.server import loop
 
 
@@ -52,6 +60,14 @@ def test_a_pass_is_one_of_all_receives_until_the_next(dispatch: ModuleType) -> N
     left, _ = dispatcher.receive(intake, unknown * 3)
     assert len(left) == 1
     assert dispatcher.receive(intake, b"") == ([], b"")
+    assert intake.suspended
+
+
+def test_a_pass_ends_behind_a_frame_that_waits(dispatch: ModuleType) -> None:
+    route = route_class(dispatch)("m", lambda: None, kind=LEFT)
+    dispatcher, intake = dispatch.Dispatcher([route], max_pass=1), opened(dispatch)
+    intake.max_in_flight = 10
+    assert len(dispatcher.receive(intake, frames(3))[0]) == 1
     assert intake.suspended
 
 
@@ -102,6 +118,34 @@ def test_all_frames_are_answered_however_short_the_passes_are(
             assert sorted(answered) == list(range(1, 501))
             assert neighbour.notify("m").actions
         assert server.totals().cells[Cell.PAUSED_IN_FLIGHT] == 0
+
+
+def test_max_in_flight_is_counted_where_a_pass_had_stopped_the_reading(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loop, "MAX_PASS", 1)
+    agent, gate, begun = Agent(), threading.Event(), itertools.count()
+
+    @agent.message("m")
+    async def waits() -> None:
+        if next(begun) == 0:  # More bytes come while the pass has left frames.
+            sock.sendall(more)
+        await asyncio.to_thread(gate.wait, 10)
+
+    with agent.serve_in_background(max_in_flight=4) as server:
+        sock, protocol = hello(server)
+        with sock:
+            for number in range(6):
+                protocol.notify(number, 1, [Message("m")])
+            sent = protocol.data_to_send()
+            protocol.notify(6, 1, [Message("m")])
+            more = protocol.data_to_send()
+            sock.sendall(sent)
+            paused = operator.itemgetter(Cell.PAUSED_IN_FLIGHT)
+            wait_until(lambda: paused(server.totals().cells) == 1, "the pause")
+            gate.set()
+            while protocol.waiting:
+                protocol.receive_data(sock.recv(4096))
 
 
 def test_frames_that_a_pass_has_left_are_answered_before_the_server_ends(
@@ -164,3 +208,20 @@ def test_both_twins_of_the_port_leave_a_suspended_intake_to_the_loop(
         assert acks(engine.recv(4096)) == [1]
         path(1)  # It does not answer while the intake is suspended.
         assert intake.suspended
+
+
+def test_a_failing_message_takes_few_calls() -> None:
+    """A frame may have a thousand of them, and others wait until all have failed."""
+    agent = Agent()
+    agent.message("need")(lambda number: None)
+    error = HandlerError("message need: no argument number")
+    counts = []
+    for _ in range(50):  # Most of their lines are left out.
+        calls: list[str] = []
+        sys.setprofile(lambda frame, event, argument, calls=calls: calls.append(event))
+        try:
+            agent.failed("need", error)
+        finally:
+            sys.setprofile(None)
+        counts.append(calls.count("call") + calls.count("c_call"))
+    assert min(counts) < 50

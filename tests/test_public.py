@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import runpy
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +38,27 @@ def _order(name: str) -> tuple[int, str]:
 def test_the_page_names_modules() -> None:
     assert len(MODULES) >= 18
     assert {"spop", "spop.codec", "spop.compat"} <= set(MODULES)
+
+
+def test_the_reference_has_each_public_name() -> None:
+    pytest.importorskip("click", reason="the site shows the commands' help")
+    pages = runpy.run_path(str(ROOT / "ci" / "site.py"))["on_page_markdown"]
+    text = "\n".join(pages(page.read_text()) for page in (ROOT / "docs").glob("api*.md"))
+    shown = {_found(name) for name in re.findall(r"^::: (\S+)", text, re.MULTILINE)}
+    missing = [
+        f"{module}.{name}"
+        for module in MODULES
+        for name in importlib.import_module(module).__all__
+        if name != "__version__" and _found(f"{module}.{name}") not in shown
+    ]
+    assert missing == []
+
+
+def _found(name: str) -> int:
+    """What a name means, as a number: one class may have several names."""
+    module, _, last = name.rpartition(".")
+    found = importlib.import_module(name) if name in sys.modules else None
+    return id(found or getattr(importlib.import_module(module), last))
 
 
 def test_docs_and_examples_use_what_is_public() -> None:

@@ -17,7 +17,7 @@ from spop import Ack, Message
 from spop.connection import EngineConnection
 
 IDLE, BUSY = 10_000, 1_000
-MAX_BYTES = 4096
+MAX_BYTES = 2000
 
 
 @pytest.fixture(autouse=True)

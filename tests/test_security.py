@@ -1,4 +1,4 @@
-"""What docs/security.md says: each of its tests exists, and the rules that have no other place."""
+"""The tests that docs/security.md and docs/proof.md name exist; the rules that have no other place."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from spop.frames import Peer, engine_digest
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "security.md").read_text()
+PROOF = (ROOT / "docs" / "proof.md").read_text()
 ENGINE_ID = "7d0be1f0-5f7c-4a0b-8e0e-0c7d4a9a1234"
 TEST = r"`(tests/[\w/]+\.py)::(\w+)`"
 
@@ -41,7 +42,7 @@ async def waits(message: Message):
 """
 
 
-@pytest.mark.parametrize("path, name", re.findall(TEST, PAGE))
+@pytest.mark.parametrize("path, name", sorted({*re.findall(TEST, PAGE), *re.findall(TEST, PROOF)}))
 def test_each_test_that_the_page_names_exists(path: str, name: str) -> None:
     source = (ROOT / path).read_text()
     assert re.search(rf"^(async )?def {name}\(", source, re.MULTILINE)

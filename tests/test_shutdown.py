@@ -81,6 +81,14 @@ with Client(address) as client:
     client.notify("check")
 """
 
+AT_EXIT = """
+import atexit
+
+atexit.register(lambda: client.notify("check", n=5).variables["sess.n"] == 5 or 1 / 0)
+client = Client(address)
+client.notify("check", n=5)
+"""
+
 SPOE = """
 spoe-agent a
     messages check
@@ -101,6 +109,7 @@ SCRIPTS = {
     "asyncio client": ASYNC_CLIENT,
     "engine with a pool": ENGINE,
     "threads that ask": IN_A_THREAD,
+    "client that is used at the exit": AT_EXIT,
     "all of them": CLIENTS + ENGINE + IN_A_THREAD + WAITING.replace("NAME", "wait"),
 }
 

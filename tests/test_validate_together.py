@@ -161,6 +161,10 @@ WRONG = [
     Case("body", "nothing waits for the body", haproxy=("option http-buffer-request", "")),
     Case("fail-open", "nothing denies without an agent", haproxy=(
         "deny if {{ var(txn.iprep.error) -m found }}", "set-header a b")),
+    Case("fail-open", "a header shows whether the agent has answered", haproxy=(
+        "deny if {{ var(txn.iprep.error) -m found }}", "set-header a b if {{ var(txn.iprep.score) -m found }}")),
+    Case("fail-open", "a rule shows the error", haproxy=(
+        "deny if {{ var(txn.iprep.error) -m found }}", "return status 200 hdr a %[var(txn.iprep.error)] if METH_GET")),
     Case("headers-bin", "lists of headers are newer", haproxy=(
         "    default_backend", "    http-request add-headers-bin var(txn.iprep.score)\n    default_backend"), version="3.2"),
     Case("frame-size", "frames are larger than buffers", spoe=("use-backend", "max-frame-size 16380\n    use-backend"),
@@ -193,6 +197,8 @@ RIGHT = [
     Case("", "the agent's own backend after others", haproxy=("\nbackend web\n", "\nbackend other\n\nbackend web\n")),
     Case("", "a longer processing timeout", spoe=("50ms", "29s")),
     Case("", "sets= in place of literals", agent=changed("check", lambda ip: {}, sets=["txn.score"])),
+    Case("", "sets= names more than rules read", agent=changed("check", lambda ip: {}, sets=["txn.score", "txn.unread"])),
+    Case("", "a variable below one that is set", haproxy=("    default_backend", "    http-request set-header x %[var(txn.iprep.score.reason)]\n    default_backend")),
     Case("", "larger frames with larger buffers", haproxy=("nbthread 2", "nbthread 2\n    tune.bufsize 65536")),
     Case("", "smaller frames", spoe=("use-backend", "max-frame-size 4096\n    use-backend")),
     Case("", "a rule waits for the body", haproxy=("option http-buffer-request", "http-request wait-for-body time 1s")),
@@ -210,6 +216,11 @@ RIGHT = [
          haproxy=("    default_backend", "    http-request set-header n %[var(proc.iprep.count)]\n    default_backend"), agent=changed("check", of_the_process)),
     Case("", "headers that the agent answers", haproxy=(
         "    default_backend", "    http-request add-headers-bin var(txn.iprep.unread)\n    default_backend"), agent=changed("check", one_more_variable)),
+    Case("", "a rule denies what was not allowed", haproxy=(
+        "deny if {{ var(txn.iprep.error) -m found }}", "deny if METH_GET !{{ var(txn.iprep.score) -m int gt 0 }}")),
+    Case("", "an acl asks for the answer", haproxy=(
+        "http-request deny if {{ var(txn.iprep.error) -m found }}",
+        "acl known var(txn.iprep.score) -m found\n    http-request deny unless known")),
     Case("", "rules ask for the number of servers", haproxy=("var(txn.iprep.error) -m found", "nbsrv(agents) lt 1")),
 ]  # fmt: skip
 

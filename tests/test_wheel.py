@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
+import setuptools
 
 ROOT = Path(__file__).parent.parent
 BUILD = "from setuptools import build_meta as b; import sys; b.{}(sys.argv[1])"
@@ -43,6 +47,26 @@ def test_an_sdist_is_whole_and_its_pure_wheel_small(sdist: Path, tmp_path: Path)
     check(sdist, wheel)
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+@pytest.mark.parametrize("inplace", [True, False])
+def test_modules_that_are_built_in_place_keep_their_symbols(
+    inplace: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """perf and gdb need them. Those of wheels are stripped."""
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    monkeypatch.setenv("SPOP_PURE", "1")
+    build_ext = runpy.run_path(str(ROOT / "setup.py"))["OptionalBuild"]
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.c").write_text("static int add(int n) { return n + 1; } int (*pointer)(int) = add;")
+    extension = setuptools.Extension("tiny", ["tiny.c"])
+    build = build_ext(setuptools.Distribution({"name": "tiny", "ext_modules": [extension]}))
+    build.inplace, build.build_lib, build.build_temp = inplace, "lib", "temp"
+    build.ensure_finalized()
+    build.run()
+    (built,) = Path().glob("tiny.*.so") if inplace else Path("lib").glob("tiny.*.so")
+    assert (b"\0add\0" in built.read_bytes()) is inplace
+
+
 def test_an_sdist_has_each_file_of_the_repository(sdist: Path) -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("this is no repository")
@@ -55,9 +79,41 @@ def test_an_sdist_has_each_file_of_the_repository(sdist: Path) -> None:
     assert {name for name in missing if not name.startswith("benchmarks/results/")} == set()
 
 
-def test_a_wheel_with_what_does_not_belong_there_is_found(tmp_path: Path) -> None:
-    import zipfile
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+@pytest.mark.parametrize("options, has_symbols", [(["--inplace"], True), ([], False)])
+def test_a_build_in_place_keeps_its_symbols(
+    options: list[str], has_symbols: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.c").write_text("void *PyInit_empty(void) { return 0; }")
+    program = f"""
+import runpy, setuptools
+setuptools.setup, setup = lambda **options: None, setuptools.setup
+command = runpy.run_path({str(ROOT / "setup.py")!r})["OptionalBuild"]
+setup(name="empty", ext_modules=[setuptools.Extension("empty", ["empty.c"])], cmdclass={{"build_ext": command}})
+"""
+    subprocess.run(
+        [sys.executable, "-c", program, "build_ext", "--build-lib", ".", *options],
+        check=True, cwd=tmp_path, env=os.environ | {"SPOP_PURE": "1"}, capture_output=True,
+    )  # fmt: skip
+    (built,) = tmp_path.glob("empty*.so")
+    contents = runpy.run_path(str(ROOT / "ci" / "wheel_contents.py"))
+    assert contents["has_symbols"](built.read_bytes()) == has_symbols
 
+
+@pytest.mark.parametrize("size, found", [(1_000_000, False), (1_000_001, True)])
+def test_a_wheel_has_a_million_bytes_at_most(size: int, found: bool, tmp_path: Path) -> None:
+    wheel = tmp_path / "haproxy_spop-1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("spop/py.typed", "")
+    wheel.write_bytes(wheel.read_bytes().rjust(size, b"x"))
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "ci" / "wheel_contents.py"), str(wheel)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (f"it has {size} bytes" in done.stdout) == found
+
+
+def test_a_wheel_with_what_does_not_belong_there_is_found(tmp_path: Path) -> None:
     wrong = tmp_path / "haproxy_spop-1-cp311-cp311-linux_x86_64.whl"
     with zipfile.ZipFile(wrong, "w") as wheel:
         wheel.writestr("spop/_codec.c", "/* generated */")

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from typing import Any
 
+import pytest
+from haproxy import wait_until
+
+from spop import Message
 from spop.connection import EngineConnection
+from spop.constants import Capability
+from spop.counters import Cell
+
+ASYNC = frozenset({Capability.ASYNC, Capability.PIPELINING})
 
 
 def connect(server: Any) -> socket.socket:
@@ -22,3 +31,37 @@ def hello(server: Any, **options: Any) -> tuple[socket.socket, EngineConnection]
     while protocol.peer is None:
         protocol.receive_data(sock.recv(4096))
     return sock, protocol
+
+
+def count(server: Any, cell: Cell) -> int:
+    """What all loops of a server have counted."""
+    found: int = server.totals().cells[cell]
+    return found
+
+
+def assert_acks_leave_on_another_connection(
+    server: Any, message: str, release: Callable[[], None]
+) -> None:
+    """Of the same engine, when their own is lost before handlers are released."""
+    first, protocol = hello(server, engine_id="e", capabilities=ASYNC)
+    second, other = hello(server, engine_id="e", capabilities=ASYNC)
+    stranger, _ = hello(server, engine_id="another", capabilities=ASYNC)
+    for number in range(3):
+        protocol.notify(number, 7, [Message(message, n=number)])
+    first.sendall(protocol.data_to_send())
+    wait_until(lambda: count(server, Cell.NOTIFIES) == 3, "the frames")
+    first.close()
+    wait_until(lambda: server.admission.connections == 2, "the loss")
+    release()
+    acks: list[Any] = []
+    while len(acks) < 3:
+        acks += other.receive_data(second.recv(4096))
+    assert {(ack.stream_id, ack.frame_id): ack.variables for ack in acks} == {
+        (n, 7): {"sess.n": n} for n in range(3)
+    }
+    assert count(server, Cell.ACKS_ELSEWHERE) == 3
+    stranger.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        stranger.recv(1)
+    second.close()
+    stranger.close()

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import in_front
-from frames import AGENTS, CONNECTIONS, EXCHANGES, NEEDS, Agent, Exchange, compile_c, is_installed
+from frames import AGENTS, EXCHANGES, NEEDS, Agent, Exchange, compile_c, is_installed
 from running import (
     BUILD,
     PROCESSORS,
@@ -36,6 +36,7 @@ from running import (
     children,
     cpu_of,
     free_port,
+    interpreter_name,
     pin,
     pinned,
     running,
@@ -64,9 +65,7 @@ class Front(NamedTuple):
 def agents(given: list[str], pythons: list[str]) -> Iterator[Agent]:
     yield SINK
     for path in pythons:
-        of = "import platform; print(platform.python_version())"
-        shown = subprocess.run([path, "-c", of], capture_output=True, text=True, check=True)
-        yield Agent(f"spop, CPython {shown.stdout.strip()}", partial(ours, path), {}, 1)
+        yield Agent(f"spop, CPython {interpreter_name(path)}", partial(ours, path), {}, 1)
     for name, module in NEEDS.items():
         if name == module.replace("_", "-") and is_installed(AGENTS[name]):
             yield AGENTS[name]
@@ -76,7 +75,7 @@ def agents(given: list[str], pythons: list[str]) -> Iterator[Agent]:
 
 
 def ours(python: str, port: int) -> list[str]:
-    return [python, *spop_command(port)[1:]]
+    return spop_command(port, python=python)
 
 
 def words(command: str, port: int) -> list[str]:
@@ -105,7 +104,7 @@ def said(command: list[object]) -> dict[str, Any]:
 
 def own_load(it: Running, exchange: Exchange, seconds: float) -> float:
     """µs of the agent's CPU for a frame; of as many frames as fill the time."""
-    command = [BUILD / "load", "127.0.0.1", it.port, CONNECTIONS, exchange.depth]
+    command = [BUILD / "load", "127.0.0.1", it.port, exchange.connections, exchange.depth]
     rate = said([*command, WARMING, exchange.payload])["rate"]
     frames = max(WARMING, int(rate * seconds))
     before = it.cpu_seconds()
@@ -114,7 +113,7 @@ def own_load(it: Running, exchange: Exchange, seconds: float) -> float:
 
 
 def spopload(path: str, it: Running, exchange: Exchange, seconds: float) -> float:
-    command = [path, "-p", it.port, "-c", CONNECTIONS, "-d", exchange.depth, "-t", seconds]
+    command = [path, "-p", it.port, "-c", exchange.connections, "-d", exchange.depth, "-t", seconds]
     before = it.cpu_seconds()
     found = said([*command, "-P", exchange.payload])
     return float((it.cpu_seconds() - before) / found["frames"] * 1e6)
@@ -128,7 +127,7 @@ def over_sockets(
     loads = {"load.c": own_load} | ({"spopload": partial(spopload, load)} if load else {})
     with contextlib.ExitStack() as stack:
         those = [(agent.name, stack.enter_context(started(agent))) for agent in all_agents]
-        for exchange in EXCHANGES[:3]:
+        for exchange in EXCHANGES[:4]:
             for _ in range(rounds):
                 for name, it in those:
                     for kind, by in loads.items():
@@ -165,7 +164,9 @@ def behind(
         for _ in range(rounds):
             for agent in all_agents:
                 with started(agent) as it, proxy(binary, it.port) as (version, port, pid):
-                    front = one_front(it, port, pid, clients, seconds)
+                    front = Front(*[math.nan] * len(Front._fields))
+                    with contextlib.suppress(subprocess.CalledProcessError):
+                        front = one_front(it, port, pid, clients, seconds)
                     found.setdefault(agent.name, []).append(front)
         for name, fronts in found.items():
             medians = Front(*(statistics.median(each) for each in zip(*fronts, strict=True)))
@@ -204,7 +205,7 @@ def front_table(rows: list[tuple[str, int, str, Front]]) -> Iterator[str]:
     for version, clients, name, front in rows:
         times = [f"{digits(each)} µs" for each in front[1:]]
         cells = f"{front.rate:,.0f} | {'; '.join(times[:3])} | {'; '.join(times[3:])}"
-        yield f"| {version}, {clients} | {name} | {cells} |"
+        yield f"| {version}, {clients} | {name} | {'fails | |' if math.isnan(sum(front)) else cells} |"
 
 
 def digits(value: float) -> str:
@@ -241,10 +242,12 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="in results/rivals.md")
     options = parser.parse_args()
     compile_c()
-    text = "\n".join(report(options))
-    print(text)
+    lines = []
+    for line in report(options):
+        print(line, flush=True)
+        lines.append(line)
     if options.keep:
-        (RESULTS / "rivals.md").write_text(f"# Rivals\n\n{text}\n")
+        (RESULTS / "rivals.md").write_text("\n".join(["# Rivals", "", *lines, ""]))
 
 
 if __name__ == "__main__":

@@ -78,7 +78,9 @@ class Client(ClientCore):
         with self._lock:
             if not self._started:
                 self._poller = new_poller()
-                self._release = weakref.finalize(self, self._poller.close)
+                release = weakref.finalize(self, self._poller.close)
+                release.atexit = False  # Daemon threads may ask until the process ends.
+                self._release = release
                 self._started = True
 
     # --- for callers ---
@@ -248,7 +250,8 @@ class Client(ClientCore):
         with self._lock:
             if exchange.done:
                 return
-            self._send_all()
+            if self._to_send:
+                self._send_all()
             baton = None
             heir_leads = self._heir not in (None, exchange) and _may_be_interrupted()
             if self._leader is None and not heir_leads:

@@ -234,7 +234,7 @@ class Pool:
         exchange.link, exchange.sent_as = link, ids
         link.exchanges[ids] = exchange
         try:
-            link.protocol.notify(*ids, exchange.messages)
+            link.protocol.notify(ids[0], ids[1], exchange.messages)
         except Exception as error:  # It can't be encoded: the caller's mistake.
             exchange.link = None
             del link.exchanges[ids]

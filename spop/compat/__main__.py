@@ -6,6 +6,7 @@ import argparse
 import os
 import runpy
 import sys
+from typing import NoReturn
 
 from spop.compat import codecs, install, installed
 
@@ -31,17 +32,27 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _run(script: str, arguments: list[str], codec_only: bool) -> None:
+    sys.argv = [script, *arguments]
+    if not sys.flags.safe_path:
+        sys.path[0] = os.path.dirname(
+            os.path.realpath(script)
+        )  # It may have the package beside it.
     try:
         codecs.install() if codec_only else install()
-        sys.argv = [script, *arguments]
-        sys.path[0] = os.path.dirname(os.path.abspath(script))
-        runpy.run_path(script, run_name="__main__")
+    except ModuleNotFoundError as error:
+        _end_without(error)
+    try:
+        runpy.run_path(os.path.abspath(script), run_name="__main__")
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]
-        if name in installed() or name not in ("", *codecs.PACKAGES):
+        if name in installed() or name not in codecs.PACKAGES:
             raise
-        print(f"spop.compat: {error.msg}", file=sys.stderr)
-        sys.exit(MISSING)
+        _end_without(error)
+
+
+def _end_without(error: ModuleNotFoundError) -> NoReturn:
+    print(f"spop.compat: {error.msg}", file=sys.stderr)
+    sys.exit(MISSING)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import inspect
 import io
 import logging
 import secrets
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
@@ -20,6 +21,7 @@ from typing import Any
 
 from spop.codec import encode_string, encode_value, encode_varint
 from spop.compat.connection import Connection, serve
+from spop.compat.imports import Functions, functions, overrides
 from spop.constants import (
     DEFAULT_MAX_FRAME_SIZE,
     HAPROXY_FRAME_SIZE,
@@ -215,15 +217,24 @@ class SpoaConnection(Connection):
         self.acknowledge(frame, actions)
 
 
+def _internals(module: ModuleType | Any) -> Functions:
+    """What is done here in other ways."""
+    ack = sys.modules["haproxyspoa.payloads.ack"]
+    return functions(module.SpoaConnection, ack.ActionSetVar, ack.ActionUnsetVar)
+
+
 def drop_in(module: ModuleType | Any) -> dict[tuple[Any, str], Any]:
     """What replaces attributes of ``haproxyspoa.spoa_server``: by object and name."""
-    package, server_class = Package(module), module.SpoaServer
+    server_class = module.SpoaServer
     original, handle = server_class._run, server_class.handle_connection
+    internals = _internals(module)
 
     async def _run(self: Any, host: str = "0.0.0.0", port: int = 9002) -> None:
-        if type(self).handle_connection is not handle:  # The agent serves connections itself.
+        # The agent serves connections itself, or has changed how the package does.
+        if overrides(self, handle_connection=handle) or _internals(module) != internals:
             await original(self, host, port)
             return
+        package = Package(module)
         await serve(
             partial(SpoaConnection, package, self),
             host,

@@ -43,6 +43,25 @@ def apply(patches: Patches) -> None:
         setattr(owner, name, new)
 
 
+Functions = list[dict[str, Any]]
+"""What is called, by name, of some objects."""
+
+
+def functions(*owners: Any) -> Functions:
+    """What can be called of modules and classes. Another result later says that it was changed."""
+    return [
+        {name: each for name, each in vars(owner).items() if callable(each)} for owner in owners
+    ]
+
+
+def overrides(instance: Any, **originals: Any) -> bool:
+    """Whether an object, or its class, has methods of its own in place of these functions."""
+    return any(
+        getattr(getattr(instance, name), "__func__", None) is not original
+        for name, original in originals.items()
+    )
+
+
 def restore() -> None:
     """Put everything back that was replaced, and patch nothing more."""
     _waiting.clear()

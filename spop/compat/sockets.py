@@ -51,7 +51,12 @@ class _Taken(asyncio.Protocol):
 
     def connection_made(self, transport: Any) -> None:
         accepted = transport.get_extra_info("socket")
-        sock = socket.socket(fileno=os.dup(accepted.fileno()))
+        try:
+            sock = socket.socket(fileno=os.dup(accepted.fileno()))
+        except OSError:  # There are no more file descriptors: asyncio's own transport goes on.
+            transport.set_protocol(self._protocol)
+            self._protocol.connection_made(transport)
+            return
         transport.abort()  # Closes its file descriptor. The connection lives on in ours.
         self._protocol.connection_made(
             SocketTransport(self._loop, self._poller, sock, self._protocol)

@@ -19,6 +19,7 @@ from typing import Any
 
 from spop.codec import encode_string, encode_value, encode_varint
 from spop.compat.connection import Connection, serve
+from spop.compat.imports import functions, overrides
 from spop.compat.threads import Done, ThreadCall, Threads
 from spop.constants import LENGTH_SIZE, ActionType, DataType, FrameType
 from spop.errors import FrameTooBigError, ProtocolError
@@ -392,11 +393,18 @@ def _names(items: str) -> list[str]:
 def drop_in(module: ModuleType | Any) -> dict[tuple[Any, str], Any]:
     """What replaces attributes of ``spoe_forge.spoe_forge``: by object and name."""
     class_ = module.SpoeForge
-    original, handle, notify = class_.serve, class_._handler, class_._notify_handler
+    original = class_.serve
+    methods = {"_handler": class_._handler, "_notify_handler": class_._notify_handler}
+    handle = module.AgentRegistry.handle_message
+    internals = functions(module.ForgeHandler)
 
     async def _serve(self: Any, host: str, port: int, ssl: Any = None) -> None:
-        if type(self)._handler is not handle or type(self)._notify_handler is not notify:
-            await original(self, host, port, ssl)  # The agent serves connections itself.
+        if (
+            overrides(self, **methods)
+            or overrides(self._registry, handle_message=handle)
+            or functions(module.ForgeHandler) != internals
+        ):  # The agent serves connections itself, or has changed how the package does.
+            await original(self, host, port, ssl)
             return
         served = Served(self, module)
         try:

@@ -78,7 +78,9 @@ def _encode_actions(actions: Actions, original: Any) -> Callable[[list[Any]], by
 
 
 def _action_lists() -> list[list[Any]]:
-    from spoe_forge import ActionScope, SetVarAction, UnsetVarAction
+    # `spoe_forge` itself has these names later: it is being imported.
+    from spoe_forge.spop.constants import ActionScope
+    from spoe_forge.spop.spop_types import SetVarAction, UnsetVarAction
 
     lists: list[list[Any]] = [
         [SetVarAction(ActionScope.TRANSACTION, "name", value)] for value in samples.VALUES

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Self, Unpack
+from collections.abc import Callable, Coroutine
+from typing import Any, Self, Unpack
 
 from spop.client import AsyncClient
 from spop.constants import EngineStatus
@@ -20,26 +21,29 @@ class AsyncStream(StreamContext):
     __slots__ = ()
     _engine: AsyncEngine
 
-    async def event(self, event: str) -> Processing | None:
-        """Process an event, as `BlockingStream.event` does.
+    def event(self, event: str) -> Coroutine[Any, Any, Processing | None]:
+        """Process an event, as `BlockingStream.event` does. It begins when it is awaited.
 
         Cancelling the task interrupts the processing. That is an error: without
         ``option continue-on-error``, the engine is disabled for the stream.
         """
-        return await self._exchange(self._begin_event(event))
+        return self._exchange(self._begin_event, event)
 
-    async def send_group(self, name: str) -> Processing | None:
+    def send_group(self, name: str) -> Coroutine[Any, Any, Processing | None]:
         """Send the messages of a group, as `BlockingStream.send_group` does."""
-        return await self._exchange(self._begin_group(name))
+        return self._exchange(self._begin_group, name)
 
-    async def _exchange(self, processing: Processing | None) -> Processing | None:
+    async def _exchange(
+        self, begin: Callable[[str], Processing | None], name: str
+    ) -> Processing | None:
+        processing = begin(name)
         if processing is None:
             return None
         calls = self._engine._calls
         try:
             calls.submit(processing)
             if not processing.done:
-                await calls.waiter(processing, self._filter.deadline(processing))
+                await calls.waiter(processing, processing.started_at + self._filter.timeout)
         except SpopTimeoutError:
             calls.pool.abandon(processing)
             self._end(processing, EngineStatus.TIMEOUT)
@@ -79,7 +83,10 @@ class AsyncEngine(EngineCore):
         """
         if asyncio.get_running_loop() is not self._loop:
             self.bind()
-        stream = stream_of(stream, fields)
+        return self.begin(stream_of(stream, fields))
+
+    def begin(self, stream: Stream) -> AsyncStream:
+        """Begin a stream, in the event loop that the engine is bound to."""
         return AsyncStream(self, self._filter, stream, next(self._filter.stream_ids))
 
     def bind(self) -> None:

@@ -48,7 +48,7 @@ class BlockingStream(StreamContext):
         calls = self._engine._calls
         try:
             calls.submit(processing)
-            calls.wait_for(processing, self._filter.deadline(processing))
+            calls.wait_for(processing, processing.started_at + self._filter.timeout)
         except SpopTimeoutError:
             self._end(processing, EngineStatus.TIMEOUT)
         except BaseException:

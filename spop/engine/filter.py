@@ -2,7 +2,7 @@
 
 A `Filter` decides which messages an event sends, and what their ACK, or its absence, does to the
 stream. It is made of an `AgentConfig`, and each stream has a `StreamContext`.
-`spop.engine.blocking` and `spop.engine.asynchronous` let `Filter.begin_event` evaluate the
+`spop.engine.blocking` and `spop.engine.asynchronous` let `Filter.begin` evaluate the
 messages, exchange them with an agent, and let `Filter.end` act on the result. Sections are those of
 the SPOE document of HAProxy 2.6.
 """
@@ -78,7 +78,7 @@ class Processing(Exchange):
     def __init__(
         self, ids: tuple[int, int], messages: Sequence[Message], label: str, started_at: float
     ) -> None:
-        super().__init__(ids, messages)
+        Exchange.__init__(self, ids, messages)
         self.label: str = label
         self.started_at: float = started_at
         self.queued_at: float = monotonic()
@@ -172,12 +172,12 @@ class StreamContext:
         self._reached = order
         if order >= _FIRST_OF_RESPONSE:
             self.stream.variables.begin_response()
-        return self._filter.begin_event(self, event)
+        return self._filter.begin(self, self._filter.events.get(event))
 
     def _begin_group(self, name: str) -> Processing | None:
         if self.stream.response is not None:
             self.stream.variables.begin_response()
-        return self._filter.begin_group(self, name)
+        return self._filter.begin(self, self._filter.group(name))
 
     def _end(self, processing: Processing, failure: int = 0) -> None:
         self._filter.end(self, processing, failure)
@@ -245,7 +245,7 @@ def _as_sent(expression: Expression, set_on_error: str | None) -> Callable[[Stre
     return evaluate_as_int64
 
 
-class _Occasion(NamedTuple):
+class Occasion(NamedTuple):
     """An event or a group, with its messages."""
 
     label: str
@@ -264,6 +264,8 @@ class Filter:
 
     Attributes:
         rewritten: that HAProxy has no fragments, no async exchanges and no rates.
+        events: the messages of each event that has some.
+        timeout: seconds of ``timeout processing``.
         permissions: the variables that the agent may set.
         stream_ids: the stream-ids of streams to come.
         nb_processed, nb_errors: number of processings, and of those that failed.
@@ -279,19 +281,21 @@ class Filter:
     ) -> None:
         self.config = config
         self._problems = RateLimitedLog(logger, per_second=10)
-        self._events: dict[str, _Occasion] = {
-            event: _Occasion(f"EVENT:{event}", self._templates(messages))
+        self.events: dict[str, Occasion] = {
+            event: Occasion(f"EVENT:{event}", self._templates(messages))
             for event, messages in config.events.items()
         }
         self._groups = {
-            name: _Occasion(f"GROUP:{name}", self._templates(group.messages))
+            name: Occasion(f"GROUP:{name}", self._templates(group.messages))
             for name, group in config.groups.items()
         }
         rewritten = haproxy_version is not None and haproxy_version.rewritten
         self.rewritten: bool = rewritten
         self._refused = EngineStatus.PROTOCOL + Status.IO if rewritten else EngineStatus.RESOURCES
         self.permissions: Permissions = Permissions(config, variables, haproxy_version)
-        self._timeout = NEVER if config.processing_timeout is None else config.processing_timeout
+        self.timeout: float = (
+            NEVER if config.processing_timeout is None else config.processing_timeout
+        )
         self._maxerrrate = 0 if rewritten else config.maxerrrate
         self._errors = Rate(self._maxerrrate)
         self.begin_anew()
@@ -311,22 +315,18 @@ class Filter:
 
     # --- the beginning ---
 
-    def begin_event(self, context: StreamContext, event: str) -> Processing | None:
-        """Evaluate the messages of an event. Returns None if there is nothing to send."""
-        found = self._events.get(event)
-        return None if found is None else self._begin(context, found)
-
-    def begin_group(self, context: StreamContext, name: str) -> Processing | None:
-        """Evaluate the messages of a group. Returns None if there is nothing to send.
+    def group(self, name: str) -> Occasion:
+        """The messages of a group.
 
         Raises:
             ValueError: there is no such group.
         """
         self.config.group(name)
-        return self._begin(context, self._groups[name])
+        return self._groups[name]
 
-    def _begin(self, context: StreamContext, occasion: _Occasion) -> Processing | None:
-        if not context.enabled:
+    def begin(self, context: StreamContext, occasion: Occasion | None) -> Processing | None:
+        """Evaluate the messages of an event or group. Returns None if there is nothing to send."""
+        if occasion is None or not context.enabled:
             return None
         started = monotonic()
         # Section 2.2: with maxerrrate reached, events are skipped. It counts over a sliding second.
@@ -344,10 +344,6 @@ class Filter:
         context.frame_id += 1
         ids = context.stream_id, context.frame_id
         return Processing(ids, messages, occasion.label, started)
-
-    def deadline(self, processing: Processing) -> float:
-        """The end of ``timeout processing``, as `time.monotonic` gives the time."""
-        return processing.started_at + self._timeout
 
     # --- the end ---
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
-from spop.values import SCOPES, DecodedValue
+from spop.values import SCOPES, UNSET, DecodedValue
 
 Values = dict[str, DecodedValue]
 """Variables by whole name."""
@@ -68,9 +68,10 @@ class Variables(MutableMapping[str, DecodedValue]):
         """The value, or `default` where the variable is not set."""
         # The first letter of a name tells its scope. To split the name would take a fifth longer.
         scope = self._stream
-        if name[0] == "s":
+        first = name[:1]
+        if first == "s":
             scope = self._session or _NOTHING
-        elif name[0] == "p":
+        elif first == "p":
             scope = PROCESS
         return scope.get(name, default)
 
@@ -100,10 +101,11 @@ class Variables(MutableMapping[str, DecodedValue]):
         return None if name.startswith(over) else self._stream
 
     def __getitem__(self, name: str) -> DecodedValue:
-        scope = self._scope(_checked(name))
-        if scope is None or name not in scope:
+        value = self.get(name, UNSET)
+        if value is UNSET:
             raise KeyError(self._why_not(name))
-        return scope[name]
+        found: DecodedValue = value
+        return found
 
     def _why_not(self, name: str) -> str:
         if self.ignored and name in self.ignored:

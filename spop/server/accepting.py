@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import socket
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
@@ -20,6 +22,12 @@ logger: logging.Logger = logging.getLogger("spop.server")
 HandOut = Callable[[socket.socket], bool]
 """Accepts a connection of a listener. False: it accepts none now."""
 
+OFTEN = 0.01
+"""A listener that was ready less than so many seconds ago has one connection accepted in a round. So frames
+of others are answered between two connections, and to find that no more wait costs nothing."""
+MOST = 64
+"""How many are accepted of one that is seldom ready, or that has waited for a long round."""
+
 
 class Loop(Protocol):
     """What accepting needs of its loop."""
@@ -31,22 +39,25 @@ class Loop(Protocol):
 
 
 class Acceptor:
-    """Calls `hand_out` whenever one of its listeners has connections to accept."""
+    """Calls `hand_out` whenever one of its listeners has connections to accept.
+
+    It knows when each was last ready.
+    """
 
     def __init__(self, loop: Loop, hand_out: HandOut) -> None:
         self._loop = loop
         self._hand_out = hand_out
-        self._listeners: set[socket.socket] = set()
+        self._listeners: dict[socket.socket, float] = {}
 
     def add(self, listener: socket.socket) -> None:
         """Accept connections of a listener."""
         if listener not in self._listeners:
-            self._listeners.add(listener)
+            self._listeners[listener] = -math.inf
             self._register(listener)
 
     def remove(self, listener: socket.socket) -> None:
         """Accept no more connections of a listener."""
-        self._listeners.discard(listener)
+        self._listeners.pop(listener, None)
         self._unregister(listener)
 
     def pause(self, listener: socket.socket, seconds: float) -> None:
@@ -62,7 +73,9 @@ class Acceptor:
             self._loop.poller.unregister(listener.fileno())
 
     def _accept(self, listener: socket.socket, _: int) -> None:
-        for _ in range(64):
+        now = time.monotonic()
+        last, self._listeners[listener] = self._listeners[listener], now
+        for _ in range(1 if now - last < OFTEN else MOST):
             try:
                 if not self._hand_out(listener):
                     return

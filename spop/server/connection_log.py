@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 
 from spop.connection import Disconnect
 from spop.constants import Status
 from spop.errors import reason
 from spop.frames import Peer
-from spop.logs import RateLimitedLog, SafeLogger, fields, level_number
+from spop.logs import Line, RateLimitedLog, SafeLogger, fields, level_number
 
 logger: SafeLogger = SafeLogger("spop.server")
 
@@ -35,42 +36,15 @@ class ConnectionLog:
     def begun(self, peer: Peer) -> None:
         """HELLO is done."""
         if peer.healthcheck:
-            what = fields("health check", peer=peer.address)
-            self._checks.log(self._health, "health check from %s", peer.address, extra=what)
-            return
-        self._begun.log(
-            self._level,
-            "connection from %s: SPOP %s, max-frame-size %d, %s, engine %s",
-            peer.address,
-            peer.version,
-            peer.max_frame_size,
-            ",".join(sorted(peer.capabilities)) or "no capabilities",
-            peer.engine,
-            extra=fields(
-                "connected",
-                peer=peer.address,
-                engine=peer.engine,
-                version=peer.version,
-                max_frame_size=peer.max_frame_size,
-                capabilities=",".join(sorted(peer.capabilities)),
-            ),
-        )
+            self._checks.log_made(self._health, partial(_checked, peer))
+        else:
+            self._begun.log_made(self._level, partial(_begun, peer))
 
     def ended(self, address: str, why: Disconnect, peer: Peer | None, duration: float) -> None:
         """A connection that said HELLO has ended after `duration` seconds, or it was refused."""
-        line = "disconnected by %s: %d %r" if why.remote else "disconnected %s: %d %r"
-        what = fields(
-            "disconnected",
-            peer=address,
-            engine=peer.engine if peer else None,
-            by="peer" if why.remote else "agent",
-            status=int(why.code),
-            reason=why.message,
-            duration=round(duration, 3),
-        )
         as_it_should = why.remote or why.code == Status.NORMAL
         log, level = (self._ended, self._level) if as_it_should else (self._broken, logging.WARNING)
-        log.log(level, line, address, why.code, why.message, extra=what)
+        log.log_made(level, partial(_ended, address, why, peer, duration))
 
     def failed(self, address: str, error: Exception) -> None:
         """A connection failed before HELLO, or by an error of our own."""
@@ -82,6 +56,39 @@ class ConnectionLog:
             self._ended.log(self._level, text, address, reason(error), extra=what)
         elif self._failed.allows(logging.ERROR, text, address, repr(error), extra=what):
             logger.failure(error, "connection from %s failed", address, extra=what)
+
+
+def _checked(peer: Peer) -> Line:
+    return "health check from %s", (peer.address,), fields("health check", peer=peer.address)
+
+
+def _begun(peer: Peer) -> Line:
+    capabilities = ",".join(sorted(peer.capabilities))
+    what = fields(
+        "connected",
+        peer=peer.address,
+        engine=peer.engine,
+        version=peer.version,
+        max_frame_size=peer.max_frame_size,
+        capabilities=capabilities,
+    )
+    shown = capabilities or "no capabilities"
+    args = peer.address, peer.version, peer.max_frame_size, shown, peer.engine
+    return "connection from %s: SPOP %s, max-frame-size %d, %s, engine %s", args, what
+
+
+def _ended(address: str, why: Disconnect, peer: Peer | None, duration: float) -> Line:
+    what = fields(
+        "disconnected",
+        peer=address,
+        engine=peer.engine if peer else None,
+        by="peer" if why.remote else "agent",
+        status=int(why.code),
+        reason=why.message,
+        duration=round(duration, 3),
+    )
+    by = " by" if why.remote else ""
+    return f"disconnected{by} %s: %d %r", (address, why.code, why.message), what
 
 
 def _is_of_tls(error: Exception) -> bool:

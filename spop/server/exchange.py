@@ -44,11 +44,12 @@ class Connection:
         exchanges: those that wait for handlers.
         fast_path: answers NOTIFY frames while nothing else is to be done.
         resumes: frames that a pass has left are answered soon.
+        full: it is not read from, as it has `max_in_flight` frames in flight.
     """
 
     __slots__ = (
-        "began", "exchanges", "fast_path", "host", "movable", "peer", "port", "protocol", "quiet",
-        "resumes", "sock", "tls", "unsent",
+        "began", "exchanges", "fast_path", "full", "host", "movable", "peer", "port", "protocol",
+        "quiet", "resumes", "sock", "tls", "unsent",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +66,7 @@ class Connection:
         self.began: float = time.monotonic()
         self.quiet: int = 0
         self.resumes: bool = False
+        self.full: bool = False
         self.exchanges: set[Exchange] = set()
         self.fast_path: FastPath
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from spop.agent import Agent
 from spop.connection import AgentEvent, Disconnect, Hello, State
+from spop.constants import LENGTH_SIZE, MAX_CONTROL_SIZE
 from spop.context import set_running
 from spop.counters import Cell, Cells
 from spop.dispatch import AsyncCall, Call, Deferred, Dispatcher
@@ -101,6 +102,8 @@ class Loop:
         self.admission: Admission = shared.admission
         self._died = shared.thread_died
         self._buffer = bytearray(RECV_SIZE)
+        # A peer has to wait for our HELLO. What it sends behind its own is not copied yet.
+        self._for_hello = memoryview(self._buffer)[: LENGTH_SIZE + MAX_CONTROL_SIZE]
         self.calls: Calls = Calls(
             options, cells, self._fail_afterwards, lambda size: self._leaving.memory.take(size)
         )
@@ -292,7 +295,7 @@ class Loop:
         if self._woken or self._results or self.dispatcher.settled or self.dispatcher.left:
             return 0.0
         waits = timeout, self.timers.wait(), self._executor.patience
-        return min((wait for wait in waits if wait is not None), default=None)
+        return min([wait for wait in waits if wait is not None], default=None)
 
     def end(self) -> None:
         """Run no further round."""
@@ -415,7 +418,8 @@ class Loop:
 
     def _read(self, connection: Connection) -> None:
         try:
-            size = connection.sock.recv_into(self._buffer)
+            unknown = connection.protocol.state is State.HELLO
+            size = connection.sock.recv_into(self._for_hello if unknown else self._buffer)
         except (BlockingIOError, InterruptedError):
             if connection.fast_path.events & WRITE or connection.wants_write:
                 self._watch(connection)
@@ -508,12 +512,16 @@ class Loop:
             events = READ
         if connection.wants_write:
             events |= WRITE
+        if events:
+            connection.full = False
+        elif not connection.protocol.stalled and not connection.full:
+            # A pass that ended early may have stopped the reading already, which does not count.
+            connection.full = True
+            self.cells[Cell.PAUSED_IN_FLIGHT] += 1
         if events == connection.fast_path.events:
             return
         if connection.unsent:
             self.cells[Cell.PAUSED_UNSENT] += 1
-        elif not events and not connection.protocol.stalled:
-            self.cells[Cell.PAUSED_IN_FLIGHT] += 1
         fd = connection.sock.fileno()
         if not events:
             self.poller.unregister(fd)

@@ -349,6 +349,8 @@ class Server:
 
     def _running_loops(self) -> list[Loop]:
         """The loops without those that a handler keeps; all, if it keeps all."""
+        if len(self._loops) == 1:
+            return self._loops
         running = [
             loop
             for loop, row in zip(self._loops, self._rows, strict=False)

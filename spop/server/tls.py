@@ -58,7 +58,7 @@ class TLSSocket:
         """Bytes that TLS has received already: the socket does not become ready for them."""
         return self._ssl.pending() if self._ready else 0
 
-    def recv_into(self, buffer: bytearray) -> int:
+    def recv_into(self, buffer: bytearray | memoryview) -> int:
         """As `socket.recv_into`, but it takes all bytes that TLS holds, if they fit.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The ASGI middleware: makes a stream of ASGI's scope and messages, and awaits the steps."""
+"""The ASGI middleware: makes a stream of ASGI's scope and messages."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 from spop.engine import AsyncEngine
 from spop.engine.samples.types import raw, text
-from spop.engine.stream import HeaderFields, Request, Response, Stream, Tls
+from spop.engine.stream import HeaderFields, Response, Stream, Tls
 from spop.web.policy import MAX_BODY, Policy
 from spop.web.rules import Rule
 from spop.web.transaction import (
     VARIABLES,
+    ReceivedRequest,
     Reply,
-    Steps,
     Transaction,
     address,
     http_version,
@@ -30,6 +30,7 @@ Receive = Callable[[], Awaitable[ASGIMessage]]
 Send = Callable[[ASGIMessage], Awaitable[None]]
 ASGIApp = Callable[[ASGIScope, Receive, Send], Awaitable[None]]
 
+_SECURE = ("https", "wss")
 _TLS_VERSIONS = {0x301: "TLSv1", 0x302: "TLSv1.1", 0x303: "TLSv1.2", 0x304: "TLSv1.3"}
 
 
@@ -89,16 +90,9 @@ class ASGIMiddleware:
 
     async def __call__(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         """An ASGI application."""
-        if scope["type"] == "http":
-            await self._http(scope, receive, send)
-        elif scope["type"] == "websocket" and self._websockets:
-            await self._websocket(scope, receive, send)
-        elif scope["type"] == "lifespan" and self._make is not None:
-            await self.app(scope, receive, self._closing(send))
-        else:
-            await self.app(scope, receive, send)
-
-    async def _http(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._other(scope, receive, send)
+            return
         scope, transaction = self._begin(scope)
         if self._policy.request_body:
             received = _Received(receive)
@@ -107,7 +101,7 @@ class ASGIMiddleware:
                 return
             transaction.stream.request.body = body  # type: ignore[union-attr]
             receive = received
-        reply = await _perform(transaction.request())
+        reply = await transaction.request()
         if reply is not None:
             await _send_reply(send, reply)
             return
@@ -124,12 +118,20 @@ class ASGIMiddleware:
         else:
             await responder.finish()
 
+    async def _other(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket" and self._websockets:
+            await self._websocket(scope, receive, send)
+        elif scope["type"] == "lifespan" and self._make is not None:
+            await self.app(scope, receive, self._closing(send))
+        else:
+            await self.app(scope, receive, send)
+
     async def _websocket(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
         scope, transaction = self._begin(scope)
         received = _Received(receive)
         if not await received.connect():
             return
-        reply = await _perform(transaction.request())
+        reply = await transaction.request()
         if reply is None:
             _copy_changed_headers(transaction, scope)
             await self.app(scope, received, send)
@@ -176,34 +178,43 @@ class ASGIMiddleware:
 
     def _begin(self, scope: ASGIScope) -> tuple[ASGIScope, Transaction]:
         """A copy of the scope for the application, and the transaction of the request."""
-        raw_headers = list(scope["headers"])
-        wanted = self._unique_id_header
-        unique_id = None
-        if wanted:
-            unique_id = next((text(value) for name, value in raw_headers if name == wanted), None)
-        if unique_id is None:
-            unique_id = new_unique_id()
-            if wanted:
-                raw_headers.append((wanted, unique_id.encode()))
+        headers = list(scope["headers"])
+        unique_id = self._unique_id(headers) if self._unique_id_header else new_unique_id()
         source, source_port = scope.get("client") or (None, 0)
         destination, destination_port = scope.get("server") or (None, 0)
-        stream = Stream(
-            source=address(source),
-            source_port=source_port or 0,
-            destination=address(destination),
-            destination_port=destination_port or 0,
-            request=Request(
-                scope.get("method", "GET"),
-                _uri(scope),
-                http_version(scope.get("http_version", "1.1")),
-                _headers(raw_headers),
-            ),
-            tls=_tls(scope),
-            variables=scope.get(VARIABLES),  # type: ignore[arg-type]
-            unique_id=unique_id,
+        request = ReceivedRequest(
+            scope.get("method", "GET"),
+            _uri(scope),
+            http_version(scope.get("http_version", "1.1")),
+            headers,
+            _headers,
         )
-        scope = {**scope, "headers": raw_headers, VARIABLES: stream.variables}
-        return scope, Transaction(self._policy, self._engine().stream(stream))
+        stream = Stream(  # By position: with names it takes half as long again.
+            address(source),
+            source_port or 0,
+            address(destination),
+            destination_port or 0,
+            None,
+            None,
+            request,
+            None,
+            _tls(scope) if scope.get("scheme") in _SECURE else None,
+            scope.get(VARIABLES),  # type: ignore[arg-type]
+            unique_id,
+        )
+        engine = self._engines.get(asyncio.get_running_loop()) or self._engine()
+        # The application may change its list.
+        scope = {**scope, "headers": headers.copy(), VARIABLES: stream.variables}
+        return scope, Transaction(self._policy, stream, engine.begin(stream))
+
+    def _unique_id(self, headers: list[tuple[bytes, bytes]]) -> str:
+        """The unique-id of these header fields. It is added to them if it is missing."""
+        wanted = self._unique_id_header
+        unique_id = next((text(value) for name, value in headers if name == wanted), None)
+        if unique_id is None:
+            unique_id = new_unique_id()
+            headers.append((wanted, unique_id.encode()))
+        return unique_id
 
 
 class _Received:
@@ -305,7 +316,7 @@ class _Responder:
     async def _decide(self) -> None:
         transaction = self._transaction
         self._response.body = bytes(self._body[: self._wait])
-        reply = await _perform(transaction.response(self._response))
+        reply = await transaction.response(self._response)
         self._decided = True
         held, self._held, self._body = self._held, [], bytearray()
         if reply is not None:
@@ -316,17 +327,6 @@ class _Responder:
             held[0] = {**held[0], "headers": _raw_headers(self._response.headers)}
         for message in held:
             await self._send(message)
-
-
-async def _perform(steps: Steps) -> Reply | None:
-    """Await the steps, one after the other."""
-    try:
-        step = next(steps)
-        while True:
-            step = steps.send(await step)
-    except StopIteration as end:
-        reply: Reply | None = end.value
-        return reply
 
 
 async def _send_reply(send: Send, reply: Reply, kind: str = "http.response") -> None:
@@ -360,10 +360,8 @@ def _raw_headers(headers: HeaderFields) -> list[tuple[bytes, bytes]]:
     return [(raw(name.lower()), raw(value)) for name, value in headers]
 
 
-def _tls(scope: ASGIScope) -> Tls | None:
+def _tls(scope: ASGIScope) -> Tls:
     """The TLS session, with details if the server has ASGI's TLS extension."""
-    if scope.get("scheme") not in ("https", "wss"):
-        return None
     known = (scope.get("extensions") or {}).get("tls") or {}
     return Tls(
         protocol=_TLS_VERSIONS.get(known.get("tls_version", 0)),

@@ -1,9 +1,8 @@
-"""One request and its response: the order of events, and what rules do. It never waits.
+"""One request and its response: the order of events, and what rules do.
 
-`Transaction.request` and `Transaction.response` are generators of steps, one for each event or
-group. A step is what the engine's stream returns: a `Processing` from a blocking one, an awaitable
-from one of asyncio. The middleware sends the Processing back. In the end it gets the reply that
-replaces the application's, or None.
+`Transaction.request` and `Transaction.response` are coroutines, which give the reply that replaces
+the application's, or None. All that they wait for is the engine's stream. With one that blocks they
+end at their first step.
 """
 
 from __future__ import annotations
@@ -12,16 +11,14 @@ import functools
 import html
 import os
 import random
-from collections.abc import Generator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from http import HTTPStatus
 from ipaddress import ip_address
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote
 
-from spop.engine.asynchronous import AsyncStream
-from spop.engine.blocking import BlockingStream
 from spop.engine.filter import Processing
-from spop.engine.stream import HeaderFields, IPAddress, Response, Stream
+from spop.engine.stream import NOT_INDEXED, HeaderFields, IPAddress, Request, Response, Stream
 from spop.web.header_lists import fields_of, names_of
 from spop.web.policy import Policy
 from spop.web.rules import (
@@ -60,10 +57,56 @@ class Reply(NamedTuple):
             return "Unknown"
 
 
+Decision = Coroutine[Any, Any, Reply | None]
+
 INCOMPLETE_REQUEST = Reply(400, [_PLAIN, ("content-length", "0")], b"")
 """The reply to a client that did not send the body that it announced."""
 
-Steps = Generator[Any, Processing | None, Reply | None]
+
+class ReceivedRequest(Request):
+    """A request whose header fields are made when something reads them, as few messages do.
+
+    Args:
+        source: what the server gave.
+        read: gives the header fields of `source`, in a list of its own.
+    """
+
+    __slots__ = ("_fields", "_read", "_source")
+
+    def __init__(
+        self,
+        method: str,
+        uri: str,
+        version: str,
+        source: Any,
+        read: Callable[[Any], HeaderFields],
+        body: bytes = b"",
+    ) -> None:
+        self.method: str = method
+        self.uri: str = uri
+        self.version: str = version
+        self.body: bytes = body
+        self._source, self._read = source, read
+        self._fields: HeaderFields | None = None
+        self._indexed = NOT_INDEXED
+
+    @property
+    def headers(self) -> HeaderFields:
+        if self._fields is None:
+            self._fields = self._read(self._source)
+        return self._fields
+
+    @headers.setter
+    def headers(self, fields: HeaderFields) -> None:
+        self._fields = fields
+
+
+class Context(Protocol):
+    """The engine's stream, whose events are awaited. `AsyncStream` is one."""
+
+    def event(self, event: str, /) -> Awaitable[Processing | None]: ...
+
+    def send_group(self, name: str, /) -> Awaitable[Processing | None]: ...
 
 
 class Transaction:
@@ -78,33 +121,33 @@ class Transaction:
 
     __slots__ = ("_context", "_policy", "changed", "failed", "stream")
 
-    def __init__(self, policy: Policy, context: BlockingStream | AsyncStream) -> None:
+    def __init__(self, policy: Policy, stream: Stream, context: Context) -> None:
         self._policy = policy
         self._context = context
-        self.stream: Stream = context.stream
+        self.stream: Stream = stream
         self.failed: bool = False
-        self.changed: set[str] = set()
+        self.changed: frozenset[str] = frozenset()
 
-    def request(self) -> Steps:
-        """The steps before the application is called."""
-        return self._steps(self._policy.request_events, self._policy.http_request)
+    def request(self) -> Decision:
+        """Decide before the application is called."""
+        return self._decide(self._policy.request_events, self._policy.http_request)
 
-    def response(self, response: Response) -> Steps:
-        """The steps before the response is sent to the client."""
+    def response(self, response: Response) -> Decision:
+        """Decide before the response is sent to the client."""
         self.stream.response = response
         self.stream.variables.begin_response()
-        self.changed.clear()
-        return self._steps(self._policy.response_events, self._policy.http_response)
+        self.changed = frozenset()
+        return self._decide(self._policy.response_events, self._policy.http_response)
 
-    def _steps(self, events: Sequence[str], rules: Sequence[Rule]) -> Steps:
+    async def _decide(self, events: Sequence[str], rules: Sequence[Rule]) -> Reply | None:
         for event in events:
-            self._note((yield self._context.event(event)))
+            self._note(await self._context.event(event))
         for rule in rules:
             if rule.when is not None and not rule.when.holds(self):
                 continue
             match rule:
                 case SendGroup():
-                    self._note((yield self._context.send_group(rule.group)))
+                    self._note(await self._context.send_group(rule.group))
                 case SetHeader():
                     self._set_header(rule)
                 case AddHeaders():
@@ -145,7 +188,7 @@ class Transaction:
         if value is not None:
             headers.append((name, value))
         message.headers = headers
-        self.changed.add(name.lower())
+        self.changed |= {name.lower()}
 
     def _set_var(self, rule: SetVar) -> None:
         value = rule.expression.evaluate(self.stream)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvironment
 
 from spop.engine import Engine
+from spop.engine.blocking import BlockingStream
+from spop.engine.filter import Processing
 from spop.engine.samples.types import raw, text
-from spop.engine.stream import HeaderFields, Request, Response, Stream, Tls
+from spop.engine.stream import HeaderFields, Response, Stream, Tls
 from spop.web.policy import MAX_BODY, Policy
 from spop.web.rules import Rule
 from spop.web.transaction import (
     INCOMPLETE_REQUEST,
     VARIABLES,
+    Decision,
+    ReceivedRequest,
     Reply,
-    Steps,
     Transaction,
     address,
     http_version,
@@ -81,7 +84,7 @@ class WSGIMiddleware:
                 return _start_reply(start_response, INCOMPLETE_REQUEST)
             body = read
         transaction = self._begin(environ, body)
-        reply = _perform(transaction.request())
+        reply = _done(transaction.request())
         if reply is not None:
             return _start_reply(start_response, reply)
         environ[VARIABLES] = transaction.stream.variables
@@ -98,23 +101,28 @@ class WSGIMiddleware:
             unique_id = new_unique_id()
             if key:
                 environ[key] = unique_id
-        stream = Stream(
-            source=address(environ.get("REMOTE_ADDR")),
-            source_port=_port(environ.get("REMOTE_PORT")),
-            destination=address(environ.get("SERVER_NAME")),
-            destination_port=_port(environ.get("SERVER_PORT")),
-            request=Request(
-                environ["REQUEST_METHOD"],
-                _uri(environ),
-                http_version(environ.get("SERVER_PROTOCOL", "HTTP/1.1").partition("/")[2]),
-                list(_headers(environ)),
-                body,
-            ),
-            tls=Tls() if environ.get("wsgi.url_scheme") == "https" else None,
-            variables=environ.get(VARIABLES),  # type: ignore[arg-type]
-            unique_id=_text(unique_id),
+        request = ReceivedRequest(
+            environ["REQUEST_METHOD"],
+            _uri(environ),
+            http_version(environ.get("SERVER_PROTOCOL", "HTTP/1.1").partition("/")[2]),
+            environ.copy(),  # The application may change its own.
+            _headers,
+            body,
         )
-        return Transaction(self._policy, self._engine.stream(stream))
+        stream = Stream(
+            address(environ.get("REMOTE_ADDR")),
+            _port(environ.get("REMOTE_PORT")),
+            address(environ.get("SERVER_NAME")),
+            _port(environ.get("SERVER_PORT")),
+            None,
+            None,
+            request,
+            None,
+            Tls() if environ.get("wsgi.url_scheme") == "https" else None,
+            environ.get(VARIABLES),  # type: ignore[arg-type]
+            _text(unique_id),
+        )
+        return Transaction(self._policy, stream, _Blocking(self._engine.stream(stream)))
 
 
 class _Input:
@@ -212,7 +220,7 @@ class _Responder:
             [(name, _text(value)) for name, value in headers],
             body[: self._body_wanted()],
         )
-        self._reply = _perform(transaction.response(response))
+        self._reply = _done(transaction.response(response))
         self._decided = True
         if self._reply is not None:
             _start_reply(self._start_response, self._reply)
@@ -247,15 +255,26 @@ class _Body:
         _close(self._result)
 
 
-def _perform(steps: Steps) -> Reply | None:
-    """Do the steps. Each one blocks until it is done."""
+class _Blocking(NamedTuple):
+    """A stream whose events are done when they are awaited."""
+
+    context: BlockingStream
+
+    async def event(self, event: str) -> Processing | None:
+        return self.context.event(event)
+
+    async def send_group(self, name: str) -> Processing | None:
+        return self.context.send_group(name)
+
+
+def _done(decision: Decision) -> Reply | None:
+    """What a coroutine gives that never waits."""
     try:
-        step = next(steps)
-        while True:
-            step = steps.send(step)
+        decision.send(None)
     except StopIteration as end:
         reply: Reply | None = end.value
         return reply
+    raise AssertionError("an event did not block")
 
 
 def _start_reply(start_response: StartResponse, reply: Reply) -> Iterable[bytes]:
@@ -319,13 +338,14 @@ def _uri(environ: WSGIEnvironment) -> str:
     return f"{uri}?{_text(query)}" if query else uri
 
 
-def _headers(environ: WSGIEnvironment) -> Iterator[tuple[str, str]]:
-    for key, value in environ.items():
-        if key.startswith("HTTP_"):
-            yield key[5:].replace("_", "-").lower(), _text(value)
-    for name, key in _NOT_HTTP.items():
-        if environ.get(key):
-            yield name, _text(environ[key])
+def _headers(environ: WSGIEnvironment) -> HeaderFields:
+    fields = [
+        (key[5:].replace("_", "-").lower(), _text(value))
+        for key, value in environ.items()
+        if key.startswith("HTTP_")
+    ]
+    fields += [(name, _text(environ[key])) for name, key in _NOT_HTTP.items() if environ.get(key)]
+    return fields
 
 
 def _text(native: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from haproxy import version
+from haproxy import those
 from odd_agents import Ids, Odd, OddAgent, Wire, ack, hello, parts
 from proxied import Proxied
 
@@ -266,12 +266,11 @@ def test_a_connection_has_20_exchanges_at_most(
         assert_shape(agent, most)
 
 
+@those((3, 1))
 @pytest.mark.parametrize(("capabilities", "most"), [("pipelining", 20), ("", 1)])
 def test_haproxy_does_the_same(
     haproxy_binary: str, capabilities: str, most: int, tmp_path: Path
 ) -> None:
-    if version(haproxy_binary) < (3, 1):
-        pytest.skip("connections are as they were")
     with Recorder(COUNT, capabilities) as agent:
         through_haproxy(haproxy_binary, tmp_path, agent, "")
         assert_shape(agent, most)

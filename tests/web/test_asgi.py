@@ -29,7 +29,9 @@ from servers import (
 )
 
 from spop.engine import AsyncEngine
+from spop.engine.stream import header_fields
 from spop.web import ASGIMiddleware, agent_failed, deny, send_group, set_header, set_var, var
+from spop.web.transaction import ReceivedRequest
 
 LIMIT = 1000
 DENIES = deny(when=var("txn.waf.action") == "deny")
@@ -76,6 +78,10 @@ class App:
     async def deaf(self, scope: Any, receive: Any, send: Any) -> None:
         await send(start())
         await send({"type": "http.response.body", "body": b"never read it"})
+
+    async def clears(self, scope: Any, receive: Any, send: Any) -> None:
+        scope["headers"].clear()
+        await self.whole(scope, receive, send)
 
     async def late(self, scope: Any, receive: Any, send: Any) -> None:
         await send(start())
@@ -537,6 +543,28 @@ def test_variables_of_the_request_end_with_it(serve: Callable[..., tuple[int, Ap
     )
     answer = ask(port)
     assert (answer.header("x-req"), answer.header("x-txn")) == (None, "/")
+
+
+def test_header_fields_are_made_when_something_reads_them() -> None:
+    reads: list[object] = []
+
+    def read(source: object) -> list[tuple[str, str]]:
+        reads.append(source)
+        return [("host", "www.example.org")]
+
+    request = ReceivedRequest("GET", "/", "1.1", "what the server gave", read)
+    assert reads == []
+    assert header_fields(request, "host") == ["www.example.org"]
+    assert request.headers is request.headers
+    assert reads == ["what the server gave"]
+    request.headers = []
+    assert header_fields(request, "host") == ()
+
+
+def test_rules_read_the_request_as_it_came(serve: Callable[..., tuple[int, App]]) -> None:
+    """The application may change the list in its scope."""
+    port, _ = serve(spoe={"events": False}, http_response=[set_header("x-was", "%[req.hdr(x-is)]")])
+    assert dict(ask(port, target="/clears", headers={"x-is": "kept"}).headers)["x-was"] == "kept"
 
 
 @pytest.mark.parametrize("limit, told", [(4, 5), (LIMIT, 0)])

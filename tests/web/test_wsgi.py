@@ -295,6 +295,18 @@ def test_both_sides_keep_to_the_specification(serve: Callable[..., int]) -> None
     assert ask(port, "GET", "/").body == b""
 
 
+def test_rules_read_the_request_as_it_came(serve: Callable[..., int]) -> None:
+    """The application may change its environ."""
+
+    def clears(environ: Environ, start_response: Any) -> Iterable[bytes]:
+        environ["HTTP_X_IS"] = "changed"
+        return echo(environ, start_response)
+
+    rules = [set_header("x-was", "%[req.hdr(x-is)]")]
+    port = serve(clears, spoe={"events": False}, http_response=rules)
+    assert dict(ask(port, headers={"x-is": "kept"}).headers)["X-Was"] == "kept"
+
+
 def test_exceptions_are_the_servers(serve: Callable[..., int]) -> None:
     raised: list[BaseException] = []
 

@@ -30,6 +30,7 @@ class HandlerFacts:
         sets: the variables that it may set, without the agent's prefix: ``"txn.score"``.
         defaults: those that the agent's ``on_error`` and ``on_timeout`` set for it.
         reads: the arguments that it reads from whole messages, in its source; there may be others.
+        declared: whether `sets` is its ``sets=``, and so what it sets at most.
     """
 
     message: str
@@ -38,6 +39,7 @@ class HandlerFacts:
     sets: frozenset[str]
     defaults: frozenset[str]
     reads: tuple[str, ...] = ()
+    declared: bool = False
 
     @property
     def required(self) -> Iterator[Parameter]:
@@ -59,7 +61,8 @@ def _facts(name: str, info: HandlerInfo, defaults: frozenset[str]) -> HandlerFac
     sets = (declared or frozenset(_literals(tree))) | states
     whole = {p.name for p in info.parameters if p.kind in (MESSAGE, MESSAGES)}
     reads = tuple(dict.fromkeys(_reads(tree, whole)))
-    return HandlerFacts(name, _location(function), arguments, sets, defaults, reads)
+    place = _location(function)
+    return HandlerFacts(name, place, arguments, sets, defaults, reads, bool(declared))
 
 
 def _location(function: Callable[..., Any]) -> Location:

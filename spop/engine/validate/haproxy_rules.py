@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from spop.constants import DEFAULT_BUFSIZE
 from spop.engine.config.diagnostics import Diagnostic
+from spop.engine.config.lines import Line
 from spop.engine.config.resolution import misplaced
 from spop.engine.samples import Place
 from spop.engine.samples.errors import did_you_mean
@@ -278,15 +279,8 @@ def fails_open(setup: Setup, engine: EngineSetup) -> Found:
     """Nothing denies requests when the agent is down."""
     if not engine.filters:
         return
-    prefix = f".{engine.config.var_prefix}."
-    guards = re.compile(rf"nbsrv\({re.escape(engine.config.backend)}\)|srv_is_up")
-    for line in engine.filters:
-        for other in line.proxy.lines:
-            text = " ".join(word.text for word in other.words)
-            asks = engine.config.set_on_error and engine.config.set_on_error in text
-            absent = prefix in text and ("-m found" in text or "unless" in text)
-            if guards.search(text) or asks or absent:
-                return
+    if any(_asks(engine, other) for line in engine.filters for other in line.proxy.lines):
+        return
     variable = engine.config.set_on_error
     yield note(
         engine.config.location,
@@ -295,3 +289,23 @@ def fails_open(setup: Setup, engine: EngineSetup) -> Found:
         if variable
         else "to deny then, set 'option set-on-error', and deny if its variable is found",
     )
+
+
+def _asks(engine: EngineSetup, line: Line) -> bool:
+    """Whether what becomes of a request depends on the agent's answer being there."""
+    text = " ".join(word.text for word in line.words)
+    found = _CONDITION.search(text)
+    if found is None or _SHOWS.match(text):
+        return False
+    condition = found[0]
+    if re.search(rf"nbsrv\({re.escape(engine.config.backend)}\)|srv_is_up", condition):
+        return True
+    if engine.config.set_on_error and engine.config.set_on_error in condition:
+        return True
+    absent = re.search(r"-m found|^ unless|! ?\{", condition)
+    return absent is not None and f".{engine.config.var_prefix}." in condition
+
+
+_CONDITION = re.compile(r"^acl .*| (?:if|unless) .*")
+_SHOWS = re.compile(r"http-\S+ (?:set|add|del|replace)-|capture ")
+"""Rules after which a request passes all the same."""

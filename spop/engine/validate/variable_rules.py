@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import NamedTuple
 
 from spop.engine.config.diagnostics import Diagnostic
@@ -77,19 +77,19 @@ def variable_never_set(setup: Setup, engine: EngineSetup) -> Found:
     }  # fmt: skip
     known = setup.haproxy.variables_set() if setup.haproxy else set()
     for use in setup.reads:
-        if _of(engine, use.name) and use.name not in sets.keys() | own | known:
+        if _of(engine, use.name) and not _is_set(use.name, sets.keys() | own | known):
             hint = did_you_mean(use.name, sets) or "correct the name, or set it in a handler"
             yield warning(use.location, f"no handler sets '{use.name}'", hint)
 
 
 def variable_never_read(setup: Setup, engine: EngineSetup) -> Found:
-    """A variable that a handler sets and nothing reads."""
+    """A variable that a handler sets and nothing reads. What ``sets=`` names need not be used."""
     if setup.haproxy is None or setup.handlers is None or not engine.filters:
         return
     read = setup.haproxy.mentioned() | engine.config.known_variables
     for name, messages in _by_name(setup, engine).items():
-        if name not in read:
-            facts = setup.handlers[messages[0]]
+        facts = setup.handlers[messages[0]]
+        if name not in read and not facts.declared:
             yield warning(
                 facts.location,
                 f"the handler of '{messages[0]}' sets '{name}', which nothing reads",
@@ -140,6 +140,11 @@ def _by_name(setup: Setup, engine: EngineSetup) -> dict[str, list[str]]:
             scope, _, rest = name.partition(".")
             found.setdefault(f"{scope}.{engine.config.var_prefix}.{rest}", []).append(message.name)
     return found
+
+
+def _is_set(name: str, sets: Set[str | None]) -> bool:
+    """Whether a name is set, or lies below one: ``txn.a.headers`` is also ``txn.a.headers.x_user``."""
+    return any(name == each or name.startswith(f"{each}.") for each in sets)
 
 
 def _of(engine: EngineSetup, name: str) -> bool:
