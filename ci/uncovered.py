@@ -49,7 +49,7 @@ def sorted_lines(path: Path, missing: set[int], run: set[int]) -> Iterator[tuple
     for node in ast.walk(tree):  # Outer nodes come first, and inner ones are more exact.
         if (kind := kind_of(node)) is not None:
             kinds |= dict.fromkeys(range(node.lineno, (node.end_lineno or 0) + 1), kind)  # type: ignore[attr-defined]
-    names = {}
+    names: dict[int, str] = {}
     for name, lines in functions(tree):
         if lines & missing and not lines & run:
             names |= dict.fromkeys(lines, name)
