@@ -156,6 +156,23 @@ def test_the_verdict_on_each_keyword_is_haproxys(haproxy_binary: str, tmp_path: 
     assert len(wrong) <= 4 * len(differing & known_to_differ.keys()), wrong
 
 
+def test_haproxy_refuses_what_its_table_lacks(haproxy_binary: str, tmp_path: Path) -> None:
+    version = haproxy.version(haproxy_binary)
+    known = keywords_of(version[:2])
+    lacking = [
+        keyword for others in map(keywords_of, ((2, 2), (3, 4))) for kind in "fc"
+        for name in sorted({*others.names(kind)} - {*known.names(kind)})
+        if (keyword := others.find(kind, name))
+    ]  # fmt: skip
+    plain = [(each, forms(each, arguments(each, tmp_path))[0]) for each in lacking]
+    judged = [
+        f"args a={text if each.kind == 'f' else f'{SAMPLES[0]},{text}'}\n    event {EVENT}"
+        for each, text in plain
+    ]
+    refused = Judge(haproxy_binary, tmp_path).refused(judged)
+    assert [lines for number, lines in enumerate(judged) if number not in refused] == []
+
+
 @cache
 def verdict(lines: str, branch: str) -> bool:
     """Whether we say that HAProxy takes the lines of a message."""

@@ -164,7 +164,9 @@ def in_haproxy(branch: str, name: str, folder: Path) -> str:
             binary_of(branch), folder, config=CONFIG, spoe=SPOE, agent=agent.address, shown=SHOWN
         ) as proxy,
     ):
-        return " ".join(ask(proxy.port) for _ in range(2))
+        first = ask(proxy.port)
+        time.sleep(PAUSE)
+        return f"{first} {ask(proxy.port)}"
 
 
 def in_engine(branch: str, name: str, folder: Path) -> str:
