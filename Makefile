@@ -12,7 +12,7 @@ SAY_CODEC := $(BIN)/python -c 'import spop.codec as c; print("spop is installed 
 help:
 	@echo "make demo     an agent, HAProxy in front of it, and the variable that the agent set"
 	@echo "make test     all tests, with the codec in Python and with the compiled one"
-	@echo "make test-fast those that need no process and no HAProxy, in less than a minute"
+	@echo "make test-fast those that need no HAProxy and hardly a process, in less than a minute"
 	@echo "make haproxy  the tests with a real HAProxy, on six versions from package registries"
 	@echo "make fuzz     all fuzzers, with sanitizers, each for SECONDS (60); then the property tests, with new examples"
 	@echo "make memcheck the compiled modules under valgrind, and 10 000 times each way to fail"
@@ -47,13 +47,15 @@ $(VENV)/bench.stamp: $(VENV)/dev.stamp benchmarks/requirements.txt
 demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/demo.py
 
-# Everything with the codec that was built and, at the same time, what uses a twin with those in
-# Python. Most of the time of a test is waiting, so this takes half the time of one after the other.
+# Everything with the codec that was built, and what uses a twin with those in Python: in four
+# processes at the same time, as most of a test is waiting.
 test: $(VENV)/dev.stamp
-	$(BIN)/python ci/beside.py 'SPOP_PURE=1 $(BIN)/python -m pytest -q' '$(BIN)/python -m pytest -q'
+	$(BIN)/python ci/beside.py \
+		'SPOP_PURE=1 $(BIN)/python -m pytest -q --part 1/2' 'SPOP_PURE=1 $(BIN)/python -m pytest -q --part 2/2' \
+		'$(BIN)/python -m pytest -q --part 1/2' '$(BIN)/python -m pytest -q --part 2/2'
 
-# In less than a minute: what needs no process and no HAProxy, with the codec that was built.
-FAST := codec twins dispatch connection agent headers cache stream_state composition settings intake addresses mistakes public
+# In less than a minute: what needs no HAProxy and hardly a process, with the codec that was built.
+FAST := codec twins dispatch connection agent headers cache stream_state composition settings intake mistakes public
 test-fast: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q $(FAST:%=tests/test_%.py)
 

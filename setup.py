@@ -33,7 +33,11 @@ DIRECTIVES = {
     "initializedcheck": False,
     "embedsignature": True,
     "freethreading_compatible": True,
+    "auto_pickle": False,
 }
+
+COLD = ("spop.load._acks", "spop.server._alarm")
+"""Those that no answer to a frame waits for."""
 
 SHARED = "spop._cython"
 """A module with what Cython would add to each of the others. They use none of its memoryviews."""
@@ -83,7 +87,7 @@ def extensions() -> list[Extension]:
             Extension(
                 name,
                 [source],
-                extra_compile_args=["-O0" if unoptimized else "-O3"],
+                extra_compile_args=["-O0" if unoptimized else "-Os" if name in COLD else "-O3"],
                 define_macros=[("CYTHON_TRACE_NOGIL", "1")] if traced else [],
             )
             for name, source in (sources | {SHARED: "spop/_cython.c"}).items()

@@ -22,7 +22,7 @@ skipped='test_(distribution|docs.*|figures|memcheck|memory|site|typing|wheel)[.]
 failed=()
 for tests in "${@:-${files[@]}}"; do
     for pure in '' 1; do
-        SPOP_PURE=$pure timeout --signal=INT --kill-after=10 "${TIMEOUT:-300}" \
+        SPOP_PURE=$pure timeout --signal=INT --kill-after=60 "${TIMEOUT:-300}" \
             "$PYTHON" -m coverage run -m pytest -q -p no:cacheprovider \
             --hypothesis-profile coverage "$tests" >"$(basename "$tests").txt" 2>&1 ||
             [ $? = 5 ] || failed+=("$tests${pure:+ (in Python)}")
@@ -31,6 +31,7 @@ done
 "$PYTHON" -m coverage combine -q
 "$PYTHON" -m coverage html -q -d html
 "$PYTHON" ci/coverage_table.py
+"$PYTHON" ci/uncovered.py
 echo "line by line: $copy/html/index.html"
 # Traced modules are slow: what is measured in time may fail here, and runs in `make test`.
 [ ${#failed[@]} = 0 ] || printf 'failed or timed out, with tracing: %s\n' "${failed[@]}"

@@ -29,7 +29,7 @@ for python; do
     "$work/venv/bin/pip" wheel -q --no-deps --wheel-dir "$work/wheel" "$source"/dist/*.tar.gz
     # The tag says which systems' C libraries it needs at least.
     PATH="$work/tools/bin:$PATH" "$work/tools/bin/auditwheel" -v repair \
-        --wheel-dir "$source/dist" "$work"/wheel/*.whl >"$work/repair.log" 2>&1 ||
+        --zip-compression-level 9 --wheel-dir "$source/dist" "$work"/wheel/*.whl >"$work/repair.log" 2>&1 ||
         { cat "$work/repair.log"; exit 1; }
     tag=$("$python" -c 'import sys, sysconfig; print(f"cp{sys.version_info[0]}{sys.version_info[1]}" + "t" * bool(sysconfig.get_config_var("Py_GIL_DISABLED")))')
     try python "$source"/dist/*-py3-none-any.whl

@@ -86,7 +86,8 @@ class AsyncCall(Coroutine[Any, Any, None]):
         except StopIteration as stop:
             self.value = stop.value
         except BaseException as error:
-            self.error = error
+            # Without this frame, which refers to `self`: that would be a reference cycle.
+            self.error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
         finally:
             took = perf_counter_ns() - began
             if 0 < self._slow_after < took and self._slow is not None:

@@ -208,18 +208,21 @@ cdef int write_kv_list(Writer *w, object items) except -1:
 
 
 cdef int write_messages(Writer *w, object messages) except -1:
-    cdef Py_ssize_t count
+    cdef tuple names, values
+    cdef Py_ssize_t count, i
     for message in messages:
-        names = message.names
+        names, values = tuple(message.names), tuple(message.values)
         count = len(names)
         if count > MAX_MESSAGE_ARGUMENTS:
             raise ValueError(
                 f"message {message.name}: {count} arguments, {MAX_MESSAGE_ARGUMENTS} at most")
+        if count != len(values):
+            raise ValueError(f"message {message.name}: {count} names, {len(values)} values")
         write_string(w, message.name)
         write_type(w, <int>count)
-        for name, value in zip(names, message.values, strict=True):
-            write_string(w, name)
-            write_named_value(w, name, value)
+        for i in range(count):
+            write_string(w, names[i])
+            write_named_value(w, names[i], values[i])
     return 0
 
 

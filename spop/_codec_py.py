@@ -154,15 +154,17 @@ def encode_messages(messages: Iterable[Message], out: bytearray | None = None) -
 
 def _write_messages(messages: Iterable[Message], out: bytearray) -> None:
     for message in messages:
-        names = message.names
+        names, values = tuple(message.names), tuple(message.values)
         count = len(names)
         if count > MAX_MESSAGE_ARGUMENTS:
             raise ValueError(
                 f"message {message.name}: {count} arguments, {MAX_MESSAGE_ARGUMENTS} at most"
             )
+        if count != len(values):
+            raise ValueError(f"message {message.name}: {count} names, {len(values)} values")
         encode_string(message.name, out)
         out.append(count)
-        for name, value in zip(names, message.values, strict=True):
+        for name, value in zip(names, values, strict=True):
             encode_string(name, out)
             _write_named_value(name, value, out)
 

@@ -98,6 +98,19 @@ def pytest_itemcollected(item: pytest.Function) -> None:
         item.add_marker(pytest.mark.haproxy)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", default="1/1", help="N/M: the Nth of M parts of the files")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the other parts. Each M-th file is of one part, as those of a topic are alike."""
+    number, count = map(int, config.getoption("part").split("/"))
+    files = list(dict.fromkeys(item.path for item in items))
+    mine = set(files[number - 1 :: count])
+    config.hook.pytest_deselected(items=[item for item in items if item.path not in mine])
+    items[:] = [item for item in items if item.path in mine]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say why tests were skipped: a line for each reason."""
     skipped = terminalreporter.getreports("skipped")
@@ -118,14 +131,21 @@ if os.environ.get("SPOP_PURE", "") not in ("", "0"):
     collect_ignore = [
         "agents",
         "samples",
+        "test_addresses.py",
+        "test_admin_http.py",
         "test_agent_ratelimit.py",
         "test_agent_reputation.py",
+        "test_backends.py",
+        "test_board.py",
+        "test_channel.py",
         "test_compat.py",
+        "test_configuration.py",
         "test_cost.py",
         "test_distribution.py",
         "test_docs.py",
         "test_docs_haproxy.py",
         "test_draft.py",
+        "test_errors.py",
         "test_figures.py",
         "test_fuzz.py",
         "test_haproxy_keywords.py",
@@ -137,17 +157,22 @@ if os.environ.get("SPOP_PURE", "") not in ("", "0"):
         "test_memcheck.py",
         "test_new.py",
         "test_notations.py",
+        "test_output.py",
         "test_own_metrics.py",
         "test_prometheus.py",
         "test_public.py",
         "test_samples.py",
+        "test_settings.py",
         "test_shutdown.py",
         "test_site.py",
         "test_spoe_config.py",
         "test_status_page.py",
+        "test_timers.py",
+        "test_top.py",
         "test_typing.py",
         "test_validate.py",
         "test_validate_together.py",
         "test_wheel.py",
         "test_wireshark.py",
+        "web/test_rules.py",
     ]

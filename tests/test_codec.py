@@ -183,6 +183,14 @@ def test_arguments_are_found_by_name_and_position(twin: ModuleType) -> None:
         message["b"]
 
 
+def test_a_message_has_as_many_names_as_values(twin: ModuleType) -> None:
+    message = Message("m", a=1, b=2)
+    for values in ((1,), (1, 2, 3)):
+        message.values = values
+        with pytest.raises(ValueError, match=f"^message m: 2 names, {len(values)} values$"):
+            twin.encode_messages([message])
+
+
 def test_255_arguments_and_no_more(twin: ModuleType) -> None:
     args = [(str(number), number) for number in range(255)]
     (message,) = twin.decode_messages(twin.encode_messages([Message("m", args)]))

@@ -20,7 +20,7 @@ MAX_DRAWING = 79
 """Characters of a line that a window of 1400 px shows without a scroll bar."""
 NAMESPACES = ["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--mount-proc"]
 WARNINGS = ["-W", "error", "-W", "ignore::ResourceWarning"]
-MAX_NOT_RUN = 12
+MAX_NOT_RUN = 8
 """Number of blocks that only a machine of another kind could run."""
 
 

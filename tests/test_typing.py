@@ -126,12 +126,16 @@ def test_an_address_of_a_server_is_one_for_async_clients_and_engines(tmp_path: P
 
 
 SCRIPT = """
-import os, signal, sys, threading
+import os, signal, sys, threading, time
 from spop import Agent
 {first}
 agent = Agent("mine")
 agent.message("m")(lambda: None)
-threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+def stop():
+    while not os.path.exists("{address}"):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGTERM)
+threading.Thread(target=stop).start()
 agent.serve("unix:{address}")
 """
 
