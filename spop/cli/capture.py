@@ -141,7 +141,10 @@ class _Direction:
 
     def rest(self) -> Iterator[tuple[float, bytes | int]]:
         """What waits behind gaps, with the sizes of the gaps."""
-        while self._waiting and self._next is not None:
+        if self._next is None:
+            return
+        yield from self._whole()  # A SYN may have moved the place behind what waits.
+        while self._waiting:
             ahead = {_distance(self._next, sequence): sequence for sequence in self._waiting}
             size = min(ahead)
             self._time = max(self._time, self._waiting[ahead[size]][0])
