@@ -266,7 +266,8 @@ def test_a_bad_setting_is_one_line_and_status_2(tmp_path: Path) -> None:
         'agent = "spop.agents.reputation:agent"\n[settings.lists.a]\nkind = "allow"\nsource = "/no"\n'
     )
     command = [sys.executable, "-m", "spop", "serve", "--config", str(config)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = {**os.environ, "SPOP_BIND": "127.0.0.1:0"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     reason = "settings.lists.a.source: '/no' is no file, and no http:// or https:// URL"
     assert (done.returncode, done.stderr) == (2, f"Error: {config}:4: {reason}\n")
 
@@ -275,7 +276,7 @@ def test_without_its_packages_it_says_what_to_install(tmp_path: Path) -> None:
     missing = "raise ModuleNotFoundError('No module named maxminddb', name='maxminddb')"
     (tmp_path / "maxminddb.py").write_text(missing)
     command = [sys.executable, "-m", "spop", "serve", "spop.agents.reputation:agent"]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    environment = {**os.environ, "SPOP_BIND": "127.0.0.1:0", "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     why = "spop.agents.reputation needs maxminddb: pip install 'haproxy-spop[agents]'"
     assert (done.returncode, done.stderr) == (2, f"Error: {why}\n")

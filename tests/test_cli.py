@@ -21,13 +21,14 @@ ROOT = Path(__file__).parent.parent
 
 
 def spop(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command. It binds no port that tests beside this one have, too."""
     return subprocess.run(
         [sys.executable, "-m", "spop", *arguments],
         capture_output=True,
         text=True,
         timeout=30,
         cwd=ROOT,
-        env={**os.environ, **environment},
+        env={**os.environ, "SPOP_BIND": "127.0.0.1:0", **environment},
     )
 
 
