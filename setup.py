@@ -81,7 +81,6 @@ def extensions() -> list[Extension]:
     unoptimized = traced or "-O0" in os.environ.get("CFLAGS", "")  # Ours come behind those.
 
     sources = {f"spop.{name.replace('/', '.')}": f"spop/{name}.pyx" for name in MODULES}
-
     return cythonize(
         [
             Extension(

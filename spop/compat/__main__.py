@@ -34,9 +34,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(script: str, arguments: list[str], codec_only: bool) -> None:
     sys.argv = [script, *arguments]
     if not sys.flags.safe_path:
-        sys.path[0] = os.path.dirname(
-            os.path.realpath(script)
-        )  # It may have the package beside it.
+        # First of all, as the package may stand beside the script.
+        sys.path[0] = os.path.dirname(os.path.realpath(script))
     try:
         codecs.install() if codec_only else install()
     except ModuleNotFoundError as error:

@@ -109,7 +109,7 @@ class WSGIMiddleware:
             _headers,
             body,
         )
-        stream = Stream(
+        stream = Stream(  # By position, as in ASGI's.
             address(environ.get("REMOTE_ADDR")),
             _port(environ.get("REMOTE_PORT")),
             address(environ.get("SERVER_NAME")),
