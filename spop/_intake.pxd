@@ -46,6 +46,7 @@ cdef class Intake:
     cdef public Py_ssize_t max_in_flight
     cdef public Py_ssize_t in_flight
     cdef public bint is_open
+    cdef readonly bint closed
     cdef public bint suspended
     cdef public bint little_endian
     cdef public bint whole

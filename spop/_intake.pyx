@@ -121,7 +121,7 @@ cdef class Intake:
 
     def close(self):
         """Drop the received bytes."""
-        self.is_open = False
+        self.is_open, self.closed = False, True
         free_bytes(&self.received)
         self.end_payload()
 

@@ -76,6 +76,7 @@ class Intake:
     Attributes:
         is_open: NOTIFY frames may come: HELLO is done. While it is false the dispatcher leaves
             every frame to its caller.
+        closed: all further bytes are to be dropped.
         little_endian: flags are in the order of SPOP 1.0 on x86.
         whole: the peer sets no flags, like HAProxy 1.7, and each of its frames is whole.
         takes_fragments: NOTIFY frames may come in fragments (section 3.2.1).
@@ -90,10 +91,9 @@ class Intake:
     """
 
     __slots__ = (
-        "_acks", "_ids", "_payload", "_unread", "began", "begun", "calls", "in_flight", "is_open",
-        "little_endian", "max_frame_size", "max_in_flight", "max_payload_size", "memory", "peer",
-        "suspended",
-        "takes_fragments", "whole",
+        "_acks", "_ids", "_payload", "_unread", "began", "begun", "calls", "closed", "in_flight",
+        "is_open", "little_endian", "max_frame_size", "max_in_flight", "max_payload_size", "memory",
+        "peer", "suspended", "takes_fragments", "whole",
     )  # fmt: skip
 
     def __init__(
@@ -102,6 +102,7 @@ class Intake:
         self.max_frame_size: int = max_frame_size
         self.max_payload_size: int = max_payload_size
         self.is_open: bool = False
+        self.closed: bool = False
         self.little_endian: bool = False
         self.whole: bool = False
         self.takes_fragments: bool = False
@@ -157,7 +158,7 @@ class Intake:
 
     def close(self) -> None:
         """Drop the received bytes."""
-        self.is_open = False
+        self.is_open, self.closed = False, True
         self._unread.clear()
         self._end_payload()
 

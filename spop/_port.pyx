@@ -7,13 +7,13 @@ inline handlers runs no Python but these handlers.
 cimport cython
 from cython cimport critical_section
 
-from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
 from libc.math cimport ceil
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memmove
 
-from spop._codec cimport Writer, release, use_stack
+from spop._codec cimport LENGTH_SIZE, MAX_CONTROL_SIZE, Writer, release, use_stack
 from spop._objects cimport release_view, writable_view
 from spop._dispatch cimport BYTES_RECEIVED, BYTES_SENT, ROUND_BEGAN, Dispatcher, now
 from spop._intake cimport Bytes, Intake, drop_bytes
@@ -122,13 +122,19 @@ cdef class FastPaths:
     cdef object ready
     cdef object go_on
     cdef object flush
+    cdef object greeted
+    cdef readonly dict hellos
 
-    def __cinit__(self, Dispatcher dispatcher not None, buffer, ready, go_on, flush):
+    def __cinit__(
+        self, Dispatcher dispatcher not None, buffer, ready, go_on, flush, greeted=lambda *_: None
+    ):
         self.dispatcher = dispatcher
         self.buffer = writable_view(buffer)
         self.ready = ready
         self.go_on = go_on
         self.flush = flush
+        self.greeted = greeted
+        self.hellos = {}
 
     def __dealloc__(self):
         release_view(self.buffer)
@@ -158,6 +164,7 @@ cdef class FastPath:
     cdef public bint enabled
     cdef public bint active
     cdef public int events
+    cdef public bytes hello
 
     def __cinit__(self, FastPaths shared not None, Intake intake not None, int fd, connection):
         self.shared = shared
@@ -184,7 +191,10 @@ cdef class FastPath:
             self.shared.ready(self.connection, events)
 
     cdef inline bint is_usable(self) noexcept:
-        return self.enabled and self.intake.is_open and not self.intake.is_paused()
+        return self.enabled and not self.intake.closed and not self.intake.is_paused()
+
+    cdef inline bint takes_notify(self) noexcept:
+        return self.intake.is_open and self.is_usable()
 
     cdef bint exchange(self) except -1:
         """One recv, one pass, one send. False: the loop has to go on with the connection."""
@@ -223,7 +233,7 @@ cdef class FastPath:
         cdef Dispatcher d = self.shared.dispatcher
         cdef unsigned char *buffer = <unsigned char *>self.shared.buffer.buf
         cdef Py_ssize_t size = self.recv(buffer)
-        if size == 0:
+        if size == 0 or (not intake.is_open and self.greet(buffer, size)):
             return True
         d.until = 0
         d.path = self
@@ -241,11 +251,32 @@ cdef class FastPath:
             d.take(intake, NULL, 0, frames, w)
         return not intake.is_paused() or intake.received.end == 0
 
+    cdef bint greet(self, const unsigned char *data, Py_ssize_t size) except -1:
+        """Answer a HELLO that came before with the same bytes. False: it is another."""
+        cdef bytes hello, answer
+        cdef Py_ssize_t sent
+        self.hello = None
+        if self.intake.received.end:
+            return False
+        hello = PyBytes_FromStringAndSize(<const char *>data, size)
+        agreed = self.shared.hellos.get(hello)
+        if agreed is None:
+            self.hello = hello
+            return False
+        answer = agreed.answer
+        sent = self.send_bytes(
+            <const unsigned char *>PyBytes_AS_STRING(answer), PyBytes_GET_SIZE(answer))
+        self.shared.greeted(self.connection, agreed, answer[max(0, sent):])
+        return True
+
     cdef Py_ssize_t recv(self, unsigned char *buffer) except -1:
         """Number of received bytes; 0 if none have come."""
-        cdef Py_ssize_t received
+        cdef Py_ssize_t received, most = self.shared.buffer.len
+        if not self.intake.is_open:
+            # A peer has to wait for our HELLO. What it sends behind its own is not copied yet.
+            most = min(most, LENGTH_SIZE + MAX_CONTROL_SIZE)
         with nogil:
-            received = recv(self.fd, buffer, self.shared.buffer.len, MSG_DONTWAIT)
+            received = recv(self.fd, buffer, most, MSG_DONTWAIT)
         if received > 0:
             self.shared.dispatcher.row[BYTES_RECEIVED] += received
             return received
@@ -349,22 +380,26 @@ cdef class Poller:
             left = (end - now()) / 1e9
 
     cdef bint round(self, double timeout) except -1:
-        """One wait, and the calls of what is ready. True: only fast paths were ready."""
+        """One wait, and the calls of what is ready: NOTIFY frames first, as they take least. True:
+        nothing else was ready."""
         cdef epoll_event events[EVENTS]
-        cdef int count = self.wait(events, timeout), i
+        cdef int count = self.wait(events, timeout), others = 0, i
         cdef bint fast = count > 0
         cdef Py_ssize_t later = len(self.later)
         for i in range(count):
             ready = self.ready_at(&events[i])
             if type(ready) is FastPath and events[i].events == EPOLLIN and (
-                    (<FastPath>ready).is_usable()):
+                    (<FastPath>ready).takes_notify()):
                 if not (<FastPath>ready).exchange() or (<FastPath>ready).shared.has_more():
                     fast = False
             else:
-                fast = False
-                if ready is not None:
-                    ready(read_and_write(&events[i]))
-        return fast and len(self.soon) == 0 and len(self.later) == later
+                events[others] = events[i]
+                others += 1
+        for i in range(others):
+            ready = self.ready_at(&events[i])
+            if ready is not None:
+                ready(read_and_write(&events[i]))
+        return fast and not others and len(self.soon) == 0 and len(self.later) == later
 
     def poll(self, timeout):
         cdef epoll_event events[EVENTS]

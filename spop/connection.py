@@ -16,7 +16,7 @@ from enum import Enum, auto
 from typing import Any
 
 from spop import codec
-from spop.agreement import agree
+from spop.agreement import Agreement, agree
 from spop.constants import (
     DEFAULT_MAX_FRAME_SIZE,
     DEFAULT_MAX_PAYLOAD_SIZE,
@@ -189,12 +189,13 @@ class AgentConnection(_Connection):
         is_ready: asked when a health check comes; one that is not ready is refused with status 13.
 
     Attributes:
+        agreement: what this connection answered to HELLO.
         intake: the received bytes. A fast path shares it.
     """
 
     __slots__ = (
         "_capabilities", "_dispatcher", "_is_ready", "_max_in_flight", "_says_why", "address",
-        "intake",
+        "agreement", "intake",
     )  # fmt: skip
 
     state: State
@@ -220,6 +221,7 @@ class AgentConnection(_Connection):
         self._max_in_flight = max_in_flight
         self._dispatcher = dispatcher or Dispatcher()
         self.address: str = address
+        self.agreement: Agreement | None = None
         self.intake: Intake = Intake(max_frame_size, max_payload_size)
 
     @property
@@ -420,12 +422,18 @@ class AgentConnection(_Connection):
             # HAProxy 1.7 crashes on a DISCONNECT in answer to its health check.
             self._says_why = agreed.version != "1.0"
             raise HandshakeError("the agent is not ready", Status.RESOURCE)
-        peer = Peer(self.address, *agreed[:-1])
         self._out.append(agreed.answer)
-        self._open(peer)
+        peer = self.agree_as(agreed)
         if peer.healthcheck:
             self._close()
         return Hello(peer)
+
+    def agree_as(self, agreement: Agreement) -> Peer:
+        """HAPROXY-HELLO was answered with this agreement: be open."""
+        self.agreement = agreement
+        peer = Peer(self.address, *agreement[:-1])
+        self._open(peer)
+        return peer
 
     def _fail(self, error: ProtocolError, events: list[AgentEvent]) -> None:
         text = str(error)[:MAX_TEXT_SIZE]

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from spop.agent import Agent
+from spop.agreement import Agreement
 from spop.connection import AgentEvent, Disconnect, Hello, State
 from spop.constants import LENGTH_SIZE, MAX_CONTROL_SIZE
 from spop.context import set_running
@@ -109,7 +110,7 @@ class Loop:
         )
         self.dispatcher: Dispatcher = self._new_dispatcher(shared.slow_log)
         self._fast_paths = FastPaths(
-            self.dispatcher, self._buffer, self.see_to, self._go_on, self._flush_acks
+            self.dispatcher, self._buffer, self.see_to, self._go_on, self._flush_acks, self._greeted
         )
         self._leaving = Leaving(self, shared.engines, shared.connection_log)
         self._opening = Opening(self, shared, self._fast_paths, self._leaving)
@@ -401,6 +402,16 @@ class Loop:
             connection.keep_unsent(unsent)
             self.guarded(connection, self._frames, connection, frames, error)
 
+    def _greeted(self, connection: Connection, agreement: Agreement, unsent: bytes) -> None:
+        """The fast path has answered a HELLO."""
+        try:
+            self._opening.greeted(connection, agreement)
+            if unsent or self._leaving.gives or self._leaving.ages:
+                connection.keep_unsent(unsent)
+                self._received(connection, [])
+        except Exception as error:
+            self._leaving.fail(connection, error)
+
     def _frames(
         self, connection: Connection, frames: list[Frame | Deferred], error: ProtocolError | None
     ) -> None:
@@ -614,7 +625,9 @@ class Loop:
 
     def take_back(self, connection: Connection) -> None:
         """The connection ends: have exchanges wait for the calls that the dispatcher keeps."""
-        self._start_exchanges(connection, self.dispatcher.take_back(connection.protocol.intake))
+        intake = connection.protocol.intake
+        if intake.calls:
+            self._start_exchanges(connection, self.dispatcher.take_back(intake))
 
     def _start_exchanges(self, connection: Connection, deferred: Sequence[object]) -> None:
         for exchange in cast("Sequence[Exchange]", deferred):

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from spop.agreement import Agreement
 from spop.connection import ALL_CAPABILITIES, AgentConnection
 from spop.constants import Capability
 from spop.counters import Cell
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
 WAITS = frozenset({Capability.ASYNC})
 """Not agreed on where connections end by themselves. With async HAProxy up to 3.0 waits for
 `timeout processing` if a NOTIFY crosses a DISCONNECT, else that NOTIFY fails at once."""
+
+
+MOST_KEPT = 32
+"""Number of HELLOs that are kept. Each HAProxy has the same few on all of its connections."""
 
 
 class Shared(Protocol):
@@ -93,6 +98,27 @@ class Opening:
 
     def said_hello(self, connection: Connection, peer: Peer) -> None:
         """HELLO is done."""
+        path = connection.fast_path
+        if path.hello is not None:
+            self._keep(path.hello, connection.protocol)
+            path.hello = None
+        self._begin(connection, peer)
+
+    def _keep(self, hello: bytes, protocol: AgentConnection) -> None:
+        """Have the fast path answer the next HELLO of the same bytes."""
+        hellos, agreement, intake = self._fast_paths.hellos, protocol.agreement, protocol.intake
+        # A HELLO in the ways of HAProxy 1.7 and early 1.8 also changes how flags are read.
+        usual = not (intake.unread or intake.whole or intake.little_endian)
+        if usual and agreement is not None and not agreement.healthcheck:
+            if len(hellos) == MOST_KEPT:
+                hellos.clear()
+            hellos[hello] = agreement
+
+    def greeted(self, connection: Connection, agreement: Agreement) -> None:
+        """The fast path has answered a HELLO that it knows."""
+        self._begin(connection, connection.protocol.agree_as(agreement))
+
+    def _begin(self, connection: Connection, peer: Peer) -> None:
         self._leaving.said_hello(connection, peer)
         self._know(connection, peer)
         if peer.healthcheck:
@@ -124,9 +150,6 @@ class Opening:
     ) -> Connection:
         loop = self._loop
         sock.setblocking(False)
-        if host is not None:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         served = _secured(sock, tls) if tls and host is not None else sock
         connection, fd = Connection(served, host, protocol), served.fileno()
         protocol.intake.memory = self._leaving.memory

@@ -247,8 +247,10 @@ class Server:
         if refusal is not None:
             self._refuse(sock, host, refusal)
             return True
-        loop = min(self._running_loops(), key=lambda loop: loop.load)
-        add = self._adding(partial(loop.add, sock, sockaddr, port), sock, host)
+        loop = self._loops[0]
+        if len(self._loops) > 1:
+            loop = min(self._running_loops(), key=lambda loop: loop.load)
+        add = partial(self._add, loop.add, sock, sockaddr, port, host=host)
         if loop is self._loops[0]:
             add()
         else:
@@ -289,29 +291,28 @@ class Server:
         host = state.get("host")
         self.admission.adopt(host)
         loop = min(self._running_loops(), key=lambda loop: loop.movable_load)
-        loop.bring(self._adding(partial(loop.adopt, sock, state), sock, host, taken))
+        loop.bring(partial(self._add, loop.adopt, sock, state, host=host, added=taken))
 
-    def _adding(
+    def _add(
         self,
-        add: Callable[[], object],
+        add: Callable[..., object],
         sock: socket.socket,
+        *more: Any,
         host: str | None,
-        added: Taken = lambda _: None,
-    ) -> Callable[[], None]:
-        """`add` for an admitted connection, as a call that closes the connection if it fails."""
-
-        def add_or_close() -> None:
-            try:
-                add()
-            except Exception as error:
-                self.connection_log.failed(host or "a unix socket", error)
-                self.admission.release(host)
-                sock.close()
+        added: Taken | None = None,
+    ) -> None:
+        """Call `add` for an admitted connection. If that fails, close the connection."""
+        try:
+            add(sock, *more)
+        except Exception as error:
+            self.connection_log.failed(host or "a unix socket", error)
+            self.admission.release(host)
+            sock.close()
+            if added is not None:
                 added(False)
-            else:
+        else:
+            if added is not None:
                 added(True)  # Before anything is read.
-
-        return add_or_close
 
     def _refuse(self, sock: socket.socket, host: str | None, why: Cell) -> None:
         self._rows[0][why] += 1
@@ -349,8 +350,6 @@ class Server:
 
     def _running_loops(self) -> list[Loop]:
         """The loops without those that a handler keeps; all, if it keeps all."""
-        if len(self._loops) == 1:
-            return self._loops
         running = [
             loop
             for loop, row in zip(self._loops, self._rows, strict=False)
