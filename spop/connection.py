@@ -87,7 +87,7 @@ class State(Enum):
     CLOSED = auto()
 
 
-_OPEN = State.OPEN
+_OPEN, _CLOSED = State.OPEN, State.CLOSED
 UNORDERED = frozenset({Capability.PIPELINING, Capability.ASYNC})
 """With either of these, more than one NOTIFY may wait for its ACK."""
 
@@ -597,7 +597,7 @@ class EngineConnection(_Connection):
         events: list[EngineEvent] = []
         consumed = 0
         try:
-            while consumed < end and self.state is not State.CLOSED:
+            while consumed < end and self.state is not _CLOSED:
                 before = consumed
                 # HAProxy passes over what it can't read in an ACK.
                 frames, consumed = codec.decode_frames(
@@ -617,7 +617,7 @@ class EngineConnection(_Connection):
             self.disconnect(error.status, message)
             self.state = State.CLOSED
             events.append(Disconnect(error.status, shown, False))
-        if self.state is State.CLOSED:
+        if self.state is _CLOSED:
             consumed = end
         if data is self._partial:
             del self._partial[:consumed]
