@@ -595,7 +595,7 @@ class EngineConnection(_Connection):
             self._partial += memoryview(data)[:end]
             data, end = self._partial, len(self._partial)
         events: list[EngineEvent] = []
-        consumed = 0
+        waiting, consumed = self.waiting, 0
         try:
             while consumed < end and self.state is not _CLOSED:
                 before = consumed
@@ -604,10 +604,13 @@ class EngineConnection(_Connection):
                     data, consumed, end, max_frame_size=self._max_frame_size, lenient=True
                 )
                 for frame in frames:
-                    if self.state is _OPEN and type(frame) is Ack:
-                        self._ack(frame, events)
-                    else:
+                    if type(frame) is not Ack or self.state is not _OPEN:
                         self._handle(frame, events)
+                    elif (ids := (frame.stream_id, frame.frame_id)) in waiting:
+                        waiting.remove(ids)  # As `_ack` does.
+                        events.append(frame)
+                    else:
+                        self._ack(frame, events)
                 if consumed == before:
                     break
         except ProtocolError as error:

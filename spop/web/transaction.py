@@ -11,14 +11,25 @@ import functools
 import html
 import os
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote
 
 from spop.engine.filter import Processing
-from spop.engine.stream import NOT_INDEXED, HeaderFields, IPAddress, Request, Response, Stream
+from spop.engine.stream import (
+    NOT_INDEXED,
+    HeaderFields,
+    IPAddress,
+    Request,
+    Response,
+    Stream,
+    Tls,
+)
+from spop.engine.variables import Variables
+from spop.values import DecodedValue
 from spop.web.header_lists import fields_of, names_of
 from spop.web.policy import Policy
 from spop.web.rules import (
@@ -99,6 +110,44 @@ class ReceivedRequest(Request):
     @headers.setter
     def headers(self, fields: HeaderFields) -> None:
         self._fields = fields
+
+
+class ReceivedStream(Stream):
+    """A stream that knows no proxies. Without a unique-id it makes one when something reads it."""
+
+    __slots__ = ("_unique_id",)
+
+    def __init__(
+        self,
+        source: IPAddress | None,
+        source_port: int,
+        destination: IPAddress | None,
+        destination_port: int,
+        request: Request,
+        tls: Tls | None,
+        variables: Mapping[str, DecodedValue] | None,
+        unique_id: str | None,
+    ) -> None:
+        self.source = source
+        self.source_port = source_port
+        self.destination = destination
+        self.destination_port = destination_port
+        self.frontend = self.backend = self.response = self.session = None
+        self.request = request
+        self.tls = tls
+        self.variables = variables if type(variables) is Variables else Variables(variables)
+        self.started = time.time()
+        self._unique_id = unique_id
+
+    @property
+    def unique_id(self) -> str:
+        if self._unique_id is None:
+            self._unique_id = new_unique_id()
+        return self._unique_id
+
+    @unique_id.setter
+    def unique_id(self, unique_id: str | None) -> None:
+        self._unique_id = unique_id
 
 
 class Context(Protocol):
