@@ -356,7 +356,10 @@ def _headers(headers: list[tuple[bytes, bytes]]) -> HeaderFields:
 
 
 def _raw_headers(headers: HeaderFields) -> list[tuple[bytes, bytes]]:
-    return [(raw(name.lower()), raw(value)) for name, value in headers]
+    try:  # As in `_headers`.
+        return [(name.lower().encode(), value.encode()) for name, value in headers]
+    except UnicodeEncodeError:
+        return [(raw(name.lower()), raw(value)) for name, value in headers]
 
 
 def _tls(scope: ASGIScope) -> Tls:
