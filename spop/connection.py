@@ -87,7 +87,7 @@ class State(Enum):
     CLOSED = auto()
 
 
-_OPEN = State.OPEN
+_OPEN, _CLOSED = State.OPEN, State.CLOSED
 UNORDERED = frozenset({Capability.PIPELINING, Capability.ASYNC})
 """With either of these, more than one NOTIFY may wait for its ACK."""
 
@@ -603,19 +603,22 @@ class EngineConnection(_Connection):
             self._partial += memoryview(data)[:end]
             data, end = self._partial, len(self._partial)
         events: list[EngineEvent] = []
-        consumed = 0
+        waiting, consumed = self.waiting, 0
         try:
-            while consumed < end and self.state is not State.CLOSED:
+            while consumed < end and self.state is not _CLOSED:
                 before = consumed
                 # HAProxy passes over what it can't read in an ACK.
                 frames, consumed = codec.decode_frames(
                     data, consumed, end, max_frame_size=self._max_frame_size, lenient=True
                 )
                 for frame in frames:
-                    if self.state is _OPEN and type(frame) is Ack:
-                        self._ack(frame, events)
-                    else:
+                    if type(frame) is not Ack or self.state is not _OPEN:
                         self._handle(frame, events)
+                    elif (ids := (frame.stream_id, frame.frame_id)) in waiting:
+                        waiting.remove(ids)  # As `_ack` does.
+                        events.append(frame)
+                    else:
+                        self._ack(frame, events)
                 if consumed == before:
                     break
         except ProtocolError as error:
@@ -625,7 +628,7 @@ class EngineConnection(_Connection):
             self.disconnect(error.status, message)
             self.state = State.CLOSED
             events.append(Disconnect(error.status, shown, False))
-        if self.state is State.CLOSED:
+        if self.state is _CLOSED:
             consumed = end
         if data is self._partial:
             del self._partial[:consumed]

@@ -111,8 +111,10 @@ class Client(ClientCore):
             LocalProtocolError: the client is closed.
             TypeError, OverflowError, ValueError: an argument can't be encoded.
         """
-        exchange = self._begin(in_notify(message, args))
-        return self.wait_for(exchange, monotonic() + self._timeout).result()
+        exchange = self._pool.exchange(in_notify(message, args))
+        deadline = monotonic() + self._timeout
+        self.submit(exchange, deadline)
+        return self.wait_for(exchange, deadline).result()
 
     def notify_many(self, notifies: Iterable[MessageOrMessages], /) -> list[Ack]:
         """Send many NOTIFY frames together, each of a message or of several; wait for all ACKs.
@@ -191,7 +193,11 @@ class Client(ClientCore):
 
     # --- for engines ---
 
-    def submit(self, exchange: Exchange) -> None:
+    def submit(self, exchange: Exchange, deadline: float = 0.0) -> None:
+        """Begin a call; `wait_for` must follow.
+
+        With the call's deadline, a caller that is alone waits here: it takes the lock once less.
+        """
         now = monotonic()
         try:
             if now > self._heard_at + QUIET:
@@ -200,6 +206,17 @@ class Client(ClientCore):
                 self._moves_bytes = True
                 self._pool.call(exchange, now)
                 self._moves_bytes = False
+                leads = (
+                    self._leader is None
+                    and self._heir is None
+                    and not self._to_send
+                    and not exchange.done
+                    and deadline > now
+                )
+                if leads:
+                    self._leader, self._leader_sleeps = exchange, True
+            if leads:
+                self._lead(exchange, deadline - now)
         except LocalProtocolError:
             self._moves_bytes = False
             raise
@@ -290,10 +307,10 @@ class Client(ClientCore):
                 if not leaves:
                     self._handle(ready)
                 self._leader = None
-                if exchange.done or leaves:
-                    self._pass_lead_on()
-                else:
+                if not exchange.done and not leaves:
                     self._heir = exchange
+                elif self._followers or self._pool.closed:
+                    self._pass_lead_on()
 
     def _pass_lead_on(self) -> None:
         """Make the latest caller the leader, as it probably waits the longest."""

@@ -244,11 +244,10 @@ class Pool:
         exchange.sent_at = link.used_at = now
         link.starting.append(exchange)
 
-    def _finish(
-        self, exchange: Exchange, ack: Ack | None = None, error: Exception | None = None
-    ) -> None:
+    def _finish(self, exchange: Exchange, error: Exception | None = None) -> None:
+        """End a call that no ACK ends."""
         if not exchange.done:
-            exchange.ack, exchange.error, exchange.done = ack, error, True
+            exchange.error, exchange.done = error, True
             self._driver.wake(exchange)
 
     # --- connections ---
@@ -275,7 +274,9 @@ class Pool:
             if not exchange.link.protocol.asynchronous:
                 return
             exchange.link.protocol.waiting.discard(ids)
-        self._finish(exchange, ack)
+        if not exchange.done:
+            exchange.ack, exchange.done = ack, True
+            self._driver.wake(exchange)
         del link.exchanges[ids]
 
     def lost(self, link: Link, message: str, code: int, now: float) -> None:

@@ -46,9 +46,10 @@ class BlockingStream(StreamContext):
         if processing is None:
             return None
         calls = self._engine._calls
+        deadline = processing.started_at + self._filter.timeout
         try:
-            calls.submit(processing)
-            calls.wait_for(processing, processing.started_at + self._filter.timeout)
+            calls.submit(processing, deadline)
+            calls.wait_for(processing, deadline)
         except SpopTimeoutError:
             self._end(processing, EngineStatus.TIMEOUT)
         except BaseException:

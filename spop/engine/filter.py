@@ -78,7 +78,13 @@ class Processing(Exchange):
     def __init__(
         self, ids: tuple[int, int], messages: Sequence[Message], label: str, started_at: float
     ) -> None:
-        Exchange.__init__(self, ids, messages)
+        # What the constructor of `Exchange` does, without a call of it.
+        self.ids = ids
+        self.messages = messages
+        self.link = self.ack = self.error = self.waiter = None
+        self.sent_as = 0, 0
+        self.sent_at = 0.0
+        self.done = False
         self.label: str = label
         self.started_at: float = started_at
         self.queued_at: float = monotonic()

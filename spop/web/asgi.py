@@ -9,12 +9,13 @@ from typing import Any
 
 from spop.engine import AsyncEngine
 from spop.engine.samples.types import raw, text
-from spop.engine.stream import HeaderFields, Response, Stream, Tls
+from spop.engine.stream import HeaderFields, Response, Tls
 from spop.web.policy import MAX_BODY, Policy
 from spop.web.rules import Rule
 from spop.web.transaction import (
     VARIABLES,
     ReceivedRequest,
+    ReceivedStream,
     Reply,
     Transaction,
     address,
@@ -105,7 +106,8 @@ class ASGIMiddleware:
         if reply is not None:
             await _send_reply(send, reply)
             return
-        _copy_changed_headers(transaction, scope)
+        if transaction.changed:
+            _copy_headers(transaction, scope)
         if not self._policy.acts_on_response:
             await self.app(scope, receive, send)
             return
@@ -133,7 +135,8 @@ class ASGIMiddleware:
             return
         reply = await transaction.request()
         if reply is None:
-            _copy_changed_headers(transaction, scope)
+            if transaction.changed:
+                _copy_headers(transaction, scope)
             await self.app(scope, received, send)
         elif "websocket.http.response" in (scope.get("extensions") or ()):
             await _send_reply(send, reply, "websocket.http.response")
@@ -179,7 +182,7 @@ class ASGIMiddleware:
     def _begin(self, scope: ASGIScope) -> tuple[ASGIScope, Transaction]:
         """A copy of the scope for the application, and the transaction of the request."""
         headers = list(scope["headers"])
-        unique_id = self._unique_id(headers) if self._unique_id_header else new_unique_id()
+        unique_id = self._unique_id(headers) if self._unique_id_header else None
         source, source_port = scope.get("client") or (None, 0)
         destination, destination_port = scope.get("server") or (None, 0)
         request = ReceivedRequest(
@@ -189,17 +192,14 @@ class ASGIMiddleware:
             headers,
             _headers,
         )
-        stream = Stream(  # By position: with names it takes half as long again.
+        stream = ReceivedStream(  # By position: with names it takes half as long again.
             address(source),
             source_port or 0,
             address(destination),
             destination_port or 0,
-            None,
-            None,
             request,
-            None,
             _tls(scope) if scope.get("scheme") in _SECURE else None,
-            scope.get(VARIABLES),  # type: ignore[arg-type]
+            scope.get(VARIABLES),
             unique_id,
         )
         engine = self._engines.get(asyncio.get_running_loop()) or self._engine()
@@ -335,11 +335,10 @@ async def _send_reply(send: Send, reply: Reply, kind: str = "http.response") -> 
     await send({"type": f"{kind}.body", "body": reply.body})
 
 
-def _copy_changed_headers(transaction: Transaction, scope: ASGIScope) -> None:
-    """Copy the header fields to the scope, if rules have changed some."""
-    if transaction.changed:
-        assert transaction.stream.request is not None
-        scope["headers"] = _raw_headers(transaction.stream.request.headers)
+def _copy_headers(transaction: Transaction, scope: ASGIScope) -> None:
+    """Copy the header fields to the scope, as rules have changed some."""
+    assert transaction.stream.request is not None
+    scope["headers"] = _raw_headers(transaction.stream.request.headers)
 
 
 def _uri(scope: ASGIScope) -> str:
@@ -357,7 +356,10 @@ def _headers(headers: list[tuple[bytes, bytes]]) -> HeaderFields:
 
 
 def _raw_headers(headers: HeaderFields) -> list[tuple[bytes, bytes]]:
-    return [(raw(name.lower()), raw(value)) for name, value in headers]
+    try:  # As in `_headers`.
+        return [(name.lower().encode(), value.encode()) for name, value in headers]
+    except UnicodeEncodeError:
+        return [(raw(name.lower()), raw(value)) for name, value in headers]
 
 
 def _tls(scope: ASGIScope) -> Tls:

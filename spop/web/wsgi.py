@@ -12,7 +12,7 @@ from spop.engine import Engine
 from spop.engine.blocking import BlockingStream
 from spop.engine.filter import Processing
 from spop.engine.samples.types import raw, text
-from spop.engine.stream import HeaderFields, Response, Stream, Tls
+from spop.engine.stream import HeaderFields, Response, Tls
 from spop.web.policy import MAX_BODY, Policy
 from spop.web.rules import Rule
 from spop.web.transaction import (
@@ -20,6 +20,7 @@ from spop.web.transaction import (
     VARIABLES,
     Decision,
     ReceivedRequest,
+    ReceivedStream,
     Reply,
     Transaction,
     address,
@@ -97,10 +98,8 @@ class WSGIMiddleware:
     def _begin(self, environ: WSGIEnvironment, body: bytes) -> Transaction:
         key = self._unique_id_key
         unique_id = environ.get(key) if key else None
-        if not unique_id:
-            unique_id = new_unique_id()
-            if key:
-                environ[key] = unique_id
+        if key and not unique_id:
+            environ[key] = unique_id = new_unique_id()
         request = ReceivedRequest(
             environ["REQUEST_METHOD"],
             _uri(environ),
@@ -109,18 +108,15 @@ class WSGIMiddleware:
             _headers,
             body,
         )
-        stream = Stream(  # By position, as in ASGI's.
+        stream = ReceivedStream(  # By position, as in ASGI's.
             address(environ.get("REMOTE_ADDR")),
             _port(environ.get("REMOTE_PORT")),
             address(environ.get("SERVER_NAME")),
             _port(environ.get("SERVER_PORT")),
-            None,
-            None,
             request,
-            None,
             Tls() if environ.get("wsgi.url_scheme") == "https" else None,
-            environ.get(VARIABLES),  # type: ignore[arg-type]
-            _text(unique_id),
+            environ.get(VARIABLES),
+            _text(unique_id) if unique_id else None,
         )
         return Transaction(self._policy, stream, _Blocking(self._engine.stream(stream)))
 
