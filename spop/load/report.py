@@ -174,9 +174,13 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         shown = json.loads(path.read_text("utf-8"))
-        table(shown)
-    except (ValueError, KeyError, TypeError):
+        several = not {"stages", "second"}.isdisjoint(shown)
+        if not several:
+            table(shown)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{path} is no result of spop bench") from None
+    if several:
+        raise ValueError(f"{path} has several runs, and one is compared with one")
     return dict(shown)
 
 

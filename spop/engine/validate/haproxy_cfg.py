@@ -17,7 +17,7 @@ from spop.engine.config.diagnostics import Collector
 from spop.engine.config.lines import Line, Reader
 from spop.engine.config.model import Location
 from spop.engine.config.spoe import read_file
-from spop.engine.config.values import leading_integer, seconds
+from spop.engine.config.values import seconds
 from spop.engine.config.versions import Version
 from spop.values import VARIABLE
 
@@ -116,11 +116,11 @@ class HAProxyConfig:
             )
         return any(p.name == name and p.kind in (kind, "listen") for p in self.proxies)
 
-    def setting(self, keyword: str) -> int | None:
-        """The number of a line of ``global``."""
+    def setting(self, keyword: str) -> str:
+        """The value of a line of ``global``; empty if there is none."""
         values = [line.arguments[0] for line in self.global_lines if line.keyword == keyword
                   and line.arguments]  # fmt: skip
-        return leading_integer(values[-1]) if values else None
+        return values[-1] if values else ""
 
     def find(self, name: str) -> ProxySection | None:
         """The backend or listen section of a name."""

@@ -9,6 +9,7 @@ from spop.constants import DEFAULT_BUFSIZE
 from spop.engine.config.diagnostics import Diagnostic
 from spop.engine.config.lines import Line
 from spop.engine.config.resolution import misplaced
+from spop.engine.config.values import frame_limit, leading_integer, size_of
 from spop.engine.samples import Place
 from spop.engine.samples.errors import did_you_mean
 from spop.engine.validate.haproxy_cfg import HAProxyConfig
@@ -223,7 +224,7 @@ def client_timeout(setup: Setup, engine: EngineSetup) -> Found:
 
 def server_maxconn(setup: Setup, engine: EngineSetup) -> Found:
     """``maxconn`` of a server below a written ``nbthread``."""
-    threads = setup.haproxy.setting("nbthread") if setup.haproxy else None
+    threads = leading_integer(setup.haproxy.setting("nbthread")) if setup.haproxy else 0
     for line in engine.backend.lines if engine.backend else ():
         words = [word.text for word in line.words]
         if threads and line.keyword == "server" and "maxconn" in words[:-1]:
@@ -238,12 +239,12 @@ def server_maxconn(setup: Setup, engine: EngineSetup) -> Found:
 
 def bufsize(haproxy: HAProxyConfig | None) -> int:
     """``tune.bufsize``."""
-    return (haproxy.setting("tune.bufsize") if haproxy else None) or DEFAULT_BUFSIZE
+    return size_of(haproxy.setting("tune.bufsize") if haproxy else "") or DEFAULT_BUFSIZE
 
 
 def frame_size(setup: Setup, engine: EngineSetup) -> Found:
     """``max-frame-size`` above what ``tune.bufsize`` allows."""
-    limit = bufsize(setup.haproxy) - 4
+    limit = frame_limit(bufsize(setup.haproxy))
     size = engine.config.max_frame_size
     if setup.haproxy and size > limit and "max-frame-size" in _written(engine):
         yield error(
