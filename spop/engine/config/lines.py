@@ -15,7 +15,14 @@ from dataclasses import dataclass, field, replace
 from spop.engine.config.conditionals import Surroundings, evaluate
 from spop.engine.config.diagnostics import Collector, refusal
 from spop.engine.config.model import Location
-from spop.engine.config.versions import DEFAULT, EMPTY_WORDS, FINAL_NEWLINE, Version, lacks
+from spop.engine.config.versions import (
+    DEFAULT,
+    EMPTY_WORDS,
+    FINAL_NEWLINE,
+    JOINS_UNSET,
+    Version,
+    lacks,
+)
 from spop.engine.config.words import Word, split_words
 from spop.engine.samples.errors import did_you_mean
 
@@ -141,7 +148,12 @@ class Reader:
                 if text.lstrip(_SPACE).startswith("["):
                     self._enter_scope(text)
                     continue
-                words = split_words(text, self._variable, self._at)
+                words = split_words(
+                    text,
+                    self._variable,
+                    self._at,
+                    joins_unset=(self.version or DEFAULT).branch in JOINS_UNSET,
+                )
                 if not words or not words[0].text or self._directive(words):
                     continue
                 line = self._in_section(self._modified(words))
