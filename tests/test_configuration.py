@@ -140,6 +140,8 @@ def test_limits_of_the_manual_are_options() -> None:
         ("log-level = 'loud'\n", ":1: log-level: 'loud' is not one of"),
         ("idle-timeout = nan\n", ":1: idle-timeout: nan is not a number up to 1e+09"),
         ("idle-timeout = inf\n", ":1: idle-timeout: inf is not a number up to 1e+09"),
+        ("bind = [9000]\n", ":1: bind: 9000 is no text"),
+        ("allow = [{}]\n", ":1: allow: {} is no text"),
         ("threads = \n", "line 1, column"),
     ],
 )

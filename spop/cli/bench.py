@@ -175,8 +175,7 @@ def run_(
     _check_words(words)
     for path in outputs:
         _check_output(path)
-    if pid and not Path(f"/proc/{pid}/stat").exists():
-        raise click.UsageError(f"there is no process {pid}")
+    _check_pid(pid)
     if against and (pid or len(rates or ()) > 1):
         raise click.UsageError("--against goes with neither --pid nor stages of --rate")
     options |= {"count": count, "duration": None if count else duration}
@@ -277,6 +276,11 @@ def _check_words(words: tuple[str, ...]) -> None:
     """A lone word that ends as a file's name is one that lacks its option."""
     if len(words) == 1 and Path(words[0]).suffix in _WRITERS:
         raise click.UsageError(f"{words[0]!r} is no message: to write it, say --output {words[0]}")
+
+
+def _check_pid(pid: int | None) -> None:
+    if pid and not Path(f"/proc/{pid}/stat").exists():
+        raise click.UsageError(f"there is no process {pid}")
 
 
 def _check_output(path: Path) -> None:

@@ -78,6 +78,8 @@ class OneOfSeveral(ParamType):
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):  # The file can have anything.
+            self.fail(f"{value!r} is no text", param, ctx)
         if "," in value and not _PATH.match(value):
             self.fail(
                 f"{value!r} is more than one value: separate them with spaces in a variable, "

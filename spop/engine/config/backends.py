@@ -74,6 +74,18 @@ def load_bufsize(path: str | PathLike[str]) -> int | None:
     return found or None
 
 
+def load_environment(path: str | PathLike[str]) -> dict[str, str]:
+    """The environment as ``setenv`` and its like of a ``haproxy.cfg`` leave it.
+
+    Raises:
+        ConfigError: the file can't be read.
+    """
+    reader = Reader(read_file(path), str(path), Collector(), SECTIONS, strict=False)
+    for _ in reader:
+        pass
+    return reader.environment
+
+
 def parse_backends(
     text: str | bytes, file: str = "<text>", names: Collection[str] | None = None
 ) -> dict[str, BackendConfig]:
