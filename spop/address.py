@@ -160,7 +160,20 @@ def _tcp(text: str, rest: str, family: int) -> Address:
     try:
         literal = ipaddress.ip_address(host)
     except ValueError:
-        return Address(host, int(port), None, family)
+        return Address(_name(text, host), int(port), None, family)
     if family and family != (socket.AF_INET if literal.version == 4 else socket.AF_INET6):
         raise ValueError(f"address {text!r}: {host} is an IPv{literal.version} address")
     return Address(host, int(port))
+
+
+def _name(text: str, host: str) -> str:
+    """The name of a host, if one can be looked up by it."""
+    labels = host.removesuffix(".").split(".") if host else ()
+    try:
+        # Names of ASCII are the rule. They need no codec, whose import takes milliseconds.
+        valid = host.isascii() or bool(host.encode("idna"))
+    except UnicodeError:
+        valid = False
+    if not valid or not all(0 < len(label) < 64 for label in labels):
+        raise ValueError(f"address {text!r}: {host!r} can't be the name of a host")
+    return host

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from spop.constants import MAX_SECONDS
+
 EXECUTORS = ("thread", "process")
 
 
@@ -28,7 +30,9 @@ class Batch:
     workers: int = 1
 
     def __post_init__(self) -> None:
-        if self.size < 1 or self.wait < 0 or self.workers < 1:
-            raise ValueError(f"{self}: size and workers are 1 at least, wait is not negative")
+        if self.size < 1 or not 0 <= self.wait <= MAX_SECONDS or self.workers < 1:
+            raise ValueError(
+                f"{self}: size and workers are 1 at least, wait is from 0 to {MAX_SECONDS:g}"
+            )
         if self.executor not in EXECUTORS:
             raise ValueError(f"executor is {self.executor!r}, not one of {', '.join(EXECUTORS)}")

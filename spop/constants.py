@@ -197,6 +197,9 @@ can be large. Without this limit one read could fill the memory."""
 NO_LIMIT = 2**62
 """Default of the nanoseconds of a pass: more than there are."""
 
+MAX_SECONDS = 1e9
+"""The longest time that a setting can have: 32 years."""
+
 VALUE_SIZE = 64
 """Bytes that the object of an argument takes besides those in the frame, roughly."""
 

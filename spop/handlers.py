@@ -12,6 +12,7 @@ from typing import Any, Self
 from spop import codec
 from spop.batch import Batch
 from spop.cache import Cache, HandlerCache
+from spop.constants import MAX_SECONDS
 from spop.dispatch import Route
 from spop.frames import Message
 from spop.parameters import (
@@ -274,9 +275,10 @@ def _wrapped(function: Callable[..., Any], wraps: Sequence[Wrap]) -> Callable[..
 
 
 def check_limits(name: str, timeout: float | None, concurrency: int | None) -> None:
-    """Refuse limits that are not positive."""
-    if timeout is not None and timeout <= 0:
-        raise ValueError(f"message {name!r}: timeout is {timeout:g}, more than 0 is needed")
+    """Refuse limits that are not positive, and a time without an end."""
+    if timeout is not None and not 0 < timeout <= MAX_SECONDS:
+        wanted = f"up to {MAX_SECONDS:g}" if timeout > 0 else "more than 0"
+        raise ValueError(f"message {name!r}: timeout is {timeout:g}, {wanted} is needed")
     if concurrency is not None and concurrency < 1:
         raise ValueError(f"message {name!r}: concurrency is {concurrency}, 1 at least")
 

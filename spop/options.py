@@ -14,7 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack
 
 from spop.address import Address, Addresses, texts_of
-from spop.constants import MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, MIN_FRAME_SIZE
+from spop.constants import (
+    MAX_ANSWER_SIZE,
+    MAX_ARGUMENTS,
+    MAX_MESSAGES,
+    MAX_SECONDS,
+    MIN_FRAME_SIZE,
+)
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 MAX_PASS = 2_000_000
@@ -271,7 +277,10 @@ def _check_range(option: dataclasses.Field[Any], value: Any) -> None:
     low, high = option.metadata["low"], option.metadata["high"]
     if value is None or (low is None and high is None):
         return
-    if (low is not None and value < low) or (high is not None and value > high):
+    if option.type == "float" and high is None:
+        high = MAX_SECONDS
+    # No comparison with "not a number" is true.
+    if not ((low is None or value >= low) and (high is None or value <= high)):
         wanted = f"{low:g} at least" if high is None else f"not in {low:g} to {high:g}"
         raise ValueError(f"{option.name} is {value:g}, {wanted}")
 

@@ -21,6 +21,8 @@ from spop.port import Sleeper
 from spop.twins import IMPLEMENTATION, twin
 
 READ, WRITE = 1, 2
+LONGEST_WAIT = 86400.0
+"""Seconds after which a wait without an event ends. epoll takes 24.8 days at most."""
 
 Event = TypeVar("Event")
 Ready = Callable[[int], object]
@@ -196,6 +198,7 @@ def _found(
     wait: Callable[[float | None], list[Event]], timeout: float | None, busy_poll: float
 ) -> list[Event]:
     """What `wait` finds within `timeout`, asked again and again for `busy_poll` seconds first."""
+    timeout = None if timeout is None else min(timeout, LONGEST_WAIT)
     if not busy_poll or timeout == 0:
         return wait(timeout)
     began = time.monotonic()

@@ -48,14 +48,20 @@ class Source(typing.NamedTuple):
 
 
 def environment(variables: Mapping[str, str]) -> Source:
-    """The settings that environment variables have."""
+    """The settings that environment variables have.
+
+    Raises:
+        SettingsError: a variable is a value and the beginning of another's name.
+    """
     table: dict[str, Any] = {}
-    for name, value in variables.items():
+    for name, value in sorted(variables.items()):  # A value before what would be in it.
         if name.startswith(PREFIX):
             *outer, last = name.removeprefix(PREFIX).lower().split("__")
-            inner = table
+            inner: Any = table
             for key in outer:
                 inner = inner.setdefault(key, {})
+                if not isinstance(inner, dict):
+                    raise SettingsError(f"{name}: '{key}' has a value of its own, too")
             inner[last] = value
     return Source(
         "environment", table, lambda key: PREFIX + key.upper().replace(".", "__"), is_text=True

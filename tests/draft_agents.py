@@ -232,3 +232,20 @@ process = Agent(name="process")
 @process.message("count")
 def count() -> dict[str, Any]:
     return {"proc.count": 1, "sess.count_seen": True}
+
+
+replaces = Agent(name="replaces")
+
+
+@replaces.message("replace")
+def replace(method: str) -> dict[str, Any]:
+    user = Headers([("x-user", "bob")])
+    return {"txn.add": user, "txn.remove": user.names()}
+
+
+odd_names = Agent(name="é odd name!")
+
+
+@odd_names.message("names")
+def names(message: Message) -> dict[str, Any]:
+    return {"txn.seen": f"{message['a b']} {message['#c$d']} {message['é']}"}

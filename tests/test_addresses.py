@@ -77,6 +77,11 @@ def test_an_address_without_a_host_is_this_machine(text: str, host: str) -> None
         ("abns@" + "x" * ADDRESS_SIZE, "a name has 1 to 107 bytes"),
         ("127.0.0.1:65536", "is neither HOST:PORT nor unix:PATH nor abns@NAME"),
         ("127.0.0.1", "is neither HOST:PORT nor unix:PATH nor abns@NAME"),
+        ("agents..example:9000", "'agents..example' can't be the name of a host"),
+        (".example:9000", "can't be the name of a host"),
+        ("x" * 64 + ".example:9000", "can't be the name of a host"),
+        ("é" * 64 + ":9000", "can't be the name of a host"),
+        ("a\udcff:9000", "can't be the name of a host"),
     ],
 )
 def test_an_address_is_refused_with_a_reason(text: str, why: str) -> None:

@@ -212,7 +212,8 @@ def test_a_handler_that_no_process_can_find_is_a_start_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"size": 0}, {"size": 1, "wait": -1}, {"size": 1, "workers": 0},
+    "options", [{"size": 0}, {"size": 1, "wait": -1}, {"size": 1, "wait": float("nan")},
+                {"size": 1, "workers": 0},
                 {"size": 1, "executor": "fiber"}],
 )  # fmt: skip
 def test_values_out_of_range(options: dict[str, Any]) -> None:

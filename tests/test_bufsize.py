@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import haproxy
 import pytest
 
+from spop.cli.verdict import Verdict
 from spop.engine import ConfigError, Engine
 from spop.engine.config import load_bufsize, load_spoe
 
@@ -42,7 +44,7 @@ backend agents
 """
 
 
-def files(folder: Path, line: str, bufsize: int | None) -> tuple[Path, Path]:
+def files(folder: Path, line: str, bufsize: int | str | None) -> tuple[Path, Path]:
     spoe, cfg = folder / "spoe.cfg", folder / "haproxy.cfg"
     spoe.write_text(SPOE.format(line=line))
     tune = f"tune.bufsize {bufsize}" if bufsize else ""
@@ -56,11 +58,17 @@ CASES = [
     (8189, 8192, False),
 ]  # fmt: skip
 
+UNITS = [(65532, "64k", True), (65533, "64K", False), (1048572, "1m", True)]
+"""HAProxy 3.1 and later take units."""
 
-@pytest.mark.parametrize(("size", "bufsize", "valid"), CASES)
+
+@pytest.mark.parametrize(("size", "bufsize", "valid"), [*CASES, *UNITS])
 def test_haproxy_and_the_engine_agree(
-    haproxy_binary: str, size: int, bufsize: int | None, valid: bool, tmp_path: Path
+    haproxy_binary: str, size: int, bufsize: int | str | None, valid: bool, tmp_path: Path
 ) -> None:
+    version = haproxy.version(haproxy_binary)
+    if isinstance(bufsize, str) and version < (3, 1):
+        return
     spoe, cfg = files(tmp_path, f"max-frame-size {size}", bufsize)
     command = [haproxy_binary, "-c", "-f", str(cfg)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -71,6 +79,8 @@ def test_haproxy_and_the_engine_agree(
     else:
         with pytest.raises(ConfigError, match=r"which is tune\.bufsize - 4"):
             Engine.from_file(spoe, backends=cfg)
+    verdict = Verdict.of(spoe, None, "frontend", ".".join(map(str, version[:2])), cfg)
+    assert verdict.valid is valid, verdict.as_text()
 
 
 @pytest.mark.parametrize(("bufsize", "size"), [(None, 16380), (65536, 65532), (20001, 20012)])

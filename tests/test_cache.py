@@ -127,6 +127,16 @@ def test_an_answer_expires(kind: str) -> None:
         wait_until(lambda: ask(client, n=1) and len(service.calls) > 1, "the end of the answer")
 
 
+@pytest.mark.parametrize("ttl", [1e10, float("inf")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_may_be_kept_for_ever(kind: str, ttl: float) -> None:
+    service = Service(kind, cache=Cache(ttl=ttl, size=10, error_ttl=ttl))
+    with client_of(service.agent) as client:
+        for _ in range(2):
+            ask(client, n=1)
+    assert service.calls == [1]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_least_recently_used_goes_first(kind: str) -> None:
     service = Service(kind, cache=Cache(ttl=600.0, size=2))
@@ -671,7 +681,8 @@ def test_what_is_no_cache() -> None:
 
 
 @pytest.mark.parametrize("options", [{"ttl": 0.0, "size": 1}, {"ttl": 1.0, "size": 0},
-                                     {"ttl": 1.0, "size": 1, "error_ttl": -1.0}])  # fmt: skip
+                                     {"ttl": 1.0, "size": 1, "error_ttl": -1.0},
+                                     {"ttl": 1.0, "size": 1, "error_ttl": float("nan")}])  # fmt: skip
 def test_values_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="ttl is more than 0"):
         Cache(**options)

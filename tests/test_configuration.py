@@ -109,6 +109,15 @@ def test_every_option_has_a_flag_with_its_default() -> None:
         assert f"--{option.name.replace('_', '-')} " in shown
 
 
+@pytest.mark.parametrize(
+    "name", [each.name for each in dataclasses.fields(Options) if each.type == "float"]
+)
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 1e10])
+def test_a_time_is_a_number_with_an_end(name: str, seconds: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {re.escape(format(seconds, 'g'))}, not in "):
+        Options(**{name: seconds})
+
+
 def test_limits_of_the_manual_are_options() -> None:
     """The manual makes its table of all others from the options themselves."""
     manual = (EXAMPLE.parent.parent / "docs" / "options.md").read_text()
@@ -129,6 +138,10 @@ def test_limits_of_the_manual_are_options() -> None:
         ("log_frames = 1\n", ":1: log_frames: 1 is not true or false"),
         ("threads = true\n", ":1: threads: True is no value for it"),
         ("log-level = 'loud'\n", ":1: log-level: 'loud' is not one of"),
+        ("idle-timeout = nan\n", ":1: idle-timeout: nan is not a number up to 1e+09"),
+        ("idle-timeout = inf\n", ":1: idle-timeout: inf is not a number up to 1e+09"),
+        ("bind = [9000]\n", ":1: bind: 9000 is no text"),
+        ("allow = [{}]\n", ":1: allow: {} is no text"),
         ("threads = \n", "line 1, column"),
     ],
 )

@@ -98,6 +98,8 @@ CASES = [
     Case("included", {"x-ip-score": "1", "x-why": "method"}),
     Case("mirror", method="POST"),
     Case("process", {"x-count": "1", "x-count-seen": "1"}),
+    Case("replaces", {"x-user": "bob"}, since=(3, 4)),
+    Case("odd_names", {"x-seen": "none none none"}),
 ]
 
 

@@ -606,9 +606,17 @@ def test_options_are_checked(agent: Agent, options: dict[str, Any], complaint: s
         agent.serve_in_background(**options)
 
 
-def test_unknown_users_are_told(agent: Agent, tmp_path: Path) -> None:
-    server = agent.serve_in_background(f"unix:{tmp_path}/s", unix_owner="nobody-of-that-name")
-    with pytest.raises(ValueError, match="no user 'nobody-of-that-name'"):
+@pytest.mark.parametrize(
+    ("owner", "complaint"),
+    [
+        ("nobody-of-that-name", "no user 'nobody-of-that-name'"),
+        ("4294967295", "4294967295 is no user or group"),
+        (":" + "9" * 20, "99999999999999999999 is no user or group"),
+    ],
+)
+def test_unknown_users_are_told(agent: Agent, owner: str, complaint: str, tmp_path: Path) -> None:
+    server = agent.serve_in_background(f"unix:{tmp_path}/s", unix_owner=owner)
+    with pytest.raises(ValueError, match=complaint):
         server.start()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import typing
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from ipaddress import IPv4Address
@@ -46,6 +47,12 @@ def test_message_without_parentheses(agent: Agent) -> None:
 def test_a_name_that_is_no_text(agent: Agent, name: Any) -> None:
     with pytest.raises(TypeError, match=r"name is a str, not .* \(.*test_mistakes.py:\d+\)"):
         agent.message(name)
+
+
+@pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan"), float("inf"), 1e10])
+def test_a_timeout_is_a_time_with_an_end(agent: Agent, timeout: float) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"message 'm': timeout is {timeout:g}, ")):
+        agent.message("m", blocking=True, timeout=timeout)(lambda: None)
 
 
 class Typed(typing.TypedDict):

@@ -72,6 +72,7 @@ COMMANDS = {
     "decode": "decode {folder}/frames.bin",
     "decode-json": "decode {folder}/frames.bin --json",
     "decode-none": "decode {folder}/nothing",
+    "decode-stdin": "decode -",
     "bench": "bench {good} check --count 5 --warm-up 0 --connections 1",
     "bench-strange": "bench {strange} check --count 5 --warm-up 0 --connections 1 --timeout 1",
     "engine": "engine {folder}/spoe.cfg --agent {good} --event on-client-session -v",
@@ -94,15 +95,17 @@ def words(command: str, folder: Path, good: str, strange: str) -> list[str]:
 @functools.cache
 def printed(*words: str) -> tuple[int, bool]:
     """The exit status of a command that can print all, and whether it prints anything."""
-    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60)
+    null = subprocess.DEVNULL
+    done = subprocess.run(words, stdin=null, stdout=subprocess.PIPE, stderr=null, timeout=60)
     return done.returncode, bool(done.stdout)
 
 
 def run(words: Sequence[str], output: int = subprocess.DEVNULL, **more: str) -> tuple[int, str]:
     """The exit status, and what came on standard error."""
     done = subprocess.run(
-        words, stdout=output, stderr=subprocess.PIPE, timeout=60, env={**os.environ, **more}
-    )
+        words, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.PIPE, timeout=60,
+        env={**os.environ, **more},
+    )  # fmt: skip
     errors = done.stderr.decode("latin-1")
     assert "Traceback" not in errors
     assert "Exception ignored" not in errors
@@ -145,10 +148,20 @@ def test_a_reader_that_has_seen_enough_is_no_failure(
     assert status == (0 if printed(*line)[1] else printed(*line)[0])
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_without_standard_output_ends_as_it_would(
-    command: str, folder: Path, good: str, strange: str
+@pytest.mark.parametrize(
+    ("command", "closed"),
+    [*((each, "<&- >&-") for each in COMMANDS), ("bench", "2>&-"), ("notify", "2>&-")],
+)
+def test_a_command_without_standard_streams_ends_as_it_would(
+    command: str, closed: str, folder: Path, good: str, strange: str
 ) -> None:
     line = words(command, folder, good, strange)
-    status, _ = run(["sh", "-c", 'exec "$@" >&-', "sh", *line])
+    status, _ = run(["sh", "-c", f'exec "$@" {closed}', "sh", *line])
     assert status == printed(*line)[0]
+
+
+def test_no_socket_gets_the_descriptor_of_a_closed_stream(folder: Path) -> None:
+    code = "import os, sys; from spop.cli.output import _open_missing as o; o(); "
+    code += "sys.exit(0 if {os.readlink(f'/proc/self/fd/{n}') for n in range(3)} == {'/dev/null'} else 1)"
+    done = subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code])
+    assert done.returncode == 0

@@ -181,6 +181,12 @@ def test_the_environments_place_is_its_variable() -> None:
         from_environment(LIMIT="many")
 
 
+@pytest.mark.parametrize("names", [("DATABASE", "DATABASE__URL"), ("DATABASE__URL", "DATABASE")])
+def test_a_variable_that_is_a_value_and_a_table_is_refused(names: tuple[str, str]) -> None:
+    with pytest.raises(SettingsError, match=r"SPOP_SETTINGS__DATABASE__URL: 'database' has a val"):
+        from_environment(**dict.fromkeys(names, "x"))
+
+
 # --- agents ---
 
 

@@ -95,6 +95,15 @@ def spop(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[str
         (["bench", "127.0.0.1:1", "--output", "x.jpg"], "must end in .json, .csv, .svg, .png"),
         (["bench", "127.0.0.1:1", "--mode", "x"], "'x' is not one of"),
         (["bench", "compare", __file__, __file__], "is no result of spop bench"),
+        (["bench", "127.0.0.1:1", "--pid", "2147483647"], "there is no process 2147483647"),
+        (["bench", "127.0.0.1:1", "--duration", "inf"], "inf is not a number up to 1e+06"),
+        (["bench", "127.0.0.1:1", "--warm-up", "nan"], "nan is not a number up to 1e+06"),
+        (["bench", "127.0.0.1:1", "--messages", sys.executable], "cannot read"),
+        (["check", "127.0.0.1:1", "--timeout", "nan"], "nan is not a number up to 1e+06"),
+        (["check", "127.0.0.1:1", "--timeout", "1e7"], "1e7 is not a number up to 1e+06"),
+        (["check", "127.0.0.1:1", "--watch", "inf"], "inf is not a number up to 1e+06"),
+        (["check", "agents..example:9000"], "can't be the name of a host"),
+        (["top", "127.0.0.1:1", "--interval", "nan"], "nan is not a number up to 1e+06"),
     ],
     ids=lambda value: " ".join(value[:4]) if isinstance(value, list) else None,
 )
@@ -222,6 +231,10 @@ def test_check_tells_the_status_of_an_agent_that_refuses(agent: Agent) -> None:
         ("n:uint32=0x10", "n", 16),
         ("x:null=", "x", None),
         ("=1", "", 1),
+        ("n=0", "n", 0),
+        ("zip=01234", "zip", "01234"),
+        ("n:int=007", "n", 7),
+        ("n=٣", "n", "٣"),
     ],
 )
 def test_values_in_natural_notation(word: str, name: str, value: object) -> None:

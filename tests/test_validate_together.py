@@ -151,6 +151,15 @@ WRONG = [
     Case("group-place", "a group of the response is sent at a request", spoe=("id=unique-id", "id=unique-id status=status")),
     Case("filter-missing", "no filter names the engine", haproxy=("filter spoe engine iprep", "#")),
     Case("filter-unknown", "a filter names another scope", haproxy=("engine iprep config", "engine ipreb config")),
+    Case("filter-unknown", "a filter names no scope", haproxy=("engine iprep config", "config")),
+    Case("filter-line", "a filter has no file", haproxy=("    http-request send", "    filter spoe engine other\n    http-request send")),
+    Case("filter-line", "a filter's keyword is mistyped", haproxy=("spoe engine", "spoe engin")),
+    Case("filter-line", "a filter's file is missing", haproxy=("    http-request send", "    filter spoe engine other config\n    http-request send")),
+    Case("filter-line", "a filter is there twice", haproxy=(
+        "    http-request send", "    filter spoe engine iprep config {folder}/spoe.cfg\n    http-request send")),
+    Case("group-rule", "a rule of a session sends a group", haproxy=("http-request send", "tcp-request session send")),
+    Case("group-rule", "a rule of a frontend sends a group behind the response", haproxy=("http-request send", "tcp-response content send")),
+    Case("group-rule", "a rule sends two groups", haproxy=("iprep late", "iprep late late")),
     Case("backend-missing", "the backend is mistyped", spoe=("use-backend agents", "use-backend agent")),
     Case("backend-servers", "the backend has no server", haproxy=("    server one 127.0.0.1:9000 check maxconn 2\n", "")),
     Case("backend-mode", "the backend has HTTP's mode", haproxy=("mode {mode}\n", "")),
@@ -185,6 +194,8 @@ WRONG = [
     Case("argument-object", "an argument names no table", spoe=("ip=src", "ip=src n=src_conn_cnt(web)")),
     Case("argument-object", "an argument names no server", spoe=("ip=src", "ip=src n=srv_conn(agents/two)")),
     Case("argument-object", "an argument names no userlist", spoe=("ip=src", "ip=src n=http_auth(users)")),
+    Case("argument-object", "an argument names no table of peers", spoe=("ip=src", "ip=src n=src_conn_cnt(p/t)")),
+    Case("argument-object", "an agent logs to no ring", spoe=("use-backend", "log ring@nowhere local0\n    use-backend")),
     Case("argument-object", "the proxy has no table", spoe=("ip=src", "ip=src n=src_conn_cnt")),
     Case("argument-type", "an argument has another type", agent=changed("check", other_type)),
 ]  # fmt: skip
@@ -210,6 +221,14 @@ RIGHT = [
     Case("", "a line for newer versions", haproxy=("    option spop-check\n", "    option spop-check\n.if version_atleast(3.0)\n    timeout server 1m\n.else\n    timeout server 1ms\n.endif\n")),
     Case("", "arguments that name what there is", spoe=("ip=src", "ip=src a=nbsrv(agents) b=srv_conn(agents/one) c=src_conn_cnt(web) d=http_auth(users)"),
          haproxy=("\nbackend web\n", "\nuserlist users\n    user a insecure-password b\n\nbackend web\n    stick-table type ip size 10 store conn_cnt\n")),
+    Case("", "a table of peers", spoe=("ip=src", "ip=src c=src_conn_cnt(p/t)"),
+         haproxy=("\nbackend web\n", "\npeers p\n    peer localhost 127.0.0.1:10000\n    table t type ip size 10 store conn_cnt\n\nbackend web\n")),
+    Case("", "an agent logs to a ring", spoe=("use-backend", "log ring@there local0\n    use-backend"), haproxy=("\nbackend web\n", "\nring there\n    size 32768\n\nbackend web\n")),
+    Case("", "sections of other kinds", haproxy=("\nbackend web\n", "\nnamespace_list\n\nbackend web\n")),
+    Case("", "a variable of the environment, set before", spoe=("ip=src", 'ip="$SPOP_FETCH"'), haproxy=("nbthread 2", "nbthread 2\n    setenv SPOP_FETCH src")),
+    Case("", "a variable of the environment, unless it is set", spoe=("ip=src", 'ip="$SPOP_FETCH"'), haproxy=("nbthread 2", "nbthread 2\n    presetenv SPOP_FETCH src\n    presetenv SPOP_FETCH wrong")),
+    Case("", "a variable of the environment that is unset", spoe=("ip=src", 'ip="$SPOP_FETCH"'), haproxy=(
+        "nbthread 2", "nbthread 2\n    setenv SPOP_FETCH wrong\n    unsetenv SPOP_FETCH\n    presetenv SPOP_FETCH src")),
     Case("", "no maxconn", haproxy=(" maxconn 2", "")),
     Case("", "a default of the agent's", haproxy=("var(txn.iprep.error) -m found", "var(txn.iprep.failed) -m found"), agent=with_default()),
     Case("", "a registered variable of the process", spoe=("use-backend", "register-var-names count\n    use-backend"),
@@ -236,7 +255,9 @@ def setup(case: Case, folder: Path, version: str = "3.4") -> Setup:
     spoe.write_text(replaced(SPOE, case.spoe) + OTHER * ("other" in case.spoe[1]))
     cfg.write_text(replaced(HAPROXY, case.haproxy).format(folder=folder, mode=mode))
     config = read_haproxy_cfg(cfg, Version.of_haproxy(version))
-    report = check_spoe(spoe, "iprep", proxy=Proxy.FRONTEND, haproxy_version=version)
+    report = check_spoe(
+        spoe, "iprep", proxy=Proxy.FRONTEND, haproxy_version=version, environment=config.environment
+    )
     return Setup(
         str(spoe),
         [EngineSetup(report.result(), report.sections)],
@@ -302,12 +323,14 @@ def test_haproxy_starts_with_what_is_right(haproxy_binary: str, case: Case, tmp_
 
 @pytest.mark.parametrize(
     "rule",
-    ["argument-object", "backend-missing", "backend-mode", "filter-unknown", "group-engine", "group-place", "group-unknown",
+    ["argument-object", "backend-missing", "backend-mode", "filter-line", "filter-unknown", "group-engine", "group-place", "group-rule", "group-unknown",
      "frame-size"],
 )  # fmt: skip
 def test_what_haproxy_refuses_is_an_error(haproxy_binary: str, rule: str, tmp_path: Path) -> None:
     version = haproxy.version(haproxy_binary)
     for case in WRONG:
+        if "log ring" in case.spoe[1] and version < (2, 4):
+            continue
         if case.rule == rule:
             whole = setup(case, tmp_path, f"{version.major}.{version.minor}")
             done = subprocess.run(

@@ -21,6 +21,7 @@ from spop.cli.parameters import (
     HAPROXY_VERSION,
     OUTPUT_FILE,
     Parsed,
+    Seconds,
     max_frame_size_option,
     timeout_option,
 )
@@ -90,7 +91,7 @@ def bench() -> None:
     help="Frames in flight on each connection; 1 in ping-pong.",
 )  # fmt: skip
 @click.option(
-    "--duration", type=click.FloatRange(0.1), default=5.0, show_default=True,
+    "--duration", type=Seconds(0.1), default=5.0, show_default=True,
     help="Seconds that are measured.",
 )  # fmt: skip
 @click.option("--count", type=click.IntRange(1), help="Frames, instead of a duration.")
@@ -117,7 +118,7 @@ def bench() -> None:
     help="File of the messages to send in each NOTIFY, a line for each as on the command line.",
 )  # fmt: skip
 @click.option(
-    "--warm-up", type=click.FloatRange(0), default=0.5, show_default=True,
+    "--warm-up", type=Seconds(0), default=0.5, show_default=True,
     help="Seconds before, which are not measured.",
 )  # fmt: skip
 @click.option(
@@ -174,6 +175,7 @@ def run_(
     _check_words(words)
     for path in outputs:
         _check_output(path)
+    _check_pid(pid)
     if against and (pid or len(rates or ()) > 1):
         raise click.UsageError("--against goes with neither --pid nor stages of --rate")
     options |= {"count": count, "duration": None if count else duration}
@@ -252,7 +254,10 @@ def _messages(words: tuple[str, ...], profile: str, file: Any) -> list[Message]:
     if words and file:
         raise click.UsageError("messages come from the command line or from a file, not both")
     if file:
-        lines = [line.split() for line in file if line.strip() and not line.startswith("#")]
+        try:
+            lines = [line.split() for line in file if line.strip() and not line.startswith("#")]
+        except (OSError, UnicodeDecodeError) as error:
+            raise click.UsageError(f"cannot read {file.name}: {reason(error)}") from None
         if not lines:
             raise click.UsageError(f"{file.name} has no message")
         return [message for line in lines for message in parse_messages(line)]
@@ -271,6 +276,11 @@ def _check_words(words: tuple[str, ...]) -> None:
     """A lone word that ends as a file's name is one that lacks its option."""
     if len(words) == 1 and Path(words[0]).suffix in _WRITERS:
         raise click.UsageError(f"{words[0]!r} is no message: to write it, say --output {words[0]}")
+
+
+def _check_pid(pid: int | None) -> None:
+    if pid and not Path(f"/proc/{pid}/stat").exists():
+        raise click.UsageError(f"there is no process {pid}")
 
 
 def _check_output(path: Path) -> None:
@@ -306,10 +316,14 @@ def _print(shown: dict[str, Any]) -> None:
 
 def _write(shown: dict[str, Any], outputs: Iterable[Path]) -> None:
     for path in outputs:
-        try:
-            _WRITERS[path.suffix](path, shown)
-        except OSError as error:
-            raise click.UsageError(f"cannot write {path}: {reason(error)}") from None
+        _save(path, partial(_WRITERS[path.suffix], path, shown))
+
+
+def _save(path: Path, write: Callable[[], object]) -> None:
+    try:
+        write()
+    except OSError as error:
+        raise click.UsageError(f"cannot write {path}: {reason(error)}") from None
 
 
 def _write_json(path: Path, shown: dict[str, Any]) -> None:
@@ -380,4 +394,4 @@ def compare(first: Path, second: Path, plot: Path | None) -> None:
     for name, one, other, ratio in report.comparison(runs[str(first)], runs[str(second)]):
         click.echo(f"{name:<22} {one:>{width}} {other:>{width}} {ratio:>8}")
     if plot is not None:
-        report.write_plot(plot, runs)
+        _save(plot, partial(report.write_plot, plot, runs))

@@ -196,7 +196,7 @@ class View:
 
 
 def _print(found: Found, as_hex: bool) -> None:
-    time = "" if found.time is None else f"{datetime.fromtimestamp(found.time, UTC):%H:%M:%S.%f} "
+    time = "" if found.time is None else f"{_clock(found.time)} "
     direction = f"{found.direction} " if found.direction else ""
     click.echo(click.style(f"{time}{direction}@{found.offset}", dim=True))
     if as_hex:
@@ -214,6 +214,14 @@ def _print(found: Found, as_hex: bool) -> None:
         click.echo("  with its fragments:")
         for line in tree.lines(found.payload):
             click.echo(f"    {line}")
+
+
+def _clock(seconds: float) -> str:
+    """The time of a day. A damaged capture has times of no day: they stay seconds."""
+    try:
+        return f"{datetime.fromtimestamp(seconds, UTC):%H:%M:%S.%f}"
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds:.6f} s"
 
 
 def _as_object(found: Found, as_hex: bool) -> dict[str, Any]:

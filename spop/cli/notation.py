@@ -18,6 +18,8 @@ from spop.frames import Message
 from spop.values import Binary, Int32, Int64, String, UInt32, UInt64, Value, type_unset
 
 _WORDS: dict[str, bool | None] = {"true": True, "false": False, "null": None}
+_NUMBER = re.compile("-?(?:0|[1-9][0-9]*)")
+"""An integer. With more zeros in front it is text: the number of a phone, a postal code."""
 SEPARATOR = "+"
 """Stands between two messages of a NOTIFY."""
 MOST_OF_A_FILE = 64 << 20
@@ -86,7 +88,7 @@ def natural_value(text: str) -> Value:
         return read_value(text[1:])
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
-    if re.fullmatch(r"-?\d+", text):
+    if _NUMBER.fullmatch(text):
         return _integer(Int64 if -(2**63) <= int(text) < 2**63 else UInt64, text)
     try:
         return ipaddress.ip_address(text)
@@ -95,7 +97,11 @@ def natural_value(text: str) -> Value:
 
 
 def _integer(type_: Callable[[int], int], text: str) -> int:
-    return type_(int(text, 0))
+    try:
+        number = int(text, 0)
+    except ValueError:
+        number = int(text)  # It may have zeros in front.
+    return type_(number)
 
 
 def _bool(text: str) -> bool:

@@ -24,6 +24,7 @@ class Main(click.Group):
     """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        _open_missing()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
@@ -50,6 +51,16 @@ class Main(click.Group):
         except click.UsageError as error:  # One line says it. click would print four.
             click.echo(f"Error: {error.format_message()}", err=True)
             ctx.exit(error.exit_code)
+
+
+def _open_missing() -> None:
+    """Open the null device for each standard stream that was closed.
+
+    It takes the stream's own descriptor, which no socket gets then.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - as long as the process.
 
 
 def _discard_output() -> None:

@@ -78,6 +78,8 @@ class OneOfSeveral(ParamType):
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):  # The file can have anything.
+            self.fail(f"{value!r} is no text", param, ctx)
         if "," in value and not _PATH.match(value):
             self.fail(
                 f"{value!r} is more than one value: separate them with spaces in a variable, "
@@ -86,6 +88,24 @@ class OneOfSeveral(ParamType):
                 ctx,
             )
         return value
+
+
+class Seconds(click.FloatRange):
+    """A time. "nan" and "inf" are none.
+
+    Args:
+        longest: the limit. By default 11 days, as poll takes 24.8 at most.
+    """
+
+    def __init__(self, low: float, high: float | None = None, longest: float = 1e6) -> None:
+        super().__init__(low, high)
+        self._longest = longest
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        seconds = super().convert(value, param, ctx)
+        if not seconds <= self._longest:
+            self.fail(f"{value} is not a number up to {self._longest:g}", param, ctx)
+        return seconds
 
 
 _SIZE = re.compile(r"([0-9]+)([KMG]?)", re.ASCII | re.IGNORECASE)
@@ -125,6 +145,6 @@ def bufsize_option(command: Callable[..., Any]) -> Callable[..., Any]:
 def timeout_option(seconds: float) -> Callable[[Any], Any]:
     """``--timeout``."""
     return click.option(
-        "--timeout", type=click.FloatRange(0.001), default=seconds, show_default=True,
+        "--timeout", type=Seconds(0.001), default=seconds, show_default=True,
         help="Seconds to wait for a connection, a HELLO or an ACK.",
     )  # fmt: skip

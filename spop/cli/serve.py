@@ -22,8 +22,9 @@ from spop.agent import Agent
 from spop.cli.configuration import read_configuration
 from spop.cli.in_force import shown_options, warn_of_unknown
 from spop.cli.loading import StartFailure, load_agent
-from spop.cli.parameters import FILE, OneOfSeveral, SizeType
+from spop.cli.parameters import FILE, OneOfSeveral, Seconds, SizeType
 from spop.cli.settings import give_settings, shown_settings
+from spop.constants import MAX_SECONDS
 from spop.context import ContextFilter
 from spop.errors import reason
 from spop.options import LOG_LEVELS, Options
@@ -70,7 +71,7 @@ def _type(each: dataclasses.Field[Any], hint: Any) -> Any:
     if hint is int:
         return click.IntRange(low, high)
     if hint is float:
-        return click.FloatRange(low, high)
+        return Seconds(low, high, longest=MAX_SECONDS)
     return click.Path(dir_okay=False) if each.metadata.get("path") else str
 
 

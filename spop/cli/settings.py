@@ -31,7 +31,10 @@ def give_settings(agent: Agent, path: Path | None) -> None:
 
 
 def _sources(path: Path | None) -> list[Source]:
-    found = [environment(os.environ)]
+    try:
+        found = [environment(os.environ)]
+    except SettingsError as error:
+        raise click.UsageError(str(error)) from None
     if path is not None:
         values, text = read_toml(path)
         table = values.get(SETTINGS, {})

@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from spop.address import Address
-from spop.cli.parameters import ADDRESS, timeout_option
+from spop.cli.parameters import ADDRESS, Seconds, timeout_option
 from spop.client.dial import Endpoint, dial
 from spop.errors import reason
 from spop.logs import escaped
@@ -36,7 +36,7 @@ Wait = Callable[[], bool]
 @click.command(short_help="Show what a service does now.")
 @click.argument("admin", type=ADDRESS)
 @click.option(
-    "--interval", type=click.FloatRange(0.1), default=2.0, show_default=True, metavar="SECONDS",
+    "--interval", type=Seconds(0.1), default=2.0, show_default=True, metavar="SECONDS",
     help="Time between two looks.",
 )  # fmt: skip
 @click.option(

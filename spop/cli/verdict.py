@@ -66,8 +66,9 @@ class Verdict(NamedTuple):
             # A limit below HAProxy's default is a finding of the haproxy.cfg.
             limit = bufsize or max(bufsize_of(around), DEFAULT_BUFSIZE)
             read = partial(
-                check_spoe, path, proxy=Proxy(proxy), haproxy_version=haproxy_version, bufsize=limit
-            )
+                check_spoe, path, proxy=Proxy(proxy), haproxy_version=haproxy_version,
+                bufsize=limit, environment=around.environment if around else None,
+            )  # fmt: skip
             reports = [
                 read(engine) for engine in ([scope] if scope is not None else known or [None])
             ]

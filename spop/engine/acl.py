@@ -35,6 +35,8 @@ Test = Callable[[Stream], bool]
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]+", re.ASCII)
 _CRITERION = re.compile(r"[A-Za-z0-9._:+-]+", re.ASCII)
+ONE_METHOD = (3, 3)
+"""The first branch of HAProxy that refuses a second ``-m``."""
 _OPERATORS = ("eq", "ge", "gt", "le", "lt")
 
 _DEFAULT_METHODS = {
@@ -258,6 +260,7 @@ class _AclParser:
         self._ignore_case = False
         self._as_map = False
         self._loaded = False
+        self._chosen = False
         self._patterns: list[tuple[str, bool]] = []
         self._remarks: list[Remark] = []
 
@@ -345,6 +348,8 @@ class _AclParser:
         index = self._index - 1
         if self._loaded:
             raise AclError("'-m' has to come before files of patterns", index)
+        if self._chosen and self._vocabulary.branch >= ONE_METHOD:
+            raise AclError("an ACL has one '-m'", index, "keep the last")
         if name not in METHODS or name == "meth":
             hint = did_you_mean(name, METHODS)
             raise AclError(f"unknown match method '{name}'", index, hint)
@@ -352,6 +357,7 @@ class _AclParser:
         if takes and not castable(self._gives, takes, self._vocabulary.branch):
             raise AclError(f"'{name}' can't match a sample of type {self._gives.value}", index)
         self._method = name
+        self._chosen = True
 
     def _load(self, path: str) -> None:
         if self._method is None:

@@ -23,6 +23,7 @@ from spop.engine.config import (
     backend_of,
     load_backends,
     load_bufsize,
+    load_environment,
     load_spoe,
     scopes,
 )
@@ -153,14 +154,17 @@ class EngineCore(ABC):
         if scope is None:
             found = scopes(path)
             scope = found[0] if len(found) == 1 else None
-        if bufsize is None and isinstance(backends, str | os.PathLike):
-            bufsize = load_bufsize(backends)
+        environment = None
+        if isinstance(backends, str | os.PathLike):
+            bufsize = load_bufsize(backends) if bufsize is None else bufsize
+            environment = load_environment(backends)
         config = load_spoe(
             path,
             scope,
             haproxy_version=haproxy_version,
             missing=missing,
             bufsize=bufsize or DEFAULT_BUFSIZE,
+            environment=environment,
         )
         return cls(
             config,

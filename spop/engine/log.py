@@ -13,6 +13,7 @@ import logging.handlers
 import sys
 from typing import NamedTuple
 
+from spop.engine.config.log_targets import NOT_LOGGED_TO
 from spop.engine.config.model import AgentConfig, LogTarget
 from spop.engine.filter import Processing
 
@@ -106,7 +107,7 @@ def _handler(target: LogTarget) -> logging.Handler:
     handler: logging.Handler
     if target.address in ("stdout", "stderr"):
         handler = logging.StreamHandler(getattr(sys, target.address))
-    elif target.address.startswith(("abns@", "fd@", "tcp@")):
+    elif target.address.partition("@")[0] in NOT_LOGGED_TO:
         handler = logging.NullHandler()  # `spop validate` has a note about it.
     else:
         handler = _Syslog(target)

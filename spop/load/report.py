@@ -163,7 +163,7 @@ class Limit(NamedTuple):
 
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6}
 _FIGURES = ("rate", "errors", "mean", "max", *map(_quantile_name, QUANTILES))
-_LIMIT = re.compile(rf"({'|'.join(map(re.escape, _FIGURES))})([<>])([0-9.]+)(s|ms|us|µs)?")
+_LIMIT = re.compile(rf"({'|'.join(map(re.escape, _FIGURES))})([<>])([0-9]*[.]?[0-9]+)(s|ms|us|µs)?")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -174,9 +174,13 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         shown = json.loads(path.read_text("utf-8"))
-        table(shown)
-    except (ValueError, KeyError, TypeError):
+        several = not {"stages", "second"}.isdisjoint(shown)
+        if not several:
+            table(shown)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{path} is no result of spop bench") from None
+    if several:
+        raise ValueError(f"{path} has several runs, and one is compared with one")
     return dict(shown)
 
 

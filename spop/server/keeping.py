@@ -10,7 +10,7 @@ from typing import Any
 
 from spop import codec
 from spop.cache import Answers, Cache
-from spop.constants import ENTRY_SIZE
+from spop.constants import ENTRY_SIZE, MAX_SECONDS
 from spop.handlers import HandlerInfo
 from spop.parameters import check_answer
 
@@ -40,8 +40,8 @@ class Keeper:
     ) -> None:
         self.answers = answers
         self._function = info.function
-        self._ttl = int(cache.ttl * 1e9)
-        self._error_ttl = int(cache.error_ttl * 1e9)
+        self._ttl = int(min(cache.ttl, MAX_SECONDS) * 1e9)
+        self._error_ttl = int(min(cache.error_ttl, MAX_SECONDS) * 1e9)
         self._failure = info.on_error
         self._take = take
         self._count = count

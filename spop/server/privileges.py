@@ -43,7 +43,7 @@ def user_id(name: str) -> int:
         ValueError: there is no such user.
     """
     if name.isascii() and name.isdigit():
-        return int(name)
+        return _number(name)
     try:
         return pwd.getpwnam(name).pw_uid
     except KeyError:
@@ -57,11 +57,18 @@ def group_id(name: str) -> int:
         ValueError: there is no such group.
     """
     if name.isascii() and name.isdigit():
-        return int(name)
+        return _number(name)
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:
         raise ValueError(f"there is no group {name!r}") from None
+
+
+def _number(name: str) -> int:
+    """A user's or group's number. The highest of 32 bits means none to the system."""
+    if len(name) > 10 or int(name) >= 2**32 - 1:
+        raise ValueError(f"{name} is no user or group: their numbers are below {2**32 - 1}")
+    return int(name)
 
 
 def _ids(options: Options) -> tuple[int | None, int | None]:

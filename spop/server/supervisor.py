@@ -29,6 +29,7 @@ from spop.errors import reason
 from spop.logs import SafeLogger, fields
 from spop.metrics import Description
 from spop.options import Options
+from spop.poller import LONGEST_WAIT
 from spop.server import systemd
 from spop.server.admin_process import AdminProcess
 from spop.server.balance import Balance
@@ -174,7 +175,7 @@ class Supervisor:
     def _run_round(self) -> None:
         wait, row = self._timers.run_due(), self._board.supervisor
         row[Cell.ROUND_BEGAN] = 0
-        found = self._selector.select(wait)
+        found = self._selector.select(None if wait is None else min(wait, LONGEST_WAIT))
         row[Cell.ROUND_BEGAN] = time.monotonic_ns()
         for key, _ in found:
             key.data()

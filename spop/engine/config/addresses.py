@@ -44,14 +44,14 @@ def read_server_address(text: str) -> str:
 
 
 def read_log_address(text: str, *, tcp: bool = False) -> str:
-    """The target of a log: ``stdout``, ``stderr``, ``HOST:PORT``, ``abns@NAME`` or a path.
+    """The target of a log: ``stdout``, ``stderr``, ``HOST:PORT``, ``abns@NAME``, ``ring@NAME`` or
+    a path.
 
     Args:
         tcp: HAProxy logs over TCP. The engine does not: it gives ``tcp@HOST:PORT``.
 
     Raises:
-        ValueError: HAProxy would refuse the address. In an SPOE file, it refuses rings, and TCP
-            before 3.0.
+        ValueError: HAProxy would refuse the address. In an SPOE file, it refuses TCP before 3.0.
     """
     if text in _STANDARD_STREAMS:
         return _STANDARD_STREAMS[text]
@@ -60,9 +60,9 @@ def read_log_address(text: str, *, tcp: bool = False) -> str:
     family, host, port = _split(text)
     if tcp and family.startswith("tcp"):
         return f"tcp@{Address(_host(text, family, host), _port(text, port or '') or _SYSLOG_PORT)}"
-    if family.startswith(("ring", "tcp")):
-        raise ValueError(f"'{text}': an agent can't log to rings or over TCP")
-    if family in ("abns", "fd"):
+    if family.startswith("tcp"):
+        raise ValueError(f"'{text}': an agent can't log over TCP")
+    if family in ("abns", "fd", "ring"):
         return f"{family}@{host}"
     if family == "sockpair":
         raise ValueError(f"'{text}': there is no such socket")

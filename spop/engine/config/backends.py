@@ -17,14 +17,14 @@ from spop.engine.config.lines import Line, Reader, not_in_names
 from spop.engine.config.model import AgentConfig, BackendConfig, Location, ServerConfig
 from spop.engine.config.servers import NO_SERVER, TlsDefaults, read_default, read_server
 from spop.engine.config.spoe import read_file
-from spop.engine.config.values import leading_integer, seconds
+from spop.engine.config.values import leading_integer, seconds, size_of
 from spop.engine.samples.errors import did_you_mean
 
 SECTIONS = frozenset(
     (
         "acme", "backend", "cache", "crt-store", "defaults", "fcgi-app", "frontend", "global",
-        "http-errors", "listen", "log-forward", "log-profile", "mailers", "peers", "program",
-        "resolvers", "ring", "traces", "userlist",
+        "healthcheck", "http-errors", "listen", "log-forward", "log-profile", "mailers",
+        "namespace_list", "peers", "program", "resolvers", "ring", "traces", "userlist",
     )
 )  # fmt: skip
 """The keywords that open a section of a ``haproxy.cfg``."""
@@ -70,8 +70,20 @@ def load_bufsize(path: str | PathLike[str]) -> int | None:
     found = None
     for line in Reader(read_file(path), str(path), Collector(), SECTIONS, strict=False):
         if line.section == "global" and line.keyword == "tune.bufsize" and line.arguments:
-            found = leading_integer(line.arguments[0])
-    return found if found and found > 0 else None
+            found = size_of(line.arguments[0])
+    return found or None
+
+
+def load_environment(path: str | PathLike[str]) -> dict[str, str]:
+    """The environment as ``setenv`` and its like of a ``haproxy.cfg`` leave it.
+
+    Raises:
+        ConfigError: the file can't be read.
+    """
+    reader = Reader(read_file(path), str(path), Collector(), SECTIONS, strict=False)
+    for _ in reader:
+        pass
+    return reader.environment
 
 
 def parse_backends(

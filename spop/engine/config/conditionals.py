@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -27,10 +26,12 @@ class Surroundings(NamedTuple):
 
     Attributes:
         at: gives the location of a character of the expression, from 0.
+        environment: the variables of the environment.
     """
 
     version: Version
     at: Callable[[int], Location]
+    environment: Mapping[str, str]
 
 
 def evaluate(text: str, surroundings: Surroundings) -> bool:
@@ -151,7 +152,7 @@ def _openssl_version(text: str) -> tuple[int, ...]:
 
 
 _PREDICATES: Mapping[str, tuple[int, Callable[..., bool]]] = {
-    "defined": (1, lambda about, name: name in os.environ),
+    "defined": (1, lambda about, name: name in about.environment),
     "feature": (1, lambda about, name: name == "" or name in _FEATURES),
     "streq": (2, lambda about, first, second: first == second),
     "strneq": (2, lambda about, first, second: first != second),

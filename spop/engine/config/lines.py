@@ -15,7 +15,14 @@ from dataclasses import dataclass, field, replace
 from spop.engine.config.conditionals import Surroundings, evaluate
 from spop.engine.config.diagnostics import Collector, refusal
 from spop.engine.config.model import Location
-from spop.engine.config.versions import DEFAULT, EMPTY_WORDS, FINAL_NEWLINE, Version, lacks
+from spop.engine.config.versions import (
+    DEFAULT,
+    EMPTY_WORDS,
+    FINAL_NEWLINE,
+    JOINS_UNSET,
+    Version,
+    lacks,
+)
 from spop.engine.config.words import Word, split_words
 from spop.engine.samples.errors import did_you_mean
 
@@ -120,6 +127,8 @@ class Reader:
         version: the HAProxy that decides what is a mistake; None is 2.6.
         strict: report what HAProxy refuses: lines before the first section, modifiers of keywords
             that have none, and a missing newline at the end.
+        environment: the variables of the environment; by default this process's. ``setenv`` and
+            its like in a section ``global`` change it.
     """
 
     data: bytes | str
@@ -128,6 +137,7 @@ class Reader:
     sections: Collection[str]
     version: Version | None = field(default=None, kw_only=True)
     strict: bool = field(default=True, kw_only=True)
+    environment: dict[str, str] = field(default_factory=lambda: dict(os.environ), kw_only=True)
     _number: int = field(default=0, init=False)
     _scope: str | None = field(default=None, init=False)
     _section: str | None = field(default=None, init=False)
@@ -141,12 +151,19 @@ class Reader:
                 if text.lstrip(_SPACE).startswith("["):
                     self._enter_scope(text)
                     continue
-                words = split_words(text, self._variable, self._at)
+                words = split_words(
+                    text,
+                    self._variable,
+                    self._at,
+                    joins_unset=(self.version or DEFAULT).branch in JOINS_UNSET,
+                )
                 if not words or not words[0].text or self._directive(words):
                     continue
                 line = self._in_section(self._modified(words))
                 if line:
                     self._report_empty_word(line)
+                    if line.section == "global":
+                        self._change_environment(line)
                     yield line
         if self._blocks:
             self.collector.error(self._at(1), "an '.if' has no '.endif'")
@@ -190,7 +207,18 @@ class Reader:
             ".LINE": str(self._number),
             ".SECTION": self._section_name,
         }
-        return internal.get(name) if name.startswith(".") else os.environ.get(name)
+        return internal.get(name) if name.startswith(".") else self.environment.get(name)
+
+    def _change_environment(self, line: Line) -> None:
+        """Do what ``setenv``, ``presetenv``, ``unsetenv`` and ``resetenv`` do (section 3.1)."""
+        names, environment = line.arguments, self.environment
+        if line.keyword in ("setenv", "presetenv") and len(names) > 1:
+            if line.keyword == "setenv" or names[0] not in environment:
+                environment[names[0]] = names[1]
+        elif line.keyword in ("unsetenv", "resetenv"):
+            for name in list(environment):
+                if (name in names) is (line.keyword == "unsetenv"):
+                    del environment[name]
 
     def _enter_scope(self, text: str) -> None:
         """Read a line ``[NAME]`` (section 2.1 of the SPOE document)."""
@@ -297,7 +325,7 @@ class Reader:
             columns = [column for word in words for column in word.columns]
             return self._at(columns[min(offset, len(columns) - 1)])
 
-        surroundings = Surroundings(self.version or DEFAULT, at)
+        surroundings = Surroundings(self.version or DEFAULT, at, self.environment)
         return evaluate(" ".join(word.text for word in words), surroundings)
 
     def _report_text(self, line: Line, location: Location) -> None:

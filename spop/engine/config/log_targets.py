@@ -21,6 +21,9 @@ FACILITIES = (
 LEVELS = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
 FORMATS = ("local", "rfc3164", "rfc5424", "priority", "short", "timed", "iso", "raw")
 
+NOT_LOGGED_TO = ("abns", "fd", "ring", "tcp")
+"""The kinds of addresses, before an ``@``, to which HAProxy logs and the engine does not."""
+
 _LENGTHS = range(80, 65536)
 _USAGE = "log <address> [len <n>] [format <f>] [sample <r>:<n>] <facility> [<level> [<minlevel>]]"
 _RANGE = re.compile(r"([0-9]+)(?:-([0-9]+))?", re.ASCII)

@@ -16,7 +16,7 @@ from spop.engine.acl import Acl, AclCondition, AclError, compile_acl, compile_co
 from spop.engine.config.diagnostics import Collector, ConfigError, listed, refusal
 from spop.engine.config.dialect import Dialect, Missing
 from spop.engine.config.lines import Line, not_in_names
-from spop.engine.config.log_targets import read_log_target
+from spop.engine.config.log_targets import NOT_LOGGED_TO, read_log_target
 from spop.engine.config.model import Argument, Event, Location, LogTarget
 from spop.engine.config.values import seconds, unsigned
 from spop.engine.config.versions import REPLACED_BY, ignores, lacks
@@ -240,7 +240,10 @@ class AgentSection(Section):
 
     def _add_log_target(self, line: Line) -> None:
         target = read_log_target(line, self._dialect.version)
-        if target.address.startswith(("abns@", "fd@", "tcp@")):
+        kind, at, name = target.address.partition("@")
+        if at and kind in NOT_LOGGED_TO:
+            if kind == "ring":
+                self.objects.append((kind, name, line.at(1)))
             self._collector.note(
                 line.at(1), f"the engine can't log to '{target.address}'", rule="log"
             )

@@ -5,6 +5,7 @@ What HAProxy refuses is an error. What it accepts is accepted.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -65,6 +66,7 @@ def load_spoe(
     haproxy_version: str | None = None,
     missing: str = "error",
     bufsize: int = DEFAULT_BUFSIZE,
+    environment: Mapping[str, str] | None = None,
 ) -> AgentConfig:
     """Read the configuration that ``filter spoe [engine ENGINE] config PATH`` selects.
 
@@ -75,6 +77,7 @@ def load_spoe(
         missing: what becomes of samples that HAProxy has and the engine can't evaluate. They are
             an ``"error"``, or ``"unavailable"``: never available.
         bufsize: ``tune.bufsize`` in bytes. A frame has 4 bytes less at most.
+        environment: the variables of the environment; by default this process's.
 
     Raises:
         ConfigError: the file can't be read, HAProxy would refuse it, or a sample is missing.
@@ -87,6 +90,7 @@ def load_spoe(
         haproxy_version=haproxy_version,
         missing=missing,
         bufsize=bufsize,
+        environment=environment,
     ).result()
 
 
@@ -98,6 +102,7 @@ def check_spoe(
     haproxy_version: str | None = None,
     missing: str = "note",
     bufsize: int = DEFAULT_BUFSIZE,
+    environment: Mapping[str, str] | None = None,
 ) -> Report:
     """Read a file as `load_spoe` does, and report errors, warnings and notes.
 
@@ -117,6 +122,7 @@ def check_spoe(
         haproxy_version=haproxy_version or DEFAULT_VERSION,
         missing=missing,
         bufsize=bufsize,
+        environment=environment,
     )
 
 
@@ -129,6 +135,7 @@ def parse_spoe(
     haproxy_version: str | None = None,
     missing: str = "note",
     bufsize: int = DEFAULT_BUFSIZE,
+    environment: Mapping[str, str] | None = None,
 ) -> Report:
     """Check a text as `check_spoe` does. `file` is its name in locations.
 
@@ -144,7 +151,8 @@ def parse_spoe(
     scope = ScopeSections()
     open_sections: dict[str, Section] = {}
     others: list[str | None] = []
-    for line in Reader(text, file, collector, SECTIONS, version=version):
+    variables = dict(os.environ if environment is None else environment)
+    for line in Reader(text, file, collector, SECTIONS, version=version, environment=variables):
         if line.scope != engine:
             if line.keyword == AgentSection.kind:
                 others.append(line.scope)

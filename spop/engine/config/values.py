@@ -7,6 +7,7 @@ import re
 _LONG_MAX = 2**63 - 1
 _TIMER_MAX = 2**31 - 1
 _INTEGER = re.compile(r"[ \t\n\v\f\r]*([-+]?[0-9]+)", re.ASCII)
+_SIZE = re.compile(r"([0-9]+)([kmg]?)", re.ASCII | re.IGNORECASE)
 _TIME = re.compile(r"([0-9]+)(us|ms|[smhd])?", re.ASCII)
 _MICROSECONDS = {
     "us": 1,
@@ -27,6 +28,20 @@ def leading_integer(word: str) -> int:
 def unsigned(word: str) -> int:
     """The number at the start of a word, cut to 32 bits without a sign."""
     return leading_integer(word) % 2**32
+
+
+def size_of(word: str) -> int:
+    """A size such as ``64k``, in bytes; 0 if the word is none. HAProxy knows the units since 3.1."""
+    match = _SIZE.fullmatch(word)
+    return int(match[1]) << 10 * " kmg".index(match[2].lower() or " ") if match else 0
+
+
+def frame_limit(bufsize: int) -> int:
+    """The highest ``max-frame-size`` with this ``tune.bufsize``.
+
+    HAProxy rounds ``tune.bufsize`` up to 16 bytes, and keeps four for the length of a frame.
+    """
+    return -(-bufsize // 16) * 16 - 4
 
 
 def seconds(word: str) -> float:

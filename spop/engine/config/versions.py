@@ -20,6 +20,9 @@ FINAL_NEWLINE = (2, 3)
 EMPTY_WORDS = (3, 3)
 """The first branch that refuses an empty word."""
 
+JOINS_UNSET = ((2, 8), (2, 9), (3, 0), (3, 1), (3, 2))
+"""The branches to which ``"$NAME"`` is no word, not even an empty one, if the variable is unset."""
+
 TCP_LOGS = (3, 0)
 """The first branch whose agents can log over TCP."""
 

@@ -37,19 +37,25 @@ class Word:
 
 
 def split_words(
-    line: str, variable: Callable[[str], str | None], at: Callable[[int], Location]
+    line: str,
+    variable: Callable[[str], str | None],
+    at: Callable[[int], Location],
+    *,
+    joins_unset: bool = False,
 ) -> list[Word]:
     """Split a line into words, without those of a comment.
 
     Args:
         variable: gives the value of an environment variable. Names may begin with a dot.
         at: gives the location of a column of the line.
+        joins_unset: as HAProxy 2.8 to 3.2, skip the quote and the space behind a variable that is
+            not set.
 
     Raises:
         ConfigError: a quote is unmatched, an escape or variable is invalid, or there are too many
             words.
     """
-    return _Splitter(line, variable, at).split()
+    return _Splitter(line, variable, at, joins_unset).split()
 
 
 @dataclass(slots=True)
@@ -57,6 +63,7 @@ class _Splitter:
     line: str
     variable: Callable[[str], str | None]
     at: Callable[[int], Location]
+    joins_unset: bool
     position: int = 0
     quote: str = ""
     opened: int = 0
@@ -152,6 +159,10 @@ class _Splitter:
         split = braced and self._asks_for_words()
         if braced:
             value = self._close_brace(start + 1, value)
+        if value is None and self.joins_unset and self.line[self.position :][:1] == '"':
+            self.position += 1
+            self._skip_spaces()
+            self.quote = ""
         for index, part in enumerate(_SPACES.split(value or "") if split else [value or ""]):
             if index:
                 self._end_word()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from spop.agent import Agent
 from spop.engine.config.model import Event
 from spop.engine.draft.guesses import Guess, event_of, guess
-from spop.engine.draft.rules import is_logged, rules_of
+from spop.engine.draft.rules import in_order, is_logged, rules_of
 from spop.engine.validate.handlers import HandlerFacts, facts_of
 from spop.errors import SpopError
 from spop.haproxy_version import Version
@@ -20,6 +20,8 @@ DEFAULT_PATH = (2, 5)
 """The first branch with ``default-path config``, by which spoe.cfg is found beside haproxy.cfg."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]+", re.ASCII)
+_SPECIAL = re.compile(r"[\s\"'\\#$]")
+_NOT_IN_ARGUMENTS = re.compile(r"[=\x00-\x1f\x7f]")
 _WAIT = 0.5
 """Seconds that a request waits for the agent, where no handler has a timeout."""
 
@@ -66,7 +68,8 @@ def draft(agent: Agent, plan: Plan) -> Draft:
     """Write both files.
 
     Raises:
-        DraftError: the agent has no handler, or one of a message that HAProxy can't name.
+        DraftError: the agent has no handler, or one of a message or argument that HAProxy can't
+            name.
     """
     if not agent.handlers:
         raise DraftError("the agent has no handlers: there is no message to send")
@@ -87,12 +90,15 @@ def _message(agent: Agent, facts: HandlerFacts, prefix: str) -> _Message:
     states = [p.name for p in info.parameters if p.kind == STATE]
     wanted = [*facts.arguments, *map(Parameter, facts.reads)]
     event = event_of(facts.message, [p.name for p in wanted])
+    for parameter in wanted:
+        if _NOT_IN_ARGUMENTS.search(parameter.name):
+            raise DraftError(f"HAProxy can't name the argument {parameter.name!r}")
     guesses = {p.name: guess(p, event) for p in wanted}
     arguments = [found for found in guesses.values() if found]
     arguments += [Guess(name, f"var(txn.{prefix}.{name})") for name in states]
     sets = facts.sets - {f"txn.{name}" for name in states}
     variables = [
-        f"{scope}.{prefix}.{rest}" for scope, rest in (v.split(".", 1) for v in sorted(sets))
+        f"{scope}.{prefix}.{rest}" for scope, rest in (v.split(".", 1) for v in in_order(sets))
     ]
     left_out = [name for name, found in guesses.items() if not found]
     return _Message(facts.message, event, arguments, left_out, variables)
@@ -127,12 +133,19 @@ def _section(message: _Message) -> Iterator[str]:
     yield f"spoe-message {message.name}"
     for argument in message.arguments:
         remark = f"  # {argument.remark}" if argument.remark else ""
-        yield f"    args {argument.name}={argument.expression}{remark}"
+        yield f"    args {_word(f'{argument.name}={argument.expression}')}{remark}"
     if message.left_out:
         yield f"    # Left out, their defaults are used: {' '.join(message.left_out)}"
     if not message.arguments:
         yield "    # args NAME=FETCH: fill in what the handler reads"
     yield f"    event {message.event.value}"
+
+
+def _word(text: str) -> str:
+    """A word of HAProxy's configuration, in quotes where it needs them."""
+    if _SPECIAL.search(text) is None:
+        return text
+    return '"' + re.sub(r'["\\$]', r"\\\g<0>", text) + '"'
 
 
 def _wait(agent: Agent) -> int:

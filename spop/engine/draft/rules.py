@@ -8,7 +8,7 @@ request becomes a header for the site, and of a response a field of the log.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from spop.engine.config.model import Event
 from spop.haproxy_version import Version
@@ -26,6 +26,16 @@ _HEADER_LISTS = {
     ),
 }
 HEADER_LISTS_SINCE = (3, 4)
+
+
+def in_order(variables: Iterable[str]) -> list[str]:
+    """Variables as ``txn.NAME``, in the order of their rules: headers are removed before others of
+    the same names are added."""
+
+    def removes(variable: str) -> bool:
+        return _HEADER_LISTS.get(variable.split(".", 1)[1].lower()) == "del-headers-bin"
+
+    return sorted(variables, key=lambda variable: (not removes(variable), variable))
 
 
 def rules_of(variable: str, event: Event, version: Version) -> Iterator[str]:

@@ -94,6 +94,7 @@ _ALGORITHMS = frozenset(
 def _algorithm(name: str, key: str) -> None:
     if name.lower() not in _ALGORITHMS:
         raise ValueError(f"'{name}' is no message digest of OpenSSL")
+    _base64(key)
 
 
 def _json_path(path: str, *kind: str) -> None:
@@ -110,9 +111,18 @@ def _signature(algorithm: str, key: str) -> None:
         raise ValueError(f"'{algorithm}' is no JWT algorithm")
 
 
+_BASE64 = re.compile("(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}(?:==|[A-Za-z0-9+/]=))?")
+
+
 def _base64(secret: str) -> None:
-    if not VARIABLE.fullmatch(secret) and not re.fullmatch("(?:[A-Za-z0-9+/]{2,4}={0,2})*", secret):
+    if not VARIABLE.fullmatch(secret) and not _BASE64.fullmatch(secret):
         raise ValueError("the secret is neither in base64 nor a variable")
+
+
+def _protobuf(field: str, *kind: str) -> None:
+    if not re.fullmatch("(?:[0-9]*[.])*[0-9]+", field):
+        raise ValueError(f"'{field}' is no number of a field, as 1.2")
+    _one_of(0, *_FIELD_TYPES)(*kind)
 
 
 def _key_type(key: str) -> None:
@@ -242,14 +252,14 @@ CHECKS: Mapping[str, Check] = {
     "mqtt_field_value": _mqtt,
     "param": _parameter,
     "payload_lv": _second_offset,
-    "protobuf": _one_of(1, *_FIELD_TYPES),
+    "protobuf": _protobuf,
     "query": _one_of(0, "", "with_qm"),
     "req.payload_lv": _second_offset,
     "request_date": _DATE,
     "res.payload_lv": _second_offset,
     "set-var": _variable,
     "ssl_s_s_dn": _NAME_FORMAT,
-    "ungrpc": _one_of(1, *_FIELD_TYPES),
+    "ungrpc": _protobuf,
     "unset-var": _variable,
     "when": _when,
     **dict.fromkeys(_DN, _NAME_FORMAT),
@@ -266,3 +276,6 @@ CHECKS: Mapping[str, Check] = {
     },
 }  # fmt: skip
 """The check of the arguments of a keyword, by name."""
+
+LAST_CHECKED = {"debug": (3, 0)}
+"""The last branch that makes the check, if later ones make it no more."""

@@ -22,7 +22,7 @@ from spop.engine.samples.arguments import (
     parse_mask6_if_any,
 )
 from spop.engine.samples.errors import SampleError, did_you_mean
-from spop.engine.samples.haproxy_arguments import CHECKS
+from spop.engine.samples.haproxy_arguments import CHECKS, LAST_CHECKED
 from spop.engine.samples.places import Place, Source
 from spop.engine.samples.registry import CONVERTERS, FETCHES, ArgumentSpec, Converter, Fetch
 from spop.engine.samples.types import SampleType
@@ -170,7 +170,8 @@ class Vocabulary:
     def _check(self, keyword: Keyword, args: tuple[Any, ...]) -> None:
         if keyword.arguments[:1] == ("backend",) and not (self._has_backend or any(args)):
             raise ValueError("the name of a backend is missing")
-        if check := CHECKS.get(keyword.name):
+        check = CHECKS.get(keyword.name)
+        if check and self.branch <= LAST_CHECKED.get(keyword.name, self.branch):
             check(*args)
 
     def has_converter(self, name: str) -> bool:

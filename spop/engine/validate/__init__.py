@@ -16,7 +16,9 @@ from spop.engine.validate.haproxy_rules import bufsize
 from spop.engine.validate.setup import EngineSetup, Setup
 
 RULES: Mapping[str, Callable[[Setup], Iterator[Diagnostic]]] = {
+    "filter-line": haproxy_rules.filter_line,
     "filter-unknown": haproxy_rules.filter_unknown,
+    "group-rule": haproxy_rules.group_rule,
     "group-unknown": haproxy_rules.group_unknown,
     "headers-bin": haproxy_rules.headers_bin,
     "handler-without-message": handler_rules.handler_without_message,

@@ -17,7 +17,7 @@ from spop.engine.config.diagnostics import Collector
 from spop.engine.config.lines import Line, Reader
 from spop.engine.config.model import Location
 from spop.engine.config.spoe import read_file
-from spop.engine.config.values import leading_integer, seconds
+from spop.engine.config.values import seconds
 from spop.engine.config.versions import Version
 from spop.values import VARIABLE
 
@@ -42,7 +42,11 @@ class Filter(NamedTuple):
     engine: str | None
     config: str
     proxy: ProxySection
-    location: Location
+    line: Line
+
+    @property
+    def location(self) -> Location:
+        return self.line.at(0)
 
 
 class GroupRule(NamedTuple):
@@ -101,26 +105,33 @@ class HAProxyConfig:
     global_lines: list[Line] = field(default_factory=list)
     proxies: list[ProxySection] = field(default_factory=list)
     userlists: set[str] = field(default_factory=set)
+    rings: set[str] = field(default_factory=lambda: {"buf0"})
+    peers_tables: set[str] = field(default_factory=set)
+    """The tables of ``peers`` sections, as ``PEERS/TABLE``."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """As the file leaves it."""
 
     def has(self, kind: str, name: str) -> bool:
         """Whether it has what an argument of a fetch or converter names."""
         if kind == "user list":
             return name in self.userlists
+        if kind == "ring":
+            return name in self.rings
         if kind == "server":
             backend, _, server = name.rpartition("/")
             found = self.find(backend)
             return not backend or (found is not None and server in found.servers)
-        if kind == "table":  # Those of peers are "PEERS/TABLE".
-            return "/" in name or any(
+        if kind == "table":
+            return name in self.peers_tables or any(
                 p.name == name and p.last("stick-table") for p in self.proxies
             )
         return any(p.name == name and p.kind in (kind, "listen") for p in self.proxies)
 
-    def setting(self, keyword: str) -> int | None:
-        """The number of a line of ``global``."""
+    def setting(self, keyword: str) -> str:
+        """The value of a line of ``global``; empty if there is none."""
         values = [line.arguments[0] for line in self.global_lines if line.keyword == keyword
                   and line.arguments]  # fmt: skip
-        return leading_integer(values[-1]) if values else None
+        return values[-1] if values else ""
 
     def find(self, name: str) -> ProxySection | None:
         """The backend or listen section of a name."""
@@ -138,7 +149,7 @@ class HAProxyConfig:
             if line.keyword == "filter" and words[:1] == ["spoe"]:
                 options = dict(zip(words[1::2], words[2::2], strict=False))
                 engine, config = options.get("engine"), options.get("config", "")
-                yield Filter(engine, config, proxy, line.at(0))
+                yield Filter(engine, config, proxy, line)
 
     def group_rules(self) -> Iterator[GroupRule]:
         for proxy, line in self.lines():
@@ -175,17 +186,25 @@ def read_haproxy_cfg(path: str | PathLike[str], version: Version | None = None) 
     named: dict[str, ProxySection] = {}
     defaults: list[Line] = []
     open_section: ProxySection | None = None
+    peers = ""
     data = read_file(path)
-    for line in Reader(data, str(path), Collector(), SECTIONS, version=version, strict=False):
+    reader = Reader(data, str(path), Collector(), SECTIONS, version=version, strict=False)
+    config.environment = reader.environment
+    for line in reader:
         if not line.opens:
             if line.section == "global":
                 config.global_lines.append(line)
+            elif line.section == "peers" and line.keyword == "table" and line.arguments:
+                config.peers_tables.add(f"{peers}/{line.arguments[0]}")
             elif open_section:
                 open_section.lines.append(line)
             continue
         open_section = None
+        peers = "".join(line.arguments[:1])
         if line.section == "userlist":
             config.userlists.update(line.arguments[:1])
+        if line.section == "ring":
+            config.rings.update(line.arguments[:1])
         if line.section in (*_PROXIES, "defaults"):
             open_section = _section(line, defaults, named)
             if line.section == "defaults":

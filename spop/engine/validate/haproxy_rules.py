@@ -9,6 +9,7 @@ from spop.constants import DEFAULT_BUFSIZE
 from spop.engine.config.diagnostics import Diagnostic
 from spop.engine.config.lines import Line
 from spop.engine.config.resolution import misplaced
+from spop.engine.config.values import frame_limit, leading_integer, size_of
 from spop.engine.samples import Place
 from spop.engine.samples.errors import did_you_mean
 from spop.engine.validate.haproxy_cfg import HAProxyConfig
@@ -43,10 +44,40 @@ def filter_missing(setup: Setup, engine: EngineSetup) -> Found:
         )
 
 
+def filter_line(setup: Setup) -> Found:
+    """A ``filter spoe`` line without a file, with other words, or of an engine that has one."""
+    seen = set()
+    for line in setup.haproxy.filters() if setup.haproxy else ():
+        words = line.line.arguments[1:]
+        unknown = [word for word in words[::2] if word not in ("engine", "config")]
+        if unknown or len(words) % 2:
+            what = f"'{unknown[0]}' means nothing in it" if unknown else f"'{words[-1]}' of nothing"
+            yield error(line.location, f"a filter spoe line: {what}", _FILTER)
+        elif not line.config:
+            yield error(line.location, "a filter spoe line names no file", _FILTER)
+        engine = line.proxy, line.engine or line.config
+        if engine in seen:
+            yield error(
+                line.location,
+                f"{line.proxy.kind} '{line.proxy.name}' has another filter of this engine",
+                "delete one of the lines",
+            )
+        seen.add(engine)
+
+
+_FILTER = "write 'filter spoe engine NAME config FILE'"
+
+
 def filter_unknown(setup: Setup) -> Found:
     """A ``filter spoe`` line that names a scope which the file does not have."""
     known = [scope for scope in setup.scopes if scope is not None]
     for line in setup.own_filters:
+        if line.engine is None and None not in setup.scopes:
+            yield error(
+                line.location,
+                f"{setup.file} has no spoe-agent outside of its scopes",
+                f"name one of them: 'engine {known[0]}'" if known else "add one",
+            )
         if line.engine is not None and line.engine not in known:
             yield error(
                 line.location,
@@ -100,6 +131,28 @@ def group_engine(setup: Setup, engine: EngineSetup) -> Found:
             )
 
 
+def group_rule(setup: Setup) -> Found:
+    """A rule ``send-spoe-group`` of a kind that can't send one, or with words too many."""
+    for rule in setup.haproxy.group_rules() if setup.haproxy else ():
+        words = [rule.line.keyword, *rule.line.arguments]
+        index = words.index("send-spoe-group")
+        kind, rest = " ".join(words[:index]), words[index + 3 :]
+        if kind not in _SENDERS or (
+            kind == "tcp-response content" and rule.proxy.kind == "frontend"
+        ):
+            yield error(
+                rule.line.at(index), f"'{kind}' of a {rule.proxy.kind} can't send a group",
+                "rules of 'http-request', 'http-response' and 'tcp-request content' can, and of "
+                "'tcp-response content' in a backend",
+            )  # fmt: skip
+        elif rest and rest[0] not in ("if", "unless"):
+            yield error(
+                rule.line.at(index + 3), f"unexpected '{rest[0]}' after the group's name",
+                "a condition begins with 'if' or 'unless'",
+            )  # fmt: skip
+
+
+_SENDERS = ("http-request", "http-response", "tcp-request content", "tcp-response content")
 _PLACES = {
     "tcp-request": (Place.FE_REQ_CNT, Place.BE_REQ_CNT),
     "http-request": (Place.FE_HRQ_HDR, Place.BE_HRQ_HDR),
@@ -126,22 +179,27 @@ def group_place(setup: Setup, engine: EngineSetup) -> Found:
 
 
 def argument_objects(setup: Setup, engine: EngineSetup) -> Found:
-    """An argument that names a backend, table, server or userlist that there isn't."""
-    for message in engine.messages:
-        for kind, name, location in engine.sections.messages[message.name].objects:
-            for line in engine.filters:
-                if not name and kind == "table" and not line.proxy.last("stick-table"):
-                    yield error(
-                        location,
-                        f"{line.proxy.kind} '{line.proxy.name}' has no stick-table",
-                        "add one, or name the table of another proxy",
-                    )
-            if setup.haproxy and name and not setup.haproxy.has(kind, name):
+    """An argument that names a backend, table, server, userlist or ring that there isn't."""
+    sections = [engine.sections.messages[message.name] for message in engine.messages]
+    agent = [engine.sections.agent] if engine.sections.agent else []
+    for kind, name, location in (
+        each for section in (*agent, *sections) for each in section.objects
+    ):
+        for line in engine.filters:
+            if not name and kind == "table" and not line.proxy.last("stick-table"):
                 yield error(
                     location,
-                    f"{setup.haproxy.file} has no {kind} '{name}'",
-                    "correct the name, or add the section",
+                    f"{line.proxy.kind} '{line.proxy.name}' has no stick-table",
+                    "add one, or name the table of another proxy",
                 )
+        if kind == "ring" and setup.version.branch < (2, 4):
+            continue  # These took any.
+        if setup.haproxy and name and not setup.haproxy.has(kind, name):
+            yield error(
+                location,
+                f"{setup.haproxy.file} has no {kind} '{name}'",
+                "correct the name, or add the section",
+            )
 
 
 def backend_missing(setup: Setup, engine: EngineSetup) -> Found:
@@ -223,7 +281,7 @@ def client_timeout(setup: Setup, engine: EngineSetup) -> Found:
 
 def server_maxconn(setup: Setup, engine: EngineSetup) -> Found:
     """``maxconn`` of a server below a written ``nbthread``."""
-    threads = setup.haproxy.setting("nbthread") if setup.haproxy else None
+    threads = leading_integer(setup.haproxy.setting("nbthread")) if setup.haproxy else 0
     for line in engine.backend.lines if engine.backend else ():
         words = [word.text for word in line.words]
         if threads and line.keyword == "server" and "maxconn" in words[:-1]:
@@ -238,12 +296,12 @@ def server_maxconn(setup: Setup, engine: EngineSetup) -> Found:
 
 def bufsize(haproxy: HAProxyConfig | None) -> int:
     """``tune.bufsize``."""
-    return (haproxy.setting("tune.bufsize") if haproxy else None) or DEFAULT_BUFSIZE
+    return size_of(haproxy.setting("tune.bufsize") if haproxy else "") or DEFAULT_BUFSIZE
 
 
 def frame_size(setup: Setup, engine: EngineSetup) -> Found:
     """``max-frame-size`` above what ``tune.bufsize`` allows."""
-    limit = bufsize(setup.haproxy) - 4
+    limit = frame_limit(bufsize(setup.haproxy))
     size = engine.config.max_frame_size
     if setup.haproxy and size > limit and "max-frame-size" in _written(engine):
         yield error(
