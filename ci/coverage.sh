@@ -12,7 +12,7 @@ mkdir -p "$copy"
 git ls-files -z | xargs -0 tar -cf - | tar -xf - -C "$copy"
 cd "$copy"
 export PYTHONPATH=$PWD # Else processes that tests start import the package that is installed.
-export SPOP_LEAK_ROUNDS=0 # The error paths run. What they leave behind is not measured.
+export SPOP_TEST_LEAK_ROUNDS=0 # The error paths run. What they leave behind is not measured.
 SPOP_LINETRACE=1 "$PYTHON" setup.py -q build_ext --inplace
 "$PYTHON" -m coverage erase
 
