@@ -75,7 +75,7 @@ fuzz: $(VENV)/dev.stamp
 
 # The long form of what `make test` does shortly.
 memcheck: $(VENV)/dev.stamp
-	SPOP_MEMCHECK_INPUTS=1000000 SPOP_LEAK_ROUNDS=10000 $(BIN)/python -m pytest -q tests/test_memcheck.py tests/test_leaks.py
+	SPOP_TEST_MEMCHECK_INPUTS=1000000 SPOP_TEST_LEAK_ROUNDS=10000 $(BIN)/python -m pytest -q tests/test_memcheck.py tests/test_leaks.py
 
 # In a copy, as modules that tell of their lines are slow. TESTS chooses some.
 coverage: $(VENV)/dev.stamp

@@ -316,10 +316,17 @@ class TakenFromSocket(Taken):
 
     def _take_back(self) -> None:
         """Take what the dispatcher keeps for the fast path, as if it had left it."""
+        if self._take_kept():
+            self._receive_more()
+
+    def _take_kept(self) -> bool:
         kept = self.dispatcher.take_back(self.intake)
         for deferred in kept:
             self.take(deferred)
-        while kept and not self.is_over and self.receive(b""):
+        return bool(kept)
+
+    def _receive_more(self) -> None:
+        while not self.is_over and self.receive(b""):
             pass
 
     def _ready(self, connection: object, events: int) -> None:
@@ -334,7 +341,7 @@ class TakenFromSocket(Taken):
         self, connection: object, frames: list[Any], unsent: bytes, error: Exception | None
     ) -> None:
         assert connection == "connection"
-        self._take_back()
+        self._take_kept()  # What comes behind `frames` waits until they are taken.
         if error is not None:
             assert (frames, unsent) == ([], b"")
             self.fail(error)
@@ -342,8 +349,7 @@ class TakenFromSocket(Taken):
         self.send(unsent)
         for frame in frames:
             self.take(frame)
-        while not self.is_over and self.receive(b""):
-            pass
+        self._receive_more()
 
     def send(self, acks: bytes) -> None:
         while acks:

@@ -21,7 +21,7 @@ from spop._port import FastPath, FastPaths
 
 from spop.errors import InvalidFrameError
 
-ROUNDS = int(os.environ.get("SPOP_LEAK_ROUNDS", "200"))
+ROUNDS = int(os.environ.get("SPOP_TEST_LEAK_ROUNDS", "200"))
 """Calls of each path. `make memcheck` has 10 000, `make coverage` measures no memory."""
 FEW = 16
 """Bytes of each call that are no leak: numbers of counters, which grow."""

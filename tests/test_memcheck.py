@@ -17,7 +17,7 @@ REPLAY = Path(__file__).parent.parent / "fuzz" / "replay.py"
 OURS = re.compile(
     r"_(codec|typed_data|headers|cache|intake|async_call|route|dispatch|port|acks|alarm)\.c"
 )
-INPUTS = os.environ.get("SPOP_MEMCHECK_INPUTS", "2")
+INPUTS = os.environ.get("SPOP_TEST_MEMCHECK_INPUTS", "2")
 """Of the corpus of each target. `make memcheck` takes all."""
 
 

@@ -13,6 +13,7 @@ from streams import READ, TakenFromSocket, cut, implementations, streams
 from test_intake import taken
 
 from spop import Message, codec
+from spop.constants import FrameType
 
 
 def taken_from_socket(
@@ -58,6 +59,23 @@ def test_frames_answers_and_errors_are_those_of_all_bytes_at_once(
             max_in_flight=max_in_flight,
         )
         assert found == expected
+
+
+def test_what_is_behind_a_disconnect_is_not_taken_before_it() -> None:
+    """The frame before it is one that the dispatcher keeps."""
+    hello, notify, disconnect = (
+        bytes(codec.encode_raw_frame(type_, 0, 0, 0, bytes(payload)))
+        for type_, payload in (
+            (FrameType.HAPROXY_HELLO, codec.encode_kv_list({"supported-versions": "2.0"})),
+            (FrameType.NOTIFY, codec.encode_messages([Message("left", [("a", 1)])])),
+            (FrameType.HAPROXY_DISCONNECT, codec.encode_kv_list({"status-code": 0})),
+        )
+    )
+    pieces = [hello, notify + disconnect * 2]
+    for modules in implementations():
+        found = taken_from_socket(pieces, *modules, max_in_flight=3)
+        assert found == taken(pieces, modules[0])
+        assert len(found["frames"]) == 3  # Nobody looks behind the first DISCONNECT.
 
 
 def test_acks_that_do_not_fit_the_socket_are_given_back(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
@@ -36,6 +37,9 @@ connections that have ended."""
 LONGEST_WAIT = 0.5
 """Seconds after which the leader returns to Python, for a signal that came just before it began
 to wait."""
+LOSES_LOCKS = sys.version_info[:2] == (3, 14)
+"""In CPython 3.14 a signal's handler may raise between `__enter__` of a lock and the block, which
+leaves the lock acquired (gh-148874; mended in 3.15)."""
 WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
@@ -347,6 +351,9 @@ class Client(ClientCore):
         wait are woken and find out for themselves who leads. If it was moving bytes, some may be
         lost between a socket and its protocol, and the connections are closed.
         """
+        if LOSES_LOCKS:
+            with contextlib.suppress(RuntimeError):  # This thread does not own it.
+                self._lock.release()
         with self._lock:
             moved, self._moves_bytes = self._moves_bytes, False
             self._heir = None

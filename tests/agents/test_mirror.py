@@ -91,7 +91,7 @@ def test_answers_are_counted(status: int, result: str) -> None:
 
 def test_a_share_of_the_requests_is_sent() -> None:
     with Service() as service:
-        mirror.agent.config = Settings(f"http://{service.address}", share=0.5)
+        mirror.agent.config = Settings(f"http://{service.address}", share=0.5, timeout=30.0)
         shown = send(400)
     assert shown["2xx"] == len(service.seen)
     assert 100 < shown["2xx"] < 300
