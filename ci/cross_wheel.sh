@@ -12,8 +12,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 case $library in
-gnu) target=$processor-linux-gnu.2.28 platform=manylinux_2_28_$processor ;;
-musl) target=$processor-linux-musl platform=musllinux_1_2_$processor ;;
+gnu) target=$processor-linux-gnu.2.28 ;;
+musl) target=$processor-linux-musl ;;
 esac
 "$python" -m venv "$work/venv"
 PATH="$work/venv/bin:$PATH"
@@ -27,7 +27,7 @@ export CC="python -m ziglang cc -target $target" AR="python -m ziglang ar"
 export LDSHARED="$CC -shared" _PYTHON_HOST_PLATFORM=linux-$processor LDFLAGS=
 export SETUPTOOLS_EXT_SUFFIX=.cpython-$tag-$processor-linux-$library.so
 python setup.py -q bdist_wheel --dist-dir "$work/wheel"
-auditwheel -v repair --plat "$platform" --only-plat --zip-compression-level 9 \
+auditwheel -v repair --zip-compression-level 9 \
     --wheel-dir "$work/dist" "$work"/wheel/*.whl >"$work/repair.log" 2>&1 || { cat "$work/repair.log"; exit 1; }
 python "$source/ci/wheel_contents.py" "$work"/dist/*.whl
 mkdir -p "$source/dist"

@@ -10,5 +10,7 @@ trap 'rm -rf "$work"' EXIT
 
 ${PYTHON:-python3} -m venv --without-pip "$work/venv"
 ${PYTHON:-python3} -m pip --python "$work/venv/bin/python" install -q "$1[all,score]"
+version=$(basename "$1" | cut -d- -f2)
+sed "s/^dynamic = .*/version = \"$version\"/" "$(dirname "$0")/../pyproject.toml" >"$work/pyproject.toml"
 cyclonedx-py environment --output-reproducible --mc-type library \
-    --pyproject "$(dirname "$0")/../pyproject.toml" --output-file "$2" "$work/venv/bin/python"
+    --pyproject "$work/pyproject.toml" --output-file "$2" "$work/venv/bin/python"
