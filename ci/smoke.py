@@ -1,10 +1,16 @@
-"""Does an installed spop work? An agent answers an engine.
+"""Does an installed spop work? An agent answers an engine, and `spop serve` the other commands.
 
-python ci/smoke.py [IMPLEMENTATION]        "c", the compiled codec, by default, or "python"
+    python ci/smoke.py [IMPLEMENTATION]        "c", the compiled codec, by default, or "python"
+
+It needs the extra ``cli``.
 """
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import subprocess
 import sys
 import tempfile
 from ipaddress import IPv4Address
@@ -26,6 +32,9 @@ spoe-message check
     event on-client-session
 """
 
+SPOP = [*os.environ.get("SPOP_PYTHON", sys.executable).split(), "-m", "spop"]
+"""The command. An interpreter that is emulated does not know how it was started."""
+
 agent = Agent()
 
 
@@ -34,11 +43,8 @@ def check(ip: IPv4Address) -> dict[str, int]:
     return {"sess.score": ip.packed[-1]}
 
 
-def main() -> None:
-    wanted = sys.argv[1] if len(sys.argv) > 1 else "c"
-    assert wanted == codec.IMPLEMENTATION, codec.IMPLEMENTATION
-    module = "spop._dispatch" if wanted == "c" else "spop._dispatch_py"
-    assert Dispatcher.__module__ == module, Dispatcher.__module__
+def answer_an_engine() -> None:
+    """In this process."""
     with tempfile.TemporaryDirectory() as folder:
         spoe = Path(folder) / "spoe.cfg"
         spoe.write_text(SPOE)
@@ -49,6 +55,38 @@ def main() -> None:
         ):
             stream.event("on-client-session")
             assert stream.vars["sess.smoke.score"] == 7
+
+
+def answer_the_commands() -> None:
+    """In two workers of ``spop serve``, until SIGTERM."""
+    serve = [*SPOP, "serve", f"{__file__}:agent", "--bind", "127.0.0.1:0", "--processes", "2"]
+    with subprocess.Popen(serve, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        log = ""
+        try:
+            while not (found := re.search(r"serves on (127\.0\.0\.1:\d+)", log)):
+                line = process.stderr.readline()
+                assert line, log
+                log += line
+            address = found[1]
+            subprocess.run([*SPOP, "check", address], check=True)
+            notify = [*SPOP, "notify", address, "check", "ip=192.0.2.7", "--json"]
+            answer = json.loads(subprocess.check_output(notify))
+            assert [action["value"] for action in answer["actions"]] == [7], answer
+            process.terminate()
+            log += process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
+    assert process.returncode == 0, log
+
+
+def main() -> None:
+    wanted = sys.argv[1] if len(sys.argv) > 1 else "c"
+    assert wanted == codec.IMPLEMENTATION, codec.IMPLEMENTATION
+    module = "spop._dispatch" if wanted == "c" else "spop._dispatch_py"
+    assert Dispatcher.__module__ == module, Dispatcher.__module__
+    answer_an_engine()
+    answer_the_commands()
     print(f"Python {sys.version.split()[0]}, {codec.IMPLEMENTATION}: it works")
 
 

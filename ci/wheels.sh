@@ -19,7 +19,7 @@ SPOP_PURE=1 "$work/tools/bin/python" -m build -q --sdist --outdir "$source/dist"
 SPOP_PURE=1 "$work/tools/bin/pip" wheel -q --no-deps --wheel-dir "$source/dist" "$source"/dist/*.tar.gz
 
 try() { # try IMPLEMENTATION WHEEL: with the Python of $work/venv
-    CC=false "$work/venv/bin/pip" install -q --force-reinstall "$2"
+    CC=false "$work/venv/bin/pip" install -q --force-reinstall "$2[cli]"
     (cd "$work" && venv/bin/python "$source/ci/smoke.py" "$1")
 }
 

@@ -15,10 +15,7 @@ import page_tables
 import plots
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.skipif(
-    not page_tables.RESULTS.exists(), reason="a source distribution has no results"
-)
-BY_TITLE = page_tables.sections(page_tables.results()) if page_tables.RESULTS.exists() else {}
+BY_TITLE = page_tables.sections(page_tables.results())
 PAGES = list(page_tables.pages())
 ELSEWHERE = {"docs/proof.md"}
 """Its figures are those of tests and coverage, which it dates itself."""
