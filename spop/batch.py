@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 EXECUTORS = ("thread", "process")
@@ -28,7 +29,7 @@ class Batch:
     workers: int = 1
 
     def __post_init__(self) -> None:
-        if self.size < 1 or self.wait < 0 or self.workers < 1:
-            raise ValueError(f"{self}: size and workers are 1 at least, wait is not negative")
+        if self.size < 1 or not 0 <= self.wait < math.inf or self.workers < 1:
+            raise ValueError(f"{self}: size and workers are 1 at least, wait is 0 or more seconds")
         if self.executor not in EXECUTORS:
             raise ValueError(f"executor is {self.executor!r}, not one of {', '.join(EXECUTORS)}")

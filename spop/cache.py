@@ -37,7 +37,7 @@ class Cache:
     error_ttl: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.ttl > 0 or self.size < 1 or self.error_ttl < 0:
+        if not self.ttl > 0 or self.size < 1 or not self.error_ttl >= 0:
             raise ValueError(f"{self}: ttl is more than 0, size 1 at least, error_ttl 0 at least")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import ipaddress
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, Unpack
@@ -271,6 +272,8 @@ def _check_range(option: dataclasses.Field[Any], value: Any) -> None:
     low, high = option.metadata["low"], option.metadata["high"]
     if value is None or (low is None and high is None):
         return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{option.name} is {value:g}, a finite number is needed")
     if (low is not None and value < low) or (high is not None and value > high):
         wanted = f"{low:g} at least" if high is None else f"not in {low:g} to {high:g}"
         raise ValueError(f"{option.name} is {value:g}, {wanted}")

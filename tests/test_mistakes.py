@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import math
+import types
 import typing
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from ipaddress import IPv4Address
@@ -46,6 +49,64 @@ def test_message_without_parentheses(agent: Agent) -> None:
 def test_a_name_that_is_no_text(agent: Agent, name: Any) -> None:
     with pytest.raises(TypeError, match=r"name is a str, not .* \(.*test_mistakes.py:\d+\)"):
         agent.message(name)
+
+
+def yields() -> Iterator[dict[str, int]]:
+    yield {"txn.n": 1}
+
+
+async def yields_async() -> AsyncIterator[dict[str, int]]:
+    yield {"txn.n": 1}
+
+
+async def waits(*_: object) -> None: ...
+
+
+class Waits:
+    async def __call__(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize("function", [yields, yields_async])
+def test_what_yields_is_no_handler(agent: Agent, function: Any) -> None:
+    function = types.FunctionType(function.__code__, {})  # Without its annotations.
+    with pytest.raises(TypeError, match=r"\(.*test_mistakes.py:\d+\) is a generator"):
+        agent.message("m")(function)
+    with pytest.raises(TypeError, match=r"\(.*test_mistakes.py:\d+\) is a generator"):
+        agent.every(1.0)(function)
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, math.nan, math.inf])
+def test_a_timeout_that_is_no_number_above_0(agent: Agent, timeout: float) -> None:
+    with pytest.raises(ValueError, match="seconds above 0 are needed"):
+        agent.message("m", timeout=timeout)
+
+
+@pytest.mark.parametrize("option", ["idle_timeout", "drain_timeout", "stuck_timeout", "lame_duck"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_option_that_is_no_finite_number(agent: Agent, option: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{option} is .*, a finite number is needed"):
+        agent.serve_in_background(**{option: value})  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("function", [waits, Waits(), functools.partial(waits)])
+def test_an_object_whose_call_is_async_is_an_async_handler(agent: Agent, function: Any) -> None:
+    class Answers:
+        async def __call__(self, n: int) -> dict[str, int]:
+            await function()
+            return {"txn.n": n}
+
+    agent.message("m")(Answers())
+    with agent.serve_in_background() as server, Client(server.address) as client:
+        assert client.notify("m", n=3).variables == {"txn.n": 3}
+
+
+@pytest.mark.parametrize(
+    "function", [yields, yields_async, waits, Waits(), functools.partial(waits), 5]
+)
+@pytest.mark.parametrize("hook", ["on_connect", "on_disconnect", "on_error"])
+def test_a_hook_that_would_run_nothing(agent: Agent, hook: str, function: Any) -> None:
+    with pytest.raises(TypeError, match="hook: "):
+        getattr(agent, hook)(function)
 
 
 class Typed(typing.TypedDict):

@@ -18,6 +18,14 @@ OF_CACHE = "key_of_cache"
 """The keyword by which calls get the key of their answer."""
 
 
+LONGEST = 1e9
+"""Seconds for which an answer is kept at most, 31 years."""
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(min(seconds, LONGEST) * 1e9)
+
+
 class Keeper:
     """Keeps the answers of one handler, in one loop.
 
@@ -40,8 +48,7 @@ class Keeper:
     ) -> None:
         self.answers = answers
         self._function = info.function
-        self._ttl = int(cache.ttl * 1e9)
-        self._error_ttl = int(cache.error_ttl * 1e9)
+        self._ttl, self._error_ttl = map(_nanoseconds, (cache.ttl, cache.error_ttl))
         self._failure = info.on_error
         self._take = take
         self._count = count
