@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import multiprocessing
 import os
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from spop import Agent, Batch, Message
@@ -26,6 +28,9 @@ async def model() -> AsyncIterator[dict[str, Any]]:
     if multiprocessing.parent_process() and not agent.config.begins:
         raise FileNotFoundError("there is no model")
     yield {"factor": agent.config.factor}
+    if multiprocessing.parent_process() and "BATCH_END" in os.environ:
+        await asyncio.sleep(0.5)
+        Path(os.environ["BATCH_END"]).touch()
 
 
 @agent.message("double", batch=Batch(size=4, wait=0.05, executor="process"))

@@ -198,6 +198,21 @@ def test_processes_end_with_the_server() -> None:
     wait_until(lambda: not os.path.exists(f"/proc/{pid}/cmdline"), "the end of the process")
 
 
+def test_a_worker_that_stops_waits_for_the_lifespans_of_its_processes(tmp_path: Path) -> None:
+    """A process that it does not wait for is killed, and leaves semaphores, which Python warns of."""
+    address, end = f"unix:{tmp_path}/agent.sock", tmp_path / "end"
+    target = f"{batch_agent.__file__}:agent"
+    with served("--bind", address, target=target, BATCH_END=str(end)) as process:
+        wait_until_serving(process)
+        with Client(address) as client:
+            client.notify("double", n=1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert end.exists()
+        process._reader.join(15)  # The process that warns ends last.
+        assert "resource_tracker" not in process.log
+
+
 def test_processes_end_with_a_worker_that_is_killed() -> None:
     target = f"{batch_agent.__file__}:agent"
     with socket.create_server(("127.0.0.1", 0)) as free:

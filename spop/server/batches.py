@@ -26,6 +26,9 @@ from spop.outcome import Outcome, outcome, outcome_of, result_of
 from spop.parameters import described, is_async
 from spop.server.orphans import end_with_parent
 
+GRACE = 3.0
+"""Seconds that processes have to end."""
+
 
 class _Waiting(NamedTuple):
     message: Message
@@ -85,6 +88,14 @@ class Batcher:
         """End the threads or processes."""
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def end(self) -> None:
+        """End them, and wait `GRACE` for processes: else their semaphores are left to the system."""
+        if isinstance(self._executor, ProcessPoolExecutor):
+            ended = asyncio.to_thread(self._executor.shutdown, cancel_futures=True)
+            await asyncio.wait([asyncio.create_task(ended)], timeout=GRACE)
+        else:
+            self.close()
 
     async def answer(self, message: Message) -> Any:
         """The handler's answer to one message.
