@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import math
@@ -278,3 +279,36 @@ def test_an_agent_without_handlers_is_warned_of(
     with agent.serve_in_background():
         pass
     assert ("spop.server", logging.WARNING, "agent 'spop' has no handlers") in caplog.record_tuples
+
+
+# --- what a server in a program can't do ---
+
+
+def serve_here(agent: Agent, **options: Any) -> None:
+    agent.serve("127.0.0.1:0", **options)
+
+
+def serve_in_threads(agent: Agent, **options: Any) -> None:
+    with agent.serve_in_background(**options):
+        pass
+
+
+def serve_on_event_loop(agent: Agent, **options: Any) -> None:
+    asyncio.run(agent.serve_async("127.0.0.1:0", **options))
+
+
+@pytest.mark.parametrize("serve", [serve_here, serve_in_threads, serve_on_event_loop])
+@pytest.mark.parametrize("option", [{"processes": 2}, {"user": "nobody"}, {"group": "nogroup"},
+                                    {"max_requests": 1}, {"max_worker_memory": 1}])  # fmt: skip
+def test_an_option_that_needs_worker_processes_is_refused(
+    agent: Agent, serve: Callable[..., None], option: dict[str, Any]
+) -> None:
+    with pytest.raises(
+        ValueError, match=f"{next(iter(option))} is .*`spop serve` has worker processes"
+    ):
+        serve(agent, **option)
+
+
+def test_ready_that_is_async_would_not_run(agent: Agent) -> None:
+    with pytest.raises(TypeError, match=r"ready: handler waits .* is async def"):
+        asyncio.run(agent.serve_async("127.0.0.1:0", waits))
