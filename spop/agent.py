@@ -44,7 +44,7 @@ from spop.logs import RateLimitedLog, SafeLogger, fields, shortened, text_of
 from spop.metrics import Counter as CounterMetric
 from spop.metrics import Gauge, Metrics
 from spop.options import ServeOptions
-from spop.parameters import LEFT, described, name_of, place_of
+from spop.parameters import LEFT, described, is_async, is_generator, name_of, place_of
 from spop.start_errors import users_part
 from spop.values import Value, type_unset
 
@@ -301,6 +301,8 @@ class Agent:
             raise ValueError(f"every: {seconds!r} seconds with jitter {jitter!r}, in {caller()}")
 
         def register(function: Handler) -> Handler:
+            if is_generator(function):
+                raise TypeError(f"every: {described(function)} is a generator")
             try:
                 inspect.signature(function).bind()
             except TypeError as error:
@@ -372,21 +374,21 @@ class Agent:
 
     def on_connect(self, hook: Callable[[Peer], object]) -> Callable[[Peer], object]:
         """Call `hook` with the `Peer` of each connection that has said HELLO."""
-        self._connect_hooks.append(hook)
+        self._connect_hooks.append(_hook(hook))
         return hook
 
     def on_disconnect(
         self, hook: Callable[[Peer, Disconnect], object]
     ) -> Callable[[Peer, Disconnect], object]:
         """Call `hook` with `Peer` and `Disconnect` when such a connection has ended."""
-        self._disconnect_hooks.append(hook)
+        self._disconnect_hooks.append(_hook(hook))
         return hook
 
     def on_error(
         self, hook: Callable[[str, BaseException], object]
     ) -> Callable[[str, BaseException], object]:
         """Call `hook` with the name and the exception of each failed message."""
-        self._error_hooks.append(hook)
+        self._error_hooks.append(_hook(hook))
         return hook
 
     def dispatcher(
@@ -420,7 +422,7 @@ class Agent:
             HandlerError: an argument is missing or of another type than annotated.
             Exception: the handler or a lifespan raised it.
         """
-        info = self._handler(name)
+        info = self._handler_alone(name)
         if info.asynchronous or self.resources:
             loop = self._loop_for_tests()
             return loop.run(loop.with_state(self._handle(info, args)))
@@ -432,7 +434,7 @@ class Agent:
 
     async def test_async(self, name: str, /, **args: Value) -> dict[str, Value | type_unset]:
         """`test` for tests that run in an event loop. The handler runs in that of `test`."""
-        info = self._handler(name)
+        info = self._handler_alone(name)
         loop = self._loop_for_tests()
         return await loop.run_async(loop.with_state(self._handle(info, args)))
 
@@ -458,6 +460,10 @@ class Agent:
             raise LookupError(f"message {name!r} has no handler")
         info = self.handlers[name]
         return info._replace(wraps=self._wraps + info.wraps)
+
+    def _handler_alone(self, name: str) -> HandlerInfo:
+        info = self._handler(name)
+        return info if info.batch is None else info.alone()
 
     def _handle(
         self, info: HandlerInfo, args: Mapping[str, Value]
@@ -594,8 +600,6 @@ class Agent:
 
 async def _handle(info: HandlerInfo, notify: bytes, peer: Peer) -> dict[str, Value | type_unset]:
     """Handle one NOTIFY, as a server does."""
-    if info.batch is not None:
-        info = info.alone()
     errors: list[BaseException] = []
     dispatcher = Dispatcher([info.route(LEFT)], lambda _, error: errors.append(error))
     intake = Intake(DEFAULT_MAX_PAYLOAD_SIZE)
@@ -620,6 +624,21 @@ async def _handle(info: HandlerInfo, notify: bytes, peer: Peer) -> dict[str, Val
     (ack,), _ = codec.decode_frames(intake.take_acks())
     assert isinstance(ack, Ack)
     return ack.variables
+
+
+def _hook(hook: Callable[..., object]) -> Callable[..., object]:
+    """A hook, which is called in the loop, and so can't wait.
+
+    Raises:
+        TypeError: to call it would run nothing.
+    """
+    if not callable(hook):
+        raise TypeError(f"hook: a function is needed, not {hook!r}")
+    if is_async(hook) or is_generator(hook):
+        raise TypeError(
+            f"hook: {described(hook)} is async def or a generator; a plain def is needed"
+        )
+    return hook
 
 
 def _settings(config: Any) -> tuple[type | None, Any]:

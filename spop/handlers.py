@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,8 @@ from spop.parameters import (
     STATE,
     Parameter,
     described,
+    is_async,
+    is_generator,
     place_of,
 )
 from spop.signature import parameters_of
@@ -102,7 +103,7 @@ class HandlerInfo(typing.NamedTuple):
         Raises:
             TypeError, ValueError: as `Agent.message`.
         """
-        asynchronous = inspect.iscoroutinefunction(function)
+        asynchronous = is_async(function)
         may_wait = asynchronous or options.blocking or options.batch is not None
         parameters = parameters_of(name, function, batch=options.batch is not None)
         _check_options(name, function, options, parameters, asynchronous)
@@ -148,20 +149,19 @@ class HandlerInfo(typing.NamedTuple):
         return ASYNC if self.asynchronous else INLINE
 
     def alone(self) -> Self:
-        """A handler with ``batch=`` as one that takes one message."""
-        function = self.function
+        """A handler with ``batch=`` as one that takes one message; ``async def``, as in a server."""
+        function, asynchronous = self.function, self.asynchronous
 
         @functools.wraps(function)
-        def call(message: Message) -> Any:
-            return function([message])[0]
-
-        @functools.wraps(function)
-        async def call_async(message: Message) -> Any:
-            return (await function([message]))[0]
+        async def call(message: Message) -> Any:
+            answers = function([message])
+            (answer,) = (await answers) if asynchronous else answers
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
 
         return self._replace(
-            function=call_async if self.asynchronous else call,
-            parameters=(Parameter("message", MESSAGE),),
+            function=call, parameters=(Parameter("message", MESSAGE),), asynchronous=True
         )
 
     def route(
@@ -184,7 +184,7 @@ class HandlerInfo(typing.NamedTuple):
         if states:
             function = STATES.around(self.name, function, states, self.asynchronous)
             parameters = tuple(map(_by_keyword, parameters))
-        wraps = [w for w in self.wraps if inspect.iscoroutinefunction(w) == self.asynchronous]
+        wraps = [w for w in self.wraps if is_async(w) == self.asynchronous]
         if wraps:
             function = _wrapped(function, wraps)
             parameters += (Parameter(_OF_WRAPS, MESSAGE, keyword_only=True),)
@@ -217,6 +217,8 @@ def _check_options(
     who = f"message {name!r}: {described(function)}"
     may_wait = asynchronous or options.blocking
     kinds = {each.kind for each in parameters}
+    if is_generator(function):
+        raise TypeError(f"{who} is a generator; it has to return its answer, not to yield it")
     if asynchronous and options.blocking:
         raise TypeError(f"message {name!r}: an async handler can't be blocking=True")
     if options.batch is not None:

@@ -69,9 +69,10 @@ def traceback_of(error: BaseException) -> str:
     Lines are shortened, and so is the whole: they may hold what a peer sent.
     """
     try:
-        shown = "".join(traceback.format_exception(error))
+        # An exception that is raised again and again has ever more frames. Each has two lines.
+        shown = "".join(traceback.format_exception(error, limit=-LONGEST_TRACEBACK))
     except BaseException:
-        place = "".join(traceback.format_tb(error.__traceback__))
+        place = "".join(traceback.format_tb(error.__traceback__, limit=-LONGEST_TRACEBACK))
         shown = f"{place}{type(error).__name__}: {text_of(error)}"
     return "\n".join(map(shortened, shown.splitlines()[-LONGEST_TRACEBACK:]))
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from spop.lifespan import NOTHING, LoopState, Merged, Periodic, Resources, use_state
 from spop.outcome import Outcome, outcome_in_thread, outcome_of, result_of
+from spop.parameters import described, is_async
 
 T = TypeVar("T")
 
@@ -106,10 +107,15 @@ class LoopLife:
         function = periodic.function
         while True:
             await asyncio.sleep(periodic.wait())
-            if inspect.iscoroutinefunction(function):
+            if is_async(function):
                 _, error = await outcome_of(function())
             else:
-                _, error = await outcome_in_thread(function)
+                returned, error = await outcome_in_thread(function)
+                if inspect.iscoroutine(returned):
+                    returned.close()
+                    error = TypeError(
+                        f"{described(function)} returned a coroutine, which nobody awaits"
+                    )
             if error is not None:
                 self._resources.failed(periodic.name, error)
                 del error  # Breaks a reference cycle: its traceback has this frame.

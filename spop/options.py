@@ -11,7 +11,7 @@ import importlib.util
 import ipaddress
 import re
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack
 
 from spop.address import Address, Addresses, texts_of
 from spop.constants import (
@@ -42,6 +42,7 @@ class Options:
 
     Each field's metadata has ``help``. ``low`` and ``high`` are its range, if it has one.
     ``size`` is true for a size in bytes. ``choices`` lists the values, if only some are allowed.
+    ``supervised`` is true if the supervisor of ``spop serve`` does it, for its workers.
 
     Raises:
         ValueError: a value is out of range or can't be read. The message names the option.
@@ -54,7 +55,7 @@ class Options:
         "for each of the processes; may be repeated.",
         metavar="ADDRESS",
     )
-    processes: int = _option(1, "Worker processes.", 1, 1024)
+    processes: int = _option(1, "Worker processes.", 1, 1024, supervised=True)
     threads: int = _option(1, "Selector loops of a worker, each in a thread of its own.", 1, 256)
     pool_size: int = _option(
         16, "Threads of a worker for handlers that are blocking=True.", 1, 10_000
@@ -76,11 +77,11 @@ class Options:
     )
     max_requests: int = _option(
         0, "NOTIFY frames of a worker, up to 10 % less, after which workers are replaced; "
-        "0: no limit.", 0,
+        "0: no limit.", 0, supervised=True,
     )  # fmt: skip
     max_worker_memory: int = _option(
         0, "Resident memory of a worker, up to 10 % less, above which workers are replaced; "
-        "0: no limit.", 0, size=True,
+        "0: no limit.", 0, size=True, supervised=True,
     )  # fmt: skip
     busy_poll: float = _option(
         0.0, "Seconds for which a loop looks for frames again and again before it sleeps: less "
@@ -139,8 +140,8 @@ class Options:
     )
     unix_mode: str = _option("", "Mode of unix sockets, octal, as in 660.")
     unix_owner: str = _option("", "Owner of unix sockets, USER[:GROUP].")
-    user: str = _option("", "User to run workers as.")
-    group: str = _option("", "Group to run workers as.")
+    user: str = _option("", "User to run workers as.", supervised=True)
+    group: str = _option("", "Group to run workers as.", supervised=True)
     admin: str = _option(
         "", "HOST:PORT for /metrics, /healthz, /readyz and a status page.", metavar="ADDRESS"
     )
@@ -191,6 +192,21 @@ class Options:
             TypeError: there is no option of that name.
         """
         return cls(bind=tuple(texts_of(bind)), **options)
+
+    def alone(self) -> Self:
+        """The same, for a server in a program. It refuses what only the supervisor of ``spop serve`` does.
+
+        Raises:
+            ValueError: such an option is set.
+        """
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if each.metadata.get("supervised") and value != each.default:
+                raise ValueError(
+                    f"{each.name} is {value!r}, but a server in a program is this one process: "
+                    "`spop serve` has worker processes"
+                )
+        return self
 
     @property
     def addresses(self) -> list[Address]:

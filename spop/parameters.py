@@ -79,6 +79,17 @@ def annotated(function: Callable[..., Any]) -> Callable[..., Any]:
     return function if inspect.isroutine(function) else type(function).__call__
 
 
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether it is ``async def``, or an object whose `__call__` is."""
+    return any(map(inspect.iscoroutinefunction, (function, annotated(function))))
+
+
+def is_generator(function: Callable[..., Any]) -> bool:
+    """Whether it yields, so that to call it runs nothing."""
+    called = annotated(function)
+    return inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called)
+
+
 def name_of(function: Callable[..., Any]) -> str:
     """The name of a function; for an object without one, its repr."""
     return getattr(function, "__name__", None) or repr(function)

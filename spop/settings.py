@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import functools
 import ipaddress
+import re
 import tomllib
 import types
 import typing
@@ -29,6 +31,10 @@ Place = Callable[[str], str]
 """File and line of a key."""
 
 
+class _Text(str):
+    """A value as the environment has it."""
+
+
 class SettingsError(ValueError):
     """A setting is missing or can't be used. The message has place, key and reason."""
 
@@ -38,47 +44,69 @@ class Source(typing.NamedTuple):
 
     Attributes:
         place: where a key stands, for errors.
-        is_text: the values are text, as the environment has them.
     """
 
     name: str
     table: Mapping[str, Any]
     place: Place
-    is_text: bool = False
+
+
+def _variable(path: str) -> str:
+    """The environment's name of a setting."""
+    return PREFIX + re.sub(r"[.-]", lambda found: "__" if found[0] == "." else "_", path.upper())
 
 
 def environment(variables: Mapping[str, str]) -> Source:
     """The settings that environment variables have.
 
     Raises:
-        SettingsError: a variable is a value and the beginning of another's name.
+        SettingsError: one variable has a table, and another a key of it.
     """
     table: dict[str, Any] = {}
-    for name, value in sorted(variables.items()):  # A value before what would be in it.
+    for name in sorted(variables):  # So that a table comes before its keys.
         if name.startswith(PREFIX):
-            *outer, last = name.removeprefix(PREFIX).lower().split("__")
-            inner: Any = table
-            for key in outer:
+            path = name.removeprefix(PREFIX).lower().split("__")
+            inner = table
+            for depth, key in enumerate(path[:-1], 1):
                 inner = inner.setdefault(key, {})
-                if not isinstance(inner, dict):
-                    raise SettingsError(f"{name}: '{key}' has a value of its own, too")
-            inner[last] = value
-    return Source(
-        "environment", table, lambda key: PREFIX + key.upper().replace(".", "__"), is_text=True
-    )
+                if isinstance(inner, str):
+                    whole = _variable(".".join(path[:depth]))
+                    raise SettingsError(f"{name}: {whole} is set, too; one of the two is needed")
+            inner[path[-1]] = _Text(variables[name])
+    return Source("environment", table, _variable)
 
 
 def fill(kind: type, *sources: Source) -> Any:
-    """An instance of the dataclass `kind`. Of a setting with several sources the last counts.
+    """An instance of the dataclass `kind`. Of a setting with several sources the last counts, of
+    a table each key by itself.
 
     Raises:
         SettingsError: a key is unknown, a value is of another type or refused by the dataclass,
             or a field without a default is set nowhere.
     """
-    values: dict[str, Any] = {}
+    table: dict[str, Any] = {}
     for source in sources:
-        values.update(_values(kind, source.table, source, ""))
-    return _made(kind, values, "", sources)
+        table = _merged(table, source.table)
+    whole = Source("", table, functools.partial(_place_of, sources=sources))
+    return _made(kind, _values(kind, table, whole, ""), "", whole)
+
+
+def _merged(table: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Two tables as one. Where both have a value, that of `other` counts."""
+    merged = dict(table)
+    for name, value in other.items():
+        key = _key_in(table, name)
+        there = merged.get(key)
+        if isinstance(there, Mapping) and isinstance(value, Mapping):
+            value = _merged(there, value)
+        merged[key] = value
+    return merged
+
+
+def _key_in(table: Mapping[str, Any], name: str) -> str:
+    """How a table writes a key, with "-" or "_"; `name` where it has none."""
+    same = (each for each in table if each.replace("-", "_") == name.replace("-", "_"))
+    return name if name in table else next(same, name)
 
 
 def _values(kind: type, table: Mapping[str, Any], source: Source, outer: str) -> dict[str, Any]:
@@ -90,18 +118,18 @@ def _values(kind: type, table: Mapping[str, Any], source: Source, outer: str) ->
         if name not in fields:
             close = difflib.get_close_matches(name, fields, 1)
             hint = f"; is it {close[0]!r}?" if close else ""
-            raise SettingsError(f"{source.place(path)}: there is no setting {path!r}{hint}")
+            raise SettingsError(f"{source.place(path)}there is no setting {path!r}{hint}")
         try:
             values[name] = _converted(hints[name], value, source, path)
         except SettingsError:
             raise
         except ValueError as error:
-            raise SettingsError(f"{source.place(path)}: settings.{path}: {error}") from None
+            raise SettingsError(f"{source.place(path)}settings.{path}: {error}") from None
     return values
 
 
-def _made(kind: type, values: dict[str, Any], outer: str, sources: tuple[Source, ...]) -> Any:
-    where = _place_of(outer.rstrip("."), sources)
+def _made(kind: type, values: dict[str, Any], outer: str, source: Source) -> Any:
+    where = source.place(outer.rstrip("."))
     for each in dataclasses.fields(kind):
         has_default = each.default is not dataclasses.MISSING
         has_default = has_default or each.default_factory is not dataclasses.MISSING
@@ -109,32 +137,33 @@ def _made(kind: type, values: dict[str, Any], outer: str, sources: tuple[Source,
             path = f"{outer}{each.name}"
             raise SettingsError(
                 f"{where}settings.{path} is missing: set {path} in the file's table [settings] "
-                f"or {PREFIX}{path.upper().replace('.', '__')}"
+                f"or {_variable(path)}"
             )
     try:
         return kind(**values)
     except (ValueError, TypeError) as error:
         key, colon, reason = str(error).partition(": ")
         if colon and any(each.name == key for each in dataclasses.fields(kind)):
-            where = _place_of(outer + key, sources)
+            where = source.place(outer + key)
             raise SettingsError(f"{where}settings.{outer}{key}: {reason}") from None
         name = ".".join(["settings", *filter(None, [outer.rstrip(".")])])
         raise SettingsError(f"{where}{name}: {error}") from None
 
 
 def _place_of(key: str, sources: tuple[Source, ...]) -> str:
-    """Where the last source that has a key has it, or else where the file has the table."""
+    """Where the last source that has a key has it, or else where the file has the table, with a
+    colon behind it."""
     for source in reversed(sources):
         table, written = source.table, list[str]()
         for name in key.split("."):
-            there = next((each for each in table if each.replace("-", "_") == name), None)
-            if there is None:
+            there = _key_in(table, name)
+            if there not in table:
                 break
             written.append(there)
             table = table[there] if isinstance(table[there], Mapping) else {}
         else:
             return f"{source.place('.'.join(written))}: "
-    return next((f"{source.place(key)}: " for source in sources if not source.is_text), "")
+    return next((f"{each.place(key)}: " for each in sources if each.place is not _variable), "")
 
 
 def _converted(hint: Any, value: Any, source: Source, path: str) -> Any:
@@ -144,9 +173,9 @@ def _converted(hint: Any, value: Any, source: Source, path: str) -> Any:
         ValueError: it is of another type. The message says which is needed.
     """
     if hint is Any or hint is object:
-        return value
-    if isinstance(value, str) and source.is_text:
-        value = _parsed(hint, value)
+        return str(value) if isinstance(value, _Text) else value
+    if isinstance(value, _Text):
+        value = _parsed(hint, str(value))
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
         return _converted(args[0], value, source, path)
@@ -162,7 +191,7 @@ def _converted(hint: Any, value: Any, source: Source, path: str) -> Any:
         member = args[1] if len(args) == 2 else Any
         return {k: _converted(member, v, source, f"{path}.{k}") for k, v in value.items()}
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
-        return _made(hint, _values(hint, value, source, f"{path}."), f"{path}.", (source,))
+        return _made(hint, _values(hint, value, source, f"{path}."), f"{path}.", source)
     return _of_class(origin or hint, value)
 
 

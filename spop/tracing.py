@@ -25,7 +25,7 @@ except ModuleNotFoundError as _error:
 
 from spop.agent import Agent
 from spop.context import current, logged_ids
-from spop.parameters import Parameter
+from spop.parameters import Parameter, is_async
 from spop.version import __version__
 
 __all__ = ["trace_messages"]
@@ -127,7 +127,7 @@ def _traced(
         given = {**kwargs, **signature.bind_partial(*args, **own).arguments}
         return span(*map(given.get, names)), own
 
-    if inspect.iscoroutinefunction(function):
+    if is_async(function):
 
         @functools.wraps(function)
         async def traced_async(*args: Any, **kwargs: Any) -> Any:

@@ -60,7 +60,7 @@ def supports_tls(path: str) -> bool:
     return re.search("Built with (OpenSSL|SSL library) version", shown) is not None
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = 15) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = 60) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come true in {timeout} s"

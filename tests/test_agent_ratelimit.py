@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import http.client
+import os
 import re
 import shutil
 import subprocess
@@ -26,7 +28,7 @@ from pages import Page
 from serving import Served, served, wait_until_serving
 
 from spop import Client
-from spop.agents import ratelimit
+from spop.agents import limit_stores, ratelimit
 from spop.agents.limit_stores import Asked, RedisStore, Rule, SharedStore, StoreError, state_of
 from spop.agents.ratelimit import Limit, Settings, agent
 from spop.settings import SettingsError, Source, fill
@@ -85,7 +87,7 @@ def test_gcra_gives_tokens_back_one_by_one() -> None:
 
 
 def test_a_clock_that_was_set_back_keeps_no_limit_empty() -> None:
-    assert state_of(Rule(10, 1, 3, fixed=False), 5000.0, 1000.0).wait == pytest.approx(0.1)
+    assert state_of(Rule(10, 1, 3, fixed=False), 5000.0, 1000.0).free == 3
 
 
 def test_a_fixed_window_ends_at_a_multiple_of_its_time() -> None:
@@ -120,6 +122,59 @@ def test_a_table_without_room_forgets_the_key_whose_tokens_are_back_first(tmp_pa
     assert table.take([Asked("k7", Rule(10, 480, 10, fixed=False), 1)])[0].tokens == 0
     assert table.take([Asked("k0", Rule(10, 60, 10, fixed=False), 1)])[0].tokens == 1
     table.close()
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_clock_that_is_set_back_does_not_keep_a_limit_used_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fixed: bool
+) -> None:
+    rule, now = Rule(10, 60, 10, fixed), 1e9
+    monkeypatch.setattr(limit_stores.time, "time", lambda: now)
+    with closing(SharedStore(tmp_path / "table", 1000)) as table:
+        assert table.take([Asked("x", rule, 10)])[0].tokens == 10
+        now -= 86400
+        assert table.take([Asked("x", rule, 1)])[0].tokens == 1
+
+
+def test_a_smaller_limit_does_not_wait_for_the_tokens_of_the_larger_one(
+    store: RedisServer, tmp_path: Path
+) -> None:
+    large, small = Rule(1000, 86400, 1000, fixed=False), Rule(10, 1, 10, fixed=False)
+
+    async def take(rule: Rule, tokens: int) -> list[int]:
+        remote, asked = RedisStore(store.url, 5.0), [Asked("x", rule, tokens)]
+        grants = table.take(asked) + await remote.take(asked)
+        await remote.close()
+        return [each.tokens for each in grants]
+
+    with closing(SharedStore(tmp_path / "table", 1000)) as table:
+        assert asyncio.run(take(large, 1000)) == [1000, 1000]
+        assert asyncio.run(take(small, 1)) == [1, 1]
+
+
+def test_a_disk_that_is_full_is_an_error_at_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a worker would be killed once it writes into the map of a file with holes."""
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(ValueError, match=r"keys: no room for 1000 of them in .*: No space left"):
+        SharedStore(tmp_path / "table", 1000)
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_file_system_that_can_not_allocate_serves_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def cannot(*_: int) -> None:
+        raise OSError(code, "not here")
+
+    monkeypatch.setattr(os, "posix_fallocate", cannot)
+    with closing(SharedStore(tmp_path / "table", 1000)) as table:
+        assert table.take([Asked("x", DAY, 3)])[0].tokens == 3
 
 
 def test_both_stores_give_the_same_answers(store: RedisServer, tmp_path: Path) -> None:
@@ -304,6 +359,7 @@ def test_in_shadow_nothing_is_denied(tmp_path: Path) -> None:
 @pytest.mark.parametrize("table, error", [
     ({}, "settings.limits is missing"),
     ({"limits": {}}, "settings.limits: there is none"),
+    ({"limits": {"a:b": {"rate": "1/s", "by": ["user"]}}}, "settings.limits: 'a:b' is no name"),
     ({"limits": {"a": {"rate": "1/x", "by": ["user"]}}}, "settings.limits.a.rate: '1/x' is no rate"),
     ({"limits": {"a": {"rate": "0/s", "by": ["user"]}}}, "settings.limits.a.rate: '0/s' is no rate"),
     ({"limits": {"a": {"rate": "1/s", "by": []}}}, "settings.limits.a.by: it names one or several"),

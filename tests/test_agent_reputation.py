@@ -227,6 +227,68 @@ def test_an_index_that_can_not_be_read_is_built_again(tmp_path: Path) -> None:
         path.write_bytes(b"of another version")
 
 
+@pytest.mark.parametrize("place", [0.0, 0.3, 0.6, 0.99])
+@pytest.mark.parametrize("damage", ["cut", "changed"])
+def test_a_damaged_index_is_built_again(tmp_path: Path, damage: str, place: float) -> None:
+    text = "\n".join(f"10.{n}.0.0/16" for n in range(0, 256, 2))
+    paths = lists(tmp_path, bad=f"{text}\n2001:db8::/32")
+    settings = Settings(lists={"bad": NetworkList(paths["bad"])}, state_dir=tmp_path / "state")
+    for _ in range(2):
+        with asking(settings) as ask:
+            assert ask("10.254.0.1") == ask("2001:db8::1") == {"list": "bad", "score": 0}
+            assert ask("11.0.0.1") == {"score": 100}
+        (path,) = (tmp_path / "state").glob("*.index")
+        data = bytearray(path.read_bytes())
+        at = int(place * len(data))
+        data[at:] = b"" if damage == "cut" else bytes([data[at] ^ 0x55]) + data[at + 1 :]
+        path.write_bytes(data)
+
+
+def test_what_was_kept_and_is_damaged_keeps_no_list_from_being_built(
+    tmp_path: Path, web: Any
+) -> None:
+    """Neither where its feed fails, nor where the feed says that nothing has changed."""
+    paths = lists(tmp_path, bad="10.0.0.0/8")
+    sources = {"feed": f"http://127.0.0.1:{web.port}/feed", "bad": paths["bad"]}
+    index = str(tmp_path / "index")
+
+    def build() -> dict[str, Any]:
+        networks.build(index, sources, 5.0)
+        return networks.Index.open(Path(index)).about
+
+    for status in (200, 500):
+        web.status = 200
+        assert [each["networks"] for each in build().values()] == [1, 1]
+        (kept,) = tmp_path.glob("feed-*.networks")
+        kept.write_bytes(b"\0" * 100)
+        web.status = status
+        about = build()
+        assert about["bad"]["networks"] == 1
+        assert about["feed"]["networks"] == 0
+        assert "what was kept: " in about["feed"]["error"]
+    web.status = 200
+    assert build()["feed"]["networks"] == 1
+
+
+def test_as_many_lists_and_databases_as_there_may_be_have_their_metrics(tmp_path: Path) -> None:
+    lines = {f"list{n}": f"10.{n}.0.0/16" for n in range(networks.MOST_LISTS)}
+    databases = [tmp_path / f"{n}.mmdb" for n in range(reputation.MOST_DATABASES)]
+    for path in databases:
+        path.write_bytes(database({"192.0.2.0/24": {}}))
+    code = f"""
+from pathlib import Path
+from spop.agents.reputation import NetworkList, Settings, agent
+agent.config = Settings(
+    lists={{n: NetworkList(p) for n, p in {lists(tmp_path, **lines)!r}.items()}},
+    databases=[Path(p) for p in {[*map(str, databases)]!r}],
+    state_dir=Path({str(tmp_path / "state")!r}),
+)
+with agent.serve_in_background():
+    pass
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_the_start_does_not_wait_for_a_feed_for_long(
     tmp_path: Path, web: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -247,6 +309,7 @@ def test_the_start_does_not_wait_for_a_feed_for_long(
     ({"lists": {"a": {"source": "http://a", "score": 101}}}, "settings.lists.a.score: 101 is not"),
     ({"lists": {"../a": {"source": "http://a"}}}, "settings.lists: '../a' is no name"),
     ({"databases": ["/nowhere"]}, "settings.databases: "),
+    ({"databases": [__file__] * 9}, "settings.databases: there are 9, 8 at most"),
     ({"databases": [__file__]}, "settings.databases: "),
     ({"country_scores": {"NL": -1}}, "settings.country_scores: -1 is not from 0 to 100"),
     ({"asn_scores": {"AS1": 1}}, "settings.asn_scores: the keys are numbers"),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import batch_agent
+import batch_elsewhere
 import pytest
 from haproxy import wait_until
 from serving import served, wait_until_serving
@@ -136,6 +138,37 @@ def test_agent_test_calls_it_with_one_message(kind: str) -> None:
     agent.close_test()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_agent_test_has_the_wraps_of_a_server(kind: str) -> None:
+    agent = agent_of(kind, doubled)
+
+    @agent.wrap
+    async def wrap(call: Callable[[], Any], message: Message) -> Any:
+        return {**await call(), "txn.size": 0}
+
+    assert agent.test("m", n=4) == {"txn.n": 8, "txn.size": 0}
+    agent.close_test()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_agent_test_raises_an_answer_that_is_an_exception(kind: str) -> None:
+    agent = agent_of(kind, lambda messages: [ValueError("odd")])
+    with pytest.raises(ValueError, match="odd"):
+        agent.test("m", n=4)
+    agent.close_test()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_has_the_state_of_its_loop(kind: str) -> None:
+    agent = agent_of(kind, lambda messages: [{"txn.n": agent.state["n"]} for _ in messages])
+
+    @agent.lifespan
+    async def resources() -> AsyncIterator[dict[str, Any]]:
+        yield {"n": 7}
+
+    assert ask(agent, range(2), threads=2) == [{"txn.n": 7}] * 2
+
+
 # --- processes ---
 
 
@@ -165,6 +198,21 @@ def test_processes_end_with_the_server() -> None:
     wait_until(lambda: not os.path.exists(f"/proc/{pid}/cmdline"), "the end of the process")
 
 
+def test_a_worker_that_stops_waits_for_the_lifespans_of_its_processes(tmp_path: Path) -> None:
+    """A process that it does not wait for is killed, and leaves semaphores, which Python warns of."""
+    address, end = f"unix:{tmp_path}/agent.sock", tmp_path / "end"
+    target = f"{batch_agent.__file__}:agent"
+    with served("--bind", address, target=target, BATCH_END=str(end)) as process:
+        wait_until_serving(process)
+        with Client(address) as client:
+            client.notify("double", n=1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert end.exists()
+        process._reader.join(15)  # The process that warns ends last.
+        assert "resource_tracker" not in process.log
+
+
 def test_processes_end_with_a_worker_that_is_killed() -> None:
     target = f"{batch_agent.__file__}:agent"
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -192,6 +240,31 @@ def test_exceptions_come_back_from_a_process() -> None:
     assert answers[1] == {"txn.error": True}
 
 
+def test_the_log_has_the_traceback_of_a_process(caplog: pytest.LogCaptureFixture) -> None:
+    assert ask(batch_agent.agent, range(1), "fails") == [{"txn.error": True}]
+    assert "in fails" in caplog.text
+    assert "KeyError: 'nowhere'" in caplog.text
+
+
+def test_an_exception_that_can_not_be_sent_fails_its_message_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    odd, even = ask(batch_agent.agent, range(1, 3), "odd")
+    assert (odd, even) == ({"txn.error": True}, {"txn.n": 2})
+    assert "OddError: 1 is odd" in caplog.text
+
+
+def test_a_traced_handler_runs_in_a_process_with_its_state() -> None:
+    pytest.importorskip("opentelemetry")
+    (answer,) = ask(batch_agent.traced, range(1, 2), "triple")
+    assert answer == {"txn.n": 3}
+
+
+def test_a_process_has_the_agent_of_another_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_elsewhere.agent, "config", batch_elsewhere.Settings(factor=5))
+    assert ask(batch_elsewhere.agent, range(1, 2)) == [{"txn.n": 5, "txn.begun": True}]
+
+
 def test_a_process_that_dies_is_replaced() -> None:
     async def main() -> None:
         with batch_agent.agent.serve_in_background() as server:
@@ -212,9 +285,9 @@ def test_a_handler_that_no_process_can_find_is_a_start_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"size": 0}, {"size": 1, "wait": -1}, {"size": 1, "wait": float("nan")},
-                {"size": 1, "workers": 0},
-                {"size": 1, "executor": "fiber"}],
+    "options", [{"size": 0}, {"size": 1, "wait": -1}, {"size": 1, "workers": 0},
+                {"size": 1, "executor": "fiber"}, {"size": 1, "wait": math.nan},
+                {"size": 1, "wait": math.inf}],
 )  # fmt: skip
 def test_values_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError):  # noqa: PT011

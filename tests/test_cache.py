@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address
@@ -682,10 +683,26 @@ def test_what_is_no_cache() -> None:
 
 @pytest.mark.parametrize("options", [{"ttl": 0.0, "size": 1}, {"ttl": 1.0, "size": 0},
                                      {"ttl": 1.0, "size": 1, "error_ttl": -1.0},
-                                     {"ttl": 1.0, "size": 1, "error_ttl": float("nan")}])  # fmt: skip
+                                     {"ttl": math.nan, "size": 1},
+                                     {"ttl": 1.0, "size": 1, "error_ttl": math.nan}])  # fmt: skip
 def test_values_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="ttl is more than 0"):
         Cache(**options)
+
+
+def test_an_answer_is_kept_for_ever() -> None:
+    agent, forever = Agent(), Cache(math.inf, 10, error_ttl=math.inf)
+    calls: list[int] = []
+
+    @agent.message("m", cache=forever)
+    def m(n: int) -> dict[str, int]:
+        calls.append(n)
+        return {"txn.n": 1 // n}
+
+    with agent.serve_in_background() as server, Client(server.address) as client:
+        for n in (1, 1, 0, 0):
+            client.notify("m", n=n)
+    assert calls == [1, 0]
 
 
 # --- the twins ---

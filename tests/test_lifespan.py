@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
+from haproxy import wait_until
 
 from spop import Agent, AsyncClient, Client
 
@@ -383,6 +384,30 @@ def test_failures_of_periodic_calls_are_counted_and_do_not_end_them(log: Log) ->
     with agent.serve_in_background():
         log.wait_for("every refresh: no feed", 3)
     assert agent.errors["every refresh"] >= 3
+
+
+class Says:
+    def __init__(self, log: Log) -> None:
+        self._log = log
+
+    async def __call__(self) -> None:
+        self._log("said")
+
+
+def test_an_object_whose_call_is_async_is_called_again_and_again(log: Log) -> None:
+    agent = Agent()
+    agent.every(0.01)(Says(log))
+    with agent.serve_in_background():
+        log.wait_for("said", 3)
+
+
+def test_a_periodic_call_that_gives_a_coroutine_fails(log: Log) -> None:
+    agent = Agent()
+    agent.on_error(lambda name, error: log(str(error)))
+    agent.every(0.01)(lambda: Says(log)())
+    with agent.serve_in_background():
+        wait_until(lambda: any("returned a coroutine" in line for line in log.lines), "the failure")
+    assert "said" not in log.lines
 
 
 def test_once_is_in_the_first_loop_of_a_worker_alone(log: Log) -> None:

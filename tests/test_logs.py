@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import linecache
 import logging
 import re
 import signal
@@ -20,7 +21,7 @@ from spop import Agent, codec
 from spop.client import Client
 from spop.context import ContextFilter, log_ids
 from spop.frames import engine_digest
-from spop.logs import JSONFormatter, LogfmtFormatter
+from spop.logs import JSONFormatter, LogfmtFormatter, traceback_of
 
 AGENT = """
 import spop
@@ -232,3 +233,22 @@ def test_each_line_of_the_server_has_an_event_and_fields() -> None:
     ]
     assert len(calls) > 40
     assert without == []
+
+
+def test_an_exception_that_is_raised_again_and_again_costs_no_more_to_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each time its traceback has more frames. As many are read as are shown."""
+    error, read = ValueError("the same"), 0
+
+    def getline(*_: object) -> str:
+        nonlocal read
+        read += 1
+        return "raise error\n"
+
+    for _ in range(5000):
+        with contextlib.suppress(ValueError):
+            raise error
+    monkeypatch.setattr(linecache, "getline", getline)
+    assert traceback_of(error).endswith("ValueError: the same")
+    assert read < 2000

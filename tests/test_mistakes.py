@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import logging
+import math
 import re
+import types
 import typing
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from ipaddress import IPv4Address
@@ -49,10 +53,62 @@ def test_a_name_that_is_no_text(agent: Agent, name: Any) -> None:
         agent.message(name)
 
 
-@pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan"), float("inf"), 1e10])
+@pytest.mark.parametrize("timeout", [0.0, -1.0, math.nan, math.inf, 1e10])
 def test_a_timeout_is_a_time_with_an_end(agent: Agent, timeout: float) -> None:
     with pytest.raises(ValueError, match=re.escape(f"message 'm': timeout is {timeout:g}, ")):
         agent.message("m", blocking=True, timeout=timeout)(lambda: None)
+
+
+def yields() -> Iterator[dict[str, int]]:
+    yield {"txn.n": 1}
+
+
+async def yields_async() -> AsyncIterator[dict[str, int]]:
+    yield {"txn.n": 1}
+
+
+async def waits(*_: object) -> None: ...
+
+
+class Waits:
+    async def __call__(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize("function", [yields, yields_async])
+def test_what_yields_is_no_handler(agent: Agent, function: Any) -> None:
+    function = types.FunctionType(function.__code__, {})  # Without its annotations.
+    with pytest.raises(TypeError, match=r"\(.*test_mistakes.py:\d+\) is a generator"):
+        agent.message("m")(function)
+    with pytest.raises(TypeError, match=r"\(.*test_mistakes.py:\d+\) is a generator"):
+        agent.every(1.0)(function)
+
+
+@pytest.mark.parametrize("option", ["idle_timeout", "drain_timeout", "stuck_timeout", "lame_duck"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_option_that_is_no_finite_number(agent: Agent, option: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{option} is (nan|inf), not in "):
+        agent.serve_in_background(**{option: value})  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("function", [waits, Waits(), functools.partial(waits)])
+def test_an_object_whose_call_is_async_is_an_async_handler(agent: Agent, function: Any) -> None:
+    class Answers:
+        async def __call__(self, n: int) -> dict[str, int]:
+            await function()
+            return {"txn.n": n}
+
+    agent.message("m")(Answers())
+    with agent.serve_in_background() as server, Client(server.address) as client:
+        assert client.notify("m", n=3).variables == {"txn.n": 3}
+
+
+@pytest.mark.parametrize(
+    "function", [yields, yields_async, waits, Waits(), functools.partial(waits), 5]
+)
+@pytest.mark.parametrize("hook", ["on_connect", "on_disconnect", "on_error"])
+def test_a_hook_that_would_run_nothing(agent: Agent, hook: str, function: Any) -> None:
+    with pytest.raises(TypeError, match="hook: "):
+        getattr(agent, hook)(function)
 
 
 class Typed(typing.TypedDict):
@@ -224,3 +280,36 @@ def test_an_agent_without_handlers_is_warned_of(
     with agent.serve_in_background():
         pass
     assert ("spop.server", logging.WARNING, "agent 'spop' has no handlers") in caplog.record_tuples
+
+
+# --- what a server in a program can't do ---
+
+
+def serve_here(agent: Agent, **options: Any) -> None:
+    agent.serve("127.0.0.1:0", **options)
+
+
+def serve_in_threads(agent: Agent, **options: Any) -> None:
+    with agent.serve_in_background(**options):
+        pass
+
+
+def serve_on_event_loop(agent: Agent, **options: Any) -> None:
+    asyncio.run(agent.serve_async("127.0.0.1:0", **options))
+
+
+@pytest.mark.parametrize("serve", [serve_here, serve_in_threads, serve_on_event_loop])
+@pytest.mark.parametrize("option", [{"processes": 2}, {"user": "nobody"}, {"group": "nogroup"},
+                                    {"max_requests": 1}, {"max_worker_memory": 1}])  # fmt: skip
+def test_an_option_that_needs_worker_processes_is_refused(
+    agent: Agent, serve: Callable[..., None], option: dict[str, Any]
+) -> None:
+    with pytest.raises(
+        ValueError, match=f"{next(iter(option))} is .*`spop serve` has worker processes"
+    ):
+        serve(agent, **option)
+
+
+def test_ready_that_is_async_would_not_run(agent: Agent) -> None:
+    with pytest.raises(TypeError, match=r"ready: handler waits .* is async def"):
+        asyncio.run(agent.serve_async("127.0.0.1:0", waits))

@@ -181,10 +181,55 @@ def test_the_environments_place_is_its_variable() -> None:
         from_environment(LIMIT="many")
 
 
-@pytest.mark.parametrize("names", [("DATABASE", "DATABASE__URL"), ("DATABASE__URL", "DATABASE")])
-def test_a_variable_that_is_a_value_and_a_table_is_refused(names: tuple[str, str]) -> None:
-    with pytest.raises(SettingsError, match=r"SPOP_SETTINGS__DATABASE__URL: 'database' has a val"):
-        from_environment(**dict.fromkeys(names, "x"))
+# --- the file and the environment ---
+
+
+@dataclass
+class Nested:
+    database: Database | None = None
+    limits: dict[str, Limit] = field(default_factory=dict)
+
+
+def from_both(table: dict[str, Any], **variables: str) -> Nested:
+    given = environment({f"SPOP_SETTINGS__{name}": text for name, text in variables.items()})
+    return fill(Nested, Source("file", table, lambda key: f"app.toml:{key}"), given)
+
+
+def test_the_environment_sets_one_key_of_a_table_of_the_file() -> None:
+    both = from_both({"database": {"url": "x", "pool": 9}}, DATABASE__POOL="5")
+    assert both.database == Database("x", 5)
+
+
+def test_the_environment_sets_one_key_of_one_member_of_a_table() -> None:
+    table = {"a": {"rate": "1/s", "burst-size": 2}, "b-c": {"rate": "2/s"}}
+    both = from_both({"limits": table}, LIMITS__B_C__BURST_SIZE="7", LIMITS__D__RATE="9/s")
+    assert both.limits == {"a": Limit("1/s", 2), "b-c": Limit("2/s", 7), "d": Limit("9/s")}
+
+
+def test_a_table_of_the_environment_is_in_place_of_the_files() -> None:
+    with pytest.raises(SettingsError, match=r"^SPOP_SETTINGS__DATABASE: .*database\.url is miss"):
+        from_both({"database": {"url": "x"}}, DATABASE="{pool = 5}")
+
+
+@pytest.mark.parametrize("variables, error", [
+    ({"DATABASE__POOL": "many"}, "SPOP_SETTINGS__DATABASE__POOL: settings.database.pool: int is"),
+    ({"LIMITS__A__BURST_SIZE": "0"}, "SPOP_SETTINGS__LIMITS__A__BURST_SIZE: settings.limits.a.burst_size: 0"),
+    ({"LIMITS__B__RATE": "x"}, "SPOP_SETTINGS__LIMITS__B__RATE: settings.limits.b.rate: 'x' is no rate"),
+    ({"DATABASE__POOL": "1"}, "app.toml:limits.a.rate: settings.limits.a.rate: 'y' is no rate"),
+])  # fmt: skip
+def test_an_error_has_the_place_of_the_source_that_counts(
+    variables: dict[str, str], error: str
+) -> None:
+    rate = "y" if error.startswith("app") else "1/s"
+    with pytest.raises(SettingsError) as caught:
+        from_both({"database": {"url": "x"}, "limits": {"a": {"rate": rate}}}, **variables)
+    assert str(caught.value).startswith(error)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_table_and_a_key_of_it_in_the_environment_are_refused(order: int) -> None:
+    with pytest.raises(SettingsError, match="SPOP_SETTINGS__DATABASE is set, too"):
+        from_environment(**dict([("DATABASE", "{}"), ("DATABASE__URL", "x")][::order]))
 
 
 # --- agents ---

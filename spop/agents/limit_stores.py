@@ -12,10 +12,12 @@ stores follow the same two rules:
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import hashlib
 import math
 import mmap
+import os
 import struct
 import time
 from collections.abc import Sequence
@@ -102,7 +104,9 @@ def state_of(rule: Rule, kept: float, now: float) -> State:
         return State(max(0, int(rule.amount - kept)), end - now, end - now, kept, 1.0)
     step = rule.period / rule.amount
     room = rule.burst * step
-    full = min(max(kept, now), now + room)  # A clock that was set back may not keep it empty.
+    if kept > now + room + step:  # Of a clock that was set back, or of a larger limit: begin anew.
+        kept = now
+    full = min(max(kept, now), now + room)
     free = math.floor((now + room - full) / step + ROUNDING)
     return State(free, full + step - room - now, full - now, full, step)
 
@@ -134,8 +138,10 @@ class SharedStore:
             with self:
                 if path.stat().st_size != size:
                     self._file.truncate(size)
+                _allocate(self._file.fileno(), size)
             self._memory = mmap.mmap(self._file.fileno(), size)
         except (OSError, OverflowError) as error:
+            self._file.close()
             raise ValueError(
                 f"keys: no room for {keys} of them in {path}: {reason(error)}"
             ) from None
@@ -157,7 +163,10 @@ class SharedStore:
         numbers = [_number(each.key) for each in asked]
         with self:
             now = time.time()
-            places = [self._place(number, now) for number in numbers]
+            places = [
+                self._place(number, now, each.rule)
+                for number, each in zip(numbers, asked, strict=True)
+            ]
             states = [
                 state_of(each.rule, kept, now)
                 for each, (_, kept) in zip(asked, places, strict=True)
@@ -173,19 +182,36 @@ class SharedStore:
                 grants.append(Grant(tokens, state.free - tokens, state.wait, reset))
         return grants
 
-    def _place(self, number: int, now: float) -> tuple[int, float]:
+    def _place(self, number: int, now: float, rule: Rule) -> tuple[int, float]:
         """Where a key's slot is, and its value."""
         size = self._SLOT.size
+        # Of a clock that was set back: the value of a window that has not begun yet.
+        latest = (now // rule.period + 1.5) * rule.period if rule.fixed else math.inf
         first = number % self._sets * self._WAYS * size
         oldest, place = math.inf, first
         for start in range(first, first + self._WAYS * size, size):
             other, value, end = self._SLOT.unpack_from(self._memory, start)
             if other == number:
-                return start, value if end > now else 0.0
+                return start, value if now < end < latest else 0.0
             if end < oldest:
                 oldest, place = end, start
         self.forgotten += oldest > now
         return place, 0.0
+
+
+def _allocate(file: int, size: int) -> None:
+    """Have room for all of a file. Without it, a full disk kills a process that writes to the map.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    try:
+        os.posix_fallocate(file, 0, size)
+    except AttributeError:  # macOS lacks it.
+        return
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # Not all file systems can.
+            raise
 
 
 def _number(key: str) -> int:
@@ -212,7 +238,9 @@ for i, key in ipairs(KEYS) do
   else
     s.cost = period / count
     local room = burst * s.cost
-    s.value = math.min(math.max(tonumber(kept) or 0, now), now + room)
+    s.value = tonumber(kept) or 0
+    if s.value > now + room + s.cost then s.value = now end
+    s.value = math.min(math.max(s.value, now), now + room)
     s.free = math.floor((now + room - s.value) / s.cost + 1e-6)
     s.wait, s.reset = s.value + s.cost - room - now, s.value - now
   end

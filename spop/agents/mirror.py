@@ -57,6 +57,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_url("url", self.url)
+        if "?" in self.url or "#" in self.url:
+            raise ValueError(f"url: {self.url!r} has a query or a fragment, and paths follow it")
         if not 0 <= self.share <= 1:
             raise ValueError(f"share: {self.share}, 0.0 to 1.0 is needed")
         check_above(self, 0, "timeout", "pool", "max_pending")

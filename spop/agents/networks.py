@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-MOST_LISTS = 255
+MOST_LISTS = 80
 NONE = 255
 """The number that stands for no list."""
 MOST_BAD = 0.01
@@ -36,6 +36,7 @@ MOST_BYTES = 256 * 1024 * 1024
 MOST_SECONDS = 600
 """Time after which a build ends without a result."""
 
+_CHECKSUM_SIZE = 16
 _MAPPED = bytes(10) + b"\xff\xff"
 """What IPv4-mapped IPv6 addresses begin with."""
 
@@ -64,10 +65,13 @@ class Index:
 
     def __init__(self, memory: memoryview, stamp: tuple[int, int] = (0, 0)) -> None:
         self.stamp: tuple[int, int] = stamp
+        self.bytes: int = len(memory)
+        checksum, memory = memory[:_CHECKSUM_SIZE], memory[_CHECKSUM_SIZE:]
+        if checksum != _checksum(memory):
+            raise ValueError("it is damaged")
         size = int.from_bytes(memory[:8], sys.byteorder)
         header = json.loads(bytes(memory[8 : 8 + size]))
         self.about: dict[str, dict[str, Any]] = header["lists"]
-        self.bytes: int = len(memory)
         rest = memory[_aligned(8 + size) :]
         parts = []
         for length, size in zip(header["lengths"], (8, 8, 1, 4, 1), strict=True):
@@ -126,6 +130,10 @@ def is_feed(source: str) -> bool:
 def digest(text: str) -> str:
     """A part of a file's name that no other text has."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _checksum(data: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(data, digest_size=_CHECKSUM_SIZE).digest()
 
 
 def _aligned(size: int) -> int:
@@ -252,18 +260,31 @@ class _List:
         """Read the source. Where that fails, take what was kept."""
         try:
             text, tag = self._read()
-            self.networks = read_networks(text.splitlines())
-            replace(self._kept, text)
+            if text is None:
+                self.networks = self._kept_networks()
+            else:
+                self.networks = read_networks(text.splitlines())
+                replace(self._kept, text)
             count = len(self.networks[0]) + len(self.networks[1])
             self.built = Built(count, int(time.time()), self._tried, "", tag)
         except Exception as error:  # Whatever a library raises, the other lists go on.
             what = str(error) or type(error).__name__
             self.built = self.built._replace(error=what, stamp=self._tried)
             if self.built.networks:
-                self.networks = read_networks(self._kept.read_bytes().splitlines())
+                self._take_kept()
 
-    def _read(self) -> tuple[bytes, str]:
-        """The text, and the ETag of a feed."""
+    def _take_kept(self) -> None:
+        try:
+            self.networks = self._kept_networks()
+        except (OSError, GarbageError) as error:  # Without its tag a feed is fetched as a whole.
+            what = f"{self.built.error}; what was kept: {error}"
+            self.built = Built(error=what, stamp=self._tried)
+
+    def _kept_networks(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        return read_networks(self._kept.read_bytes().splitlines())
+
+    def _read(self) -> tuple[bytes | None, str]:
+        """The text, None if it is the one that was kept, and the ETag of a feed."""
         if not is_feed(self._source):
             path = Path(self._source)
             self._tried = stamp(path)
@@ -278,7 +299,7 @@ class _List:
             client.stream("GET", self._source, headers=ask) as answer,
         ):
             if answer.status_code == httpx.codes.NOT_MODIFIED:
-                return self._kept.read_bytes(), self.built.tag
+                return None, self.built.tag
             answer.raise_for_status()
             text = bytearray()
             for part in answer.iter_bytes():
@@ -330,7 +351,7 @@ def encoded(about: dict[str, Any], of_4: list[Range], of_6: list[Range]) -> byte
     for part in (b"", *parts):
         text += bytes(part)
         text += bytes(_aligned(len(text)) - len(text))
-    return text
+    return _checksum(text) + text
 
 
 def replace(path: Path, text: bytes) -> None:

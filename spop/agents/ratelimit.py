@@ -112,6 +112,9 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.limits:
             raise ValueError("limits: there is none")
+        for name in self.limits:  # With a ":" keys of two limits could be the same.
+            if not re.fullmatch(r"\w[\w.-]{0,99}", name, re.ASCII):
+                raise ValueError(f"limits: {name!r} is no name: letters, digits, '_', '-' and '.'")
         for name, low in {"expected_agents": 1, "keys": 8}.items():
             if getattr(self, name) < low:
                 raise ValueError(f"{name}: it is {getattr(self, name)}, {low} at least")

@@ -36,6 +36,8 @@ logger: logging.Logger = logging.getLogger("spop.agents.reputation")
 
 BEST = 100
 """The score of what nothing bad is known about."""
+MOST_DATABASES = 8
+"""An agent has 256 metrics at most: 3 for each list, 2 for each database."""
 START = 10.0
 """Seconds for which the start waits for lists that were never built."""
 RETRY = 60.0
@@ -88,6 +90,10 @@ class Settings:
     def __post_init__(self) -> None:
         if len(self.lists) > networks.MOST_LISTS:
             raise ValueError(f"lists: there are {len(self.lists)}, {networks.MOST_LISTS} at most")
+        if len(self.databases) > MOST_DATABASES:
+            raise ValueError(
+                f"databases: there are {len(self.databases)}, {MOST_DATABASES} at most"
+            )
         for name in self.lists:
             if not re.fullmatch(r"\w[\w.-]{0,99}", name, re.ASCII):
                 raise ValueError(f"lists: {name!r} is no name: letters, digits, '_', '-' and '.'")

@@ -42,6 +42,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.model.is_file():
             raise ValueError(f"model: {str(self.model)!r} is no file")
+        if self.scale < 1:
+            raise ValueError(f"scale: {self.scale}, 1 at least is needed")
         if not self.features:
             raise ValueError("features: none is named")
         for name in self.features:

@@ -198,5 +198,6 @@ class Tokens:
                 leeway=settings.leeway,
                 options={"require": ["exp", "iss", "aud"]},
             )
-        except (jwt.PyJWTError, UnicodeEncodeError) as error:  # A header may be of any bytes.
+        # A header may be of any bytes, and its JSON nested deeply.
+        except (jwt.PyJWTError, UnicodeEncodeError, RecursionError) as error:
             raise TokenError(str(error)) from error

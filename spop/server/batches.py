@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib
-import inspect
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from types import ModuleType
+from contextvars import copy_context
 from typing import Any, NamedTuple
 
 from spop.agent import Agent
@@ -20,10 +20,14 @@ from spop.batch import Batch
 from spop.errors import HandlerError
 from spop.frames import Message
 from spop.lifespan import use_state
+from spop.logs import text_of, traceback_of
 from spop.loop_life import LoopThread
 from spop.outcome import Outcome, outcome, outcome_of, result_of
-from spop.parameters import described
+from spop.parameters import described, is_async
 from spop.server.orphans import end_with_parent
+
+GRACE = 3.0
+"""Seconds that processes have to end."""
 
 
 class _Waiting(NamedTuple):
@@ -53,17 +57,19 @@ class Batcher:
     def _begin(self) -> Callable[[list[Message]], Any]:
         """Make the executor, and the function that makes a call in it."""
         self._executor: Executor | None = None
-        if inspect.iscoroutinefunction(self._function):
+        if is_async(self._function):
             return self._function
-        if self._batch.executor == "process":
-            call: Callable[..., Any] = _call
+        in_process = self._batch.executor == "process"
+        if in_process:
             self._executor = _processes(self._function, self._batch.workers)
         else:
-            call = self._function
             self._executor = ThreadPoolExecutor(self._batch.workers, "spop-batch")
 
         async def in_executor(messages: list[Message]) -> Any:
-            made = functools.partial(call, messages)
+            if in_process:
+                made = functools.partial(_call, messages)
+            else:  # The context has the state of this loop.
+                made = functools.partial(copy_context().run, self._function, messages)
             loop = asyncio.get_running_loop()
             return result_of(await loop.run_in_executor(self._executor, outcome, made))
 
@@ -82,6 +88,14 @@ class Batcher:
         """End the threads or processes."""
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def end(self) -> None:
+        """End them, and wait `GRACE` for processes: else their semaphores are left to the system."""
+        if isinstance(self._executor, ProcessPoolExecutor):
+            ended = asyncio.to_thread(self._executor.shutdown, cancel_futures=True)
+            await asyncio.wait([asyncio.create_task(ended)], timeout=GRACE)
+        else:
+            self.close()
 
     async def answer(self, message: Message) -> Any:
         """The handler's answer to one message.
@@ -146,13 +160,15 @@ def _processes(function: Callable[..., Any], workers: int) -> ProcessPoolExecuto
             f'{described(function)}: executor="process" needs a function of a module that can '
             "be imported"
         )
-    agents = _agents_of(sys.modules[function.__module__], function)
-    configs = [agent.config if agent.config_class else None for agent in agents]
+    agents = [
+        (*place, agent.config if agent.config_class else None)
+        for place, agent in _agents_of(function).items()
+    ]
     return ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=_begin_process,
-        initargs=(function.__module__, function.__qualname__, configs, sys.path, os.getpid()),
+        initargs=(function.__module__, function.__qualname__, agents, sys.path, os.getpid()),
     )
 
 
@@ -166,45 +182,78 @@ _failure = ""
 
 
 def _begin_process(
-    module: str, name: str, configs: list[Any], path: list[str], worker: int
+    module: str, name: str, agents: list[tuple[str, str, Any]], path: list[str], worker: int
 ) -> None:
     global _failure
     end_with_parent(worker, signal.SIGKILL)  # Otherwise it would wait for calls forever.
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal sends it to all processes.
     sys.path[:] = path
     try:
-        _begin(module, name, configs)
+        _begin(module, name, agents)
     except BaseException as error:  # The pool would say only that a process has ended.
         reason = f"{type(error).__name__}: {error}"
         _failure = f"the process of {module}.{name} could not begin: {reason}"
 
 
-def _begin(module: str, name: str, configs: list[Any]) -> None:
-    """Import the handler, give its agent the settings, and set up the lifespans."""
+def _begin(module: str, name: str, agents: list[tuple[str, str, Any]]) -> None:
+    """Import the handler, give its agents the settings, and set up the lifespans.
+
+    Args:
+        agents: the module, the name in it, and the settings of each.
+    """
     global _handler
     found: Any = importlib.import_module(module)
     for part in name.split("."):
         found = getattr(found, part)
     _handler = found
-    for agent, config in zip(_agents_of(sys.modules[module], found), configs, strict=True):
+    for home, attribute, config in agents:
+        agent = getattr(importlib.import_module(home), attribute)
         if config is not None:
             agent.config = config
         use_state(LoopThread(agent.resources._replace(periodic=())).state)
 
 
-def _agents_of(module: ModuleType, function: Callable[..., Any]) -> list[Agent]:
-    """The agents of a module that have the function as a handler."""
-    agents = [each for each in vars(module).values() if isinstance(each, Agent)]
-    return [
-        agent
-        for agent in agents
-        if any(info.function is function for info in agent.handlers.values())
-    ]
+def _agents_of(function: Callable[..., Any]) -> dict[tuple[str, str], Agent]:
+    """The agents that have the function as a handler, by module and name: those of its own module,
+    or else of any."""
+    others = [module for module in list(sys.modules) if module != "__main__"]
+    return _agents_in([function.__module__], function) or _agents_in(others, function)
+
+
+def _agents_in(modules: list[str], function: Callable[..., Any]) -> dict[tuple[str, str], Agent]:
+    found: dict[tuple[str, str], Agent] = {}
+    for module in modules:
+        for name, value in list(getattr(sys.modules[module], "__dict__", {}).items()):
+            if isinstance(value, Agent) and value not in found.values() and _has(value, function):
+                found[module, name] = value
+    return found
+
+
+def _has(agent: Agent, function: Callable[..., Any]) -> bool:
+    return any(info.function is function for info in agent.handlers.values())
 
 
 def _call(messages: list[Message]) -> Any:
     _check()
-    return _handler(messages)
+    try:
+        answers = _handler(messages)
+    except BaseException as error:
+        raise _portable(error) from None
+    if not isinstance(answers, (list, tuple)):
+        return answers
+    return [_portable(each) if isinstance(each, BaseException) else each for each in answers]
+
+
+def _portable(error: BaseException) -> BaseException:
+    """The exception as one that another process can read. Its traceback is a note there."""
+    sent = error
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        sent = HandlerError(f"{type(error).__name__}: {text_of(error)}")
+    if error.__traceback__ is not None:
+        sent.add_note(traceback_of(error))
+    return sent
 
 
 def _check() -> None:

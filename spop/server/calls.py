@@ -170,6 +170,6 @@ class Calls:
         for flights in self._flights:
             await flights.end()
         for batcher in self._batchers:
-            batcher.close()
+            await batcher.end()
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)

@@ -22,6 +22,7 @@ from spop.counters import OWN, ROUTES, Cell, Cells, Totals, new_row, row_size
 from spop.forks import serve_in_this_thread
 from spop.logs import RateLimitedLog, SafeLogger, fields, level_number
 from spop.options import DEFAULT_BIND, Options, ServeOptions
+from spop.parameters import described, is_async
 from spop.server.accepting import Acceptor
 from spop.server.admission import Admission
 from spop.server.balance import SETTLE, Balance, is_uneven, surplus
@@ -87,7 +88,7 @@ class Server:
         **more_options: Unpack[ServeOptions],
     ) -> None:
         self.agent = agent
-        self.options: Options = options or Options.of(bind, **more_options)
+        self.options: Options = options or Options.of(bind, **more_options).alone()
         self.engines: Engines = Engines()
         self.admission: Admission = Admission(self.options, balance)
         self.tls: ssl.SSLContext | None = tls or tls_context(self.options)
@@ -605,6 +606,8 @@ class Server:
         from spop.server.event_loop import serve_here
 
         self._check_one_loop()
+        if ready is not None and is_async(ready):
+            raise TypeError(f"ready: {described(ready)} is async def; a plain def is needed")
         self._open()
         self._is_guest = True
         (loop,) = self._loops
@@ -623,7 +626,7 @@ class Server:
     def _check_one_loop(self) -> None:
         for each in dataclasses.fields(self.options):
             value = getattr(self.options, each.name)
-            if each.name in ("processes", "threads", "event_loop") and value != each.default:
+            if each.name in ("threads", "event_loop") and value != each.default:
                 raise ValueError(
                     f"{each.name} is {value!r}, but it runs on the event loop it is in"
                 )

@@ -316,6 +316,18 @@ def test_a_bad_token_is_denied(ask: Ask, keys: Any, bad: str) -> None:
     assert "txn.application.x_user" not in answer
 
 
+def test_a_token_whose_json_is_nested_deeply_is_denied(
+    ask: Ask, keys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to pyjwt 2.10 that leaves json as it is."""
+
+    def nested(token: str) -> None:
+        raise RecursionError
+
+    monkeypatch.setattr(jwt, "get_unverified_header", nested)
+    assert ask(bearer(token()), **settings(keys(jwk(RSA_KEY))))["txn.status"] == 401
+
+
 def test_a_key_for_encryption_or_another_algorithm_checks_no_token(ask: Ask, keys: Any) -> None:
     for more in ({"use": "enc"}, {"alg": "RS512"}):
         path = keys(jwk(RSA_KEY, "one", **more), jwk(OTHER_KEY, "other"))

@@ -129,6 +129,8 @@ def test_a_service_that_does_not_answer_is_counted(kind: str) -> None:
     [
         ("", ":3: settings.url is missing"),
         ('url = "shop"', ":4: settings.url: 'shop', http://HOST… or https://HOST… is needed"),
+        ('url = "http://x/a?b=1"', ":4: settings.url: 'http://x/a?b=1' has a query"),
+        ('url = "http://x/#a"', ":4: settings.url: 'http://x/#a' has a query or a fragment"),
         ('url = "http://x"\nshare = 2', ":5: settings.share: 2.0, 0.0 to 1.0 is needed"),
         ('url = "http://x"\nmax-pending = 0', ":5: settings.max_pending: 0, more than 0 is needed"),
         ('url = "http://x"\ndrop = ["a:b"]', ":5: settings.drop: 'a:b' is no header's name"),

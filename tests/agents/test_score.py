@@ -226,6 +226,7 @@ def test_a_score_that_is_no_number_fails_its_message_alone(monkeypatch: pytest.M
         (f'model = {json.dumps(__file__)}\nfeatures = ["a.size"]',
          ":5: settings.features: 'a.size': 'size' is not one of length, digits"),
         (f'model = {json.dumps(__file__)}\nscale = "x"', ":5: settings.scale: int is needed"),
+        (f'model = {json.dumps(__file__)}\nscale = 0', ":5: settings.scale: 0, 1 at least"),
     ],
 )  # fmt: skip
 def test_a_bad_setting_is_refused_with_its_line(tmp_path: Path, table: str, error: str) -> None:
