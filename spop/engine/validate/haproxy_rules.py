@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from spop.constants import DEFAULT_BUFSIZE
+from spop.constants import DEFAULT_BUFSIZE, LENGTH_SIZE
 from spop.engine.config.diagnostics import Diagnostic
 from spop.engine.config.lines import Line
 from spop.engine.config.resolution import misplaced
+from spop.engine.config.versions import HEADER_LISTS
 from spop.engine.samples import Place
 from spop.engine.samples.errors import did_you_mean
 from spop.engine.validate.haproxy_cfg import HAProxyConfig
@@ -57,7 +58,7 @@ def filter_unknown(setup: Setup) -> Found:
 
 def headers_bin(setup: Setup) -> Found:
     """A rule ``add-headers-bin`` or its like, before HAProxy 3.4."""
-    if setup.haproxy is None or setup.version.branch >= (3, 4):
+    if setup.haproxy is None or setup.version.branch >= HEADER_LISTS:
         return
     for _, line in setup.haproxy.lines():
         action = line.arguments[0] if line.arguments else ""
@@ -169,7 +170,7 @@ def backend_mode(setup: Setup, engine: EngineSetup) -> Found:
     backend = engine.backend
     if backend is None:
         return
-    allowed = ("tcp", "spop") if setup.version.branch >= (3, 1) else ("tcp",)
+    allowed = ("tcp", "spop") if setup.version.rewritten else ("tcp",)
     if backend.mode not in allowed:
         line = backend.last("mode")
         location = line.at(0) if line and line in backend.lines else backend.location
@@ -243,13 +244,13 @@ def bufsize(haproxy: HAProxyConfig | None) -> int:
 
 def frame_size(setup: Setup, engine: EngineSetup) -> Found:
     """``max-frame-size`` above what ``tune.bufsize`` allows."""
-    limit = bufsize(setup.haproxy) - 4
+    limit = bufsize(setup.haproxy) - LENGTH_SIZE
     size = engine.config.max_frame_size
     if setup.haproxy and size > limit and "max-frame-size" in _written(engine):
         yield error(
             engine.place("max-frame-size"),
             f"'max-frame-size {size}' is above tune.bufsize - 4, which is {limit}",
-            f"write {limit}, or 'tune.bufsize {size + 4}' in {setup.haproxy.file}",
+            f"write {limit}, or 'tune.bufsize {size + LENGTH_SIZE}' in {setup.haproxy.file}",
         )
 
 
