@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
+from spop.constants import LENGTH_SIZE
 from spop.engine.config.model import Proxy
 from spop.engine.config.versions import DEFAULT, Version
 from spop.engine.samples.vocabulary import Vocabulary
@@ -54,5 +55,5 @@ class Dialect:
             own=choice is not Missing.NOTE,
             has_backend=proxy is not Proxy.FRONTEND,
         )
-        # HAProxy rounds tune.bufsize up to 16 bytes, and keeps four for the length of a frame.
-        return cls(version, choice, vocabulary, -(-bufsize // 16) * 16 - 4)
+        # HAProxy rounds tune.bufsize up to 16 bytes, and keeps room for the length of a frame.
+        return cls(version, choice, vocabulary, -(-bufsize // 16) * 16 - LENGTH_SIZE)
