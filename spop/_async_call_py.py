@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from time import perf_counter_ns
+from time import monotonic_ns
 from typing import Any
 
 from spop.forks import FORKED, end_child
@@ -80,7 +80,7 @@ class AsyncCall(Coroutine[Any, Any, None]):
         return getattr(self._coroutine, name)
 
     def _step(self, resume: Callable[..., Any], *args: Any) -> Any:
-        began = perf_counter_ns()
+        began = monotonic_ns()
         try:
             return resume(*args)
         except StopIteration as stop:
@@ -89,7 +89,7 @@ class AsyncCall(Coroutine[Any, Any, None]):
             # Without this frame, which refers to `self`: that would be a reference cycle.
             self.error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
         finally:
-            took = perf_counter_ns() - began
+            took = monotonic_ns() - began
             if 0 < self._slow_after < took and self._slow is not None:
                 self._slow(self.name, took)
             if FORKED:

@@ -1,13 +1,13 @@
 """What `_codec.pyx` shares with the other compiled modules: the numbers of sections 3.2 to 3.4, and
-frames as C structures. The names of `_typed_data.pxd` can be imported from here too."""
+frames as C structures. They import the names of `_typed_data.pxd` from here, too."""
 
 from libc.stdint cimport uint32_t, uint64_t
 
 from spop._typed_data cimport (
-    BOOL_TRUE, LONGEST_VARINT, LONG_VARINT, T_BINARY, T_BOOL, T_INT32, T_INT64, T_IPV4, T_IPV6,
-    T_NULL, T_STRING, T_UINT32, T_UINT64, TYPE_MASK, Field, Reader, Writer, argument_value,
-    field_value, name_text, read_field, read_span, read_varint, release, reserve, text, use_stack,
-    write_bytes, write_named_value, write_string, write_type, write_varint,
+    LONGEST_VARINT, T_BINARY, T_BOOL, T_INT32, T_IPV4, T_NULL, T_STRING, T_UINT64, Field, Reader,
+    Writer, argument_value, field_value, name_text, read_field, read_span, read_varint, release,
+    reserve, text, use_stack, write_bytes, write_named_value, write_string, write_type,
+    write_varint,
 )
 
 
@@ -52,8 +52,8 @@ cdef inline Py_ssize_t announced_length(const unsigned char *p) noexcept:
     return <uint32_t>p[0] << 24 | p[1] << 16 | p[2] << 8 | p[3]
 
 
-# A call into another compiled module goes through a pointer. What each frame needs is inline: that takes
-# a seventh of the dispatcher's time away.
+# A call into another compiled module goes through a pointer. What each frame needs is inline: that
+# takes a seventh of the dispatcher's time away.
 
 cdef int refuse_abort() except -1
 cdef Py_ssize_t refuse_length(Py_ssize_t length, Py_ssize_t max_frame_size) except -2

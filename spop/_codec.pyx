@@ -7,7 +7,6 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.object cimport PyObject
 from cpython.tuple cimport PyTuple_New
-from libc.stdint cimport uint64_t
 
 from spop._objects cimport HAS_GIL, fill_slot, new_instance, put_item, slot_offset
 from spop._typed_data cimport _View, Write, append, as_uint64, read_typed_data, take_typed_data, written

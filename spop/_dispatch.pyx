@@ -6,19 +6,17 @@ malformed one calls no handler. Then arguments go straight into the vector of a 
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.mem cimport PyMem_Free, PyMem_Realloc
 from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint64_t
-from libc.string cimport memcmp, memcpy, memmove, memset
+from libc.string cimport memcmp
 
 from spop._codec cimport (
     ABORT, ACK, AGENT_DISCONNECT, AGENT_HELLO, FIN, HAPROXY_DISCONNECT, HAPROXY_HELLO,
-    LENGTH_SIZE, MAX_CONTROL_SIZE, NOTIFY, T_BINARY, T_INT32, T_NULL, T_STRING,
-    T_UINT64, UNSET_FRAME, Field, Header, Reader, Writer, argument_value, begin_frame,
-    field_value, finish_frame, frame_length, name_text, new_message, read_field, read_frame,
-    read_header, read_span, release, text, use_stack, write_answer, write_bytes,
+    LENGTH_SIZE, MAX_CONTROL_SIZE, NOTIFY, UNSET_FRAME, Field, Header, Reader, Writer, begin_frame,
+    finish_frame, frame_length, read_field, read_frame, read_header, read_span, release, text,
+    use_stack, write_answer, write_bytes,
 )
-
 from spop._route cimport (
     ASYNC, HEADERS, INLINE, KIND_ACK, LEFT, Route, Span, free_values, message_of, parameter_values,
     values_list,
@@ -26,29 +24,27 @@ from spop._route cimport (
 from spop._objects cimport release_view, writable_view
 from spop._intake cimport TOO_BIG, WHOLE, Bytes, Intake, Step, drop_bytes, free_bytes
 
-from spop.parameters import ASYNC as PY_ASYNC, HEADERS as PY_HEADERS, INLINE as PY_INLINE
-from spop.parameters import LEFT as PY_LEFT, RUNNING, Running
-from spop.parameters import check_answer
-from spop.constants import NO_LIMIT, VALUE_SIZE as PY_VALUE_SIZE
 from spop.constants import (
-    DEFAULT_MAX_PAYLOAD_SIZE, MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, MAX_TASKS,
-    MAX_TEXT_SIZE, MOST_UNKNOWN, DataType,
+    MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, MAX_TASKS, MAX_TEXT_SIZE, MOST_UNKNOWN, NO_LIMIT,
+    VALUE_SIZE as PY_VALUE_SIZE,
 )
-from spop.counters import Cell, RouteCell, new_row, row_size
-from spop.counters import BUCKETS as PY_BUCKETS, BUCKET_SHIFT as PY_BUCKET_SHIFT
+from spop.counters import (
+    BUCKETS as PY_BUCKETS, BUCKET_SHIFT as PY_BUCKET_SHIFT, Cell, RouteCell, new_row, row_size,
+)
 from spop.errors import (
-    FrameTooBigError, HandlerError, InterlacedFramesError, InvalidFrameError, ProtocolError,
-    TooManyMessagesError,
+    FrameTooBigError, InterlacedFramesError, InvalidFrameError, ProtocolError, TooManyMessagesError,
 )
 from spop.forks import FORKED, end_child
 from spop.frames import Ack, Notify
+from spop.parameters import (
+    ASYNC as PY_ASYNC, HEADERS as PY_HEADERS, INLINE as PY_INLINE, LEFT as PY_LEFT, RUNNING,
+    Running, check_answer,
+)
 
 cdef extern from "Python.h":
     object PyObject_Vectorcall(object, PyObject **args, size_t nargs, PyObject *names)
     object PyContextVar_Set(object variable, object value)
     int PyContextVar_Reset(object variable, object token) except -1
-    void Py_INCREF(PyObject *)
-    void Py_XDECREF(PyObject *)
 
 cdef extern from *:
     """

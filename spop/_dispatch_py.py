@@ -10,7 +10,7 @@ what it returns. Handlers that have to be waited for it leaves to the caller, as
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable
-from time import monotonic_ns, perf_counter_ns
+from time import monotonic_ns
 from typing import Any, cast
 
 from spop import _codec_py as codec
@@ -41,14 +41,7 @@ from spop.errors import (
 )
 from spop.forks import FORKED, end_child
 from spop.frames import Ack, Frame, Message, Notify, RawFrame
-from spop.parameters import (
-    ASYNC,
-    INLINE,
-    LEFT,
-    RUNNING,
-    Running,
-    check_answer,
-)
+from spop.parameters import ASYNC, INLINE, LEFT, RUNNING, Running, check_answer
 from spop.values import Buffer
 
 # Members of an enum take several times as long to look up.
@@ -283,7 +276,7 @@ class Dispatcher:
         frames: list[Frame | Deferred] = []
         out = bytearray()
         self._busy = True
-        self._clock = perf_counter_ns()
+        self._clock = monotonic_ns()
         self._until = self._until or self._clock + self._max_pass
         try:
             with memoryview(data)[:end] as view:
@@ -449,13 +442,13 @@ class Dispatcher:
                 return
         self.cells[Cell.ACKS] += 1
         out += codec.finish_frame(0, ack)
-        self._clock = perf_counter_ns()
+        self._clock = monotonic_ns()
 
     def _defer(
         self, intake: Intake, notify: Notify, actions: bytes, calls: list[Call], room: int
     ) -> Deferred:
         deferred = self._deferred(notify.stream_id, notify.frame_id, actions, calls, room)
-        self._clock = perf_counter_ns()
+        self._clock = monotonic_ns()
         deferred.size = self._taken(intake, notify)
         return deferred
 
@@ -537,7 +530,7 @@ class Dispatcher:
         call._room = room
         call.size = self._taken(intake, notify)
         call._began = self._clock
-        self._clock = perf_counter_ns()
+        self._clock = monotonic_ns()
         intake.calls[call] = None
         if call.begun is None:
             call.running = (call.route.name, *call._ids, intake.peer)
@@ -592,7 +585,7 @@ class Dispatcher:
 
     def _observe(self, route: Route) -> None:
         """Count a call. Its time begins at the end of the last one: that saves a clock read."""
-        now = perf_counter_ns()
+        now = monotonic_ns()
         took = now - self._clock
         self._clock = now
         self._count_call(route, took)
@@ -656,19 +649,16 @@ class Dispatcher:
             intake: of the connection that it leaves on.
             path: the fast path of that connection, for `settled`.
         """
-        ids = deferred.stream_id, deferred.frame_id
-        little_endian = intake.little_endian
-        ack = codec.encode_raw_frame(
-            _ACK, _FIN, *ids, deferred.actions, little_endian=little_endian
-        )
-        if (
-            len(ack) - LENGTH_SIZE > intake.max_frame_size
-        ):  # Another connection may have a lower limit.
-            room = intake.max_frame_size + LENGTH_SIZE + len(deferred.actions) - len(ack)
-            error = FrameTooBigError(_TOO_BIG.format(len(deferred.actions), room))
+        actions, ack = deferred.actions, bytearray()
+        head = _ACK, _FIN, deferred.stream_id, deferred.frame_id, intake.little_endian
+        codec.begin_frame(head, ack)
+        room = LENGTH_SIZE + intake.max_frame_size - len(ack)
+        if len(actions) > room:  # Another connection may have a lower limit.
+            error = FrameTooBigError(_TOO_BIG.format(len(actions), room))
             self.fail(deferred.calls[0].route, error)
-            ack = codec.encode_raw_frame(_ACK, _FIN, *ids, b"", little_endian=little_endian)
-        self._send_later(intake, ack, path)
+            actions = b""
+        ack += actions
+        self._send_later(intake, codec.finish_frame(0, ack), path)
 
     def fail(self, route: Route, error: BaseException) -> None:
         """Count a failure of a route and call `failed`."""

@@ -6,12 +6,12 @@ Fields are looked up in the received bytes. Only a field that is found becomes a
 from cython cimport critical_section
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.string cimport memchr, memcpy
+from libc.string cimport memchr
 
 from collections.abc import Mapping
 
 from spop._codec cimport (
-    Reader, Writer, name_text, read_span, release, reserve, text, write_varint,
+    Reader, Writer, name_text, read_span, release, text, use_stack, write_bytes, write_varint,
 )
 
 from spop.errors import InvalidFrameError
@@ -176,7 +176,7 @@ cdef bytes raw_text(object text):
     raise TypeError(f"a header is str or bytes, not {type(text).__name__}")
 
 
-# --- reading -----------------------------------------------------------------------------
+# --- reading ---
 
 
 cdef inline bint next_pair(Cursor *cursor, Pair *pair) except -1:
@@ -260,18 +260,17 @@ cdef Py_ssize_t end_of_list(bytes data) except -1:
             return start
 
 
-# --- writing -----------------------------------------------------------------------------
+# --- writing ---
 
 
 cdef bytes packed_pair(object name, object value):
     cdef bytes raw_value = raw_text(value), raw_name = raw_text(name)
     cdef unsigned char stack[512]
-    cdef Writer w = writer(stack, sizeof(stack))
+    cdef Writer w
+    use_stack(&w, stack, sizeof(stack))
     try:
-        write_span(
-            &w, <const unsigned char *>PyBytes_AS_STRING(raw_name), PyBytes_GET_SIZE(raw_name))
-        write_span(
-            &w, <const unsigned char *>PyBytes_AS_STRING(raw_value), PyBytes_GET_SIZE(raw_value))
+        write_span(&w, PyBytes_AS_STRING(raw_name), PyBytes_GET_SIZE(raw_name))
+        write_span(&w, PyBytes_AS_STRING(raw_value), PyBytes_GET_SIZE(raw_value))
         return PyBytes_FromStringAndSize(<const char *>w.data, w.length)
     finally:
         release(&w)
@@ -283,7 +282,8 @@ cdef bytes packed(Headers headers, bint values):
     cdef Pair pair
     cdef bytes data = headers.begin(&cursor)
     cdef unsigned char stack[2048]
-    cdef Writer w = writer(stack, sizeof(stack))
+    cdef Writer w
+    use_stack(&w, stack, sizeof(stack))
     try:
         while next_pair(&cursor, &pair):
             check_name(&pair)
@@ -326,18 +326,6 @@ cdef int check_value(Pair *pair) except -1:
     return 0
 
 
-cdef inline Writer writer(unsigned char *data, Py_ssize_t capacity) noexcept:
-    cdef Writer w
-    w.data = data
-    w.length = 0
-    w.capacity = capacity
-    w.heap = False
-    return w
-
-
-cdef int write_span(Writer *w, const unsigned char *data, Py_ssize_t length) except -1:
+cdef int write_span(Writer *w, const void *data, Py_ssize_t length) except -1:
     write_varint(w, length)
-    reserve(w, length)
-    memcpy(w.data + w.length, data, length)
-    w.length += length
-    return 0
+    return write_bytes(w, data, length)

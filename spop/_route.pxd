@@ -3,7 +3,6 @@
 cimport cython
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t
 from libc.string cimport memset
 
 from spop._cache cimport Answers

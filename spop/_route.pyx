@@ -10,8 +10,8 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memcmp, memcpy
 
 from spop._codec cimport (
-    T_BINARY, T_BOOL, T_INT32, T_IPV4, T_NULL, T_STRING, T_UINT64, Field, Header, argument_value, field_value,
-    name_text, new_message,
+    T_BINARY, T_BOOL, T_INT32, T_IPV4, T_NULL, T_STRING, T_UINT64, Field, Header, argument_value,
+    field_value, name_text, new_message,
 )
 from spop._headers cimport received
 

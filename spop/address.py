@@ -21,6 +21,8 @@ from typing import NamedTuple
 ADDRESS_SIZE = 108
 """Bytes of a unix socket's address: ``sun_path`` on Linux."""
 
+MAX_PORT = 65535
+
 _PREFIX = re.compile(r"(?:stream\+)?([a-z]+[46]?)@")
 FAMILIES = {
     "ip": socket.AF_UNSPEC,
@@ -149,7 +151,7 @@ def _fd(text: str, number: str) -> int:
 
 def _tcp(text: str, rest: str, family: int) -> Address:
     host, colon, port = rest.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if not colon or not port.isascii() or not port.isdigit() or int(port) > MAX_PORT:
         raise ValueError(f"address {text!r} is neither HOST:PORT nor unix:PATH nor abns@NAME")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]

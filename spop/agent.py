@@ -43,7 +43,7 @@ from spop.lifespan import Lifespan, Periodic, Resources, current_state
 from spop.logs import RateLimitedLog, SafeLogger, fields, shortened, text_of
 from spop.metrics import Counter as CounterMetric
 from spop.metrics import Gauge, Metrics
-from spop.options import ServeOptions
+from spop.options import DEFAULT_BIND, ServeOptions
 from spop.parameters import LEFT, described, is_async, is_generator, name_of, place_of
 from spop.start_errors import users_part
 from spop.values import Value, type_unset
@@ -558,7 +558,7 @@ class Agent:
         if error is not None:
             raise error
 
-    def serve(self, bind: Addresses = "127.0.0.1:9000", **options: Unpack[ServeOptions]) -> None:
+    def serve(self, bind: Addresses = DEFAULT_BIND, **options: Unpack[ServeOptions]) -> None:
         """Serve until SIGINT or SIGTERM; `spop.server.Server` has the options."""
         from spop.server import Server
 
@@ -574,7 +574,7 @@ class Agent:
 
     async def serve_async(
         self,
-        bind: Addresses = "127.0.0.1:9000",
+        bind: Addresses = DEFAULT_BIND,
         ready: Callable[[AgentServer], object] | None = None,
         **options: Unpack[ServeOptions],
     ) -> None:

@@ -181,7 +181,7 @@ DEFAULT_MAX_PAYLOAD_SIZE = 16 * 1024 * 1024
 HAPROXY_FRAME_SIZE = 16380
 """The ``max-frame-size`` that HAProxy announces by default: ``tune.bufsize - 4``."""
 
-DEFAULT_BUFSIZE = HAPROXY_FRAME_SIZE + 4
+DEFAULT_BUFSIZE = HAPROXY_FRAME_SIZE + LENGTH_SIZE
 """HAProxy's default of ``tune.bufsize`` in bytes."""
 
 MAX_CONTROL_SIZE = 16 * 1024
@@ -210,8 +210,10 @@ MAX_MESSAGES = 1000
 """Default of the largest number of messages in a NOTIFY."""
 
 MAX_ARGUMENTS = 10_000
-MAX_TASKS = 10_000
 """Default of the largest number of arguments in all messages of a NOTIFY together."""
+
+MAX_TASKS = 10_000
+"""Default of the largest number of tasks of asynchronous handlers that may wait in one loop."""
 
 MOST_UNKNOWN = 100
 """Names of messages without a handler that a dispatcher counts one by one."""

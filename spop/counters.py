@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, auto, unique
 
@@ -328,6 +328,7 @@ class Totals:
 
 def _handler_counts(name: str, route: list[int]) -> HandlerCounts:
     calls, seconds = route[RouteCell.CALLS], route[RouteCell.NANOSECONDS] / 1e9
+    buckets = _buckets(route)
     return HandlerCounts(
         name=name,
         calls=calls,
@@ -335,9 +336,9 @@ def _handler_counts(name: str, route: list[int]) -> HandlerCounts:
         timeouts=route[RouteCell.TIMEOUTS],
         seconds=seconds,
         mean=seconds / calls if calls else 0.0,
-        p50=_quantile(route, 0.5),
-        p99=_quantile(route, 0.99),
-        buckets=_buckets(route),
+        p50=quantile(dict(buckets), 0.5) or 0.0,
+        p99=quantile(dict(buckets), 0.99) or 0.0,
+        buckets=buckets,
         hits=route[RouteCell.HITS],
         misses=route[RouteCell.MISSES],
         kept=route[RouteCell.KEPT],
@@ -351,13 +352,17 @@ def _buckets(route: list[int]) -> list[tuple[str, int]]:
     return list(zip([*bounds, "+Inf"], counts, strict=True))
 
 
-def _quantile(route: list[int], q: float) -> float:
-    """A bound in seconds below which a share `q` of a handler's calls stayed."""
-    buckets = route[RouteCell.BUCKETS :]
-    wanted = q * sum(buckets)
-    seen = 0
-    for index, count in enumerate(buckets):
-        seen += count
-        if count and seen >= wanted:
-            return float(2 ** (index + BUCKET_SHIFT)) / 1e9
-    return 0.0
+def quantile(buckets: Mapping[str, int], q: float) -> float | None:
+    """The least bound, in seconds, with a share `q` of the calls below; above the last, that one.
+
+    Args:
+        buckets: the number of calls below each bound. The last is ``+Inf``.
+
+    Returns:
+        None if there was no call.
+    """
+    total = buckets.get("+Inf", 0)
+    if total <= 0:
+        return None
+    bounds = [bound for bound in buckets if bound != "+Inf"]
+    return float(next((each for each in bounds if buckets[each] >= q * total), bounds[-1]))

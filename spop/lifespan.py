@@ -118,7 +118,6 @@ class Merged:
 
     def __init__(self, state: LoopState | None = None) -> None:
         self.state: dict[str, Any] = dict(state or {})
-        self._owners: dict[str, Lifespan] = {}
 
     def add(self, lifespan: Lifespan, yielded: Any) -> None:
         name = f"lifespan {name_of(lifespan)} ({place_of(lifespan)})"

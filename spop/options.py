@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Self, TypedDict, Unpack
 
-from spop.address import Address, Addresses, texts_of
+from spop.address import MAX_PORT, Address, Addresses, texts_of
 from spop.constants import (
     MAX_ANSWER_SIZE,
     MAX_ARGUMENTS,
@@ -27,7 +27,6 @@ MAX_PASS = 2_000_000
 """Nanoseconds for which the frames of a connection are answered before others have their turn."""
 
 DEFAULT_BIND = "127.0.0.1:9000"
-MAX_PORT = 65535
 
 
 def _option(

@@ -57,12 +57,35 @@ class Poller(Protocol):
     def close(self) -> None: ...
 
 
-class EpollPoller:
+class _PythonPoller:
+    """How both pollers in Python wait."""
+
+    def __init__(self, cells: Cells | None, busy_poll: float) -> None:
+        self._cells = new_row(0) if cells is None else cells
+        self._busy_poll = busy_poll
+
+    def _wait(
+        self, look: Callable[[float | None], list[Event]], timeout: float | None
+    ) -> list[Event]:
+        """What `look` finds within `timeout`, and the begin of a round."""
+        if timeout != 0:
+            self._cells[Cell.ROUND_BEGAN] = 0
+        found = _found(look, timeout, self._busy_poll)
+        self._cells[Cell.ROUND_BEGAN] = time.monotonic_ns()
+        return found
+
+    def watch(self, soon: Sized, later: Sized) -> None:
+        """It returns after each round anyway."""
+
+    def wake_in_wait(self, sleeper: Sleeper) -> None:
+        sleeper.wake()
+
+
+class EpollPoller(_PythonPoller):
     """`Poller` over epoll."""
 
     def __init__(self, cells: Cells | None = None, busy_poll: float = 0.0) -> None:
-        self._cells = new_row(0) if cells is None else cells
-        self._busy_poll = busy_poll
+        super().__init__(cells, busy_poll)
         self._epoll = select.epoll()
         self._ready: dict[int, Ready] = {}
         self._wakeups = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -81,31 +104,18 @@ class EpollPoller:
         self._epoll.unregister(fd)
 
     def run(self, timeout: float | None) -> None:
-        for fd, events in self._wait(timeout):
+        for fd, events in self._wait(self._epoll.poll, timeout):
             ready = self._ready.get(fd)
             if ready is not None:
                 ready(READ if events == _EPOLLIN else _READ_AND_WRITE[events & _EPOLLOUT])
 
     def poll(self, timeout: float | None) -> list[tuple[Ready, int]]:
         found = []
-        for fd, events in self._wait(timeout):
+        for fd, events in self._wait(self._epoll.poll, timeout):
             ready = self._ready.get(fd)
             if ready is not None:
                 found.append((ready, _READ_AND_WRITE[events & _EPOLLOUT]))
         return found
-
-    def _wait(self, timeout: float | None) -> list[tuple[int, int]]:
-        if timeout != 0:
-            self._cells[Cell.ROUND_BEGAN] = 0
-        found = _found(self._epoll.poll, timeout, self._busy_poll)
-        self._cells[Cell.ROUND_BEGAN] = time.monotonic_ns()
-        return found
-
-    def watch(self, soon: Sized, later: Sized) -> None:
-        """It returns after each round anyway."""
-
-    def wake_in_wait(self, sleeper: Sleeper) -> None:
-        sleeper.wake()
 
     def fileno(self) -> int:
         return self._epoll.fileno()
@@ -121,12 +131,11 @@ class EpollPoller:
             self._wakeups = -1
 
 
-class SelectorPoller:
+class SelectorPoller(_PythonPoller):
     """`Poller` over the standard library's selectors."""
 
     def __init__(self, cells: Cells | None = None, busy_poll: float = 0.0) -> None:
-        self._cells = new_row(0) if cells is None else cells
-        self._busy_poll = busy_poll
+        super().__init__(cells, busy_poll)
         self._selector = selectors.DefaultSelector()
         self._waker, self._wakened = socket.socketpair()
         self._waker.setblocking(False)
@@ -143,29 +152,17 @@ class SelectorPoller:
         self._selector.unregister(fd)
 
     def run(self, timeout: float | None) -> None:
-        for key, events in self._wait(timeout):
+        for key, events in self._wait(self._selector.select, timeout):
             if self._selector.get_map().get(key.fd) is key:
                 key.data(events)
 
     def poll(self, timeout: float | None) -> list[tuple[Ready, int]]:
-        found = [(key.data, events) for key, events in self._wait(timeout)]
+        ready = self._wait(self._selector.select, timeout)
+        found = [(key.data, events) for key, events in ready]
         if (self._wake_up, READ) in found:
             found.remove((self._wake_up, READ))
             self._wake_up(READ)
         return found
-
-    def _wait(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout != 0:
-            self._cells[Cell.ROUND_BEGAN] = 0
-        found = _found(self._selector.select, timeout, self._busy_poll)
-        self._cells[Cell.ROUND_BEGAN] = time.monotonic_ns()
-        return found
-
-    def watch(self, soon: Sized, later: Sized) -> None:
-        """It returns after each round anyway."""
-
-    def wake_in_wait(self, sleeper: Sleeper) -> None:
-        sleeper.wake()
 
     def fileno(self) -> int:
         fileno = getattr(self._selector, "fileno", None)

@@ -1,4 +1,4 @@
-"""Errors that keep an agent from starting: whose they are, and what of them is shown.
+"""Errors that keep an agent from starting: whose mistake they are, and how they are shown.
 
 A mistake that this package finds, in an option or a handler for example, is one line. An exception
 of the user's own code is shown with its traceback, from the first frame of that code on.

@@ -47,7 +47,8 @@ def trace_messages(
 ) -> None:
     """Make a span for each message of an agent's handlers, and record how long it took.
 
-    The metric is the histogram ``rpc.server.call.duration``. Call it after the handlers are registered, and before the agent serves.
+    The metric is the histogram ``rpc.server.call.duration``. Call this after the handlers are
+    registered, and before the agent serves.
 
     Args:
         traceparent: the argument with the trace context (W3C Trace Context). A message without it

@@ -19,6 +19,20 @@ Serve = Callable[..., AbstractContextManager[Any]]
 """Serves an agent, with options, inside of a ``with`` statement, which gives the server."""
 
 
+def agent_of_each_kind() -> Agent:
+    """An agent with a handler of each kind, whose message has the kind's name."""
+    agent = Agent()
+    agent.message("inline")(lambda n=0: {"txn.inline": n})
+    agent.message("blocking", blocking=True)(lambda n=0: {"txn.blocking": n})
+
+    @agent.message("async")
+    async def asynchronous(n: int = 0) -> dict[str, Any]:
+        await asyncio.sleep(0)
+        return {"txn.async": n}
+
+    return agent
+
+
 def serve_on(event_loop: str, monkeypatch: pytest.MonkeyPatch) -> Serve:
     """Serves on one of `EVENT_LOOPS`."""
     if event_loop == "serve_async":

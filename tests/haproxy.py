@@ -18,8 +18,8 @@ from typing import NamedTuple, Self
 
 import pytest
 
+from spop.haproxy_version import Version as Version
 from spop.testing import haproxy as launcher
-from spop.testing.haproxy import Version as Version
 from spop.testing.haproxy import find_haproxy
 from spop.testing.haproxy import version as version
 
@@ -42,7 +42,7 @@ def installed() -> list[str]:
 
 
 def dotted(path: str) -> str:
-    return ".".join(map(str, version(path)))
+    return ".".join(map(str, version(path)[:3]))
 
 
 def those(low: tuple[int, int], below: tuple[int, int] | None = None) -> pytest.MarkDecorator:

@@ -9,7 +9,6 @@ import itertools
 import logging
 import re
 import signal
-import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -19,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from event_loops import EVENT_LOOPS, Serve, serve_on
+from event_loops import EVENT_LOOPS, Serve, agent_of_each_kind, serve_on
 from haproxy import wait_until
 from serving import Served, served, wait_until_serving
-from wire import ASYNC, assert_acks_leave_on_another_connection, count, hello
+from wire import ASYNC, assert_acks_leave_on_another_connection, count, end_of, hello
 
 from spop import Ack, Agent, Client, Message, codec
-from spop.connection import EngineConnection
 from spop.context import current
 from spop.counters import Cell, RouteCell
 
@@ -44,16 +42,7 @@ def serve(event_loop: str, monkeypatch: pytest.MonkeyPatch) -> Serve:
 
 @pytest.fixture
 def agent() -> Agent:
-    agent = Agent()
-    agent.message("inline")(lambda n=0: {"txn.inline": n})
-    agent.message("blocking", blocking=True)(lambda n=0: {"txn.blocking": n})
-
-    @agent.message("async")
-    async def asynchronous(n: int = 0) -> dict[str, Any]:
-        await asyncio.sleep(0)
-        return {"txn.async": n}
-
-    return agent
+    return agent_of_each_kind()
 
 
 @pytest.fixture
@@ -778,15 +767,6 @@ def open_when_draining(server: Any, gate: threading.Event) -> threading.Thread:
     thread = threading.Thread(target=run)
     thread.start()
     return thread
-
-
-def end_of(sock: socket.socket, protocol: EngineConnection) -> list[Any]:
-    """What comes until the end of the connection."""
-    events: list[Any] = []
-    with sock:
-        while data := sock.recv(4096):
-            events += protocol.receive_data(data)
-    return events
 
 
 def test_handlers_that_run_when_the_server_stops_are_waited_for(

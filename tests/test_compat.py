@@ -12,7 +12,6 @@ import functools
 import logging
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from typing import Any
 import pytest
 import trustme
 from haproxy import HAProxy
+from serving import free_port
 
 from spop import UNSET, Message, codec, compat
 from spop.compat import samples
@@ -76,12 +76,6 @@ def goodbye(code: int = 0, message: str = "normal") -> bytes:
 
 def notified(*messages: Message, stream_id: int = 3, frame_id: int = 1) -> bytes:
     return bytes(codec.encode_notify(stream_id, frame_id, messages))
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 async def connect(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -18,6 +18,7 @@ import draft_agents
 import haproxy
 import pytest
 from click.testing import CliRunner
+from serving import free_port
 
 from spop import Agent
 from spop.cli import main
@@ -105,12 +106,6 @@ CASES = [
 
 # `make haproxy` runs all of them, `make test` a few.
 FEW = CASES if os.environ.get("SPOP_TEST_HAPROXY") else CASES[::5]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

@@ -303,13 +303,13 @@ def test_an_ack_reaches_haproxy_on_another_connection_of_its_engine(
                 options="option async\n    option pipelining\n    max-waiting-frames 1"
             ),
             rules=RULES,
-            global_options="nbthread 1" if version(haproxy_binary) > (1, 8, 0) else "",
+            global_options="nbthread 1" if version(haproxy_binary) >= (1, 8, 1) else "",
         ) as proxy,
         ThreadPoolExecutor(8) as pool,
     ):
         proxy.wait_until_up()
         waiting = pool.submit(proxy.request, "127.0.0.66")
-        wait_until(lambda: server.busy_handlers == 1, "the handler")
+        wait_until(lambda: server.executor.busy == 1, "the handler")
         # With one frame for each connection, the others open connections of their own.
         assert [a.location for a in pool.map(proxy.request, ["127.0.0.5"] * 20)] == ["/5"] * 20
         with busy_connection(server) as sock:

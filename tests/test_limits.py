@@ -473,7 +473,7 @@ def test_a_full_queue_fails_at_once(agent: Agent, opened: threading.Event) -> No
         Client(str(server.address)) as client,
     ):
         first = client.send([Message("slow")])
-        wait_until(lambda: server.busy_handlers == 1, "the first handler")
+        wait_until(lambda: server.executor.busy == 1, "the first handler")
         others = [client.send([Message("slow")]) for _ in range(3)]
         assert client.wait(others[2]).variables == {"txn.overload": True}
         assert count(server, Cell.QUEUED) == 2

@@ -21,7 +21,7 @@ from typing import Any
 import haproxy_1_7
 import pytest
 from haproxy import HAProxy, Load, wait_until
-from serving import Served, served, wait_until_serving
+from serving import Served, is_alive, served, wait_until_serving
 
 from spop import Client, Message, SpopError, codec
 from spop.connection import EngineConnection
@@ -463,12 +463,6 @@ def test_workers_end_when_their_supervisor_is_killed(tmp_path: Path) -> None:
         workers = process.workers()
         process.kill()
         wait_until(lambda: not any(map(is_alive, workers)), "the workers' end")
-
-
-def is_alive(pid: int) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    return False
 
 
 def test_sigusr1_logs_the_connections(tmp_path: Path, address: str) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wire import hello
+from event_loops import agent_of_each_kind
+from wire import end_of, hello
 
 from spop import Agent, AsyncClient, Client, Message, SpopError
 from spop.connection import EngineConnection
@@ -49,16 +50,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Main], Any]:
 
 @pytest.fixture
 def agent() -> Agent:
-    agent = Agent()
-    agent.message("inline")(lambda n=0: {"txn.inline": n})
-    agent.message("blocking", blocking=True)(lambda n=0: {"txn.blocking": n})
-
-    @agent.message("async")
-    async def asynchronous(n: int = 0) -> dict[str, Any]:
-        await asyncio.sleep(0)
-        return {"txn.async": n}
-
-    return agent
+    return agent_of_each_kind()
 
 
 async def started(
@@ -232,15 +224,6 @@ async def sent(server: Any, *names: str) -> tuple[socket.socket, EngineConnectio
     protocol.notify(1, 1, [Message(name) for name in names])
     sock.sendall(protocol.data_to_send())
     return sock, protocol
-
-
-def end_of(sock: socket.socket, protocol: EngineConnection) -> list[Any]:
-    """What comes until the end of the connection."""
-    events: list[Any] = []
-    with sock:
-        while data := sock.recv(4096):
-            events += protocol.receive_data(data)
-    return events
 
 
 def test_cancelled_it_answers_what_is_in_hand_and_says_goodbye(

@@ -421,7 +421,7 @@ def test_a_handler_that_hangs_does_not_hang_the_stop(agent: Agent, gate: Gate) -
         stream_id = client.send([Message("blocking", n=5)])
         assert gate.entered.acquire(timeout=5)
         server.stop()
-        assert server.busy_handlers == 1
+        assert server.executor.busy == 1
         with pytest.raises((DisconnectedError, OSError)):
             client.wait(stream_id)
 

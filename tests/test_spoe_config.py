@@ -27,7 +27,7 @@ from spop.engine.config import (
     scopes,
 )
 from spop.engine.config.model import AgentConfig, Event, Location, LogTarget
-from spop.engine.config.versions import REPLACED_BY, REWRITTEN, SINCE
+from spop.engine.config.versions import REPLACED_BY, SINCE
 from spop.engine.samples import Place
 from spop.engine.stream import Request, Stream
 
@@ -260,7 +260,7 @@ def test_what_versions_lack_and_ignore(haproxy_binary: str, tmp_path: Path) -> N
         lacks = version[:2] < SINCE.get(keyword, (1, 7))
         assert ask(haproxy_binary, tmp_path, case).good is not lacks, keyword
         said = {d.rule for d in report.diagnostics if f"'{keyword}'" in d.message}
-        ignored = keyword in REPLACED_BY and version[:2] >= REWRITTEN
+        ignored = keyword in REPLACED_BY and version.rewritten
         assert said == ({"version"} if lacks else {"ignored"} if ignored else set()), keyword
         assert (report.config is None) is lacks
 
@@ -272,9 +272,8 @@ def test_what_is_ignored_may_have_any_value(haproxy_binary: str, line: str, tmp_
     version = haproxy.version(haproxy_binary)
     data = f"{AGENT}    {line}\nspoe-message m\n    event on-client-session\n".encode()
     report = read(case := Case(line, True, data), f"{version.major}.{version.minor}")
-    taken = version[:2] >= REWRITTEN
-    assert ask(haproxy_binary, tmp_path, case).good is taken
-    assert (report.config is not None) is taken
+    assert ask(haproxy_binary, tmp_path, case).good is version.rewritten
+    assert (report.config is not None) is version.rewritten
 
 
 @pytest.mark.parametrize(

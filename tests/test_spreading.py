@@ -156,9 +156,9 @@ def test_connections_are_moved_until_workers_have_as_many(
     with serving(tmp_path, "--processes", "4") as process, talk(address, message) as clients:
         with clients.busy() if busy else contextlib.nullcontext():
             clients.open(40, pause)
-            wait_until(lambda: clients.is_even(4), "an even spread", timeout=10)
+            wait_until(lambda: clients.is_even(4), "an even spread")
             replace_workers(process)
-            wait_until(lambda: clients.is_even(4), "an even spread", timeout=10)
+            wait_until(lambda: clients.is_even(4), "an even spread")
             assert "disconnected" not in process.log, process.log
         assert "ERROR" not in process.log, process.log
 
@@ -167,14 +167,14 @@ def test_a_connection_with_frames_always_in_flight_is_moved(tmp_path: Path, addr
     """Two that pipeline are on one of two workers, until one of them has come to rest."""
     with serving(tmp_path, "--processes", "2"), talk(address, "wait") as clients:
         clients.open(4)
-        wait_until(lambda: clients.is_even(2), "an even spread", timeout=10)
+        wait_until(lambda: clients.is_even(2), "an even spread")
         place = clients.ask(clients.clients[0], 0)
         clients.clients.sort(key=lambda client: clients.ask(client, 0) != place)
         kept = clients.clients[:2]
         with contextlib.ExitStack() as stack:
             streams = [stack.enter_context(Stream(client)) for client in kept]
             clients.close(2)
-            wait_until(lambda: streams[0].pid != streams[1].pid, "different workers", timeout=10)
+            wait_until(lambda: streams[0].pid != streams[1].pid, "different workers")
 
 
 class Stream:
@@ -274,7 +274,7 @@ def moved(process: Served) -> int:
 def test_a_restarted_worker_gets_its_share(tmp_path: Path, address: str) -> None:
     with serving(tmp_path, "--processes", "4") as process, talk(address) as clients:
         clients.open(40)
-        wait_until(lambda: clients.is_even(4), "an even spread", timeout=10)
+        wait_until(lambda: clients.is_even(4), "an even spread")
         os.kill(process.workers()[0], signal.SIGKILL)
         process.wait_for_log("died: killed by SIGKILL")
         alive = []
@@ -284,7 +284,7 @@ def test_a_restarted_worker_gets_its_share(tmp_path: Path, address: str) -> None
                 alive.append(client)
         clients.clients = alive
         assert len(alive) >= 30
-        wait_until(lambda: clients.is_even(4), "an even spread", timeout=10)
+        wait_until(lambda: clients.is_even(4), "an even spread")
 
 
 def test_health_checks_and_connections_without_hello_move_nothing(
@@ -296,7 +296,7 @@ def test_health_checks_and_connections_without_hello_move_nothing(
         contextlib.ExitStack() as stack,
     ):
         clients.open(4)
-        wait_until(lambda: clients.is_even(2), "an even spread", timeout=10)
+        wait_until(lambda: clients.is_even(2), "an even spread")
         for _ in range(30):
             sock = stack.enter_context(socket.socket(socket.AF_UNIX))
             sock.connect(address.removeprefix("unix:"))
@@ -355,10 +355,10 @@ def test_loops_of_a_process_have_as_many_connections(threaded: Agent) -> None:
         clients.busy(),
     ):
         clients.open(40)
-        wait_until(lambda: clients.is_even(4), "an even spread", timeout=10)
+        wait_until(lambda: clients.is_even(4), "an even spread")
         clients.clients.sort(key=lambda client: str(clients.ask(client, 0)))
         clients.close(15)
-        wait_until(lambda: clients.is_even(4), "an even spread", timeout=10)
+        wait_until(lambda: clients.is_even(4), "an even spread")
         assert clients.counts == [6, 6, 6, 7]
 
 
@@ -462,7 +462,7 @@ def test_other_addresses_are_shared_beside_a_range(tmp_path: Path, address: str)
     ):
         first.open(5)
         shared.open(8)
-        wait_until(lambda: shared.is_even(2), "an even spread", timeout=10)
+        wait_until(lambda: shared.is_even(2), "an even spread")
         assert len(pids_of(first)) == 1
         assert "disconnected" not in process.log
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from haproxy import wait_until
-from serving import Served, served, wait_until_serving
+from serving import Served, is_alive, served, wait_until_serving
 
 from spop import Ack, Agent, Client, Message, SpopError, codec
 from spop.connection import EngineConnection
@@ -83,12 +83,6 @@ def serving(folder: Path, *options: str, launcher: str = "") -> Iterator[tuple[S
 
 def ask(client: Client) -> dict[str, Any]:
     return dict(client.notify("check").variables)
-
-
-def is_alive(pid: int) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    return False
 
 
 # --- what the system does not allow ---

@@ -521,8 +521,9 @@ def test_a_damaged_frame_is_marked_and_decoding_goes_on() -> None:
     assert found[2].offset == 2 * len(NOTIFY)
 
 
-def test_bytes_between_frames_are_marked_and_decoding_goes_on() -> None:
-    found = list(Decoder().feed(bytes(NOTIFY) + b"GET / HTTP/1.1\r\n\r\n" + bytes(NOTIFY)))
+@pytest.mark.parametrize("last", [NOTIFY, codec.encode_ack(1, 1)], ids=["long", "shortest"])
+def test_bytes_between_frames_are_marked_and_decoding_goes_on(last: bytearray) -> None:
+    found = list(Decoder().feed(bytes(NOTIFY) + b"GET / HTTP/1.1\r\n\r\n" + bytes(last)))
     assert [frame.frame is None for frame in found] == [False, True, False]
     assert found[1].data == b"GET / HTTP/1.1\r\n\r\n"
 

@@ -33,6 +33,15 @@ def hello(server: Any, **options: Any) -> tuple[socket.socket, EngineConnection]
     return sock, protocol
 
 
+def end_of(sock: socket.socket, protocol: EngineConnection) -> list[Any]:
+    """What comes until the end of the connection."""
+    events: list[Any] = []
+    with sock:
+        while data := sock.recv(4096):
+            events += protocol.receive_data(data)
+    return events
+
+
 def count(server: Any, cell: Cell) -> int:
     """What all loops of a server have counted."""
     found: int = server.totals().cells[cell]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import httpx
 
-from spop.options import MAX_PORT
+from spop.address import MAX_PORT
 
 logging.getLogger("httpx").setLevel(logging.WARNING)  # It logs each request.
 

@@ -1,5 +1,5 @@
-"""Where the agent `ratelimit` keeps what was used of limits: in memory that the processes of a machine
-share, or in Redis or Valkey, which many machines share.
+"""The stores of the agent `ratelimit`: memory that the processes of a machine share, and Redis or
+Valkey, which many machines share. They keep how much of each limit is used.
 
 A store is asked for tokens of several limits at once. It grants some of each, or none of all. Both
 stores follow the same two rules:

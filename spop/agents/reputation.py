@@ -123,8 +123,8 @@ agent: Agent = Agent(name="reputation", config=Settings)
 class Lists:
     """The lists of this process, in an index that all processes with these lists share.
 
-    One of them starts a process that builds the next index, and that has a lock for so long. All see
-    that the file was replaced.
+    One of them starts a process that builds the next index. That process has a lock until it ends.
+    All see that the file was replaced.
 
     Attributes:
         outcomes: name and score of each list, by its number; the last is that of no list.

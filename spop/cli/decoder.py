@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from spop import codec
-from spop.constants import FLAGS_END, LENGTH_SIZE, FrameType
+from spop.constants import FLAGS_END, LENGTH_SIZE, SHORTEST_FRAME, FrameType
 from spop.dispatch import Dispatcher, Intake
 from spop.errors import ProtocolError
 from spop.frames import Control, Frame, Notify, RawFrame
@@ -70,15 +70,15 @@ class Decoder:
     def feed(self, data: bytes) -> Iterator[Found]:
         """The frames that these bytes complete."""
         self._data += data
-        while len(self._data) >= 4:
-            length = int.from_bytes(self._data[:4], "big")
-            if not 7 <= length <= MAX_FRAME_SIZE:
+        while len(self._data) >= LENGTH_SIZE:
+            length = int.from_bytes(self._data[:LENGTH_SIZE], "big")
+            if not SHORTEST_FRAME <= length <= MAX_FRAME_SIZE:
                 if not (yield from self._search(f"{length} is no length of a frame")):
                     return
-            elif len(self._data) < 4 + length:
+            elif len(self._data) < LENGTH_SIZE + length:
                 return
             else:
-                yield self._frame(4 + length)
+                yield self._frame(LENGTH_SIZE + length)
 
     def skip(self, size: int) -> Iterator[Found]:
         """Skip bytes that are missing."""
@@ -98,7 +98,7 @@ class Decoder:
 
     def _frame(self, size: int) -> Found:
         offset, data = self._offset, self._take(size)
-        if data[4] in (FrameType.HAPROXY_HELLO, FrameType.AGENT_HELLO):
+        if data[LENGTH_SIZE] in (FrameType.HAPROXY_HELLO, FrameType.AGENT_HELLO):
             self._see_flags(data)
         try:
             ((frame,), _) = _decode(data, self._flags)
@@ -107,7 +107,7 @@ class Decoder:
         return Found(offset, data, frame, "", self._payload(frame, data))
 
     def _see_flags(self, hello: bytes) -> None:
-        self._flags.little_endian, none = flags_of_hello(hello, 4)
+        self._flags.little_endian, none = flags_of_hello(hello, LENGTH_SIZE)
         # HAProxy 1.7 sets no flags. In a HELLO of SPOP 2.0 that is damage.
         if none and _speaks_1_0(hello):
             self._flags.whole = True
@@ -135,16 +135,18 @@ class Decoder:
 
     def _search(self, why: str) -> Generator[Found, None, bool]:
         """Look for the next frame behind damaged bytes. Returns whether there is one."""
-        for start in range(1, len(self._data) - 11):
-            length = int.from_bytes(self._data[start : start + 4], "big")
-            end = start + 4 + length
-            if length >= 7 and end <= len(self._data) and self._is_frame(self._data[start:end]):
+        for start in range(1, len(self._data) - LENGTH_SIZE - SHORTEST_FRAME + 1):
+            begin = start + LENGTH_SIZE
+            length = int.from_bytes(self._data[start:begin], "big")
+            if length < SHORTEST_FRAME or begin + length > len(self._data):
+                continue
+            if self._is_frame(self._data[start : begin + length]):
                 yield Found(self._offset, self._take(start), None, why)
                 return True
         return False
 
     def _is_frame(self, data: bytearray) -> bool:
-        if data[4] not in set(FrameType):
+        if data[LENGTH_SIZE] not in set(FrameType):
             return False
         try:
             return bool(_decode(data, self._flags)[0])

@@ -19,8 +19,9 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 class Main(click.Group):
     """The command. Its output never ends in a traceback.
 
-    A mistake is one line. A character that the output's encoding lacks is shown as an escape, for example ``\\udcff``. A
-    reader that has seen enough ends the command with status 0. A full disk is an error.
+    A mistake is one line. A character that the output's encoding lacks is shown as an escape, for
+    example ``\\udcff``. A reader that has seen enough ends the command with status 0. A full disk
+    is an error.
     """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:

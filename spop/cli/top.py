@@ -1,4 +1,4 @@
-"""``spop top``: what a service does now. `--admin` answers what it asks."""
+"""``spop top``: a live view of a running service, read from its ``--admin`` address."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ import click
 from spop.address import Address
 from spop.cli.parameters import ADDRESS, Seconds, timeout_option
 from spop.client.dial import Endpoint, dial
+from spop.counters import quantile
 from spop.errors import reason
 from spop.logs import escaped
-from spop.server.history import quantile
 
 _BEGIN, _END = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 """The terminal's other screen, without a cursor, and back."""

@@ -38,9 +38,8 @@ class AsyncClient(ClientCore):
         self._tasks: set[asyncio.Task[None]] = set()
         self._open_transports: set[_Transport] = set()
         self._to_send: dict[Link, None] = {}
-        self.buffer: bytearray = bytearray(
-            RECV_SIZE
-        )  # All transports share it: bytes are decoded at once.
+        # All transports share it: bytes are decoded at once.
+        self.buffer: bytearray = bytearray(RECV_SIZE)
         self._deadlines = _Deadlines(self._expire)
 
     def bind(self) -> None:

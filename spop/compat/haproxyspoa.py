@@ -25,6 +25,8 @@ from spop.compat.imports import Functions, functions, overrides
 from spop.constants import (
     DEFAULT_MAX_FRAME_SIZE,
     HAPROXY_FRAME_SIZE,
+    SET_VAR_ARGUMENTS,
+    UNSET_VAR_ARGUMENTS,
     ActionType,
     DataType,
     FrameType,
@@ -33,7 +35,8 @@ from spop.errors import ProtocolError
 from spop.frames import Message, Notify
 from spop.values import UInt32
 
-SET_VAR, UNSET_VAR = (int(ActionType.SET_VAR), 3), (int(ActionType.UNSET_VAR), 2)
+SET_VAR = int(ActionType.SET_VAR), SET_VAR_ARGUMENTS
+UNSET_VAR = int(ActionType.UNSET_VAR), UNSET_VAR_ARGUMENTS
 """Type and number of arguments of the actions."""
 _INT64 = int(DataType.INT64)
 _64_BITS = 0xFFFF_FFFF_FFFF_FFFF

@@ -21,7 +21,15 @@ from spop.codec import encode_string, encode_value, encode_varint
 from spop.compat.connection import Connection, serve
 from spop.compat.imports import functions, overrides
 from spop.compat.threads import Done, ThreadCall, Threads
-from spop.constants import LENGTH_SIZE, ActionType, DataType, FrameType
+from spop.constants import (
+    FLAGS_END,
+    LENGTH_SIZE,
+    SET_VAR_ARGUMENTS,
+    UNSET_VAR_ARGUMENTS,
+    ActionType,
+    DataType,
+    FrameType,
+)
 from spop.errors import FrameTooBigError, ProtocolError
 from spop.frames import Message, Notify
 from spop.values import Int64
@@ -84,11 +92,11 @@ class Actions:
             TypeError: its scope is no number.
         """
         if isinstance(action, self._set_var):
-            out += bytes((_SET, 3, action.scope))
+            out += bytes((_SET, SET_VAR_ARGUMENTS, action.scope))
             self._write_text(action.name, out)
             self._write_value(action.value, out)
         elif isinstance(action, self._unset_var):
-            out += bytes((_UNSET, 2, action.scope))
+            out += bytes((_UNSET, UNSET_VAR_ARGUMENTS, action.scope))
             self._write_text(action.name, out)
         else:
             raise self.error(f"Unexpected Action while encoding: {type(action).__name__}")
@@ -383,7 +391,8 @@ class ForgeConnection(Connection):
 
 def _size_of_empty_ack(frame: Notify) -> int:
     """Bytes of type, flags and ids."""
-    return 5 + len(encode_varint(frame.stream_id)) + len(encode_varint(frame.frame_id))
+    ids = len(encode_varint(frame.stream_id)) + len(encode_varint(frame.frame_id))
+    return FLAGS_END - LENGTH_SIZE + ids
 
 
 def _names(items: str) -> list[str]:

@@ -10,7 +10,7 @@ from spop.codec import decode_frames, decode_messages, encode_raw_frame
 from spop.compat import samples
 from spop.compat.codecs import Replacement, outcomes
 from spop.compat.spoe_forge import Actions, arguments, as_latin_1
-from spop.constants import LENGTH_SIZE, FrameFlag, FrameType
+from spop.constants import FLAGS_END, LENGTH_SIZE, FrameFlag, FrameType
 from spop.errors import ProtocolError
 from spop.frames import Message, Notify
 
@@ -159,7 +159,7 @@ def _notify(module: Any, data: bytes) -> Any:
         return None
     if frame.stream_id >= _IDS_END or frame.frame_id >= _IDS_END:
         return None
-    bits = data[LENGTH_SIZE + 4]
+    bits = data[FLAGS_END - 1]
     flags = module.Flags(FIN=bool(bits & FrameFlag.FIN), ABORT=bool(bits & FrameFlag.ABORT))
     metadata = module.MetaData(flags, frame.stream_id, frame.frame_id)
     notify = module.Notify(module.FrameType.NOTIFY, metadata)

@@ -31,7 +31,6 @@ _LEVELS = {
     "debug": logging.DEBUG,
 }
 _SEVERITIES = {level: name for name, level in _LEVELS.items()}
-SYSLOG_PORT = 514
 
 
 class Traffic(NamedTuple):
@@ -152,9 +151,6 @@ class _Syslog(logging.handlers.SysLogHandler):
 
 
 def _address(text: str) -> str | tuple[str, int]:
-    if text.startswith("/"):
-        return text
+    """The address of a `LogTarget` as `SysLogHandler` takes it. The path of a socket is a text."""
     host, colon, port = text.rpartition(":")
-    if colon and port.isdecimal() and not (host.count(":") and not host.endswith("]")):
-        return host.strip("[]"), int(port)
-    return text.strip("[]"), SYSLOG_PORT
+    return (host.strip("[]"), int(port)) if colon and not text.startswith("/") else text

@@ -230,8 +230,8 @@ class Generator:
             raise
         sock.setblocking(False)
         connection.begin(sock, protocol, plan.in_flight)
-        if len(self._buffer) < 4 + protocol.max_frame_size:
-            self._buffer = bytearray(4 + protocol.max_frame_size)
+        if len(self._buffer) < LENGTH_SIZE + protocol.max_frame_size:
+            self._buffer = bytearray(LENGTH_SIZE + protocol.max_frame_size)
         self._by_fd[sock.fileno()] = connection
         self._epoll.register(sock.fileno(), select.EPOLLIN)
 
@@ -352,15 +352,15 @@ class Generator:
             )  # fmt: skip
         finally:
             self._answered += len(answered)
-        connection.held = bytes(memoryview(buffer)[taken:end])
+        connection.held = rest = bytes(memoryview(buffer)[taken:end])
         if strays:
             self._result.errors["stray ACK"] += strays
         if self._plan.expected is None:
             self._result.with_actions += wrong
         elif wrong:
             self._result.errors["not as expected"] += wrong
-        if len(connection.held) > 4 and (type_ := connection.held[4]) != FrameType.ACK:
-            goodbye = type_ == FrameType.AGENT_DISCONNECT
+        if len(rest) > LENGTH_SIZE and rest[LENGTH_SIZE] != FrameType.ACK:
+            goodbye = rest[LENGTH_SIZE] == FrameType.AGENT_DISCONNECT
             self._lose(connection, "disconnected" if goodbye else "damaged")
             return
         self._again(connection, answered)

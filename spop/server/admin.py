@@ -103,7 +103,7 @@ class AdminServer:
 
 
 class _Pages:
-    """What is answered to whom."""
+    """The pages by path, and who may see them."""
 
     def __init__(self, source: Source, hosts: Collection[str]) -> None:
         self._source = source

@@ -261,7 +261,7 @@ class Executor:
 
     @property
     def busy(self) -> int:
-        """Number of threads that run blocking handlers now."""
+        """Number of threads that run blocking handlers; after `stop`, of those that do not end."""
         return self._threads.busy
 
     def running(self) -> list[Job]:

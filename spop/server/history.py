@@ -9,6 +9,7 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from spop.counters import quantile
 from spop.server.status import Status
 
 INTERVAL = 5.0
@@ -77,12 +78,3 @@ def _calls(status: Status) -> dict[str, int]:
         for bound, count in handler.buckets:
             calls[bound] = calls.get(bound, 0) + count
     return calls
-
-
-def quantile(calls: dict[str, int], q: float) -> float | None:
-    """The least bound with a share `q` of the calls below; above the last one, that one."""
-    total = calls.get("+Inf", 0)
-    if total <= 0:
-        return None
-    bounds = [float(bound) for bound in calls if bound != "+Inf"]
-    return next((each for each in bounds if calls[str(each)] >= q * total), bounds[-1])

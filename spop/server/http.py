@@ -103,17 +103,17 @@ class _Connections:
             first = (await reader.readline()).decode("latin-1")
             if not first:
                 return False
-            fields = await _fields(reader)
+            header = await _header(reader)
             method, path, version = first.split()
-            request = _request(path, fields)
+            request = _request(path, header)
         except _Bad:
             bad = Answer(HTTPStatus.BAD_REQUEST, "this is no HTTP request\n")
             return await self._send(writer, bad, "close", body=True)
         answer = Answer(HTTPStatus.METHOD_NOT_ALLOWED, "GET and HEAD are allowed\n")
         if method in ("GET", "HEAD"):
             answer = await self._respond(request)
-        has_body = "content-length" in fields or "transfer-encoding" in fields
-        ends = version != "HTTP/1.1" or has_body or "close" in fields.get("connection", "").lower()
+        has_body = "content-length" in header or "transfer-encoding" in header
+        ends = version != "HTTP/1.1" or has_body or "close" in header.get("connection", "").lower()
         connection = "close" if ends else "keep-alive"
         return await self._send(writer, answer, connection, body=method != "HEAD")
 
@@ -136,7 +136,7 @@ class _Connections:
         return connection == "keep-alive"
 
 
-async def _fields(reader: asyncio.StreamReader) -> Message:
+async def _header(reader: asyncio.StreamReader) -> Message:
     lines = []
     while (line := await reader.readline()).strip():
         lines.append(line)
@@ -145,9 +145,9 @@ async def _fields(reader: asyncio.StreamReader) -> Message:
     return email.parser.Parser().parsestr(b"".join(lines).decode("latin-1"), headersonly=True)
 
 
-def _request(path: str, fields: Message) -> Request:
+def _request(path: str, header: Message) -> Request:
     """Raises ValueError: there are several hosts."""
-    hosts = fields.get_all("host", [])
+    hosts = header.get_all("host", [])
     if len(hosts) > 1:
         raise ValueError("several hosts")
-    return Request(path.partition("?")[0], hosts[0] if hosts else None, fields.get("accept", ""))
+    return Request(path.partition("?")[0], hosts[0] if hosts else None, header.get("accept", ""))

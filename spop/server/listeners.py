@@ -27,7 +27,7 @@ def listen_all(options: Options) -> list[socket.socket]:
     try:
         for address in options.addresses:
             listeners.append(listen(address))
-            if address.path is not None and not address.path.startswith("\0"):
+            if address.path is not None and _is_file(address.path):
                 _set_owner_and_mode(address.path, options)
     except BaseException:
         close_all(listeners)
@@ -71,9 +71,14 @@ def _listen(address: Address) -> socket.socket:
         return _listen_inherited(address.fd)
     if address.path is None:
         return _listen_tcp(address)
-    if address.path.startswith("\0"):
-        return _listen_abstract(address.path)
-    return _listen_unix(address.path)
+    if _is_file(address.path):
+        _remove_stale(address.path)
+    return _UnixListener(address.path)
+
+
+def _is_file(path: str) -> bool:
+    """Whether it is no abstract socket's, which has no file."""
+    return not path.startswith("\0")
 
 
 def _listen_inherited(fd: int) -> socket.socket:
@@ -84,17 +89,6 @@ def _listen_inherited(fd: int) -> socket.socket:
             raise OSError(errno.EINVAL, "it is no stream socket")
         if listener.family != socket.AF_UNIX and not listener.getsockname()[1]:
             raise OSError(errno.EINVAL, "it is not bound")
-        listener.listen(BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-def _listen_abstract(path: str) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listener.bind(path)
         listener.listen(BACKLOG)
     except BaseException:
         listener.close()
@@ -114,13 +108,13 @@ def _listen_tcp(address: Address) -> socket.socket:
 
 
 class _UnixListener(socket.socket):
-    """A unix socket that removes its own file, and not one that has replaced it."""
+    """A unix socket. It removes its own file, if it has one, and not one that has replaced it."""
 
     def __init__(self, path: str) -> None:
         super().__init__(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self.bind(path)
-            self._file = os.lstat(path)
+            self._file = os.lstat(path) if _is_file(path) else None
             self.listen(BACKLOG)
         except BaseException:
             self.close()
@@ -130,13 +124,8 @@ class _UnixListener(socket.socket):
         """Call this before `close`: until then no other file has the same inode."""
         path = self.getsockname()
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.lstat(path), self._file):
+            if self._file is not None and os.path.samestat(os.lstat(path), self._file):
                 os.unlink(path)
-
-
-def _listen_unix(path: str) -> socket.socket:
-    _remove_stale(path)
-    return _UnixListener(path)
 
 
 def _remove_stale(path: str) -> None:

@@ -136,27 +136,25 @@ class _Collector(Collector):
         return family
 
     def _handlers(self) -> Iterator[Metric]:
-        errors = CounterMetricFamily(
-            "spop_message_errors", "Messages that failed.", labels=["message"]
-        )
-        timeouts = CounterMetricFamily(
-            "spop_message_timeouts", "Handlers that took too long.", labels=["message"]
-        )
         seconds = HistogramMetricFamily(
             "spop_message_duration_seconds", "Run time of handlers.", labels=["message"]
         )
-        hits = CounterMetricFamily(
-            "spop_cache_hits", "Messages answered from the cache.", labels=["message"]
-        )
-        misses = CounterMetricFamily(
-            "spop_cache_misses", "Messages whose answer was not cached.", labels=["message"]
-        )
-        kept = GaugeMetricFamily("spop_cache_answers", "Cached answers.", labels=["message"])
         for handler in self._status.handlers:
-            hits.add_metric([handler.name], handler.hits)
-            misses.add_metric([handler.name], handler.misses)
-            kept.add_metric([handler.name], handler.kept)
-            errors.add_metric([handler.name], handler.errors)
-            timeouts.add_metric([handler.name], handler.timeouts)
             seconds.add_metric([handler.name], handler.buckets, handler.seconds)
-        yield from (errors, timeouts, seconds, hits, misses, kept)
+        yield seconds
+        for kind, name, meaning, count in (
+            (CounterMetricFamily, "message_errors", "Messages that failed.", "errors"),
+            (CounterMetricFamily, "message_timeouts", "Handlers that took too long.", "timeouts"),
+            (CounterMetricFamily, "cache_hits", "Messages answered from the cache.", "hits"),
+            (
+                CounterMetricFamily,
+                "cache_misses",
+                "Messages whose answer was not cached.",
+                "misses",
+            ),
+            (GaugeMetricFamily, "cache_answers", "Cached answers.", "kept"),
+        ):
+            family = kind(f"spop_{name}", meaning, labels=["message"])
+            for handler in self._status.handlers:
+                family.add_metric([handler.name], getattr(handler, count))
+            yield family

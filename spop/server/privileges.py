@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+from collections.abc import Callable
 
 from spop.options import Options
 
@@ -42,12 +43,7 @@ def user_id(name: str) -> int:
     Raises:
         ValueError: there is no such user.
     """
-    if name.isascii() and name.isdigit():
-        return _number(name)
-    try:
-        return pwd.getpwnam(name).pw_uid
-    except KeyError:
-        raise ValueError(f"there is no user {name!r}") from None
+    return _number_of("user", name, lambda: pwd.getpwnam(name).pw_uid)
 
 
 def group_id(name: str) -> int:
@@ -56,12 +52,16 @@ def group_id(name: str) -> int:
     Raises:
         ValueError: there is no such group.
     """
+    return _number_of("group", name, lambda: grp.getgrnam(name).gr_gid)
+
+
+def _number_of(kind: str, name: str, find: Callable[[], int]) -> int:
     if name.isascii() and name.isdigit():
         return _number(name)
     try:
-        return grp.getgrnam(name).gr_gid
+        return find()
     except KeyError:
-        raise ValueError(f"there is no group {name!r}") from None
+        raise ValueError(f"there is no {kind} {name!r}") from None
 
 
 def _number(name: str) -> int:

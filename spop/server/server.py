@@ -140,11 +140,6 @@ class Server:
         """Where /metrics and the status page are, if the `admin` option asks for them."""
         return self._admin.address if self._admin else None
 
-    @property
-    def busy_handlers(self) -> int:
-        """Number of blocking handlers that run; after `stop`, of those that did not end."""
-        return self.executor.busy
-
     def start(self) -> None:
         """Listen and serve, in threads.
 
@@ -377,7 +372,7 @@ class Server:
             if share:
                 loop.spare(share, give_away, has_too_many)
 
-    # --- what there is to see ---
+    # --- status ---
 
     def totals(self) -> Totals:
         """The sums of all rows."""
@@ -442,7 +437,7 @@ class Server:
         self._wake()
 
     def status(self, *, connections: bool = True) -> Status:
-        """All there is to see."""
+        """Counts, health and, if they are wanted, the connections."""
         return Status.of(
             self.totals(),
             self.health(),

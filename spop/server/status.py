@@ -95,7 +95,7 @@ class Status:
     disconnects: dict[str, dict[str, int]]
     handlers: Sequence[HandlerCounts]
     metrics: Sequence[OwnMetric] = ()
-    without_handler: dict[str, int] = dataclasses.field(default_factory=dict)
+    without_handler: dict[str, int] = field(default_factory=dict)
     connections: Sequence[dict[str, Any]] = ()
 
     @classmethod

@@ -552,7 +552,7 @@ class Supervisor:
 
         self._timers.call_later(self._options.drain_timeout + GRACE, kill)
 
-    # --- what there is to see ---
+    # --- status ---
 
     def _health(self) -> Health:
         return service_health(self._board, self._options.stuck_timeout)

@@ -1,4 +1,4 @@
-"""What a process takes of its machine, as Linux's /proc has it; 0 on other systems."""
+"""Processor time and memory of a process, from Linux's /proc; 0 on other systems."""
 
 from __future__ import annotations
 

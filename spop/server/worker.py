@@ -82,8 +82,8 @@ def run_worker(
 
 def _tell_failure(channel: Channel, error: StartError) -> int:
     """Have the supervisor raise or log an error. Returns the exit status."""
-    fields = {"error": str(error), "traceback": error.traceback, "exit_code": error.exit_code}
-    channel.send({"type": "failed", **fields})
+    about = {"error": str(error), "traceback": error.traceback, "exit_code": error.exit_code}
+    channel.send({"type": "failed", **about})
     return error.exit_code
 
 

@@ -14,7 +14,9 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
+
+from spop.haproxy_version import Version
 
 START_TIMEOUT = 15.0
 """Seconds within which HAProxy must answer on its stats socket."""
@@ -45,12 +47,6 @@ backend agents
 """
 
 
-class Version(NamedTuple):
-    major: int
-    minor: int
-    patch: int
-
-
 def find_haproxy() -> str | None:
     """HAProxy from PATH, or from where systems install it."""
     return shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
@@ -58,12 +54,12 @@ def find_haproxy() -> str | None:
 
 @functools.cache
 def version(binary: str) -> Version:
-    """The version of a HAProxy; a development version has patch 0."""
+    """The version of a HAProxy."""
     shown = subprocess.run([binary, "-v"], capture_output=True, text=True, check=True).stdout
-    found = re.search(r"version (\d+)\.(\d+)(?:\.(\d+))?", shown)
+    found = re.search(r"version (\d\S*)", shown)
     if found is None:
         raise RuntimeError(f"{binary} is no HAProxy: {shown}")
-    return Version(*(int(number or 0) for number in found.groups()))
+    return Version.read(found[1])
 
 
 class Process:
@@ -102,7 +98,7 @@ class Process:
         text = (GLOBAL + config).format(
             folder=folder,
             fd=self._listener.fileno(),
-            mode="spop" if self.version >= (3, 1) else "tcp",
+            mode="spop" if self.version.rewritten else "tcp",
             global_options=global_options,
             **fields,
         )

@@ -13,7 +13,7 @@ def _chosen() -> list[str]:
     return [path for path in there if haproxy.version(path)[:2] in BRANCHES] or there[:1]
 
 
-@pytest.fixture(params=_chosen(), ids=lambda path: ".".join(map(str, haproxy.version(path))))
+@pytest.fixture(params=_chosen(), ids=haproxy.dotted)
 def haproxy_binary(request: pytest.FixtureRequest) -> str:
     """HAProxy 2.6 and 3.4, or the one of this machine."""
     path: str = request.param

@@ -139,9 +139,12 @@ def test_what_the_engine_logs_otherwise_is_a_note(line: str, note: str | None) -
     assert all(text.startswith(note or "") for text in notes)
 
 
-@pytest.fixture(params=["udp", "unix"])
-def syslog(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, socket.socket]]:
+@pytest.fixture(params=["udp", "unix", "relative"])
+def syslog(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[str, socket.socket]]:
     """A syslog server: its address as the file has it, and its socket."""
+    monkeypatch.chdir(tmp_path)
     family = socket.AF_INET if request.param == "udp" else socket.AF_UNIX
     with socket.socket(family, socket.SOCK_DGRAM) as server:
         server.settimeout(10)
@@ -149,8 +152,8 @@ def syslog(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str
             server.bind(("127.0.0.1", 0))
             yield f"127.0.0.1:{server.getsockname()[1]}", server
         else:
-            server.bind(str(tmp_path / "log"))
-            yield str(tmp_path / "log"), server
+            server.bind("log")
+            yield "unix@log" if request.param == "relative" else str(tmp_path / "log"), server
 
 
 DAEMON, NOTICE_SEVERITY, WARNING_SEVERITY = 3 << 3, 5, 4

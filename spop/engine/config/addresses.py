@@ -6,7 +6,7 @@ import re
 import socket
 from ipaddress import ip_address
 
-from spop.address import FAMILIES, Address, unusable
+from spop.address import FAMILIES, MAX_PORT, Address, unusable
 
 _PREFIX = re.compile(r"(unix|abns|fd|sockpair|ring|(?:udp|tcp|ip|stream\+)?(?:ipv)?[46]?)@")
 _STANDARD_STREAMS = {"stdout": "stdout", "stderr": "stderr", "fd@1": "stdout", "fd@2": "stderr"}
@@ -109,6 +109,6 @@ def _is_literal(host: str) -> bool:
 def _port(text: str, port: str) -> int:
     if not port:
         return 0
-    if not (port.isascii() and port.isdigit()) or int(port) > 65535:
+    if not (port.isascii() and port.isdigit()) or int(port) > MAX_PORT:
         raise ValueError(f"'{port}' in '{text}' is no port")
     return int(port)

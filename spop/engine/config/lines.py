@@ -271,7 +271,7 @@ class Reader:
             return "the file begins with a byte order mark"
         return did_you_mean(keyword, self.sections)
 
-    # Directives
+    # --- directives ---
 
     def _directive(self, words: list[Word]) -> bool:
         """Execute a directive. Returns True if the line has nothing else to read."""

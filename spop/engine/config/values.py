@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from spop.constants import LENGTH_SIZE
+
 _LONG_MAX = 2**63 - 1
 _TIMER_MAX = 2**31 - 1
 _INTEGER = re.compile(r"[ \t\n\v\f\r]*([-+]?[0-9]+)", re.ASCII)
@@ -39,9 +41,9 @@ def size_of(word: str) -> int:
 def frame_limit(bufsize: int) -> int:
     """The highest ``max-frame-size`` with this ``tune.bufsize``.
 
-    HAProxy rounds ``tune.bufsize`` up to 16 bytes, and keeps four for the length of a frame.
+    HAProxy rounds ``tune.bufsize`` up to 16 bytes, and keeps room for the length of a frame.
     """
-    return -(-bufsize // 16) * 16 - 4
+    return -(-bufsize // 16) * 16 - LENGTH_SIZE
 
 
 def seconds(word: str) -> float:

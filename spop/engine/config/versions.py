@@ -26,6 +26,9 @@ JOINS_UNSET = ((2, 8), (2, 9), (3, 0), (3, 1), (3, 2))
 TCP_LOGS = (3, 0)
 """The first branch whose agents can log over TCP."""
 
+HEADER_LISTS = (3, 4)
+"""The first branch with ``add-headers-bin`` and its like."""
+
 SINCE: Mapping[str, tuple[int, int]] = {
     "acl": (1, 8),
     "conditions": (1, 8),
@@ -45,9 +48,6 @@ SINCE: Mapping[str, tuple[int, int]] = {
     "directives": (2, 4),
 }
 """The first branch with each keyword. Other keywords are as old as SPOE: 1.7."""
-
-REWRITTEN = (3, 1)
-"""The branch with the rewritten filter."""
 
 REPLACED_BY: Mapping[str, str] = {
     "maxconnrate": "'rate-limit' of a frontend, or 'maxconn' of the agent's servers",
@@ -71,4 +71,4 @@ def lacks(keyword: str, version: Version) -> str | None:
 
 def ignores(keyword: str, version: Version) -> bool:
     """Whether a version of HAProxy reads a keyword and ignores it."""
-    return keyword in REPLACED_BY and version.branch >= REWRITTEN
+    return keyword in REPLACED_BY and version.rewritten

@@ -14,6 +14,7 @@ from spop.engine.draft.rules import in_order, is_logged, rules_of
 from spop.engine.validate.handlers import HandlerFacts, facts_of
 from spop.errors import SpopError
 from spop.haproxy_version import Version
+from spop.options import DEFAULT_BIND
 from spop.parameters import STATE, Parameter
 
 DEFAULT_PATH = (2, 5)
@@ -42,7 +43,7 @@ class Plan:
     target: str
     version: Version
     listen: str = "127.0.0.1:8080"
-    agent_address: str = "127.0.0.1:9000"
+    agent_address: str = DEFAULT_BIND
     server: str = "127.0.0.1:8000"
     spoe_path: str = "spoe.cfg"
 

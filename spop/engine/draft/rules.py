@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from spop.engine.config.model import Event
+from spop.engine.config.versions import HEADER_LISTS
 from spop.haproxy_version import Version
 
 _DENY = {
@@ -25,7 +26,6 @@ _HEADER_LISTS = {
         ["remove", "remove_headers", "del_headers", "headers_remove"], "del-headers-bin"
     ),
 }
-HEADER_LISTS_SINCE = (3, 4)
 
 
 def in_order(variables: Iterable[str]) -> list[str]:
@@ -54,7 +54,7 @@ def rules_of(variable: str, event: Event, version: Version) -> Iterator[str]:
         yield f"{deny} if {{ var({variable}) -m found }} !{{ var({variable}) -m bool }}"
         yield f"# Fail closed, also when the agent does not answer:\n# {deny} unless {{ var({variable}) -m bool }}"
     elif action := _HEADER_LISTS.get(name):
-        new = version.branch >= HEADER_LISTS_SINCE
+        new = version.branch >= HEADER_LISTS
         since = "" if new else "# HAProxy 3.4 and later: "
         yield f"{since}{kind} {action} var({variable})"
     elif word in _REDIRECT and kind == "http-request":

@@ -24,7 +24,7 @@ Cast = Callable[[Any], Any] | None
 class SampleType(Enum):
     """The type of a sample, by its name in HAProxy's manual.
 
-    SAME is what a converter gives that gives what it was given.
+    A converter that gives SAME gives the type that it took.
     """
 
     ANY = "any"

@@ -1,8 +1,8 @@
 """The fetches and converters that an expression may use: the engine's, and a HAProxy's.
 
 A `Vocabulary` decides what a name means. The engine's own one has what the engine can evaluate.
-That of a HAProxy has what `spop.engine.haproxy` says that this version has; what the engine can't
-evaluate of it is compiled, too, and is never available.
+That of a HAProxy has the names that `spop.engine.haproxy` lists for its version. A name that the
+engine can't evaluate is compiled, too, and its sample is never available.
 """
 
 from __future__ import annotations

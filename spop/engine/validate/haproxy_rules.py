@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from spop.constants import DEFAULT_BUFSIZE
+from spop.constants import DEFAULT_BUFSIZE, LENGTH_SIZE
 from spop.engine.config.diagnostics import Diagnostic
 from spop.engine.config.lines import Line
 from spop.engine.config.resolution import misplaced
 from spop.engine.config.values import frame_limit, leading_integer, size_of
+from spop.engine.config.versions import HEADER_LISTS
 from spop.engine.samples import Place
 from spop.engine.samples.errors import did_you_mean
 from spop.engine.validate.haproxy_cfg import HAProxyConfig
@@ -88,7 +89,7 @@ def filter_unknown(setup: Setup) -> Found:
 
 def headers_bin(setup: Setup) -> Found:
     """A rule ``add-headers-bin`` or its like, before HAProxy 3.4."""
-    if setup.haproxy is None or setup.version.branch >= (3, 4):
+    if setup.haproxy is None or setup.version.branch >= HEADER_LISTS:
         return
     for _, line in setup.haproxy.lines():
         action = line.arguments[0] if line.arguments else ""
@@ -227,7 +228,7 @@ def backend_mode(setup: Setup, engine: EngineSetup) -> Found:
     backend = engine.backend
     if backend is None:
         return
-    allowed = ("tcp", "spop") if setup.version.branch >= (3, 1) else ("tcp",)
+    allowed = ("tcp", "spop") if setup.version.rewritten else ("tcp",)
     if backend.mode not in allowed:
         line = backend.last("mode")
         location = line.at(0) if line and line in backend.lines else backend.location
@@ -307,7 +308,7 @@ def frame_size(setup: Setup, engine: EngineSetup) -> Found:
         yield error(
             engine.place("max-frame-size"),
             f"'max-frame-size {size}' is above tune.bufsize - 4, which is {limit}",
-            f"write {limit}, or 'tune.bufsize {size + 4}' in {setup.haproxy.file}",
+            f"write {limit}, or 'tune.bufsize {size + LENGTH_SIZE}' in {setup.haproxy.file}",
         )
 
 
