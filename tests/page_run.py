@@ -54,7 +54,7 @@ environment of the tests, and no module is compiled."""
 SYSTEM_FOLDERS = ("/opt", "/etc/systemd/system")
 """Where pages install a service: they get empty ones of their own."""
 STATE = ".state_of_the_shell"
-WAIT = 60.0
+WAIT = 180.0
 """Seconds that a command or the start of a server may take."""
 AGAIN = 5.0
 """Seconds for which a command is entered again while servers run: what one of them tells of the
@@ -309,7 +309,7 @@ def environment() -> None:
 def main(page: Path) -> int:
     bring_up_loopback()
     environment()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.chdir(folder)
         lay_out(Path(folder), page)
         there = Page(Path(folder))

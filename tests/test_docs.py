@@ -62,7 +62,7 @@ def begun(isolated: list[str], request: pytest.FixtureRequest) -> Iterator[Runs]
                 [*isolated, sys.executable, *WARNINGS, script, str(page)],
                 capture_output=True,
                 text=True,
-                timeout=240,
+                timeout=600,
             )
             for page in pages
         }
@@ -172,6 +172,6 @@ def test_a_block_that_does_not_do_what_it_says_fails(
 ) -> None:
     (tmp_path / "page.md").write_text(block)
     command = [*isolated, sys.executable, str(ROOT / "tests" / "page_run.py"), tmp_path / "page.md"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1
     assert complaint in done.stdout
