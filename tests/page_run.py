@@ -150,14 +150,16 @@ class Page:
             self.serve(command)
             return
         deadline = time.monotonic() + (AGAIN if self.servers else 0.0)
+        output = ""
         while True:
             done = self.finish(command)
-            missing = [line for line in expected if not shown(line, done.stdout, vary)]
+            output += done.stdout
+            missing = [line for line in expected if not shown(line, output, vary)]
             if not missing or time.monotonic() > deadline:
                 break
             time.sleep(0.1)
         if missing:
-            raise Failed(f"$ {command}\nshows no {missing[0]!r}, but\n{done.stdout}")
+            raise Failed(f"$ {command}\nshows no {missing[0]!r}, but\n{output}")
         if done.returncode and not expected:
             raise Failed(f"$ {command}\nhas status {done.returncode}:\n{done.stdout}")
 

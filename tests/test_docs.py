@@ -43,6 +43,13 @@ def isolated() -> list[str]:
     return NAMESPACES
 
 
+def run_text(isolated: list[str], folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    page = folder / "page.md"
+    page.write_text(text)
+    command = [*isolated, sys.executable, str(ROOT / "tests" / "page_run.py"), str(page)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200)
+
+
 Runs = dict[Path, Future[subprocess.CompletedProcess[str]]]
 
 
@@ -157,6 +164,14 @@ def test_the_readme_of_an_index_page_has_no_relative_link(
     assert bool(given["project_urls"]) == bool(home)
 
 
+def test_a_command_finds_the_folder_and_the_environment_of_the_one_before(
+    isolated: list[str], tmp_path: Path
+) -> None:
+    block = "```console\n$ mkdir a && cd a && export B=b\n$ echo $(basename $PWD) $B\na b\n```\n"
+    done = run_text(isolated, tmp_path, block)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.parametrize(
     ("block", "complaint"),
     [
@@ -170,8 +185,6 @@ def test_the_readme_of_an_index_page_has_no_relative_link(
 def test_a_block_that_does_not_do_what_it_says_fails(
     isolated: list[str], tmp_path: Path, block: str, complaint: str
 ) -> None:
-    (tmp_path / "page.md").write_text(block)
-    command = [*isolated, sys.executable, str(ROOT / "tests" / "page_run.py"), tmp_path / "page.md"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = run_text(isolated, tmp_path, block)
     assert done.returncode == 1
     assert complaint in done.stdout
