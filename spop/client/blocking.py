@@ -42,7 +42,8 @@ WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLW
 class Client(ClientCore):
     """A client whose calls block, for any number of threads.
 
-    It connects at the first call or at the beginning of a ``with`` statement. It takes the address of `spop.client.core.ClientCore` and the settings of `spop.client.settings.Settings`, as
+    It connects at the first call or at the beginning of a ``with`` statement. It takes the address
+    of `spop.client.core.ClientCore` and the settings of `spop.client.settings.Settings`, as
     `AsyncClient` does.
     """
 
