@@ -4,7 +4,7 @@
 
 A page says which table it has between two marks, and of which rows where not of all:
 
-    <!-- report: Title of the section; row, row's beginning -->
+    <!-- report: Title of the section; row; other row | its second cell -->
     <!-- end of report -->
 
 What ``report.py`` measures is in results/report.md; what takes longer, or needs more than is installed
@@ -41,7 +41,7 @@ def sections(text: str) -> dict[str, str]:
 
 
 def table(what: str, by_title: dict[str, str]) -> str:
-    """The first table of a section, all of it or the rows that begin as named."""
+    """The first table of a section, all of it or the rows that begin with these cells."""
     title, _, names = what.partition("; ")
     found = TABLE.search(by_title[title])
     if found is None:

@@ -28,6 +28,8 @@ ROW = re.compile(r"^\|.*", re.MULTILINE)
 UNIT = re.compile(r"(?<=\d) (?=µs|×|%|MiB|MB)")
 """What stands between a figure of a table and its unit."""
 
+CODE = re.compile(r"`[^`]+`")
+
 EXAMPLE = re.compile(r"^<!-- \w+: (/etc/\S+)(?: (\w+) ([\d.]+))? -->\n```(\w*)$", re.MULTILINE)
 """The head of a whole file of an example. Its reader sees its path, and the versions that it is for."""
 
@@ -64,8 +66,13 @@ def _with_pages(nav: list[Any], listed: set[str]) -> Iterator[Any]:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by mkdocs with the text of each page."""
     text = MADE.sub(lambda found: MAKERS[found[1]](found[2] or ""), markdown)
-    text = ROW.sub(lambda found: UNIT.sub("\N{NO-BREAK SPACE}", found[0]), text)
+    text = ROW.sub(lambda found: UNIT.sub("\N{NO-BREAK SPACE}", _pipes(found[0])), text)
     return EXAMPLE.sub(_titled, text)
+
+
+def _pipes(row: str) -> str:
+    r"""A row of a table with ``|`` in its code, where GitHub needs ``\|`` and this Markdown shows that."""
+    return CODE.sub(lambda found: found[0].replace(r"\|", "|"), row)
 
 
 def _titled(found: re.Match[str]) -> str:

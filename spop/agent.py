@@ -122,8 +122,8 @@ class Agent:
     Attributes:
         errors: number of failed messages, by message name.
         metrics: its own metrics, for servers.
-        default_on_error: the given `on_error`. To change it later has no effect.
-        default_on_timeout: the given `on_timeout`. To change it later has no effect.
+        default_on_error: the given `on_error`. Changing it later has no effect.
+        default_on_timeout: the given `on_timeout`. Changing it later has no effect.
 
     Raises:
         TypeError: `on_error` or `on_timeout` has a value of a type that SPOP lacks, or `config`

@@ -129,7 +129,7 @@ class SpopTimeoutError(SpopError, TimeoutError):
 
 
 class UnreachableError(SpopError, ConnectionError):
-    """There is no connection to be had: no route, no such name or socket, TLS that fails."""
+    """No connection could be made: no route, no such name or socket, TLS that fails."""
 
 
 class RefusedError(UnreachableError, ConnectionRefusedError):

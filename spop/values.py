@@ -145,7 +145,7 @@ DecodedValue = None | bool | int | IPv4Address | IPv6Address | str | bytes
 
 
 class SentAsBinary(Protocol):
-    """An object that says itself which bytes it is sent as. The codec need not know its class."""
+    """An object that provides the bytes that are sent for it. The codec need not know its class."""
 
     def __spop_binary__(self) -> bytes:
         """The bytes to send as BINARY."""

@@ -30,11 +30,13 @@ class Block(NamedTuple):
     title: str
     text: str
     note: str
-    """Text of the comment above it, as in ``<!-- not run: it needs a container engine -->``."""
+    """Text of the comment above it, as in ``<!-- figures vary -->``."""
 
     @property
-    def runs(self) -> bool:
-        return not self.note.startswith("not run: ")
+    def program(self) -> str:
+        """The program without which it is not run, as in ``<!-- needs tshark -->``."""
+        found = re.search(r"\bneeds (\S+)", self.note)
+        return found[1] if found else ""
 
     @property
     def example(self) -> bool:

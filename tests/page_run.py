@@ -21,6 +21,7 @@ import socket
 import struct
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import tomllib
@@ -35,11 +36,29 @@ from spop.testing.haproxy import find_haproxy, version
 
 SERVERS = re.compile(
     r"(python -m spop\.compat|spop serve(?!.*(--help|--check-config))|haproxy (?!.*-c\b).*-f|"
-    r"python -m http\.server|uvicorn|flask .*run|make run|python serve\w*\.py|prometheus) ?"
+    r"python -m http\.server|uvicorn|flask .*run|make run|python serve\w*\.py|prometheus|tshark -i) ?"
 )
 """Commands that run until they are stopped. They run beside the page."""
-WAIT = 30.0
+INSTALLS = re.compile(r"^\$ .*(pip|make) install", re.MULTILINE)
+CHECKOUT = ("Makefile", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+"""What an installation needs besides the sources."""
+INSTALLING = {
+    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    "PIP_NO_BUILD_ISOLATION": "0",  # pip reads it as the value of build_isolation.
+    "PIP_NO_INDEX": "1",
+    "PYTHONPATH": sysconfig.get_path("purelib"),
+    "SPOP_PURE": "1",
+}
+"""A page's network reaches no index: what an installation would get from there is found in the
+environment of the tests, and no module is compiled."""
+SYSTEM_FOLDERS = ("/opt", "/etc/systemd/system")
+"""Where pages install a service: they get empty ones of their own."""
+STATE = ".state_of_the_shell"
+WAIT = 180.0
 """Seconds that a command or the start of a server may take."""
+AGAIN = 5.0
+"""Seconds for which a command is entered again while servers run: what one of them tells of the
+others, as HAProxy of an agent, or a capture of a frame, it may tell a moment later."""
 FRAGMENT = """
 defaults
     mode http
@@ -78,19 +97,24 @@ class Page:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.state = folder / STATE
+        """What a command leaves for the next one: the environment and the folder."""
+        self.state.touch()
         self.names: dict[str, Any] = {"__name__": "page"}
         self.servers: list[subprocess.Popen[str]] = []
         self.loop = asyncio.new_event_loop()  # Its signals and sockets end with the process.
         sys.path.insert(0, str(folder))
 
     def run(self, block: Block) -> None:
-        if block.title:
+        if block.program and shutil.which(block.program) is None:
+            print(f"{block.program} is not installed")
+        elif block.title:
             self.write(block)
         elif block.language == "python":
             self.type_in(block)
         elif block.language in ("console", "bash"):
             for command, output in commands(block):
-                self.enter(command, output, block.note == "figures vary")
+                self.enter(command, output, "figures vary" in block.note)
         elif block.language == "haproxy":
             self.check_haproxy(block)
         elif block.language == "toml":
@@ -125,15 +149,28 @@ class Page:
         if SERVERS.match(command):
             self.serve(command)
             return
-        done = subprocess.run(
-            ["bash", "-c", command], cwd=self.folder, timeout=WAIT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        missing = [line for line in expected if not shown(line, done.stdout, vary)]
+        deadline = time.monotonic() + (AGAIN if self.servers else 0.0)
+        output = ""
+        while True:
+            done = self.finish(command)
+            output += done.stdout
+            missing = [line for line in expected if not shown(line, output, vary)]
+            if not missing or time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
         if missing:
-            raise Failed(f"$ {command}\nshows no {missing[0]!r}, but\n{done.stdout}")
+            raise Failed(f"$ {command}\nshows no {missing[0]!r}, but\n{output}")
         if done.returncode and not expected:
             raise Failed(f"$ {command}\nhas status {done.returncode}:\n{done.stdout}")
+
+    def finish(self, command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end, in the environment and folder that the last one has left."""
+        keep = f"{{ export -p; printf 'cd %q\\n' \"$PWD\"; }} >{self.state}"
+        return subprocess.run(
+            ["bash", "-c", f". {self.state}\n{command}\nstatus=$?\n{keep}\nexit $status"],
+            cwd=self.folder, timeout=WAIT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
 
     def serve(self, command: str) -> None:
         """Start a server. If its address is in use, the page's earlier servers are stopped."""
@@ -152,12 +189,12 @@ class Page:
         listening = listeners()
         with tempfile.TemporaryFile("w+") as log:
             process = subprocess.Popen(
-                ["bash", "-c", f"exec {command}"], cwd=self.folder, text=True,
+                ["bash", "-c", f". {self.state}\nexec {command}"], cwd=self.folder, text=True,
                 stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             )  # fmt: skip
             deadline = time.monotonic() + WAIT
             while process.poll() is None and time.monotonic() < deadline:
-                if listeners() - listening:
+                if listeners() - listening or b"Capture started" in os.pread(log.fileno(), 1000, 0):
                     self.servers.append(process)
                     return None
                 time.sleep(0.02)
@@ -246,6 +283,22 @@ def bring_up_loopback() -> None:
         fcntl.ioctl(sock, 0x8914, up)  # SIOCSIFFLAGS
 
 
+def lay_out(folder: Path, page: Path) -> None:
+    """What a reader has before the page begins: one who installs has a checkout."""
+    for name in ("examples", "contrib"):
+        shutil.copytree(ROOT / name, folder / name)
+    if INSTALLS.search(page.read_text()):
+        built = shutil.ignore_patterns("*.so", "*.c", "__pycache__")
+        shutil.copytree(ROOT / "spop", folder / "spop", ignore=built)
+        for name in CHECKOUT:
+            shutil.copy(ROOT / name, folder)
+        os.environ |= INSTALLING
+    for name in SYSTEM_FOLDERS:
+        if Path(name).is_dir():
+            subprocess.run(["mount", "-t", "tmpfs", "tmpfs", name], check=True)
+    os.environ["SYSTEMD_OFFLINE"] = "1"  # There is none among the processes of the page.
+
+
 def environment() -> None:
     os.environ.pop("SPOP_PURE", None)
     programs = Path(sys.executable).parent
@@ -258,13 +311,12 @@ def environment() -> None:
 def main(page: Path) -> int:
     bring_up_loopback()
     environment()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.chdir(folder)
-        for name in ("examples", "contrib"):
-            shutil.copytree(ROOT / name, name)
+        lay_out(Path(folder), page)
         there = Page(Path(folder))
         for block in blocks(page):
-            if not block.runs or block.example or not block.language or block.language == "text":
+            if block.example or not block.language or block.language == "text":
                 continue
             try:
                 there.run(block)

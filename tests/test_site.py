@@ -28,6 +28,9 @@ CUT = """[...document.querySelectorAll("article :is(table, td, th, p, li, h1, h2
   || each.getBoundingClientRect().right > innerWidth).map(each => each.textContent.slice(0, 60))"""
 """Texts that are wider than their place, or reach out of the window. The padding of code at the end of a line
 may reach a little out of its paragraph."""
+ESCAPED = """[...document.querySelectorAll("article td code")].map(each => each.textContent).filter(
+  text => text.includes("\\\\|"))"""
+"""Code of tables whose escapes are shown."""
 DARK = "document.body.dataset.mdColorScheme == 'slate'"
 
 
@@ -64,6 +67,7 @@ def test_nothing_of_a_page_is_cut(page: Page, address: str, name: str) -> None:
     for width, theme in itertools.product((420, 1400), themes):
         page.look(width, theme)
         assert page.value(CUT) == [], width
+        assert page.value(ESCAPED) == []
         keep(page, f"{name.replace('/', '-')}-{width}-{theme}")
 
 

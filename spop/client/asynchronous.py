@@ -26,7 +26,7 @@ MANY = 1024
 class AsyncClient(ClientCore):
     """A client whose calls are awaited, by any number of tasks of one event loop.
 
-    It connects at the first call or at the begin of an ``async with`` statement. Once its event
+    It connects at the first call or at the beginning of an ``async with`` statement. Once its event
     loop is closed, another one may use it, with new connections. It takes the address of
     `spop.client.core.ClientCore` and the settings of `spop.client.settings.Settings`, as `Client`
     does.

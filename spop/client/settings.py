@@ -17,7 +17,7 @@ class Settings:
     """The settings of a client.
 
     Args:
-        timeout: seconds from the begin of a call to its ACK (``timeout processing``); None: no
+        timeout: seconds from the beginning of a call to its ACK (``timeout processing``); None: no
             limit.
         hello_timeout: seconds to exchange HELLO (``timeout hello``); None: no limit.
         connect_timeout: seconds to connect, TLS included; None: the `hello_timeout`.

@@ -29,7 +29,7 @@ def installed() -> list[str]:
 
 
 def install() -> None:
-    """Have the servers of both packages replaced, now or when they are imported.
+    """Replace the servers of both packages, now or when they are imported.
 
     Raises:
         ModuleNotFoundError: neither is installed.

@@ -572,8 +572,8 @@ class Server:
     def be_lame(self) -> None:
         """Serve on, but tell all who ask that it is not ready.
 
-        Halfway HAProxy has found out. Up to 3.0 it goes on with the connections that it has, so
-        they end.
+        By half of the time HAProxy knows. Up to 3.0 it keeps using the connections that it has, so
+        they are ended then.
         """
         self.lame = True
         for loop in self._loops:
