@@ -20,7 +20,7 @@ import pytest
 from click.testing import CliRunner
 from serving import free_port
 
-from spop import Agent
+from spop import Agent, Message
 from spop.cli import main
 from spop.engine.draft import DraftError, Plan, draft
 from spop.haproxy_version import Version
@@ -219,6 +219,10 @@ def test_files_that_exist_are_kept(tmp_path: Path) -> None:
     assert run("config", f"{MODULE}:address", "--output", tmp_path, "--force")[0] == 0
 
 
+def reads_what_has_no_name(message: Message) -> dict[str, Any]:
+    return {"txn.a": message["a=b"]}
+
+
 def test_mistakes_are_told() -> None:
     for words in (["--listen", "8080"], ["--server", "a b:1"], ["--haproxy-version", "x"]):
         assert run("config", f"{MODULE}:address", *words)[0] == 2
@@ -227,4 +231,8 @@ def test_mistakes_are_told() -> None:
     agent = Agent()
     agent.message("a b")(lambda: None)
     with pytest.raises(DraftError, match="'a b'"):
+        drafted(agent)
+    agent = Agent()
+    agent.message("m")(reads_what_has_no_name)
+    with pytest.raises(DraftError, match="can't name the argument 'a=b'"):
         drafted(agent)

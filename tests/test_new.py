@@ -118,7 +118,9 @@ def test_the_container_is_not_root_and_checks_its_health(project: Path) -> None:
     assert {name for name in named if not (project / name).is_file()} == set()
 
 
-@pytest.mark.parametrize("name", ["", "a b", "../x", "1st", "-a", "a-", "class", "json", "spop"])
+@pytest.mark.parametrize(
+    "name", ["", "a b", "../x", "1st", "-a", "a-", "class", "json", "spop", "click"]
+)
 def test_a_name_that_is_no_module_is_refused(name: str, tmp_path: Path) -> None:
     assert run("new", "--output", tmp_path / "p", "--", name)[0] == 2
     assert not (tmp_path / "p").exists()

@@ -14,6 +14,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import dpkt
@@ -283,6 +284,34 @@ def test_a_capture_with_an_impossible_size_is_damaged(form: str) -> None:
     result = run((whole if form == "pcap" else as_pcapng(packets())) + broken + bytes(50))
     assert result.exit_code == 1
     assert "Error: the capture is damaged: " in result.output
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_a_time_that_no_clock_shows_is_shown_as_it_is(arguments: tuple[str, ...]) -> None:
+    data = bytearray(as_pcapng(packets()))
+    for found in re.finditer(rb"\x06\0\0\0....\0\0\0\0", bytes(data), re.DOTALL):
+        data[found.end() : found.end() + 8] = b"\xff" * 8
+    result = run(bytes(data), *arguments)
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert "18446744073709.55" in result.output
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff" + random.Random(1).randbytes(4 << 20),
+        bytes(4 << 20),
+        b"00 " * 300_000,
+        b"00  " * 300_000,
+        b"[" + b"1, " * 100_000,
+    ],
+    ids=["garbage", "zeros", "hex", "columns", "array"],
+)
+def test_long_files_take_no_time_in_the_square(data: bytes) -> None:
+    """Each takes a second, and took minutes when each byte was looked at again and again."""
+    began = process_time()
+    run(data)
+    assert process_time() - began < 20
 
 
 def test_frames_of_several_connections_are_shown_in_order_of_time() -> None:

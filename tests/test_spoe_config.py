@@ -68,6 +68,10 @@ AROUND_MESSAGE_LINES = """
 """
 
 
+DIGITS = "9" * 5000
+"""More than Python's int() takes."""
+
+
 class Case(NamedTuple):
     """A file, whether HAProxy 2.6 takes it, and how the filter is written."""
 
@@ -118,6 +122,35 @@ def bytes_of_files() -> Iterator[Case]:
         (True, "a long line", message + f"    args a=str({'x' * 5000})\n"),
         (False, "a mistake after a long line", message + f"#{'x' * 70000}\n    args wrong\n"),
         (False, "a byte order mark", "\ufeff" + message),
+        (
+            True,
+            "integers of thousands of digits",
+            message + f"    args int({DIGITS}) rand({DIGITS})\n",
+        ),
+        (False, "a pattern of thousands of digits", message + f"    acl x src_port {DIGITS}\n"),
+        (False, "a mask of thousands of digits", message + f"    args src,ipmask({DIGITS})\n"),
+        (
+            False,
+            "a size of thousands of digits",
+            AGENT + f"    max-frame-size {DIGITS}\nspoe-message m\n",
+        ),
+        (
+            True,
+            "a rate of thousands of digits",
+            AGENT + f"    maxerrrate {DIGITS}\nspoe-message m\n",
+        ),
+        (
+            False,
+            "a length of thousands of digits",
+            AGENT + f"    log 127.0.0.1 len {DIGITS} local0\nspoe-message m\n",
+        ),
+        (
+            False,
+            "a time of thousands of digits",
+            AGENT + f"    timeout processing {DIGITS}\nspoe-message m\n",
+        ),
+        (False, "a mask in Arabic digits", message + "    args src,ipmask(٣)\n"),
+        (False, "a network in Arabic digits", message + "    acl x src 10.0.0.0/٣\n"),
         (True, "bytes that are no UTF-8", message + "    args a=str(\udce9) # \udce9\n"),
         (True, "no continued lines: a backslash is a word", message + "    messages \\\n"),
         (False, "no continued lines", message + "    args src \\\n    dst\n"),
@@ -201,6 +234,7 @@ KNOWN_TO_DIFFER = {
         'args "a=str(${.FILE})" "b=str(${.SECTION})"', "a NUL", "a NUL in a comment",
         "a NUL at the end", "an .if and its .else", "an .if and its .elif", "ifs in one another",
         "an empty condition is false", "args src,hmac(sha1,key)",
+        "args x=src,hmac(sha1,a2V5=)",
     },
     # 3.0.11 still leaves the last word after "default" twice; other releases of 3.0 do not.
     (3, 0): {"default option pipelining", "default option var-prefix p", "default log global"},

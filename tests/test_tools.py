@@ -31,7 +31,7 @@ from spop.cli.notation import parse_argument
 from spop.cli.pasted import read_pasted
 from spop.constants import FrameType
 from spop.frames import Notify
-from spop.load import _acks_py
+from spop.load import _acks_py, report
 from spop.load import acks as chosen
 from spop.load.histogram import Histogram, bounds
 from spop.server import Server
@@ -575,6 +575,30 @@ def test_no_bytes_make_the_decoder_fail(data: bytes, cut: int) -> None:
 
 
 # --- bench ---
+
+
+@pytest.mark.parametrize(
+    ("written", "complaint"),
+    [
+        ({"frames": 1, "seconds": 1, "rate": 1, "latency": []}, "is no result of spop bench"),
+        ([], "is no result of spop bench"),
+        (5, "is no result of spop bench"),
+        ({"stages": []}, "has several runs, and one is compared with one"),
+        ({"first": {}, "second": {}}, "has several runs, and one is compared with one"),
+    ],
+    ids=str,
+)
+def test_what_can_t_be_compared_is_told(written: object, complaint: str, tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text(json.dumps(written))
+    with pytest.raises(ValueError, match=complaint):
+        report.load(file)
+
+
+@pytest.mark.parametrize("text", ["p99>1.2.3ms", "p99>.", "p99>", "rate<5s"])
+def test_a_limit_is_a_number(text: str) -> None:
+    with pytest.raises(ValueError, match="is no limit: FIGURE>LIMIT"):
+        report.Limit.parse(text)
 
 
 def test_a_frame_for_a_frame_is_measured(server: Server, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import re
 from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,6 +18,8 @@ from spop.values import Buffer
 
 MAX_FRAME_SIZE = 64 * 1024 * 1024
 """Bytes above which the length of a frame counts as damage."""
+_BEGIN = re.compile(rb"(?=(?!\0\0\0[\0-\6])([\0-\4]...)[%s])" % bytes(sorted(FrameType)), re.DOTALL)
+"""Bytes that may be a frame's length, 7 at least, and its type behind them."""
 _BEGINNINGS = frozenset(FrameType) - {FrameType.UNSET}
 _FLAGS = {n.to_bytes(4, order) for n in range(4) for order in ("big", "little")}
 
@@ -64,6 +68,8 @@ class Decoder:
         self._flags = flags or Flags()
         self._data = bytearray()
         self._offset = 0
+        self._looked = 1
+        self._begun: list[tuple[int, int]] = []
         self._intake = Intake(MAX_FRAME_SIZE)
         self._dispatcher = Dispatcher(max_messages=MAX_FRAME_SIZE, max_arguments=MAX_FRAME_SIZE)
 
@@ -94,6 +100,8 @@ class Decoder:
         data = bytes(self._data[:size])
         del self._data[:size]
         self._offset += size
+        self._looked = 1
+        self._begun.clear()
         return data
 
     def _frame(self, size: int) -> Found:
@@ -135,15 +143,29 @@ class Decoder:
 
     def _search(self, why: str) -> Generator[Found, None, bool]:
         """Look for the next frame behind damaged bytes. Returns whether there is one."""
-        for start in range(1, len(self._data) - LENGTH_SIZE - SHORTEST_FRAME + 1):
+        for start in self._starts():
             begin = start + LENGTH_SIZE
-            length = int.from_bytes(self._data[start:begin], "big")
-            if length < SHORTEST_FRAME or begin + length > len(self._data):
-                continue
-            if self._is_frame(self._data[start : begin + length]):
+            end = begin + int.from_bytes(self._data[start:begin], "big")
+            if self._is_frame(self._data[start:end]):
                 yield Found(self._offset, self._take(start), None, why)
                 return True
         return False
+
+    def _starts(self) -> list[int]:
+        """Where frames may begin whose ends have come since this was asked last.
+
+        Each byte is looked at once. To begin anew with each piece of a long file would take hours.
+        """
+        size = len(self._data)
+        for found in _BEGIN.finditer(self._data, self._looked):
+            length = int.from_bytes(found[1], "big")
+            if SHORTEST_FRAME <= length <= MAX_FRAME_SIZE:
+                heapq.heappush(self._begun, (found.start() + LENGTH_SIZE + length, found.start()))
+        self._looked = max(self._looked, size - LENGTH_SIZE)
+        ended = []
+        while self._begun and self._begun[0][0] <= size:
+            ended.append(heapq.heappop(self._begun)[1])
+        return sorted(ended)
 
     def _is_frame(self, data: bytearray) -> bool:
         if data[LENGTH_SIZE] not in set(FrameType):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import keyword
 import shutil
 import sys
@@ -57,9 +58,15 @@ class _NameType(ParamType):
             text.isascii() and text[:1].isalpha() and text[-1].isalnum() and module.isidentifier()
         ):
             self.fail(f"{text!r} is no name: letters, digits, - and _, first a letter", param, ctx)
-        if keyword.iskeyword(module) or module in _TAKEN:
+        if keyword.iskeyword(module) or module in _TAKEN or _is_installed(module):
             self.fail(f"{text!r} is taken: Python or the project has a module {module}", param, ctx)
         return Name(text, module)
+
+
+def _is_installed(module: str) -> bool:
+    """Whether there is a module of this name, which the project's would hide: click, for example."""
+    found = importlib.util.find_spec(module)
+    return found is not None and "-packages" in (found.origin or "")
 
 
 @click.command(short_help="Start a project: an agent, its tests and its files.")

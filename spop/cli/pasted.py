@@ -16,8 +16,12 @@ import click
 from spop.cli.source import GZIP_MAGIC, PCAP_MAGIC
 
 _PROMPT = re.compile(r"(?m)^\s*(?:\(gdb\)|\$|>>>|%)\s.*$")
-_NUMBERS = re.compile(r"[\[{(]([\s0-9a-fA-FxX,-]*[0-9a-fA-F][\s,][\s0-9a-fA-FxX,-]*)[\]})]")
-"""The numbers of an array, in brackets of any kind. There are two at least."""
+_NUMBERS = re.compile(r"[\[{(]([\s0-9a-fA-FxX,-]+)[\]})]")
+"""The numbers of an array, in brackets of any kind."""
+_TWO_NUMBERS = re.compile(r"[0-9a-fA-F][\s,]")
+_BEHIND_DIGITS = re.compile(r"$|\s\s|\s?\|")
+_LONGEST_DUMPED = 4096
+"""Characters of a line above which no readable column is looked for."""
 _QUOTED = re.compile(r"\"((?:[^\"\\]|\\.)*)\"|'((?:[^'\\]|\\.)*)'", re.DOTALL)
 _COMMENT = re.compile(r"/\*.*?\*/|//[^\n]*", re.DOTALL)
 _ASIDE = re.compile(f"(?:{_QUOTED.pattern})|{_COMMENT.pattern}", re.DOTALL)
@@ -45,7 +49,8 @@ def read_pasted(text: str) -> bytes:
     except click.UsageError:
         if _dump(text):
             raise
-    if arrays := _NUMBERS.findall(_ASIDE.sub(_aside, text)):
+    arrays = _NUMBERS.findall(_ASIDE.sub(_aside, text))
+    if arrays := [each for each in arrays if _TWO_NUMBERS.search(each)]:
         return _numbers(" ".join(arrays))
     if re.search(r"\\(?:x[0-9a-fA-F]|[0-7])", text):
         return _literal(text)
@@ -116,8 +121,8 @@ def _splits(text: str) -> Iterator[tuple[str, str]]:
         if found.start() != ends[-1]:
             break
         ends.append(found.end())
-    for end in reversed(ends):
-        if re.match(r"$|\s\s|\s?\|", text[end:]):
+    for end in reversed(ends if len(text) <= _LONGEST_DUMPED else ends[-1:]):
+        if _BEHIND_DIGITS.match(text, end):
             yield text[:end], text[end:].strip()
 
 

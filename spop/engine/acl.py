@@ -329,7 +329,8 @@ class _AclParser:
         elif flag == "-f":
             self._load(self._flag_value(flag))
         elif flag == "-u":
-            if not self._flag_value(flag).isdecimal():
+            value = self._flag_value(flag)
+            if not (value.isascii() and value.isdecimal()):
                 raise AclError("the argument of '-u' is an integer", self._index - 1)
         elif flag != "-n":
             raise AclError(

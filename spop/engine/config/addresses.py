@@ -7,6 +7,7 @@ import socket
 from ipaddress import ip_address
 
 from spop.address import FAMILIES, MAX_PORT, Address, unusable
+from spop.engine.config.values import leading_integer
 
 _PREFIX = re.compile(r"(unix|abns|fd|sockpair|ring|(?:udp|tcp|ip|stream\+)?(?:ipv)?[46]?)@")
 _STANDARD_STREAMS = {"stdout": "stdout", "stderr": "stderr", "fd@1": "stdout", "fd@2": "stderr"}
@@ -109,6 +110,6 @@ def _is_literal(host: str) -> bool:
 def _port(text: str, port: str) -> int:
     if not port:
         return 0
-    if not (port.isascii() and port.isdigit()) or int(port) > MAX_PORT:
+    if not (port.isascii() and port.isdigit()) or leading_integer(port) > MAX_PORT:
         raise ValueError(f"'{port}' in '{text}' is no port")
     return int(port)

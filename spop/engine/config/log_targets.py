@@ -108,7 +108,9 @@ class _LogLine:
 
     def _range(self, text: str) -> tuple[int, int]:
         match = _RANGE.fullmatch(text)
-        low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        low, high = (
+            (leading_integer(match[1]), leading_integer(match[2] or match[1])) if match else (0, 0)
+        )
         if not 1 <= low <= high:
             raise self._refuse(f"'{text}' is no range of lines, from 1")
         return low, high

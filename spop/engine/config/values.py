@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from spop.constants import LENGTH_SIZE
+from spop.engine.samples.types import read_int
 
-_LONG_MAX = 2**63 - 1
 _TIMER_MAX = 2**31 - 1
 _INTEGER = re.compile(r"[ \t\n\v\f\r]*([-+]?[0-9]+)", re.ASCII)
 _SIZE = re.compile(r"([0-9]+)([kmg]?)", re.ASCII | re.IGNORECASE)
@@ -24,7 +24,7 @@ _MICROSECONDS = {
 def leading_integer(word: str) -> int:
     """The number at the start of a word, as with C's ``atol``; 0 if there is none."""
     match = _INTEGER.match(word)
-    return max(-_LONG_MAX - 1, min(_LONG_MAX, int(match[1]))) if match else 0
+    return read_int(match[1]) if match else 0
 
 
 def unsigned(word: str) -> int:
@@ -35,7 +35,7 @@ def unsigned(word: str) -> int:
 def size_of(word: str) -> int:
     """A size such as ``64k``, in bytes; 0 if the word is none. HAProxy knows the units since 3.1."""
     match = _SIZE.fullmatch(word)
-    return int(match[1]) << 10 * " kmg".index(match[2].lower() or " ") if match else 0
+    return read_int(match[1]) << 10 * " kmg".index(match[2].lower() or " ") if match else 0
 
 
 def frame_limit(bufsize: int) -> int:
@@ -59,7 +59,7 @@ def seconds(word: str) -> float:
     rest = word[match.end() :] if match else word
     if match is None or (rest and not match[2]):
         raise ValueError(f"'{word}' is no time: a number and one of {', '.join(_MICROSECONDS)}")
-    milliseconds = -(-int(match[1]) * _MICROSECONDS[match[2] or "ms"] // 1000)
+    milliseconds = -(-read_int(match[1]) * _MICROSECONDS[match[2] or "ms"] // 1000)
     if milliseconds > _TIMER_MAX:
         raise ValueError(f"'{word}' is too long a time, {_TIMER_MAX} ms (24.8 days) at most")
     return milliseconds / 1000

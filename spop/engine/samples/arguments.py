@@ -12,7 +12,7 @@ from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Any
 
 from spop.engine.samples.errors import SampleError
-from spop.engine.samples.types import CASTS, SampleType, cast, clamp, ipv4_of, ipv6_of
+from spop.engine.samples.types import CASTS, SampleType, cast, ipv4_of, ipv6_of, read_int
 from spop.engine.stream import Stream
 from spop.values import VARIABLE
 
@@ -70,7 +70,7 @@ def is_int(word: str) -> bool:
 def parse_int(word: str) -> int:
     if not is_int(word):
         raise ValueError(f"'{word}' is not an integer")
-    return clamp(int(word))
+    return read_int(word)
 
 
 def parse_variable(word: str) -> VariableArgument:
@@ -93,7 +93,7 @@ def parse_operand(word: str) -> Operand:
         return 0
     if not _INTEGER.fullmatch(word):
         raise ValueError(f"'{word}' is neither an integer nor a variable")
-    return clamp(int(word))
+    return read_int(word)
 
 
 class Unit(int):
@@ -140,8 +140,8 @@ def parse_mask6_if_any(word: str) -> Mask6 | None:
 
 
 def _mask(word: str, address: type[IPv4Address | IPv6Address], version: int, width: int) -> int:
-    if word.isdecimal() and int(word) <= width:
-        return (1 << width) - (1 << width - int(word))
+    if word.isascii() and word.isdecimal() and (bits := read_int(word)) <= width:
+        return (1 << width) - (1 << width - bits)
     try:
         return int(address(word))
     except AddressValueError:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from spop.engine.samples.arguments import parse_hex, parse_int, parse_ipv6, parse_mask4, parse_mask6
 from spop.engine.samples.regexes import compile_regex
-from spop.engine.samples.types import SampleType, byte_length, raw
+from spop.engine.samples.types import MAX_DIGITS, SampleType, byte_length, raw
 from spop.engine.stream import IPAddress
 from spop.errors import reason
 
@@ -68,7 +68,7 @@ def parse_range(word: str) -> tuple[float, float]:
 def parse_bound(word: str) -> int:
     """An integer of 64 bits, without a plus sign."""
     number = parse_int(word) if not word.startswith("+") else None
-    if number is None or number != int(word):
+    if number is None or number != int(word[:MAX_DIGITS]):
         raise ValueError(f"'{word}' is not an integer of 64 bits")
     return number
 

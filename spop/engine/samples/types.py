@@ -66,15 +66,20 @@ def clamp(value: int) -> int:
 
 
 _INTEGER = re.compile(r"[-+]?[0-9]*", re.ASCII)
-_MAX_DIGITS = 4000
+MAX_DIGITS = 4000
 """Python's int() refuses more than 4300 digits."""
+
+
+def read_int(digits: str) -> int:
+    """The integer that digits are, limited to 64 bits."""
+    return clamp(int(digits[:MAX_DIGITS]))
 
 
 def leading_int(value: str) -> int:
     """The integer at the start of a string, limited to 64 bits; 0 if there is no integer."""
     match = _INTEGER.match(value)
     digits = match[0] if match else ""
-    return clamp(int(digits[:_MAX_DIGITS])) if digits.strip("+-") else 0
+    return read_int(digits) if digits.strip("+-") else 0
 
 
 def _text_to_int(value: str) -> int | None:
