@@ -324,7 +324,8 @@ class Agent:
             meaning: a sentence for people.
 
         Raises:
-            ValueError: the name can't be used, or is that of a gauge, or there are too many.
+            ValueError: a name can't be used, or is that of a gauge, or there are too many.
+            TypeError: the meaning or a label's value is no text.
             RuntimeError: it is new, and the agent is served already.
         """
         return self.metrics.get(CounterMetric, name, meaning, labels)

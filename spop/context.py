@@ -45,6 +45,12 @@ def set_running(running: Callable[[], Running | None] | tuple[str, int, int, Any
     RUNNING.set(running)
 
 
+def forget_running() -> None:
+    """No message, or more than one, is handled in this context from now on."""
+    RUNNING.set(None)
+    _IDS.set({})
+
+
 def log_ids(agent: Agent, *names: str) -> None:
     """Have log records of an agent's handlers show these arguments of their message.
 

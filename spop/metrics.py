@@ -14,6 +14,7 @@ MOST_METRICS = 256
 """Number of an agent's own metrics, each set of labels counted by itself."""
 
 _NAME = re.compile(r"(?!spop_)[a-z][a-z0-9_]*")
+_LABEL = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
 
 
 class Description(NamedTuple):
@@ -96,6 +97,17 @@ class Gauge(Counter):
 Metric = TypeVar("Metric", bound=Counter)
 
 
+def _check_texts(who: str, meaning: str, labels: dict[str, str]) -> None:
+    for label in labels:
+        if not _LABEL.fullmatch(label):
+            raise ValueError(f"{who}: {label!r} is no name of a label")
+    for what, text in {"the meaning": meaning, **labels}.items():
+        if not isinstance(text, str):
+            raise TypeError(f"{who}: {what} is {text!r}, a str is needed")
+        if not text.isascii():
+            text.encode()  # A UnicodeEncodeError is a ValueError.
+
+
 class Metrics:
     """The metrics of an agent, in the order of their cells."""
 
@@ -108,11 +120,13 @@ class Metrics:
         """The metric of this name with these labels. It is made if there is none.
 
         Raises:
-            ValueError: the name can't be used, or is that of a metric of another kind.
+            ValueError: a name can't be used, or is that of a metric of another kind.
+            TypeError: the meaning or a label's value is no text.
             RuntimeError: it is new, and the server serves already.
         """
         if not _NAME.fullmatch(name):
             raise ValueError(f"{kind.kind} {name!r}: a name is [a-z][a-z0-9_]*, without spop_")
+        _check_texts(f"{kind.kind} {name!r}", meaning, labels)
         about = Description(kind.kind, name, meaning, tuple(sorted(labels.items())))
         for each in self._all:
             if each.about == about and isinstance(each, kind):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import ipaddress
+import os
 import re
 from dataclasses import dataclass, field
 from typing import Any, Self, TypedDict, Unpack
@@ -44,6 +45,7 @@ class Options:
     ``supervised`` is true if the supervisor of ``spop serve`` does it, for its workers.
 
     Raises:
+        TypeError: a value is of another type. The message names the option.
         ValueError: a value is out of range or can't be read. The message names the option.
         ModuleNotFoundError: an option needs an extra. The message says which.
     """
@@ -161,6 +163,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for each in dataclasses.fields(self):
+            _check_type(each, getattr(self, each.name))
             _check_range(each, getattr(self, each.name))
             _check_choice(each, getattr(self, each.name))
         if self.event_loop == "uvloop" and importlib.util.find_spec("uvloop") is None:
@@ -286,6 +289,22 @@ def _addresses(text: str) -> list[Address]:
     if not 0 < first <= last <= MAX_PORT:
         raise ValueError(f"bind {text!r}: its ports are not from low to high, {MAX_PORT} at most")
     return [Address.parse(f"{host}:{port}") for port in range(first, last + 1)]
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (int,),
+    "str": (str, os.PathLike),
+    "tuple[str, ...]": (tuple, list),
+}
+"""What an option may be, by its annotation."""
+
+
+def _check_type(option: dataclasses.Field[Any], value: Any) -> None:
+    annotation, _, may_be_none = str(option.type).partition(" | ")
+    if not isinstance(value, _KINDS[annotation]) and (value is not None or not may_be_none):
+        raise TypeError(f"{option.name} is {value!r}, {annotation} is needed")
 
 
 def _check_range(option: dataclasses.Field[Any], value: Any) -> None:

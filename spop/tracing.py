@@ -25,7 +25,8 @@ except ModuleNotFoundError as _error:
 
 from spop.agent import Agent
 from spop.context import current, logged_ids
-from spop.parameters import Parameter, is_async
+from spop.frames import Message
+from spop.parameters import MESSAGE, Parameter, is_async
 from spop.version import __version__
 
 __all__ = ["trace_messages"]
@@ -62,6 +63,8 @@ def trace_messages(
     for name, info in list(agent.handlers.items()):
         missing = set(names).difference(parameter.name for parameter in info.parameters)
         added = [Parameter(n, default=None, keyword_only=True) for n in names if n in missing]
+        if info.cache is not None:  # Its answers are kept by its arguments, so it gets no further.
+            added = [Parameter(_OF_TRACE, MESSAGE, keyword_only=True)]
         agent.handlers[name] = info._replace(
             function=_traced(
                 info.function,
@@ -71,6 +74,10 @@ def trace_messages(
             ),
             parameters=(*info.parameters, *added),
         )
+
+
+_OF_TRACE = "message_of_trace"
+"""The keyword by which a cached handler gets the message."""
 
 
 class _Instruments:
@@ -124,8 +131,9 @@ def _traced(
         args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[AbstractContextManager[None], dict[str, Any]]:
         """The span of a call, and the keyword arguments of the handler."""
+        whole = _arguments(kwargs.pop(_OF_TRACE, None))
         own = {name: value for name, value in kwargs.items() if name not in missing}
-        given = {**kwargs, **signature.bind_partial(*args, **own).arguments}
+        given = {**whole, **kwargs, **signature.bind_partial(*args, **own).arguments}
         return span(*map(given.get, names)), own
 
     if is_async(function):
@@ -145,6 +153,14 @@ def _traced(
             return function(*args, **own)
 
     return traced
+
+
+def _arguments(message: Message | None) -> dict[str, Any]:
+    """The arguments of a message, by the names of parameters."""
+    if message is None:
+        return {}
+    names = (name.replace("-", "_") for name in message.names)
+    return dict(zip(names, message.values, strict=True))
 
 
 def _ids_of(span: trace.Span) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import signal
@@ -18,6 +19,7 @@ from haproxy import wait_until
 from serving import served, wait_until_serving
 
 from spop import Ack, Agent, AsyncClient, Batch, Client, Message
+from spop.context import ContextFilter, current, log_ids
 
 KINDS = ["thread", "async"]
 
@@ -156,6 +158,24 @@ def test_agent_test_raises_an_answer_that_is_an_exception(kind: str) -> None:
     with pytest.raises(ValueError, match="odd"):
         agent.test("m", n=4)
     agent.close_test()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [2, 4], ids=["late", "full"])
+def test_its_log_records_are_those_of_no_single_message(
+    kind: str, count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    def function(messages: list[Message]) -> list[None]:
+        logging.getLogger("mine").warning("%s", current())
+        return [None] * len(messages)
+
+    agent = agent_of(kind, function)
+    log_ids(agent, "n")
+    caplog.handler.addFilter(ContextFilter())
+    ask(agent, range(count))
+    records = [each for each in caplog.records if each.name == "mine"]
+    assert {each.getMessage() for each in records} == {"None"}
+    assert [each.spop_ids for each in records] == [{}] * len(records)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -310,6 +310,15 @@ def test_an_option_that_needs_worker_processes_is_refused(
         serve(agent, **option)
 
 
+@pytest.mark.parametrize("name, value", [
+    ("threads", "2"), ("threads", 1.5), ("idle_timeout", "1"), ("max_frame_size", "1K"),
+    ("allow", "10.0.0.0/8"), ("admin_host", "status.example"), ("admin", 9001), ("tls_cert", 1),
+])  # fmt: skip
+def test_an_option_of_another_type_is_named(agent: Agent, name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=rf"{name} is {value!r}, .* is needed"):
+        agent.serve_in_background(**{name: value})
+
+
 def test_ready_that_is_async_would_not_run(agent: Agent) -> None:
     with pytest.raises(TypeError, match=r"ready: handler waits .* is async def"):
         asyncio.run(agent.serve_async("127.0.0.1:0", waits))

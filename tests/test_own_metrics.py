@@ -7,6 +7,7 @@ import os
 import signal
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from haproxy import wait_until
@@ -110,6 +111,22 @@ def test_none_is_made_while_the_agent_is_served() -> None:
         assert [each.value for each in server.status().metrics] == [1]  # type: ignore[attr-defined]
     with agent.serve_in_background() as server:
         assert things.value == 0
+
+
+@pytest.mark.parametrize("label", ["bad-label", "", "__name__", "1st", "ü"])
+def test_a_label_that_prometheus_does_not_take(label: str) -> None:
+    with pytest.raises(ValueError, match="is no name of a label"):
+        Agent().counter("lookups", "Look-ups.", **{label: "x"})
+
+
+@pytest.mark.parametrize("meaning, value, error", [
+    ("Look-ups.", True, TypeError), ("Look-ups.", 5, TypeError), (None, "x", TypeError),
+    ("Look-ups.", "\udcff", ValueError), ("\udcff", "x", ValueError),
+])  # fmt: skip
+def test_a_metrics_texts_are_texts(meaning: Any, value: Any, error: type[Exception]) -> None:
+    """Else the supervisor would refuse the worker, or no metrics could be shown."""
+    with pytest.raises(error):
+        Agent().gauge("lookups", meaning, found=value)
 
 
 def test_an_included_agents_metrics_are_shown() -> None:

@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from spop import Agent, Client, Message
+from spop import Agent, Cache, Client, Message
 from spop.context import ContextFilter, log_ids
 from spop.logs import JSONFormatter
 from spop.tracing import trace_messages
@@ -169,3 +169,25 @@ def test_without_its_extra_it_says_which() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "spop.tracing needs an extra: pip install 'haproxy-spop[otel]'" in done.stderr
     assert "During handling" not in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["inline", "blocking", "async"])
+def test_a_cached_answer_does_not_depend_on_the_trace(kind: str) -> None:
+    exporter, provider, agent = InMemorySpanExporter(), TracerProvider(), Agent()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+
+    async def asynchronous(n: int) -> dict[str, Any]:
+        return {"txn.n": n}
+
+    def plain(n: int) -> dict[str, Any]:
+        return {"txn.n": n}
+
+    function = asynchronous if kind == "async" else plain
+    agent.message("m", blocking=kind == "blocking", cache=Cache(60.0, 10))(function)
+    trace_messages(agent, traceparent="trace-parent", provider=provider)
+    with agent.serve_in_background() as server, Client(server.address) as client:
+        for parent in (PARENT, PARENT.replace(TRACE, "f" * 32)):
+            message = Message("m", {"n": 5, "trace-parent": parent})
+            assert client.notify([message]).variables == {"txn.n": 5}
+    (span,) = exporter.get_finished_spans()
+    assert f"{span.get_span_context().trace_id:032x}" == TRACE

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from spop.agent import Agent
 from spop.batch import Batch
+from spop.context import forget_running
 from spop.errors import HandlerError
 from spop.frames import Message
 from spop.lifespan import use_state
@@ -117,7 +118,9 @@ class Batcher:
             self._timer.cancel()
             self._timer = None
         batch, self._waiting = self._waiting, []
-        call = asyncio.get_running_loop().create_task(self._handle(batch))
+        context = copy_context()  # That of one of the messages.
+        context.run(forget_running)
+        call = asyncio.get_running_loop().create_task(self._handle(batch), context=context)
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
 
