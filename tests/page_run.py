@@ -293,10 +293,9 @@ def lay_out(folder: Path, page: Path) -> None:
         for name in CHECKOUT:
             shutil.copy(ROOT / name, folder)
         os.environ |= INSTALLING
-    for name in SYSTEM_FOLDERS:
-        if Path(name).is_dir():
-            subprocess.run(["mount", "-t", "tmpfs", "tmpfs", name], check=True)
-    os.environ["SYSTEMD_OFFLINE"] = "1"  # There is none among the processes of the page.
+        for each in filter(os.path.isdir, SYSTEM_FOLDERS):
+            subprocess.run(["mount", "-t", "tmpfs", "tmpfs", each], check=True)
+        os.environ["SYSTEMD_OFFLINE"] = "1"  # There is none among the processes of the page.
 
 
 def environment() -> None:
