@@ -78,13 +78,7 @@ class Processing(Exchange):
     def __init__(
         self, ids: tuple[int, int], messages: Sequence[Message], label: str, started_at: float
     ) -> None:
-        # What the constructor of `Exchange` does, without a call of it.
-        self.ids = ids
-        self.messages = messages
-        self.link = self.ack = self.error = self.waiter = None
-        self.sent_as = 0, 0
-        self.sent_at = 0.0
-        self.done = False
+        Exchange.__init__(self, ids, messages)
         self.label: str = label
         self.started_at: float = started_at
         self.queued_at: float = monotonic()
