@@ -218,11 +218,9 @@ class Pool:
 
     def _link_with_room(self) -> Link | None:
         """The next connection that takes a call, in turn; None if all are full."""
-        links = self.links
-        for _ in range(len(links)):
-            link = links[0]
-            links.rotate(-1)
+        for position, link in enumerate(self.links, 1):
             if len(link.protocol.waiting) < link.capacity and not link.blocked:
+                self.links.rotate(-position)
                 return link
         return None
 

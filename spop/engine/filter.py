@@ -78,13 +78,7 @@ class Processing(Exchange):
     def __init__(
         self, ids: tuple[int, int], messages: Sequence[Message], label: str, started_at: float
     ) -> None:
-        # What the constructor of `Exchange` does, without a call of it.
-        self.ids = ids
-        self.messages = messages
-        self.link = self.ack = self.error = self.waiter = None
-        self.sent_as = 0, 0
-        self.sent_at = 0.0
-        self.done = False
+        Exchange.__init__(self, ids, messages)
         self.label: str = label
         self.started_at: float = started_at
         self.queued_at: float = monotonic()
@@ -193,7 +187,7 @@ class StreamContext:
 class _Template:
     """Makes a message of the configuration for each stream."""
 
-    __slots__ = ("_applies", "_evaluators", "_name", "_names", "_problems")
+    __slots__ = ("_applies", "_evaluate_all", "_evaluators", "_name", "_names", "_problems")
 
     def __init__(
         self, config: MessageConfig, set_on_error: str | None, problems: RateLimitedLog
@@ -203,6 +197,7 @@ class _Template:
         self._evaluators = tuple(
             _as_sent(argument.expression, set_on_error) for argument in config.arguments
         )
+        self._evaluate_all = _all_of(self._evaluators)
         self._applies = config.applies if config.condition is not None else None
         self._problems = problems
 
@@ -211,7 +206,7 @@ class _Template:
         try:
             if self._applies is not None and not self._applies(stream):
                 return None
-            values = tuple([evaluate(stream) for evaluate in self._evaluators])
+            values = self._evaluate_all(stream)
         except Exception as error:  # From a fetch or converter of the user.
             values = tuple(self._values(stream, error))
         # The constructor would take names and values apart again. Without it a whole event takes
@@ -232,6 +227,20 @@ class _Template:
                 yield evaluate(stream)
             except Exception:
                 yield None
+
+
+def _all_of(
+    evaluators: Sequence[Callable[[Stream], DecodedValue]],
+) -> Callable[[Stream], tuple[DecodedValue, ...]]:
+    """A function that gives what each of these gives."""
+    # A comprehension is a call more, and makes a list: 0.28 µs in place of 0.12 for two arguments.
+    # The text has these names alone, and nothing of the configuration.
+    functions = {f"_{number}": evaluate for number, evaluate in enumerate(evaluators)}
+    calls = "".join(f"{name}(stream), " for name in functions)
+    made: Callable[[Stream], tuple[DecodedValue, ...]] = eval(
+        f"lambda stream: ({calls})", functions
+    )
+    return made
 
 
 def _as_sent(expression: Expression, set_on_error: str | None) -> Callable[[Stream], DecodedValue]:

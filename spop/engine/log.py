@@ -11,6 +11,7 @@ import itertools
 import logging
 import logging.handlers
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 from spop.engine.config.log_targets import NOT_LOGGED_TO
@@ -78,9 +79,12 @@ class EngineLog:
         self.logger: logging.Logger = logging.getLogger(f"spop.engine.{config.engine}")
         self._normal = not config.dontlog_normal
         self._targets = [_handler(target) for target in config.log_targets]
-
-    def wants(self, level: int) -> bool:
+        self.wants: Callable[[int], bool] = self._wants
         """Whether the logger or a target takes a line of this level."""
+        if self._normal and not self._targets:
+            self.wants = self.logger.isEnabledFor
+
+    def _wants(self, level: int) -> bool:
         if level == NOTICE and not self._normal:
             return False
         if self._targets and any(target.level <= level for target in self._targets):

@@ -28,7 +28,7 @@ from spop.engine.stream import (
     Stream,
     Tls,
 )
-from spop.engine.variables import Variables
+from spop.engine.variables import Session, Variables
 from spop.values import DecodedValue
 from spop.web.header_lists import fields_of, names_of
 from spop.web.policy import Policy
@@ -128,15 +128,20 @@ class ReceivedStream(Stream):
         variables: Mapping[str, DecodedValue] | None,
         unique_id: str | None,
     ) -> None:
-        self.source = source
-        self.source_port = source_port
-        self.destination = destination
-        self.destination_port = destination_port
-        self.frontend = self.backend = self.response = self.session = None
-        self.request = request
-        self.tls = tls
-        self.variables = variables if type(variables) is Variables else Variables(variables)
-        self.started = time.time()
+        self.source: IPAddress | None = source
+        self.source_port: int = source_port
+        self.destination: IPAddress | None = destination
+        self.destination_port: int = destination_port
+        self.frontend: str | None = None
+        self.backend: str | None = None
+        self.request: Request | None = request
+        self.response: Response | None = None
+        self.tls: Tls | None = tls
+        self.variables: Variables = (
+            variables if type(variables) is Variables else Variables(variables)
+        )
+        self.started: float = time.time()
+        self.session: Session | None = None
         self._unique_id = unique_id
 
     @property
@@ -272,7 +277,8 @@ class Transaction:
 
 def _without(headers: HeaderFields, name: str) -> HeaderFields:
     """The header fields of other names. The name is a token."""
-    # Few fields have a name of the same length. The others need no folding: 0.3 µs in place of 1.4.
+    # Few fields have a name of the same length, and the others need no folding: 0.5 µs in place
+    # of 0.9 for seven.
     folded, length = _folded(name), len(name)
     return [h for h in headers if len(h[0]) != length or _folded(h[0]) != folded]
 

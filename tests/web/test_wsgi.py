@@ -155,6 +155,15 @@ def test_what_agents_see(serve: Callable[..., int], waf: Waf) -> None:
     assert waf.requests[1]["id"] == "given"
 
 
+def test_a_request_and_its_response_have_one_unique_id(serve: Callable[..., int], waf: Waf) -> None:
+    port = serve()
+    ask(port)
+    ask(port)
+    ids = [message["id"] for message in waf.requests]
+    assert ids == [message["id"] for message in waf.responses]
+    assert len(set(ids)) == len(ids) == 2
+
+
 def test_mounted_where_the_server_has_decoded_the_path(
     make_engine: Callable[..., Any], waf: Waf
 ) -> None:
