@@ -16,8 +16,8 @@ export SPOP_TEST_LEAK_ROUNDS=0 # The error paths run. What they leave behind is 
 SPOP_LINETRACE=1 "$PYTHON" setup.py -q build_ext --inplace
 "$PYTHON" -m coverage erase
 
-# These look at the project's files and at memory, not at what the package does.
-skipped='test_(distribution|docs.*|figures|memcheck|memory|site|typing|wheel)[.]py'
+# These look at the project's files, not at what the package does.
+skipped='test_(distribution|docs.*|figures|memcheck|site|typing|wheel)[.]py'
 [ $# -gt 0 ] || mapfile -t files < <(find tests -name 'test_*.py' | grep -vE "$skipped" | sort)
 # These raise in another thread, which may run a function of coverage's then and not end.
 untraced='whose_loop_dies|thread_that_dies|thread_died_of|server_failed_of'

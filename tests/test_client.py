@@ -17,7 +17,8 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from scripted_agent import ChaoticAgent, ScriptedAgent, echoes
+from haproxy import wait_until
+from scripted_agent import ChaoticAgent, ScriptedAgent, Told, Wire, echoes
 
 from spop import (
     Ack,
@@ -170,6 +171,47 @@ def test_many_at_once_keep_their_order(
         assert agent.accepted <= 2
 
 
+def test_a_client_waits_where_its_agent_stops_reading_and_goes_on(
+    new_client: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Frames of 16 MB are more than a socket takes."""
+
+    def move(wire: Wire, told: Told) -> None:
+        if len(agent.told) == 1:
+            wait_until(lambda: any(link.blocked for link in links), "a connection that is full")
+        echoes(wire, told)
+
+    count, body = 1000, bytes(16_000)
+    with (
+        ScriptedAgent(move, path=tmp_path / "sock") as agent,
+        new_client(agent.address, maximum=1, max_waiting_frames=count, timeout=30) as client,
+    ):
+        links = client._pool.links
+        acks = client.notify_many(Message("m", n=number, body=body) for number in range(count))
+        assert [ack.variables["sess.n"] for ack in acks] == list(range(count))
+        assert {ack.variables["sess.size"] for ack in acks} == {len(body)}
+        assert [link.blocked for link in links] == [False]
+
+
+def test_many_at_once_raise_the_first_error_and_leave_nothing_behind(
+    new_client: Callable[..., Any],
+) -> None:
+    def move(wire: Wire, told: Told) -> None:
+        if told.notify.messages[0].get("n") == 3:
+            wire.disconnect(Status.UNKNOWN)
+        elif agent.accepted > 1:
+            echoes(wire, told)
+
+    with (
+        ScriptedAgent(move) as agent,
+        new_client(agent.address, maximum=1, max_waiting_frames=10) as client,
+    ):
+        with pytest.raises(DisconnectedError, match="so be it"):
+            many(client, 5)
+        assert client.notify("m", n=7).variables["sess.n"] == 7
+        assert (client._pool.waiting, client._pool.queued) == (0, 0)
+
+
 def test_big_payloads_go_in_fragments(new_client: Callable[..., Any]) -> None:
     agent = Agent()
 
@@ -203,6 +245,28 @@ def test_what_cannot_be_encoded_is_the_callers_error(new_client: Callable[..., A
 
 
 # --- failures ---
+
+
+def test_a_with_statement_that_cannot_connect_closes_the_client() -> None:
+    async def enter(client: AsyncClient) -> None:
+        with pytest.raises(RefusedError):
+            await client.__aenter__()
+        with pytest.raises(LocalProtocolError, match="closed"):
+            await client.notify("m")
+
+    asyncio.run(enter(AsyncClient(refused_address())))
+    client = Client(refused_address())
+    with pytest.raises(RefusedError):
+        client.__enter__()
+    with pytest.raises(LocalProtocolError, match="closed"):
+        client.notify("m")
+
+
+def test_a_client_of_health_checks_takes_no_calls(new_client: Callable[..., Any]) -> None:
+    with ScriptedAgent(echoes) as agent, new_client(agent.address, healthcheck=True) as client:
+        with pytest.raises(LocalProtocolError, match="health check"):
+            client.notify("m")
+        assert client.peer.healthcheck
 
 
 def test_refused_and_unreachable(new_client: Callable[..., Any], tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from implementations import intake_class
 from streams import Taken, cut, implementations, streams
 
-from spop import codec
-from spop.constants import FrameType
+from spop import Message, codec
+from spop.constants import MAX_CONTROL_SIZE, FrameType
+from spop.errors import FrameTooBigError
 
 
 def taken(pieces: list[bytes], dispatch: Any, **limits: int) -> dict[str, Any]:
@@ -72,3 +73,20 @@ def test_an_intake_keeps_no_more_memory_than_its_limits_and_one_read(
     reserve = (max_frame_size + max_payload_size) // 8 if "_py" in dispatch.__name__ else 0
     assert most < max_frame_size + max_payload_size + reserve + size + 2000
     assert intake.size > 3.9 * max_frame_size
+
+
+@pytest.mark.parametrize("type_", [FrameType.HAPROXY_HELLO, FrameType.HAPROXY_DISCONNECT])
+def test_a_control_frame_is_shorter_than_other_frames_may_be(
+    dispatch: ModuleType, type_: FrameType
+) -> None:
+    intake = intake_class(dispatch)(100_000)
+    intake.is_open = True
+    dispatcher = dispatch.Dispatcher(None)
+    notify = codec.encode_notify(1, 1, [Message("m", [("body", bytes(50_000))])])
+    assert len(dispatcher.receive(intake, notify)[0]) == 1
+    intake.in_flight = 0
+    fits = codec.encode_control(type_, {"message": "x" * (MAX_CONTROL_SIZE - 50)})
+    assert len(dispatcher.receive(intake, fits)[0]) == 1
+    too_big = codec.encode_control(type_, {"message": "x" * MAX_CONTROL_SIZE})
+    with pytest.raises(FrameTooBigError, match=f"{MAX_CONTROL_SIZE} at most"):
+        dispatcher.receive(intake, too_big)
