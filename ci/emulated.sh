@@ -29,5 +29,7 @@ rm -rf "$PYTHONPATH" "$root/venv"
 wheel=("$source"/dist/*-"cp${version/./}"-*aarch64.whl)
 "$root/venv/bin/pip" install -q --target "$PYTHONPATH" --only-binary :all: --implementation cp \
     --python-version "$version" --platform manylinux_2_28_aarch64 --platform manylinux_2_17_aarch64 "${wheel[0]}[cli]"
+cd "$root" # Else the package of the checkout is found.
+unset PYTHONDONTWRITEBYTECODE # An emulated compiler takes its time.
 export SPOP_PYTHON="qemu-aarch64-static -L $root $root/usr/bin/python$version"
 $SPOP_PYTHON "$source/ci/smoke.py" c
