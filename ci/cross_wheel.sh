@@ -27,8 +27,13 @@ export CC="python -m ziglang cc -target $target" AR="python -m ziglang ar"
 export LDSHARED="$CC -shared" _PYTHON_HOST_PLATFORM=linux-$processor LDFLAGS=
 export SETUPTOOLS_EXT_SUFFIX=.cpython-$tag-$processor-linux-$library.so
 python setup.py -q bdist_wheel --dist-dir "$work/wheel"
-auditwheel -v repair --zip-compression-level 9 \
-    --wheel-dir "$work/dist" "$work"/wheel/*.whl >"$work/repair.log" 2>&1 || { cat "$work/repair.log"; exit 1; }
+if [ "$library" = gnu ]; then # The tag says which systems' C libraries it needs at least.
+    auditwheel -v repair --zip-compression-level 9 --wheel-dir "$work/dist" "$work"/wheel/*.whl \
+        >"$work/repair.log" 2>&1 || { cat "$work/repair.log"; exit 1; }
+else # auditwheel does not know the C library of another system.
+    wheel tags --platform-tag "musllinux_1_2_$processor" "$work"/wheel/*.whl
+    mkdir "$work/dist" && mv "$work"/wheel/*-musllinux* "$work/dist"
+fi
 python "$source/ci/wheel_contents.py" "$work"/dist/*.whl
 mkdir -p "$source/dist"
 cp "$work"/dist/*.whl "$source/dist"

@@ -60,6 +60,7 @@ def answer_an_engine() -> None:
 def answer_the_commands() -> None:
     """In two workers of ``spop serve``, until SIGTERM."""
     serve = [*SPOP, "serve", f"{__file__}:agent", "--bind", "127.0.0.1:0", "--processes", "2"]
+    serve += ["--start-timeout", "300"]
     with subprocess.Popen(serve, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         log = ""

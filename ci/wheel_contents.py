@@ -19,7 +19,7 @@ LARGEST = 1_000_000
 SDIST_HAS = (
     "CHANGELOG.md", "LICENSE", "Makefile", "README.md", "mkdocs.yml", "pyproject.toml", "setup.py",
     "tests/conftest.py", "tests/wire.py", "docs/index.md", "examples/demo.py", "ci/smoke.py",
-    "benchmarks/c/sink.c", "contrib/wireshark/spop.lua", "spop/_codec.pyx", "spop/_objects.pxd",
+    "benchmarks/c/sink.c", "benchmarks/results/history.csv", "contrib/wireshark/spop.lua", "spop/_codec.pyx", "spop/_objects.pxd",
 )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ for python; do
         { cat "$work/repair.log"; exit 1; }
     tag=$("$python" -c 'import sys, sysconfig; print(f"cp{sys.version_info[0]}{sys.version_info[1]}" + "t" * bool(sysconfig.get_config_var("Py_GIL_DISABLED")))')
     try python "$source"/dist/*-py3-none-any.whl
-    try c "$source"/dist/*-"$tag"-manylinux*.whl
+    try c "$source"/dist/*-"$tag"-manylinux*_"$(uname -m)".whl
 done
 "$work/tools/bin/python" "$source/ci/wheel_contents.py" "$source"/dist/*
 ls -l "$source/dist"

@@ -40,6 +40,8 @@ from haproxyspoa.payloads.ack import AckPayload, ActionVarScope
 from haproxyspoa.spoa_server import SpoaConnection, SpoaServer
 from spoe_forge import ActionScope, SetVarAction, SpoeForge, UnsetVarAction
 
+SOURCE = str(Path(compat.__file__).parents[2])
+
 # The original leaves sockets open.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -799,7 +801,7 @@ def test_a_package_that_is_missing_is_one_line(there: list[str], line: str, tmp_
         (tmp_path / f"{name}.py").touch()
     script = tmp_path / "script.py"
     script.write_text("import spoe_forge\n")
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{SOURCE}"}
     # Without the packages that are installed.
     with run("-S", "-m", "spop.compat", str(script), env=environment) as process:
         assert process.communicate(timeout=60)[1] == f"spop.compat: {line}\n"
@@ -838,7 +840,7 @@ def test_a_script_finds_what_python_alone_shows_it(
     (tmp_path / "app").mkdir()
     (tmp_path / "app" / "agent.py").write_text(SAYS)
     (tmp_path / "link.py").symlink_to(tmp_path / "app" / "agent.py")
-    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+    environment = os.environ | {"PYTHONPATH": SOURCE}
     texts = []
     for command in ([], ["-m", "spop.compat"]):
         command = [*options, *command, "link.py", *arguments]
@@ -852,7 +854,7 @@ def test_a_script_finds_what_python_alone_shows_it(
 def test_the_package_may_be_beside_the_script(tmp_path: Path) -> None:
     (tmp_path / "haproxyspoa.py").touch()
     (tmp_path / "agent.py").write_text("import haproxyspoa")
-    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
+    environment = os.environ | {"PYTHONPATH": SOURCE}
     with run("-S", "-m", "spop.compat", str(tmp_path / "agent.py"), env=environment) as process:
         assert process.communicate(timeout=60)[1] == ""
         assert process.returncode == 0

@@ -70,3 +70,17 @@ def test_every_data_file_is_in_the_distribution() -> None:
     for path in data:
         package = ".".join(path.parent.relative_to(ROOT).parts)
         assert any(path.match(pattern) for pattern in listed[package]), path
+
+
+def test_a_release_runs_what_is_pinned() -> None:
+    """Actions by their commits, as a tag may be moved; tools by their versions."""
+    workflow = (ROOT / ".github" / "workflows" / "release.yml").read_text()
+    actions = re.findall(r"uses: (.*)", workflow)
+    assert actions
+    assert [each for each in actions if not re.search(r"@[0-9a-f]{40} # v[\d.]+$", each)] == []
+    tools = (ROOT / "ci" / "release_requirements.txt").read_text().splitlines()[1:]
+    assert [each for each in tools if not re.fullmatch(r"[\w-]+==[\d.]+", each)] == []
+    assert set(re.findall(r"pip install (\S+ \S+)", workflow)) == {
+        "-r ci/release_requirements.txt",
+        "-e '.[dev]'",
+    }

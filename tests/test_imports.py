@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,8 +30,9 @@ SERVING = f"{AGENT}with agent.serve_in_background(log_connections='info'): pass\
 
 def modules_after(code: str) -> set[str]:
     """What a new interpreter without site-packages' startup files has imported."""
+    path = [str(Path(spop.__file__).parents[1]), *sys.path]  # An editable one needs these files.
     shown = subprocess.run(
-        [sys.executable, "-S", "-c", f"import sys\nsys.path[:] = {sys.path!r}\n{code}\n"
+        [sys.executable, "-S", "-c", f"import sys\nsys.path[:] = {path!r}\n{code}\n"
          "print(*sys.modules)"],
         capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
