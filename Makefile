@@ -48,9 +48,9 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/python examples/demo.py
 
 # Everything with the codec that was built, and what uses a twin with those in Python: in four
-# processes at the same time, as most of a test is waiting.
+# processes at the same time, as most of a test is waiting. BESIDE=--again: see ci/beside.py.
 test: $(VENV)/dev.stamp
-	$(BIN)/python ci/beside.py \
+	$(BIN)/python ci/beside.py $(BESIDE) \
 		'SPOP_PURE=1 $(BIN)/python -m pytest -q --part 1/2' 'SPOP_PURE=1 $(BIN)/python -m pytest -q --part 2/2' \
 		'$(BIN)/python -m pytest -q --part 1/2' '$(BIN)/python -m pytest -q --part 2/2'
 
@@ -64,7 +64,7 @@ test-fast: $(VENV)/dev.stamp
 haproxy: $(VENV)/dev.stamp
 	paths=$$($(BIN)/python ci/haproxy_versions.py build/haproxy $(VERSIONS)) && \
 	three=$$(echo "$$paths" | cut -d: -f1-3) others=$$(echo "$$paths:" | cut -d: -f4- | sed 's/:$$//') && \
-	$(BIN)/python ci/beside.py \
+	$(BIN)/python ci/beside.py $(BESIDE) \
 		$${others:+"SPOP_TEST_HAPROXY=$$others $(BIN)/python -m pytest -q -m haproxy"} \
 		"SPOP_TEST_HAPROXY=$$three $(BIN)/python -m pytest -q -m haproxy"
 

@@ -16,6 +16,11 @@ from haproxy import wait_until
 EXAMPLE = Path(__file__).parent.parent / "examples" / "ip_reputation.py"
 
 
+def children(pid: int) -> list[int]:
+    """The numbers of the processes that a process' main thread started."""
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 class Served(subprocess.Popen[str]):
     """The process, and what it logs.
 
@@ -60,9 +65,7 @@ class Served(subprocess.Popen[str]):
         wait_until(logged, f"{text!r} in the log")
 
     def workers(self) -> list[int]:
-        """The process numbers of its children."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
-        return [int(pid) for pid in children.split()]
+        return children(self.pid)
 
     def end(self) -> None:
         """Kill it, and its children, which may be unable to end by themselves."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from haproxy import wait_until
 from odd_agents import Odd, OddAgent, ack, hello_with, odd_agent, replies
+from serving import children
 
 from spop import Int64, codec
 from spop.load.report import Limit
@@ -92,22 +95,49 @@ def test_a_mode_that_the_agent_does_not_allow_is_refused(
     assert result.returncode == (0 if error is None else 1)
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
-def test_ctrl_c_prints_the_result_so_far(ten: str, processes: str) -> None:
+@contextlib.contextmanager
+def benching(address: str, processes: str) -> Iterator[subprocess.Popen[str]]:
+    """A run for minutes, in a process group of its own as a terminal's is."""
     words = ["--duration", "100", "--warm-up", "0", "--json", "--processes", processes]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "spop", "bench", ten, *words],
+    with subprocess.Popen(
+        [sys.executable, "-m", "spop", "bench", address, *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    with OddAgent(Odd()) as other:  # A run of its own takes as long to start.
-        assert bench(other.address, *SHORT).returncode == 0
-    time.sleep(1.0)
+    ) as process:  # fmt: skip
+        yield process
+        process.kill()
+
+
+def interrupted(process: subprocess.Popen[str]) -> Any:
+    """What it shows after a Ctrl-C."""
     os.killpg(process.pid, signal.SIGINT)
     output, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (130, "")
     shown = json.loads(output)
     assert shown["interrupted"] is True
-    assert shown["frames"] > 0
+    return shown
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_ctrl_c_prints_the_result_so_far(processes: str) -> None:
+    asked: list[object] = []
+
+    def answer(ids: tuple[int, int]) -> bytes:
+        asked.append(ids)
+        return ack(ids, TEN)
+
+    with (
+        OddAgent(Odd(answer=replies(answer))) as agent,
+        benching(agent.address, processes) as process,
+    ):
+        wait_until(lambda: len(asked) > 1000, "answers")
+        assert interrupted(process)["frames"] > 0
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_ends_a_run_that_begins(ten: str, processes: int) -> None:
+    with benching(ten, str(processes)) as process:
+        wait_until(lambda: len(children(process.pid)) > processes, "generators and their tracker")
+        assert interrupted(process)["errors"] == {}
 
 
 def test_results_are_written_by_the_end_of_the_name(ten: str, tmp_path: Path) -> None:

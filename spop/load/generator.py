@@ -424,9 +424,12 @@ class Generator:
             self._epoll.modify(connection.sock.fileno(), events)
 
     def _count_unanswered(self) -> None:
-        """Count the frames that wait for longer than the timeout; all, if none was answered."""
+        """Count the frames that wait for longer than the timeout.
+
+        If none was answered by the end of the run, it is all of them.
+        """
         kind, limit = "timeout", time.monotonic_ns() - int(self._plan.timeout * 1e9)
-        if not self._result.frames:
+        if not self._result.frames and not self.stopped:
             kind, limit = "no ACK", time.monotonic_ns()
         late = sum(1 for at in self._sent if 0 < at <= limit)
         if late:

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from spop.load.generator import Generator, Plan, Result
 
 Progress = Callable[[int, bool], object]
 """Called with the number of answered frames and whether they are measured now."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -34,17 +37,20 @@ def run(plan: Plan, processes: int, progress: Progress, *, agent_pid: int | None
         LoadError: a generator could not connect.
     """
     context = multiprocessing.get_context("spawn")
+    resource_tracker.ensure_running()  # It would let the signals through.
     pipes, children = [], []
-    for part in _parts(plan, processes):
-        ours, theirs = context.Pipe(duplex=False)
-        child = context.Process(target=_generate, args=(part, theirs), daemon=True)
-        child.start()
-        theirs.close()
-        pipes.append(ours)
-        children.append(child)
-    watch = _Watch(pipes, progress, agent_pid)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # A child lets them through itself.
     try:
+        for part in _parts(plan, processes):
+            ours, theirs = context.Pipe(duplex=False)
+            child = context.Process(target=_generate, args=(part, theirs), daemon=True)
+            child.start()
+            theirs.close()
+            pipes.append(ours)
+            children.append(child)
+        watch = _Watch(pipes, progress, agent_pid)
         try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             return watch.run()
         except KeyboardInterrupt:
             for child in children:
@@ -58,6 +64,7 @@ def run(plan: Plan, processes: int, progress: Progress, *, agent_pid: int | None
             child.join()
         for pipe in pipes:
             pipe.close()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _parts(plan: Plan, processes: int) -> list[Plan]:
@@ -84,6 +91,7 @@ def _generate(plan: Plan, pipe: multiprocessing.connection.Connection) -> None:
     try:
         generator = Generator(plan, lambda *progress: pipe.send(progress))
         signal.signal(signal.SIGTERM, lambda *_: setattr(generator, "stopped", True))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         pipe.send(generator.run())
     except (OSError, SpopError) as error:
         pipe.send(LoadError(f"{plan.address}: {reason(error)}"))

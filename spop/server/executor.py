@@ -169,14 +169,14 @@ class _Threads:
                     self._idle.append(sleeper)
                 sleeper.sleep()
         except BaseException as error:  # Not a handler's: `_run` takes those.
-            what = fields("thread died", thread=threading.current_thread().name)
-            logger.failure(error, "a thread of the pool died and is replaced", extra=what)
             with self._lock:
                 self._started -= 1
                 self._waking = False
                 if sleeper in self._idle:
                     self._idle.remove(sleeper)
             self.wake()
+            what = fields("thread died", thread=threading.current_thread().name)
+            logger.failure(error, "a thread of the pool died and is replaced", extra=what)
 
     def _run_all(self) -> None:
         busy = False
