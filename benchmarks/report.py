@@ -24,6 +24,7 @@ import clients
 import cores
 import cost
 import engine
+import floods
 import frames
 import growth
 import in_front
@@ -162,6 +163,11 @@ def beside_others() -> Iterator[str]:
     yield neighbours.table(list(neighbours.measure(exchanges=5000, rounds=1)))
 
 
+def beside_floods() -> Iterator[str]:
+    """Beside floods of connections."""
+    yield floods.table(list(floods.measure(pairs=5, seconds=1)))
+
+
 def of_passes() -> Iterator[str]:
     """The longest pass."""
     yield passes.table()
@@ -186,7 +192,7 @@ def in_instructions() -> Iterator[str]:
 
 PARTS: tuple[Callable[[], Iterator[str]], ...] = (
     micro, over_sockets, by_kind, of_cores, as_work_grows, latencies, behind_haproxy, with_clients, of_clients, of_the_engine,
-    of_the_middleware, of_ready_agents, beside_others, of_passes, without_growing,
+    of_the_middleware, of_ready_agents, beside_others, beside_floods, of_passes, without_growing,
     in_instructions,
 )  # fmt: skip
 
@@ -224,7 +230,15 @@ def main() -> None:
     measured = page_tables.sections(path.read_text()) if path.exists() else {}
     for part in parts:
         print(f"{time.monotonic() - began:3.0f} s: {title(part)} …", flush=True)
-        if part not in (micro, by_kind, of_cores, beside_others, latencies, without_growing):
+        if part not in (
+            micro,
+            by_kind,
+            of_cores,
+            beside_others,
+            beside_floods,
+            latencies,
+            without_growing,
+        ):
             pin(1)
         measured[title(part)] = "\n".join(["", when(), "", *part()])
         os.sched_setaffinity(0, PROCESSORS)

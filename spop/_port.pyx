@@ -380,26 +380,36 @@ cdef class Poller:
             left = (end - now()) / 1e9
 
     cdef bint round(self, double timeout) except -1:
-        """One wait, and the calls of what is ready: NOTIFY frames first, as they take least. True:
-        nothing else was ready."""
+        """One wait, and the calls of what is ready: NOTIFY frames before all others. True: nothing
+        else was ready."""
         cdef epoll_event events[EVENTS]
-        cdef int count = self.wait(events, timeout), others = 0, i
+        cdef epoll_event new[EVENTS]
+        cdef int count = self.wait(events, timeout), others, i
         cdef bint fast = count > 0
         cdef Py_ssize_t later = len(self.later)
+        others = self.answer(events, count, &fast)
+        for i in range(others):
+            if i:
+                self.answer(new, epoll_wait(self.epoll, new, EVENTS, 0), &fast)
+            ready = self.ready_at(&events[i])
+            if ready is not None:
+                ready(read_and_write(&events[i]))
+        return fast and not others and len(self.soon) == 0 and len(self.later) == later
+
+    cdef int answer(self, epoll_event *events, int count, bint *fast) except -1:
+        """Answer the NOTIFY frames of sockets that are ready. Returns the number of other events,
+        which are the first ones then."""
+        cdef int others = 0, i
         for i in range(count):
             ready = self.ready_at(&events[i])
             if type(ready) is FastPath and events[i].events == EPOLLIN and (
                     (<FastPath>ready).takes_notify()):
                 if not (<FastPath>ready).exchange() or (<FastPath>ready).shared.has_more():
-                    fast = False
+                    fast[0] = False
             else:
                 events[others] = events[i]
                 others += 1
-        for i in range(others):
-            ready = self.ready_at(&events[i])
-            if ready is not None:
-                ready(read_and_write(&events[i]))
-        return fast and not others and len(self.soon) == 0 and len(self.later) == later
+        return others
 
     def poll(self, timeout):
         cdef epoll_event events[EVENTS]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import threading
+from functools import partial
 from ipaddress import IPv4Address
 from types import ModuleType
 from typing import Any
@@ -162,33 +164,75 @@ def test_a_fast_path_answers_hellos_that_it_has(dispatch: ModuleType, port: Modu
         assert (frame.type, path.hello) == (FrameType.HAPROXY_HELLO, HELLOS["an engine"])
 
 
-def test_notify_frames_are_answered_before_others_are_served(
+def test_notify_frames_are_answered_before_and_between_others(
     dispatch: ModuleType, port: ModuleType
 ) -> None:
     """A connection that begins or ends takes longer than a frame."""
     if port.__name__ != type(new_poller()).__module__:
         pytest.skip("the poller in Python knows no fast paths")
     order: list[str] = []
-    dispatcher = dispatch.Dispatcher(on_unknown=b"")
     intake = intake_class(dispatch)(2**16)
     intake.is_open = True
     shared = port.FastPaths(
-        dispatcher, bytearray(4096), None, lambda *_: order.append("frame"), None
+        dispatch.Dispatcher(), bytearray(4096), None, lambda *_: order.append("frame"), None
     )
     poller = new_poller()
-    pairs = [socket.socketpair() for _ in range(2)]
-    (ours, engine), (other, peer) = pairs
-    poller.register(other.fileno(), READ, lambda _: order.append("other"))
+    pairs = [socket.socketpair() for _ in range(3)]
+    (ours, engine), *others = pairs
+
+    def serve(_: int) -> None:
+        order.append("other")
+        engine.send(codec.encode_notify(1, 1, [Message("any")]))
+
+    for other, peer in others:
+        poller.register(other.fileno(), READ, serve)
+        peer.send(b"x")
     path = port.FastPath(shared, intake, ours.fileno(), "it")
     path.enabled = True
+    intake.max_in_flight = 10
     poller.register(ours.fileno(), READ, path)
-    peer.send(b"x")
     engine.send(codec.encode_notify(1, 1, [Message("any")]))
     poller.run(10)
     poller.close()
-    assert order == ["frame", "other"]
-    for sock in (*pairs[0], *pairs[1]):
+    assert order == ["frame", "other", "frame", "other"]
+    for sock in (sock for pair in pairs for sock in pair):
         sock.close()
+
+
+def test_each_step_has_a_round_of_its_own(agent: Agent) -> None:
+    """Sockets that are ready have their turn between two of them."""
+    order: list[Any] = []
+    ended = threading.Event()
+    ours, peer = socket.socketpair()
+    with ours, peer, agent.serve_in_background() as server:
+        (loop,) = server._loops
+        peer.send(b"x")
+
+        def begin() -> None:
+            loop.poller.register(ours.fileno(), READ, lambda _: order.append("socket"))
+            for number in range(3):
+                loop.steps.add(partial(order.append, number))
+            loop.steps.add(partial(loop.poller.unregister, ours.fileno()))
+            loop.steps.add(ended.set)
+
+        loop.call_soon(begin)
+        assert ended.wait(15)
+    assert order == ["socket", 0, "socket", 1, "socket", 2, "socket"]
+
+
+def test_a_loop_that_ends_takes_the_steps_that_are_left(agent: Agent) -> None:
+    taken: list[int] = []
+    with agent.serve_in_background() as server:
+        (loop,) = server._loops
+
+        def end() -> None:
+            loop.end()
+            for number in range(3):
+                loop.steps.add(partial(taken.append, number))
+
+        loop.call_soon(end)
+        loop.thread.join(15)
+    assert taken == [0, 1, 2]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:0"])

@@ -43,6 +43,7 @@ from spop.server.connection_log import ConnectionLog
 from spop.server.engines import Engines
 from spop.server.exchange import Connection
 from spop.server.memory import MemoryLimit
+from spop.server.steps import Steps
 from spop.server.timers import Timers
 
 LINGER = 2.0
@@ -130,6 +131,7 @@ class Loop(Protocol):
     connections: set[Connection]
     admission: Admission
     calls: Calls
+    steps: Steps
 
     def call_soon(self, call: Callable[[], object]) -> None:
         """Run `call` in the next round."""
@@ -263,7 +265,7 @@ class Leaving:
         """Close the socket, unless it is closed."""
         if connection in self._loop.connections:
             self._forget(connection)
-            connection.sock.close()
+            self._loop.steps.add(connection.sock.close)
 
     def after_answers(self, connection: Connection) -> None:
         """While the loop drains, and if it is too old: send DISCONNECT right behind the last ACK.
@@ -505,12 +507,14 @@ class Leaving:
 
     def end_all(self, connections: Iterable[Connection]) -> None:
         """The loop has ended: close the connections that are left."""
+        self._loop.steps.take_all()
         for connection in list(connections):
             if connection.peer is not None:
                 self.report(connection, Disconnect(Status.NORMAL, "the agent stopped", False))
             self.close(connection)
         for sock in self._offered:
             sock.close()
+        self._loop.steps.take_all()
 
     def _begin(self) -> None:
         self.begun = True

@@ -42,6 +42,7 @@ from spop.server.executor import Executor
 from spop.server.leaving import GiveAway, Leaving
 from spop.server.opening import Opening
 from spop.server.slow import SlowLog
+from spop.server.steps import Steps
 from spop.server.timers import Timer, Timers
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class Loop:
         self._leaving = Leaving(self, shared.engines, shared.connection_log)
         self._opening = Opening(self, shared, self._fast_paths, self._leaving)
         self._calls: deque[Callable[[], object]] = deque()
+        self.steps: Steps = Steps(self._call)
         self._results: deque[Result] = deque()
         self._woken = False
         self._tasks: dict[AsyncCall, str] = {}
@@ -151,8 +153,8 @@ class Loop:
 
     @property
     def load(self) -> int:
-        """How many connections it has, or gets soon."""
-        return len(self.connections) + len(self._arrivals)
+        """How many connections it has, or gets soon. One that is being closed may count, too."""
+        return len(self.connections) + len(self._arrivals) + len(self.steps)
 
     @property
     def movable_load(self) -> int:
@@ -187,11 +189,11 @@ class Loop:
 
     def drain(self, timeout: float) -> None:
         """End: answer the frames in hand, say DISCONNECT, and leave after `timeout` at most."""
-        self.call_soon(partial(self._leaving.drain, timeout))
+        self.call_soon(lambda: self.steps.add(partial(self._leaving.drain, timeout)))
 
     def hand_over(self, give_away: GiveAway, timeout: float) -> None:
         """End: give each connection away once it is at rest, and leave as `drain` does."""
-        self.call_soon(partial(self._leaving.hand_over, give_away, timeout))
+        self.call_soon(lambda: self.steps.add(partial(self._leaving.hand_over, give_away, timeout)))
 
     def end_old(self, delay: float) -> None:
         """From `delay` seconds on, end each connection when no frame can be lost."""
@@ -273,7 +275,10 @@ class Loop:
         if self.dispatcher.settled:
             self.send_acks()
         self._submit_all()
+        steps = len(self.steps)
         self.poller.run(self.longest_wait(timeout))
+        if steps:
+            self.steps.take()
         if self._woken or self._results:
             self._woken = False
             self._take_results()
@@ -293,7 +298,9 @@ class Loop:
 
     def longest_wait(self, timeout: float | None = None) -> float | None:
         """Seconds that it may wait for sockets, `timeout` at most; None: without a limit."""
-        if self._woken or self._results or self.dispatcher.settled or self.dispatcher.left:
+        if self.steps or self._woken or self._results:
+            return 0.0
+        if self.dispatcher.settled or self.dispatcher.left:
             return 0.0
         waits = timeout, self.timers.wait(), self._executor.patience
         return min([wait for wait in waits if wait is not None], default=None)

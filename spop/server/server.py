@@ -248,7 +248,7 @@ class Server:
             loop = min(self._running_loops(), key=lambda loop: loop.load)
         add = partial(self._add, loop.add, sock, sockaddr, port, host=host)
         if loop is self._loops[0]:
-            add()
+            loop.steps.add(add)
         else:
             loop.bring(add)
         return True

@@ -1,0 +1,42 @@
+"""Steps in the lives of connections, each with a round of the loop of its own.
+
+To accept, to begin and to close a connection take as long as some frames. So frames of others that
+come meanwhile wait for one step, and not for several. Steps are taken in their order. That the loop
+drains is one, too: it comes behind the connections that were accepted before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+Step = Callable[[], object]
+
+
+class Steps:
+    """The steps of one loop. Used in its thread alone.
+
+    Args:
+        run: runs a step.
+    """
+
+    def __init__(self, run: Callable[[Step], object]) -> None:
+        self._run = run
+        self._steps: deque[Step] = deque()
+
+    def __len__(self) -> int:
+        """Number of steps that wait for their rounds."""
+        return len(self._steps)
+
+    def add(self, step: Step) -> None:
+        """Run `step` in a later round."""
+        self._steps.append(step)
+
+    def take(self) -> None:
+        """Run the first step. There must be one."""
+        self._run(self._steps.popleft())
+
+    def take_all(self) -> None:
+        """Run all steps, as there are no more rounds."""
+        while self._steps:
+            self.take()
