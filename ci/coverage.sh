@@ -31,6 +31,7 @@ for tests in "${@:-${files[@]}}"; do
             [ $? = 5 ] || failed+=("$tests${pure:+ (in Python)}")
     done
 done
+"$PYTHON" ci/coverage_sift.py
 "$PYTHON" -m coverage combine -q
 "$PYTHON" -m coverage html -q -d html
 "$PYTHON" ci/coverage_table.py

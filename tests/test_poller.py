@@ -187,7 +187,7 @@ def busy_poller(request: pytest.FixtureRequest) -> Iterator[Poller]:
 
 
 def test_a_busy_one_looks_before_it_sleeps(busy_poller: Poller) -> None:
-    for timeout, least in [(1.5, 0.1), (0.0, 0.0)]:
+    for timeout, least in [(1.5, 0.01), (0.0, 0.0)]:
         before, began = time.thread_time(), time.monotonic()
         assert busy_poller.poll(timeout) == []
         assert time.thread_time() - before >= least
