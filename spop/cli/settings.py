@@ -20,12 +20,12 @@ def give_settings(agent: Agent, path: Path | None) -> None:
     Raises:
         click.UsageError: a setting can't be used. The message has file, line, key and reason.
     """
+    sources = _sources(path)
+    if agent.config_class is None:
+        _check_none(agent, sources)
+        return
     try:
-        sources = _sources(path)
-        if agent.config_class is None:
-            _check_none(agent, sources)
-        else:
-            agent.config = fill(agent.config_class, *sources)
+        agent.config = fill(agent.config_class, *sources)
     except SettingsError as error:
         raise click.UsageError(str(error)) from None
 
