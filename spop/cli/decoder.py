@@ -159,7 +159,7 @@ class Decoder:
         size = len(self._data)
         for found in _BEGIN.finditer(self._data, self._looked):
             length = int.from_bytes(found[1], "big")
-            if SHORTEST_FRAME <= length <= MAX_FRAME_SIZE:
+            if length <= MAX_FRAME_SIZE:
                 heapq.heappush(self._begun, (found.start() + LENGTH_SIZE + length, found.start()))
         self._looked = max(self._looked, size - LENGTH_SIZE)
         ended = []
@@ -168,8 +168,6 @@ class Decoder:
         return sorted(ended)
 
     def _is_frame(self, data: bytearray) -> bool:
-        if data[LENGTH_SIZE] not in set(FrameType):
-            return False
         try:
             return bool(_decode(data, self._flags)[0])
         except ProtocolError:
