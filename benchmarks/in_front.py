@@ -110,7 +110,7 @@ def _haproxy(binary: str, agent_port: int) -> Iterator[tuple[tuple[int, int], st
         proxy = Process(binary, Path(folder), config=HAPROXY, spoe=SPOE, **ports)
         with pinned(0):
             stack.enter_context(proxy)
-        yield (proxy.port, ports["without_port"]), ".".join(map(str, proxy.version[:3]))
+        yield (proxy.port, ports["without_port"]), str(proxy.version)
 
 
 def table(figures: Figures) -> str:

@@ -24,6 +24,9 @@ class Version(NamedTuple):
     patch: int
     pre_release: int
 
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}.{self.patch}"
+
     @classmethod
     def read(cls, text: str) -> Version:
         """A version as ``version_atleast()`` takes it. A missing number is 0, as is other text."""

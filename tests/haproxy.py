@@ -42,7 +42,7 @@ def installed() -> list[str]:
 
 
 def dotted(path: str) -> str:
-    return ".".join(map(str, version(path)[:3]))
+    return str(version(path))
 
 
 def those(low: tuple[int, int], below: tuple[int, int] | None = None) -> pytest.MarkDecorator:

@@ -185,7 +185,7 @@ def proxy(binary: str, agent_port: int) -> Iterator[tuple[str, int, int]]:
         before = children()
         with pinned(1), process:
             (pid,) = children() - before
-            yield ".".join(map(str, process.version[:3])), process.port, pid
+            yield str(process.version), process.port, pid
 
 
 def one_front(it: Running, port: int, pid: int, clients: int, seconds: float) -> Front:
