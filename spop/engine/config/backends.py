@@ -68,7 +68,7 @@ def load_bufsize(path: str | PathLike[str]) -> int | None:
         ConfigError: the file can't be read.
     """
     found = None
-    for line in Reader(read_file(path), str(path), Collector(), SECTIONS, strict=False):
+    for line in _reader(path):
         if line.section == "global" and line.keyword == "tune.bufsize" and line.arguments:
             found = size_of(line.arguments[0])
     return found or None
@@ -80,10 +80,15 @@ def load_environment(path: str | PathLike[str]) -> dict[str, str]:
     Raises:
         ConfigError: the file can't be read.
     """
-    reader = Reader(read_file(path), str(path), Collector(), SECTIONS, strict=False)
+    reader = _reader(path)
     for _ in reader:
         pass
     return reader.environment
+
+
+def _reader(path: str | PathLike[str]) -> Reader:
+    """The lines of a ``haproxy.cfg``, whose mistakes are not reported."""
+    return Reader(read_file(path), str(path), Collector(), SECTIONS, strict=False)
 
 
 def parse_backends(
