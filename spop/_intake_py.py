@@ -76,7 +76,7 @@ class Intake:
     Attributes:
         is_open: NOTIFY frames may come: HELLO is done. While it is false the dispatcher leaves
             every frame to its caller.
-        closed: all further bytes are to be dropped.
+        closed: `close` was called. Bytes that come later are dropped.
         little_endian: flags are in the order of SPOP 1.0 on x86.
         whole: the peer sets no flags, like HAProxy 1.7, and each of its frames is whole.
         takes_fragments: NOTIFY frames may come in fragments (section 3.2.1).

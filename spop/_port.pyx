@@ -380,8 +380,10 @@ cdef class Poller:
             left = (end - now()) / 1e9
 
     cdef bint round(self, double timeout) except -1:
-        """One wait, and the calls of what is ready: NOTIFY frames before all others. True: nothing
-        else was ready."""
+        """Wait once. Answer the NOTIFY frames that came, then make the calls of all other events.
+
+        True: only NOTIFY frames came.
+        """
         cdef epoll_event events[EVENTS]
         cdef epoll_event new[EVENTS]
         cdef int count = self.wait(events, timeout), others, i
@@ -397,8 +399,10 @@ cdef class Poller:
         return fast and not others and len(self.soon) == 0 and len(self.later) == later
 
     cdef int answer(self, epoll_event *events, int count, bint *fast) except -1:
-        """Answer the NOTIFY frames of sockets that are ready. Returns the number of other events,
-        which are the first ones then."""
+        """Answer the NOTIFY frames of ready sockets, and move all other events to the front.
+
+        Returns the number of other events.
+        """
         cdef int others = 0, i
         for i in range(count):
             ready = self.ready_at(&events[i])

@@ -20,8 +20,6 @@ from spop.frames import Frame
 READ = 1
 
 GoOn = Callable[[Any, list[Frame | Deferred], bytes, Exception | None], object]
-
-
 Greeted = Callable[[Any, Agreement, bytes], object]
 
 

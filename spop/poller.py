@@ -58,7 +58,7 @@ class Poller(Protocol):
 
 
 class _PythonPoller:
-    """How both pollers in Python wait."""
+    """What both pollers in Python share: how they wait."""
 
     def __init__(self, cells: Cells | None, busy_poll: float) -> None:
         self._cells = new_row(0) if cells is None else cells
@@ -67,7 +67,11 @@ class _PythonPoller:
     def _wait(
         self, look: Callable[[float | None], list[Event]], timeout: float | None
     ) -> list[Event]:
-        """What `look` finds within `timeout`, and the begin of a round."""
+        """Mark the end of a round, wait, and mark the beginning of the next one.
+
+        Returns:
+            What `look` finds within `timeout` seconds.
+        """
         if timeout != 0:
             self._cells[Cell.ROUND_BEGAN] = 0
         found = _found(look, timeout, self._busy_poll)

@@ -37,9 +37,9 @@ def run(plan: Plan, processes: int, progress: Progress, *, agent_pid: int | None
         LoadError: a generator could not connect.
     """
     context = multiprocessing.get_context("spawn")
-    resource_tracker.ensure_running()  # It would let the signals through.
+    resource_tracker.ensure_running()  # Its start, which a child needs, unblocks the signals.
     pipes, children = [], []
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # A child lets them through itself.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)  # Until a child can handle them.
     try:
         for part in _parts(plan, processes):
             ours, theirs = context.Pipe(duplex=False)

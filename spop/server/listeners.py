@@ -77,7 +77,7 @@ def _listen(address: Address) -> socket.socket:
 
 
 def _is_file(path: str) -> bool:
-    """Whether it is no abstract socket's, which has no file."""
+    """Whether a unix socket's path is that of a file. An abstract one begins with NUL."""
     return not path.startswith("\0")
 
 

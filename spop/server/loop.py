@@ -153,7 +153,7 @@ class Loop:
 
     @property
     def load(self) -> int:
-        """How many connections it has, or gets soon. One that is being closed may count, too."""
+        """Number of connections that it has or gets soon. Some of them may be closing."""
         return len(self.connections) + len(self._arrivals) + len(self.steps)
 
     @property

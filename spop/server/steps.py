@@ -1,8 +1,9 @@
 """Steps in the lives of connections, each with a round of the loop of its own.
 
-To accept, to begin and to close a connection take as long as some frames. So frames of others that
-come meanwhile wait for one step, and not for several. Steps are taken in their order. That the loop
-drains is one, too: it comes behind the connections that were accepted before.
+Accepting, opening or closing a connection takes as long as answering several frames. So each is a
+step of its own, and frames of other connections wait for one step at most. Steps are taken in the
+order in which they were added. A drain is a step, too: it runs after the connections that were
+accepted before it are added to the loop.
 """
 
 from __future__ import annotations
