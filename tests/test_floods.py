@@ -10,6 +10,7 @@ import signal
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -24,9 +25,10 @@ from serving import served
 from wire import connect, hello
 
 from spop import Ack, Agent, Client, Message, Peer, codec, logs
-from spop.connection import AgentConnection, EngineConnection, Hello
+from spop.connection import AgentConnection, Disconnect, EngineConnection, Hello
 from spop.constants import MAX_TEXT_SIZE, FrameType, Status
 from spop.logs import FORMATTERS, RateLimitedLog
+from spop.server import leaving
 
 LONG = "x" * 10_000
 LEFT_OUT = re.compile("more in the last 0.1 s|left_out")
@@ -95,6 +97,33 @@ def tls(tmp_path: Path) -> dict[str, str]:
     issued.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
     issued.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
     return {"tls_cert": f"{tmp_path}/cert.pem", "tls_key": f"{tmp_path}/key.pem"}
+
+
+def test_a_peer_that_goes_on_behind_our_disconnect_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(leaving, "LINGER", 0.2)
+    with Agent().serve_in_background() as server:
+        sock, _ = hello(server)
+        sock.settimeout(15)
+        with sock, pytest.raises((BrokenPipeError, ConnectionResetError)):
+            end = time.monotonic() + 15
+            while time.monotonic() < end:
+                sock.sendall(bytes(1000))  # A frame of 0 bytes is malformed.
+
+
+def test_of_a_flood_behind_our_disconnect_few_frames_are_looked_at() -> None:
+    """To count all of them would take longer than a pass."""
+    with Agent().serve_in_background() as server:
+        (loop,) = server._loops
+        flood = bytes(codec.encode_raw_frame(FrameType.NOTIFY, 1, 1, 1, b"")) * 20_000
+        sock, protocol = hello(server)
+        (connection,) = loop.connections
+        with sock:
+            sock.sendall(bytes(4))  # A frame of 0 bytes is malformed.
+            assert isinstance(protocol.receive_data(sock.recv(4096))[0], Disconnect)
+            loop._leaving.look_for_crossed(connection, memoryview(flood))
+        assert server.status().counts.frames_crossed == leaving.MOST_CROSSED
 
 
 # The standard library's SSLSocket warns if a reset comes while it is made.

@@ -56,6 +56,8 @@ FIRST_RETRY, LAST_RETRY = 0.05, 1.0
 """Seconds until connections that were not at rest are looked at again, to spare them."""
 HOLD = 0.05
 """Seconds for which a connection with frames in flight is not read from, to come to rest."""
+MOST_CROSSED = 100
+"""Number of frames that are looked at in what one recv brings behind our DISCONNECT."""
 SWEEPS = 4
 """Number of sweeps in each idle timeout, and in each handshake timeout for payloads."""
 
@@ -95,6 +97,10 @@ class Deadlines:
         self._expired = expired
         self._ends: dict[Connection, float] = {}
         self._timed = False
+
+    def __contains__(self, connection: Connection) -> bool:
+        """The time of this connection has begun."""
+        return connection in self._ends
 
     def add(self, connection: Connection) -> None:
         """The time of a connection begins now."""
@@ -256,7 +262,12 @@ class Leaving:
             self._end(connection, Status.RESOURCE, "max_memory is reached")
 
     def linger(self, connection: Connection) -> None:
-        """All bytes are sent: close our side, and wait for the peer to close its own."""
+        """All bytes are sent: close our side, and wait for the peer to close its own.
+
+        Whatever the peer still sends changes nothing, so that it can't keep the connection.
+        """
+        if connection in self._lingering:
+            return
         with contextlib.suppress(OSError):
             connection.sock.shutdown(socket.SHUT_WR)
         self._lingering.add(connection)
@@ -287,10 +298,16 @@ class Leaving:
             self.report(connection, Disconnect(Status.NORMAL, TOO_OLD, False))
 
     def look_for_crossed(self, connection: Connection, data: memoryview) -> None:
-        """Count the NOTIFY frames that came behind our DISCONNECT."""
-        while connection.protocol.should_close and len(data) > LENGTH_SIZE:
-            self._loop.cells[Cell.FRAMES_CROSSED] += data[LENGTH_SIZE] == FrameType.NOTIFY
-            data = data[LENGTH_SIZE + int.from_bytes(data[:LENGTH_SIZE], "big") :]
+        """Count the NOTIFY frames that came behind our DISCONNECT: of the first `MOST_CROSSED`.
+
+        A flood of tiny frames would hold the loop for 16 ms otherwise.
+        """
+        if connection.protocol.should_close:
+            for _ in range(MOST_CROSSED):
+                if len(data) <= LENGTH_SIZE:
+                    return
+                self._loop.cells[Cell.FRAMES_CROSSED] += data[LENGTH_SIZE] == FrameType.NOTIFY
+                data = data[LENGTH_SIZE + int.from_bytes(data[:LENGTH_SIZE], "big") :]
 
     def _end_old(self, connection: Connection) -> None:
         self.disconnect(connection, Status.NORMAL, TOO_OLD)
