@@ -114,6 +114,7 @@ cdef class Dispatcher:
     cdef Py_ssize_t answer(
         self, Intake intake, const unsigned char *data, Py_ssize_t end, list frames, Writer *w
     ) except -1
+    cdef bint pass_is_over(self, Py_ssize_t offset, Py_ssize_t *looked) noexcept
     cdef int leave(self, Reader *r, Header *header, Py_ssize_t length, list frames) except -1
     cdef bint put_together(self, Intake intake, Reader *r, Header *header, Writer *w) except -1
     cdef void keep_spare(self, Intake intake) noexcept

@@ -25,8 +25,8 @@ from spop._objects cimport release_view, writable_view
 from spop._intake cimport TOO_BIG, WHOLE, Bytes, Intake, Step, drop_bytes, free_bytes
 
 from spop.constants import (
-    MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, MAX_TASKS, MAX_TEXT_SIZE, MOST_UNKNOWN, NO_LIMIT,
-    VALUE_SIZE as PY_VALUE_SIZE,
+    BYTES_PER_LOOK as PY_BYTES_PER_LOOK, MAX_ANSWER_SIZE, MAX_ARGUMENTS, MAX_MESSAGES, MAX_TASKS,
+    MAX_TEXT_SIZE, MOST_UNKNOWN, NO_LIMIT, VALUE_SIZE as PY_VALUE_SIZE,
 )
 from spop.counters import (
     BUCKETS as PY_BUCKETS, BUCKET_SHIFT as PY_BUCKET_SHIFT, Cell, RouteCell, new_row, row_size,
@@ -60,6 +60,7 @@ cdef list _forked = FORKED
 cdef enum:
     MOST_SPARE = 262144    # Bytes of a payload's memory that may be kept for the next payload.
     FIELDS_KEPT = 1024     # Fields and spans whose memory is kept for the next NOTIFY.
+    BYTES_PER_LOOK = 2048
     VALUE_SIZE = 64        # Bytes that the object of an argument takes besides its own, roughly.
 
 
@@ -73,6 +74,7 @@ C_CELLS = [
     (Cell.PAYLOADS_TOO_BIG, PAYLOADS_TOO_BIG), (Cell.ROUND_BEGAN, ROUND_BEGAN),
     (Cell.RUNNING, RUNNING_TASKS), (Cell.ACKS_DROPPED, ACKS_DROPPED), (PY_VALUE_SIZE, VALUE_SIZE),
     (PY_HEADERS, HEADERS), (PY_INLINE, INLINE), (PY_ASYNC, ASYNC), (PY_LEFT, LEFT),
+    (PY_BYTES_PER_LOOK, BYTES_PER_LOOK),
 ]
 
 
@@ -236,12 +238,12 @@ cdef class Dispatcher:
         """Answer the frames at the front of `data`. Returns their number of bytes."""
         cdef Reader r
         cdef Header header
-        cdef Py_ssize_t offset = 0, length
+        cdef Py_ssize_t offset = 0, looked = 0, length
         cdef bint is_counted = False
         r.base = data
         try:
             while not intake.is_paused() and w.length < self.max_answer_size:
-                if self.clock >= self.until and offset < end:
+                if self.pass_is_over(offset, &looked) and offset < end:
                     intake.suspended = True
                     break
                 if not intake.is_open:
@@ -280,6 +282,13 @@ cdef class Dispatcher:
             raise
         self.shrink()
         return offset
+
+    cdef inline bint pass_is_over(self, Py_ssize_t offset, Py_ssize_t *looked) noexcept:
+        """Others have their turn. The clock was read at `looked` last, or at a handler's end."""
+        if offset - looked[0] >= BYTES_PER_LOOK:
+            looked[0] = offset
+            self.clock = now()
+        return self.clock >= self.until
 
     cdef int leave(self, Reader *r, Header *header, Py_ssize_t length, list frames) except -1:
         """Add a frame to those that the caller has to process."""

@@ -18,6 +18,7 @@ from spop._async_call_py import AsyncCall
 from spop._intake_py import Intake
 from spop._route_py import Route
 from spop.constants import (
+    BYTES_PER_LOOK,
     CONTROL_TYPES,
     LENGTH_SIZE,
     MAX_ANSWER_SIZE,
@@ -302,9 +303,12 @@ class Dispatcher:
         self, intake: Intake, data: bytes, frames: list[Frame | Deferred], out: bytearray
     ) -> int:
         """Answer the frames at the front of `data`. Returns how many bytes they are."""
-        offset = 0
+        offset = looked = 0
         try:
             while not intake.paused and len(out) < self.max_answer_size:
+                if offset - looked >= BYTES_PER_LOOK:
+                    looked = offset
+                    self._clock = monotonic_ns()
                 if self._clock >= self._until and offset < len(data):
                     intake.suspended = True
                     break

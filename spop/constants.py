@@ -215,5 +215,9 @@ MAX_ARGUMENTS = 10_000
 MAX_TASKS = 10_000
 """Default of the largest number of tasks of asynchronous handlers that may wait in one loop."""
 
+BYTES_PER_LOOK = 2048
+"""Bytes of frames behind which the clock is read. No handler's end reads it where frames have no
+messages, are fragments, or are answered from a cache. Of these, so many bytes take 0.2 ms at most."""
+
 MOST_UNKNOWN = 100
 """Names of messages without a handler that a dispatcher counts one by one."""

@@ -24,7 +24,7 @@ from spop.constants import (
 )
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
-MAX_PASS = 2_000_000
+MAX_PASS = 500_000
 """Nanoseconds for which the frames of a connection are answered before others have their turn."""
 
 DEFAULT_BIND = "127.0.0.1:9000"

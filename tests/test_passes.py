@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import itertools
 import operator
 import socket
+import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +23,8 @@ from implementations import intake_class, route_class
 from wire import hello
 
 from spop import Agent, Client, Message, codec
+from spop.connection import EngineConnection
+from spop.constants import BYTES_PER_LOOK, FrameType
 from spop.counters import Cell
 from spop.errors import HandlerError
 from spop.parameters import LEFT
@@ -69,6 +74,27 @@ def test_a_pass_ends_behind_a_frame_that_waits(dispatch: ModuleType) -> None:
     intake.max_in_flight = 10
     assert len(dispatcher.receive(intake, frames(3))[0]) == 1
     assert intake.suspended
+
+
+FRAGMENT = bytes(codec.encode_raw_frame(FrameType.UNSET, 0, 1, 1, b""))
+UNTIMED = {
+    "frames without messages": bytes(codec.encode_raw_frame(FrameType.NOTIFY, 1, 1, 1, b"")) * 1000,
+    "fragments": bytes(codec.encode_raw_frame(FrameType.NOTIFY, 0, 1, 1, b"")) + FRAGMENT * 1000,
+    "cached answers": frames(1000),
+}
+
+
+@pytest.mark.parametrize("data", UNTIMED.values(), ids=list(UNTIMED))
+def test_a_pass_ends_where_no_handler_takes_time(dispatch: ModuleType, data: bytes) -> None:
+    cache = importlib.import_module(dispatch.__name__.replace("_dispatch", "_cache"))
+    route = route_class(dispatch)("m", lambda: None)
+    route.answers = cache.Answers(1)
+    route.answers.keep(b"", b"", 2**62, 0)
+    dispatcher, intake = dispatch.Dispatcher([route], max_pass=1), opened(dispatch)
+    intake.takes_fragments = True
+    dispatcher.receive(intake, data)
+    assert intake.suspended
+    assert intake.unread > len(data) - 2 * BYTES_PER_LOOK
 
 
 def test_without_a_limit_a_pass_takes_all(dispatch: ModuleType) -> None:
@@ -184,6 +210,45 @@ def test_neighbours_have_their_turn_beside_frames_that_fail() -> None:
                 assert neighbour.notify("m").actions
                 # Of 30 000 failures before the neighbour's turn a pass has some hundreds.
                 assert server.totals().routes["need"][0] - before < 30_000
+
+
+@contextlib.contextmanager
+def connected(path: str) -> Iterator[socket.socket]:
+    """Over a unix socket, where what is sent has come when `send` returns."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(path)
+        sock.sendall(EngineConnection().data_to_send())
+        sock.recv(4096)
+        yield sock
+
+
+def test_others_have_their_turn_between_the_passes_of_two_connections(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(loop, "MAX_PASS", 1)
+    agent, all_have_come = Agent(), threading.Event()
+    order: list[str] = []
+    path = f"{tmp_path}/sock"
+
+    @agent.message("m")
+    def handler() -> None:
+        all_have_come.wait(15)
+        if not order or order[-1] == "ask":
+            neighbour.send(frames(1, "ask"))
+        order.append("m")
+
+    @agent.message("ask")
+    def ask() -> None:
+        order.append("ask")
+
+    with agent.serve_in_background(f"unix:{path}"), contextlib.ExitStack() as stack:
+        neighbour, *others = (stack.enter_context(connected(path)) for _ in range(9))
+        for sock in others:
+            sock.sendall(frames(50))
+        all_have_come.set()
+        wait_until(lambda: order.count("m") == 8 * 50, "all frames")
+    between = [len(list(group)) for name, group in itertools.groupby(order) if name == "m"]
+    assert statistics.median(between) <= 2
 
 
 def test_both_twins_of_the_port_leave_a_suspended_intake_to_the_loop(

@@ -117,6 +117,7 @@ class Loop:
         self._opening = Opening(self, shared, self._fast_paths, self._leaving)
         self._calls: deque[Callable[[], object]] = deque()
         self.steps: Steps = Steps(self._call)
+        self._resumes: Steps = Steps(self._call)
         self._results: deque[Result] = deque()
         self._woken = False
         self._tasks: dict[AsyncCall, str] = {}
@@ -275,10 +276,10 @@ class Loop:
         if self.dispatcher.settled:
             self.send_acks()
         self._submit_all()
-        steps = len(self.steps)
+        waited = [steps for steps in (self.steps, self._resumes) if steps]
         self.poller.run(self.longest_wait(timeout))
-        if steps:
-            self.steps.take()
+        for steps in waited:
+            steps.take()
         if self._woken or self._results:
             self._woken = False
             self._take_results()
@@ -298,9 +299,8 @@ class Loop:
 
     def longest_wait(self, timeout: float | None = None) -> float | None:
         """Seconds that it may wait for sockets, `timeout` at most; None: without a limit."""
-        if self.steps or self._woken or self._results:
-            return 0.0
-        if self.dispatcher.settled or self.dispatcher.left:
+        more = self.steps or self._resumes or self._woken or self._results
+        if more or self.dispatcher.settled or self.dispatcher.left:
             return 0.0
         waits = timeout, self.timers.wait(), self._executor.patience
         return min([wait for wait in waits if wait is not None], default=None)
@@ -473,7 +473,7 @@ class Loop:
         protocol = connection.protocol
         if protocol.stalled and not connection.unsent and not connection.resumes:
             connection.resumes = True
-            self.call_soon(partial(self.guarded, connection, self._resume, connection))
+            self._resumes.add(partial(self.guarded, connection, self._resume, connection))
         if (
             connection.unsent
             or connection.fast_path.events != READ

@@ -4,6 +4,8 @@ Accepting, opening or closing a connection takes as long as answering several fr
 step of its own, and frames of other connections wait for one step at most. Steps are taken in the
 order in which they were added. A drain is a step, too: it runs after the connections that were
 accepted before it are added to the loop.
+
+So is each further pass over the frames of a connection that a pass has left, in a queue of its own.
 """
 
 from __future__ import annotations
