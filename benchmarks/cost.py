@@ -127,7 +127,10 @@ def served(stack: ExitStack) -> dict[str, Work]:
 
     from spop import codec
     from spop.connection import EngineConnection
+    from spop.constants import NO_LIMIT
+    from spop.server import loop
 
+    loop.MAX_PASS = NO_LIMIT  # Under valgrind a few frames take as long as a pass may.
     server = stack.enter_context(agent.serve_in_background())
     address = server.address.host, server.address.port
     protocol = EngineConnection(engine_id="cost")

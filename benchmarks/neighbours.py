@@ -138,9 +138,10 @@ def sends(data: bytes) -> Callable[[str, threading.Event], None]:
         reader = threading.Thread(target=discard, args=[sock, stop], daemon=True)
         reader.start()
         with sock:
+            left = memoryview(data)
             while not stop.is_set():
                 with contextlib.suppress(TimeoutError):
-                    sock.send(data)
+                    left = left[sock.send(left) :] or memoryview(data)
             reader.join()
 
     return behave
