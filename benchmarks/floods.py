@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import random
 import socket
 import statistics
@@ -22,7 +21,7 @@ import time
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 
-from running import free_port, pin, running, sink_command, spop_command
+from running import free_port, pin, real_time, running, sink_command, spop_command
 
 from spop import Message, codec
 from spop.connection import EngineConnection
@@ -85,16 +84,6 @@ def measure(pairs: int, seconds: float) -> Iterator[tuple[str, list[float]]]:
             found = [[beside(kind, together, seconds) for kind in COMMANDS] for _ in range(pairs)]
             medians = [statistics.median(each) for each in zip(*found, strict=True)]
             yield name, [*medians, statistics.median(ours / c for c, ours in found)]
-
-
-@contextlib.contextmanager
-def real_time(priority: int) -> Iterator[None]:
-    """Run before all that has no real-time priority, if that is allowed."""
-    before = os.sched_getscheduler(0), os.sched_getparam(0)
-    with contextlib.suppress(PermissionError):
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
-    yield
-    os.sched_setscheduler(0, *before)
 
 
 def table(rows: list[tuple[str, list[float]]]) -> str:

@@ -4,7 +4,8 @@
 
 One ``spop serve`` answers a client in ping-pong. Rounds without and with each kind of neighbour
 alternate; the figures are the medians over the rounds of the 50th and 99th percentile and of the
-longest exchange.
+longest exchange. The agent has one processor, the client and its neighbour share another. With the
+right to do so all run at real-time priorities, the neighbour below the client, as in ``floods.py``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address
 from pathlib import Path
+
+from running import pin, pinned, real_time
 
 from spop import Message, codec
 from spop.connection import EngineConnection
@@ -68,9 +71,10 @@ class Neighbour(threading.Thread):
         self._stop_it = threading.Event()
 
     def run(self) -> None:
-        while not self._stop_it.is_set():
-            with contextlib.suppress(OSError):
-                self._behave(self._path, self._stop_it)
+        with real_time(1):
+            while not self._stop_it.is_set():
+                with contextlib.suppress(OSError):
+                    self._behave(self._path, self._stop_it)
 
     def stop(self) -> None:
         self._stop_it.set()
@@ -179,15 +183,21 @@ def control_flood(path: str, stop: threading.Event) -> None:
 
 
 MIB = 2**20
-LARGE = b"\4need\1\6number\x09" + codec.encode_varint(15 * MIB) + bytes(15 * MIB)
+
+
+def argument(size: int) -> bytes:
+    """A message with an argument of so many bytes."""
+    return b"\4need\1\6number\x09" + codec.encode_varint(size) + bytes(size)
+
+
 WORST = {
     "tiny frames": raw(FrameType.NOTIFY, 1) * 20_000,
     "unknown frames": raw(77, 1) * 20_000,
     "unknown messages": raw(FrameType.NOTIFY, 1, bytes(2000)) * 100,
     "failing messages": raw(FrameType.NOTIFY, 1, b"\4need\0" * 1000) * 40,
-    "tiny fragments": fragments(bytes(20_000), 1),
+    "tiny fragments": fragments(argument(20_000), 1),
     "16 MiB, 2-byte messages": fragments(bytes(16 * MIB), 2**16),
-    "16 MiB, 1 message": fragments(LARGE, 2**16),
+    "16 MiB, 1 message": fragments(argument(15 * MIB), 2**16),
 }
 """What takes the server longest for its bytes."""
 NEIGHBOURS: dict[str, Callable[[str, threading.Event], None]] = {
@@ -230,7 +240,7 @@ def serving() -> Iterator[str]:
         process = subprocess.Popen(
             [sys.executable, "-m", "spop", "serve", f"{folder}/agent.py:agent", "--log-level",
              "error", "--bind", f"unix:{path}", "--handshake-timeout", "3600"],
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, preexec_fn=lambda: pin(0),
         )  # fmt: skip
         try:
             while not os.path.exists(path) or not answers(path):
@@ -268,23 +278,20 @@ def measure(
 ) -> Iterator[tuple[str, list[float]]]:
     """Neighbour, and µs: p50, p99 and longest beside it, and the same alone."""
     for name in names:
-        alone, beside = [], []
-        for _ in range(rounds):
-            with serving() as path:
-                alone.append(percentiles(path, exchanges))
-                neighbour = Neighbour(NEIGHBOURS[name], path)
-                neighbour.start()
-                time.sleep(0.5)
-                beside.append(percentiles(path, exchanges))
-                neighbour.stop()
-        yield (
-            name,
-            [
-                statistics.median(each[index] for each in rows)
-                for rows in (beside, alone)
-                for index in range(3)
-            ],
-        )
+        with real_time(2), pinned(1):
+            found = [_round(NEIGHBOURS[name], exchanges) for _ in range(rounds)]
+        yield name, [statistics.median(each) for each in zip(*found, strict=True)]
+
+
+def _round(behave: Callable[[str, threading.Event], None], exchanges: int) -> list[float]:
+    with serving() as path:
+        alone = percentiles(path, exchanges)
+        neighbour = Neighbour(behave, path)
+        neighbour.start()
+        time.sleep(0.3)
+        beside = percentiles(path, exchanges)
+        neighbour.stop()
+    return beside + alone
 
 
 def table(rows: list[tuple[str, list[float]]]) -> str:

@@ -144,6 +144,19 @@ def pinned(*processors: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
+@contextlib.contextmanager
+def real_time(priority: int) -> Iterator[None]:
+    """Run this thread, and what it starts, before all that has no real-time priority, if that is
+    allowed."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, *before)
+
+
 def cpu_seconds(session: int) -> float:
     return sum(_ticks(stat, session) for stat in Path("/proc").glob("[0-9]*/stat")) / TICK
 
