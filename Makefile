@@ -103,7 +103,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/python ci/sizes.py
 
-# A report of all benchmarks in benchmarks/results, and the tables of README and docs, in about twelve minutes.
+# A report of all benchmarks in benchmarks/results, and the tables of README and docs, in under nine minutes.
 bench: $(VENV)/bench.stamp
 	SPOP_TEST_HAPROXY=$${SPOP_TEST_HAPROXY:-$$($(BIN)/python ci/haproxy_versions.py build/haproxy 2.6 3.4)} \
 		$(BIN)/python benchmarks/report.py

@@ -54,13 +54,14 @@ def by_kind(pythons: dict[str, str], seconds: float) -> Iterator[str]:
 
 
 def report(pythons: dict[str, str], seconds: float) -> Iterator[str]:
-    yield "# Interpreters\n"
-    yield f"{datetime.now(UTC):%Y-%m-%d}, {len(PROCESSORS)} processors, {platform.platform()}."
-    yield "\n## Other interpreters, to the agent in C\n"
+    when = f"{datetime.now(UTC):%Y-%m-%d}, {len(PROCESSORS)} processors, {platform.platform()}, "
+    when += "`benchmarks/interpreters.py`."
+    yield "# Interpreters"
+    yield f"\n## Other interpreters, to the agent in C\n\n{when}\n"
     yield from against_c(pythons, seconds)
-    yield "\n## Handler kinds, to an inline one\n"
+    yield f"\n## Handler kinds, to an inline one\n\n{when}\n"
     yield from by_kind(pythons, seconds)
-    yield "\n## Processes and threads\n"
+    yield f"\n## Processes and threads\n\n{when}\n"
     yield cores.table({name: cores.measure(path, seconds) for name, path in pythons.items()})
 
 

@@ -7,6 +7,8 @@ A page says which table it has between two marks, and of which rows where not of
     <!-- report: Title of the section; row; other row | its second cell -->
     <!-- end of report -->
 
+Below a table stands when and how it was measured, which is the first line of its section.
+
 What ``report.py`` measures is in results/report.md; what takes longer, or needs more than is installed
 everywhere, is kept beside it with its date and conditions.
 """
@@ -21,6 +23,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 MARKS = re.compile(r"(<!-- report: ([^\n]+) -->\n).*?(<!-- end of report -->)", re.DOTALL)
 SECTION = re.compile(r"^## (.+)\n((?:(?!## ).*\n?)*)", re.MULTILINE)
+DATED = re.compile(r"\s*(\d{4}-\d\d-\d\d.*[^.\n])\.?\n")
 TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
 
 
@@ -41,18 +44,19 @@ def sections(text: str) -> dict[str, str]:
 
 
 def table(what: str, by_title: dict[str, str]) -> str:
-    """The first table of a section, all of it or the rows that begin with these cells."""
+    """The first table of a section, all of it or the rows that begin with these cells, and when
+    and how it was measured."""
     title, _, names = what.partition("; ")
-    found = TABLE.search(by_title[title])
-    if found is None:
-        raise LookupError(f"{title!r} has no table")
+    found, dated = TABLE.search(by_title[title]), DATED.match(by_title[title])
+    if found is None or dated is None:
+        raise LookupError(f"{title!r} has no table, or begins with no date")
     head, ruler, *rows = found[0].splitlines()
     if names:
         wanted = names.split("; ")
         rows = [row for name in wanted for row in rows if row.startswith(f"| {name} |")]
         if len(rows) < len(wanted):
             raise LookupError(f"{title!r} has not all of {wanted}")
-    return "\n".join([head, ruler, *rows])
+    return "\n".join([head, ruler, *rows, "", f"Measured {dated[1]}."])
 
 
 def filled(page: str, by_title: dict[str, str]) -> str:

@@ -115,11 +115,13 @@ def test_tables_in_the_docs_are_those_of_the_results() -> None:
 
 def test_a_page_has_the_rows_that_it_names_as_they_are_measured_last() -> None:
     by_title = page_tables.sections(
-        "## Loads\n\n| load | time |\n|---|---|\n| a | 1 µs |\n| b | 2 µs |\n"
+        "## Loads\n\n2026-11-27, CPython 3.11.7, `load.py`.\n\n"
+        "| load | time |\n|---|---|\n| a | 1 µs |\n| b | 2 µs |\n"
     )
     page = "Before\n<!-- report: Loads; b -->\nstale\n<!-- end of report -->\nafter\n"
     filled = page_tables.filled(page, by_title)
     assert "\n| load | time |\n|---|---|\n| b | 2 µs |\n" in filled
+    assert "\nMeasured 2026-11-27, CPython 3.11.7, `load.py`.\n" in filled
     assert "stale" not in filled
     assert page_tables.filled(filled, by_title) == filled
     with pytest.raises(LookupError):

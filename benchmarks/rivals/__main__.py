@@ -217,8 +217,10 @@ def report(options: argparse.Namespace) -> Iterator[str]:
     all_agents = list(agents(options.agent, options.python or [sys.executable]))
     when = f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {len(PROCESSORS)} processors"
     rounds = f"medians of {options.rounds} rounds of {options.seconds} s"
-    yield f"{when}, {platform.system()} {platform.release()}; {rounds}.\n"
-    yield "## Agents in any language, over sockets\n"
+    conditions = (
+        f"{when}, {platform.system()} {platform.release()}; {rounds}, `benchmarks/rivals`.\n"
+    )
+    yield f"## Agents in any language, over sockets\n\n{conditions}"
     found = over_sockets(all_agents, options.spopload, options.seconds, options.rounds)
     yield from sockets_table(found)
     rows = [
@@ -227,7 +229,7 @@ def report(options: argparse.Namespace) -> Iterator[str]:
         for row in behind(binary, all_agents, options.seconds, options.rounds)
     ]
     if rows:
-        yield "\n## Agents in any language, behind HAProxy\n"
+        yield f"\n## Agents in any language, behind HAProxy\n\n{conditions}"
         yield from front_table(rows)
 
 
