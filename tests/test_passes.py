@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from event_loops import EVENT_LOOPS, agent_of_each_kind, serve_on
 from haproxy import wait_until
 from implementations import intake_class, route_class
 from wire import hello
@@ -43,6 +44,17 @@ def frames(count: int, name: str = "m") -> bytes:
 
 def acks(data: bytes) -> list[int]:
     return [frame.stream_id for frame in codec.decode_frames(data)[0]]
+
+
+def received_acks(sock: socket.socket, count: int) -> list[int]:
+    found: list[int] = []
+    data = bytearray()
+    while len(found) < count:
+        data += sock.recv(65536)
+        whole, used = codec.decode_frames(data)
+        del data[:used]
+        found += [frame.stream_id for frame in whole]
+    return found
 
 
 def test_a_pass_ends_between_two_frames_and_the_next_goes_on(dispatch: ModuleType) -> None:
@@ -134,16 +146,22 @@ def test_all_frames_are_answered_however_short_the_passes_are(
         sock, _ = hello(server)
         with sock, Client(str(server.address)) as neighbour:
             sock.sendall(frames(500))
-            answered: list[int] = []
-            data = bytearray()
-            while len(answered) < 500:
-                data += sock.recv(65536)
-                found, used = codec.decode_frames(data)
-                del data[:used]
-                answered += [frame.stream_id for frame in found]
-            assert sorted(answered) == list(range(1, 501))
+            assert sorted(received_acks(sock, 500)) == list(range(1, 501))
             assert neighbour.notify("m").actions
         assert server.totals().cells[Cell.PAUSED_IN_FLIGHT] == 0
+
+
+@pytest.mark.parametrize("event_loop", EVENT_LOOPS)
+def test_passes_follow_one_another_in_each_event_loop(
+    event_loop: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "MAX_PASS", 1)
+    serve = serve_on(event_loop, monkeypatch)
+    with serve(agent_of_each_kind()) as server:
+        sock, _ = hello(server)
+        with sock:
+            sock.sendall(frames(100, "inline"))
+            assert received_acks(sock, 100) == [*range(1, 101)]
 
 
 def test_max_in_flight_is_counted_where_a_pass_had_stopped_the_reading(
