@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from spop.address import Address
-from spop.cli.parameters import ADDRESS, Seconds, timeout_option
+from spop.cli.parameters import ADDRESS, Seconds, Whole, timeout_option
 from spop.client.dial import Endpoint, dial
 from spop.counters import quantile
 from spop.errors import reason
@@ -40,7 +40,7 @@ Wait = Callable[[], bool]
     help="Time between two looks.",
 )  # fmt: skip
 @click.option(
-    "--count", type=click.IntRange(1),
+    "--count", type=Whole(1),
     help="Number of looks.  [default: no end on a terminal, else 1]",
 )  # fmt: skip
 @timeout_option(5.0)
