@@ -90,7 +90,7 @@ def test_bodies_in_chunks_without_a_length(address: str, tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("serving", [waitress_serving, werkzeug_serving])
 def test_the_port_of_a_client_is_known(serve: Callable[..., int], serving: Any) -> None:
-    port = serve(echo, serving, http_response=[set_header("x-port", "%[src_port]")])
+    port = serve(lazily, serving, http_response=[set_header("x-port", "%[src_port]")])
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     with contextlib.closing(connection):
         connection.request("GET", "/")
