@@ -72,7 +72,7 @@ def _looks(
     while count is None or count > 0:
         try:
             status = _ask(admin, timeout)
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, http.client.HTTPException, _NotAdminError) as error:
             text = f"{admin} does not answer: {reason(error)}"
             if not patient:
                 raise click.ClickException(text) from error
@@ -97,17 +97,31 @@ class _Connection(http.client.HTTPConnection):
         self.sock = dial(Endpoint(self._address), self.timeout or 0.0)
 
 
+class _NotAdminError(Exception):
+    """Something else than an admin page has answered."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; give the address of --admin")
+
+
 def _ask(admin: Address, timeout: float) -> Fields:
     connection = _Connection(admin, timeout)
     with contextlib.closing(connection):
         connection.request("GET", "/status.json")
-        answer = connection.getresponse()
-        if answer.status != 200:
-            raise ValueError(f"{answer.status} {answer.reason}")
-        status = json.load(answer)
-    if not isinstance(status, dict) or "counts" not in status:
-        raise ValueError("this is no --admin of spop")
-    return status
+        try:
+            answer = connection.getresponse()
+        except http.client.RemoteDisconnected:  # As a service that ends may do.
+            raise
+        except http.client.BadStatusLine:
+            raise _NotAdminError("this is not HTTP") from None
+        text = answer.read()
+    if answer.status != 200:
+        raise _NotAdminError(f"it says {answer.status} {answer.reason}")
+    with contextlib.suppress(ValueError):
+        status = json.loads(text)
+        if isinstance(status, dict) and "counts" in status:
+            return status
+    raise _NotAdminError("this is HTTP, but no service of spop")
 
 
 @contextlib.contextmanager
