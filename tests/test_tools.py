@@ -523,6 +523,12 @@ def test_text_that_is_no_hex_is_told_with_its_line() -> None:
     assert "line 2 is no hex: 'hello'" in result.stderr
 
 
+def test_text_whose_literals_are_no_hex_is_told_with_a_line_of_its_own() -> None:
+    result = spop("decode", "-", stdin=b'import os\n\nNAMES = ["00 01", "10.0.0.1/32"]\n')
+    told = (result.returncode, result.stderr)
+    assert told == (2, "Error: line 1 is no hex: 'import os'\n")
+
+
 def test_a_damaged_frame_is_marked_and_decoding_goes_on() -> None:
     damaged = bytearray(NOTIFY)
     damaged[-2] = 0x0F  # A data type that does not exist.
