@@ -456,10 +456,13 @@ def test_connections_that_cannot_be_opened_again_do_not_hold_the_load_generator_
 @pytest.mark.parametrize("name", ["silent", "closes", "resets", "hello-and-closes"])
 def test_the_load_generator_ends_without_acks_however_it_sends(name: str, words: str) -> None:
     options = ["check", "--count", "20", "--connections", "3", "--warm-up", "0", "--timeout", "1"]
-    with odd_agent(name) as agent:
-        done = command("bench", "{address}", *options, *words.split())(agent.address, Path())
-        assert agent.reached_at is not None
-        assert time.monotonic() - agent.reached_at < 1 + SLACK
+    for _ in range(AGAIN):
+        with odd_agent(name) as agent:
+            done = command("bench", "{address}", *options, *words.split())(agent.address, Path())
+            assert agent.reached_at is not None
+            assert time.monotonic() - agent.reached_at < 1 + SLACK
+        if "no AGENT-HELLO in 1 s" not in done.stderr:
+            break
     assert done.returncode == 1
     assert re.fullmatch(
         r"Error: \S+: no ACK in 1 s, 0 of 20 frames were answered\n", done.stderr
