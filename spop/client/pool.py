@@ -42,6 +42,8 @@ class Exchange:
         link: the connection that took it; None while it is queued.
         sent_as: stream-id and frame-id in its frame. They are `ids`, unless each connection counts.
         sent_at: the time at which the connection took it.
+        acked_at: the time at which its ACK was received.
+        deadline: the time at which its caller gives up.
         done: there is an ACK or an error, or nobody waits any longer.
         waiter: the driver's; it wakes the caller with it.
     """
@@ -51,6 +53,8 @@ class Exchange:
     link: Link | None = None
     sent_as: tuple[int, int] = (0, 0)
     sent_at: float = 0.0
+    acked_at: float = 0.0
+    deadline: float = 0.0
     done: bool = False
     ack: Ack | None = None
     error: Exception | None = None
@@ -254,14 +258,14 @@ class Pool:
         """Take the events that a connection's protocol has made of received bytes."""
         for event in events:
             if type(event) is Ack:
-                self._acknowledge(link, event)
+                self._acknowledge(link, event, now)
             elif type(event) is Disconnect:
                 self.lost(link, event.message, event.code, now)
                 return
         if self._queue:
             self.pump(now)
 
-    def _acknowledge(self, link: Link, ack: Ack) -> None:
+    def _acknowledge(self, link: Link, ack: Ack, now: float) -> None:
         """End the call of an ACK. It is of this connection or, with async in force, of another
         one of the engine (section 3.2.1)."""
         ids = ack.stream_id, ack.frame_id
@@ -273,7 +277,7 @@ class Pool:
                 return
             exchange.link.protocol.waiting.discard(ids)
         if not exchange.done:
-            exchange.ack, exchange.done = ack, True
+            exchange.ack, exchange.acked_at, exchange.done = ack, now, True
             self._driver.wake(exchange)
         del link.exchanges[ids]
 
