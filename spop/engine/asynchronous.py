@@ -14,7 +14,6 @@ from spop.engine.filter import Processing, StreamContext
 from spop.engine.stream import Stream, StreamFields
 from spop.errors import SpopTimeoutError
 
-
 T = TypeVar("T")
 
 

@@ -31,7 +31,7 @@ from servers import (
 from spop.engine import AsyncEngine
 from spop.engine.stream import header_fields
 from spop.web import ASGIMiddleware, agent_failed, deny, send_group, set_header, set_var, var
-from spop.web.transaction import ReceivedRequest
+from spop.web.received import ReceivedRequest
 
 LIMIT = 1000
 DENIES = deny(when=var("txn.waf.action") == "deny")
