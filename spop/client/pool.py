@@ -32,7 +32,6 @@ MessageOrMessages = Message | Iterable[Message]
 """The messages of one NOTIFY."""
 
 
-@dataclass(slots=True, eq=False)
 class Exchange:
     """A call: messages that wait for a connection, then for their ACK.
 
@@ -48,17 +47,23 @@ class Exchange:
         waiter: the driver's; it wakes the caller with it.
     """
 
-    ids: tuple[int, int]
-    messages: Iterable[Message] | None
-    link: Link | None = None
-    sent_as: tuple[int, int] = (0, 0)
-    sent_at: float = 0.0
-    acked_at: float = 0.0
-    deadline: float = 0.0
-    done: bool = False
-    ack: Ack | None = None
-    error: Exception | None = None
-    waiter: Any = None
+    __slots__ = (
+        "ack", "acked_at", "deadline", "done", "error", "ids", "link", "messages", "sent_as",
+        "sent_at", "waiter",
+    )  # fmt: skip
+
+    def __init__(self, ids: tuple[int, int], messages: Iterable[Message] | None) -> None:
+        self.ids: tuple[int, int] = ids
+        self.messages: Iterable[Message] | None = messages
+        self.link: Link | None = None
+        self.sent_as: tuple[int, int] = ids
+        self.sent_at: float = 0.0
+        self.acked_at: float = 0.0
+        self.deadline: float = 0.0
+        self.done: bool = False
+        self.ack: Ack | None = None
+        self.error: Exception | None = None
+        self.waiter: Any = None
 
     def result(self) -> Ack:
         """The ACK. Raises the error if there is no ACK."""
@@ -222,9 +227,11 @@ class Pool:
 
     def _link_with_room(self) -> Link | None:
         """The next connection that takes a call, in turn; None if all are full."""
-        for position, link in enumerate(self.links, 1):
+        links = self.links
+        for link in links:
             if len(link.protocol.waiting) < link.capacity and not link.blocked:
-                self.links.rotate(-position)
+                while links[-1] is not link:
+                    links.rotate(-1)
                 return link
         return None
 

@@ -47,7 +47,7 @@ INT64_MAX = Int64.maximum
 _NEVER_QUEUED = (EngineStatus.RESOURCES, EngineStatus.TOO_BIG)
 """Errors that HAProxy finds before it measures the time to evaluate messages."""
 
-_ORDER = {
+_ORDER: dict[str, int] = {
     Event.ON_CLIENT_SESSION: 0,
     Event.ON_FRONTEND_TCP_REQUEST: 1,
     Event.ON_FRONTEND_HTTP_REQUEST: 2,
@@ -132,7 +132,6 @@ class StreamContext:
     enabled: bool = field(default=True, init=False)
     total_time: int = field(default=0, init=False)
     _seen: tuple[str, ...] = field(default=(), init=False)
-    _reached: int = field(default=0, init=False)
 
     @property
     def response(self) -> Response | None:
@@ -163,15 +162,15 @@ class StreamContext:
             ValueError: there is no such event.
             LocalProtocolError: a later event of the stream has happened.
         """
-        order = _ORDER.get(event)  # type: ignore[call-overload]
+        order = _ORDER.get(event)
         if order is None:
             raise ValueError(with_hint(f"unknown event '{event}'", did_you_mean(event, Event)))
-        if order < self._reached:
-            raise LocalProtocolError(f"{event} after a later event of the stream")
-        if event in self._seen:
-            return None
-        self._seen += (event,)
-        self._reached = order
+        if seen := self._seen:
+            if order < _ORDER[seen[-1]]:
+                raise LocalProtocolError(f"{event} after a later event of the stream")
+            if event in seen:
+                return None
+        self._seen = (*seen, event)
         if order >= _FIRST_OF_RESPONSE:
             self.stream.variables.begin_response()
         return self._filter.begin(self, self._filter.events.get(event))

@@ -36,6 +36,13 @@ _SECURE = ("https", "wss")
 _TLS_VERSIONS = {0x301: "TLSv1", 0x302: "TLSv1.1", 0x303: "TLSv1.2", 0x304: "TLSv1.3"}
 
 
+class _Request(ReceivedRequest):
+    """The request of a scope."""
+
+    version: str = when_read(lambda self: http_version(self.received.get("http_version", "1.1")))
+    headers: HeaderFields = when_read(lambda self: _headers(self.received["headers"]))
+
+
 class _Stream(ReceivedStream):
     """The stream of a scope."""
 
@@ -191,17 +198,13 @@ class ASGIMiddleware:
 
     def _begin(self, scope: ASGIScope) -> tuple[AsyncStream, _Stream]:
         """The stream of a request, as the engine sees it, and its data."""
-        headers = scope["headers"]
         unique_id = None
         if self._unique_id_header:
-            headers = list(headers)
+            headers = list(scope["headers"])
             unique_id = self._unique_id(headers)
             scope = {**scope, "headers": headers}
         source, source_port = scope.get("client") or (None, 0)
-        version = http_version(scope.get("http_version", "1.1"))
-        request = ReceivedRequest(
-            scope.get("method", "GET"), _uri(scope), version, headers, _headers
-        )
+        request = _Request(scope, scope.get("method", "GET"), _uri(scope))
         stream = _Stream(scope, address(source), source_port or 0, request, scope.get(VARIABLES))
         if unique_id is not None:
             stream.unique_id = unique_id

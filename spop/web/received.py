@@ -13,6 +13,7 @@ from urllib.parse import quote
 from spop.engine.stream import (
     NOT_INDEXED,
     HeaderFields,
+    Indexed,
     IPAddress,
     Request,
     Response,
@@ -24,49 +25,27 @@ from spop.values import DecodedValue
 T = TypeVar("T")
 
 
-class ReceivedRequest(Request):
-    """A request whose header fields are made when something reads them, as few messages do.
-
-    Args:
-        source: what the server gave.
-        read: gives the header fields of `source`, in a list of its own.
-    """
-
-    __slots__ = ("_fields", "_read", "_source")
-
-    def __init__(
-        self,
-        method: str,
-        uri: str,
-        version: str,
-        source: Any,
-        read: Callable[[Any], HeaderFields],
-        body: bytes = b"",
-    ) -> None:
-        self.method: str = method
-        self.uri: str = uri
-        self.version: str = version
-        self.body: bytes = body
-        self._source, self._read = source, read
-        self._fields: HeaderFields | None = None
-        self._indexed = NOT_INDEXED
-
-    @property
-    def headers(self) -> HeaderFields:
-        if self._fields is None:
-            self._fields = self._read(self._source)
-        return self._fields
-
-    @headers.setter
-    def headers(self, fields: HeaderFields) -> None:
-        self._fields = fields
-
-
 def when_read(make: Callable[[Any], T]) -> T:
     """An attribute that is made when something reads it first. Type checkers see its value."""
     attribute: Any = functools.cached_property(make)
     made: T = attribute
     return made
+
+
+class ReceivedRequest(Request):
+    """A request. A subclass makes the version and the header fields when something reads them.
+
+    Args:
+        received: what the server gave.
+    """
+
+    body: bytes = b""
+    _indexed: Indexed = NOT_INDEXED
+
+    def __init__(self, received: Any, method: str, uri: str) -> None:
+        self.received: Any = received
+        self.method: str = method
+        self.uri: str = uri
 
 
 class ReceivedStream(Stream):

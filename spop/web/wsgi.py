@@ -32,6 +32,13 @@ _NOT_HTTP = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 Write = Callable[[bytes], object]
 
 
+class _Request(ReceivedRequest):
+    """The request of an environ."""
+
+    version: str = when_read(lambda self: http_version(_version(self.received)))
+    headers: HeaderFields = when_read(lambda self: _headers(self.received))
+
+
 class _Stream(ReceivedStream):
     """The stream of an environ."""
 
@@ -111,14 +118,8 @@ class WSGIMiddleware:
             environ[key] = unique_id = new_unique_id()
         # The application may change its own.
         received = environ.copy() if self._policy.acts_on_response else environ
-        request = ReceivedRequest(
-            environ["REQUEST_METHOD"],
-            _uri(environ),
-            http_version(environ.get("SERVER_PROTOCOL", "HTTP/1.1").partition("/")[2]),
-            received,
-            _headers,
-            body,
-        )
+        request = _Request(received, environ["REQUEST_METHOD"], _uri(environ))
+        request.body = body
         stream = _Stream(
             received,
             address(environ.get("REMOTE_ADDR")),
@@ -333,6 +334,11 @@ def _uri(environ: WSGIEnvironment) -> str:
     query = environ.get("QUERY_STRING")
     uri = quoted(path.encode("latin-1"))
     return f"{uri}?{_text(query)}" if query else uri
+
+
+def _version(environ: WSGIEnvironment) -> str:
+    protocol: str = environ.get("SERVER_PROTOCOL", "HTTP/1.1")
+    return protocol.partition("/")[2]
 
 
 def _headers(environ: WSGIEnvironment) -> HeaderFields:
