@@ -47,6 +47,7 @@ INSTALLING = {
     "PIP_NO_BUILD_ISOLATION": "0",  # pip reads it as the value of build_isolation.
     "PIP_NO_INDEX": "1",
     "PYTHONPATH": sysconfig.get_path("purelib"),
+    "SPOP": "",  # A project of `spop new` would build this checkout, beside other tests.
     "SPOP_PURE": "1",
 }
 """A page's network reaches no index: what an installation would get from there is found in the

@@ -40,7 +40,7 @@ def test_help_and_version() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["serve"], "Missing argument 'MODULE:AGENT': see python -m spop serve --help"),
+        (["serve"], "Missing argument 'MODULE:AGENT', or --config FILE that names it"),
         (["serve", "nothing"], "is not MODULE:AGENT"),
         (["serve", "nowhere.py:agent"], "no file nowhere.py"),
         (["serve", "no_such_module:agent"], "No module named 'no_such_module'"),

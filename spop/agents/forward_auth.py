@@ -30,6 +30,7 @@ from spop.agents.http import (
     header_names,
 )
 from spop.agents.tokens import MAX_KEYS_SIZE, Keys, KeysError, TokenError, Tokens, TokenSettings
+from spop.errors import reason
 from spop.metrics import Counter
 
 logger: logging.Logger = logging.getLogger("spop.agents.forward_auth")
@@ -230,7 +231,7 @@ def _fetch_of(keys: str, http: httpx.AsyncClient) -> Any:
             return answered.body
         except (OSError, ServiceError) as error:
             failed_key_fetches.add()
-            raise OSError(f"{keys}: {error}") from error
+            raise OSError(f"{keys}: {reason(error)}") from error
 
     return fetch
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import httpx
 
 from spop.address import MAX_PORT
+from spop.errors import reason
 
 logging.getLogger("httpx").setLevel(logging.WARNING)  # It logs each request.
 
@@ -73,7 +74,7 @@ async def exchange(
     except TimeoutError:
         raise ServiceError(f"no answer in {timeout} s") from None
     except httpx.HTTPError as error:
-        raise ServiceError(repr(error)) from None  # Its traceback would be 60 lines of httpx.
+        raise ServiceError(reason(error)) from None  # Its traceback would be 60 lines of httpx.
     return Answered(response.status_code, response.headers, bytes(body[:limit]))
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import jwt
 
+from spop.errors import reason
+
 ALGORITHMS = frozenset(
     {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 )
@@ -125,7 +127,7 @@ class Keys:
             keys = _key_set(await self._fetch())
         except (OSError, ValueError, RecursionError) as error:  # JSON may be nested deeply.
             self._failed, self._next_fetch = True, time.monotonic() + self._pause
-            raise KeysError(f"the issuer's keys could not be fetched: {error!r}") from error
+            raise KeysError(f"the issuer's keys could not be fetched: {reason(error)}") from error
         self._keys, self._failed, self._next_fetch = keys, False, time.monotonic() + self._pause
         self._prepared.clear()
 

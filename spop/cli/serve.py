@@ -125,7 +125,7 @@ def serve(
       spop serve --config spop.toml --check-config
     """
     if target is None:
-        raise click.UsageError("Missing argument 'MODULE:AGENT'.")
+        raise click.UsageError("Missing argument 'MODULE:AGENT', or --config FILE that names it")
     logs.configure(log_level, log_format, [ContextFilter()])
     warn_of_unknown(context, os.environ)
     try:

@@ -433,7 +433,8 @@ def test_without_any_keys_a_token_is_a_failure_until_they_are_there(
 ) -> None:
     with pytest.raises(forward_auth.KeysError):
         ask(bearer(token()), **settings(tmp_path / "keys.json", pause=0.0))
-    assert "keys could not be fetched" in caplog.text
+    why = f"{tmp_path / 'keys.json'}: No such file or directory"
+    assert f"the issuer's keys could not be fetched: {why}" in caplog.text
     keys(jwk(RSA_KEY))
     assert ask(bearer(token()))["txn.allowed"] is True
 
