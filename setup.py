@@ -36,13 +36,18 @@ DIRECTIVES = {
     "auto_pickle": False,
 }
 
-COLD = ("spop.load._acks", "spop.server._alarm")
-"""Those that no answer to a frame waits for."""
-
 SHARED = "spop._cython"
 """A module with what Cython would add to each of the others. They use none of its memoryviews."""
 
-SMALL = ["-g0", "-fno-asynchronous-unwind-tables"]
+COLD = ("spop.load._acks", "spop.server._alarm", SHARED)
+"""Those that no answer to a frame waits for."""
+
+SMALL = [
+    "-g0",
+    "-fno-asynchronous-unwind-tables",
+    # Gaps between code are a fortieth of a wheel.
+    *(f"-fno-align-{place}" for place in ("functions", "jumps", "labels", "loops")),
+]
 STRIP = {"linux": ["-Wl,-s"], "darwin": ["-Wl,-S,-x"]}
 
 

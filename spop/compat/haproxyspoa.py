@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
-from types import ModuleType
+from types import CoroutineType, ModuleType
 from typing import Any
 
 from spop.codec import encode_string, encode_value, encode_varint
@@ -35,8 +35,8 @@ from spop.errors import ProtocolError
 from spop.frames import Message, Notify
 from spop.values import UInt32
 
-SET_VAR = int(ActionType.SET_VAR), SET_VAR_ARGUMENTS
-UNSET_VAR = int(ActionType.UNSET_VAR), UNSET_VAR_ARGUMENTS
+SET_VAR = bytes((ActionType.SET_VAR, SET_VAR_ARGUMENTS))
+UNSET_VAR = bytes((ActionType.UNSET_VAR, UNSET_VAR_ARGUMENTS))
 """Type and number of arguments of the actions."""
 _INT64 = int(DataType.INT64)
 _64_BITS = 0xFFFF_FFFF_FFFF_FFFF
@@ -70,12 +70,12 @@ class Package:
 
     def arguments(self, message: Message) -> Arguments:
         """The keyword arguments of a handler: repeated ones are lists."""
-        names, values = message.names, message.values
+        names = message.names
+        pairs = list(zip(names, message.values, strict=True))
         if not self.reads_true:
-            values = tuple([False if value is True else value for value in values])
-        found: Arguments = dict(zip(names, values, strict=True))
+            pairs = [(name, False if value is True else value) for name, value in pairs]
+        found: Arguments = dict(pairs)
         if len(found) < len(names):
-            pairs = list(zip(names, values, strict=True))
             for name in {name for name in names if names.count(name) > 1}:
                 found[name] = [value for other, value in pairs if other == name]
         return found
@@ -88,11 +88,13 @@ class Package:
         """
         class_ = type(action)
         if class_ is self.set_var:
-            out += bytes((*SET_VAR, action.scope))
+            out += SET_VAR
+            out.append(action.scope)
             encode_string(action.name, out)
             write_value(action.value, out)
         elif class_ is self.unset_var:
-            out += bytes((*UNSET_VAR, action.scope))
+            out += UNSET_VAR
+            out.append(action.scope)
             encode_string(action.name, out)
         else:
             out += action.to_bytes()
@@ -180,7 +182,8 @@ class SpoaConnection(Connection):
             for name, arguments in self._messages(frame):
                 if logs:
                     self._logger.info(f"Received request on key '{name}'")
-                calls += (handler(**arguments) for handler in self._handlers.get(name, ()))
+                for handler in self._handlers.get(name, ()):
+                    calls.append(handler(**arguments))  # noqa: PERF401 - closed if the next fails.
         except BaseException:
             for call in calls:
                 if inspect.iscoroutine(call):
@@ -188,7 +191,7 @@ class SpoaConnection(Connection):
             raise
         if logs:
             self._logger.info(f"Found {len(calls)} matching handlers, awaiting response...")
-        if len(calls) == 1 and inspect.iscoroutine(calls[0]):
+        if len(calls) == 1 and type(calls[0]) is CoroutineType:
             return self.start(calls[0])
         return asyncio.gather(*calls) if calls else calls
 
