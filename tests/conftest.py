@@ -160,6 +160,7 @@ if os.environ.get("SPOP_PURE", "") not in ("", "0"):
         "test_output.py",
         "test_own_metrics.py",
         "test_prometheus.py",
+        "test_proof.py",
         "test_public.py",
         "test_samples.py",
         "test_settings.py",
