@@ -29,7 +29,9 @@ def hello(server: Any, **options: Any) -> tuple[socket.socket, EngineConnection]
     sock, protocol = connect(server), EngineConnection(**options)
     sock.sendall(protocol.data_to_send())
     while protocol.peer is None:
-        protocol.receive_data(sock.recv(4096))
+        data = sock.recv(4096)
+        assert data, "the server has ended the connection"
+        protocol.receive_data(data)
     return sock, protocol
 
 
