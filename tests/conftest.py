@@ -142,6 +142,7 @@ if os.environ.get("SPOP_PURE", "") not in ("", "0"):
         "test_backends.py",
         "test_board.py",
         "test_channel.py",
+        "test_chaos.py",
         "test_compat.py",
         "test_configuration.py",
         "test_cost.py",
