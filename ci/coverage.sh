@@ -41,17 +41,29 @@ export -f run
 
 chosen() { # chosen PURE TESTS...: the files that pytest runs
     SPOP_PURE=$1 "$PYTHON" -m pytest -q -p no:cacheprovider --collect-only "${@:2}" |
-        sed -n 's/::.*//p' | uniq | grep -vE "$skipped" | awk -v pure="$1" '{print pure; print $0}'
+        sed -n 's/::.*//p' | uniq | grep -vE "$skipped"
 }
 
 touch log/failed
-{ chosen '' "$@"; chosen 1 "$@"; } |
-    tr '\n' '\0' | xargs -0 -n 2 -P "${JOBS:-$(nproc)}" bash -c 'run "$@"' run
+chosen '' "$@" >log/compiled
+chosen 1 "$@" >log/python
+{ sed 's/^/\n/' log/compiled; sed 's/^/1\n/' log/python; } | tr '\n' '\0' | xargs -0 -n 2 -P "${JOBS:-$(nproc)}" bash -c 'run "$@"' run
 "$PYTHON" ci/coverage_sift.py
 "$PYTHON" -m coverage combine -q
 "$PYTHON" -m coverage html -q -d html
-"$PYTHON" ci/coverage_table.py
-"$PYTHON" ci/uncovered.py
+{
+    echo "On $(date -u +%F), CPython $("$PYTHON" -c 'import platform; print(platform.python_version())'):" \
+        "$(wc -l <log/compiled) files with the compiled modules, $(wc -l <log/python) with those in Python." \
+        "$(wc -l <log/failed) of these failed or did not end in time."
+    echo
+    "$PYTHON" ci/coverage_table.py
+    echo
+    "$PYTHON" ci/uncovered.py
+} >coverage.md
+if [ $# -gt 0 ]; then grep -v '^no reason' coverage.md; else cat coverage.md; fi
 echo "line by line: $copy/html/index.html"
 # Traced modules are slow: what is measured in time may fail here, and runs in `make test`.
 sed 's/^/failed or timed out, with tracing: /' log/failed
+# The page shows the last run of all.
+[ $# -gt 0 ] || sed -i -e '/<!-- coverage -->/,/<!-- end of coverage -->/{//!d}' \
+    -e '/<!-- coverage -->/r /dev/stdin' ../../docs/proof.md < <(grep -v '^no reason' coverage.md)
