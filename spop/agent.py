@@ -40,7 +40,15 @@ from spop.handlers import (
     encoded_answer,
 )
 from spop.lifespan import Lifespan, Periodic, Resources, current_state
-from spop.logs import RateLimitedLog, SafeLogger, fields, shortened, text_of
+from spop.logs import (
+    RateLimitedLog,
+    SafeLogger,
+    class_name,
+    fields,
+    shortened,
+    text_of,
+    trace_of,
+)
 from spop.metrics import Counter as CounterMetric
 from spop.metrics import Gauge, Metrics
 from spop.options import DEFAULT_BIND, ServeOptions
@@ -158,7 +166,7 @@ class Agent:
         self._periodic: list[Periodic] = []
         self._without_handler: set[str] = set()
         self._test_loop: LoopThread | None = None
-        self._interrupt: KeyboardInterrupt | None = None
+        self._interrupt: BaseException | None = None
         self._errors_lock = threading.Lock()
         self._connect_hooks: list[Callable[[Peer], object]] = []
         self._disconnect_hooks: list[Callable[[Peer, Disconnect], object]] = []
@@ -496,7 +504,7 @@ class Agent:
 
     def _where(self, name: str, error: BaseException) -> str:
         """The handler, if the error does not show it, because its argument or answer is wrong."""
-        if name not in self.handlers or users_part(error.__traceback__) is not None:
+        if name not in self.handlers or users_part(trace_of(error)) is not None:
             return ""
         function = self.handlers[name].function
         place = place_of(function)
@@ -529,7 +537,7 @@ class Agent:
         about: dict[str, str] | None = None,
         level: int = logging.ERROR,
     ) -> None:
-        summary = shortened(f"{type(error).__name__}: {text_of(error)}")
+        summary = shortened(f"{class_name(error)}: {text_of(error)}")
         event = "handler failed" if about else "hook failed"
         what = fields(event, error=summary, **(about or {"hook": name}))
         if self._error_log.allows(level, message, name, summary, where, extra=what):
@@ -547,7 +555,8 @@ class Agent:
 
     def _keep_interrupt(self, error: BaseException) -> None:
         in_main_thread = threading.current_thread() is threading.main_thread()
-        if isinstance(error, KeyboardInterrupt) and in_main_thread:
+        # `isinstance` would ask the exception, which may raise.
+        if issubclass(type(error), KeyboardInterrupt) and in_main_thread:
             self._interrupt = error
 
     def pass_on_interrupt(self) -> None:
