@@ -138,27 +138,6 @@ def test_a_call_that_cancels_its_task_fails(options: dict[str, Any]) -> None:
         wait_until(lambda: agent.errors == {"m": 2}, "the failures")
 
 
-def test_messages_of_a_batch_whose_task_another_handler_cancels_fail() -> None:
-    agent, begun = new_agent(), threading.Event()
-
-    @agent.message("m", batch=Batch(size=1))
-    async def waits(messages: list[Message]) -> Any:
-        begun.set()
-        await asyncio.sleep(60)
-
-    @agent.message("cancel")
-    async def cancel() -> None:
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()
-
-    with agent.serve_in_background() as server, Client(str(server.address), timeout=15) as client:
-        waiting = client.send([Message("m")])
-        assert begun.wait(15)
-        assert client.notify("cancel").variables == {}
-        assert client.wait(waiting).variables == ERROR
-        assert agent.errors == {"m": 1}
-
-
 def test_a_periodic_call_that_cancels_its_task_is_made_again() -> None:
     agent, again = new_agent(), threading.Event()
 
