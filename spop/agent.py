@@ -23,6 +23,7 @@ from spop.connection import MAX_IN_FLIGHT, Disconnect
 from spop.constants import (
     DEFAULT_MAX_FRAME_SIZE,
     DEFAULT_MAX_PAYLOAD_SIZE,
+    MAX_SECONDS,
     MIN_FRAME_SIZE,
     MOST_UNKNOWN,
 )
@@ -297,7 +298,7 @@ class Agent:
         last. A plain function runs in a thread. A failure is counted in `errors` and logged.
 
         Args:
-            seconds: more than 0.
+            seconds: more than 0, up to 1e9.
             jitter: the part of `seconds` that is added or taken away at random, 0 to 1.
             once: call it in the first loop of each worker alone.
 
@@ -305,7 +306,7 @@ class Agent:
             ValueError: `seconds` or `jitter` is out of range.
             TypeError: the function takes arguments.
         """
-        if callable(seconds) or not seconds > 0 or not 0 <= jitter <= 1:
+        if callable(seconds) or not 0 < seconds <= MAX_SECONDS or not 0 <= jitter <= 1:
             raise ValueError(f"every: {seconds!r} seconds with jitter {jitter!r}, in {caller()}")
 
         def register(function: Handler) -> Handler:
