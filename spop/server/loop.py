@@ -39,7 +39,8 @@ from spop.server.calls import Calls
 from spop.server.connection_log import ConnectionLog
 from spop.server.exchange import Connection, Exchange
 from spop.server.executor import Executor
-from spop.server.leaving import GiveAway, Leaving
+from spop.server.giving import GiveAway
+from spop.server.leaving import Leaving
 from spop.server.opening import Opening
 from spop.server.slow import SlowLog
 from spop.server.steps import Steps
@@ -94,10 +95,9 @@ class Loop:
         self.timers: Timers = Timers(self._call)
         self.connections: set[Connection] = set()
         self._arrivals: deque[Callable[[], object]] = deque()
+        handlers = shared.agent.handlers.values()
         self.timeouts: dict[str, float] = {
-            handler.name: handler.timeout
-            for handler in shared.agent.handlers.values()
-            if handler.timeout is not None
+            each.name: each.timeout for each in handlers if each.timeout is not None
         }
         self._executor = shared.executor
         self._engines = shared.engines
@@ -120,11 +120,7 @@ class Loop:
         self._results: deque[Result] = deque()
         self._woken = False
         self._tasks: dict[AsyncCall, str] = {}
-        self._limited = frozenset(
-            handler.name
-            for handler in shared.agent.handlers.values()
-            if handler.concurrency is not None
-        )
+        self._limited = frozenset(each.name for each in handlers if each.concurrency is not None)
         self._running = True
         self.life: LoopLife | None = None
         self.state: LoopState = {}
@@ -202,11 +198,11 @@ class Loop:
 
     def spare(self, count: int, give_away: GiveAway, has_too_many: Callable[[], bool]) -> None:
         """Give so many connections away, and go on."""
-        self.call_soon(partial(self._leaving.spare, count, give_away, has_too_many))
+        self.call_soon(partial(self._leaving.giving.spare, count, give_away, has_too_many))
 
     def give_ports(self, owned: frozenset[int], give_away: GiveAway) -> None:
         """Give the connections of other ports of ranges away, and go on."""
-        self.call_soon(partial(self._leaving.give_ports, owned, give_away))
+        self.call_soon(partial(self._leaving.giving.give_ports, owned, give_away))
 
     def describe(self, timeout: float = 1.0) -> list[dict[str, Any]]:
         """Its connections, for people; none if the loop does not answer in `timeout` seconds."""
@@ -413,7 +409,7 @@ class Loop:
         """The fast path has answered a HELLO."""
         try:
             self._opening.greeted(connection, agreement)
-            if unsent or self._leaving.gives or self._leaving.ages:
+            if unsent or self._leaving.giving or self._leaving.ages:
                 connection.keep_unsent(unsent)
                 self._received(connection, [])
         except Exception as error:
@@ -485,8 +481,8 @@ class Loop:
             return
         if protocol.should_close:
             self._leaving.linger(connection)
-        elif self._leaving.gives and protocol.at_rest:
-            self._leaving.give_away(connection)
+        elif self._leaving.giving and protocol.at_rest:
+            self._leaving.giving.at_rest(connection)
 
     def _resume(self, connection: Connection) -> None:
         """Answer frames that the last pass left, so that other connections had their turn."""
@@ -517,7 +513,7 @@ class Loop:
     def _holds_back(self, connection: Connection) -> bool:
         """Earlier frames have to be answered before more is read."""
         protocol = connection.protocol
-        return protocol.paused or (self._leaving.handing_over and protocol.in_flight > 0)
+        return protocol.paused or (self._leaving.giving.gives_all and protocol.in_flight > 0)
 
     def _watch(self, connection: Connection) -> None:
         """Stop reading while earlier frames wait for handlers or for a slow peer."""

@@ -30,8 +30,8 @@ from spop.server.connection_log import ConnectionLog
 from spop.server.ending import STEP, Hurries, log_left_behind, wait_for_end
 from spop.server.engines import Engines
 from spop.server.executor import Executor
+from spop.server.giving import GiveAway, Taken
 from spop.server.health import READY_WITHIN, Health, health_of, oldest_round
-from spop.server.leaving import GiveAway, Taken
 from spop.server.life_log import log_start, log_stop
 from spop.server.listeners import bound_address, close_all, listen_all, peer_host
 from spop.server.loop import Loop

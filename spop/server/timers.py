@@ -9,8 +9,10 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 Call = Callable[[], object]
+Item = TypeVar("Item")
 
 MIN_PURGED = 64
 """Number of calls below which cancelled ones may stay in the heap until they are due."""
@@ -86,3 +88,38 @@ class Timers:
             self._heap[:] = [entry for entry in self._heap if entry[2].call is not None]
             heapq.heapify(self._heap)
             self._cancelled = 0
+
+
+class Deadlines(Generic[Item]):
+    """Items, such as connections, with `seconds` to do something, ordered by their deadlines."""
+
+    def __init__(self, timers: Timers, seconds: float, expired: Callable[[Item], object]) -> None:
+        self._timers = timers
+        self._seconds = seconds
+        self._expired = expired
+        self._ends: dict[Item, float] = {}
+        self._timed = False
+
+    def add(self, item: Item) -> None:
+        """The time of an item begins now."""
+        self._ends[item] = time.monotonic() + self._seconds
+        self._order_call(self._seconds)
+
+    def discard(self, item: Item) -> None:
+        """The item has done it, or is closed."""
+        self._ends.pop(item, None)
+
+    def _order_call(self, delay: float) -> None:
+        if not self._timed:
+            self._timed = True
+            self._timers.call_later(delay, self._end)
+
+    def _end(self) -> None:
+        self._timed = False
+        now = time.monotonic()
+        for item, end in list(self._ends.items()):
+            if end > now:
+                self._order_call(end - now)
+                return
+            del self._ends[item]
+            self._expired(item)

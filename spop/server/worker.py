@@ -20,7 +20,7 @@ from spop.options import Options
 from spop.server.balance import Balance
 from spop.server.channel import Channel
 from spop.server.ending import Hurries
-from spop.server.leaving import Taken
+from spop.server.giving import Taken
 from spop.server.orphans import end_with_parent
 from spop.server.privileges import drop_privileges
 from spop.server.server import Server, tls_context
