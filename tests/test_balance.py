@@ -229,4 +229,7 @@ def test_a_client_says_that_it_has_no_thread_and_goes_on_once_it_has(
                 with pytest.raises(UnreachableError, match="can't start new thread"):
                     client.notify("m")
         assert client.notify("m").variables == {"sess.n": 1}
+        monkeypatch.setattr(threading.Thread, "start", no_thread)
         client.close()
+        ended = Cell.DISCONNECTS_RECEIVED
+        wait_until(lambda: server.totals().cells[ended] == 1, "its DISCONNECT")

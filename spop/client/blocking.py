@@ -506,12 +506,15 @@ class Client(ClientCore):
         sock = link.transport
         with contextlib.suppress(KeyError):  # The client was closed meanwhile.
             self._poller.unregister(sock.fileno())
-        if link.protocol.should_close:  # No DISCONNECT of the agent is to be waited for.
-            with contextlib.suppress(OSError):
-                sock.send(link.protocol.data_to_send())
-            sock.close()
-            return
-        self._partings[link] = self._spawn(self._say_goodbye, link)
+        if not link.protocol.should_close:
+            with contextlib.suppress(RuntimeError):  # The system has no thread for it.
+                self._partings[link] = self._spawn(self._say_goodbye, link)
+                return
+            link.protocol.disconnect()
+        # No DISCONNECT of the agent is to be waited for.
+        with contextlib.suppress(OSError):
+            sock.send(link.protocol.data_to_send())
+        sock.close()
 
     def _say_goodbye(self, link: Link) -> None:
         """Send DISCONNECT and wait for the agent's, in a thread of its own."""
