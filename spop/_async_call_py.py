@@ -10,6 +10,7 @@ from time import monotonic_ns
 from typing import Any
 
 from spop.forks import FORKED, end_child
+from spop.logs import trace_of
 
 
 class AsyncCall(Coroutine[Any, Any, None]):
@@ -87,7 +88,9 @@ class AsyncCall(Coroutine[Any, Any, None]):
             self.value = stop.value
         except BaseException as error:
             # Without this frame, which refers to `self`: that would be a reference cycle.
-            self.error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+            # Not by the exception's own method, which may raise.
+            trace = trace_of(error)
+            self.error = BaseException.with_traceback(error, trace and trace.tb_next)
         finally:
             took = monotonic_ns() - began
             if 0 < self._slow_after < took and self._slow is not None:

@@ -23,6 +23,7 @@ from spop.connection import MAX_IN_FLIGHT, Disconnect
 from spop.constants import (
     DEFAULT_MAX_FRAME_SIZE,
     DEFAULT_MAX_PAYLOAD_SIZE,
+    MAX_SECONDS,
     MIN_FRAME_SIZE,
     MOST_UNKNOWN,
 )
@@ -40,7 +41,15 @@ from spop.handlers import (
     encoded_answer,
 )
 from spop.lifespan import Lifespan, Periodic, Resources, current_state
-from spop.logs import RateLimitedLog, SafeLogger, fields, shortened, text_of
+from spop.logs import (
+    RateLimitedLog,
+    SafeLogger,
+    class_name,
+    fields,
+    shortened,
+    text_of,
+    trace_of,
+)
 from spop.metrics import Counter as CounterMetric
 from spop.metrics import Gauge, Metrics
 from spop.options import DEFAULT_BIND, ServeOptions
@@ -158,7 +167,7 @@ class Agent:
         self._periodic: list[Periodic] = []
         self._without_handler: set[str] = set()
         self._test_loop: LoopThread | None = None
-        self._interrupt: KeyboardInterrupt | None = None
+        self._interrupt: BaseException | None = None
         self._errors_lock = threading.Lock()
         self._connect_hooks: list[Callable[[Peer], object]] = []
         self._disconnect_hooks: list[Callable[[Peer, Disconnect], object]] = []
@@ -289,7 +298,7 @@ class Agent:
         last. A plain function runs in a thread. A failure is counted in `errors` and logged.
 
         Args:
-            seconds: more than 0.
+            seconds: more than 0, up to 1e9.
             jitter: the part of `seconds` that is added or taken away at random, 0 to 1.
             once: call it in the first loop of each worker alone.
 
@@ -297,7 +306,7 @@ class Agent:
             ValueError: `seconds` or `jitter` is out of range.
             TypeError: the function takes arguments.
         """
-        if callable(seconds) or not seconds > 0 or not 0 <= jitter <= 1:
+        if callable(seconds) or not 0 < seconds <= MAX_SECONDS or not 0 <= jitter <= 1:
             raise ValueError(f"every: {seconds!r} seconds with jitter {jitter!r}, in {caller()}")
 
         def register(function: Handler) -> Handler:
@@ -496,7 +505,7 @@ class Agent:
 
     def _where(self, name: str, error: BaseException) -> str:
         """The handler, if the error does not show it, because its argument or answer is wrong."""
-        if name not in self.handlers or users_part(error.__traceback__) is not None:
+        if name not in self.handlers or users_part(trace_of(error)) is not None:
             return ""
         function = self.handlers[name].function
         place = place_of(function)
@@ -529,7 +538,7 @@ class Agent:
         about: dict[str, str] | None = None,
         level: int = logging.ERROR,
     ) -> None:
-        summary = shortened(f"{type(error).__name__}: {text_of(error)}")
+        summary = shortened(f"{class_name(error)}: {text_of(error)}")
         event = "handler failed" if about else "hook failed"
         what = fields(event, error=summary, **(about or {"hook": name}))
         if self._error_log.allows(level, message, name, summary, where, extra=what):
@@ -547,7 +556,8 @@ class Agent:
 
     def _keep_interrupt(self, error: BaseException) -> None:
         in_main_thread = threading.current_thread() is threading.main_thread()
-        if isinstance(error, KeyboardInterrupt) and in_main_thread:
+        # `isinstance` would ask the exception, which may raise.
+        if issubclass(type(error), KeyboardInterrupt) and in_main_thread:
             self._interrupt = error
 
     def pass_on_interrupt(self) -> None:

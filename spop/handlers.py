@@ -47,7 +47,7 @@ class HandlerOptions(typing.NamedTuple):
         on_error: the answer if the handler fails, `{}` for none. The default is the agent's.
         timeout: seconds after which the message is answered without the handler, if that is
             blocking or ``async def``. A later result is dropped, a coroutine cancelled.
-        on_timeout: the answer then. The default is the agent's.
+        on_timeout: the answer then. The default is the agent's. It needs a `timeout`.
         concurrency: number of calls of such a handler at a time; others wait.
         sets: the variables that it may set, as ``"scope.name"``; for tools.
         ack_first: acknowledge the message at once, and handle it afterwards.
@@ -231,6 +231,8 @@ def _check_options(
     if options.cache is not None:
         _check_cache(who, options, kinds)
     if not options.ack_first:
+        if options.on_timeout is not None and options.timeout is None:
+            raise TypeError(f"{who} has on_timeout, but no timeout after which that would answer")
         return
     if not may_wait:
         raise TypeError(f"{who}: ack_first needs a handler that is blocking=True or async def")
@@ -278,6 +280,8 @@ def _wrapped(function: Callable[..., Any], wraps: Sequence[Wrap]) -> Callable[..
 
 def check_limits(name: str, timeout: float | None, concurrency: int | None) -> None:
     """Refuse limits that are not positive, and a time without an end."""
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float, type(None))):
+        raise TypeError(f"message {name!r}: timeout is {timeout!r}, a number of seconds is needed")
     if timeout is not None and not 0 < timeout <= MAX_SECONDS:
         wanted = f"up to {MAX_SECONDS:g}" if timeout > 0 else "more than 0"
         raise ValueError(f"message {name!r}: timeout is {timeout:g}, {wanted} is needed")

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Any
 
 from spop.constants import MAX_TEXT_SIZE
@@ -58,9 +59,20 @@ def shortened(text: str) -> str:
 def text_of(value: object, show: Callable[[Any], str] = str) -> str:
     """`show(value)`, or, where that raises, what raised what."""
     try:
-        return show(value)
+        return str.__str__(show(value))  # Not of a subclass, whose methods may raise.
     except BaseException as error:
-        return f"<{type(value).__name__} that raises {type(error).__name__} when it is shown>"
+        return f"<{class_name(value)} that raises {class_name(error)} when it is shown>"
+
+
+def class_name(value: object) -> str:
+    """The name of its class, even if its metaclass raises."""
+    return str.__str__(type.__dict__["__name__"].__get__(type(value)))
+
+
+def trace_of(error: BaseException) -> TracebackType | None:
+    """Its traceback, even if its class raises."""
+    found: TracebackType | None = BaseException.__dict__["__traceback__"].__get__(error)
+    return found
 
 
 def traceback_of(error: BaseException) -> str:
@@ -72,8 +84,8 @@ def traceback_of(error: BaseException) -> str:
         # An exception that is raised again and again has ever more frames. Each has two lines.
         shown = "".join(traceback.format_exception(error, limit=-LONGEST_TRACEBACK))
     except BaseException:
-        place = "".join(traceback.format_tb(error.__traceback__, limit=-LONGEST_TRACEBACK))
-        shown = f"{place}{type(error).__name__}: {text_of(error)}"
+        place = "".join(traceback.format_tb(trace_of(error), limit=-LONGEST_TRACEBACK))
+        shown = f"{place}{class_name(error)}: {text_of(error)}"
     return "\n".join(map(shortened, shown.splitlines()[-LONGEST_TRACEBACK:]))
 
 
@@ -115,7 +127,7 @@ class SafeLogger(logging.LoggerAdapter[logging.Logger]):
                 return
             record = self.logger.makeRecord(
                 self.logger.name, level, __file__, 0, message, args,
-                (type(error), error, error.__traceback__), "failure", extra,
+                (type(error), error, trace_of(error)), "failure", extra,
             )  # fmt: skip
             record.exc_text = escaped_traceback(error)
             self.logger.handle(record)
@@ -246,7 +258,7 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
     found.update({name: getattr(record, each, None) for name, each in _CONTEXT.items()})
     for more in ("spop_ids", "spop_fields"):
         found.update(getattr(record, more, None) or {})
-    if record.exc_info and record.exc_info[1]:
+    if record.exc_info and record.exc_info[1] is not None:
         found["exception"] = traceback_of(record.exc_info[1])
     elif trace := getattr(record, "spop_traceback", ""):
         found["exception"] = trace

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import functools
 import inspect
 import threading
 import weakref
@@ -13,7 +14,7 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from spop.lifespan import NOTHING, LoopState, Merged, Periodic, Resources, use_state
-from spop.outcome import Outcome, outcome_in_thread, outcome_of, result_of
+from spop.outcome import Outcome, outcome_in_task, outcome_in_thread, outcome_of, result_of
 from spop.parameters import described, is_async
 
 T = TypeVar("T")
@@ -107,18 +108,18 @@ class LoopLife:
         function = periodic.function
         while True:
             await asyncio.sleep(periodic.wait())
-            if is_async(function):
-                _, error = await outcome_of(function())
-            else:
-                returned, error = await outcome_in_thread(function)
-                if inspect.iscoroutine(returned):
-                    returned.close()
-                    error = TypeError(
-                        f"{described(function)} returned a coroutine, which nobody awaits"
-                    )
+            call = function if is_async(function) else functools.partial(_call_in_thread, function)
+            _, error = await outcome_in_task(call)
             if error is not None:
                 self._resources.failed(periodic.name, error)
                 del error  # Breaks a reference cycle: its traceback has this frame.
+
+
+async def _call_in_thread(function: Callable[[], Any]) -> None:
+    returned = result_of(await outcome_in_thread(function))
+    if inspect.iscoroutine(returned):
+        returned.close()
+        raise TypeError(f"{described(function)} returned a coroutine, which nobody awaits")
 
 
 async def _end(generator: AsyncIterator[Any]) -> None:

@@ -319,6 +319,19 @@ def _check_range(option: dataclasses.Field[Any], value: Any) -> None:
         raise ValueError(f"{option.name} is {value:g}, {wanted}")
 
 
+def check_seconds(name: str, value: object) -> None:
+    """Refuse what is no time to wait, for `name`.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is negative, or has no end.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is {value!r}, a number of seconds is needed")
+    if not 0 <= value <= MAX_SECONDS:
+        raise ValueError(f"{name} is {value!r}, not in 0 to {MAX_SECONDS:g} seconds")
+
+
 def _check_choice(option: dataclasses.Field[Any], value: Any) -> None:
     choices = option.metadata.get("choices")
     if choices and value not in choices:

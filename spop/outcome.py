@@ -54,6 +54,20 @@ async def outcome_of(awaitable: Awaitable[Any]) -> Outcome:
         return None, error
 
 
+async def outcome_in_task(call: Callable[[], Awaitable[Any]]) -> Outcome:
+    """Await a call in a task of its own: one that cancels its task ends nothing else.
+
+    Raises:
+        asyncio.CancelledError: the task that waits was cancelled.
+    """
+
+    async def run() -> Outcome:
+        return await outcome_of(call())
+
+    ended, error = await outcome_of(asyncio.create_task(run()))
+    return (None, error) if error is not None else ended
+
+
 async def outcome_in_thread(call: Callable[[], Any]) -> Outcome:
     """Make a call in a thread of the event loop's pool."""
     return await asyncio.to_thread(outcome, call)

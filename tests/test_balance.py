@@ -17,7 +17,7 @@ from wire import hello
 
 from spop import Agent, Client, Message
 from spop.counters import Cell, Totals, new_row
-from spop.errors import DisconnectedError
+from spop.errors import DisconnectedError, UnreachableError
 from spop.logs import RateLimitedLog, SafeLogger
 from spop.server import Server
 from spop.server.channel import Channel
@@ -214,3 +214,22 @@ def test_an_age_does_not_depend_on_the_wall_clock(monkeypatch: pytest.MonkeyPatc
                 wait_until(lambda: len(loop.connections) == 2, "the connection that moved")
                 ends = loop._leaving.ages._ends
                 assert min(ends.values()) > time.monotonic() + 3000
+
+
+def test_a_client_says_that_it_has_no_thread_and_goes_on_once_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    agent = Agent()
+    agent.message("m")(lambda: {"sess.n": 1})
+    with agent.serve_in_background() as server:
+        client = Client(str(server.address), timeout=15)
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", no_thread)
+            for _ in range(2):
+                with pytest.raises(UnreachableError, match="can't start new thread"):
+                    client.notify("m")
+        assert client.notify("m").variables == {"sess.n": 1}
+        monkeypatch.setattr(threading.Thread, "start", no_thread)
+        client.close()
+        ended = Cell.DISCONNECTS_RECEIVED
+        wait_until(lambda: server.totals().cells[ended] == 1, "its DISCONNECT")

@@ -144,6 +144,60 @@ print("ended")
 """
 
 
+LAME = """
+import spop.server.server as server
+from spop import Agent
+
+server.GRACE = -8  # Else the program would be killed 15 s after the signal, and this takes long.
+Agent().serve("unix:{path}", drain_timeout=10, lame_duck=3)
+print("ended")
+"""
+
+
+def test_a_program_is_not_killed_while_it_is_a_lame_duck(tmp_path: Path) -> None:
+    path = tmp_path / "lame.py"
+    path.write_text(LAME.format(path=tmp_path / "agent.sock"))
+    with subprocess.Popen(
+        [sys.executable, str(path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        wait_until(lambda: listens(tmp_path / "agent.sock"), "the socket")
+        process.terminate()
+        assert process.communicate(timeout=30)[0] == "ended\n"
+    assert process.returncode == 0
+
+
+HANGS = """
+import asyncio, time
+from spop import Agent
+
+agent = Agent()
+
+@agent.lifespan
+{lifespan}
+
+agent.serve("unix:{path}", drain_timeout=600)
+"""
+LIFESPANS = {
+    "plain": "def life():\n    time.sleep(600)\n    yield",
+    "async": "async def life():\n    await asyncio.sleep(600)\n    yield",
+}
+
+
+@pytest.mark.parametrize("lifespan", LIFESPANS.values(), ids=LIFESPANS)
+def test_a_program_that_hangs_at_its_start_ends_when_it_is_told_to(
+    tmp_path: Path, lifespan: str
+) -> None:
+    path = tmp_path / "hangs.py"
+    path.write_text(HANGS.format(path=tmp_path / "agent.sock", lifespan=lifespan))
+    with subprocess.Popen([sys.executable, str(path)], stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_until(lambda: listens(tmp_path / "agent.sock"), "the socket")
+            process.terminate()
+            assert process.wait(30)
+        finally:
+            process.kill()
+
+
 def test_workers_end_in_time_with_their_supervisor_and_without(tmp_path: Path) -> None:
     message = "inline-match" if compiled else "inline-sleep"
     path = tmp_path / "stubborn.py"

@@ -30,7 +30,7 @@ from spop import Agent, Client, Message, codec
 from spop.connection import Disconnect, EngineConnection, Peer
 from spop.counters import RouteCell
 from spop.errors import DisconnectedError
-from spop.logs import FORMATTERS
+from spop.logs import FORMATTERS, class_name
 from spop.poller import READ
 from spop.server import Server
 from spop.server.health import Health
@@ -59,6 +59,31 @@ class NoNotesError(ValueError):
     """Python's own formatting of its traceback raises."""
 
     __notes__ = property(refuse)
+
+
+class NoTraceError(Exception):
+    """Nothing can be asked of it, not even by a debugger."""
+
+    __getattribute__ = with_traceback = add_note = refuse
+
+
+class NoNameMeta(type):
+    def __getattribute__(cls, name: str) -> Any:
+        return refuse() if name == "__name__" else super().__getattribute__(name)
+
+
+class NoClassError(Exception, metaclass=NoNameMeta):
+    __class__ = property(refuse)  # type: ignore[assignment]
+
+
+class UnusableText(str):
+    __slots__ = ()
+    __format__ = __contains__ = __len__ = __str__ = refuse  # type: ignore[assignment]
+
+
+class UnusableTextError(Exception):
+    def __str__(self) -> str:
+        return UnusableText("x")
 
 
 class Unusable:
@@ -94,6 +119,9 @@ ERRORS: dict[str, Callable[..., Any]] = {
     "BareError": raising(BareError, "x"),
     "NoTextError": raising(NoTextError),
     "NoNotesError": raising(NoNotesError, "x"),
+    "NoTraceError": raising(NoTraceError),
+    "NoClassError": raising(NoClassError),
+    "UnusableTextError": raising(UnusableTextError),
     "UnicodeEncodeError": raising(UnicodeEncodeError, "utf-8", "\udcff", 0, 1, "x"),
 }
 FAILURES: dict[str, Callable[..., Any]] = ERRORS | {
@@ -662,7 +690,7 @@ def test_any_error_can_be_logged(
     logged = capsys.readouterr().err
     assert "Logging error" not in logged
     assert logged.count("test_failures.py") >= 2
-    assert logged.count(caught.type.__name__) >= 2
+    assert logged.count(class_name(caught.value)) >= 2
 
 
 @contextlib.contextmanager

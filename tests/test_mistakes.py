@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
-from spop import UNSET, Action, Agent, Client, HandlerError, Headers
+from spop import UNSET, Action, Agent, AsyncClient, Batch, Client, HandlerError, Headers
+from spop.address import Address
+from spop.load.generator import Plan
 
 KINDS = ["inline", "blocking", "async"]
 
@@ -57,6 +59,55 @@ def test_a_name_that_is_no_text(agent: Agent, name: Any) -> None:
 def test_a_timeout_is_a_time_with_an_end(agent: Agent, timeout: float) -> None:
     with pytest.raises(ValueError, match=re.escape(f"message 'm': timeout is {timeout:g}, ")):
         agent.message("m", blocking=True, timeout=timeout)(lambda: None)
+
+
+@pytest.mark.parametrize("timeout", [True, "1"])
+def test_a_timeout_is_a_number(agent: Agent, timeout: Any) -> None:
+    with pytest.raises(TypeError, match=re.escape(f"message 'm': timeout is {timeout!r}, ")):
+        agent.message("m", blocking=True, timeout=timeout)
+
+
+@pytest.mark.parametrize(
+    "options", [{"blocking": True}, {"batch": Batch(size=2)}, {}], ids=["blocking", "batch", "none"]
+)
+def test_an_answer_to_a_timeout_needs_a_timeout(agent: Agent, options: dict[str, Any]) -> None:
+    function: Any = (lambda messages: []) if "batch" in options else lambda: None
+    with pytest.raises(TypeError, match=r"test_mistakes.py:\d+\) has on_timeout, but no timeout"):
+        agent.message("m", on_timeout={}, **options)(function)
+    agent.message("m", **options)(function)
+
+
+@pytest.mark.parametrize("seconds", [math.inf, math.nan, -1, 0, 1e10])
+def test_a_periodic_call_is_made_after_a_time_with_an_end(agent: Agent, seconds: float) -> None:
+    with pytest.raises(ValueError, match="every: "):
+        agent.every(seconds)
+
+
+TIMES = ["timeout", "hello_timeout", "connect_timeout", "idle_timeout"]
+
+
+@pytest.mark.parametrize("client", [Client, AsyncClient])
+@pytest.mark.parametrize("name", TIMES)
+@pytest.mark.parametrize("seconds", [math.inf, math.nan, -1, 1e10, True, "1"])
+def test_a_time_of_a_client_is_a_number_with_an_end(client: Any, name: str, seconds: Any) -> None:
+    kind = ValueError if type(seconds) in (int, float) else TypeError
+    with pytest.raises(kind, match=re.escape(f"{name} is {seconds!r}, ")):
+        client("127.0.0.1:9000", **{name: seconds})
+
+
+@pytest.mark.parametrize("seconds", [1e9, None, 5])
+def test_a_client_waits_for_any_time_that_it_takes(agent: Agent, seconds: float | None) -> None:
+    agent.message("m")(lambda: {"txn.m": 1})
+    times: Any = dict.fromkeys(TIMES, seconds)
+    with agent.serve_in_background() as server, Client(server.address, **times) as client:
+        assert client.notify("m").variables == {"txn.m": 1}
+
+
+@pytest.mark.parametrize("name", ["warm_up", "duration", "timeout"])
+@pytest.mark.parametrize("seconds", [math.inf, math.nan, -1, True, "1"])
+def test_a_time_of_the_load_generator_is_a_number_with_an_end(name: str, seconds: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"{name} is "):
+        Plan(address=Address.parse("127.0.0.1:9000"), **{name: seconds})
 
 
 def yields() -> Iterator[dict[str, int]]:

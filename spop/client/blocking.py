@@ -25,7 +25,13 @@ from spop.client.core import LINGER, ClientCore
 from spop.client.dial import Dialogue, Endpoint, connect
 from spop.client.pool import Driver, Exchange, Link, MessageOrMessages, in_notify
 from spop.constants import Status
-from spop.errors import LocalProtocolError, SpopError, SpopTimeoutError, reason
+from spop.errors import (
+    LocalProtocolError,
+    SpopError,
+    SpopTimeoutError,
+    UnreachableError,
+    reason,
+)
 from spop.frames import Ack, Message, Peer
 from spop.poller import READ, WRITE, Poller, Ready, new_poller
 from spop.values import Value
@@ -474,7 +480,10 @@ class Client(ClientCore):
         return thread
 
     def _open(self, endpoint: Endpoint) -> None:
-        self._spawn(self._connect, endpoint)
+        try:
+            self._spawn(self._connect, endpoint)
+        except RuntimeError as error:  # The system has no thread for it.
+            raise UnreachableError(f"{endpoint.address}: {error}") from None
 
     def _connect(self, endpoint: Endpoint) -> None:
         """Open a connection, in a thread of its own."""
@@ -497,12 +506,15 @@ class Client(ClientCore):
         sock = link.transport
         with contextlib.suppress(KeyError):  # The client was closed meanwhile.
             self._poller.unregister(sock.fileno())
-        if link.protocol.should_close:  # No DISCONNECT of the agent is to be waited for.
-            with contextlib.suppress(OSError):
-                sock.send(link.protocol.data_to_send())
-            sock.close()
-            return
-        self._partings[link] = self._spawn(self._say_goodbye, link)
+        if not link.protocol.should_close:
+            with contextlib.suppress(RuntimeError):  # The system has no thread for it.
+                self._partings[link] = self._spawn(self._say_goodbye, link)
+                return
+            link.protocol.disconnect()
+        # No DISCONNECT of the agent is to be waited for.
+        with contextlib.suppress(OSError):
+            sock.send(link.protocol.data_to_send())
+        sock.close()
 
     def _say_goodbye(self, link: Link) -> None:
         """Send DISCONNECT and wait for the agent's, in a thread of its own."""
@@ -516,7 +528,10 @@ class Client(ClientCore):
     def _start_timer(self, delay: float) -> threading.Timer:
         timer = threading.Timer(delay, self._tick)
         timer.daemon = True
-        timer.start()
+        try:
+            timer.start()
+        except RuntimeError:  # The system has no thread for it: what is scheduled next tries again.
+            self._timer_at = float("inf")
         return timer
 
     def _tick(self) -> None:

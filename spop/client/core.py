@@ -47,6 +47,7 @@ class ClientCore(ABC):
         settings: the fields of `spop.client.settings.Settings`.
 
     Raises:
+        TypeError: a time is no number.
         ValueError: an address or a setting is invalid.
     """
 
@@ -54,10 +55,9 @@ class ClientCore(ABC):
         self, address: Addresses | Servers[Any], **settings: Unpack[ClientSettings]
     ) -> None:
         self._settings = given = Settings(**settings)
-        self._timeout = NEVER if given.timeout is None else given.timeout
-        self._hello_timeout = NEVER if given.hello_timeout is None else given.hello_timeout
-        connect_timeout = given.connect_timeout
-        self._connect_timeout = self._hello_timeout if connect_timeout is None else connect_timeout
+        self._timeout = _limit(given.timeout)
+        self._hello_timeout = _limit(given.hello_timeout)
+        self._connect_timeout = _limit(given.connect_timeout, self._hello_timeout)
         if not isinstance(address, Servers):
             endpoints = _endpoints(address, given.tls, given.server_name)
             address = Servers(map(Server, endpoints), in_turn)
@@ -172,6 +172,10 @@ class ClientCore(ABC):
             return error
         kind = RefusedError if isinstance(error, ConnectionRefusedError) else UnreachableError
         return kind(f"{address}: {reason(error)}")
+
+
+def _limit(seconds: float | None, default: float = NEVER) -> float:
+    return default if seconds is None else min(seconds, NEVER)
 
 
 def _endpoints(

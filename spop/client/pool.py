@@ -117,7 +117,8 @@ class Driver(NamedTuple):
     returns, if it finds the link lost.
 
     Attributes:
-        open: connect and exchange HELLO; then call `Pool.opened` or `Pool.opening_failed`.
+        open: connect and exchange HELLO; then call `Pool.opened` or `Pool.opening_failed`. It raises a
+            SpopError if it can't begin.
         send: send the bytes of the link's protocol; clear ``link.starting`` when some were sent.
         close: send DISCONNECT, wait for the agent's unless it came before, and close.
         wake: wake the caller of an exchange that is done.
@@ -440,7 +441,14 @@ class Pool:
                 self._driver.schedule(self._servers.retry_at(now))
                 return
             self._rate.count(now)
-            self._driver.open(endpoint)
+            try:
+                self._driver.open(endpoint)
+            except SpopError as error:
+                self._servers.failed(endpoint, now)
+                if self._alone:
+                    self._fail_queue(error)
+                self._driver.schedule(self._servers.retry_at(now))
+                return
             self.openings += 1
 
     def _wants_connection(self) -> bool:

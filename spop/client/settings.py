@@ -10,6 +10,7 @@ from typing import TypedDict
 from spop.connection import ALL_CAPABILITIES
 from spop.constants import HAPROXY_FRAME_SIZE, MIN_FRAME_SIZE, Capability
 from spop.haproxy_version import MAX_STREAMS, Version
+from spop.options import check_seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,7 @@ class Settings:
         numbered: each connection counts its stream-ids.
 
     Raises:
+        TypeError: a time is no number.
         ValueError: a limit is out of range, or `haproxy_version` is no version of HAProxy.
     """
 
@@ -72,6 +74,10 @@ class Settings:
         version = self.haproxy_version and Version.of_haproxy(self.haproxy_version)
         if version and version.rewritten:
             self._be_rewritten()
+        for name in ("timeout", "hello_timeout", "connect_timeout", "idle_timeout"):
+            seconds = getattr(self, name)
+            if seconds is not None:
+                check_seconds(name, seconds)
         low, high = self.minimum, self.maximum
         if high < 1 or not 0 <= low <= high:
             raise ValueError(f"minimum {low} and maximum {high}: 0 <= minimum <= maximum")

@@ -30,6 +30,7 @@ from spop.haproxy_version import MAX_STREAMS, Version
 from spop.load.acks import take_acks
 from spop.load.connections import RING, Connection, Counting
 from spop.load.histogram import Histogram
+from spop.options import check_seconds
 
 RECV_SIZE = 256 * 1024
 RECONNECT = 0.1
@@ -64,7 +65,8 @@ class Plan:
             most, and each connection counts its stream-ids: 1, 3, 5 and so on.
 
     Raises:
-        ValueError: that HAProxy has no such mode.
+        TypeError: a time is no number.
+        ValueError: a time is out of range, or that HAProxy has no such mode.
     """
 
     address: Address
@@ -83,6 +85,9 @@ class Plan:
     haproxy_version: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("warm_up", "duration", "timeout"):
+            if getattr(self, name) is not None:
+                check_seconds(name, getattr(self, name))
         if self.numbered and self.mode == "async":
             raise ValueError(f"HAProxy {self.haproxy_version} has no async")
 

@@ -73,7 +73,14 @@ class Afterwards:
     async def _run(
         self, info: HandlerInfo, call: Callable[[], Any], line: asyncio.Semaphore | None
     ) -> None:
-        returned, error = await outcome_of(self._call(info, call, line))
+        returned: Any = None
+        error: BaseException | None
+        try:
+            returned, error = await outcome_of(self._call(info, call, line))
+        except asyncio.CancelledError as cancelled:
+            if not self._limit:  # `finish` tells of it.
+                raise
+            error = cancelled
         if error is not None:
             self._failed(info.name, error)
         elif returned is not None and info.name not in self._answered:

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 from spop.agent import Agent
 from spop.batch import Batch
 from spop.context import forget_running
-from spop.errors import HandlerError
+from spop.errors import HandlerError, reason
 from spop.frames import Message
 from spop.lifespan import use_state
-from spop.logs import text_of, traceback_of
+from spop.logs import class_name, text_of, trace_of, traceback_of
 from spop.loop_life import LoopThread
 from spop.outcome import Outcome, outcome, outcome_of, result_of
 from spop.parameters import described, is_async
@@ -53,7 +53,7 @@ class Batcher:
         self._waiting: list[_Waiting] = []
         self._timer: asyncio.TimerHandle | None = None
         self._calls: set[asyncio.Task[None]] = set()
-        self._call = self._begin()
+        self._call: Callable[[list[Message]], Any] | None = self._begin()
 
     def _begin(self) -> Callable[[list[Message]], Any]:
         """Make the executor, and the function that makes a call in it."""
@@ -72,7 +72,12 @@ class Batcher:
             else:  # The context has the state of this loop.
                 made = functools.partial(copy_context().run, self._function, messages)
             loop = asyncio.get_running_loop()
-            return result_of(await loop.run_in_executor(self._executor, outcome, made))
+            try:
+                ended = loop.run_in_executor(self._executor, outcome, made)
+            except (OSError, RuntimeError) as error:
+                # The system has no thread or process for it. The executor keeps the call.
+                raise NotBegunError(f"{described(self._function)}: {reason(error)}") from None
+            return result_of(await ended)
 
         return in_executor
 
@@ -129,16 +134,24 @@ class Batcher:
         if not batch:
             return
         executor = self._executor
-        answers, error = await outcome_of(self._answers([each.message for each in batch]))
-        if isinstance(error, (BrokenExecutor, NotBegunError)) and executor is self._executor:
+        answers: Sequence[Any] | None = None
+        error: BaseException | None
+        try:
+            answers, error = await outcome_of(self._answers([each.message for each in batch]))
+        except asyncio.CancelledError as cancelled:  # By the handler, or at the end.
+            error = cancelled
+        ended = issubclass(type(error), (BrokenExecutor, NotBegunError))
+        if ended and executor is self._executor:
             self.close()  # A process has died, and with it its pool, or it could not begin.
-            self._call = self._begin()
+            self._call = None
         for each, answer in zip(batch, answers or [error] * len(batch), strict=True):
             if not each.outcome.done():
-                failed = isinstance(answer, BaseException)
+                failed = issubclass(type(answer), BaseException)
                 each.outcome.set_result((None, answer) if failed else (answer, None))
 
     async def _answers(self, messages: list[Message]) -> Sequence[Any]:
+        if self._call is None:
+            self._call = self._begin()
         return self._checked(await self._call(messages), len(messages))
 
     def _checked(self, answers: Any, count: int) -> Sequence[Any]:
@@ -147,11 +160,12 @@ class Batcher:
             raise HandlerError(
                 f"{described(self._function)} returned {kind}; a list of answers is needed"
             )
-        if len(answers) != count:
+        found: list[Any] = list(answers)  # A class of its own may count otherwise than it iterates.
+        if len(found) != count:
             raise HandlerError(
-                f"{described(self._function)} returned {len(answers)} answers to {count} messages"
+                f"{described(self._function)} returned {len(found)} answers to {count} messages"
             )
-        return answers
+        return found
 
 
 # --- processes ---
@@ -249,14 +263,16 @@ def _call(messages: list[Message]) -> Any:
 
 def _portable(error: BaseException) -> BaseException:
     """The exception as one that another process can read. Its traceback is a note there."""
-    sent = error
+    name, trace = class_name(error), trace_of(error)
+    told = HandlerError(f"{name}: {text_of(error)}")
     try:
+        if trace is not None:
+            told.add_note(traceback_of(error))
+            error.add_note(traceback_of(error))  # A frozen dataclass takes none.
         pickle.loads(pickle.dumps(error))
-    except Exception:
-        sent = HandlerError(f"{type(error).__name__}: {text_of(error)}")
-    if error.__traceback__ is not None:
-        sent.add_note(traceback_of(error))
-    return sent
+    except BaseException:
+        return told
+    return error
 
 
 def _check() -> None:

@@ -120,18 +120,23 @@ class Calls:
 
         from spop.outcome import outcome, result_of
 
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._options.pool_size, "spop-calls")
+        if self._free_threads is None:
             self._free_threads = asyncio.Semaphore(self._options.pool_size)
         free, loop = self._free_threads, asyncio.get_running_loop()
-        assert free is not None
         await free.acquire()
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._options.pool_size, "spop-calls")
 
         def ended(_: Future[Any]) -> None:
             with contextlib.suppress(RuntimeError):  # The event loop is closed.
                 loop.call_soon_threadsafe(free.release)
 
-        future = self._pool.submit(copy_context().run, outcome, call)
+        try:
+            future = self._pool.submit(copy_context().run, outcome, call)
+        except RuntimeError:  # The system has no thread for it. The pool keeps the call.
+            self._end_pool()
+            free.release()
+            raise
         future.add_done_callback(ended)
         return result_of(await asyncio.wrap_future(future))
 
@@ -171,5 +176,9 @@ class Calls:
             await flights.end()
         for batcher in self._batchers:
             await batcher.end()
+        self._end_pool()
+
+    def _end_pool(self) -> None:
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None

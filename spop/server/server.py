@@ -35,7 +35,7 @@ from spop.server.health import READY_WITHIN, Health, health_of, oldest_round
 from spop.server.life_log import log_start, log_stop
 from spop.server.listeners import bound_address, close_all, listen_all, peer_host
 from spop.server.loop import Loop
-from spop.server.signals import GRACE, Signals
+from spop.server.signals import GRACE, START_GRACE, Signals, alarm
 from spop.server.slow import SlowLog
 from spop.server.status import Status, summed
 from spop.server.stuck import StuckLog
@@ -544,20 +544,24 @@ class Server:
     def run(self) -> None:
         """Serve until SIGINT or SIGTERM, in the main thread. SIGUSR1 logs the connections.
 
-        The process is killed 5 s after the drain timeout, if an inline handler has not ended.
+        The process is killed 5 s after the drain timeout, if an inline handler has not ended, and
+        1 s after the signal, if it still starts.
 
         Raises:
             OSError: an address can't be listened on.
             BaseException: the error that a thread died of.
         """
         numbers = signal.SIGINT, signal.SIGTERM, signal.SIGUSR1
-        with Signals(*numbers, end_after=self.options.drain_timeout + GRACE) as signals:
+        longest = self.options.lame_duck + self.options.drain_timeout + GRACE
+        with Signals(*numbers, end_after=START_GRACE) as signals:
             self._wake, self._hurries = signals.wake, signals.hurry
             with self:
+                signals.end_after(longest)
                 self._say_where()
                 while signals.wait() == signal.SIGUSR1:
                     self.status(connections=False).log(logger)
                     self.log_connections()
+                alarm.order(longest)  # The signal may have come during the start.
                 stopping = time.monotonic()
                 logger.info("stopping", extra=fields("stopping"))
                 self._be_lame(signals)

@@ -18,6 +18,8 @@ alarm: Any = twin("spop.server._alarm")
 
 GRACE = 5.0
 """Seconds that a process has beyond the drain timeout before it is killed."""
+START_GRACE = 1.0
+"""Seconds that a process which still starts has to end: it has nothing in hand."""
 _ENDS = (signal.SIGTERM, signal.SIGINT)
 AGAIN = 1.0
 """Seconds within which a second signal is the same: ``timeout`` sends its own to a process and
@@ -57,9 +59,18 @@ class Signals:
         self._wakeup = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         self._handlers = {n: signal.signal(n, lambda *_: None) for n in self._numbers}
         if self._end_after is not None:
-            for number in set(self._numbers).intersection(_ENDS):
-                alarm.order_on(number, self._end_after)
+            self._order_on(self._end_after)
         return self
+
+    def end_after(self, seconds: float) -> None:
+        """Kill the process after another time from now on, and not for a signal that has come."""
+        alarm.cancel()
+        self._order_on(seconds)
+
+    def _order_on(self, seconds: float) -> None:
+        for number in set(self._numbers).intersection(_ENDS):
+            signal.signal(number, lambda *_: None)
+            alarm.order_on(number, seconds)
 
     def fileno(self) -> int:
         """Readable when a signal has come."""
