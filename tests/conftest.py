@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 
 from spop import codec
 from spop.engine.variables import PROCESS
+
+# A shell without job control has its background processes ignore SIGINT, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples each time; `make fuzz` looks for new ones.
 hypothesis.settings.register_profile(

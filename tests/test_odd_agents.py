@@ -34,6 +34,9 @@ TIMEOUT = 2.0
 """Seconds that each may wait for a connection, a HELLO or an ACK."""
 SLACK = 10.0
 """Seconds more that it may take to end."""
+AGAIN = 3
+"""How often more an outcome must be wrong. On a machine that stands still for the timeout, a good
+agent is late, and a late one later."""
 
 
 class Expected(NamedTuple):
@@ -300,6 +303,12 @@ def outcome_of(tool: str, name: str, folder: Path) -> Outcome:
         return Outcome(good, time.monotonic() - (agent.reached_at or started), said, errors)
 
 
+def written(folder: Path) -> Path:
+    """The folder, with the configuration in it."""
+    (folder / "spoe.cfg").write_text(SPOE)
+    return folder
+
+
 Outcomes = dict[tuple[str, str], Future[Outcome]]
 
 
@@ -314,10 +323,8 @@ def outcomes(request: pytest.FixtureRequest) -> Iterator[Outcomes]:
         and "outcomes" in item.fixturenames
     ]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(8) as pool:
-        Path(folder, "spoe.cfg").write_text(SPOE)
-        yield {
-            (name, tool): pool.submit(outcome_of, tool, name, Path(folder)) for name, tool in wanted
-        }
+        files = written(Path(folder))
+        yield {(name, tool): pool.submit(outcome_of, tool, name, files) for name, tool in wanted}
         pool.shutdown(cancel_futures=True)
 
 
@@ -325,7 +332,19 @@ def outcomes(request: pytest.FixtureRequest) -> Iterator[Outcomes]:
     ("name", "tool"), [(name, tool) for name in AGENTS for tool in tools_for(name)]
 )
 def test_each_ends_in_time_and_says_what_happened(outcomes: Outcomes, name: str, tool: str) -> None:
-    expected, outcome = EXPECTED[name], outcomes[name, tool].result()
+    outcome = outcomes[name, tool].result()
+    for _ in range(AGAIN):
+        try:
+            says_what_happened(name, tool, outcome)
+            return
+        except AssertionError:
+            with tempfile.TemporaryDirectory() as folder:
+                outcome = outcome_of(tool, name, written(Path(folder)))
+    says_what_happened(name, tool, outcome)
+
+
+def says_what_happened(name: str, tool: str, outcome: Outcome) -> None:
+    expected = EXPECTED[name]
     assert outcome.seconds < TIMEOUT + SLACK
     assert "Traceback" not in outcome.errors
     assert outcome.errors.count("\n") <= 1, outcome
@@ -437,10 +456,13 @@ def test_connections_that_cannot_be_opened_again_do_not_hold_the_load_generator_
 @pytest.mark.parametrize("name", ["silent", "closes", "resets", "hello-and-closes"])
 def test_the_load_generator_ends_without_acks_however_it_sends(name: str, words: str) -> None:
     options = ["check", "--count", "20", "--connections", "3", "--warm-up", "0", "--timeout", "1"]
-    with odd_agent(name) as agent:
-        done = command("bench", "{address}", *options, *words.split())(agent.address, Path())
-        assert agent.reached_at is not None
-        assert time.monotonic() - agent.reached_at < 1 + SLACK
+    for _ in range(AGAIN):
+        with odd_agent(name) as agent:
+            done = command("bench", "{address}", *options, *words.split())(agent.address, Path())
+            assert agent.reached_at is not None
+            assert time.monotonic() - agent.reached_at < 1 + SLACK
+        if "no AGENT-HELLO in 1 s" not in done.stderr:
+            break
     assert done.returncode == 1
     assert re.fullmatch(
         r"Error: \S+: no ACK in 1 s, 0 of 20 frames were answered\n", done.stderr

@@ -74,7 +74,7 @@ COMMANDS = {
     "decode-none": "decode {folder}/nothing",
     "decode-stdin": "decode -",
     "bench": "bench {good} check --count 5 --warm-up 0 --connections 1",
-    "bench-strange": "bench {strange} check --count 5 --warm-up 0 --connections 1 --timeout 1",
+    "bench-strange": "bench {strange} check --duration 0.5 --warm-up 0 --connections 1",
     "engine": "engine {folder}/spoe.cfg --agent {good} --event on-client-session -v",
     "engine-strange": "engine {folder}/spoe.cfg --agent {strange} --event on-client-session",
     "validate": "validate {folder}/spoe.cfg",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,18 +37,19 @@ def learn(server: Any) -> None:
 
 
 def exchange(server: Any, names: list[str], until: int, opened: threading.Event) -> list[Any]:
-    """Send messages at once. Opens behind the first `until` of their ACKs."""
+    """Send messages at once. Opens behind the first `until` of their ACKs.
+
+    If these ACKs wait for a job that waits for this, that job gives up first, and says so.
+    """
     sock, protocol = hello(server)
     with sock:
         for stream_id, name in enumerate(names):
             protocol.notify(stream_id, 1, [Message(name)])
-        began = time.monotonic()
         sock.sendall(protocol.data_to_send())
         answers: list[Any] = []
         while len(answers) < len(names):
             answers += protocol.receive_data(sock.recv(4096))
-            if len(answers) >= until and not opened.is_set():
-                assert time.monotonic() - began < 1.0
+            if len(answers) >= until:
                 opened.set()
     return sorted((a.stream_id, a.variables) for a in answers if isinstance(a, Ack))
 

@@ -141,14 +141,20 @@ class Client(ClientCore):
                 self._moves_bytes = True
                 self._pool.pump(monotonic())
                 self._moves_bytes = False
+            return self._all_acks(exchanges, deadline)
+        except SpopError:
+            raise
+        except BaseException:
+            self._recover(*exchanges)
+            raise
+
+    def _all_acks(self, exchanges: list[Exchange], deadline: float) -> list[Ack]:
+        try:
             return [self.wait_for(exchange, deadline).result() for exchange in exchanges]
         except SpopError:
             with self._lock:
                 for exchange in exchanges:
                     self._pool.abandon(exchange)
-            raise
-        except BaseException:
-            self._recover(*exchanges)
             raise
 
     def send(self, messages: Iterable[Message]) -> int:
@@ -202,6 +208,9 @@ class Client(ClientCore):
         """Begin a call; `wait_for` must follow.
 
         With the call's deadline, a caller that is alone waits here: it takes the lock once less.
+
+        Raises:
+            SpopTimeoutError: it waited here, and the deadline has passed.
         """
         now = monotonic()
         try:
@@ -222,6 +231,11 @@ class Client(ClientCore):
                     self._leader, self._leader_sleeps = exchange, True
             if leads:
                 self._lead(exchange, deadline - now)
+                if not exchange.done or self._heir is exchange:
+                    # Here, as nobody would lead if a signal's handler raised in between.
+                    self.wait_for(exchange, deadline)
+        except SpopTimeoutError:
+            raise
         except LocalProtocolError:
             self._moves_bytes = False
             raise
@@ -241,7 +255,6 @@ class Client(ClientCore):
             if self._heir is exchange:
                 self._leave(exchange)
         except SpopTimeoutError:
-            self._leave(exchange)
             raise
         except BaseException:
             self._recover(exchange)
@@ -288,7 +301,9 @@ class Client(ClientCore):
         else:
             self._follow(exchange, baton, remaining)
         if remaining <= 0 and not exchange.done:
-            raise self._timed_out(exchange)
+            error = self._timed_out(exchange)
+            self._leave(exchange)
+            raise error
 
     def _follow(self, exchange: Exchange, baton: threading.Lock, timeout: float) -> None:
         try:

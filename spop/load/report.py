@@ -18,6 +18,10 @@ from spop.version import __version__
 BUSY = 0.9
 """Share of a processor above which the generator may be the bottleneck."""
 
+MEASURABLE = 0.1
+"""Seconds of measurement below which a share of a processor tells nothing. The system gives a
+process a processor for some milliseconds at a time, and within one such slice it is always busy."""
+
 
 def as_object(plan: Plan, processes: int, result: Result) -> dict[str, Any]:
     """A run in types of JSON."""
@@ -65,7 +69,7 @@ def _rate(frames: int, seconds: float) -> float:
 def _is_bottleneck(plan: Plan, result: Result) -> bool:
     """Whether the generator was too slow. With a rate it is always busy: it waits without sleep."""
     in_time = plan.rate is not None and result.frames >= 0.98 * plan.rate * result.seconds
-    return result.busy > BUSY and not in_time
+    return result.seconds >= MEASURABLE and result.busy > BUSY and not in_time
 
 
 def _quantile_name(q: float) -> str:

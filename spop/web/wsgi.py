@@ -360,8 +360,10 @@ def _native(headers: HeaderFields) -> list[tuple[str, str]]:
     return [(name, raw(value).decode("latin-1")) for name, value in headers]
 
 
-def _port(port: str | None) -> int:
-    return int(port) if port and port.isdecimal() else 0
+def _port(port: object) -> int:
+    """A port, which the server of Werkzeug, and so `flask run`, gives as an integer."""
+    text = str(port)
+    return int(text) if text.isdecimal() else 0
 
 
 def _close(result: Iterable[bytes]) -> None:

@@ -172,6 +172,9 @@ class Case:
 
 
 SHORT = "1s"
+ATTEMPTS = 4
+"""Comparisons of a variant that must all differ. Timeouts and rates are of a second, so a machine
+that stands still for as long makes one of the two time out, or fit fewer events into a second."""
 TOGETHER = 12
 """Variants at a time: nearly all of them wait for a timeout."""
 BIG = b"0123456789" * 200
@@ -765,8 +768,8 @@ def differences(
     variants: list[Variant],
     theirs: dict[str, Outcome],
     ours: dict[str, Outcome],
-) -> str:
-    """What differs, for people to read."""
+) -> dict[str, str]:
+    """What differs, by the name of the variant, for people to read."""
     wrong: list[tuple[str, object, object]] = []
     otherwise = OTHERWISE[version[:2]]
     for variant in variants:
@@ -779,7 +782,23 @@ def differences(
         their, our = comparable(their, variant, version), comparable(our, variant, version)
         if their != our:
             wrong.append((variant.name, their, our))
-    return "\n".join(f"{name}\n  HAProxy {their}\n  engine  {our}" for name, their, our in wrong)
+    return {name: f"{name}\n  HAProxy {their}\n  engine  {our}" for name, their, our in wrong}
+
+
+def compare(binary: str, folder: Path, variants: list[Variant]) -> dict[str, str]:
+    """What differs between HAProxy and the engines, by the name of the variant."""
+    version = haproxy.version(binary)
+    for variant in variants:
+        (folder / f"{variant.name}.cfg").write_text(scope_of(variant, version))
+    branch = f"{version.major}.{version.minor}"
+    with ThreadPoolExecutor(1) as pool:  # At the same time, as most of it is waiting.
+        theirs = pool.submit(all_through_haproxy, binary, folder, variants)
+        ours = all_through_engine(folder, branch, variants)
+        also_ours = all_through_async_engine(folder, branch, variants)
+    return {
+        **differences(version, variants, theirs.result(), also_ours),
+        **differences(version, variants, theirs.result(), ours),
+    }
 
 
 @pytest.fixture
@@ -794,12 +813,11 @@ def test_failures_end_as_in_haproxy(haproxy_binary: str, folder: Path) -> None:
     if version[:2] not in OTHERWISE:
         pytest.skip(f"no facts about HAProxy {version.major}.{version.minor}")
     variants = variants_for(version)
-    for variant in variants:
-        (folder / f"{variant.name}.cfg").write_text(scope_of(variant, version))
-    branch = f"{version.major}.{version.minor}"
-    with ThreadPoolExecutor(1) as pool:  # At the same time, as most of it is waiting.
-        theirs = pool.submit(all_through_haproxy, haproxy_binary, folder, variants)
-        ours = all_through_engine(folder, branch, variants)
-        also_ours = all_through_async_engine(folder, branch, variants)
-    assert differences(version, variants, theirs.result(), ours) == ""
-    assert differences(version, variants, theirs.result(), also_ours) == ""
+    wrong: dict[str, str] = {}
+    for attempt in range(ATTEMPTS):
+        (folder / str(attempt)).mkdir()
+        wrong = compare(haproxy_binary, folder / str(attempt), variants)
+        variants = [variant for variant in variants if variant.name in wrong]
+        if not variants:
+            break
+    assert not wrong, "\n".join(wrong.values())

@@ -33,9 +33,9 @@ SPOE = """
 spoe-agent test-agent
     messages check
     option var-prefix test
-    timeout hello 5s
+    timeout hello 60s
     timeout idle 1m
-    timeout processing 5s
+    timeout processing 60s
     use-backend agents
 
 spoe-message check
@@ -169,6 +169,10 @@ def test_a_health_check_is_haproxys() -> None:
 # --- 20 exchanges on a connection, numbered on each ---
 
 COUNT = 50
+PATIENT: dict[str, Any] = {
+    "haproxy_version": "3.4", "maximum": COUNT, "timeout": 60.0, "hello_timeout": 60.0
+}  # fmt: skip
+"""Settings of a client: with 50 threads and connections on a busy machine, each takes its time."""
 
 
 def through_haproxy(binary: str, folder: Path, agent: Recorder, options: str) -> None:
@@ -220,7 +224,7 @@ def through_async_engine(folder: Path, agent: Recorder, options: str) -> None:
 
 def through_client(folder: Path, agent: Recorder, options: str) -> None:
     with (
-        Client(agent.address, haproxy_version="3.4", maximum=COUNT) as client,
+        Client(agent.address, **PATIENT) as client,
         ThreadPoolExecutor(COUNT) as pool,
     ):
         list(pool.map(lambda _: client.notify("check"), range(COUNT)))
@@ -228,7 +232,7 @@ def through_client(folder: Path, agent: Recorder, options: str) -> None:
 
 def through_async_client(folder: Path, agent: Recorder, options: str) -> None:
     async def ask() -> None:
-        async with AsyncClient(agent.address, haproxy_version="3.4", maximum=COUNT) as client:
+        async with AsyncClient(agent.address, **PATIENT) as client:
             await asyncio.gather(*(client.notify("check") for _ in range(COUNT)))
 
     asyncio.run(ask())
@@ -322,7 +326,8 @@ def test_the_load_generator_has_the_shape(
         for frames in agent.notifies:
             ids = [one.stream_id for one in frames]
             assert ids == list(range(1, 2 * len(ids), 2))
-            assert len(ids) > 300  # More than a connection has places.
+        # One has more than its places. The other may have had few, as threads answer.
+        assert max(map(len, agent.notifies)) > 300
     assert Plan(address=None, mode=mode, depth=30, haproxy_version="3.4").in_flight == most  # type: ignore[arg-type]
 
 
