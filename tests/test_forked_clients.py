@@ -199,7 +199,7 @@ def test_an_async_engine_has_new_connections_in_a_second_event_loop(tmp_path: Pa
 
 def test_forked_processes_make_unique_ids_of_their_own() -> None:
     script = (
-        "import os; from spop.web.transaction import new_unique_id; new_unique_id(); "
+        "import os; from spop.web.received import new_unique_id; new_unique_id(); "
         "child = os.fork(); os.write(1, new_unique_id().encode() + b'\\n'); "
         "child and os.waitpid(child, 0); os._exit(0)"
     )

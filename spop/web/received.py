@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import random
+import time
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from typing import Any, TypeVar
@@ -78,6 +79,7 @@ class ReceivedStream(Stream):
         request: Request,
         variables: Mapping[str, DecodedValue] | None = None,
     ) -> None:
+        self.started: float = time.time()
         self.received: Any = received
         self.source: IPAddress | None = source
         self.source_port: int = source_port

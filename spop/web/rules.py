@@ -1,6 +1,6 @@
 """Rules, by the names of HAProxy's ``http-request`` and ``http-response`` rules.
 
-A rule is data, and `spop.web.transaction` acts on it. The functions compile their arguments, so
+A rule is data, and `spop.web.decision` acts on it. The functions compile their arguments, so
 that a mistake is found at import. A text may have samples, ``%[...]``, or be a `Variable`. `when`
 is a `Condition`, such as ``var("txn.waf.action") == "deny"``, or the words after HAProxy's ``if``:
 ``"{ var(txn.waf.action) -m str deny }"``. Without it a rule always applies.

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
@@ -31,6 +32,7 @@ from servers import (
 from spop.engine import AsyncEngine
 from spop.engine.stream import HeaderFields, header_fields
 from spop.web import ASGIMiddleware, agent_failed, deny, send_group, set_header, set_var, var
+from spop.web.asgi import ASGIScope, Receive, Send
 from spop.web.received import ReceivedRequest, when_read
 
 LIMIT = 1000
@@ -562,6 +564,28 @@ def test_header_fields_are_made_when_something_reads_them() -> None:
     assert reads == ["what the server gave"]
     request.headers = []
     assert header_fields(request, "host") == ()
+
+
+def test_an_application_has_a_scope_of_its_own(make_engine: Callable[..., Any]) -> None:
+    """What the server has keeps its keys and its list of header fields."""
+
+    async def app(scope: ASGIScope, receive: Receive, send: Send) -> None:
+        scopes.append(scope)
+        scope["headers"].append((b"x-app", b"1"))
+
+    scopes: list[ASGIScope] = []
+    headers = [(b"host", b"www.example.org")]
+    server = {"type": "http", "path": "/", "headers": headers}
+    given = {**server}
+    rules = [set_header("x-was", "%[req.hdr(host)]")]
+    middleware = ASGIMiddleware(app, make_engine(AsyncEngine, events=False), http_response=rules)
+
+    async def serve() -> None:
+        await middleware(given, AsyncMock(), AsyncMock())
+
+    asyncio.run(serve())
+    assert (given, headers) == (server, [(b"host", b"www.example.org")])
+    assert scopes[0]["spop.variables"] == {}
 
 
 def test_rules_read_the_request_as_it_came(serve: Callable[..., tuple[int, App]]) -> None:
