@@ -30,6 +30,7 @@ $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV) || { ci/install_venv.sh && $(PYTHON) -m venv --clear $(VENV); }
 
 $(VENV)/demo.stamp: $(VENV)/bin/pip $(SOURCES)
+	@echo "Compiling spop, which takes about a minute."
 	PYTHONWARNINGS=ignore $(BIN)/pip install -q -e '.[cli]'
 	@$(SAY_CODEC)
 	@touch $@

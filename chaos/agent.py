@@ -43,7 +43,7 @@ def large(path: str, body: bytes, again: bytes) -> dict[str, str]:
 
 @agent.message("greedy")
 def greedy(path: str) -> dict[str, str]:
-    return {"txn.answer": path[: len(bytearray(64 * 2**20))]}
+    return {"txn.answer": path[: len(bytes(64 * 2**20))]}  # Asked for and never written: no time.
 
 
 @agent.message("failing")

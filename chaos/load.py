@@ -95,7 +95,7 @@ class _Client(threading.Thread):
             if load.stopped.wait(max(0.0, due - time.monotonic())):
                 break
             due = max(due + load.pace, time.monotonic() - 1)
-            path = f"/{message}/{self._number}-{number}"
+            path = f"/{message}/{load.port}-{self._number}-{number}"
             load.ledger.begin()
             try:
                 load.saw(load.ledger.count(path, *self._ask(path)))

@@ -151,8 +151,10 @@ def _fd(text: str, number: str) -> int:
 
 def _tcp(text: str, rest: str, family: int) -> Address:
     host, colon, port = rest.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > MAX_PORT:
+    if not colon or not port.isascii() or not port.isdigit():
         raise ValueError(f"address {text!r} is neither HOST:PORT nor unix:PATH nor abns@NAME")
+    if len(port.lstrip("0")) > 5 or int(port) > MAX_PORT:
+        raise ValueError(f"address {text!r}: a port is a number from 0 to {MAX_PORT}")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host and family != socket.AF_INET6:

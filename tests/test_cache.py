@@ -290,10 +290,17 @@ def test_twins_have_the_same_keys(asked: list[list[tuple[str, Any]]]) -> None:
     assert keys_of(_dispatch_py, messages) == keys_of(compiled, messages)
 
 
+ALIKE = (
+    None, True, 1, "\1", b"\1", IPv4Address(1), IPv6Address(1), False, 0, "", b"", -(2**63), 2**63,
+)  # fmt: skip
+"""Values whose bytes are the same but for their type, or that are equal in Python."""
+
+
 @given(st.lists(st.tuples(VALUE, VALUE), min_size=2, max_size=20))
 def test_keys_are_equal_only_if_the_arguments_are(asked: list[tuple[Any, Any]]) -> None:
     end = b"\x09" + (1).to_bytes(8, "little")
     asked += [(b"", end + b"1"), (end, b"1"), (end + b"1", b""), (b"1" + end, b"")]
+    asked += [(value, None) for value in ALIKE] + [(None, value) for value in ALIKE]
     known: dict[bytes | None, Any] = {None: None}
     keys = keys_of(spop.dispatch, [Message("m", a=a, b=b) for a, b in asked])
     for key, pair in zip(keys, asked, strict=True):

@@ -40,11 +40,11 @@ def test_help_and_version() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["serve"], "Missing argument"),
+        (["serve"], "Missing argument 'MODULE:AGENT': see python -m spop serve --help"),
         (["serve", "nothing"], "is not MODULE:AGENT"),
         (["serve", "nowhere.py:agent"], "no file nowhere.py"),
         (["serve", "no_such_module:agent"], "No module named 'no_such_module'"),
-        (["serve", "examples/ip_reputation.py:nothing"], "has no such name"),
+        (["serve", "examples/ip_reputation.py:nothing"], "has no such name; its agents are: agent"),
         (["serve", "examples/ip_reputation.py:Agent"], "has a type there"),
         (["serve", "examples/ip_reputation.py:agent", "--bind", "x"], "neither HOST:PORT nor"),
         (["serve", "examples/ip_reputation.py:agent", "--threads", "0"], "--threads"),
@@ -138,7 +138,18 @@ def test_config_says_in_one_line_that_there_is_no_such_module() -> None:
     result = spop("config", "nosuchmodule:agent")
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
-    assert line == "Error: cannot import 'nosuchmodule': No module named 'nosuchmodule'"
+    assert line == (
+        "Error: cannot import 'nosuchmodule': "
+        "No module named 'nosuchmodule' in this folder or installed"
+    )
+
+
+def test_a_mistyped_ready_agent_names_those_that_exist() -> None:
+    result = spop("serve", "spop.agents.reputatio:agent")
+    pages = sorted(path.stem for path in (ROOT / "docs" / "agents").glob("*.md"))
+    ready = ", ".join(name for name in pages if name != "index")
+    wanted = f"Error: there is no spop.agents.reputatio: the ready agents are {ready}\n"
+    assert (result.returncode, result.stderr) == (2, wanted)
 
 
 LIFESPANS = {

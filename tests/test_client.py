@@ -18,8 +18,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import odd_agents
 import pytest
 from haproxy import wait_until
+from odd_agents import Odd, OddAgent
 from scripted_agent import ChaoticAgent, ScriptedAgent, Told, Wire, echoes
 
 from spop import (
@@ -349,6 +351,35 @@ def answers_right(client: Any, number: int) -> bool:
         assert client.notify("m", n=number).variables["sess.n"] == number
         return True
     return False
+
+
+def test_an_ack_on_another_connection_ends_no_call_of_a_connection_without_async(
+    new_client: Callable[..., Any],
+) -> None:
+    wires: list[odd_agents.Wire] = []
+    held: list[tuple[odd_agents.Wire, odd_agents.Ids]] = []
+
+    def greet(wire: odd_agents.Wire, request: bytes) -> None:
+        capabilities = "pipelining,async" if wires else "pipelining"
+        wires.append(wire)
+        wire.send(odd_agents.hello(request, capabilities=capabilities))
+
+    def answer(wire: odd_agents.Wire, ids: odd_agents.Ids) -> None:
+        if wire is wires[0]:
+            held.append((wire, ids))
+        else:
+            wire.send(odd_agents.ack(held[0][1], odd_agents.MORE) + odd_agents.ack(ids))
+
+    with (
+        OddAgent(Odd(greet, answer)) as agent,
+        new_client(agent.address, max_waiting_frames=1, timeout=30, engine_id="e") as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        first = pool.submit(client.notify, "check")
+        wait_until(lambda: held, "the first call")
+        assert client.notify("check").variables == {odd_agents.VARIABLE: True}
+        held[0][0].send(odd_agents.ack(held[0][1]))
+        assert first.result().variables == {odd_agents.VARIABLE: True}
 
 
 def test_a_cancelled_call_leaves_nothing_behind() -> None:

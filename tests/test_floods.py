@@ -228,6 +228,23 @@ def test_a_failure_with_a_peers_text_makes_a_short_traceback(log: io.StringIO) -
     assert len(log.getvalue()) < 30_000
 
 
+def test_a_peers_text_forges_no_line_and_sends_a_terminal_nothing(log: io.StringIO) -> None:
+    agent, text = Agent(), "\x1b[2J\x9b0m\0\rforged\nforged\u2028forged\u202e"
+
+    @agent.message("check")
+    def check(text: str) -> None:
+        logging.getLogger("spop.mine").warning("%s", text)
+        raise ValueError(text)
+
+    with agent.serve_in_background() as server, Client(str(server.address)) as client:
+        client.notify("check", text=text)
+        client.notify("check", text=b"not text")
+        client.notify(text)
+        wait_until(lambda: log.getvalue().count("forged") >= 4, "a failure and an unknown message")
+    lines = log.getvalue().split("\n")
+    assert [line for line in lines if not line.isprintable() or line.startswith("forged")] == []
+
+
 def test_connections_with_the_longest_engine_ids_are_handed_over(tmp_path: Path) -> None:
     path = tmp_path / "agent.sock"
     with (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import http.client
 import queue
@@ -17,14 +16,15 @@ import pytest
 from haproxy import HAProxy, those
 
 from spop import Agent, Headers, codec
-from spop.engine import Response, Stream
+from spop.engine import Request, Response
 from spop.engine.asynchronous import AsyncStream
 from spop.engine.config import AgentConfig, Location
 from spop.engine.samples.types import raw
 from spop.web import add_headers_bin, set_headers_bin, var
+from spop.web.decision import decide
 from spop.web.header_lists import fields_of, names_of
 from spop.web.policy import Policy
-from spop.web.transaction import Transaction
+from spop.web.received import ReceivedStream
 
 SPOE = """
 spoe-agent test-agent
@@ -221,15 +221,17 @@ def response_fields(port: int, number: int) -> Fields:
 
 def after_rules(value: dict[str, Any]) -> Fields:
     """What the rules of the middleware make of a response without fields of its own."""
-    context = AsyncStream(None, None, Stream(response=Response()), 1)  # type: ignore[arg-type]
+    stream = ReceivedStream(None, None, 0, Request())
     for name, sent in value.items():
-        context.stream.variables[name] = bytes(sent.__spop_binary__())
+        stream.variables[name] = bytes(sent.__spop_binary__())
     rules = [add_headers_bin("var(txn.add)"), set_headers_bin(var("txn.set"))]
     config = AgentConfig("a", "a", Location("", 1), "b", {}, {}, "a")
     options: dict[str, Any] = {"wait_for_body": None, "wait_for_response_body": None}
     policy = Policy(config, (), rules, max_body=1, **options)
     response = Response()
-    assert asyncio.run(Transaction(policy, context.stream, context).response(response)) is None
+    stream.begin_response(response)
+    context = AsyncStream(None, None, stream, 1)  # type: ignore[arg-type]
+    assert decide(context, iter(policy.response_steps)) is None
     return [(raw(name).lower(), raw(content)) for name, content in response.headers]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from unittest.mock import Mock
 
 import haproxy
 import pytest
@@ -83,6 +85,36 @@ def test_its_files_fit_together(project: Path) -> None:
     assert "ListenStream=127.0.0.1:9000" in (project / "deploy" / "my-agent.socket").read_text()
     wanted = tomllib.loads((project / "pyproject.toml").read_text())["project"]["dependencies"]
     assert wanted == ["haproxy-spop[cli]"]
+
+
+def test_its_files_are_for_the_version_of_haproxy_that_is_named(tmp_path: Path) -> None:
+    assert run("new", "my-agent", "--output", tmp_path / "p", "--haproxy-version", "2.6")[0] == 0
+    spoe, config = (tmp_path / "p" / "haproxy" / f"{name}.cfg" for name in ("spoe", "haproxy"))
+    told = run("validate", spoe, "--haproxy-cfg", config, "--haproxy-version", "2.6")
+    assert told[0] == 0, told[1]
+    assert "mode tcp" in config.read_text()
+    assert "image: docker.io/library/haproxy:2.6\n" in (tmp_path / "p/compose.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("record", "wanted"),
+    [
+        ({"url": "file:///home/ann/spop", "dir_info": {}}, "'/home/ann/spop[cli]' -e '.[test]'"),
+        (None, "pip install  -e '.[test]'"),
+        ({"url": "https://example/spop.whl", "archive_info": {}}, "pip install  -e '.[test]'"),
+    ],
+    ids=["a checkout", "an index", "a URL"],
+)
+def test_make_install_installs_this_package_from_where_it_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: object, wanted: str
+) -> None:
+    text = record and json.dumps(record)
+    monkeypatch.setattr(
+        importlib.metadata, "distribution", lambda _: Mock(read_text=lambda _: text)
+    )
+    assert run("new", "my-agent", "--output", tmp_path / "p")[0] == 0
+    process = make(tmp_path / "p", "-n", "install")
+    assert wanted in process.communicate(timeout=30)[0]
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")

@@ -81,14 +81,25 @@ def spop(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[str
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["check"], "Missing argument 'ADDRESS'"),
+        (["check"], "Missing argument 'ADDRESS': see python -m spop check --help"),
+        (["check", "127.0.0.1:1", "--timeout", "x"], "'x' is not a valid number"),
+        (["top", "127.0.0.1:1", "--count", "x"], "'x' is not a valid integer"),
         (["check", "nowhere"], "neither HOST:PORT nor unix:PATH"),
         (["check", "127.0.0.1:1", "--max-frame-size", "4G"], "is not in the range"),
         (["check", "127.0.0.1:1", "--max-frame-size", "-1"], "'-1' is no size"),
-        (["notify", "127.0.0.1:1", "x=1"], "a message's name is missing"),
+        (["notify", "127.0.0.1:1", "x=1"], "a message's name is missing before 'x=1'"),
+        (["notify", "127.0.0.1:1", "m", "+"], "a message's name is missing beside '+'"),
+        (
+            ["notify", "127.0.0.1:1", "m", "x:uin32=1"],
+            "'x:uin32=1': 'uin32' is no type: null, bool",
+        ),
         (["notify", "127.0.0.1:1", "m", "x"], "'x' is no argument"),
-        (["notify", "127.0.0.1:1", "m", "x:int=abc"], "'x:int=abc'"),
-        (["notify", "127.0.0.1:1", "m", "x:binary=hex:0g"], "'x:binary=hex:0g'"),
+        (["notify", "127.0.0.1:1", "m", "x:int=abc"], "'x:int=abc': 'abc' is no integer"),
+        (
+            ["notify", "127.0.0.1:1", "m", "x:binary=hex:0g"],
+            "'x:binary=hex:0g': hex: is followed by two",
+        ),
+        (["notify", "127.0.0.1:1", "m", "x:bin=base64:A"], "base64: is followed by base64"),
         (["notify", "127.0.0.1:1", "m", "x=@/nowhere"], "No such file"),
         (["notify", "127.0.0.1:1", "m", "x:uint32=-1"], "-1"),
         (["decode", "/nowhere"], "No such file"),
@@ -226,7 +237,7 @@ def test_check_tells_the_status_of_an_agent_that_refuses(agent: Agent) -> None:
         ("s=", "s", ""),
         ("s=a=b", "s", "a=b"),
         ("s:str=5", "s", "5"),
-        ("s:s=5", "s:s", 5),
+        ("s:s:int=5", "s:s", 5),
         ("x:binary=hex:00ff", "x", b"\x00\xff"),
         ("x:bin=base64:AP8=", "x", b"\x00\xff"),
         ("x:binary=text", "x", b"text"),
@@ -512,6 +523,12 @@ def test_text_that_is_no_hex_is_told_with_its_line() -> None:
     result = spop("decode", "-", stdin=b"00 01\nhello\n")
     assert result.returncode == 2
     assert "line 2 is no hex: 'hello'" in result.stderr
+
+
+def test_text_whose_literals_are_no_hex_is_told_with_a_line_of_its_own() -> None:
+    result = spop("decode", "-", stdin=b'import os\n\nNAMES = ["00 01", "10.0.0.1/32"]\n')
+    told = (result.returncode, result.stderr)
+    assert told == (2, "Error: line 1 is no hex: 'import os'\n")
 
 
 def test_a_damaged_frame_is_marked_and_decoding_goes_on() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import pty
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -101,6 +102,38 @@ def test_what_does_not_answer_is_an_error(tmp_path: Path) -> None:
     assert silent.returncode == 1
     assert silent.stderr.startswith("Error: unix:")
     assert silent.stderr.count("\n") == 1
+
+
+def test_another_address_than_that_of_the_admin_is_named_as_such(tmp_path: Path) -> None:
+    with Agent().serve_in_background() as server:
+        shown = top(str(server.address))
+        assert (shown.returncode, shown.stdout) == (1, "")
+        wanted = f"Error: {server.address} does not answer: this is not HTTP; give the address of"
+        assert shown.stderr == f"{wanted} --admin\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        (b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", "it says 404 Not Found"),
+        (b"HTTP/1.1 200 OK\r\n\r\n<html>", "this is HTTP, but no service of spop"),
+        (b"HTTP/1.1 200 OK\r\n\r\n[]", "this is HTTP, but no service of spop"),
+    ],
+)
+def test_another_web_server_is_no_admin(answer: bytes, what: str) -> None:
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        shown = top(f"127.0.0.1:{listener.getsockname()[1]}")
+        thread.join()
+    assert (shown.returncode, shown.stderr.count("\n")) == (1, 1)
+    assert f" does not answer: {what}; give the address of --admin" in shown.stderr
 
 
 def test_a_server_in_a_program_on_a_unix_socket(tmp_path: Path) -> None:

@@ -53,8 +53,9 @@ def count(server: Any, cell: Cell) -> int:
 def assert_acks_leave_on_another_connection(
     server: Any, message: str, release: Callable[[], None]
 ) -> None:
-    """Of the same engine, when their own is lost before handlers are released."""
+    """Of the same engine with async, when their own is lost before handlers are released."""
     first, protocol = hello(server, engine_id="e", capabilities=ASYNC)
+    without, _ = hello(server, engine_id="e", capabilities=ASYNC - {Capability.ASYNC})
     second, other = hello(server, engine_id="e", capabilities=ASYNC)
     stranger, _ = hello(server, engine_id="another", capabilities=ASYNC)
     for number in range(3):
@@ -62,7 +63,7 @@ def assert_acks_leave_on_another_connection(
     first.sendall(protocol.data_to_send())
     wait_until(lambda: count(server, Cell.NOTIFIES) == 3, "the frames")
     first.close()
-    wait_until(lambda: server.admission.connections == 2, "the loss")
+    wait_until(lambda: server.admission.connections == 3, "the loss")
     release()
     acks: list[Any] = []
     while len(acks) < 3:
@@ -71,8 +72,9 @@ def assert_acks_leave_on_another_connection(
         (n, 7): {"sess.n": n} for n in range(3)
     }
     assert count(server, Cell.ACKS_ELSEWHERE) == 3
-    stranger.setblocking(False)
-    with pytest.raises(BlockingIOError):
-        stranger.recv(1)
+    for each in (without, stranger):
+        each.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            each.recv(1)
+        each.close()
     second.close()
-    stranger.close()

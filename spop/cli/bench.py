@@ -22,6 +22,7 @@ from spop.cli.parameters import (
     OUTPUT_FILE,
     Parsed,
     Seconds,
+    Whole,
     max_frame_size_option,
     timeout_option,
 )
@@ -85,16 +86,16 @@ def bench() -> None:
     "--mode", type=click.Choice(list(MODES)), default="pipelined", show_default=True,
     help="What is asked of the agent: one frame at a time, ACKs in any order, on any connection.",
 )  # fmt: skip
-@click.option("--connections", type=click.IntRange(1, 20_000), default=16, show_default=True)
+@click.option("--connections", type=Whole(1, 20_000), default=16, show_default=True)
 @click.option(
-    "--depth", type=click.IntRange(1, 10_000), default=20, show_default=True,
+    "--depth", type=Whole(1, 10_000), default=20, show_default=True,
     help="Frames in flight on each connection; 1 in ping-pong.",
 )  # fmt: skip
 @click.option(
     "--duration", type=Seconds(0.1), default=5.0, show_default=True,
     help="Seconds that are measured.",
 )  # fmt: skip
-@click.option("--count", type=click.IntRange(1), help="Frames, instead of a duration.")
+@click.option("--count", type=Whole(1), help="Frames, instead of a duration.")
 @click.option(
     "--rate", "rates", type=Parsed("rates", series.parse_rates), metavar="RATE[,RATE...]",
     help="Frames a second, sent when they are due whether or not answers come (open loop); "
@@ -105,7 +106,7 @@ def bench() -> None:
     help="Measure this agent in turn with the first, and print the ratios.",
 )  # fmt: skip
 @click.option(
-    "--rounds", type=click.IntRange(2, 1000), default=5, show_default=True,
+    "--rounds", type=Whole(2, 1000), default=5, show_default=True,
     help="Parts of the duration, or of the count, in which --against takes turns.",
 )  # fmt: skip
 @click.option(
@@ -122,7 +123,7 @@ def bench() -> None:
     help="Seconds before, which are not measured.",
 )  # fmt: skip
 @click.option(
-    "--processes", type=click.IntRange(1, 256), default=1, show_default=True,
+    "--processes", type=Whole(1, 256), default=1, show_default=True,
     help="Generators, each in a process of its own.",
 )  # fmt: skip
 @click.option(
@@ -134,7 +135,7 @@ def bench() -> None:
     "--haproxy-version", type=HAPROXY_VERSION, metavar="X.Y",
     help="Connect as this one: since 3.1, without async, 20 frames at most on each connection.",
 )  # fmt: skip
-@click.option("--pid", type=click.IntRange(1), help="The agent's process: measure its CPU, too.")
+@click.option("--pid", type=Whole(1), help="The agent's process: measure its CPU, too.")
 @timeout_option(5.0)
 @max_frame_size_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as a JSON object.")

@@ -11,7 +11,7 @@ import click
 
 from spop.address import Address
 from spop.cli.decoder import begins_frame
-from spop.cli.parameters import ADDRESS, Seconds, max_frame_size_option, timeout_option
+from spop.cli.parameters import ADDRESS, Seconds, Whole, max_frame_size_option, timeout_option
 from spop.cli.wire import Wire
 from spop.constants import FLAGS_END, LENGTH_SIZE, FrameType
 from spop.errors import SpopError, reason
@@ -25,9 +25,7 @@ _AGENT_TYPES = (FrameType.AGENT_HELLO, FrameType.AGENT_DISCONNECT)
 @max_frame_size_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each check.")
 @click.option("--watch", type=Seconds(0.05), metavar="SECONDS", help="Repeat the check.")
-@click.option(
-    "--count", type=click.IntRange(1), help="With --watch: number of checks.  [default: no end]"
-)
+@click.option("--count", type=Whole(1), help="With --watch: number of checks.  [default: no end]")
 def check(
     address: Address, as_json: bool, watch: float | None, count: int | None, **options: Any
 ) -> None:

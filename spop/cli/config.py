@@ -100,7 +100,7 @@ def drafted(
 def _write(folder: Path, files: dict[Path, str], force: bool) -> None:
     there = [str(path) for path in files if path.exists()]
     if there and not force:
-        raise click.UsageError(f"there is {' and '.join(there)} already: say --force to replace")
+        raise click.UsageError(f"{' and '.join(there)} exist: --force replaces them")
     folder.mkdir(parents=True, exist_ok=True)
     for path, text in files.items():
         path.write_text(text, "utf-8")

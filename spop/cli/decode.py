@@ -13,6 +13,7 @@ import click
 from spop.address import MAX_PORT
 from spop.cli import tree
 from spop.cli.decoder import Decoder, Flags, Found, begins_frame
+from spop.cli.parameters import Whole
 from spop.cli.pasted import read_pasted
 from spop.cli.source import PIECE, CutOffError, Source, is_text, kind_of, unzipped
 from spop.constants import LENGTH_SIZE, FrameType
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Print the frames of a capture, of text or of bytes.")
 @click.argument("file", type=click.File("rb"))
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each frame.")
-@click.option("--port", type=click.IntRange(1, MAX_PORT), help="Only connections to this port.")
+@click.option("--port", type=Whole(1, MAX_PORT), help="Only connections to this port.")
 @click.option("--hex", "as_hex", is_flag=True, help="Print the bytes of each frame, too.")
 @click.option(
     "--format", "format_", type=click.Choice(["auto", "hex", "raw", "pcap"]), default="auto",

@@ -17,6 +17,7 @@ from spop.start_errors import StartError, start_error
 
 READY = "spop.agents."
 """The ready agents, which need packages of their own."""
+_READY_NAMES = ("forward_auth", "mirror", "ratelimit", "reputation", "score")
 
 
 class StartFailure(click.ClickException):
@@ -43,10 +44,13 @@ def load_agent(target: str) -> Agent:
     module_name, colon, attribute = target.rpartition(":")
     if not colon or not module_name or not attribute:
         raise click.UsageError(f"{target!r} is not MODULE:AGENT, as in 'app:agent'")
-    agent = getattr(_load_module(module_name), attribute, None)
+    module = _load_module(module_name)
+    agent = getattr(module, attribute, None)
     if not isinstance(agent, Agent):
         found = "has no such name" if agent is None else f"has a {type(agent).__name__} there"
-        raise click.UsageError(f"{target!r} names no spop.Agent: the module {found}")
+        agents = [name for name, value in vars(module).items() if isinstance(value, Agent)]
+        others = f"; its agents are: {', '.join(agents)}" if agents else "; it has no agent"
+        raise click.UsageError(f"{target!r} names no spop.Agent: the module {found}{others}")
     return agent
 
 
@@ -70,7 +74,11 @@ def _load_module(name: str) -> ModuleType:
         raise
     except ModuleNotFoundError as error:
         if error.name == name.partition(".")[0]:  # Nothing of the user's has run.
-            raise StartError(f"cannot import {name!r}: {error}") from None
+            where = "in this folder or installed"
+            raise StartError(f"cannot import {name!r}: {error} {where}") from None
+        if name.startswith(READY) and error.name == name:
+            ready = ", ".join(_READY_NAMES)
+            raise StartError(f"there is no {name}: the ready agents are {ready}") from None
         if name.startswith(READY) and not str(error.name).startswith("spop"):
             extra = "score" if name == f"{READY}score" else "agents"
             why = f"{name} needs {error.name}: pip install 'haproxy-spop[{extra}]'"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
+import json
 import keyword
 import shutil
 import sys
+import urllib.parse
+import urllib.request
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -15,10 +19,10 @@ import click
 
 from spop.cli.config import drafted
 from spop.cli.loading import load_for_command
-from spop.cli.parameters import ParamType
+from spop.cli.parameters import HAPROXY_VERSION, ParamType
 from spop.errors import reason
 
-HAPROXY_VERSION = "3.4"
+DISTRIBUTION = "haproxy-spop"
 
 _FILES = {
     "agent.py": "{module}.py",
@@ -75,12 +79,16 @@ def _is_installed(module: str) -> bool:
     "--output", type=click.Path(path_type=Path), metavar="DIR",
     help="The folder to make.  [default: NAME]",
 )  # fmt: skip
-def new(name: Name, output: Path | None) -> None:
+@click.option(
+    "--haproxy-version", type=HAPROXY_VERSION, metavar="X.Y", default="3.4", show_default=True,
+    help="The HAProxy that reads the project's files.",
+)  # fmt: skip
+def new(name: Name, output: Path | None, haproxy_version: str) -> None:
     """Make a folder with an agent, its tests, HAProxy's files, a unit and a container file.
 
     \b
     Example:
-      spop new my-agent
+      spop new my-agent --haproxy-version 2.6
       cd my-agent
       make install test run
     """
@@ -92,7 +100,7 @@ def new(name: Name, output: Path | None) -> None:
     except OSError as error:
         raise click.UsageError(f"cannot make {folder}: {reason(error)}") from None
     try:
-        _fill(folder, name)
+        _fill(folder, name, haproxy_version)
     except OSError as error:
         shutil.rmtree(folder)
         raise click.UsageError(f"cannot write to {folder}: {reason(error)}") from None
@@ -101,17 +109,33 @@ def new(name: Name, output: Path | None) -> None:
     )
 
 
-def _fill(folder: Path, name: Name) -> None:
+def _fill(folder: Path, name: Name, haproxy_version: str) -> None:
     templates = files("spop.cli") / "project"
-    words = {**name._asdict(), "prefix": name.module, "haproxy_version": HAPROXY_VERSION}
+    words = {
+        **name._asdict(),
+        "prefix": name.module,
+        "haproxy_version": haproxy_version,
+        "source": _source(),
+    }
     for template, path in _FILES.items():
         text = Template((templates / f"{template}.in").read_text("utf-8")).substitute(words)
         _write(folder / path.format_map(words), text)
     agent = load_for_command(f"{folder / name.module}.py:agent")
     # In a container, HAProxy listens for other machines.
-    made = drafted(agent, f"{name.module}:agent", None, HAPROXY_VERSION, listen=":8080")
-    _write(folder / "haproxy" / "spoe.cfg", made.spoe)
-    _write(folder / "haproxy" / "haproxy.cfg", made.haproxy)
+    haproxy = folder / "haproxy"
+    made = drafted(agent, f"{name.module}:agent", haproxy, haproxy_version, listen=":8080")
+    _write(haproxy / "spoe.cfg", made.spoe)
+    _write(haproxy / "haproxy.cfg", made.haproxy)
+
+
+def _source() -> str:
+    """The checkout or wheel that this package was installed from; empty: an index (PEP 610)."""
+    try:
+        text = importlib.metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    url = urllib.parse.urlsplit(json.loads(text)["url"] if text else "")
+    return urllib.request.url2pathname(url.path) if url.scheme == "file" else ""
 
 
 def _write(path: Path, text: str) -> None:

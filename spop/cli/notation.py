@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import binascii
+import contextlib
 import ipaddress
 import re
 from collections.abc import Callable, Sequence
@@ -35,7 +35,8 @@ def parse_messages(words: Sequence[str]) -> list[Message]:
     messages: list[Message] = []
     for part in _split(words):
         if not part or "=" in part[0]:
-            raise click.UsageError(f"a message's name is missing before {' '.join(part) or 'it'!r}")
+            place = f"before {' '.join(part)!r}" if part else f"beside {SEPARATOR!r}"
+            raise click.UsageError(f"a message's name is missing {place}")
         messages.append(Message(part[0], [parse_argument(word) for word in part[1:]]))
     return messages
 
@@ -53,6 +54,8 @@ def _split(words: Sequence[str]) -> list[list[str]]:
 def parse_argument(word: str) -> tuple[str, Value]:
     """``name=value`` or ``name:type=value``; no name is ``=value``.
 
+    A name that has a colon itself needs a type: what is behind the last colon is always one.
+
     Raises:
         click.UsageError: it is neither, or the value is none of the type.
     """
@@ -61,11 +64,17 @@ def parse_argument(word: str) -> tuple[str, Value]:
         raise click.UsageError(f"{word!r} is no argument: name=value or name:type=value")
     name, colon, type_ = key.rpartition(":")
     try:
-        if colon and type_ in _TYPES:
-            return name, _TYPES[type_](text)
-        return key, natural_value(text)
-    except (ValueError, OverflowError, OSError, binascii.Error) as error:
+        return (name, _of_type(type_)(text)) if colon else (key, natural_value(text))
+    except (ValueError, OverflowError, OSError) as error:
         raise click.UsageError(f"{word!r}: {reason(error)}") from None
+
+
+def _of_type(name: str) -> Callable[[str], Value]:
+    """What reads a value of this type."""
+    try:
+        return _TYPES[name]
+    except KeyError:
+        raise ValueError(f"{name!r} is no type: {', '.join(_TYPES)}") from None
 
 
 def read_value(path: str) -> bytes:
@@ -97,11 +106,10 @@ def natural_value(text: str) -> Value:
 
 
 def _integer(type_: Callable[[int], int], text: str) -> int:
-    try:
-        number = int(text, 0)
-    except ValueError:
-        number = int(text)  # It may have zeros in front.
-    return type_(number)
+    for base in (0, 10):  # A decimal number may have zeros in front.
+        with contextlib.suppress(ValueError):
+            return type_(int(text, base))
+    raise ValueError(f"{text!r} is no integer")
 
 
 def _bool(text: str) -> bool:
@@ -120,11 +128,13 @@ def _binary(text: str) -> bytes:
     if text.startswith("@"):
         return read_value(text[1:])
     encoding, colon, rest = text.partition(":")
-    if colon and encoding == "hex":
-        return bytes.fromhex(rest)
-    if colon and encoding == "base64":
-        return base64.b64decode(rest, validate=True)
-    return text.encode()
+    if not colon or encoding not in ("hex", "base64"):
+        return text.encode()
+    try:
+        return bytes.fromhex(rest) if encoding == "hex" else base64.b64decode(rest, validate=True)
+    except ValueError:
+        needs = "two hex digits for each byte" if encoding == "hex" else "base64, with its padding"
+        raise ValueError(f"{encoding}: is followed by {needs}") from None
 
 
 _TYPES: dict[str, Callable[[str], Value]] = {

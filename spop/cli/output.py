@@ -50,7 +50,10 @@ class Main(click.Group):
         except click.exceptions.NoArgsIsHelpError:
             raise
         except click.UsageError as error:  # One line says it. click would print four.
-            click.echo(f"Error: {error.format_message()}", err=True)
+            line = error.format_message()
+            if isinstance(error, click.MissingParameter) and error.ctx:
+                line = f"{line.rstrip('.')}: see {error.ctx.command_path} --help"
+            click.echo(f"Error: {line}", err=True)
             ctx.exit(error.exit_code)
 
 

@@ -90,12 +90,20 @@ class OneOfSeveral(ParamType):
         return value
 
 
+class Whole(click.IntRange):
+    """A whole number. click would call it "integer range"."""
+
+    name = "integer"
+
+
 class Seconds(click.FloatRange):
     """A time. "nan" and "inf" are none.
 
     Args:
         longest: the limit. By default 11 days, as poll takes 24.8 at most.
     """
+
+    name = "number"
 
     def __init__(self, low: float, high: float | None = None, longest: float = 1e6) -> None:
         super().__init__(low, high)

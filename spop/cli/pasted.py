@@ -46,9 +46,10 @@ def read_pasted(text: str) -> bytes:
     text = _PROMPT.sub("", text.removeprefix("\ufeff"))
     try:
         return _lines(text)
-    except click.UsageError:
+    except click.UsageError as error:
         if _dump(text):
             raise
+        no_hex = error
     arrays = _NUMBERS.findall(_ASIDE.sub(_aside, text))
     if arrays := [each for each in arrays if _TWO_NUMBERS.search(each)]:
         return _numbers(" ".join(arrays))
@@ -56,7 +57,10 @@ def read_pasted(text: str) -> bytes:
         return _literal(text)
     encoded = "".join(part[0] or part[1] for part in _QUOTED.findall(text)) or text
     data = _base64(encoded)
-    return _lines(_COMMENT.sub("", encoded)) if data is None else data
+    try:
+        return _lines(_COMMENT.sub("", encoded)) if data is None else data
+    except click.UsageError:  # Its line is one of the literals, put together.
+        raise no_hex from None
 
 
 def _aside(found: re.Match[str]) -> str:

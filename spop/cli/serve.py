@@ -22,7 +22,7 @@ from spop.agent import Agent
 from spop.cli.configuration import read_configuration
 from spop.cli.in_force import shown_options, warn_of_unknown
 from spop.cli.loading import StartFailure, load_agent
-from spop.cli.parameters import FILE, OneOfSeveral, Seconds, SizeType
+from spop.cli.parameters import FILE, OneOfSeveral, Seconds, SizeType, Whole
 from spop.cli.settings import give_settings, shown_settings
 from spop.constants import MAX_SECONDS
 from spop.context import ContextFilter
@@ -69,7 +69,7 @@ def _type(each: dataclasses.Field[Any], hint: Any) -> Any:
     if typing.get_origin(hint) is tuple:
         return OneOfSeveral()
     if hint is int:
-        return click.IntRange(low, high)
+        return Whole(low, high)
     if hint is float:
         return Seconds(low, high, longest=MAX_SECONDS)
     return click.Path(dir_okay=False) if each.metadata.get("path") else str

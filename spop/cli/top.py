@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from spop.address import Address
-from spop.cli.parameters import ADDRESS, Seconds, timeout_option
+from spop.cli.parameters import ADDRESS, Seconds, Whole, timeout_option
 from spop.client.dial import Endpoint, dial
 from spop.counters import quantile
 from spop.errors import reason
@@ -40,7 +40,7 @@ Wait = Callable[[], bool]
     help="Time between two looks.",
 )  # fmt: skip
 @click.option(
-    "--count", type=click.IntRange(1),
+    "--count", type=Whole(1),
     help="Number of looks.  [default: no end on a terminal, else 1]",
 )  # fmt: skip
 @timeout_option(5.0)
@@ -72,7 +72,7 @@ def _looks(
     while count is None or count > 0:
         try:
             status = _ask(admin, timeout)
-        except (OSError, http.client.HTTPException, ValueError) as error:
+        except (OSError, http.client.HTTPException, _NotAdminError) as error:
             text = f"{admin} does not answer: {reason(error)}"
             if not patient:
                 raise click.ClickException(text) from error
@@ -97,17 +97,31 @@ class _Connection(http.client.HTTPConnection):
         self.sock = dial(Endpoint(self._address), self.timeout or 0.0)
 
 
+class _NotAdminError(Exception):
+    """Something else than an admin page has answered."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; give the address of --admin")
+
+
 def _ask(admin: Address, timeout: float) -> Fields:
     connection = _Connection(admin, timeout)
     with contextlib.closing(connection):
         connection.request("GET", "/status.json")
-        answer = connection.getresponse()
-        if answer.status != 200:
-            raise ValueError(f"{answer.status} {answer.reason}")
-        status = json.load(answer)
-    if not isinstance(status, dict) or "counts" not in status:
-        raise ValueError("this is no --admin of spop")
-    return status
+        try:
+            answer = connection.getresponse()
+        except http.client.RemoteDisconnected:  # As a service that ends may do.
+            raise
+        except http.client.BadStatusLine:
+            raise _NotAdminError("this is not HTTP") from None
+        text = answer.read()
+    if answer.status != 200:
+        raise _NotAdminError(f"it says {answer.status} {answer.reason}")
+    with contextlib.suppress(ValueError):
+        status = json.loads(text)
+        if isinstance(status, dict) and "counts" in status:
+            return status
+    raise _NotAdminError("this is HTTP, but no service of spop")
 
 
 @contextlib.contextmanager

@@ -148,7 +148,8 @@ class AsyncClient(ClientCore):
         to wait for it abandons the call."""
         assert self._loop is not None
         exchange.waiter = waiter = self._loop.create_future()
-        self._deadlines.add(exchange, deadline)
+        exchange.deadline = deadline
+        self._deadlines.add(exchange)
         return waiter
 
     def pump(self) -> None:
@@ -175,7 +176,8 @@ class AsyncClient(ClientCore):
     def _flush(self, link: Link) -> None:
         """Send at the end of this turn of the event loop, for all of its tasks together."""
         if not self._to_send:
-            asyncio.get_running_loop().call_soon(self._send)
+            assert self._loop is not None
+            self._loop.call_soon(self._send)
         self._to_send[link] = None
 
     def _send(self) -> None:
@@ -254,18 +256,18 @@ class _Deadlines:
 
     def __init__(self, expire: Callable[[Exchange], object]) -> None:
         self._expire = expire
-        self._due: deque[tuple[float, Exchange]] = deque()
+        self._due: deque[Exchange] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, exchange: Exchange, deadline: float) -> None:
+    def add(self, exchange: Exchange) -> None:
         due = self._due
-        while due and due[0][1].done:
+        while due and due[0].done:
             due.popleft()
         if len(due) >= MANY and len(due) & (len(due) - 1) == 0:
-            self._due = due = deque(entry for entry in due if not entry[1].done)
-        due.append((deadline, exchange))
+            self._due = due = deque(each for each in due if not each.done)
+        due.append(exchange)
         if self._timer is None:
-            self._start(deadline)
+            self._start(exchange.deadline)
 
     def _start(self, deadline: float) -> None:
         loop = asyncio.get_running_loop()
@@ -274,10 +276,10 @@ class _Deadlines:
     def _tick(self) -> None:
         self._timer = None
         now, due = monotonic(), self._due
-        while due and (due[0][1].done or due[0][0] <= now):
-            self._expire(due.popleft()[1])
+        while due and (due[0].done or due[0].deadline <= now):
+            self._expire(due.popleft())
         if due:
-            self._start(due[0][0])
+            self._start(due[0].deadline)
 
     def close(self) -> None:
         if self._timer is not None:

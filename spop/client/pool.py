@@ -32,7 +32,6 @@ MessageOrMessages = Message | Iterable[Message]
 """The messages of one NOTIFY."""
 
 
-@dataclass(slots=True, eq=False)
 class Exchange:
     """A call: messages that wait for a connection, then for their ACK.
 
@@ -42,19 +41,29 @@ class Exchange:
         link: the connection that took it; None while it is queued.
         sent_as: stream-id and frame-id in its frame. They are `ids`, unless each connection counts.
         sent_at: the time at which the connection took it.
+        acked_at: the time at which its ACK was received.
+        deadline: the time at which its caller gives up.
         done: there is an ACK or an error, or nobody waits any longer.
         waiter: the driver's; it wakes the caller with it.
     """
 
-    ids: tuple[int, int]
-    messages: Iterable[Message] | None
-    link: Link | None = None
-    sent_as: tuple[int, int] = (0, 0)
-    sent_at: float = 0.0
-    done: bool = False
-    ack: Ack | None = None
-    error: Exception | None = None
-    waiter: Any = None
+    __slots__ = (
+        "ack", "acked_at", "deadline", "done", "error", "ids", "link", "messages", "sent_as",
+        "sent_at", "waiter",
+    )  # fmt: skip
+
+    def __init__(self, ids: tuple[int, int], messages: Iterable[Message] | None) -> None:
+        self.ids: tuple[int, int] = ids
+        self.messages: Iterable[Message] | None = messages
+        self.link: Link | None = None
+        self.sent_as: tuple[int, int] = ids
+        self.sent_at: float = 0.0
+        self.acked_at: float = 0.0
+        self.deadline: float = 0.0
+        self.done: bool = False
+        self.ack: Ack | None = None
+        self.error: Exception | None = None
+        self.waiter: Any = None
 
     def result(self) -> Ack:
         """The ACK. Raises the error if there is no ACK."""
@@ -218,9 +227,11 @@ class Pool:
 
     def _link_with_room(self) -> Link | None:
         """The next connection that takes a call, in turn; None if all are full."""
-        for position, link in enumerate(self.links, 1):
+        links = self.links
+        for link in links:
             if len(link.protocol.waiting) < link.capacity and not link.blocked:
-                self.links.rotate(-position)
+                while links[-1] is not link:
+                    links.rotate(-1)
                 return link
         return None
 
@@ -254,14 +265,14 @@ class Pool:
         """Take the events that a connection's protocol has made of received bytes."""
         for event in events:
             if type(event) is Ack:
-                self._acknowledge(link, event)
+                self._acknowledge(link, event, now)
             elif type(event) is Disconnect:
                 self.lost(link, event.message, event.code, now)
                 return
         if self._queue:
             self.pump(now)
 
-    def _acknowledge(self, link: Link, ack: Ack) -> None:
+    def _acknowledge(self, link: Link, ack: Ack, now: float) -> None:
         """End the call of an ACK. It is of this connection or, with async in force, of another
         one of the engine (section 3.2.1)."""
         ids = ack.stream_id, ack.frame_id
@@ -273,7 +284,7 @@ class Pool:
                 return
             exchange.link.protocol.waiting.discard(ids)
         if not exchange.done:
-            exchange.ack, exchange.done = ack, True
+            exchange.ack, exchange.acked_at, exchange.done = ack, now, True
             self._driver.wake(exchange)
         del link.exchanges[ids]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from spop.client import AsyncClient
 from spop.constants import EngineStatus
@@ -13,6 +13,8 @@ from spop.engine.core import EngineCore, stream_of
 from spop.engine.filter import Processing, StreamContext
 from spop.engine.stream import Stream, StreamFields
 from spop.errors import SpopTimeoutError
+
+T = TypeVar("T")
 
 
 class AsyncStream(StreamContext):
@@ -27,21 +29,23 @@ class AsyncStream(StreamContext):
         Cancelling the task interrupts the processing. That is an error: without
         ``option continue-on-error``, the engine is disabled for the stream.
         """
-        return self._exchange(self._begin_event, event)
+        return self._exchange(self.begin_event, event)
 
     def send_group(self, name: str) -> Coroutine[Any, Any, Processing | None]:
         """Send the messages of a group, as `BlockingStream.send_group` does."""
-        return self._exchange(self._begin_group, name)
+        return self._exchange(self.begin_group, name)
 
-    async def _exchange(
-        self, begin: Callable[[str], Processing | None], name: str
-    ) -> Processing | None:
-        processing = begin(name)
+    def exchange(self, processing: Processing) -> Coroutine[Any, Any, Processing | None]:
+        """Exchange what `begin_event` or `begin_group` began. Raises what `event` raises."""
+        return self._exchange(_begun, processing)
+
+    async def _exchange(self, begin: Callable[[T], Processing | None], of: T) -> Processing | None:
+        processing = begin(of)
         if processing is None:
             return None
         calls = self._engine._calls
         try:
-            calls.submit(processing)
+            calls.pool.call(processing, processing.queued_at)
             if not processing.done:
                 await calls.waiter(processing, processing.started_at + self._filter.timeout)
         except SpopTimeoutError:
@@ -60,6 +64,10 @@ class AsyncStream(StreamContext):
 
     async def __aexit__(self, *exc_info: object) -> None:
         """End the stream."""
+
+
+def _begun(processing: Processing) -> Processing:
+    return processing
 
 
 class AsyncEngine(EngineCore):

@@ -31,7 +31,8 @@ class BlockingStream(StreamContext):
             ValueError: there is no such event.
             LocalProtocolError: a later event of the stream has happened, or the engine is closed.
         """
-        return self._exchange(self._begin_event(event))
+        processing = self.begin_event(event)
+        return None if processing is None else self.exchange(processing)
 
     def send_group(self, name: str) -> Processing | None:
         """Send the messages of a group, as ``send-spoe-group`` does. Returns what `event` returns.
@@ -40,11 +41,11 @@ class BlockingStream(StreamContext):
             ValueError: the configuration has no such group.
             LocalProtocolError: the engine is closed.
         """
-        return self._exchange(self._begin_group(name))
+        processing = self.begin_group(name)
+        return None if processing is None else self.exchange(processing)
 
-    def _exchange(self, processing: Processing | None) -> Processing | None:
-        if processing is None:
-            return None
+    def exchange(self, processing: Processing) -> Processing:
+        """Exchange what `begin_event` or `begin_group` began. Raises what `event` raises."""
         calls = self._engine._calls
         deadline = processing.started_at + self._filter.timeout
         try:

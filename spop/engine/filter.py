@@ -47,7 +47,7 @@ INT64_MAX = Int64.maximum
 _NEVER_QUEUED = (EngineStatus.RESOURCES, EngineStatus.TOO_BIG)
 """Errors that HAProxy finds before it measures the time to evaluate messages."""
 
-_ORDER = {
+_ORDER: dict[str, int] = {
     Event.ON_CLIENT_SESSION: 0,
     Event.ON_FRONTEND_TCP_REQUEST: 1,
     Event.ON_FRONTEND_HTTP_REQUEST: 2,
@@ -69,11 +69,11 @@ class Processing(Exchange):
         label: ``EVENT:on-client-session`` or ``GROUP:name``.
         messages: the messages that were sent.
         status: an `EngineStatus`, or 256 plus a `Status` of the protocol; 0 is success.
-        started_at, queued_at, sent_at, acked_at, ended_at: the time of each step, as
-            `time.monotonic` gives it; 0 for a step that did not happen.
+        started_at, queued_at, ended_at: the time of a step, as `sent_at` and `acked_at` of the
+            exchange are: as `time.monotonic` gives it, 0 for a step that did not happen.
     """
 
-    __slots__ = ("acked_at", "ended_at", "label", "queued_at", "started_at", "status")
+    __slots__ = ("ended_at", "label", "queued_at", "started_at", "status")
 
     def __init__(
         self, ids: tuple[int, int], messages: Sequence[Message], label: str, started_at: float
@@ -82,7 +82,6 @@ class Processing(Exchange):
         self.label: str = label
         self.started_at: float = started_at
         self.queued_at: float = monotonic()
-        self.acked_at: float = 0.0
         self.ended_at: float = 0.0
         self.status: int = 0
 
@@ -133,7 +132,6 @@ class StreamContext:
     enabled: bool = field(default=True, init=False)
     total_time: int = field(default=0, init=False)
     _seen: tuple[str, ...] = field(default=(), init=False)
-    _reached: int = field(default=0, init=False)
 
     @property
     def response(self) -> Response | None:
@@ -154,27 +152,31 @@ class StreamContext:
         """The variables of the stream, by whole name: ``vars["txn.waf.action"]``."""
         return self.stream.variables
 
-    def _begin_event(self, event: str) -> Processing | None:
-        """Begin an event. Each event happens once, and in order.
+    def begin_event(self, event: str) -> Processing | None:
+        """Begin an event. Each event happens once, and in order. `exchange` must follow.
+
+        Returns:
+            None if there is nothing to exchange.
 
         Raises:
             ValueError: there is no such event.
             LocalProtocolError: a later event of the stream has happened.
         """
-        order = _ORDER.get(event)  # type: ignore[call-overload]
+        order = _ORDER.get(event)
         if order is None:
             raise ValueError(with_hint(f"unknown event '{event}'", did_you_mean(event, Event)))
-        if order < self._reached:
-            raise LocalProtocolError(f"{event} after a later event of the stream")
-        if event in self._seen:
-            return None
-        self._seen += (event,)
-        self._reached = order
+        if seen := self._seen:
+            if order < _ORDER[seen[-1]]:
+                raise LocalProtocolError(f"{event} after a later event of the stream")
+            if event in seen:
+                return None
+        self._seen = (*seen, event)
         if order >= _FIRST_OF_RESPONSE:
             self.stream.variables.begin_response()
         return self._filter.begin(self, self._filter.events.get(event))
 
-    def _begin_group(self, name: str) -> Processing | None:
+    def begin_group(self, name: str) -> Processing | None:
+        """Begin a group, as `begin_event` begins an event. Raises ValueError if there is none."""
         if self.stream.response is not None:
             self.stream.variables.begin_response()
         return self._filter.begin(self, self._filter.group(name))
@@ -370,14 +372,13 @@ class Filter:
         elif ack is None:
             processing.status = self._status(processing.error)
             if processing.sent_at:
-                processing.acked_at = monotonic()
+                processing.acked_at = monotonic()  # HAProxy's log has the end of the wait here.
             elif processing.status in _NEVER_QUEUED:
                 processing.queued_at = 0.0
         elif ack.aborted and _was_fragmented(processing):
             processing.status = EngineStatus.FRAGMENTATION_ABORTED
         else:
-            processing.acked_at = monotonic()
-            self._act(context, ack.actions)
+            self._act(context.stream.variables, ack.actions)
             if ack.ignored:
                 self._note_ignored(processing, ack.ignored)
         self._finish(context, processing)
@@ -397,14 +398,13 @@ class Filter:
         took = int((now - processing.started_at) * 1000)
         context.total_time += took
         context.status = status
-        variables = context.stream.variables
         if config.set_process_time is not None:
-            variables.set(config.set_process_time, took)
+            context.vars.set(config.set_process_time, took)
         if config.set_total_time is not None:
-            variables.set(config.set_total_time, context.total_time)
+            context.vars.set(config.set_total_time, context.total_time)
         if status:
             if config.set_on_error is not None:
-                variables.set(config.set_on_error, int(status))
+                context.vars.set(config.set_on_error, int(status))
             # Section 2.2: after an error the engine is disabled for the stream.
             context.enabled = config.continue_on_error
             with self._lock:
@@ -429,9 +429,8 @@ class Filter:
         self._problems.warning("messages could not be sent: %r", error)
         return EngineStatus.UNKNOWN
 
-    def _act(self, context: StreamContext, actions: Iterable[Action]) -> None:
+    def _act(self, variables: Variables, actions: Iterable[Action]) -> None:
         """Set and unset the variables of an ACK (section 3.4)."""
-        variables = context.stream.variables
         permissions = self.permissions
         for scope, name, value in actions:
             variable = permissions.known[scope].get(name) or permissions.admit(scope, name)

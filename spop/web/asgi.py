@@ -8,22 +8,23 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from spop.engine import AsyncEngine
+from spop.engine.asynchronous import AsyncStream
+from spop.engine.filter import Processing
 from spop.engine.samples.types import raw, text
-from spop.engine.stream import HeaderFields, Response, Tls
+from spop.engine.stream import HeaderFields, IPAddress, Response, Tls
+from spop.web.decision import VARIABLES, Reply, decide
 from spop.web.policy import MAX_BODY, Policy
-from spop.web.rules import Rule
-from spop.web.transaction import (
-    VARIABLES,
+from spop.web.received import (
     ReceivedRequest,
     ReceivedStream,
-    Reply,
-    Transaction,
     address,
     http_version,
     is_event_stream,
     new_unique_id,
     quoted,
+    when_read,
 )
+from spop.web.rules import Rule
 
 ASGIScope = MutableMapping[str, Any]
 ASGIMessage = MutableMapping[str, Any]
@@ -33,6 +34,21 @@ ASGIApp = Callable[[ASGIScope, Receive, Send], Awaitable[None]]
 
 _SECURE = ("https", "wss")
 _TLS_VERSIONS = {0x301: "TLSv1", 0x302: "TLSv1.1", 0x303: "TLSv1.2", 0x304: "TLSv1.3"}
+
+
+class _Request(ReceivedRequest):
+    """The request of a scope."""
+
+    version: str = when_read(lambda self: http_version(self.received.get("http_version", "1.1")))
+    headers: HeaderFields = when_read(lambda self: _headers(self.received["headers"]))
+
+
+class _Stream(ReceivedStream):
+    """The stream of a scope."""
+
+    destination: IPAddress | None = when_read(lambda self: address(_server(self.received)[0]))
+    destination_port: int = when_read(lambda self: _server(self.received)[1] or 0)
+    tls: Tls | None = when_read(lambda self: _tls(self.received))
 
 
 class ASGIMiddleware:
@@ -94,26 +110,27 @@ class ASGIMiddleware:
         if scope["type"] != "http":
             await self._other(scope, receive, send)
             return
-        scope, transaction = self._begin(scope)
-        if self._policy.request_body:
+        policy = self._policy
+        context, stream = self._begin(scope)
+        if policy.request_body:
             received = _Received(receive)
-            body = await received.body(self._policy.request_body)
+            body = await received.body(policy.request_body)
             if body is None:  # The client has disconnected. Agents don't see its request.
                 return
-            transaction.stream.request.body = body  # type: ignore[union-attr]
+            stream.request.body = body
             receive = received
-        reply = await transaction.request()
-        if reply is not None:
-            await _send_reply(send, reply)
+        steps = iter(policy.request_steps)
+        while isinstance(decision := decide(context, steps), Processing):
+            await context.exchange(decision)
+        if decision is not None:
+            await _send_reply(send, decision)
             return
-        if transaction.changed:
-            _copy_headers(transaction, scope)
-        if not self._policy.acts_on_response:
-            await self.app(scope, receive, send)
+        if not policy.acts_on_response:
+            await self.app(self._scope(stream), receive, send)
             return
-        responder = _Responder(transaction, self._policy.response_body, send)
+        responder = _Responder(context, stream, policy, send)
         try:
-            await self.app(scope, receive, responder)
+            await self.app(self._scope(stream), receive, responder)
         except Exception:
             if not responder.refused:
                 raise
@@ -129,17 +146,17 @@ class ASGIMiddleware:
             await self.app(scope, receive, send)
 
     async def _websocket(self, scope: ASGIScope, receive: Receive, send: Send) -> None:
-        scope, transaction = self._begin(scope)
+        context, stream = self._begin(scope)
         received = _Received(receive)
         if not await received.connect():
             return
-        reply = await transaction.request()
-        if reply is None:
-            if transaction.changed:
-                _copy_headers(transaction, scope)
-            await self.app(scope, received, send)
+        steps = iter(self._policy.request_steps)
+        while isinstance(decision := decide(context, steps), Processing):
+            await context.exchange(decision)
+        if decision is None:
+            await self.app(self._scope(stream), received, send)
         elif "websocket.http.response" in (scope.get("extensions") or ()):
-            await _send_reply(send, reply, "websocket.http.response")
+            await _send_reply(send, decision, "websocket.http.response")
         else:
             await send({"type": "websocket.close"})
 
@@ -179,33 +196,30 @@ class ASGIMiddleware:
 
         return send_and_close
 
-    def _begin(self, scope: ASGIScope) -> tuple[ASGIScope, Transaction]:
-        """A copy of the scope for the application, and the transaction of the request."""
-        headers = list(scope["headers"])
-        unique_id = self._unique_id(headers) if self._unique_id_header else None
+    def _begin(self, scope: ASGIScope) -> tuple[AsyncStream, _Stream]:
+        """The stream of a request, as the engine sees it, and its data."""
+        unique_id = None
+        if self._unique_id_header:
+            headers = list(scope["headers"])
+            unique_id = self._unique_id(headers)
+            scope = {**scope, "headers": headers}
         source, source_port = scope.get("client") or (None, 0)
-        destination, destination_port = scope.get("server") or (None, 0)
-        request = ReceivedRequest(
-            scope.get("method", "GET"),
-            _uri(scope),
-            http_version(scope.get("http_version", "1.1")),
-            headers,
-            _headers,
-        )
-        stream = ReceivedStream(  # By position: with names it takes half as long again.
-            address(source),
-            source_port or 0,
-            address(destination),
-            destination_port or 0,
-            request,
-            _tls(scope) if scope.get("scheme") in _SECURE else None,
-            scope.get(VARIABLES),
-            unique_id,
-        )
+        request = _Request(scope, scope.get("method", "GET"), _uri(scope))
+        stream = _Stream(scope, address(source), source_port or 0, request, scope.get(VARIABLES))
+        if unique_id is not None:
+            stream.unique_id = unique_id
         engine = self._engines.get(asyncio.get_running_loop()) or self._engine()
-        # The application may change its list.
-        scope = {**scope, "headers": headers.copy(), VARIABLES: stream.variables}
-        return scope, Transaction(self._policy, stream, engine.begin(stream))
+        return engine.begin(stream), stream
+
+    def _scope(self, stream: _Stream) -> ASGIScope:
+        """The scope for the application: a copy with the variables, and header fields of rules."""
+        scope = {**stream.received}
+        scope[VARIABLES] = stream.variables
+        if stream.changed:
+            scope["headers"] = _raw_headers(stream.request.headers)
+        elif self._policy.acts_on_response:  # Rules read the request as it came.
+            scope["headers"] = list(scope["headers"])
+        return scope
 
     def _unique_id(self, headers: list[tuple[bytes, bytes]]) -> str:
         """The unique-id of these header fields. It is added to them if it is missing."""
@@ -257,9 +271,11 @@ class _Responder:
             the client has disconnected.
     """
 
-    def __init__(self, transaction: Transaction, wait: int, send: Send) -> None:
-        self._transaction = transaction
-        self._wait = wait
+    def __init__(self, context: AsyncStream, stream: _Stream, policy: Policy, send: Send) -> None:
+        self._context = context
+        self._stream = stream
+        self._steps = iter(policy.response_steps)
+        self._wait = policy.response_body
         self._send = send
         self._held: list[ASGIMessage] = []
         self._body = bytearray()
@@ -300,8 +316,7 @@ class _Responder:
 
     def _begin(self, message: ASGIMessage) -> None:
         headers = _headers(message["headers"])
-        request = self._transaction.stream.request
-        version = request.version if request else "1.1"
+        version = self._stream.request.version
         self._response = Response(message["status"], version, headers)
         if is_event_stream(headers):
             self._wait = 0
@@ -314,16 +329,18 @@ class _Responder:
         return bool(message["type"] == "http.response.start")
 
     async def _decide(self) -> None:
-        transaction = self._transaction
+        stream = self._stream
         self._response.body = bytes(self._body[: self._wait])
-        reply = await transaction.response(self._response)
+        stream.begin_response(self._response)
+        while isinstance(decision := decide(self._context, self._steps), Processing):
+            await self._context.exchange(decision)
         self._decided = True
         held, self._held, self._body = self._held, [], bytearray()
-        if reply is not None:
+        if decision is not None:
             self._replaced = True
-            await _send_reply(self._send, reply)
+            await _send_reply(self._send, decision)
             return
-        if transaction.changed:
+        if stream.changed:
             held[0] = {**held[0], "headers": _raw_headers(self._response.headers)}
         for message in held:
             await self._send(message)
@@ -335,17 +352,12 @@ async def _send_reply(send: Send, reply: Reply, kind: str = "http.response") -> 
     await send({"type": f"{kind}.body", "body": reply.body})
 
 
-def _copy_headers(transaction: Transaction, scope: ASGIScope) -> None:
-    """Copy the header fields to the scope, as rules have changed some."""
-    assert transaction.stream.request is not None
-    scope["headers"] = _raw_headers(transaction.stream.request.headers)
-
-
 def _uri(scope: ASGIScope) -> str:
     """The URI of the request line. Without ``raw_path``, it is made from the decoded path."""
-    path = scope.get("raw_path") or quoted(scope["path"]).encode()
-    query = scope.get("query_string")
-    return text(path + b"?" + query if query else path)
+    uri = scope.get("raw_path") or quoted(scope["path"]).encode()
+    if query := scope.get("query_string"):
+        uri += b"?" + query
+    return uri.decode() if uri.isascii() else text(uri)
 
 
 def _headers(headers: list[tuple[bytes, bytes]]) -> HeaderFields:
@@ -362,8 +374,14 @@ def _raw_headers(headers: HeaderFields) -> list[tuple[bytes, bytes]]:
         return [(raw(name.lower()), raw(value)) for name, value in headers]
 
 
-def _tls(scope: ASGIScope) -> Tls:
+def _server(scope: ASGIScope) -> tuple[str | None, int | None]:
+    return scope.get("server") or (None, None)
+
+
+def _tls(scope: ASGIScope) -> Tls | None:
     """The TLS session, with details if the server has ASGI's TLS extension."""
+    if scope.get("scheme") not in _SECURE:
+        return None
     known = (scope.get("extensions") or {}).get("tls") or {}
     return Tls(
         protocol=_TLS_VERSIONS.get(known.get("tls_version", 0)),

@@ -1,6 +1,6 @@
 """When a rule applies: comparisons of variables in Python, or conditions in HAProxy's syntax.
 
-A condition is compiled once, when the rule is made, to a closure over the transaction.
+A condition is compiled once, when the rule is made, to a function of the stream.
 """
 
 from __future__ import annotations
@@ -9,31 +9,23 @@ import operator
 import os
 from collections.abc import Callable, Container
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from spop.engine.acl import AclError, compile_condition
 from spop.engine.config.diagnostics import ConfigError
 from spop.engine.config.model import Location
 from spop.engine.config.words import split_words
-from spop.engine.stream import Stream
-from spop.values import VARIABLE, DecodedValue
+from spop.values import VARIABLE
+from spop.web.received import ReceivedStream
 
-
-class Subject(Protocol):
-    """What a condition tests. `spop.web.transaction.Transaction` is one."""
-
-    stream: Stream
-    failed: bool
-
-
-Test = Callable[[Subject], bool]
+Test = Callable[[ReceivedStream], bool]
 
 
 class Condition:
     """A test of a request, its response and its variables. ``&``, ``|`` and ``~`` combine them.
 
     Attributes:
-        holds: whether the condition is true of a transaction.
+        holds: whether the condition is true of a stream.
         variables: the whole names of the variables that it reads.
         text: its words as written; empty if it was made in Python.
     """
@@ -48,16 +40,16 @@ class Condition:
     def __and__(self, other: Condition | str) -> Condition:
         other = condition_of(other)
         first, second = self.holds, other.holds
-        return self._with(other, lambda transaction: first(transaction) and second(transaction))
+        return self._with(other, lambda stream: first(stream) and second(stream))
 
     def __or__(self, other: Condition | str) -> Condition:
         other = condition_of(other)
         first, second = self.holds, other.holds
-        return self._with(other, lambda transaction: first(transaction) or second(transaction))
+        return self._with(other, lambda stream: first(stream) or second(stream))
 
     def __invert__(self) -> Condition:
         holds = self.holds
-        return Condition(lambda transaction: not holds(transaction), self.variables, self.text)
+        return Condition(lambda stream: not holds(stream), self.variables, self.text)
 
     def _with(self, other: Condition, holds: Test) -> Condition:
         return Condition(holds, self.variables | other.variables, f"{self.text} {other.text}")
@@ -66,8 +58,8 @@ class Condition:
         raise TypeError("a condition is true of a request: combine several with & | ~")
 
 
-agent_failed: Condition = Condition(lambda transaction: transaction.failed, frozenset())
-"""True if an exchange with an agent has failed in this transaction."""
+agent_failed: Condition = Condition(lambda stream: stream.failed, frozenset())
+"""True if an exchange with an agent has failed for this request."""
 
 
 class Variable:
@@ -84,42 +76,39 @@ class Variable:
 
     def is_set(self) -> Condition:
         """Whether it has a value."""
-        return self._when(lambda value: True)
+        return self._when(lambda value, _: True)
 
     def is_in(self, values: Container[Any]) -> Condition:
         """Whether its value is one of several."""
-        return self._when(lambda value: value in values)
+        return self._when(lambda value, among: value in among, values)
 
     def __eq__(self, value: Any) -> Condition:  # type: ignore[override]
-        return self._compared(operator.eq, value)
+        return self._when(operator.eq, value)
 
     def __ne__(self, value: Any) -> Condition:  # type: ignore[override]
-        return ~self._compared(operator.eq, value)
+        return ~self._when(operator.eq, value)
 
     def __lt__(self, value: Any) -> Condition:
-        return self._compared(operator.lt, value)
+        return self._when(operator.lt, value)
 
     def __le__(self, value: Any) -> Condition:
-        return self._compared(operator.le, value)
+        return self._when(operator.le, value)
 
     def __gt__(self, value: Any) -> Condition:
-        return self._compared(operator.gt, value)
+        return self._when(operator.gt, value)
 
     def __ge__(self, value: Any) -> Condition:
-        return self._compared(operator.ge, value)
+        return self._when(operator.ge, value)
 
     __hash__: ClassVar[None] = None  # type: ignore[assignment]
 
-    def _compared(self, compare: Callable[[Any, Any], bool], value: Any) -> Condition:
-        return self._when(lambda found: compare(found, value))
-
-    def _when(self, test: Callable[[DecodedValue], bool]) -> Condition:
+    def _when(self, test: Callable[[Any, Any], bool], operand: Any = None) -> Condition:
         name = self.name
 
-        def holds(transaction: Subject) -> bool:
-            value = transaction.stream.variables.get(name)
+        def holds(stream: ReceivedStream) -> bool:
+            value = stream.variables.get(name)
             try:
-                return value is not None and test(value)
+                return value is not None and test(value, operand)
             except TypeError:  # Values of different types have no order.
                 return False
 
@@ -152,5 +141,4 @@ def condition_of(when: Condition | str) -> Condition:
         raise ValueError(f"{when!r}: {error.diagnostics[0].message}") from None
     except AclError as error:
         raise ValueError(f"{when!r}: {error}") from None
-    holds = compiled.holds
-    return Condition(lambda transaction: holds(transaction.stream), compiled.variables, when)
+    return Condition(compiled.holds, compiled.variables, when)

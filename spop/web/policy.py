@@ -16,6 +16,8 @@ MAX_BODY = 64 * 1024
 
 _RESPONSE_EVENTS = (Event.ON_SERVER_SESSION, Event.ON_TCP_RESPONSE, Event.ON_HTTP_RESPONSE)
 
+Step = Event | Rule
+
 _BODY = re.compile(r"\b(req|res)\.body")
 
 
@@ -31,7 +33,7 @@ class Policy:
         wait_for_response_body: the same for the response's body.
 
     Attributes:
-        request_events, response_events: the events that have messages.
+        request_steps, response_steps: the events that have messages, then the rules.
         acts_on_response: there are events or rules for the response.
         request_body, response_body: bytes to wait for; 0 is not to wait.
         variables: the variables that rules read. Agents must be permitted to set them.
@@ -52,15 +54,18 @@ class Policy:
     ) -> None:
         if max_body < 1:
             raise ValueError(f"max_body is {max_body}, 1 at least")
-        self.http_request: tuple[Rule, ...] = tuple(http_request)
-        self.http_response: tuple[Rule, ...] = tuple(http_response)
+        request_rules, response_rules = tuple(http_request), tuple(http_response)
         events = [event for event in Event if config.events.get(event)]
-        self.request_events: tuple[Event, ...] = tuple(
-            e for e in events if e not in _RESPONSE_EVENTS
+        self.request_steps: tuple[Step, ...] = (
+            *(event for event in events if event not in _RESPONSE_EVENTS),
+            *request_rules,
         )
-        self.response_events: tuple[Event, ...] = tuple(e for e in events if e in _RESPONSE_EVENTS)
-        self.acts_on_response: bool = bool(self.response_events or self.http_response)
-        rules = (*self.http_request, *self.http_response)
+        self.response_steps: tuple[Step, ...] = (
+            *(event for event in events if event in _RESPONSE_EVENTS),
+            *response_rules,
+        )
+        self.acts_on_response: bool = bool(self.response_steps)
+        rules = (*request_rules, *response_rules)
         read = _bodies_read(config, rules)
         self.request_body: int = _bytes_to_wait_for(max_body, wait_for_body, "req" in read)
         self.response_body: int = _bytes_to_wait_for(

@@ -5,34 +5,50 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import Any
 from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvironment
 
 from spop.engine import Engine
 from spop.engine.blocking import BlockingStream
 from spop.engine.filter import Processing
 from spop.engine.samples.types import raw, text
-from spop.engine.stream import HeaderFields, Response, Tls
-from spop.web.policy import MAX_BODY, Policy
-from spop.web.rules import Rule
-from spop.web.transaction import (
-    INCOMPLETE_REQUEST,
-    VARIABLES,
-    Decision,
+from spop.engine.stream import HeaderFields, IPAddress, Response, Tls
+from spop.web.decision import INCOMPLETE_REQUEST, VARIABLES, Reply, decide
+from spop.web.policy import MAX_BODY, Policy, Step
+from spop.web.received import (
     ReceivedRequest,
     ReceivedStream,
-    Reply,
-    Transaction,
     address,
     http_version,
     is_event_stream,
     new_unique_id,
     quoted,
+    when_read,
 )
+from spop.web.rules import Rule
 
 _NOT_HTTP = {"content-type": "CONTENT_TYPE", "content-length": "CONTENT_LENGTH"}
 
 Write = Callable[[bytes], object]
+
+
+class _Request(ReceivedRequest):
+    """The request of an environ."""
+
+    version: str = when_read(lambda self: http_version(_version(self.received)))
+    headers: HeaderFields = when_read(lambda self: _headers(self.received))
+
+
+class _Stream(ReceivedStream):
+    """The stream of an environ."""
+
+    destination: IPAddress | None = when_read(
+        lambda self: address(self.received.get("SERVER_NAME"))
+    )
+    destination_port: int = when_read(lambda self: _port(self.received.get("SERVER_PORT")))
+    tls: Tls | None = when_read(
+        lambda self: Tls() if self.received.get("wsgi.url_scheme") == "https" else None
+    )
 
 
 class WSGIMiddleware:
@@ -84,41 +100,36 @@ class WSGIMiddleware:
             if read is None:  # The client has disconnected. Agents don't see its request.
                 return _start_reply(start_response, INCOMPLETE_REQUEST)
             body = read
-        transaction = self._begin(environ, body)
-        reply = _done(transaction.request())
+        context, stream = self._begin(environ, body)
+        reply = _decide(context, policy.request_steps)
         if reply is not None:
             return _start_reply(start_response, reply)
-        environ[VARIABLES] = transaction.stream.variables
-        _copy_changed_headers(transaction, environ)
+        environ[VARIABLES] = stream.variables
+        _copy_changed_headers(stream, environ)
         if not policy.acts_on_response:
             return self.app(environ, start_response)
-        responder = _Responder(transaction, policy.response_body, start_response)
+        responder = _Responder(context, stream, policy, start_response)
         return responder.respond(self.app(environ, responder.start_response))
 
-    def _begin(self, environ: WSGIEnvironment, body: bytes) -> Transaction:
+    def _begin(self, environ: WSGIEnvironment, body: bytes) -> tuple[BlockingStream, _Stream]:
         key = self._unique_id_key
         unique_id = environ.get(key) if key else None
         if key and not unique_id:
             environ[key] = unique_id = new_unique_id()
-        request = ReceivedRequest(
-            environ["REQUEST_METHOD"],
-            _uri(environ),
-            http_version(environ.get("SERVER_PROTOCOL", "HTTP/1.1").partition("/")[2]),
-            environ.copy(),  # The application may change its own.
-            _headers,
-            body,
-        )
-        stream = ReceivedStream(  # By position, as in ASGI's.
+        # The application may change its own.
+        received = environ.copy() if self._policy.acts_on_response else environ
+        request = _Request(received, environ["REQUEST_METHOD"], _uri(environ))
+        request.body = body
+        stream = _Stream(
+            received,
             address(environ.get("REMOTE_ADDR")),
             _port(environ.get("REMOTE_PORT")),
-            address(environ.get("SERVER_NAME")),
-            _port(environ.get("SERVER_PORT")),
             request,
-            Tls() if environ.get("wsgi.url_scheme") == "https" else None,
             environ.get(VARIABLES),
-            _text(unique_id) if unique_id else None,
         )
-        return Transaction(self._policy, stream, _Blocking(self._engine.stream(stream)))
+        if unique_id:
+            stream.unique_id = _text(unique_id)
+        return self._engine.stream(stream), stream
 
 
 class _Input:
@@ -158,9 +169,17 @@ class _Input:
 class _Responder:
     """Holds a response back until agents have decided, at its first bytes or when enough came."""
 
-    def __init__(self, transaction: Transaction, wait: int, start_response: StartResponse) -> None:
-        self._transaction = transaction
-        self._wait = wait
+    def __init__(
+        self,
+        context: BlockingStream,
+        stream: _Stream,
+        policy: Policy,
+        start_response: StartResponse,
+    ) -> None:
+        self._context = context
+        self._stream = stream
+        self._steps = policy.response_steps
+        self._wait = policy.response_body
         self._start_response = start_response
         self._started: tuple[str, list[tuple[str, str]]] | None = None
         self._write: Write | None = None
@@ -207,21 +226,21 @@ class _Responder:
     def _decide(self, body: bytes) -> None:
         if self._started is None:
             raise AssertionError("start_response() was not called before the body began")
-        transaction = self._transaction
+        stream = self._stream
         status, headers = self._started
-        request = transaction.stream.request
         response = Response(
             int(status.partition(" ")[0]),
-            request.version if request else "1.1",
+            stream.request.version,
             [(name, _text(value)) for name, value in headers],
             body[: self._body_wanted()],
         )
-        self._reply = _done(transaction.response(response))
+        stream.begin_response(response)
+        self._reply = _decide(self._context, self._steps)
         self._decided = True
         if self._reply is not None:
             _start_reply(self._start_response, self._reply)
             return
-        if transaction.changed:
+        if stream.changed:
             headers = _native(response.headers)
         self._write = self._start_response(status, headers)
 
@@ -251,26 +270,11 @@ class _Body:
         _close(self._result)
 
 
-class _Blocking(NamedTuple):
-    """A stream whose events are done when they are awaited."""
-
-    context: BlockingStream
-
-    async def event(self, event: str) -> Processing | None:
-        return self.context.event(event)
-
-    async def send_group(self, name: str) -> Processing | None:
-        return self.context.send_group(name)
-
-
-def _done(decision: Decision) -> Reply | None:
-    """What a coroutine gives that never waits."""
-    try:
-        decision.send(None)
-    except StopIteration as end:
-        reply: Reply | None = end.value
-        return reply
-    raise AssertionError("an event did not block")
+def _decide(context: BlockingStream, steps: Iterable[Step]) -> Reply | None:
+    steps = iter(steps)
+    while isinstance(decision := decide(context, steps), Processing):
+        context.exchange(decision)
+    return decision
 
 
 def _start_reply(start_response: StartResponse, reply: Reply) -> Iterable[bytes]:
@@ -305,13 +309,11 @@ def _read(stream: InputStream, size: int) -> bytes:
     return bytes(parts)
 
 
-def _copy_changed_headers(transaction: Transaction, environ: WSGIEnvironment) -> None:
+def _copy_changed_headers(stream: _Stream, environ: WSGIEnvironment) -> None:
     """Copy the header fields that rules have changed. Several of a name are joined by commas."""
-    request = transaction.stream.request
-    assert request is not None
-    for name in transaction.changed:
+    for name in stream.changed:
         key = _key(name)
-        values = [value for other, value in request.headers if _key(other) == key]
+        values = [value for other, value in stream.request.headers if _key(other) == key]
         if values:
             environ[key] = ",".join(raw(value).decode("latin-1") for value in values)
         else:
@@ -334,6 +336,11 @@ def _uri(environ: WSGIEnvironment) -> str:
     return f"{uri}?{_text(query)}" if query else uri
 
 
+def _version(environ: WSGIEnvironment) -> str:
+    protocol: str = environ.get("SERVER_PROTOCOL", "HTTP/1.1")
+    return protocol.partition("/")[2]
+
+
 def _headers(environ: WSGIEnvironment) -> HeaderFields:
     fields = [
         (key[5:].replace("_", "-").lower(), _text(value))
@@ -353,8 +360,10 @@ def _native(headers: HeaderFields) -> list[tuple[str, str]]:
     return [(name, raw(value).decode("latin-1")) for name, value in headers]
 
 
-def _port(port: str | None) -> int:
-    return int(port) if port and port.isdecimal() else 0
+def _port(port: object) -> int:
+    """A port, which the server of Werkzeug, and so `flask run`, gives as an integer."""
+    text = str(port)
+    return int(text) if text.isdecimal() else 0
 
 
 def _close(result: Iterable[bytes]) -> None:

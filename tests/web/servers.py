@@ -18,6 +18,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import uvicorn
 import waitress.server
+import werkzeug.serving
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
 from waitress.channel import HTTPChannel
@@ -239,6 +240,27 @@ def wsgiref_serving(app: Any) -> Iterator[int]:
         finally:
             server.shutdown()
             thread.join(20)
+
+
+class _QuietWerkzeug(werkzeug.serving.WSGIRequestHandler):
+    def log(self, *args: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def werkzeug_serving(app: Any) -> Iterator[int]:
+    """A WSGI application under the server that ``flask run`` starts; its port."""
+    server = werkzeug.serving.make_server(
+        "127.0.0.1", 0, app, threaded=True, request_handler=_QuietWerkzeug
+    )
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        thread.join(20)
+        server.server_close()
 
 
 GUNICORN_APP = """

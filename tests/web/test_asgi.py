@@ -29,9 +29,9 @@ from servers import (
 )
 
 from spop.engine import AsyncEngine
-from spop.engine.stream import header_fields
+from spop.engine.stream import HeaderFields, header_fields
 from spop.web import ASGIMiddleware, agent_failed, deny, send_group, set_header, set_var, var
-from spop.web.transaction import ReceivedRequest
+from spop.web.received import ReceivedRequest, when_read
 
 LIMIT = 1000
 DENIES = deny(when=var("txn.waf.action") == "deny")
@@ -552,7 +552,10 @@ def test_header_fields_are_made_when_something_reads_them() -> None:
         reads.append(source)
         return [("host", "www.example.org")]
 
-    request = ReceivedRequest("GET", "/", "1.1", "what the server gave", read)
+    class Fields(ReceivedRequest):
+        headers: HeaderFields = when_read(lambda self: read(self.received))
+
+    request = Fields("what the server gave", "GET", "/")
     assert reads == []
     assert header_fields(request, "host") == ["www.example.org"]
     assert request.headers is request.headers

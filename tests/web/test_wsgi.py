@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import io
 import socket
 import threading
@@ -22,6 +23,7 @@ from servers import (
     ask,
     gunicorn_serving,
     waitress_serving,
+    werkzeug_serving,
     wsgiref_serving,
 )
 
@@ -61,7 +63,7 @@ def serve(make_engine: Callable[..., Any]) -> Iterator[Callable[..., int]]:
         yield begin
 
 
-@pytest.mark.parametrize("serving", [waitress_serving, wsgiref_serving])
+@pytest.mark.parametrize("serving", [waitress_serving, wsgiref_serving, werkzeug_serving])
 def test_bodies_reach_the_application_whole(
     serve: Callable[..., int], waf: Waf, serving: Any
 ) -> None:
@@ -84,6 +86,16 @@ def test_bodies_in_chunks_without_a_length(address: str, tmp_path: Any) -> None:
         answer = ask(port, "POST", "/", [b"x" * 100, b"attack"])
         assert (answer.status, answer.body) == (403, b"")
         assert ask(port, "GET", "/a%2Fb").header("x-url") == "/a%2Fb"
+
+
+@pytest.mark.parametrize("serving", [waitress_serving, werkzeug_serving])
+def test_the_port_of_a_client_is_known(serve: Callable[..., int], serving: Any) -> None:
+    port = serve(lazily, serving, http_response=[set_header("x-port", "%[src_port]")])
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    with contextlib.closing(connection):
+        connection.request("GET", "/")
+        own = connection.sock.getsockname()[1]
+        assert connection.getresponse().getheader("x-port") == str(own)
 
 
 READERS: dict[str, Callable[[Any], list[bytes]]] = {
@@ -223,7 +235,7 @@ def in_a_file(environ: Environ, start_response: Any) -> Iterable[bytes]:
     return found
 
 
-@pytest.mark.parametrize("serving", [waitress_serving, wsgiref_serving])
+@pytest.mark.parametrize("serving", [waitress_serving, wsgiref_serving, werkzeug_serving])
 @pytest.mark.parametrize("response", ["", RESPONSE_BODY])
 @pytest.mark.parametrize("app", [lazily, writing, changing_its_mind, in_a_file])
 def test_all_ways_to_respond(
