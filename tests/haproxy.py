@@ -213,9 +213,13 @@ class Load:
     def wrong(self) -> list[Answer]:
         return list(filter(is_wrong, self.answers))
 
-    def wait_until_right(self) -> None:
-        """Until the last 50 answers are right."""
-        wait_until(lambda: not any(map(is_wrong, self.answers[-50:])), "right answers")
+    def wait_until_right(self, last: int = 50) -> None:
+        """Until so many answers in a row are right."""
+        goal = len(self.answers) + last
+        wait_until(
+            lambda: len(self.answers) >= goal and not any(map(is_wrong, self.answers[-last:])),
+            "right answers",
+        )
 
 
 def is_wrong(answer: Answer) -> bool:

@@ -115,7 +115,7 @@ def test_each_message_has_its_timeout() -> None:
 
     @agent.message("m", batch=Batch(size=2, wait=0.01), timeout=0.05)
     async def m(messages: list[Message]) -> list[Any]:
-        await asyncio.sleep(1)
+        await asyncio.sleep(60)
         return [None] * len(messages)
 
     assert ask(agent, range(2), drain_timeout=0) == [{"txn.late": True}] * 2

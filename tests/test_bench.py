@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -226,16 +227,21 @@ def test_each_rate_is_a_stage(ten: str, tmp_path: Path) -> None:
     names = [tmp_path / "r.json", tmp_path / "r.csv"]
     outputs = [word for name in names for word in ("--output", str(name))]
     words = ("--rate", "100,400", "--duration", "0.5", "--warm-up", "0", "--connections", "2")
-    result = bench(ten, *words, *outputs)
-    assert result.returncode == 0, result.stderr
-    assert [line.split()[0] for line in result.stdout.splitlines()] == ["rate", "100", "400"]
-    stages = json.loads(names[0].read_text())["stages"]
-    assert [stage["plan"]["rate"] for stage in stages] == [100, 400]
-    assert stages[0]["frames"] < stages[1]["frames"]
+
+    def have_their_rates() -> bool:
+        result = bench(ten, *words, *outputs)
+        assert result.returncode == 0, result.stderr
+        assert [line.split()[0] for line in result.stdout.splitlines()] == ["rate", "100", "400"]
+        first, second = json.loads(names[0].read_text())["stages"]
+        assert [stage["plan"]["rate"] for stage in (first, second)] == [100, 400]
+        return first["frames"] < second["frames"]
+
+    wait_until(have_their_rates, "two rates, where the machine does not stand still", timeout=15)
     lines = names[1].read_text().splitlines()
     assert lines[0] == "address,rate,latency_seconds,share"
     assert {line.split(",")[1] for line in lines[1:]} == {"100.0", "400.0"}
-    assert bench(ten, *words, "--fail-if", "rate>200").returncode == 1
+    fails = partial(bench, ten, *words, "--fail-if", "rate>200")
+    wait_until(lambda: fails().returncode == 1, "the limit that one stage reaches", timeout=15)
 
 
 def test_two_agents_are_measured_in_turn(ten: str) -> None:

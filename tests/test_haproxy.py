@@ -269,7 +269,6 @@ def test_haproxys_reload_under_load_leaves_no_request_waiting(
             for _ in range(3):
                 load.wait_for(50)
                 proxy.reload()
-                load.wait_for(50)
                 # A HAProxy that stops takes leave of the agent while it still has streams of its
                 # own: those go without. After that, and in the new one, none does.
                 load.wait_until_right()

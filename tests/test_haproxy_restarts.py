@@ -114,7 +114,6 @@ def test_no_request_waits_for_its_timeout(
             for _ in range(3):
                 load.wait_for(50)
                 act(proxy)
-            load.wait_for(50)
             load.wait_until_right()
         wait_until(lambda: not frames_in_hand(agent), "every ACK")
     late = [answer for answer in load.answers if answer.seconds >= TIMEOUT]

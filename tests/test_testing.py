@@ -97,9 +97,9 @@ def test_fixture_runs_haproxy(agent: Agent, run_haproxy: Callable[..., HAProxy])
 spoe-agent a
     messages plain
     option var-prefix t
-    timeout hello 2s
+    timeout hello 20s
     timeout idle 1m
-    timeout processing 2s
+    timeout processing 20s
     use-backend agents
 
 spoe-message plain

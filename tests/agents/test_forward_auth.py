@@ -44,7 +44,7 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ask]:
     def ask(fields: dict[str, str] | None = None, /, **settings: Any) -> dict[str, Any]:
         if settings:
             agent.close_test()
-            agent.config = Settings(**settings)
+            agent.config = Settings(**{"timeout": 20.0, **settings})
         raw = Headers({"user-agent": "test", **(fields or {})})
         arguments = {"method": "PUT", "https": True, "host": "shop.example", "uri": "/a?b=1"}
         return agent.test("auth", headers=raw, ip=IPv4Address("192.0.2.7"), **arguments)

@@ -31,7 +31,7 @@ spoe-agent waf
     {names}
     option var-prefix waf
     option set-on-error error
-    timeout hello 2s
+    timeout hello 20s
     timeout idle 1m
     timeout processing {timeout}
     use-backend agents
@@ -62,7 +62,7 @@ def spoe(
     request: str = "",
     response: str = "",
     events: bool = True,
-    timeout: str = "5s",
+    timeout: str = "20s",
 ) -> Path:
     """An SPOE file: of events, or of groups."""
     text = HEAD.format(
