@@ -16,7 +16,7 @@ PROJECT = PYPROJECT["project"]
 TEXTS = {".cfg", ".html", ".md", ".py", ".pyx", ".sh", ".toml", ".yml"}
 FOLDERS = ("benchmarks", "ci", "docs", "examples", "spop", "tests")
 WRONG_NAME = re.compile(
-    r"""(?<![\w-])spop\[                                  # the extras of another project
+    r"""(?<![\w/-])spop\[                                 # the extras of another project
     |\b(?:install|add)(?:[ ]+-\S+)*[ ]+['"]?spop(?![\w./-])  # and itself""",
     re.VERBOSE,
 )
