@@ -91,11 +91,17 @@ def logged_ids(ids: dict[str, str]) -> Iterator[None]:
     try:
         yield
     except BaseException as error:  # The server logs it outside of this context.
-        with contextlib.suppress(Exception):
-            error.spop_ids = {**ids, **getattr(error, "spop_ids", {})}  # type: ignore[attr-defined]
+        with contextlib.suppress(BaseException):
+            error.spop_ids = {**ids, **_ids_kept(error)}  # type: ignore[attr-defined]
         raise
     finally:
         _IDS.reset(token)
+
+
+def _ids_kept(error: BaseException | None) -> dict[str, str]:
+    with contextlib.suppress(BaseException):  # Its class may raise.
+        return getattr(error, "spop_ids", {})
+    return {}
 
 
 class ContextFilter(logging.Filter):
@@ -112,5 +118,5 @@ class ContextFilter(logging.Filter):
         record.spop_peer = peer.address if peer else None
         record.spop_engine = peer.engine if peer else None
         error = record.exc_info[1] if record.exc_info else None
-        record.spop_ids = getattr(error, "spop_ids", None) or _IDS.get({})
+        record.spop_ids = _ids_kept(error) or _IDS.get({})
         return True

@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 
 from spop import codec
+from spop.context import ContextFilter
 from spop.engine.variables import PROCESS
 
 # A shell without job control has its background processes ignore SIGINT, and children inherit that.
@@ -62,6 +63,14 @@ def dispatch(implementation: str) -> ModuleType:
 def port(implementation: str) -> ModuleType:
     """The fast path's module of the same implementation as `dispatch`."""
     return importlib.import_module("spop._port" + ("" if implementation == "c" else "_py"))
+
+
+@pytest.fixture
+def context_filter(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Captured log records have what `ContextFilter` adds."""
+    # The handler is one for all tests.
+    with caplog.filtering(ContextFilter()):
+        yield
 
 
 @pytest.fixture(params=twins("_headers"))

@@ -19,7 +19,7 @@ from haproxy import wait_until
 from serving import served, wait_until_serving
 
 from spop import Ack, Agent, AsyncClient, Batch, Client, Message
-from spop.context import ContextFilter, current, log_ids
+from spop.context import current, log_ids
 
 KINDS = ["thread", "async"]
 
@@ -160,6 +160,7 @@ def test_agent_test_raises_an_answer_that_is_an_exception(kind: str) -> None:
     agent.close_test()
 
 
+@pytest.mark.usefixtures("context_filter")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [2, 4], ids=["late", "full"])
 def test_its_log_records_are_those_of_no_single_message(
@@ -171,7 +172,6 @@ def test_its_log_records_are_those_of_no_single_message(
 
     agent = agent_of(kind, function)
     log_ids(agent, "n")
-    caplog.handler.addFilter(ContextFilter())
     ask(agent, range(count))
     records = [each for each in caplog.records if each.name == "mine"]
     assert {each.getMessage() for each in records} == {"None"}

@@ -71,7 +71,7 @@ def test_an_answer_that_cannot_be_encoded_is_a_line_that_names_the_handler(
     module = tmp_path / "app.py"
     module.write_text(
         "import spop\n\nagent = spop.Agent()\n\n"
-        f"@agent.message('m', blocking=True, {option}={{'score': 3}})\n"
+        f"@agent.message('m', blocking=True, timeout=1, {option}={{'score': 3}})\n"
         "def check(): ...\n"
     )
     result = spop("serve", f"{module}:agent", *more)

@@ -720,6 +720,17 @@ def test_whatever_a_log_handler_raises_harms_nobody(agent: Agent, add: Any, fail
         assert server.totals().routes["m"][RouteCell.ERRORS] == 1
 
 
+@every_error
+@pytest.mark.usefixtures("context_filter")
+def test_a_context_filter_loses_no_failure(
+    agent: Agent, fail: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_inline(agent, fail, on_error=FAILED)
+    with serving(agent) as (_, client):
+        assert client.notify(Message("m", {"unique-id": "u1"})).variables == FAILED
+    assert failures(caplog) == ["message 'm' failed"]
+
+
 # --- what answers for a failure ---
 
 
@@ -755,7 +766,7 @@ def test_answers_that_cannot_be_encoded_are_an_error_of_the_handler(
 ) -> None:
     blocking = function is not async_handler
     with pytest.raises(kind, match=rf"message 'm': {option} of the handler in .*{complaint}") as e:
-        agent.message("m", blocking=blocking, **{option: actions})(function)
+        agent.message("m", blocking=blocking, timeout=1, **{option: actions})(function)
     assert f"{__file__}:" in str(e.value)
     assert "m" not in agent.handlers
 

@@ -515,11 +515,12 @@ def test_an_ack_leaves_on_another_connection_when_its_own_is_lost(
 # --- what handlers and their logs know ---
 
 
+@pytest.mark.usefixtures("context_filter")
 @pytest.mark.parametrize("kind", ["inline", "blocking", "async"])
 def test_handlers_and_logs_know_their_message(
     agent: Agent, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from spop.context import ContextFilter, current
+    from spop.context import current
 
     def look() -> dict[str, Any]:
         running = current()
@@ -534,7 +535,6 @@ def test_handlers_and_logs_know_their_message(
             return look()
     else:
         agent.message("look", blocking=kind == "blocking")(look)
-    caplog.handler.addFilter(ContextFilter())
     with (
         agent.serve_in_background() as server,
         Client(str(server.address), engine_id="e1") as client,

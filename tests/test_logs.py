@@ -19,7 +19,7 @@ from serving import served, wait_until_serving
 import spop
 from spop import Agent, codec
 from spop.client import Client
-from spop.context import ContextFilter, log_ids
+from spop.context import log_ids
 from spop.frames import engine_digest
 from spop.logs import JSONFormatter, LogfmtFormatter, traceback_of
 
@@ -141,6 +141,7 @@ def test_lines_of_handlers_connections_and_health_have_levels_of_their_own(
     assert (found["handler failed"], found["health check"]) == (level, level)
 
 
+@pytest.mark.usefixtures("context_filter")
 @pytest.mark.parametrize("kind", ["inline", "blocking", "async"])
 def test_records_have_the_ids_that_haproxy_sends(
     kind: str, caplog: pytest.LogCaptureFixture
@@ -156,7 +157,6 @@ def test_records_have_the_ids_that_haproxy_sends(
         look()
 
     agent.message("look", blocking=kind == "blocking")(look_async if kind == "async" else look)
-    caplog.handler.addFilter(ContextFilter())
     with agent.serve_in_background() as server, Client(str(server.address)) as client:
         client.notify("look", **{"unique-id": "u1", "traceparent": TRACEPARENT})
         wait_until(lambda: any("failed" in r.getMessage() for r in caplog.records), "a failure")

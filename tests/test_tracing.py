@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from spop import Agent, Cache, Client, Message
-from spop.context import ContextFilter, log_ids
+from spop.context import log_ids
 from spop.logs import JSONFormatter
 from spop.tracing import trace_messages
 
@@ -131,6 +131,7 @@ def test_durations_are_recorded_by_method_and_error(kind: str) -> None:
     assert points[None].explicit_bounds[0] == 0.0001
 
 
+@pytest.mark.usefixtures("context_filter")
 @pytest.mark.parametrize("kind", ["inline", "blocking", "async"])
 def test_log_records_have_the_ids_of_the_span(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     """Beside other ids, and in the line of the failure, too."""
@@ -149,7 +150,6 @@ def test_log_records_have_the_ids_of_the_span(kind: str, caplog: pytest.LogCaptu
     agent.message("look", blocking=kind == "blocking")(look_async if kind == "async" else look)
     log_ids(agent)
     trace_messages(agent, provider=provider)
-    caplog.handler.addFilter(ContextFilter())
     with agent.serve_in_background() as server, Client(str(server.address)) as client:
         client.notify("look", **{"unique-id": "u1", "traceparent": PARENT})
         wait_until(lambda: any("failed" in r.getMessage() for r in caplog.records), "a failure")
