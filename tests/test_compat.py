@@ -674,6 +674,27 @@ def test_the_log_of_spoe_forge_stays(caplog: pytest.LogCaptureFixture) -> None:
     assert len(logs[0]) > 8
 
 
+def test_a_connection_that_ends_before_hello_is_no_error_of_spoe_forge(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def end() -> bytes:
+        port = free_port()
+        task = asyncio.ensure_future(SpoeForge("agent").serve("127.0.0.1", port))
+        reader, writer = await connect(port)
+        writer.write_eof()
+        async with asyncio.timeout(20):
+            answer = await reader.read()
+        writer.close()
+        task.cancel()
+        await asyncio.wait([task])
+        return answer
+
+    compat.install()
+    with caplog.at_level(logging.INFO, "spoe_forge"):
+        assert asyncio.run(end()) == b""
+    assert [each.levelname for each in caplog.records] == ["INFO"]
+
+
 # --- codecs ---
 
 

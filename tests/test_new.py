@@ -16,6 +16,7 @@ from unittest.mock import Mock
 import haproxy
 import pytest
 from click.testing import CliRunner
+from serving import free_port
 
 from spop import Client
 from spop.cli import main
@@ -133,6 +134,27 @@ def test_systemd_takes_the_units_and_finds_little_exposed(project: Path) -> None
     exposure = ["security", "--offline=true", "--no-pager", "--threshold=25", str(service)]
     done = subprocess.run(["systemd-analyze", *exposure], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-300:]
+
+
+@pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="needs systemd")
+def test_what_the_unit_starts_serves_on_systemds_socket(project: Path) -> None:
+    settings = project / "spop.toml"
+    settings.write_text(settings.read_text().replace('admin = "127.0.0.1:9001"\n', ""))
+    address = f"127.0.0.1:{free_port()}"
+    service = (project / "deploy" / "my-agent.service").read_text()
+    arguments = service.partition("/bin/spop ")[2].partition("\n")[0].split()
+    activate = ["systemd-socket-activate", f"--listen={address}", f"--setenv=PYTHONPATH={ROOT}"]
+    command = [*activate, sys.executable, "-m", "spop", *arguments]
+    with subprocess.Popen(command, cwd=project, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            assert "Listening on" in process.stderr.readline()
+            with Client(address, timeout=30, connect_timeout=30) as client:  # The first starts it.
+                assert client.notify("look-up", x_user="ann").variables == {"txn.role": "admin"}
+        finally:
+            process.terminate()
+        assert f"serves on {address}" in process.communicate(timeout=30)[1]
+    assert process.returncode == 0
 
 
 def test_the_container_is_not_root_and_checks_its_health(project: Path) -> None:
