@@ -272,10 +272,12 @@ class Loop:
         if self.dispatcher.settled:
             self.send_acks()
         self._submit_all()
-        waited = [steps for steps in (self.steps, self._resumes) if steps]
+        steps, resumes = len(self.steps), len(self._resumes)
         self.poller.run(self.longest_wait(timeout))
-        for steps in waited:
-            steps.take()
+        if steps:
+            self.steps.take()
+        if resumes:
+            self._resumes.take()
         if self._woken or self._results:
             self._woken = False
             self._take_results()
