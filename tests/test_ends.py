@@ -122,16 +122,21 @@ def test_a_handler_that_lets_others_run_is_left_behind(
     assert out == "went on\n"
 
 
-def test_a_program_that_goes_on_after_its_server_lives(tmp_path: Path) -> None:
-    path = tmp_path / "going_on.py"
-    path.write_text(GOES_ON.format(path=tmp_path / "agent.sock"))
+def assert_ends_by_itself(folder: Path, source: str) -> None:
+    """A program that serves on agent.sock goes on after SIGTERM, until it prints that it ends."""
+    path = folder / "program.py"
+    path.write_text(source.format(path=folder / "agent.sock"))
     with subprocess.Popen(
         [sys.executable, str(path)], stdout=subprocess.PIPE, text=True
     ) as process:
-        wait_until(lambda: listens(tmp_path / "agent.sock"), "the socket")
+        wait_until(lambda: listens(folder / "agent.sock"), "the socket")
         process.terminate()
         assert process.communicate(timeout=30)[0] == "ended\n"
     assert process.returncode == 0
+
+
+def test_a_program_that_goes_on_after_its_server_lives(tmp_path: Path) -> None:
+    assert_ends_by_itself(tmp_path, GOES_ON)
 
 
 GOES_ON = """
@@ -155,15 +160,7 @@ print("ended")
 
 
 def test_a_program_is_not_killed_while_it_is_a_lame_duck(tmp_path: Path) -> None:
-    path = tmp_path / "lame.py"
-    path.write_text(LAME.format(path=tmp_path / "agent.sock"))
-    with subprocess.Popen(
-        [sys.executable, str(path)], stdout=subprocess.PIPE, text=True
-    ) as process:
-        wait_until(lambda: listens(tmp_path / "agent.sock"), "the socket")
-        process.terminate()
-        assert process.communicate(timeout=30)[0] == "ended\n"
-    assert process.returncode == 0
+    assert_ends_by_itself(tmp_path, LAME)
 
 
 HANGS = """

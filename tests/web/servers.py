@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator
+from http.server import HTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -230,16 +231,23 @@ class _Quiet(WSGIRequestHandler):
 
 
 @contextlib.contextmanager
+def _in_thread(server: HTTPServer) -> Iterator[int]:
+    """A server in a thread of its own; its port."""
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield server.server_port
+    finally:
+        server.shutdown()
+        thread.join(20)
+        server.server_close()
+
+
+@contextlib.contextmanager
 def wsgiref_serving(app: Any) -> Iterator[int]:
     """A WSGI application under the standard library's server; its port."""
-    with make_server("127.0.0.1", 0, app, _Threads, _Quiet) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield server.server_port
-        finally:
-            server.shutdown()
-            thread.join(20)
+    with _in_thread(make_server("127.0.0.1", 0, app, _Threads, _Quiet)) as port:
+        yield port
 
 
 class _QuietWerkzeug(werkzeug.serving.WSGIRequestHandler):
@@ -253,14 +261,8 @@ def werkzeug_serving(app: Any) -> Iterator[int]:
     server = werkzeug.serving.make_server(
         "127.0.0.1", 0, app, threaded=True, request_handler=_QuietWerkzeug
     )
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield server.server_port
-    finally:
-        server.shutdown()
-        thread.join(20)
-        server.server_close()
+    with _in_thread(server) as port:
+        yield port
 
 
 GUNICORN_APP = """
