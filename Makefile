@@ -78,8 +78,8 @@ fuzz: $(VENV)/dev.stamp
 memcheck: $(VENV)/dev.stamp
 	SPOP_TEST_MEMCHECK_INPUTS=1000000 SPOP_TEST_LEAK_ROUNDS=10000 $(BIN)/python -m pytest -q tests/test_memcheck.py tests/test_leaks.py
 
-# In a copy, as modules that tell of their lines are slow. TESTS chooses some; all take hours, and fill the tables
-# of docs/proof.md.
+# In a copy, as modules that tell of their lines are slow. TESTS chooses some. All of them take more than an hour,
+# and fill the tables of docs/proof.md.
 coverage: $(VENV)/dev.stamp
 	SPOP_TEST_HAPROXY=$${SPOP_TEST_HAPROXY:-$$($(BIN)/python ci/haproxy_versions.py build/haproxy 2.6 3.4)} \
 		PYTHON=$(abspath $(BIN))/python ci/coverage.sh $(TESTS)
