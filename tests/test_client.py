@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import socket
 import ssl
@@ -190,7 +191,7 @@ def test_a_client_waits_where_its_agent_stops_reading_and_goes_on(
         ScriptedAgent(move, path=tmp_path / "sock") as agent,
         new_client(agent.address, maximum=1, max_waiting_frames=count, timeout=30) as client,
     ):
-        links = client._pool.links
+        links = client.pool.links
         acks = client.notify_many(Message("m", n=number, body=body) for number in range(count))
         assert [ack.variables["sess.n"] for ack in acks] == list(range(count))
         assert {ack.variables["sess.size"] for ack in acks} == {len(body)}
@@ -213,7 +214,7 @@ def test_many_at_once_raise_the_first_error_and_leave_nothing_behind(
         with pytest.raises(DisconnectedError, match="so be it"):
             many(client, 5)
         assert client.notify("m", n=7).variables["sess.n"] == 7
-        assert (client._pool.waiting, client._pool.queued) == (0, 0)
+        assert (client.pool.waiting, client.pool.queued) == (0, 0)
 
 
 def test_big_payloads_go_in_fragments(new_client: Callable[..., Any]) -> None:
@@ -411,6 +412,76 @@ def test_a_call_waits_for_a_free_connection_no_longer_than_its_timeout(
         calls = [pool.submit(client.notify, "m", n=number) for number in range(2)]
         errors = {str(call.exception(10)) for call in calls}
         assert errors == {"no ACK in 0.3 s", "no free connection in 0.3 s"}
+
+
+def test_calls_of_one_turn_of_an_event_loop_go_over_one_connection_and_the_next_over_another() -> (
+    None
+):
+    wires: list[Wire] = []
+
+    def move(wire: Wire, told: Told) -> None:
+        wires.append(wire)
+        echoes(wire, told)
+
+    async def run(address: Any) -> None:
+        async with AsyncClient(address, minimum=2) as client:
+            while client.connections < 2:
+                await asyncio.sleep(0.01)
+            for _ in range(4):
+                await asyncio.gather(*(client.notify("m", n=number) for number in range(3)))
+
+    with ScriptedAgent(move) as agent:
+        asyncio.run(run(agent.address))
+    first, second = wires[0], wires[3]
+    assert first is not second
+    assert wires == [first] * 3 + [second] * 3 + [first] * 3 + [second] * 3
+
+
+def test_calls_of_one_turn_are_not_more_than_a_connection_takes() -> None:
+    wires: list[Wire] = []
+
+    def move(wire: Wire, told: Told) -> None:
+        wires.append(wire)
+        echoes(wire, told)
+
+    async def run(address: Any) -> None:
+        async with AsyncClient(address, minimum=2, maximum=2, max_waiting_frames=2) as client:
+            while client.connections < 2:
+                await asyncio.sleep(0.01)
+            await asyncio.gather(*(client.notify("m", n=number) for number in range(4)))
+
+    with ScriptedAgent(move) as agent:
+        asyncio.run(run(agent.address))
+    assert sorted(map(wires.count, wires)) == [2, 2, 2, 2]
+
+
+def test_each_of_several_calls_ends_at_its_own_timeout_and_no_error_is_left_behind() -> None:
+    timeout, complaints = 0.3, list[Any]()
+
+    async def lasts(call: Any) -> float:
+        begun = time.monotonic()
+        with pytest.raises(SpopTimeoutError):
+            await call
+        return time.monotonic() - begun
+
+    async def run(agent: ScriptedAgent) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, said: complaints.append(said))
+        async with AsyncClient(agent.address, timeout=timeout) as client:
+            agent.hold.set()
+            many = client.notify_many([Message("m", n=number) for number in range(3)])
+            calls = [asyncio.create_task(lasts(many))]
+            for number in range(5):
+                calls.append(asyncio.create_task(lasts(client.notify("m", n=number))))
+                await asyncio.sleep(timeout / 4)
+            took = await asyncio.gather(*calls)
+            assert min(took) >= timeout
+            assert max(took) < 10
+            assert (client.pool.waiting, client.pool.queued) == (0, 0)
+        gc.collect()
+
+    with ScriptedAgent(echoes) as agent:
+        asyncio.run(run(agent))
+    assert complaints == []
 
 
 def test_a_closed_client_takes_no_calls(new_client: Callable[..., Any]) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from time import monotonic
 from typing import Any, Self, cast
 
@@ -19,8 +18,6 @@ from spop.frames import Ack, Peer
 from spop.values import Value
 
 RECV_SIZE = 256 * 1024
-MANY = 1024
-"""Number of pending deadlines above which finished calls are purged from the queue."""
 
 
 class AsyncClient(ClientCore):
@@ -40,7 +37,7 @@ class AsyncClient(ClientCore):
         self._to_send: dict[Link, None] = {}
         # All transports share it: bytes are decoded at once.
         self.buffer: bytearray = bytearray(RECV_SIZE)
-        self._deadlines = _Deadlines(self._expire)
+        self._expiry: asyncio.TimerHandle | None = None
 
     def bind(self) -> None:
         """Belong to the running event loop, with new connections if the last one is closed.
@@ -88,24 +85,25 @@ class AsyncClient(ClientCore):
         self.bind()
         deadline = monotonic() + self._timeout
         batch = [in_notify(messages, {}) for messages in notifies]
-        exchanges = [self._pool.exchange(messages) for messages in batch]
+        exchanges = [self.pool.exchange(messages) for messages in batch]
         for exchange in exchanges:
-            self._pool.submit(exchange)
-        self._pool.pump(monotonic())
+            self.pool.submit(exchange)
+        self.pool.pump(monotonic())
         try:
             return [(await self.wait_for(exchange, deadline)).result() for exchange in exchanges]
         finally:
             for exchange in exchanges:
-                self._pool.abandon(exchange)
+                self.pool.abandon(exchange)
 
     async def close(self) -> None:
         """Send DISCONNECT on all connections and close them, as `Client.close` does."""
         self.bind()
-        if not self._pool.closed:
-            self._pool.close()
+        if not self.pool.closed:
+            self.pool.close()
             if self._timer is not None:
                 self._timer.cancel()
-            self._deadlines.close()
+            if self._expiry is not None:
+                self._expiry.cancel()
             for task in self._tasks:
                 task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -127,7 +125,7 @@ class AsyncClient(ClientCore):
     def submit(self, exchange: Exchange) -> None:
         if asyncio.get_running_loop() is not self._loop:
             self.bind()
-        self._pool.call(exchange, monotonic())
+        self.pool.call(exchange, monotonic())
 
     async def wait_for(self, exchange: Exchange, deadline: float) -> Exchange:
         """Wait until a call is done. `Exchange.result` gives its ACK.
@@ -139,7 +137,7 @@ class AsyncClient(ClientCore):
             try:
                 await self.waiter(exchange, deadline)
             except BaseException:
-                self._pool.abandon(exchange)
+                self.pool.abandon(exchange)
                 raise
         return exchange
 
@@ -149,17 +147,14 @@ class AsyncClient(ClientCore):
         assert self._loop is not None
         exchange.waiter = waiter = self._loop.create_future()
         exchange.deadline = deadline
-        self._deadlines.add(exchange)
+        if self._expiry is None:
+            self._expiry = self._loop.call_later(deadline - monotonic(), self._expire)
         return waiter
 
     def pump(self) -> None:
         """Start queued calls, as servers have changed."""
-        if not self._pool.closed:
-            self._pool.pump(monotonic())
-
-    def _expire(self, exchange: Exchange) -> None:
-        if not exchange.done and not exchange.waiter.done():
-            exchange.waiter.set_exception(self._timed_out(exchange))
+        if not self.pool.closed:
+            self.pool.pump(monotonic())
 
     # --- waiting ---
 
@@ -167,11 +162,30 @@ class AsyncClient(ClientCore):
         if exchange.waiter is not None and not exchange.waiter.done():
             exchange.waiter.set_result(None)
 
+    def _expire(self) -> None:
+        """Fail the calls whose deadline has passed, and come again at the next deadline.
+
+        All calls have the same timeout, so deadlines come in the order in which calls began.
+        """
+        self._expiry = None
+        now, due = monotonic(), []
+        for exchanges in self.pool.pending:
+            for exchange in exchanges:
+                if exchange.done or exchange.waiter is None:
+                    continue
+                if exchange.deadline > now:
+                    due.append(exchange.deadline)
+                    break
+                if not exchange.waiter.done():
+                    exchange.waiter.set_exception(self._timed_out(exchange))
+        if due:
+            self._expiry = asyncio.get_running_loop().call_later(min(due) - now, self._expire)
+
     # --- bytes ---
 
     def received(self, link: Link, events: Sequence[EngineEvent]) -> None:
         """A transport has received bytes, or the end of the connection."""
-        self._pool.received(link, events, monotonic())
+        self.pool.received(link, events, monotonic())
 
     def _flush(self, link: Link) -> None:
         """Send at the end of this turn of the event loop, for all of its tasks together."""
@@ -192,12 +206,12 @@ class AsyncClient(ClientCore):
         """A transport takes no more data, or takes it again."""
         link.blocked = blocked
         if not blocked:
-            self._pool.pump(monotonic())
+            self.pool.pump(monotonic())
 
     def lost(self, link: Link, error: OSError | None) -> None:
         """A transport is closed."""
         message = "the connection is closed" if error is None else reason(error)
-        self._pool.lost(link, message, Status.IO, monotonic())
+        self.pool.lost(link, message, Status.IO, monotonic())
 
     # --- connections ---
 
@@ -215,12 +229,12 @@ class AsyncClient(ClientCore):
                 await transport.greet()
         except Exception as error:
             transport.abort()
-            self._pool.opening_failed(endpoint, self._unreachable(endpoint, error), monotonic())
+            self.pool.opening_failed(endpoint, self._unreachable(endpoint, error), monotonic())
         except BaseException:
             transport.abort()
             raise
         else:
-            self._pool.opened(transport.link, monotonic())
+            self.pool.opened(transport.link, monotonic())
 
     async def _dial(self, endpoint: Endpoint, transport: _Transport) -> None:
         loop = asyncio.get_running_loop()
@@ -246,44 +260,6 @@ class AsyncClient(ClientCore):
 
     def _start_timer(self, delay: float) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(delay, self._tick)
-
-
-class _Deadlines:
-    """The deadlines of all calls, with one timer for the first.
-
-    Calls of a client have the same timeout, so the deadlines come in order.
-    """
-
-    def __init__(self, expire: Callable[[Exchange], object]) -> None:
-        self._expire = expire
-        self._due: deque[Exchange] = deque()
-        self._timer: asyncio.TimerHandle | None = None
-
-    def add(self, exchange: Exchange) -> None:
-        due = self._due
-        while due and due[0].done:
-            due.popleft()
-        if len(due) >= MANY and len(due) & (len(due) - 1) == 0:
-            self._due = due = deque(each for each in due if not each.done)
-        due.append(exchange)
-        if self._timer is None:
-            self._start(exchange.deadline)
-
-    def _start(self, deadline: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(deadline - monotonic(), self._tick)
-
-    def _tick(self) -> None:
-        self._timer = None
-        now, due = monotonic(), self._due
-        while due and (due[0].done or due[0].deadline <= now):
-            self._expire(due.popleft())
-        if due:
-            self._start(due[0].deadline)
-
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
 
 
 class _Transport(asyncio.BufferedProtocol):

@@ -80,7 +80,7 @@ class Client(ClientCore):
         return Driver(self._open, self._flush, self._part, self._wake, self._schedule)
 
     def _close_sockets(self) -> None:
-        for link in (*self._pool.links, *self._partings):
+        for link in (*self.pool.links, *self._partings):
             link.transport.close()
         self._release()
         self._release_all()  # A signal's handler forked while it waited.
@@ -122,7 +122,7 @@ class Client(ClientCore):
             LocalProtocolError: the client is closed.
             TypeError, OverflowError, ValueError: an argument can't be encoded.
         """
-        exchange = self._pool.exchange(in_notify(message, args))
+        exchange = self.pool.exchange(in_notify(message, args))
         deadline = monotonic() + self._timeout
         self.submit(exchange, deadline)
         return self.wait_for(exchange, deadline).result()
@@ -138,14 +138,14 @@ class Client(ClientCore):
         """
         deadline = monotonic() + self._timeout
         batch = [in_notify(messages, {}) for messages in notifies]
-        exchanges = [self._pool.exchange(messages) for messages in batch]
+        exchanges = [self.pool.exchange(messages) for messages in batch]
         try:
             self._hear()
             with self._lock:
                 for exchange in exchanges:
-                    self._pool.submit(exchange)
+                    self.pool.submit(exchange)
                 self._moves_bytes = True
-                self._pool.pump(monotonic())
+                self.pool.pump(monotonic())
                 self._moves_bytes = False
             return self._all_acks(exchanges, deadline)
         except SpopError:
@@ -160,7 +160,7 @@ class Client(ClientCore):
         except SpopError:
             with self._lock:
                 for exchange in exchanges:
-                    self._pool.abandon(exchange)
+                    self.pool.abandon(exchange)
             raise
 
     def send(self, messages: Iterable[Message]) -> int:
@@ -186,9 +186,9 @@ class Client(ClientCore):
         Agents have a second to answer.
         """
         with self._lock:
-            if self._pool.closed:
+            if self.pool.closed:
                 return
-            self._pool.close()
+            self.pool.close()
             if self._timer is not None:
                 self._timer.cancel()
             partings = list(self._partings.values())
@@ -224,7 +224,7 @@ class Client(ClientCore):
                 self._hear()
             with self._lock:
                 self._moves_bytes = True
-                self._pool.call(exchange, now)
+                self.pool.call(exchange, now)
                 self._moves_bytes = False
                 leads = (
                     self._leader is None
@@ -270,8 +270,8 @@ class Client(ClientCore):
     def pump(self) -> None:
         """Start queued calls, as servers have changed."""
         with self._lock:
-            if self._started and not self._pool.closed:
-                self._pool.pump(monotonic())
+            if self._started and not self.pool.closed:
+                self.pool.pump(monotonic())
 
     # --- waiting ---
 
@@ -279,7 +279,7 @@ class Client(ClientCore):
         """Read what came while no call waited, as a connection that ended takes no call."""
         if not self._started:
             self._start()
-        if self._leader is None and not self._pool.closed:
+        if self._leader is None and not self.pool.closed:
             self._heard_at = monotonic()
             # Without the lock, a leader that begins to wait now could lose a wake-up.
             with contextlib.suppress(ValueError), self._lock:  # Another thread may close it.
@@ -335,7 +335,7 @@ class Client(ClientCore):
                 self._leader = None
                 if not exchange.done and not leaves:
                     self._heir = exchange
-                elif self._followers or self._pool.closed:
+                elif self._followers or self.pool.closed:
                     self._pass_lead_on()
 
     def _pass_lead_on(self) -> None:
@@ -345,7 +345,7 @@ class Client(ClientCore):
         if self._followers:
             self._heir, baton = self._followers.popitem()
             self._wake_in_turn(self._heir, baton)
-        elif self._pool.closed:
+        elif self.pool.closed:
             self._release()
 
     def _forget(self, exchange: Exchange) -> None:
@@ -356,7 +356,7 @@ class Client(ClientCore):
     def _leave(self, exchange: Exchange) -> None:
         """A caller neither leads nor follows any more."""
         with self._lock:
-            self._pool.abandon(exchange)
+            self.pool.abandon(exchange)
             if self._leader is exchange:
                 self._leader = None
             if self._heir is exchange:
@@ -379,7 +379,7 @@ class Client(ClientCore):
         with self._lock:
             moved, self._moves_bytes = self._moves_bytes, False
             self._heir = None
-            self._pool.recover("interrupted by a signal", monotonic(), lose_links=moved)
+            self.pool.recover("interrupted by a signal", monotonic(), lose_links=moved)
             for exchange in exchanges:
                 self._leave(exchange)
             self._release_all()
@@ -415,16 +415,16 @@ class Client(ClientCore):
         self._moves_bytes = False
 
     def _ready(self, link: Link, events: int) -> None:
-        if link not in self._pool.links:
+        if link not in self.pool.links:
             return
         try:
             if events & WRITE:
                 self._send(link)
-                self._pool.pump(monotonic())
+                self.pool.pump(monotonic())
             if events & READ:
                 self._receive(link)
         except OSError as error:
-            self._pool.lost(link, reason(error), Status.IO, monotonic())
+            self.pool.lost(link, reason(error), Status.IO, monotonic())
 
     def _receive(self, link: Link) -> None:
         sock, protocol = link.transport, link.protocol
@@ -437,7 +437,7 @@ class Client(ClientCore):
             events = protocol.receive_data(self._buffer, size) if size else protocol.receive_eof()
             more = size > 0 and link.endpoint.tls is not None and sock.pending() > 0
             self._heard_at = now = monotonic()
-            self._pool.received(link, events, now)
+            self.pool.received(link, events, now)
 
     def _flush(self, link: Link) -> None:
         if self._waking:
@@ -451,7 +451,7 @@ class Client(ClientCore):
             self._moves_bytes = True
             links, self._to_send = self._to_send, {}
             for link in links:
-                if link in self._pool.links:
+                if link in self.pool.links:
                     self._send(link)
             self._moves_bytes = False
 
@@ -462,7 +462,7 @@ class Client(ClientCore):
         except WOULD_BLOCK:
             sent = 0
         except OSError as error:
-            self._pool.lost(link, reason(error), Status.IO, monotonic())
+            self.pool.lost(link, reason(error), Status.IO, monotonic())
             return
         if sent:
             link.starting.clear()
@@ -493,14 +493,14 @@ class Client(ClientCore):
         except Exception as error:
             with self._lock:
                 failure = self._unreachable(endpoint, error)
-                self._pool.opening_failed(endpoint, failure, monotonic())
+                self.pool.opening_failed(endpoint, failure, monotonic())
             return
         sock.setblocking(False)
         link = Link(endpoint, protocol, sock)
         with self._lock:
-            if not self._pool.closed:
+            if not self.pool.closed:
                 self._poller.register(sock.fileno(), READ, partial(self._ready, link))
-            self._pool.opened(link, monotonic())
+            self.pool.opened(link, monotonic())
 
     def _part(self, link: Link) -> None:
         sock = link.transport

@@ -46,6 +46,9 @@ class ClientCore(ABC):
             seconds. `Servers` choose themselves.
         settings: the fields of `spop.client.settings.Settings`.
 
+    Attributes:
+        pool: the connections and their calls.
+
     Raises:
         TypeError: a time is no number.
         ValueError: an address or a setting is invalid.
@@ -67,7 +70,7 @@ class ClientCore(ABC):
 
     def _reset(self) -> None:
         """Have no connection and no call."""
-        self._pool = Pool(self._driver(), self._servers, self._settings)
+        self.pool: Pool = Pool(self._driver(), self._servers, self._settings)
         self._timer: Any = None
         self._timer_at = float("inf")
 
@@ -79,12 +82,12 @@ class ClientCore(ABC):
 
     def _drop_all(self, why: str) -> None:
         """Fail all calls, close the sockets without a word, and begin again."""
-        pool = self._pool
+        pool = self.pool
         pool.give_up(LocalProtocolError(why))
         self._close_sockets()
         self._servers.begin_anew()
         self._reset()
-        self._pool.closed = pool.closed
+        self.pool.closed = pool.closed
 
     @abstractmethod
     def _close_sockets(self) -> None:
@@ -106,7 +109,7 @@ class ClientCore(ABC):
 
     def _tick(self) -> None:
         self._timer_at = float("inf")
-        self._pool.tick(monotonic())
+        self.pool.tick(monotonic())
 
     @property
     def peer(self) -> Peer:
@@ -115,9 +118,9 @@ class ClientCore(ABC):
         Raises:
             LocalProtocolError: no HELLO was exchanged yet.
         """
-        if self._pool.peer is None:
+        if self.pool.peer is None:
             raise LocalProtocolError("the client is not connected")
-        return self._pool.peer
+        return self.pool.peer
 
     @property
     def engine_id(self) -> str | None:
@@ -125,14 +128,9 @@ class ClientCore(ABC):
         return self._settings.engine_id
 
     @property
-    def pool(self) -> Pool:
-        """The connections and their calls."""
-        return self._pool
-
-    @property
     def connections(self) -> int:
         """Number of open connections."""
-        return len(self._pool.links)
+        return len(self.pool.links)
 
     def _protocol(self) -> EngineConnection:
         given = self._settings
@@ -150,17 +148,17 @@ class ClientCore(ABC):
         Raises:
             LocalProtocolError: the client is closed, or made for health checks only.
         """
-        self._pool.call(exchange, monotonic())
+        self.pool.call(exchange, monotonic())
 
     def _begin(self, messages: Iterable[Message] | None) -> Exchange:
-        exchange = self._pool.exchange(messages)
+        exchange = self.pool.exchange(messages)
         self.submit(exchange)
         return exchange
 
     def _timed_out(self, exchange: Exchange) -> SpopTimeoutError:
         awaited = "ACK"
         if exchange.link is None:
-            awaited = "free connection" if self._pool.links else "AGENT-HELLO"
+            awaited = "free connection" if self.pool.links else "AGENT-HELLO"
         return SpopTimeoutError(f"no {awaited} in {self._timeout:g} s")
 
     def _unreachable(self, endpoint: Endpoint, error: Exception) -> SpopError:

@@ -147,8 +147,10 @@ class Pool:
 
     def __init__(self, driver: Driver, servers: Servers[Any], limits: Settings) -> None:
         self._driver = driver
+        self._send, self._wake = driver.send, driver.wake  # They are used for each call.
         self._servers = servers
         self._limits = limits
+        self._numbered = limits.numbered
         self._rate = Rate(limits.maxconnrate)
         self.links: deque[Link] = deque()
         self.openings: int = 0
@@ -166,9 +168,20 @@ class Pool:
     @property
     def waiting(self) -> int:
         """Number of NOTIFY frames that wait for their ACK."""
-        if self._limits.numbered:
+        if self._numbered:
             return sum(len(link.exchanges) for link in self.links)
         return len(self._exchanges)
+
+    @property
+    def pending(self) -> Iterable[Iterable[Exchange]]:
+        """The calls that wait for a connection, and those that wait for their ACK, each in the
+        order in which they began."""
+        yield self._queue
+        if self._numbered:
+            for link in self.links:
+                yield link.exchanges.values()
+        else:
+            yield self._exchanges.values()
 
     # --- calls ---
 
@@ -198,7 +211,7 @@ class Pool:
             self.pump(now)
         else:
             self._start(exchange, link, now)
-            self._driver.send(link)
+            self._send(link)
 
     def pump(self, now: float) -> None:
         """Start queued calls on connections with room, and open connections for the others."""
@@ -209,7 +222,7 @@ class Pool:
             queue.popleft()
             used[link] = None
         for link in used:
-            self._driver.send(link)
+            self._send(link)
         if queue or len(self.links) + self.openings < self._limits.minimum:
             self._grow(now)
 
@@ -227,8 +240,19 @@ class Pool:
             exchange.link.exchanges.pop(exchange.sent_as, None)
 
     def _link_with_room(self) -> Link | None:
-        """The next connection that takes a call, in turn; None if all are full."""
+        """The next connection that takes a call, in turn; None if all are full.
+
+        Calls of one turn of an event loop go together: as HAProxy's do, and with one call of the
+        kernel.
+        """
         links = self.links
+        if (
+            links
+            and (last := links[-1]).starting
+            and not last.blocked
+            and len(last.protocol.waiting) < last.capacity
+        ):
+            return last
         for link in links:
             if len(link.protocol.waiting) < link.capacity and not link.blocked:
                 while links[-1] is not link:
@@ -240,8 +264,10 @@ class Pool:
         if exchange.messages is None:
             self._finish(exchange)
             return
-        ids = (link.last_id + 2, FRAME_ID) if self._limits.numbered else exchange.ids
-        exchange.link, exchange.sent_as = link, ids
+        ids = exchange.ids
+        if self._numbered:
+            exchange.sent_as = ids = link.last_id + 2, FRAME_ID
+        exchange.link = link
         link.exchanges[ids] = exchange
         try:
             link.protocol.notify(ids[0], ids[1], exchange.messages)
@@ -250,7 +276,8 @@ class Pool:
             del link.exchanges[ids]
             self._finish(exchange, error=error)
             return
-        link.last_id = ids[0]
+        if self._numbered:
+            link.last_id = ids[0]
         exchange.sent_at = link.used_at = now
         link.starting.append(exchange)
 
@@ -258,7 +285,7 @@ class Pool:
         """End a call that no ACK ends."""
         if not exchange.done:
             exchange.error, exchange.done = error, True
-            self._driver.wake(exchange)
+            self._wake(exchange)
 
     # --- connections ---
 
@@ -266,28 +293,26 @@ class Pool:
         """Take the events that a connection's protocol has made of received bytes."""
         for event in events:
             if type(event) is Ack:
-                self._acknowledge(link, event, now)
+                exchange = link.exchanges.get((event.stream_id, event.frame_id))
+                if exchange is None or (exchange.link is not link and not self._crossed(exchange)):
+                    continue
+                del link.exchanges[exchange.sent_as]
+                if not exchange.done:
+                    exchange.ack, exchange.acked_at, exchange.done = event, now, True
+                    self._wake(exchange)
             elif type(event) is Disconnect:
                 self.lost(link, event.message, event.code, now)
                 return
         if self._queue:
             self.pump(now)
 
-    def _acknowledge(self, link: Link, ack: Ack, now: float) -> None:
-        """End the call of an ACK. It is of this connection or, with async in force, of another
-        one of the engine (section 3.2.1)."""
-        ids = ack.stream_id, ack.frame_id
-        exchange = link.exchanges.get(ids)
-        if exchange is None or exchange.link is None:
-            return
-        if exchange.link is not link:
-            if not exchange.link.protocol.asynchronous:
-                return
-            exchange.link.protocol.waiting.discard(ids)
-        if not exchange.done:
-            exchange.ack, exchange.acked_at, exchange.done = ack, now, True
-            self._driver.wake(exchange)
-        del link.exchanges[ids]
+    def _crossed(self, exchange: Exchange) -> bool:
+        """Whether an ACK may come on another connection of the engine: with async in force
+        (section 3.2.1)."""
+        if exchange.link is None or not exchange.link.protocol.asynchronous:
+            return False
+        exchange.link.protocol.waiting.discard(exchange.sent_as)
+        return True
 
     def lost(self, link: Link, message: str, code: int, now: float) -> None:
         """A connection has ended. Calls that were sent on it fail; the others go to another
@@ -329,7 +354,7 @@ class Pool:
         self._servers.opened(link.endpoint)
         link.used_at = now
         link.capacity = self._capacity(link.protocol)
-        if not self._limits.numbered:
+        if not self._numbered:
             link.exchanges = self._exchanges
         self.links.append(link)
         self.peer = link.protocol.peer
