@@ -20,6 +20,7 @@ from spop.engine import Request, Response
 from spop.engine.asynchronous import AsyncStream
 from spop.engine.config import AgentConfig, Location
 from spop.engine.samples.types import raw
+from spop.engine.variables import Variables
 from spop.web import add_headers_bin, set_headers_bin, var
 from spop.web.decision import decide
 from spop.web.header_lists import fields_of, names_of
@@ -221,7 +222,8 @@ def response_fields(port: int, number: int) -> Fields:
 
 def after_rules(value: dict[str, Any]) -> Fields:
     """What the rules of the middleware make of a response without fields of its own."""
-    stream = ReceivedStream(None, None, 0, Request())
+    stream = ReceivedStream()
+    stream.request, stream.variables = Request(), Variables()
     for name, sent in value.items():
         stream.variables[name] = bytes(sent.__spop_binary__())
     rules = [add_headers_bin("var(txn.add)"), set_headers_bin(var("txn.set"))]
@@ -230,7 +232,8 @@ def after_rules(value: dict[str, Any]) -> Fields:
     policy = Policy(config, (), rules, max_body=1, **options)
     response = Response()
     stream.begin_response(response)
-    context = AsyncStream(None, None, stream, 1)  # type: ignore[arg-type]
+    context = AsyncStream()
+    context.stream, context.status = stream, 0
     assert decide(context, iter(policy.response_steps)) is None
     return [(raw(name).lower(), raw(content)) for name, content in response.headers]
 

@@ -9,8 +9,8 @@ from spop.engine.balance import BackendServer
 from spop.engine.blocking import BlockingStream, Engine
 from spop.engine.config import AgentConfig, BackendConfig, ConfigError
 from spop.engine.config.model import Event, ServerConfig
-from spop.engine.filter import Processing
 from spop.engine.log import Traffic
+from spop.engine.processing import Processing
 from spop.engine.samples import converter, fetch
 from spop.engine.stream import Request, Response, Stream, Tls
 from spop.engine.variables import Session, Variables

@@ -3,61 +3,65 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any, Self, TypeVar, Unpack
+from typing import Self, Unpack
 
 from spop.client import AsyncClient
 from spop.constants import EngineStatus
 from spop.engine.balance import BackendServer
 from spop.engine.core import EngineCore, stream_of
-from spop.engine.filter import Processing, StreamContext
+from spop.engine.filter import StreamContext
+from spop.engine.processing import Processing
 from spop.engine.stream import Stream, StreamFields
 from spop.errors import SpopTimeoutError
-
-T = TypeVar("T")
 
 
 class AsyncStream(StreamContext):
     """A stream of an `AsyncEngine`, for ``async with``. One task at a time may use it."""
 
     __slots__ = ()
+
     _engine: AsyncEngine
 
-    def event(self, event: str) -> Coroutine[Any, Any, Processing | None]:
+    async def event(self, event: str) -> Processing | None:
         """Process an event, as `BlockingStream.event` does. It begins when it is awaited.
 
         Cancelling the task interrupts the processing. That is an error: without
         ``option continue-on-error``, the engine is disabled for the stream.
         """
-        return self._exchange(self.begin_event, event)
+        processing = self.begin_event(event)
+        return None if processing is None else await self.exchange(processing)
 
-    def send_group(self, name: str) -> Coroutine[Any, Any, Processing | None]:
+    async def send_group(self, name: str) -> Processing | None:
         """Send the messages of a group, as `BlockingStream.send_group` does."""
-        return self._exchange(self.begin_group, name)
+        processing = self.begin_group(name)
+        return None if processing is None else await self.exchange(processing)
 
-    def exchange(self, processing: Processing) -> Coroutine[Any, Any, Processing | None]:
+    async def exchange(self, processing: Processing) -> Processing:
         """Exchange what `begin_event` or `begin_group` began. Raises what `event` raises."""
-        return self._exchange(_begun, processing)
-
-    async def _exchange(self, begin: Callable[[T], Processing | None], of: T) -> Processing | None:
-        processing = begin(of)
-        if processing is None:
-            return None
-        calls = self._engine._calls
         try:
-            calls.pool.call(processing, processing.queued_at)
-            if not processing.done:
-                await calls.waiter(processing, processing.started_at + self._filter.timeout)
-        except SpopTimeoutError:
-            calls.pool.abandon(processing)
-            self._end(processing, EngineStatus.TIMEOUT)
-        except BaseException:
-            calls.pool.abandon(processing)
-            self._end(processing, EngineStatus.INTERRUPTED)
-            raise
+            await self.send(processing)
+        except BaseException as error:
+            self.give_up(processing, error)
         else:
-            self._end(processing)
+            self.end(processing)
         return processing
+
+    def send(self, processing: Processing) -> asyncio.Future[None]:
+        """The first step of an exchange. `end` must follow what it returns, or `give_up` where
+        this or the wait raises."""
+        calls = self._engine._calls
+        waiter = calls.waiter(processing, processing.started_at + self._filter.timeout)
+        calls.pool.call(processing, processing.queued_at)
+        return waiter
+
+    def give_up(self, processing: Processing, error: BaseException) -> None:
+        """End an exchange that an error has ended. Raises the error, unless it is a timeout."""
+        self._engine._calls.pool.abandon(processing)
+        if isinstance(error, SpopTimeoutError):
+            self.end(processing, EngineStatus.TIMEOUT)
+        else:
+            self.end(processing, EngineStatus.INTERRUPTED)
+            raise error
 
     async def __aenter__(self) -> Self:
         return self
@@ -66,11 +70,7 @@ class AsyncStream(StreamContext):
         """End the stream."""
 
 
-def _begun(processing: Processing) -> Processing:
-    return processing
-
-
-class AsyncEngine(EngineCore):
+class AsyncEngine(EngineCore[AsyncStream]):
     """HAProxy's SPOE filter for asyncio. `EngineCore` documents the arguments.
 
     All streams of an engine are used in one event loop. Once that is closed, another one may use
@@ -78,6 +78,7 @@ class AsyncEngine(EngineCore):
     """
 
     _client_class = AsyncClient
+    _stream_class = AsyncStream
     _calls: AsyncClient
     _loop: asyncio.AbstractEventLoop | None = None
 
@@ -92,10 +93,6 @@ class AsyncEngine(EngineCore):
         if asyncio.get_running_loop() is not self._loop:
             self.bind()
         return self.begin(stream_of(stream, fields))
-
-    def begin(self, stream: Stream) -> AsyncStream:
-        """Begin a stream, in the event loop that the engine is bound to."""
-        return AsyncStream(self, self._filter, stream, next(self._filter.stream_ids))
 
     def bind(self) -> None:
         """Belong to the running event loop, with new connections if the last one is closed.

@@ -8,7 +8,8 @@ from spop.client import Client
 from spop.constants import EngineStatus
 from spop.engine.balance import BackendServer
 from spop.engine.core import EngineCore, stream_of
-from spop.engine.filter import Processing, StreamContext
+from spop.engine.filter import StreamContext
+from spop.engine.processing import Processing
 from spop.engine.stream import Stream, StreamFields
 from spop.errors import SpopTimeoutError
 
@@ -17,6 +18,7 @@ class BlockingStream(StreamContext):
     """A stream of an `Engine`, for a ``with`` statement. One thread at a time may use it."""
 
     __slots__ = ()
+
     _engine: Engine
 
     def event(self, event: str) -> Processing | None:
@@ -52,12 +54,12 @@ class BlockingStream(StreamContext):
             calls.submit(processing, deadline)
             calls.wait_for(processing, deadline)
         except SpopTimeoutError:
-            self._end(processing, EngineStatus.TIMEOUT)
+            self.end(processing, EngineStatus.TIMEOUT)
         except BaseException:
-            self._end(processing, EngineStatus.INTERRUPTED)
+            self.end(processing, EngineStatus.INTERRUPTED)
             raise
         else:
-            self._end(processing)
+            self.end(processing)
         return processing
 
     def __enter__(self) -> Self:
@@ -67,7 +69,7 @@ class BlockingStream(StreamContext):
         """End the stream."""
 
 
-class Engine(EngineCore):
+class Engine(EngineCore[BlockingStream]):
     """HAProxy's SPOE filter for threads. `EngineCore` documents the arguments.
 
     An engine connects to agents when it needs a connection. Health checks start with the first
@@ -75,6 +77,7 @@ class Engine(EngineCore):
     """
 
     _client_class = Client
+    _stream_class = BlockingStream
     _calls: Client
 
     def stream(
@@ -87,8 +90,7 @@ class Engine(EngineCore):
         """
         if not self._started:
             self._start()
-        stream = stream_of(stream, fields)
-        return BlockingStream(self, self._filter, stream, next(self._filter.stream_ids))
+        return self.begin(stream_of(stream, fields))
 
     def close(self) -> None:
         """Send DISCONNECT on all connections, and interrupt all processings."""

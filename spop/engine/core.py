@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
@@ -10,7 +11,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 from spop.address import Addresses
 from spop.client.core import ClientCore
@@ -27,9 +28,10 @@ from spop.engine.config import (
     load_spoe,
     scopes,
 )
-from spop.engine.filter import Filter, Processing
+from spop.engine.filter import Filter, StreamContext
 from spop.engine.health import Checks
 from spop.engine.log import NOTICE, EngineLog, Traffic, log_line
+from spop.engine.processing import Processing
 from spop.engine.stream import Stream
 from spop.haproxy_version import MAX_STREAMS, Version
 from spop.values import VARIABLE
@@ -37,12 +39,14 @@ from spop.values import VARIABLE
 Backends = Mapping[str, Addresses | BackendConfig] | str | os.PathLike[str]
 """Backends by name, each an address, several, or a `BackendConfig`; or a ``haproxy.cfg``'s path."""
 
+Context = TypeVar("Context", bound=StreamContext)
+
 MAX_CONNECTIONS = 1000
 
 _MENTIONED = re.compile(rf"\b{VARIABLE.pattern}", re.ASCII)
 
 
-class EngineCore(ABC):
+class EngineCore(ABC, Generic[Context]):
     """An engine: one scope of an SPOE file, and the agents of its backend.
 
     Args:
@@ -68,6 +72,7 @@ class EngineCore(ABC):
     """
 
     _client_class: type[ClientCore]
+    _stream_class: type[Context]
     _calls: ClientCore
 
     def __init__(
@@ -87,6 +92,7 @@ class EngineCore(ABC):
         self.servers: tuple[BackendServer, ...] = backend.servers
         self._log = EngineLog(config)
         self._filter = Filter(config, variables, version, self._log.logger)
+        self._stream_ids = itertools.count(1)
         rewritten = self._filter.rewritten
         self._calls = self._client_class(
             backend,
@@ -173,6 +179,20 @@ class EngineCore(ABC):
             haproxy_version=haproxy_version,
             max_connections=max_connections,
         )
+
+    def begin(self, stream: Stream) -> Context:
+        """Begin a stream; an `AsyncEngine` must be bound to the running event loop.
+
+        `stream` takes care of it.
+        """
+        # Assignments, as a constructor written in Python takes three times as long.
+        context = self._stream_class()
+        context.stream = stream
+        context.stream_id = next(self._stream_ids)
+        context.frame_id = context.status = context.total_time = 0
+        context.enabled = True
+        context._engine, context._filter, context._seen = self, self._filter, 0
+        return context
 
     def let_set(self, variables: Iterable[str]) -> None:
         """Permit the agent to set further variables, by their whole names."""

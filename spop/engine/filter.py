@@ -13,15 +13,15 @@ import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any, NamedTuple
 
 from spop import codec
 from spop.client.core import NEVER
-from spop.client.pool import Exchange, Rate
+from spop.client.pool import Rate
 from spop.constants import EngineStatus, Status
 from spop.engine.config.model import AgentConfig, Event, MessageConfig
+from spop.engine.processing import Processing
 from spop.engine.samples import Expression
 from spop.engine.samples.errors import did_you_mean, with_hint
 from spop.engine.samples.types import SampleType
@@ -47,7 +47,7 @@ INT64_MAX = Int64.maximum
 _NEVER_QUEUED = (EngineStatus.RESOURCES, EngineStatus.TOO_BIG)
 """Errors that HAProxy finds before it measures the time to evaluate messages."""
 
-_ORDER: dict[str, int] = {
+_ORDER: dict[Event, int] = {
     Event.ON_CLIENT_SESSION: 0,
     Event.ON_FRONTEND_TCP_REQUEST: 1,
     Event.ON_FRONTEND_HTTP_REQUEST: 2,
@@ -59,57 +59,9 @@ _ORDER: dict[str, int] = {
 }
 """The order of events in the life of a stream (section 3.3)."""
 
-_FIRST_OF_RESPONSE = _ORDER[Event.ON_SERVER_SESSION]
+_BITS: dict[Event, int] = {event: 1 << number for number, event in enumerate(Event)}
 
 
-class Processing(Exchange):
-    """The messages of one event or group of a stream, and what became of them.
-
-    Attributes:
-        label: ``EVENT:on-client-session`` or ``GROUP:name``.
-        messages: the messages that were sent.
-        status: an `EngineStatus`, or 256 plus a `Status` of the protocol; 0 is success.
-        started_at, queued_at, ended_at: the time of a step, as `sent_at` and `acked_at` of the
-            exchange are: as `time.monotonic` gives it, 0 for a step that did not happen.
-    """
-
-    __slots__ = ("ended_at", "label", "queued_at", "started_at", "status")
-
-    def __init__(
-        self, ids: tuple[int, int], messages: Sequence[Message], label: str, started_at: float
-    ) -> None:
-        Exchange.__init__(self, ids, messages)
-        self.label: str = label
-        self.started_at: float = started_at
-        self.queued_at: float = monotonic()
-        self.ended_at: float = 0.0
-        self.status: int = 0
-
-    @property
-    def actions(self) -> Sequence[Action]:
-        """The actions of the agent's ACK, permitted or not."""
-        return () if self.ack is None else self.ack.actions
-
-    @property
-    def times(self) -> tuple[int, int, int, int, int]:
-        """Milliseconds for each step, as in HAProxy's log (section 4).
-
-        They are: to evaluate the messages, until they are sent, until the ACK comes, to act on it,
-        and in all. A step that did not happen is -1.
-        """
-        return (
-            _milliseconds(self.started_at, self.queued_at),
-            _milliseconds(self.queued_at, self.sent_at),
-            _milliseconds(self.sent_at, self.acked_at),
-            -1 if self.status else _milliseconds(self.acked_at, self.ended_at),
-            _milliseconds(self.started_at, self.ended_at),
-        )
-
-    def __repr__(self) -> str:
-        return f"<Processing {self.label} status={self.status:d}>"
-
-
-@dataclass(slots=True, eq=False, repr=False)
 class StreamContext:
     """One stream, as one engine sees it.
 
@@ -123,15 +75,20 @@ class StreamContext:
         total_time: milliseconds of all processings together.
     """
 
+    __slots__ = (
+        "_engine", "_filter", "_seen", "enabled", "frame_id", "status", "stream", "stream_id",
+        "total_time",
+    )  # fmt: skip
+
     _engine: Any
     _filter: Filter
+    _seen: int
     stream: Stream
     stream_id: int
-    frame_id: int = field(default=0, init=False)
-    status: int = field(default=0, init=False)
-    enabled: bool = field(default=True, init=False)
-    total_time: int = field(default=0, init=False)
-    _seen: tuple[str, ...] = field(default=(), init=False)
+    frame_id: int
+    status: int
+    enabled: bool
+    total_time: int
 
     @property
     def response(self) -> Response | None:
@@ -162,18 +119,18 @@ class StreamContext:
             ValueError: there is no such event.
             LocalProtocolError: a later event of the stream has happened.
         """
-        order = _ORDER.get(event)
-        if order is None:
+        occasion = self._filter.events.get(event)
+        if occasion is None:
             raise ValueError(with_hint(f"unknown event '{event}'", did_you_mean(event, Event)))
         if seen := self._seen:
-            if order < _ORDER[seen[-1]]:
+            if seen & occasion.later:
                 raise LocalProtocolError(f"{event} after a later event of the stream")
-            if event in seen:
+            if seen & occasion.bit:
                 return None
-        self._seen = (*seen, event)
-        if order >= _FIRST_OF_RESPONSE:
+        self._seen = seen | occasion.bit
+        if occasion.in_response:
             self.stream.variables.begin_response()
-        return self._filter.begin(self, self._filter.events.get(event))
+        return self._filter.begin(self, occasion)
 
     def begin_group(self, name: str) -> Processing | None:
         """Begin a group, as `begin_event` begins an event. Raises ValueError if there is none."""
@@ -181,9 +138,40 @@ class StreamContext:
             self.stream.variables.begin_response()
         return self._filter.begin(self, self._filter.group(name))
 
-    def _end(self, processing: Processing, failure: int = 0) -> None:
-        self._filter.end(self, processing, failure)
+    def end(self, processing: Processing, failure: int = 0) -> None:
+        """Act on the ACK, on the error, or on the failure to wait for either."""
+        ack, filter_ = processing.ack, self._filter
+        if failure or ack is None or (ack.aborted and _was_fragmented(processing)):
+            failure = failure or filter_.failure(processing)
+        else:
+            self._act(ack.actions)
+            if ack.ignored:
+                filter_.note_ignored(processing, ack.ignored)
+        processing.ended_at = now = monotonic()
+        processing.status = self.status = failure
+        took = int((now - processing.started_at) * 1000)
+        self.total_time += took
+        if filter_.sets_times:
+            filter_.set_times(self, took)
+        if failure:
+            filter_.count_error(self, failure, now)
+        filter_.nb_processed = next(filter_.processed)
         self._engine.log(processing)
+
+    def _act(self, actions: Iterable[Action]) -> None:
+        """Set and unset the variables of an ACK (section 3.4)."""
+        permissions, variables = self._filter.permissions, self.stream.variables
+        for scope, name, value in actions:
+            variable = permissions.known[scope].get(name) or permissions.admit(scope, name)
+            if variable is None:
+                name = f"{scope}.{permissions.prefix}.{name}"
+                variables.ignore(name, None if value is UNSET else value)  # type: ignore[arg-type]
+            elif value is UNSET or value is None:  # A NULL unsets a variable since HAProxy 2.6.
+                variables.unset(variable)
+            else:
+                if type(value) is int and value > INT64_MAX:
+                    value -= 2**64  # HAProxy has signed samples.
+                variables.set(variable, value)  # type: ignore[arg-type]
 
 
 class _Template:
@@ -211,12 +199,9 @@ class _Template:
             values = self._evaluate_all(stream)
         except Exception as error:  # From a fetch or converter of the user.
             values = tuple(self._values(stream, error))
-        # The constructor would take names and values apart again. Without it a whole event takes
-        # 13 µs in place of 15 in asyncio.
+        # The constructor would take names and values apart again.
         message = Message.__new__(Message)
-        message.name = self._name
-        message.names = self._names
-        message.values = values
+        message.name, message.names, message.values = self._name, self._names, values
         message.stream_id = message.frame_id = 0
         message.connection = None
         return message
@@ -263,10 +248,19 @@ def _as_sent(expression: Expression, set_on_error: str | None) -> Callable[[Stre
 
 
 class Occasion(NamedTuple):
-    """An event or a group, with its messages."""
+    """An event or a group, with its messages.
+
+    Attributes:
+        bit: of an event, its bit in the set of events that have happened.
+        later: the bits of the events that come later.
+        in_response: the response has begun.
+    """
 
     label: str
     templates: tuple[_Template, ...]
+    bit: int = 0
+    later: int = 0
+    in_response: bool = False
 
 
 class Filter:
@@ -281,10 +275,11 @@ class Filter:
 
     Attributes:
         rewritten: that HAProxy has no fragments, no async exchanges and no rates.
-        events: the messages of each event that has some.
+        events: the messages of each event.
         timeout: seconds of ``timeout processing``.
         permissions: the variables that the agent may set.
-        stream_ids: the stream-ids of streams to come.
+        sets_times: there is ``option set-process-time`` or ``set-total-time``.
+        processed: counts processings.
         nb_processed, nb_errors: number of processings, and of those that failed.
         ignored_actions: number of malformed actions in ACKs.
     """
@@ -298,10 +293,7 @@ class Filter:
     ) -> None:
         self.config = config
         self._problems = RateLimitedLog(logger, per_second=10)
-        self.events: dict[str, Occasion] = {
-            event: Occasion(f"EVENT:{event}", self._templates(messages))
-            for event, messages in config.events.items()
-        }
+        self.events: dict[str, Occasion] = {event.value: self._event(event) for event in Event}
         self._groups = {
             name: Occasion(f"GROUP:{name}", self._templates(group.messages))
             for name, group in config.groups.items()
@@ -315,9 +307,9 @@ class Filter:
         )
         self._maxerrrate = 0 if rewritten else config.maxerrrate
         self._errors = Rate(self._maxerrrate)
+        self.sets_times: bool = bool(config.set_process_time or config.set_total_time)
         self.begin_anew()
-        self.stream_ids: itertools.count[int] = itertools.count(1)
-        self._processed = itertools.count(1)
+        self.processed: itertools.count[int] = itertools.count(1)
         self.nb_processed: int = 0
         self.nb_errors: int = 0
         self.ignored_actions: int = 0
@@ -330,6 +322,16 @@ class Filter:
         set_on_error = self.config.set_on_error
         return tuple(_Template(message, set_on_error, self._problems) for message in messages)
 
+    def _event(self, event: Event) -> Occasion:
+        order = _ORDER[event]
+        return Occasion(
+            f"EVENT:{event}",
+            self._templates(self.config.events.get(event, ())),
+            _BITS[event],
+            sum(_BITS[other] for other in Event if _ORDER[other] > order),
+            order >= _ORDER[Event.ON_SERVER_SESSION],
+        )
+
     # --- the beginning ---
 
     def group(self, name: str) -> Occasion:
@@ -341,9 +343,9 @@ class Filter:
         self.config.group(name)
         return self._groups[name]
 
-    def begin(self, context: StreamContext, occasion: Occasion | None) -> Processing | None:
+    def begin(self, context: StreamContext, occasion: Occasion) -> Processing | None:
         """Evaluate the messages of an event or group. Returns None if there is nothing to send."""
-        if occasion is None or not context.enabled:
+        if not context.enabled or not occasion.templates:
             return None
         started = monotonic()
         # Section 2.2: with maxerrrate reached, events are skipped. It counts over a sliding second.
@@ -359,31 +361,29 @@ class Filter:
         # HAProxy 1.8 to 3.0: one stream-id for all frames of a stream, which are counted. HAProxy
         # since 3.1 counts exchanges for each connection. The pool does it, as it knows them.
         context.frame_id += 1
-        ids = context.stream_id, context.frame_id
-        return Processing(ids, messages, occasion.label, started)
+        processing = Processing()
+        processing.ids = processing.sent_as = context.stream_id, context.frame_id
+        processing.messages, processing.label = messages, occasion.label
+        processing.link = processing.ack = processing.error = processing.waiter = None
+        processing.sent_at = processing.acked_at = processing.ended_at = processing.deadline = 0.0
+        processing.done, processing.status = False, 0
+        processing.started_at, processing.queued_at = started, monotonic()
+        return processing
 
     # --- the end ---
 
-    def end(self, context: StreamContext, processing: Processing, failure: int = 0) -> None:
-        """Act on the ACK, on the error, or on the failure to wait for either."""
-        ack = processing.ack
-        if failure:
-            processing.status = failure
-        elif ack is None:
-            processing.status = self._status(processing.error)
-            if processing.sent_at:
-                processing.acked_at = monotonic()  # HAProxy's log has the end of the wait here.
-            elif processing.status in _NEVER_QUEUED:
-                processing.queued_at = 0.0
-        elif ack.aborted and _was_fragmented(processing):
-            processing.status = EngineStatus.FRAGMENTATION_ABORTED
-        else:
-            self._act(context.stream.variables, ack.actions)
-            if ack.ignored:
-                self._note_ignored(processing, ack.ignored)
-        self._finish(context, processing)
+    def failure(self, processing: Processing) -> int:
+        """The status of a processing that has no ACK, or one of a payload that it gave up."""
+        if processing.ack is not None:
+            return EngineStatus.FRAGMENTATION_ABORTED
+        status = self._status(processing.error)
+        if processing.sent_at:
+            processing.acked_at = monotonic()  # HAProxy's log has the end of the wait here.
+        elif status in _NEVER_QUEUED:
+            processing.queued_at = 0.0
+        return status
 
-    def _note_ignored(self, processing: Processing, count: int) -> None:
+    def note_ignored(self, processing: Processing, count: int) -> None:
         with self._lock:
             self.ignored_actions += count
         self._problems.warning(
@@ -392,25 +392,21 @@ class Filter:
             count,
         )
 
-    def _finish(self, context: StreamContext, processing: Processing) -> None:
-        config, status = self.config, processing.status
-        processing.ended_at = now = monotonic()
-        took = int((now - processing.started_at) * 1000)
-        context.total_time += took
-        context.status = status
+    def set_times(self, context: StreamContext, took: int) -> None:
+        config = self.config
         if config.set_process_time is not None:
             context.vars.set(config.set_process_time, took)
         if config.set_total_time is not None:
             context.vars.set(config.set_total_time, context.total_time)
-        if status:
-            if config.set_on_error is not None:
-                context.vars.set(config.set_on_error, int(status))
-            # Section 2.2: after an error the engine is disabled for the stream.
-            context.enabled = config.continue_on_error
-            with self._lock:
-                self.nb_errors += 1
-                self._errors.count(now)
-        self.nb_processed = next(self._processed)
+
+    def count_error(self, context: StreamContext, status: int, now: float) -> None:
+        if self.config.set_on_error is not None:
+            context.vars.set(self.config.set_on_error, int(status))
+        # Section 2.2: after an error the engine is disabled for the stream.
+        context.enabled = self.config.continue_on_error
+        with self._lock:
+            self.nb_errors += 1
+            self._errors.count(now)
 
     def _status(self, error: Exception | None) -> int:
         """The value of the variable of ``set-on-error`` (section 2.2)."""
@@ -428,21 +424,6 @@ class Filter:
             return EngineStatus.INTERRUPTED
         self._problems.warning("messages could not be sent: %r", error)
         return EngineStatus.UNKNOWN
-
-    def _act(self, variables: Variables, actions: Iterable[Action]) -> None:
-        """Set and unset the variables of an ACK (section 3.4)."""
-        permissions = self.permissions
-        for scope, name, value in actions:
-            variable = permissions.known[scope].get(name) or permissions.admit(scope, name)
-            if variable is None:
-                name = f"{scope}.{permissions.prefix}.{name}"
-                variables.ignore(name, None if value is UNSET else value)  # type: ignore[arg-type]
-            elif value is UNSET or value is None:  # A NULL unsets a variable since HAProxy 2.6.
-                variables.unset(variable)
-            elif type(value) is int and value > INT64_MAX:
-                variables.set(variable, value - 2**64)  # HAProxy has signed samples.
-            else:
-                variables.set(variable, value)  # type: ignore[arg-type]
 
 
 class Permissions:
@@ -495,7 +476,3 @@ def _was_fragmented(processing: Processing) -> bool:
     assert processing.link is not None
     notify = codec.encode_notify(*processing.ids, processing.messages or ())
     return len(notify) - 4 > processing.link.protocol.max_frame_size
-
-
-def _milliseconds(begin: float, end: float) -> int:
-    return int((end - begin) * 1000) if begin and end else -1

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from spop.engine.config.log_targets import NOT_LOGGED_TO
 from spop.engine.config.model import AgentConfig, LogTarget
-from spop.engine.filter import Processing
+from spop.engine.processing import Processing
 
 NOTICE = 25
 logging.addLevelName(NOTICE, "NOTICE")

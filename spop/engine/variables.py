@@ -18,8 +18,6 @@ Values = dict[str, DecodedValue]
 PROCESS: Values = {}
 """The variables of scope ``proc``."""
 
-_NOTHING: Values = {}
-
 
 class Session:
     """A client's connection. Its streams share the variables of scope ``sess``."""
@@ -51,7 +49,8 @@ class Variables(MutableMapping[str, DecodedValue]):
         self, initial: Mapping[str, DecodedValue] | None = None, session: Session | None = None
     ) -> None:
         self._stream: Values = {}
-        self._session: Values | None = None if session is None else session.variables
+        # Variables of a session that no other stream has are among those of the stream.
+        self._session: Values = self._stream if session is None else session.variables
         self.in_response: bool = False
         self.ignored: Values | None = None
         if initial:
@@ -66,18 +65,15 @@ class Variables(MutableMapping[str, DecodedValue]):
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value, or `default` where the variable is not set."""
-        # The first letter of a name tells its scope. To split the name would take a fifth longer.
-        scope = self._stream
-        first = name[:1]
-        if first == "s":
-            scope = self._session or _NOTHING
-        elif first == "p":
-            scope = PROCESS
-        return scope.get(name, default)
+        if name in self._stream:
+            return self._stream[name]
+        value = self._session.get(name, UNSET)  # Another stream may remove it meanwhile.
+        return PROCESS.get(name, default) if value is UNSET else value
 
     def set(self, name: str, value: DecodedValue) -> bool:
         """Set a variable whose name is valid. False if its scope has not begun or is over."""
-        scope = self._scope(name)
+        # As `_scope` finds it for most variables.
+        scope = self._session if name[0] == "s" else self._scope(name)
         if scope is None:
             return False
         scope[name] = value
@@ -92,8 +88,6 @@ class Variables(MutableMapping[str, DecodedValue]):
     def _scope(self, name: str) -> Values | None:
         """The variables of this one's scope; None if the scope has not begun or is over."""
         if name[0] == "s":
-            if self._session is None:
-                self._session = {}
             return self._session
         if name[0] == "p":
             return PROCESS
@@ -133,11 +127,13 @@ class Variables(MutableMapping[str, DecodedValue]):
 
     def __iter__(self) -> Iterator[str]:
         yield from PROCESS
-        yield from self._session or ()
+        if self._session is not self._stream:
+            yield from self._session
         yield from self._stream
 
     def __len__(self) -> int:
-        return len(PROCESS) + len(self._session or ()) + len(self._stream)
+        shared = 0 if self._session is self._stream else len(self._session)
+        return len(PROCESS) + shared + len(self._stream)
 
     def __repr__(self) -> str:
         return f"Variables({dict(self)!r})"

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from spop.engine import AsyncEngine
 from spop.engine.asynchronous import AsyncStream
-from spop.engine.filter import Processing
+from spop.engine.processing import Processing
 from spop.engine.samples.types import raw, text
 from spop.engine.stream import HeaderFields, IPAddress, Response, Tls
+from spop.engine.variables import Variables
 from spop.web.decision import VARIABLES, Reply, decide
 from spop.web.policy import MAX_BODY, Policy
 from spop.web.received import (
@@ -121,7 +123,12 @@ class ASGIMiddleware:
             receive = received
         steps = iter(policy.request_steps)
         while isinstance(decision := decide(context, steps), Processing):
-            await context.exchange(decision)
+            try:  # As `exchange`, whose coroutine would take as long as all of `decide`.
+                await context.send(decision)
+            except BaseException as error:
+                context.give_up(decision, error)
+            else:
+                context.end(decision)
         if decision is not None:
             await _send_reply(send, decision)
             return
@@ -204,8 +211,14 @@ class ASGIMiddleware:
             unique_id = self._unique_id(headers)
             scope = {**scope, "headers": headers}
         source, source_port = scope.get("client") or (None, 0)
-        request = _Request(scope, scope.get("method", "GET"), _uri(scope))
-        stream = _Stream(scope, address(source), source_port or 0, request, scope.get(VARIABLES))
+        request = _Request()
+        request.received, request.method = scope, scope.get("method", "GET")
+        request.uri = _uri(scope)
+        stream = _Stream()
+        stream.received, stream.request, stream.started = scope, request, time.time()
+        stream.source, stream.source_port = address(source), source_port or 0
+        variables = scope.get(VARIABLES)  # Of an outer middleware.
+        stream.variables = variables if type(variables) is Variables else Variables(variables)
         if unique_id is not None:
             stream.unique_id = unique_id
         engine = self._engines.get(asyncio.get_running_loop()) or self._engine()
@@ -354,10 +367,10 @@ async def _send_reply(send: Send, reply: Reply, kind: str = "http.response") -> 
 
 def _uri(scope: ASGIScope) -> str:
     """The URI of the request line. Without ``raw_path``, it is made from the decoded path."""
-    uri = scope.get("raw_path") or quoted(scope["path"]).encode()
+    uri: bytes = scope.get("raw_path") or quoted(scope["path"]).encode()
     if query := scope.get("query_string"):
         uri += b"?" + query
-    return uri.decode() if uri.isascii() else text(uri)
+    return uri.decode("utf-8", "surrogateescape")
 
 
 def _headers(headers: list[tuple[bytes, bytes]]) -> HeaderFields:

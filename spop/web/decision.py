@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol
 
-from spop.engine.filter import Processing
+from spop.engine.processing import Processing
 from spop.engine.stream import HeaderFields
 from spop.web.header_lists import fields_of, names_of
 from spop.web.policy import Step

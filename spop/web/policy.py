@@ -16,7 +16,8 @@ MAX_BODY = 64 * 1024
 
 _RESPONSE_EVENTS = (Event.ON_SERVER_SESSION, Event.ON_TCP_RESPONSE, Event.ON_HTTP_RESPONSE)
 
-Step = Event | Rule
+Step = str | Rule
+"""An event's name, as a plain str, or a rule."""
 
 _BODY = re.compile(r"\b(req|res)\.body")
 
@@ -55,7 +56,7 @@ class Policy:
         if max_body < 1:
             raise ValueError(f"max_body is {max_body}, 1 at least")
         request_rules, response_rules = tuple(http_request), tuple(http_response)
-        events = [event for event in Event if config.events.get(event)]
+        events = [event.value for event in Event if config.events.get(event)]
         self.request_steps: tuple[Step, ...] = (
             *(event for event in events if event not in _RESPONSE_EVENTS),
             *request_rules,

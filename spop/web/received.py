@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 import os
 import random
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from ipaddress import ip_address
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from spop.engine.stream import (
@@ -20,8 +19,7 @@ from spop.engine.stream import (
     Response,
     Stream,
 )
-from spop.engine.variables import Session, Variables
-from spop.values import DecodedValue
+from spop.engine.variables import Session
 
 T = TypeVar("T")
 
@@ -36,32 +34,34 @@ def when_read(make: Callable[[Any], T]) -> T:
 class ReceivedRequest(Request):
     """A request. A subclass makes the version and the header fields when something reads them.
 
-    Args:
+    Attributes:
         received: what the server gave.
     """
 
+    received: Any
     body: bytes = b""
     _indexed: Indexed = NOT_INDEXED
 
-    def __init__(self, received: Any, method: str, uri: str) -> None:
-        self.received: Any = received
-        self.method: str = method
-        self.uri: str = uri
+    if TYPE_CHECKING:
+
+        def __init__(self) -> None: ...
+
+    else:  # The middleware fills it in: a constructor of Python takes three times as long.
+        __init__ = object.__init__
 
 
 class ReceivedStream(Stream):
     """A stream that knows no proxies, and what rules have done with it.
 
-    Args:
-        received: what the server gave. A subclass makes the rest of it when something reads it.
-        variables: the variables of an outer middleware.
-
     Attributes:
+        received: what the server gave. A subclass makes the rest of it when something reads it.
         failed: an exchange with an agent has failed.
         changed: the names, in lower case, of header fields that rules have changed in the request
             or, once there is one, in the response.
     """
 
+    received: Any
+    request: Request
     # Fields that most requests leave as they are have no place in the instance, and cost nothing.
     frontend: str | None = None
     backend: str | None = None
@@ -71,22 +71,12 @@ class ReceivedStream(Stream):
     changed: frozenset[str] = frozenset()
     unique_id: str | None = when_read(lambda _: new_unique_id())
 
-    def __init__(
-        self,
-        received: Any,
-        source: IPAddress | None,
-        source_port: int,
-        request: Request,
-        variables: Mapping[str, DecodedValue] | None = None,
-    ) -> None:
-        self.started: float = time.time()
-        self.received: Any = received
-        self.source: IPAddress | None = source
-        self.source_port: int = source_port
-        self.request: Request = request
-        self.variables: Variables = (
-            variables if type(variables) is Variables else Variables(variables)
-        )
+    if TYPE_CHECKING:
+
+        def __init__(self) -> None: ...
+
+    else:  # As the request.
+        __init__ = object.__init__
 
     def begin_response(self, response: Response) -> None:
         """Rules and messages read this response from now on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from typing import Any
@@ -10,9 +11,10 @@ from wsgiref.types import InputStream, StartResponse, WSGIApplication, WSGIEnvir
 
 from spop.engine import Engine
 from spop.engine.blocking import BlockingStream
-from spop.engine.filter import Processing
+from spop.engine.processing import Processing
 from spop.engine.samples.types import raw, text
 from spop.engine.stream import HeaderFields, IPAddress, Response, Tls
+from spop.engine.variables import Variables
 from spop.web.decision import INCOMPLETE_REQUEST, VARIABLES, Reply, decide
 from spop.web.policy import MAX_BODY, Policy, Step
 from spop.web.received import (
@@ -118,15 +120,15 @@ class WSGIMiddleware:
             environ[key] = unique_id = new_unique_id()
         # The application may change its own.
         received = environ.copy() if self._policy.acts_on_response else environ
-        request = _Request(received, environ["REQUEST_METHOD"], _uri(environ))
-        request.body = body
-        stream = _Stream(
-            received,
-            address(environ.get("REMOTE_ADDR")),
-            _port(environ.get("REMOTE_PORT")),
-            request,
-            environ.get(VARIABLES),
-        )
+        request = _Request()
+        request.received, request.method = received, environ["REQUEST_METHOD"]
+        request.uri, request.body = _uri(environ), body
+        stream = _Stream()
+        stream.received, stream.request, stream.started = received, request, time.time()
+        stream.source = address(environ.get("REMOTE_ADDR"))
+        stream.source_port = _port(environ.get("REMOTE_PORT"))
+        variables = environ.get(VARIABLES)  # Of an outer middleware.
+        stream.variables = variables if type(variables) is Variables else Variables(variables)
         if unique_id:
             stream.unique_id = _text(unique_id)
         return self._engine.stream(stream), stream
