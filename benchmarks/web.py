@@ -16,6 +16,7 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -115,14 +116,17 @@ def _behind(messages: str, *rules: Rule) -> ASGIMiddleware:
 
 
 class Load(asyncio.Protocol):
-    """A connection that asks again as soon as it was answered."""
+    """A connection that asks again as soon as it was answered, until a time of `time.monotonic`."""
 
-    answers = 0
+    def __init__(self, end: float) -> None:
+        self._end = end
+        self._received = b""
+        self.answers = 0
+        self.closed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._received = b""
         transport.write(REQUEST)
 
     def data_received(self, data: bytes) -> None:
@@ -131,20 +135,28 @@ class Load(asyncio.Protocol):
             sys.exit(self._received.decode())
         if self._received.endswith(b"Hello, world!"):
             self._received = b""
-            Load.answers += 1
-            self._transport.write(REQUEST)
+            self.answers += 1
+            if time.monotonic() < self._end:
+                self._transport.write(REQUEST)
+            else:
+                self._transport.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closed = True
 
 
 async def load(port: int, seconds: float) -> int:
-    """How many requests were answered."""
+    """How many requests were answered. All that were sent are."""
     loop = asyncio.get_running_loop()
-    before = Load.answers
-    made = [await loop.create_connection(Load, "127.0.0.1", port) for _ in range(CONNECTIONS)]
-    await asyncio.sleep(seconds)
-    count = Load.answers - before
-    for transport, _ in made:
-        transport.abort()
-    return count
+    end = time.monotonic() + seconds
+    made = [
+        (await loop.create_connection(lambda: Load(end), "127.0.0.1", port))[1]
+        for _ in range(CONNECTIONS)
+    ]
+    # It never sleeps: to wake it would be the server's work, and more often so for a slower server.
+    while not all(connection.closed for connection in made):
+        await asyncio.sleep(0)
+    return sum(connection.answers for connection in made)
 
 
 def uvicorn_command(port: int, app: str) -> list[str]:
@@ -154,31 +166,51 @@ def uvicorn_command(port: int, app: str) -> list[str]:
     ]  # fmt: skip
 
 
-def measure(seconds: float = 0.5, rounds: int = 9) -> Iterator[tuple[str, float, float, float]]:
-    """Application, requests a second, µs of uvicorn's CPU for each, to the bare one: medians."""
+def measure(
+    seconds: float = 1.0, rounds: int = 3, starts: int = 3
+) -> Iterator[tuple[str, float, float, float]]:
+    """Application, requests a second, µs of uvicorn's CPU for each, to the bare one: medians.
+
+    Each of `starts` begins with new processes: two of the same program differ by a few percent.
+    """
     figures: dict[str, list[tuple[float, float, float]]] = {}
     agent = free_port()
-    with contextlib.ExitStack() as stack:
-        sink = stack.enter_context(running(sink_command(agent), agent))
+    with running(sink_command(agent), agent) as sink:
         os.sched_setaffinity(sink.session, os.sched_getaffinity(0))
-        servers: dict[str, Running] = {}
-        for app in APPS:
-            port = free_port()
-            command = uvicorn_command(port, app.__name__)
-            environment = {"AGENT": f"127.0.0.1:{agent}"}
-            server = stack.enter_context(running(command, port, environment))
-            asyncio.run(load(port, 0.2))
-            servers[str(app.__doc__)] = server
-        for _ in range(rounds):
-            bare_cost = 0.0
-            for name, server in servers.items():
-                cpu = server.cpu_seconds()
-                count = asyncio.run(load(server.port, seconds))
-                cost = (server.cpu_seconds() - cpu) / count * 1e6
-                bare_cost = bare_cost or cost
-                figures.setdefault(name, []).append((count / seconds, cost, cost / bare_cost))
+        for _ in range(starts):
+            with contextlib.ExitStack() as stack:
+                servers = {
+                    str(app.__doc__): stack.enter_context(serving(app, agent)) for app in APPS
+                }
+                for _ in range(rounds):
+                    measure_round(servers, seconds, figures)
     for name, results in figures.items():
         yield name, *(statistics.median(each) for each in zip(*results, strict=True))
+
+
+@contextlib.contextmanager
+def serving(app: Callable[[], object], agent: int) -> Iterator[Running]:
+    """uvicorn with an application, once it is warm."""
+    port = free_port()
+    environment = {"AGENT": f"127.0.0.1:{agent}"}
+    with running(uvicorn_command(port, app.__name__), port, environment) as server:
+        asyncio.run(load(port, 0.3))
+        yield server
+
+
+def measure_round(
+    servers: dict[str, Running],
+    seconds: float,
+    figures: dict[str, list[tuple[float, float, float]]],
+) -> None:
+    """Measure each once, the bare one first."""
+    bare_cost = 0.0
+    for name, server in servers.items():
+        cpu = server.cpu_seconds()
+        count = asyncio.run(load(server.port, seconds))
+        cost = (server.cpu_seconds() - cpu) / count * 1e6
+        bare_cost = bare_cost or cost
+        figures.setdefault(name, []).append((count / seconds, cost, cost / bare_cost))
 
 
 def table(rows: list[tuple[str, float, float, float]]) -> str:
