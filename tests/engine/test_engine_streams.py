@@ -21,8 +21,8 @@ from spop import Agent, LocalProtocolError, Message
 from spop.constants import EngineStatus
 from spop.engine import AsyncEngine, Engine, Request, Response, Session, fetch
 from spop.engine.samples.registry import FETCHES
-from spop.engine.variables import PROCESS
-from spop.values import UNSET
+from spop.engine.variables import PROCESS, Variables
+from spop.values import UNSET, DecodedValue
 
 REAL = Path(__file__).parent.parent / "config" / "real"
 
@@ -181,6 +181,18 @@ def test_variables_live_as_long_as_their_scope(make: Make) -> None:
         assert dict(stream.vars) == {"sess.p.a": 1, "txn.p.a": 2, "res.p.a": 4}
         assert dict(engine.stream(session=session).vars) == {"sess.p.a": 1}
         assert dict(engine.stream().vars) == {}
+
+
+def test_a_variable_that_another_thread_removes_while_it_is_read_is_not_set() -> None:
+    class Removed(dict[str, DecodedValue]):
+        """The other thread is next when it was seen that there is a variable."""
+
+        def __contains__(self, name: object) -> bool:
+            return self.pop(str(name), None) is not None
+
+    session = Session()
+    session.variables = Removed({"sess.a": 1})
+    assert Variables(session=session).get("sess.a", "gone") in (1, "gone")
 
 
 def test_null_and_unset_remove_a_variable(make: Make) -> None:
