@@ -399,6 +399,21 @@ def test_a_cancelled_call_leaves_nothing_behind() -> None:
         asyncio.run(run(agent))
 
 
+def test_a_call_that_is_waited_for_after_a_later_one_ends_at_its_own_deadline() -> None:
+    async def main() -> None:
+        with ScriptedAgent(lambda wire, told: None) as agent:
+            async with AsyncClient(agent.address, timeout=60) as client:
+                first = client.pool.exchange([Message("m")])
+                client.submit(first)
+                later = asyncio.create_task(client.notify("m"))
+                await asyncio.sleep(0)  # It waits.
+                with pytest.raises(SpopTimeoutError):
+                    await asyncio.wait_for(client.wait_for(first, time.monotonic() + 0.1), 15)
+                later.cancel()
+
+    asyncio.run(main())
+
+
 def test_a_call_waits_for_a_free_connection_no_longer_than_its_timeout(
     new_client: Callable[..., Any],
 ) -> None:

@@ -38,6 +38,7 @@ class AsyncClient(ClientCore):
         # All transports share it: bytes are decoded at once.
         self.buffer: bytearray = bytearray(RECV_SIZE)
         self._expiry: asyncio.TimerHandle | None = None
+        self._expires_at = float("inf")
 
     def bind(self) -> None:
         """Belong to the running event loop, with new connections if the last one is closed.
@@ -147,8 +148,8 @@ class AsyncClient(ClientCore):
         assert self._loop is not None
         exchange.waiter = waiter = self._loop.create_future()
         exchange.deadline = deadline
-        if self._expiry is None:
-            self._expiry = self._loop.call_later(deadline - monotonic(), self._expire)
+        if deadline < self._expires_at:  # Calls that began together are waited for in turn.
+            self._expire_at(deadline)
         return waiter
 
     def pump(self) -> None:
@@ -167,7 +168,7 @@ class AsyncClient(ClientCore):
 
         All calls have the same timeout, so deadlines come in the order in which calls began.
         """
-        self._expiry = None
+        self._expires_at = float("inf")
         now, due = monotonic(), []
         for exchanges in self.pool.pending:
             for exchange in exchanges:
@@ -179,7 +180,14 @@ class AsyncClient(ClientCore):
                 if not exchange.waiter.done():
                     exchange.waiter.set_exception(self._timed_out(exchange))
         if due:
-            self._expiry = asyncio.get_running_loop().call_later(min(due) - now, self._expire)
+            self._expire_at(min(due))
+
+    def _expire_at(self, deadline: float) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._expires_at = deadline
+        loop = asyncio.get_running_loop()
+        self._expiry = loop.call_later(deadline - monotonic(), self._expire)
 
     # --- bytes ---
 
