@@ -399,6 +399,22 @@ def test_a_cancelled_call_leaves_nothing_behind() -> None:
         asyncio.run(run(agent))
 
 
+def test_a_call_that_is_queued_again_and_cancelled_leaves_nothing_behind() -> None:
+    async def run(agent: ScriptedAgent) -> None:
+        async with AsyncClient(agent.address) as client:
+            task = asyncio.create_task(client.notify("m"))
+            await asyncio.sleep(0)  # Its bytes are sent at the end of this turn.
+            client.lost(client.pool.links[0], None)
+            assert (client.pool.queued, client.pool.waiting) == (1, 0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert (client.pool.queued, client.pool.waiting) == (0, 0)
+
+    with ScriptedAgent(echoes) as agent:
+        asyncio.run(run(agent))
+
+
 def test_a_call_that_is_waited_for_after_a_later_one_ends_at_its_own_deadline() -> None:
     async def main() -> None:
         with ScriptedAgent(lambda wire, told: None) as agent:

@@ -323,6 +323,7 @@ class Pool:
             if not exchange.done and exchange.link is link:
                 self._queue.appendleft(exchange)
                 exchange.link = None
+                link.exchanges.pop(exchange.sent_as, None)
         link.starting.clear()
         for sent in [each for each in link.exchanges.values() if each.link is link]:
             self._fail(sent, link, message, code)
