@@ -204,7 +204,9 @@ def test_set_var_and_unset_var_are_those_of_the_table(twin: ModuleType) -> None:
     actions = [Action("sess", "a", 5), Action("txn", "b", UNSET)]
     assert twin.encode_actions(actions) == raw
     assert twin.encode_actions({"sess.a": 5, "txn.b": UNSET}) == raw
-    assert twin.decode_actions(raw) == actions
+    decoded = twin.decode_actions(raw)
+    assert decoded == actions
+    assert set(decoded) == set(actions), "equal actions have the same hash"
 
 
 @pytest.mark.parametrize("packed", [b"", b"abc", b"abcde", b"a" * 17, None, "abcd", bytearray(4)])

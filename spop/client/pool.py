@@ -322,7 +322,7 @@ class Pool:
         for exchange in reversed(link.starting):
             if not exchange.done and exchange.link is link:
                 self._queue.appendleft(exchange)
-                exchange.link = None
+                exchange.link, exchange.sent_at = None, 0.0
                 link.exchanges.pop(exchange.sent_as, None)
         link.starting.clear()
         for sent in [each for each in link.exchanges.values() if each.link is link]:
