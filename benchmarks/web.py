@@ -167,7 +167,7 @@ def uvicorn_command(port: int, app: str) -> list[str]:
 
 
 def measure(
-    seconds: float = 1.0, rounds: int = 3, starts: int = 3
+    seconds: float = 2.0, rounds: int = 2, starts: int = 3
 ) -> Iterator[tuple[str, float, float, float]]:
     """Application, requests a second, µs of uvicorn's CPU for each, to the bare one: medians.
 
