@@ -25,8 +25,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from serving import Served, served, wait_until_serving
 
 from spop import Agent, Client, Message, RefusedError, SpopError
+from spop.address import Address
 from spop.constants import Capability
 from spop.frames import engine_digest
+from spop.server.admin import AdminServer
+from spop.server.health import Health
+from spop.server.listeners import listen
 from spop.server.status import Status
 
 AGENT = """
@@ -393,3 +397,19 @@ def test_the_status_page_in_a_browser(tmp_path: Path) -> None:
     assert re.search(r"broken 1 1 0", text)
     assert f"HAProxy 1.8 to 3.0 2.0 async, fragmentation {engine_digest('<i>')}" in text
     assert len(re.findall(r"\d+ ready \d+ s", text)) == 2
+
+
+def test_pages_that_end_as_they_begin_close_their_socket() -> None:
+    class Nothing:
+        def status(self, *, connections: bool) -> Status | None:
+            return None
+
+        def health(self) -> Health:
+            raise NotImplementedError
+
+    for _ in range(20):
+        listener = listen(Address.parse("127.0.0.1:0"))
+        pages = AdminServer(listener, Nothing())
+        pages.start()
+        pages.stop()
+        assert listener.fileno() == -1

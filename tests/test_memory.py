@@ -159,7 +159,8 @@ def test_the_process_stays_below_max_memory(tmp_path: Path) -> None:
                 with contextlib.suppress(OSError):
                     partial_frame(sock, protocol, 900_000)
                 client.notify("check-client-ip", number=number)
-        assert peak(worker) - before < 64 * MIB  # Without the limit it is 180 MiB.
+        # Without the limit it is 180 MiB. A busy machine has shown 83.
+        assert peak(worker) - before < 128 * MIB
 
 
 def peak(pid: int) -> int:

@@ -100,6 +100,7 @@ class AdminServer:
         remove_file(self._listener)
         self._loop.call_soon_threadsafe(self._stopped.set)
         self._thread.join()
+        self._listener.close()  # Nothing has, if this came before the first request could.
 
 
 class _Pages:
