@@ -148,7 +148,8 @@ class AsyncClient(ClientCore):
         assert self._loop is not None
         exchange.waiter = waiter = self._loop.create_future()
         exchange.deadline = deadline
-        if deadline < self._expires_at:  # Calls that began together are waited for in turn.
+        # It may be before that of a call that began later: `notify_many` waits for one at a time.
+        if deadline < self._expires_at:
             self._expire_at(deadline)
         return waiter
 

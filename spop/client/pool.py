@@ -242,8 +242,8 @@ class Pool:
     def _link_with_room(self) -> Link | None:
         """The next connection that takes a call, in turn; None if all are full.
 
-        Calls of one turn of an event loop go together: as HAProxy's do, and with one call of the
-        kernel.
+        Calls of one turn of an event loop go over the same connection, with one call of the kernel.
+        HAProxy's messages do so too.
         """
         links = self.links
         if (

@@ -181,11 +181,12 @@ class EngineCore(ABC, Generic[Context]):
         )
 
     def begin(self, stream: Stream) -> Context:
-        """Begin a stream; an `AsyncEngine` must be bound to the running event loop.
+        """Begin a stream of an engine that has started.
 
-        `stream` takes care of it.
+        An `AsyncEngine` must be bound to the running event loop. The method `stream` sees to both.
         """
-        # Assignments, as a constructor written in Python takes three times as long.
+        # Assignments: CPython 3.11 calls a constructor that is written in Python by way of C, which
+        # each request would pay for.
         context = self._stream_class()
         context.stream = stream
         context.stream_id = next(self._stream_ids)

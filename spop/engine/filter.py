@@ -2,9 +2,9 @@
 
 A `Filter` decides which messages an event sends, and what their ACK, or its absence, does to the
 stream. It is made of an `AgentConfig`, and each stream has a `StreamContext`.
-`spop.engine.blocking` and `spop.engine.asynchronous` let `Filter.begin` evaluate the
-messages, exchange them with an agent, and let `Filter.end` act on the result. Sections are those of
-the SPOE document of HAProxy 2.6.
+`Filter.begin` evaluates the messages, `spop.engine.blocking` and `spop.engine.asynchronous` exchange
+them with an agent, and `StreamContext.end` acts on the result. Sections are those of the SPOE
+document of HAProxy 2.6.
 """
 
 from __future__ import annotations
@@ -373,7 +373,7 @@ class Filter:
     # --- the end ---
 
     def failure(self, processing: Processing) -> int:
-        """The status of a processing that has no ACK, or one of a payload that it gave up."""
+        """The status of a processing without an ACK, or whose ACK gives up a payload in fragments."""
         if processing.ack is not None:
             return EngineStatus.FRAGMENTATION_ABORTED
         status = self._status(processing.error)

@@ -33,7 +33,7 @@ class Processing(Exchange):
 
         def __init__(self) -> None: ...
 
-    else:  # `Filter.begin` fills it in: a constructor of Python takes three times as long.
+    else:  # `Filter.begin` fills it in, as `EngineCore.begin` does a stream.
         __init__ = object.__init__
 
     @property

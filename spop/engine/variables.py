@@ -72,8 +72,7 @@ class Variables(MutableMapping[str, DecodedValue]):
 
     def set(self, name: str, value: DecodedValue) -> bool:
         """Set a variable whose name is valid. False if its scope has not begun or is over."""
-        # As `_scope` finds it for most variables.
-        scope = self._session if name[0] == "s" else self._scope(name)
+        scope = self._scope(name)
         if scope is None:
             return False
         scope[name] = value

@@ -52,7 +52,7 @@ def path(stream: Stream) -> str | None:
     request = stream.request
     if request is None:
         return None
-    found = uri if (uri := request.uri).startswith("/") else path_and_query(request)
+    found = path_and_query(request)
     return None if found is None else found.partition("?")[0]
 
 
